@@ -1,0 +1,66 @@
+# Every target sets itself up: `make test` or `make demo` is all a fresh clone needs.
+
+PYTHON ?= python3
+MINUTES ?= 15
+
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := runs/demo
+VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
+READY := $(VENV)/.installed
+RESOLVE := $(PY) -m uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+  --no-annotate --no-header
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' Makefile | expand -t 20
+
+setup: $(READY)  ## .venv/ with the pinned requirements; nothing to do when nothing changed
+
+# A folder made with another Python is replaced; its name says with which one it was made.
+$(VENV)/.python-$(VERSION):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: $(PYTHON) is $(or $(VERSION),missing) and must be Python 3.11, 3.12 or 3.13;" \
+	    "name one that is, as in: make setup PYTHON=python3.12" >&2; exit 2; }
+	@rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Compiling as modules are first imported is quicker than compiling all of them now.
+$(READY): $(VENV)/.python-$(VERSION) requirements.txt requirements-dev.txt
+	@echo "Installing the pinned requirements into $(VENV)/ (1 to 3 minutes, 2.5 GB)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt
+	@touch $@
+
+test: $(READY)  ## the tests that take minutes together
+	$(PY) -m pytest -q
+
+test-slow: $(READY)  ## the tests that take minutes each
+	$(PY) -m pytest -q -m slow
+
+lint: $(READY)  ## ruff and pyright
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; results in runs/demo/
+	$(PY) -m input_pipeline.prepare --dataset shapes --data_dir data
+	$(PY) -m mail_jax.train --config configs/demo.py --config.minutes=$(MINUTES) \
+	  --data_dir data --workdir $(RUN) --move_old
+	$(PY) -m mail_jax.evaluate --checkpoint $(RUN) --data_dir data \
+	  --data shapes/val --data shapes/testA --data shapes/testB --data shapes/testC \
+	  --json $(RUN)/metrics.json --overlays $(RUN)/overlays.png
+	@echo "Look at $(RUN)/overlays.png; the numbers are in $(RUN)/metrics.json."
+
+pins: $(READY)  ## the newest versions that pyproject.toml allows, into requirements*.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
+	$(RESOLVE) -o $(VENV)/run.txt
+	$(RESOLVE) --extra dev -c $(VENV)/run.txt -o $(VENV)/all.txt
+	grep -vxF -f $(VENV)/run.txt $(VENV)/all.txt > $(VENV)/dev.txt
+	grep '^[#-]' requirements.txt | cat - $(VENV)/run.txt > $(VENV)/pins && mv $(VENV)/pins requirements.txt
+	grep '^[#-]' requirements-dev.txt | cat - $(VENV)/dev.txt > $(VENV)/pins && mv $(VENV)/pins requirements-dev.txt
+
+clean:  ## removes .venv/ and caches; data/ and runs/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup test test-slow lint demo pins clean

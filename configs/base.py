@@ -1,0 +1,89 @@
+"""What every recipe starts from; a recipe lists what differs.
+
+Any value can be set from the command line: `--config.optimizer.lr=1e-4`. Unknown keys are errors.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """Returns the base: the `instance` preset, small enough for a CPU."""
+  c = ConfigDict()
+  c.seed = 0
+  c.dataset = "shapes"  # a name that `input_pipeline.prepare` knows
+  c.image_size = 96  # pixels; images are resized to a square
+  c.max_instances = 12  # K, best scores first; 0 is the bimodal baseline
+  c.max_tokens = 20  # word pieces; longer expressions are cut, and counted
+  c.vocab_size = 512  # of the SentencePiece model trained on the training sentences
+
+  c.steps = 0  # updates; 0 lets `minutes` decide
+  c.minutes = 0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume
+  c.batch_size = 64  # over all devices
+  c.eval_batch_size = 64
+  c.eval_split = "val"
+  c.eval_every = 1000  # steps
+  c.eval_sentences = 1000  # of the split, in training; 0 is all of it
+  c.save_every = 500  # steps
+  c.log_every = 50  # steps
+  c.best_metric = "mIoU"
+
+  c.model = ConfigDict()
+  c.model.width = 96
+  c.model.depth = 4
+  c.model.heads = 4
+  c.model.mlp_ratio = 4.0
+  c.model.dropout = 0.0
+  c.model.patch_size = 16
+  c.model.decoder_widths = (64, 32, 16, 8)
+  c.model.norm = "batch"  # batch | group
+  c.model.mask_tokens = "instance"  # instance | stacked
+  c.model.selection = "hard"  # hard | soft | none
+  c.model.mask_path = True
+  c.model.image_path = True
+  c.model.backend = "xla"  # xla | cudnn
+  c.model.dtype = "float32"  # float32 | bfloat16 (accelerators)
+
+  c.loss = ConfigDict()
+  c.loss.bce = 1.0
+  c.loss.dice = 1.0
+  c.loss.selection = 0.5
+
+  c.augment = ConfigDict()
+  c.augment.flip = True  # left and right are exchanged in the text too
+  c.augment.jitter = 0.2  # brightness, contrast, saturation; 0 is off
+  c.augment.instance_dropout = 0.05  # share of instances left out
+  c.augment.all_instances_dropout = 0.05  # share of examples that see no instance at all
+
+  c.optimizer = ConfigDict()
+  c.optimizer.lr = 1e-3  # peak
+  c.optimizer.warmup_steps = 300
+  c.optimizer.schedule = "cosine"  # cosine | polynomial | constant
+  c.optimizer.power = 0.9  # of the polynomial
+  c.optimizer.final = 0.01  # the last learning rate, as a share of the peak
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.98
+  c.optimizer.weight_decay = 0.02
+  c.optimizer.clip = 1.0  # global norm
+  # Ordered (regex, value) rules; the first that is found in a parameter's path decides.
+  c.optimizer.lr_scale = ((".*", 1.0),)  # 0 freezes
+  c.optimizer.decay_rules = (("(kernel|words/embedding)$", 1.0), (".*", 0.0))
+  c.ema_decay = 0.998  # 0 is off
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # -1 takes what is left
+  c.mesh.fsdp = 1
+
+  c.loader = ConfigDict()
+  c.loader.cache = False  # keep decoded images in memory
+  c.loader.shuffle_buffer = 4096  # refs
+  c.loader.threads = 2  # of the input pipeline
+  return c
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+  """Turns a recipe into the preset `paper`: the reading closest to the figure of arXiv 2111.10747."""
+  config.model.mask_tokens = "stacked"
+  config.model.selection = "soft"
+  config.model.mask_path = False
+  config.model.image_path = False
+  return config

@@ -1,0 +1,1 @@
+"""From photos, expressions and instance masks to batches."""

@@ -1,0 +1,84 @@
+"""Ground-truth instance masks from COCO annotations: the oracle among the providers."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from input_pipeline import records
+from input_pipeline.coco_annotations import CocoAnnotations
+from input_pipeline.errors import InputError
+
+
+class CocoInstances:
+  """Every annotated object of an image; crowds are no single object and are left out."""
+
+  def __init__(self, path: str, max_instances: int):
+    """Reads the annotations.
+
+    Args:
+      path: an `instances.json`.
+      max_instances: how many instances of an image to keep, the largest first.
+    """
+    self._annotations = CocoAnnotations(path)
+    self._max_instances = max_instances
+    self._by_name = {
+      str(image.get("file_name")): key for key, image in self._annotations.images.items()
+    }
+
+  def image_id(self, file_name: str) -> int:
+    """Returns the id of an image by the name of its file, whatever its folder.
+
+    Raises:
+      InputError: the annotations know no such file.
+    """
+    name = os.path.basename(file_name)
+    if name not in self._by_name:
+      raise InputError(
+        f"COCO annotations {self._annotations.path} know no image {name}; "
+        "predict without --instances, or keep the file's COCO name"
+      )
+    return self._by_name[name]
+
+  def propose(
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
+  ) -> list[records.Instances]:
+    """Returns the annotated objects of each image, the largest first, all with score 1.
+
+    Raises:
+      InputError: an image is not in the annotations, or its size differs from theirs.
+    """
+    return [
+      self._propose(image.shape[0], image.shape[1], image_id)
+      for image, image_id in zip(images, image_ids, strict=True)
+    ]
+
+  def _propose(self, height: int, width: int, image_id: int) -> records.Instances:
+    if self._annotations.size(image_id) != (height, width):
+      expected = self._annotations.size(image_id)
+      raise InputError(
+        f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "
+        f"{expected[0]} there, but its file is {width} x {height}; was the image resized?"
+      )
+    objects = [row for row in self._annotations.of_image(image_id) if not row.get("iscrowd")]
+    objects.sort(key=_area, reverse=True)  # Stable: equal areas keep the file's order.
+    masks, categories = [], []
+    for row in objects:
+      if len(masks) == self._max_instances:
+        break
+      mask = self._annotations.mask(row)
+      if mask.any():
+        masks.append(mask)
+        categories.append(row.get("category_id", 0))
+    return records.Instances(
+      masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
+      scores=np.ones(len(masks), np.float32),
+      categories=np.asarray(categories, np.int32),
+      source="coco",
+    )
+
+
+def _area(annotation: dict[str, Any]) -> float:
+  return float(annotation.get("area", 0.0))

@@ -1,0 +1,293 @@
+"""Records to batches: what training and evaluation read.
+
+The order of the samples and what is done to each are pure functions of (seed, epoch, position), so
+that a run that starts again at step n gets what it would have got. Pixels are handled by native
+ops; text stays text until the batch is whole, and is tokenized on the host.
+
+Training reads in one of two ways. Streaming keeps a few thousand undecoded samples in memory and
+decodes each as it comes. With `cache` every image is decoded and resized once, all of them are held
+in memory, and every epoch is a permutation of all refs.
+"""
+
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, Protocol, runtime_checkable
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import Bool, Int32
+
+from input_pipeline import augment, eval_rows, record_reader, train_samples
+from input_pipeline.errors import InputError
+from input_pipeline.preprocess import exchange_left_right
+from input_pipeline.record_reader import Fields, Shape, Source
+
+# Accelerators belong to the model.
+tf.config.set_visible_devices([], "GPU")
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+  """Turns texts into ids; see `tokenizer.SentencePieceTokenizer`."""
+
+  def __call__(
+    self, texts: Sequence[str], max_tokens: int, /
+  ) -> tuple[Int32[np.ndarray, "b l"], Int32[np.ndarray, "b"], Bool[np.ndarray, "b"]]:
+    """Returns ids, their number in each row, and whether a text was cut."""
+    ...
+
+
+def train_sentences(data_dir: str, name: str) -> list[str]:
+  """Returns every normalised sentence of the train split, in a fixed order.
+
+  Raises:
+    InputError: the data set or its train split is not there.
+  """
+  source = record_reader.open_source(data_dir, name, "train")
+  examples = record_reader.read(source)
+  texts = examples.map(lambda example: record_reader.parse(example)["normalised"]).unbatch()
+  batches = texts.batch(1024).with_options(record_reader.options(threads=1))
+  return [text.decode() for batch in batches.as_numpy_iterator() for text in batch]
+
+
+def num_refs(data_dir: str, name: str, split: str) -> int:
+  """Returns how many refs a split has: the samples of one epoch.
+
+  Raises:
+    InputError: the data set or the split is not there.
+  """
+  return record_reader.count_refs(record_reader.open_source(data_dir, name, split))
+
+
+def train_batches(
+  data_dir: str,
+  name: str,
+  tokenizer: Tokenizer,
+  *,
+  split: str = "train",
+  batch_size: int,
+  image_size: int,
+  max_instances: int,
+  max_tokens: int,
+  seed: int,
+  start_step: int = 0,
+  flip: bool = True,
+  jitter: float = 0.0,
+  cache: bool = False,
+  shuffle_buffer: int = 4096,
+  threads: int = 2,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Fields]:
+  """Yields batches without end: every ref once an epoch, with a random sentence of its own.
+
+  An epoch need not end with a batch: the next one continues in the same batch.
+
+  Args:
+    data_dir: what `prepare` was given.
+    name: of the data set, such as `refcoco_unc`.
+    tokenizer: text to ids.
+    split: which refs.
+    batch_size: samples in a batch of this process.
+    image_size: side of the square that images and masks are resized to, in pixels.
+    max_instances: how many instance masks count, best first.
+    max_tokens: length of a row of tokens.
+    seed: of order, sentences and augmentation.
+    start_step: the batch to begin with, the same as in a run from the beginning.
+    flip: mirror half of the samples, with left and right exchanged in the text.
+    jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
+    cache: decode and resize every image once and hold all in memory.
+    shuffle_buffer: refs to shuffle among where nothing is cached; their images stay undecoded.
+    threads: worker threads of the pipeline.
+    process_index: which process this is; each reads its own share of the records.
+    process_count: how many processes there are.
+
+  Returns:
+    Batches of `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s], `num_instances` int32
+    [b], `tokens` int32 [b, l], `num_tokens` int32 [b], `target` bool [b, s, s], `weight` float32
+    [b] (ones). Some arrays are read-only.
+
+  Raises:
+    InputError: the data set or split is not there, too small for the processes or too large for the
+      cache, or, perhaps only when a batch is asked for, an image cannot be decoded.
+  """
+  _check_positive(batch_size=batch_size, image_size=image_size, shuffle_buffer=shuffle_buffer)
+  source = record_reader.open_source(data_dir, name, split, process_index, process_count)
+  shape = Shape(image_size, record_reader.num_planes(max_instances))
+  key, start = train_samples.key_of(seed, process_index), start_step * batch_size
+  decode = functools.partial(train_samples.decode, shape=shape)
+  undecoded = functools.partial(
+    train_samples.streamed, source, key, buffer=shuffle_buffer, threads=threads
+  )
+  if cache:
+    samples = train_samples.cached(_load(source, shape, threads), key, start, threads)
+  else:
+    samples = undecoded(start).map(decode, num_parallel_calls=threads)
+  change = functools.partial(augment.augment, flip=flip, jitter=jitter)
+  samples = tf.data.Dataset.zip(samples, train_samples.draws(key, start))
+  dataset = samples.map(change, num_parallel_calls=threads).batch(batch_size).prefetch(2)
+
+  def blame(batch: int) -> None:
+    suspects = undecoded(start + batch * batch_size).take(batch_size)
+    record_reader.raise_undecodable(source, suspects, decode)
+
+  batches = _iterate(dataset.with_options(record_reader.options(threads)), source, blame)
+  return (_finish_train(batch, tokenizer, max_instances, max_tokens) for batch in batches)
+
+
+def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
+  try:
+    return train_samples.load(source, shape, threads)
+  except tf.errors.OpError as error:
+    _raise_input_error(error, source, functools.partial(_blame_any_record, source, shape))
+
+
+def _finish_train(
+  batch: Fields, tokenizer: Tokenizer, max_instances: int, max_tokens: int
+) -> Fields:
+  texts = [text.decode() for text in batch.pop("sentence")]
+  flipped = batch.pop("flipped")
+  texts = [
+    exchange_left_right(text) if mirrored else text
+    for text, mirrored in zip(texts, flipped, strict=True)
+  ]
+  tokens, num_tokens, _ = tokenizer(texts, max_tokens)
+  return batch | {
+    "num_instances": np.minimum(batch["num_instances"], np.int32(max_instances)),
+    "tokens": tokens,
+    "num_tokens": num_tokens,
+    "weight": np.ones(len(texts), np.float32),
+  }
+
+
+def eval_batches(
+  data_dir: str,
+  name: str,
+  split: str,
+  tokenizer: Tokenizer,
+  *,
+  batch_size: int,
+  image_size: int,
+  max_instances: int,
+  max_tokens: int,
+  limit: int | None = None,
+  threads: int = 2,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Fields]:
+  """Yields every sentence of every ref of a split exactly once, in a fixed order.
+
+  Batches are full: rows of weight 0 fill the last one. The processes share the sentences evenly
+  and all yield the same number of batches.
+
+  Args:
+    data_dir: what `prepare` was given.
+    name: of the data set, such as `refcoco_unc`.
+    split: which refs.
+    tokenizer: text to ids.
+    batch_size: rows in a batch of this process.
+    image_size: side of the square that images and masks are resized to, in pixels.
+    max_instances: how many instance masks count, best first.
+    max_tokens: length of a row of tokens.
+    limit: stop after so many sentences, counted over all processes.
+    threads: worker threads of the pipeline.
+    process_index: which process this is.
+    process_count: how many processes there are.
+
+  Returns:
+    Batches as in training, and `original_target` bool [b, ch, cw] (each target at its original size
+    in the upper left corner of a canvas of zeros), `original_size` int32 [b, 2] (height and width;
+    0 where weight is 0), `meta`: a list of b dicts with `image_id`, `ref_id`, `sentence_index`,
+    `sentence` (as a person wrote it), `file_name`, `cut` (whether tokens were lost), None where
+    weight is 0. A side of the canvas is `image_size` if that is enough, else a multiple of 64.
+
+  Raises:
+    InputError: the data set or split is not there, or, when a batch is asked for, an image cannot
+      be decoded.
+  """
+  _check_positive(batch_size=batch_size, image_size=image_size, limit=1 if limit is None else limit)
+  record_reader.check_process(process_index, process_count)
+  source = record_reader.open_source(data_dir, name, split)
+  shape = Shape(image_size, record_reader.num_planes(max_instances))
+  sizes = record_reader.scan(source)
+  total = int(sizes.sentences.sum())
+  total = total if limit is None else min(limit, total)
+  share = math.ceil(total / process_count)
+  first = min(process_index * share, total)
+  last = min(first + share, total)
+  # One global array has one shape on all processes.
+  canvas = (sizes.height, sizes.width) if process_count > 1 else (1, 1)
+
+  def batches() -> Iterator[Fields]:
+    if first < last:
+      rows = eval_rows.rows_dataset(source, shape, batch_size, first, last, threads)
+      yield from _iterate(rows, source, lambda _: _blame_any_record(source, shape))
+    for _ in range(math.ceil(share / batch_size) - math.ceil((last - first) / batch_size)):
+      yield eval_rows.no_rows(shape)
+
+  return (
+    eval_rows.fill(
+      _finish_eval(batch, tokenizer, max_instances, max_tokens), batch_size, image_size, canvas
+    )
+    for batch in batches()
+  )
+
+
+def _finish_eval(
+  batch: Fields, tokenizer: Tokenizer, max_instances: int, max_tokens: int
+) -> Fields:
+  texts = [text.decode() for text in batch.pop("normalised")]
+  tokens, num_tokens, was_cut = tokenizer(texts, max_tokens)
+  meta = eval_rows.take_meta(batch, was_cut)
+  return batch | {
+    "num_instances": np.minimum(batch["num_instances"], np.int32(max_instances)),
+    "tokens": tokens,
+    "num_tokens": num_tokens,
+    "meta": meta,
+  }
+
+
+def _check_positive(**numbers: int) -> None:
+  for name, number in numbers.items():
+    if number < 1:
+      raise InputError(f"{name} is {number}; it must be at least 1")
+
+
+def _iterate(
+  dataset: tf.data.Dataset, source: Source, blame: Callable[[int], None]
+) -> Iterator[Fields]:
+  """Yields batches; `blame` looks for the reason why one, counted from 0, could not be read."""
+  iterator = dataset.as_numpy_iterator()
+  for number in itertools.count():
+    try:
+      batch = next(iterator)
+    except StopIteration:
+      return
+    except tf.errors.OpError as error:
+      _raise_input_error(error, source, lambda: blame(number))  # noqa: B023
+    yield batch
+
+
+def _raise_input_error(
+  error: tf.errors.OpError, source: Source, blame: Callable[[], None]
+) -> NoReturn:
+  """Raises what is wrong with the input; the error itself where it is no fault of the input."""
+  try:
+    blame()
+  except tf.errors.OpError as unreadable:
+    error = unreadable
+  if isinstance(error, tf.errors.DataLossError):
+    raise InputError(
+      f"{source.name}: a file in {os.path.dirname(source.files[0][0])} is damaged "
+      f"({error.message}); prepare it again with --overwrite"
+    ) from error
+  raise error
+
+
+def _blame_any_record(source: Source, shape: Shape) -> None:
+  records = record_reader.read(source).map(record_reader.parse)
+  decode = functools.partial(record_reader.decode_all, shape=shape)
+  record_reader.raise_undecodable(source, records, decode)

@@ -1,0 +1,173 @@
+"""Text, image and mask preparation that training, evaluation, prediction and export share.
+
+Numpy and Pillow only: prediction imports this on machines without the training pipeline.
+`loader.py` does the same to images and planes with native ops; `tests/test_loader.py` holds the two
+together.
+"""
+
+import io
+import os
+import re
+import unicodedata
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8, UInt16
+from PIL import Image
+
+from input_pipeline.errors import InputError
+
+_FORMAT_CATEGORIES = ("Cc", "Cf", "Co", "Cs")
+_OTHER_SIDE = {
+  "left": "right",
+  "Left": "Right",
+  "LEFT": "RIGHT",
+  "right": "left",
+  "Right": "Left",
+  "RIGHT": "LEFT",
+}
+# What people glue to left and right in the RefCOCO expressions. "up" is not among the prefixes
+# (upright), nor "over" among the suffixes (leftover): a compound that is not listed is left alone.
+_SIDE = re.compile(
+  r"\b((?i:on|the|far|top|bottom|upper|lower|front|back|middle|mid|center|centre)?)"
+  r"(left|right|Left|Right|LEFT|RIGHT)"
+  r"(?=(?i:most|est|iest|yest|ier|y|ish|side|hand|handed|facing|wards?"
+  r"|top|bottom|upper|lower|front|back|middle|center|centre|corner)?\b)"
+)
+
+
+def normalise_text(text: str) -> str:
+  """The one normal form of an expression: NFKC, no control characters, lower case, single spaces.
+
+  Applying it twice changes nothing.
+
+  Args:
+    text: an expression as a person typed it.
+
+  Returns:
+    The expression as tokenizers see it; never empty.
+
+  Raises:
+    InputError: nothing is left of the text.
+  """
+  if text.isascii() and text.isprintable():
+    normal = text.lower()
+  else:
+    normal = unicodedata.normalize("NFKC", "".join(map(_without_control, text)))
+    # Lower-casing can leave characters that compose, and composing can leave capitals.
+    normal = unicodedata.normalize("NFKC", normal.lower()).lower()
+  normal = " ".join(normal.split())
+  if not normal:
+    raise InputError(
+      f"expression {text[:40]!r} is empty; write what to look for, such as 'the leftmost cup'"
+    )
+  return normal
+
+
+def _without_control(char: str) -> str:
+  if char.isspace():
+    return " "
+  return "" if unicodedata.category(char) in _FORMAT_CATEGORIES else char
+
+
+def exchange_left_right(text: str) -> str:
+  """Exchanges left and right in an expression, as mirroring the image does to what it says.
+
+  Covers compounds (leftmost, right-hand, topleft, lefty, rightside); never touches words that only
+  contain the letters (bright, upright, leftover, copyright). Doing it twice gives the text back.
+  """
+  return _SIDE.sub(lambda match: match.group(1) + _OTHER_SIDE[match.group(2)], text)
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+  """Decodes any image that Pillow reads to RGB; an alpha channel is dropped, not blended.
+
+  Args:
+    data: the file's bytes.
+    name: what to call the image if it cannot be decoded.
+
+  Raises:
+    InputError: the bytes are no complete image.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips 16 bits at 255; the high byte is what other decoders keep.
+        high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(high[:, :, None], 3, axis=2)
+      if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+      return np.array(image.convert("RGB"))
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    raise InputError(f"image {name} cannot be decoded ({error}); is the file complete?") from error
+
+
+def resize_image(
+  image: UInt8[np.ndarray, "h w 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Resizes to a square with an antialiased triangle filter, without keeping the aspect ratio.
+
+  Agrees with the training pipeline within 1 level of 255.
+  """
+  if image.shape[:2] == (size, size):
+    return image
+  return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def nearest_indices(length: int, size: int) -> Int64[np.ndarray, "{size}"]:
+  """The source index of every output pixel when `length` pixels become `size`.
+
+  Output pixel i has its centre at (i + 1/2) * length / size source pixels and takes the pixel that
+  this falls into. Computed in integers, so that no rounding differs between implementations.
+  """
+  return (2 * np.arange(size, dtype=np.int64) + 1) * length // (2 * size)
+
+
+def resize_planes(
+  planes: UInt16[np.ndarray, "g h w"], size: int
+) -> UInt16[np.ndarray, "g {size} {size}"]:
+  """Resizes bit planes to a square by nearest neighbour, half-pixel centres.
+
+  Picks the same pixels as the training pipeline.
+  """
+  _, height, width = planes.shape
+  rows, columns = nearest_indices(height, size), nearest_indices(width, size)
+  return planes[:, rows[:, None], columns[None, :]]
+
+
+def open_image(image: str | os.PathLike | bytes | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+  """Opens a photo from a path, the bytes of a file, or RGB pixels.
+
+  Raises:
+    InputError: no such file, no complete image, or an array of another kind.
+  """
+  if isinstance(image, bytes):
+    return decode_image(image, "of the given bytes")
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      raise InputError(
+        f"image: an array must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
+      )
+    return image
+  try:
+    with open(image, "rb") as file:
+      return decode_image(file.read(), str(image))
+  except OSError as error:
+    raise InputError(f"image {image}: {error.strerror}") from error
+
+
+def check_instances(
+  masks: Bool[np.ndarray, "k h w"] | None, height: int, width: int
+) -> Bool[np.ndarray, "k {height} {width}"]:
+  """Instance masks that fit a photo; none at all is fine.
+
+  Raises:
+    InputError: the masks have another size than the photo.
+  """
+  if masks is None or not len(masks):
+    return np.zeros((0, height, width), bool)
+  if masks.shape[1:] != (height, width):
+    raise InputError(
+      f"instances: the masks are {masks.shape[1]} x {masks.shape[2]} pixels, the image {height} x {width}"
+    )
+  return masks

@@ -1,0 +1,131 @@
+"""Where a prepared data set lies, and how it gets there in one piece.
+
+`DATA_DIR/referring_segmentation/CONFIG/VERSION`, as TFDS has it. A data set is written to a folder
+of its own first and renamed when it is complete: what is under its final name is whole.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from input_pipeline.errors import InputError
+
+BUILDER_NAME = "referring_segmentation"
+VERSION = "1.0.0"
+# TFDS allows no plus in a name, so the users' names and its own differ.
+CONFIGS = {
+  "shapes": "shapes",
+  "refcoco_unc": "refcoco_unc",
+  "refcoco+_unc": "refcocoplus_unc",
+  "refcocog_umd": "refcocog_umd",
+  "refcocog_google": "refcocog_google",
+}
+_STAGING = ".incomplete-"
+
+
+def dataset_dir(data_dir: str, name: str) -> str:
+  """Returns the folder of a data set by the name that users know it by.
+
+  Raises:
+    InputError: there is no data set of that name.
+  """
+  if name not in CONFIGS:
+    raise InputError(f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}")
+  return os.path.join(data_dir, BUILDER_NAME, CONFIGS[name], VERSION)
+
+
+def read_metadata(data_dir: str, name: str) -> dict[str, Any] | None:
+  """Returns what a prepared data set says of itself, None where there is none."""
+  folder = pathlib.Path(dataset_dir(data_dir, name))
+  if not (folder / "dataset_info.json").is_file():
+    return None
+  try:
+    return json.loads((folder / "metadata.json").read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"{folder}/metadata.json cannot be read ({error}); prepare {name} again with --overwrite"
+    ) from error
+
+
+def fingerprint(path: str) -> str:
+  """Returns the first 64 bits of a file's SHA-256: whether it is still the same file.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  try:
+    with open(path, "rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+  except OSError as error:
+    raise InputError(f"{path}: {error.strerror}; docs/data.md says which files go where") from error
+
+
+@contextlib.contextmanager
+def staging(data_dir: str, name: str) -> Iterator[str]:
+  """A folder to write a data set to; it takes its final place when the block ends without error.
+
+  After an error or an interrupt nothing of it is left under `data_dir`. What a killed process
+  left is removed by the next one.
+
+  Args:
+    data_dir: made if it is not there.
+    name: of the data set, as users know it.
+
+  Yields:
+    What to use for `data_dir` while writing.
+  """
+  path = pathlib.Path(data_dir)
+  made = [folder for folder in (path, *path.parents) if not folder.exists()]
+  try:
+    os.makedirs(data_dir, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=_STAGING, dir=data_dir)
+  except OSError as error:
+    raise InputError(
+      f"--data_dir {data_dir}: {error.strerror}; name a folder that can be written to"
+    ) from error
+  try:
+    with _locked(folder):
+      _remove_abandoned(data_dir)
+      yield folder
+      _replace(dataset_dir(folder, name), dataset_dir(data_dir, name), folder)
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in made:
+      with contextlib.suppress(OSError):
+        parent.rmdir()  # Succeeds only where it is empty.
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[bool]:
+  """Holds a folder's lock, which the system drops with the process; yields whether it was free."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield True
+    except BlockingIOError:
+      yield False
+  finally:
+    os.close(handle)
+
+
+def _remove_abandoned(data_dir: str) -> None:
+  """Removes what killed processes left; a folder whose writer lives is locked."""
+  for path in pathlib.Path(data_dir).glob(_STAGING + "*"):
+    with contextlib.suppress(FileNotFoundError), _locked(str(path)) as free:
+      if free:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _replace(new: str, final: str, folder: str) -> None:
+  os.makedirs(os.path.dirname(final), exist_ok=True)
+  if os.path.exists(final):
+    os.rename(final, os.path.join(folder, "replaced"))
+  os.rename(new, final)

@@ -1,0 +1,1 @@
+"""Referring image segmentation with one transformer over masks, image and language."""

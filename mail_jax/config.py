@@ -1,0 +1,95 @@
+"""Recipes from files, overrides from the command line, and back from checkpoints."""
+
+import ast
+import importlib.util
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import InputError
+from mail_jax.models.mail import MaIL
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """Loads a recipe.
+
+  Args:
+    spec: `FILE.py` or `FILE.py:ARGUMENT`; the file's `get_config()` gets the argument.
+    overrides: `--config.KEY=VALUE` or `KEY=VALUE`, with dots for inner keys.
+
+  Raises:
+    InputError: no such file, no `get_config`, an unknown key, or a value of the wrong type.
+  """
+  path, _, argument = spec.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise InputError(f"--config {path}: no such file; recipes are in configs/")
+  module_spec = importlib.util.spec_from_file_location("recipe", path)
+  assert module_spec and module_spec.loader
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise InputError(f"--config {path}: the file defines no get_config()")
+  config = module.get_config(argument) if argument else module.get_config()
+  for override in overrides:
+    _override(config, override)
+  return config.lock()
+
+
+def _override(config: ConfigDict, override: str) -> None:
+  key, equals, text = override.removeprefix("--config.").partition("=")
+  if not equals:
+    raise InputError(f"{override}: overrides are written --config.KEY=VALUE")
+  *parents, name = key.split(".")
+  node = config
+  for part in (*parents, name):
+    if not isinstance(node, ConfigDict) or part not in node:
+      known = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "nothing"
+      raise InputError(f"--config.{key}: unknown key {part!r}; there is {known}")
+    node, parent = node[part], node
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  if isinstance(node, float) and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if isinstance(node, tuple) and isinstance(value, list):
+    value = tuple(value)
+  if type(value) is not type(node):
+    raise InputError(f"--config.{key}: {text!r} is not of type {type(node).__name__}")
+  parent[name] = value
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+  """A config as plain data; tuples become lists."""
+  return json.loads(config.to_json())
+
+
+def from_json(data: dict[str, Any]) -> ConfigDict:
+  """Undoes `to_json`."""
+
+  def tuples(value):
+    if isinstance(value, dict):
+      return {k: tuples(v) for k, v in value.items()}
+    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+  return ConfigDict(tuples(data))
+
+
+def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
+  """Builds the model that a config describes.
+
+  Args:
+    config: a whole config.
+    vocab_size: word pieces of the tokenizer (it may have fewer than `config.vocab_size`).
+  """
+  if config.image_size % config.model.patch_size:
+    raise InputError(
+      f"config.image_size {config.image_size} is not a multiple of config.model.patch_size {config.model.patch_size}"
+    )
+  fields = dict(config.model)
+  fields["dtype"] = jnp.dtype(fields["dtype"])
+  return MaIL(vocab_size=vocab_size, max_instances=config.max_instances, **fields)

@@ -1,0 +1,145 @@
+"""Metrics of a checkpoint, at original resolution, every sentence once:
+
+python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes/val --json metrics.json
+"""
+
+import argparse
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from input_pipeline import records
+from input_pipeline.errors import InputError, run_command
+from mail_jax import drawing, trained
+from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
+from mail_jax.resize import resize_logits
+from mail_jax.train_step import apply_model
+
+
+def open_batches(model: trained.Trained, data_dir: str, name: str, limit: int | None = None, batch_size: int = 0):
+  """Starts one pass over the sentences of `name`, which is DATASET/SPLIT."""
+  from input_pipeline import loader  # the only import that needs more than this package's own requirements
+
+  dataset, slash, split = name.rpartition("/")
+  if not slash:
+    raise InputError(f"--data {name}: write DATASET/SPLIT, such as refcoco_unc/val")
+  config = model.config
+  return loader.eval_batches(
+    data_dir, dataset, split, model.tokenizer,
+    batch_size=batch_size or config.eval_batch_size, image_size=config.image_size,
+    max_instances=config.max_instances, max_tokens=config.max_tokens, limit=limit,
+  )  # fmt: skip
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+  """Metrics as a table in percent, one row a split."""
+  columns = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
+  rows = [["", *columns]]
+  for name, metrics in results.items():
+    rows.append([name, *(f"{metrics[c]:.0f}" if c == "sentences" else f"{100 * metrics[c]:.2f}" for c in columns)])
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return "\n".join(
+    row[0].ljust(widths[0]) + "  " + "  ".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
+    for row in rows
+  )
+
+
+def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], count: int) -> Any:
+  """A contact sheet of predictions, `count` sentences spread evenly over each split."""
+
+  @jax.jit
+  def predict(variables, batch):
+    output = apply_model(model.model, variables, batch)
+    shape = batch["original_target"].shape[1:]
+    return resize_logits(output.logits, batch["original_size"], shape) > 0, output.selection_logits.argmax(-1)
+
+  tiles, captions = [], []
+  for name in names:
+    from input_pipeline import loader
+
+    dataset, _, split = name.rpartition("/")
+    stride = max(1, loader.num_refs(data_dir, dataset, split) // count)
+    seen: set[int] = set()
+    for batch in open_batches(model, data_dir, name):
+      if len(seen) >= count * stride:
+        break
+      meta = batch.pop("meta")
+      wanted = []
+      for i, row in enumerate(meta):
+        if row is not None and row["ref_id"] not in seen:
+          seen.add(row["ref_id"])
+          if len(seen) % stride == 0 and len(seen) <= count * stride:
+            wanted.append(i)
+      if not wanted:
+        continue
+      masks, chosen = jax.device_get(predict(model.variables, batch))
+      for i in wanted:
+        tile, caption = _tile(batch, meta[i], masks, chosen, i)
+        tiles.append(tile)
+        captions.append(f"{name}: {caption}")
+  return drawing.contact_sheet(tiles, captions)
+
+
+def _tile(batch, row, masks, chosen, i):
+  """The picture at the model's resolution, stretched back to the photo's shape, with everything drawn on it."""
+  height, width = (int(n) for n in batch["original_size"][i])
+  scale = 240 / max(height, width)
+  size = (max(1, round(width * scale)), max(1, round(height * scale)))
+  target, mask = batch["original_target"][i, :height, :width], masks[i, :height, :width]
+  planes = records.unpack_planes(batch["instances"][i], int(batch["num_instances"][i]))
+  picked = planes[chosen[i]] if chosen[i] < len(planes) else None
+  picture = drawing.overlay(
+    drawing.stretch(batch["image"][i], size), drawing.stretch(mask, size), drawing.stretch(target, size),
+    None if picked is None else drawing.stretch(picked, size),
+  )  # fmt: skip
+  union = (target | mask).sum()
+  iou = (target & mask).sum() / union if union else 1.0
+  return picture, f"{row['sentence']}\nIoU {iou:.2f}" + ("" if picked is not None else ", no instance chosen")
+
+
+def save_text(text: str, path: str) -> None:
+  """Writes a file whole or not at all."""
+  target = pathlib.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  temporary = target.with_name(f".{target.name}.{os.getpid()}")
+  temporary.write_text(text)
+  os.replace(temporary, target)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
+  parser.add_argument("--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)")
+  parser.add_argument("--data_dir", required=True, help="where input_pipeline.prepare wrote the records")
+  parser.add_argument("--data", required=True, action="append", metavar="DATASET/SPLIT", help="may be given again")
+  parser.add_argument("--json", metavar="OUT", help="write the metrics as fractions")
+  parser.add_argument("--overlays", metavar="OUT.png", help="draw a contact sheet of predictions")
+  parser.add_argument("--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)")
+  args = parser.parse_args(argv)
+
+  model = trained.load(args.checkpoint, args.which)
+  measure = jax.jit(make_measure(model.model))
+  results = {}
+  for name in args.data:
+    batches = open_batches(model, args.data_dir, name)
+    evaluator = SegmentationEvaluator(measure, lambda batches=batches: batches)
+    results[name] = dict(evaluator.run(model.variables))
+    results[name]["text_cut"] = float(np.mean([row["cut"] for row in evaluator.meta]))
+  print(f"{args.checkpoint}, step {model.step}; percent\n{table(results)}")
+  if args.json:
+    save_text(json.dumps(results, indent=2) + "\n", args.json)
+    print(f"wrote {args.json}")
+  if args.overlays:
+    share = -(-args.overlay_count // len(args.data))
+    draw_sheet(model, args.data_dir, args.data, share).save(args.overlays)
+    print(f"wrote {args.overlays} ({drawing.legend()})")
+
+
+if __name__ == "__main__":
+  run_command(main)

@@ -1,0 +1,1 @@
+"""What judges a model: each yields (name, value)."""

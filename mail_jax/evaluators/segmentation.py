@@ -1,0 +1,107 @@
+"""Overall IoU, mean IoU and precision@X, one definition (docs/architecture.md, Evaluation)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mail_jax import losses
+from mail_jax.models.mail import MaIL, Output
+from mail_jax.resize import resize_logits
+from mail_jax.train_step import apply_model
+
+Batch = dict[str, Any]
+Variables = Any  # {"params", "batch_stats"}
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def make_measure(model: MaIL) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
+  """Makes the function that runs the model on a batch and counts pixels on the device (to be jitted)."""
+
+  def measure(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    return count(apply_model(model, variables, batch), batch, model.max_instances)
+
+  return measure
+
+
+def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Array]:
+  """Integers and choices from which every metric follows.
+
+  Args:
+    output: of the model.
+    batch: with `original_target` (bool [b, y, x], zero beyond the image) and `original_size` (int [b, 2]).
+    max_instances: K.
+
+  Returns:
+    `intersection` and `union` in pixels of the original image; `chosen`, the slot with the largest selection
+    logit, k for none; `chosen_iou` and `best_iou` of the raw instance masks with the target, at the model's
+    resolution (0 without instances).
+  """
+  truth = batch["original_target"]
+  size = batch["original_size"]
+  # Outside the image the resized logits are 0, so never positive.
+  predicted = resize_logits(output.logits, size, truth.shape[1:]) > 0
+  result = {
+    "intersection": (predicted & truth).sum((1, 2), dtype=jnp.int32),
+    "union": (predicted | truth).sum((1, 2), dtype=jnp.int32),
+    "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
+  }
+  if not max_instances:
+    zero = jnp.zeros(truth.shape[0])
+    return result | {"chosen_iou": zero, "best_iou": zero}
+  iou = losses.instance_iou(output.masks, batch["target"])
+  chosen_iou = jnp.take_along_axis(jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1)[:, 0]
+  return result | {"chosen_iou": chosen_iou, "best_iou": iou.max(1)}
+
+
+def summarise(rows: dict[str, np.ndarray]) -> Iterator[tuple[str, float]]:
+  """Metrics from one row a sentence, as fractions; 0/0 counts 1, both being empty."""
+  intersection, union = rows["intersection"].astype(np.int64), rows["union"].astype(np.int64)
+  iou = np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
+  yield "sentences", len(iou)
+  yield "oIoU", float(intersection.sum() / union.sum()) if union.sum() else 1.0
+  yield "mIoU", float(iou.mean())
+  for threshold in THRESHOLDS:
+    yield f"P@{threshold}", float((iou >= threshold).mean())
+  findable = rows["best_iou"] > 0.5
+  yield "selection_accuracy", float((rows["chosen_iou"][findable] > 0.5).mean()) if findable.any() else 0.0
+  yield "picked_mIoU", float(rows["chosen_iou"].mean())
+  yield "oracle_mIoU", float(rows["best_iou"].mean())
+
+
+class SegmentationEvaluator:
+  """Overall IoU, mean IoU and precision@X at original resolution; what the instance masks would score.
+
+  `selection_accuracy` is the share of sentences whose chosen instance overlaps the target by IoU > 0.5, among
+  those where some instance does. `picked_mIoU` and `oracle_mIoU` are the mean IoU of the chosen and of the best
+  raw instance mask: the oracle is the ceiling of any method that only picks a mask.
+  """
+
+  def __init__(
+    self,
+    measure: Callable[[Variables, Batch], dict[str, jax.Array]],
+    batches: Callable[[], Iterable[Batch]],
+  ):
+    """Args: `measure` as `make_measure` makes it, jitted; `batches` starts one pass over the sentences."""
+    self._measure = measure
+    self._batches = batches
+    self.rows: dict[str, np.ndarray] = {}
+    self.meta: list[dict[str, Any]] = []
+
+  def run(self, variables: Variables) -> Iterator[tuple[str, float]]:
+    """Yields (name, value); afterwards `rows` and `meta` hold one entry a sentence, in the order of the data."""
+    counted: list[dict[str, np.ndarray]] = []
+    self.meta = []
+    for batch in self._batches():
+      meta = batch.get("meta", [{}] * len(batch["weight"]))
+      arrays = {name: value for name, value in batch.items() if name != "meta"}
+      keep = np.asarray(batch["weight"]) > 0
+      result = jax.device_get(self._measure(variables, arrays))
+      counted.append({name: np.asarray(value)[keep] for name, value in result.items()})
+      self.meta.extend(m for m, k in zip(meta, keep, strict=True) if k)
+    if not counted or not sum(len(c["union"]) for c in counted):
+      raise ValueError("there is no sentence to evaluate")
+    self.rows = {name: np.concatenate([c[name] for c in counted]) for name in counted[0]}
+    yield from summarise(self.rows)

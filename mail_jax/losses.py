@@ -1,0 +1,49 @@
+"""What training minimises: BCE and Dice on the pixels, cross-entropy on the instances."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+
+def binary_cross_entropy(
+  logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]
+) -> Float[Array, "b"]:
+  """Mean binary cross-entropy over the pixels of each example, in nats."""
+  return optax.sigmoid_binary_cross_entropy(logits, target.astype(jnp.float32)).mean((1, 2))
+
+
+def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[Array, "b"]:
+  """Dice loss of each example, in [0, 1] (V-Net, arXiv 1606.04797, with sums in the denominator)."""
+  probability = jax.nn.sigmoid(logits)
+  truth = target.astype(jnp.float32)
+  overlap = (probability * truth).sum((1, 2))
+  total = probability.sum((1, 2)) + truth.sum((1, 2))
+  return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def instance_iou(
+  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
+) -> Float[Array, "b k"]:
+  """IoU of each instance mask with the target, in [0, 1]; 0 where both are empty."""
+  both = (masks & target[:, None]).sum((2, 3), dtype=jnp.int32)
+  either = (masks | target[:, None]).sum((2, 3), dtype=jnp.int32)
+  return both / jnp.maximum(either, 1)
+
+
+def selection_cross_entropy(
+  logits: Float[Array, "b j"], iou: Float[Array, "b k"]
+) -> Float[Array, "b"]:
+  """Cross-entropy of the selection with the instances that the target overlaps by IoU > 0.5.
+
+  Args:
+    logits: of each instance, and of "none of them" last, j = k + 1.
+    iou: of each instance with the target.
+
+  Returns:
+    In nats, for each example. Several such instances share the truth equally; without one, "none" is right.
+  """
+  hit = (iou > 0.5).astype(jnp.float32)
+  none = 1 - hit.max(1, keepdims=True, initial=0.0)
+  truth = jnp.concatenate([hit, none], 1)
+  return optax.softmax_cross_entropy(logits, truth / truth.sum(1, keepdims=True))

@@ -1,0 +1,1 @@
+"""The network: embeddings, encoder, mask selection, decoder."""

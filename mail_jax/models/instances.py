@@ -1,0 +1,98 @@
+"""Geometry of instance masks on the device: unpacking, coverage of patches, boxes and crops."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt16
+
+from input_pipeline.records import PLANE_BITS
+
+
+def unpack_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Array, "b {count} h w"]:
+  """Unpacks bit planes: instance k is bit k % 16 of plane k // 16."""
+  bits = jnp.arange(PLANE_BITS, dtype=planes.dtype)[:, None, None]
+  masks = (planes[:, :, None] >> bits) & jnp.uint16(1)
+  batch, groups, _, height, width = masks.shape
+  return masks.reshape(batch, groups * PLANE_BITS, height, width)[:, :count].astype(bool)
+
+
+def patch_coverage(masks: Bool[Array, "b k h w"], patch_size: int) -> Float[Array, "b k n"]:
+  """Share of each patch that each instance covers, in [0, 1]; patches row by row."""
+  batch, count, height, width = masks.shape
+  rows, cols = height // patch_size, width // patch_size
+  tiles = masks.reshape(batch, count, rows, patch_size, cols, patch_size)
+  covered = tiles.sum((3, 5), dtype=jnp.int32).reshape(batch, count, rows * cols)
+  return covered / patch_size**2
+
+
+def boxes(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k 4"]:
+  """Bounding boxes (top, left, bottom, right) in pixels, ends exclusive; the full frame for an empty mask."""
+  sides = []
+  for occupied in (masks.any(3), masks.any(2)):
+    size = occupied.shape[-1]
+    first = jnp.argmax(occupied, -1)
+    last = size - jnp.argmax(occupied[..., ::-1], -1)
+    sides.append((first, last))
+  (top, bottom), (left, right) = sides
+  return jnp.stack([top, left, bottom, right], -1).astype(jnp.float32)
+
+
+def box_features(box: Float[Array, "b k 4"], height: int, width: int) -> Float[Array, "b k 7"]:
+  """Box in fractions of the image, scaled to about [-1, 1]: sides, height, width and the log of its area."""
+  top, left, bottom, right = jnp.moveaxis(box, -1, 0)
+  top, bottom = top / height, bottom / height
+  left, right = left / width, right / width
+  tall, wide = bottom - top, right - left
+  log_area = jnp.log(jnp.maximum(tall * wide, 1e-4)) / 4 + 1
+  sides = jnp.stack([top, left, bottom, right], -1) * 2 - 1
+  return jnp.concatenate([sides, jnp.stack([tall * 2 - 1, wide * 2 - 1, log_area], -1)], -1)
+
+
+def crop_weights(
+  low: Float[Array, "b k"], high: Float[Array, "b k"], bins: int, size: int
+) -> Float[Array, "b k {bins} {size}"]:
+  """Weights that average pixels over equal bins of [low, high): each row sums to 1."""
+  step = jnp.maximum((high - low) / bins, 1e-6)[..., None, None]
+  start = low[..., None, None] + step * jnp.arange(bins, dtype=jnp.float32)[:, None]
+  pixel = jnp.arange(size, dtype=jnp.float32)
+  overlap = jnp.minimum(start + step, pixel + 1) - jnp.maximum(start, pixel)
+  return jnp.maximum(overlap, 0) / step
+
+
+def views(
+  masks: Bool[Array, "b k h w"], box: Float[Array, "b k 4"], crop_bins: int, frame_bins: int
+) -> tuple[Float[Array, "b k {crop_bins} {crop_bins}"], Float[Array, "b k {frame_bins} {frame_bins}"]]:
+  """Averages each mask over a grid laid on its box, and over one laid on the whole image.
+
+  Both in one pass over the pixels, which is what costs.
+  """
+  batch, count, height, width = masks.shape
+  whole = jnp.zeros((batch, count)), jnp.ones((batch, count))
+  rows = jnp.concatenate([
+    crop_weights(box[..., 0], box[..., 2], crop_bins, height),
+    crop_weights(whole[0], whole[1] * height, frame_bins, height),
+  ], 2)  # fmt: skip
+  lines = jnp.einsum("bkiy,bkyx->bkix", rows, masks.astype(jnp.float32))
+  cols = crop_weights(box[..., 1], box[..., 3], crop_bins, width)
+  frame_cols = crop_weights(jnp.zeros((1, 1)), jnp.full((1, 1), float(width)), frame_bins, width)[0, 0]
+  crops = jnp.einsum("bkix,bkjx->bkij", lines[:, :, :crop_bins], cols)
+  return crops, jnp.einsum("bkix,jx->bkij", lines[:, :, crop_bins:], frame_cols)
+
+
+def weighted_sum(
+  weights: Float[Array, "b k"], masks: Bool[Array, "b k h w"]
+) -> Float[Array, "b h w"]:
+  """Sum over instances of weight times mask, as one fused pass (an einsum here is many times slower on CPU)."""
+  return (weights[:, :, None, None] * masks).sum(1)
+
+
+def count_valid(num_instances: Int[Array, "b"], count: int) -> Bool[Array, "b {count}"]:
+  """Which of `count` slots hold an instance."""
+  return jnp.arange(count) < num_instances[:, None]
+
+
+def pack_planes(masks: Bool[Array, "b k h w"], groups: int) -> UInt16[Array, "b {groups} h w"]:
+  """Undoes `unpack_planes`: instance k becomes bit k % 16 of plane k // 16."""
+  batch, count, height, width = masks.shape
+  masks = jnp.pad(masks, ((0, 0), (0, groups * PLANE_BITS - count), (0, 0), (0, 0)))
+  bits = jnp.arange(PLANE_BITS, dtype=jnp.uint16)[:, None, None]
+  tiles = masks.reshape(batch, groups, PLANE_BITS, height, width).astype(jnp.uint16)
+  return (tiles << bits).sum(2, dtype=jnp.uint16)

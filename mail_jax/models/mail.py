@@ -1,0 +1,171 @@
+"""MaIL: one transformer over instance masks, an image and an expression (arXiv 2111.10747)."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
+
+from mail_jax.models import embeddings, instances
+from mail_jax.models.decoder import Decoder, coordinate_map
+from mail_jax.models.encoder import Encoder
+from mail_jax.models.mask_selection import MaskSelection, pool_instances
+
+
+class Output(NamedTuple):
+  """What the model says.
+
+  Attributes:
+    logits: one a pixel; positive where the referent is.
+    rho: weight of each instance in the decoder, in [0, 1].
+    selection_logits: how much each instance is meant; the last one is for "none of them".
+    masks: the instance masks that the model saw.
+  """
+
+  logits: Float[Array, "b h w"]
+  rho: Float[Array, "b k"]
+  selection_logits: Float[Array, "b j"]
+  masks: Bool[Array, "b k h w"]
+
+
+def pack(
+  tokens: Float[Array, "b t d"], valid: Bool[Array, "b t"]
+) -> tuple[Float[Array, "b t d"], Int[Array, "b"], Int[Array, "b t"]]:
+  """Moves padding to the end, keeping the order of the rest.
+
+  Returns:
+    The packed tokens; how many of each sequence count; and where each token went.
+  """
+  order = jnp.argsort(~valid, axis=1, stable=True)
+  packed = jnp.take_along_axis(tokens, order[..., None], axis=1)
+  return packed, valid.sum(1, dtype=jnp.int32), jnp.argsort(order, axis=1)
+
+
+class MaIL(nn.Module):
+  """The whole network; `configs/base.py` says what each attribute is set to.
+
+  Attributes:
+    vocab_size: word pieces of the tokenizer.
+    max_instances: K, slots for instance masks; 0 is the bimodal baseline and costs no token.
+    width, depth, heads, mlp_ratio, dropout, backend: see `Encoder`.
+    patch_size: P, a power of two, in pixels.
+    mask_tokens: `instance` (one token each, the default) or `stacked` (the paper's figure, as we read it).
+    selection: `soft`, `hard` or `none`; see `mask_selection.select`.
+    mask_path: the selected raw mask joins the decoder's stages and its logits.
+    image_path: the raw image joins the decoder's stages.
+    decoder_widths: channels of the log2(P) stages.
+    norm: `batch` or `group`.
+    dtype: of the matrix products and convolutions.
+  """
+
+  vocab_size: int
+  max_instances: int
+  width: int
+  depth: int
+  heads: int
+  patch_size: int
+  decoder_widths: tuple[int, ...]
+  mlp_ratio: float = 4.0
+  dropout: float = 0.0
+  mask_tokens: str = "instance"
+  selection: str = "hard"
+  mask_path: bool = True
+  image_path: bool = True
+  norm: str = "batch"
+  backend: str = "xla"
+  dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+
+  @nn.compact
+  def __call__(
+    self,
+    image: UInt8[Array, "b h w 3"],
+    planes: UInt16[Array, "b g h w"],
+    valid: Bool[Array, "b k"],
+    tokens: Int[Array, "b l"],
+    num_tokens: Int[Array, "b"],
+    train: bool = False,
+  ) -> Output:
+    """Segments the referent of each expression.
+
+    Args:
+      image: RGB bytes; sides are multiples of the patch size.
+      planes: instance masks as bit planes (`input_pipeline.records.pack_planes`).
+      valid: slots that hold an instance.
+      tokens: word pieces.
+      num_tokens: word pieces that count; the rest is padding.
+      train: batch statistics and dropout of training.
+    """
+    self._check()
+    rows, cols = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
+    pixels = embeddings.normalise_image(image)
+    masks = instances.unpack_planes(planes, self.max_instances) & valid[:, :, None, None]
+    # Everything reads the same unpacked bytes; else XLA unpacks them again, as floats, for each reader.
+    masks = jax.lax.optimization_barrier(masks)
+    coverage = instances.patch_coverage(masks, self.patch_size)
+
+    kind = self.param("type", nn.initializers.truncated_normal(0.02), (3, self.width))
+    v_image = embeddings.ImageEmbedding(self.width, self.patch_size, self.dtype, name="image")(pixels)
+    v_text = embeddings.TextEmbedding(self.width, self.vocab_size, name="text")(tokens)
+    v_mask, mask_valid = self._mask_tokens(masks, valid)
+    z_image, z_mask = self._encode(v_image + kind[0], v_mask + kind[1], v_text + kind[2], mask_valid, num_tokens, train)
+
+    summary, features = z_image[:, 0], z_image[:, 1:]
+    selected, rho, selection_logits = self._select(z_mask, features, summary, coverage, valid)
+    coordinates = jnp.broadcast_to(coordinate_map(rows, cols), (image.shape[0], rows, cols, 8))
+    grid = jnp.concatenate([*(m.reshape(image.shape[0], rows, cols, -1) for m in (*selected, features)), coordinates], -1)
+    chosen = instances.weighted_sum(rho, masks) if self.mask_path and self.max_instances else None
+    logits = self._decode(grid, pixels, chosen, train)
+    return Output(logits, rho, selection_logits, masks)
+
+  def _check(self) -> None:
+    if 2 ** len(self.decoder_widths) != self.patch_size:
+      need = math.log2(self.patch_size)
+      raise ValueError(
+        f"model.decoder_widths has {len(self.decoder_widths)} stages; model.patch_size {self.patch_size} needs {need:g}"
+      )
+    if self.mask_tokens not in ("instance", "stacked"):
+      raise ValueError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
+
+  def _mask_tokens(
+    self, masks: Bool[Array, "b k h w"], valid: Bool[Array, "b k"]
+  ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+    batch = masks.shape[0]
+    if not self.max_instances:
+      return jnp.zeros((batch, 0, self.width)), jnp.zeros((batch, 0), bool)
+    if self.mask_tokens == "instance":
+      return embeddings.InstanceEmbedding(self.width, dtype=self.dtype, name="mask")(masks), valid
+    tokens = embeddings.StackedMaskEmbedding(self.width, self.patch_size, self.dtype, name="mask")(masks)
+    return tokens, jnp.ones(tokens.shape[:2], bool)
+
+  def _encode(self, v_image, v_mask, v_text, mask_valid, num_tokens, train):
+    """Encodes [image | mask | text, padding last]; z_L does not enter the decoder (paper: figure)."""
+    batch, image_len, mask_len = v_image.shape[0], v_image.shape[1], v_mask.shape[1]
+    text_valid = instances.count_valid(num_tokens, v_text.shape[1])
+    valid = jnp.concatenate([jnp.ones((batch, image_len), bool), mask_valid, text_valid], 1)
+    packed, lengths, where = pack(jnp.concatenate([v_image, v_mask, v_text], 1), valid)
+    encoder = Encoder(
+      self.depth, self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name="encoder"
+    )
+    encoded = encoder(packed, lengths, train)
+    where = where[:, image_len : image_len + mask_len]
+    return encoded[:, :image_len], jnp.take_along_axis(encoded, where[..., None], axis=1)
+
+  def _select(self, z_mask, features, summary, coverage, valid):
+    """Returns the maps that join F_I in the decoder, rho and the selection logits."""
+    if not self.max_instances:
+      return [], coverage.sum(-1), jnp.zeros((features.shape[0], 1))
+    m = z_mask if self.mask_tokens == "instance" else pool_instances(z_mask, coverage)
+    selection = MaskSelection(self.selection, self.width, name="selection")
+    selected, rho, logits = selection(m, features, summary, coverage, valid)
+    return [selected], rho, logits
+
+  def _decode(self, grid, pixels, chosen, train):
+    guides = ([pixels] if self.image_path else []) + ([chosen[..., None]] if chosen is not None else [])
+    guide = jnp.concatenate(guides, -1) if guides else None
+    logits = Decoder(self.decoder_widths, self.norm, self.dtype, name="decoder")(grid, guide, train)
+    if chosen is None:
+      return logits
+    gain = self.param("mask_gain", nn.initializers.constant(4.0), ())
+    return logits + gain * (chosen - 0.5)

@@ -1,0 +1,93 @@
+"""Adaptive mask selection: which instance is meant, and its features as a map (paper: figure, F_M^rho)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+
+def pool_instances(
+  features: Float[Array, "b n d"], coverage: Float[Array, "b k n"]
+) -> Float[Array, "b k d"]:
+  """Averages features over each instance.
+
+  Args:
+    features: one vector per patch.
+    coverage: share of each patch that the instance covers, in [0, 1].
+
+  Returns:
+    One vector per instance; zeros where the instance covers nothing.
+  """
+  area = coverage.sum(-1, keepdims=True)
+  return jnp.einsum("bkn,bnd->bkd", coverage, features) / jnp.maximum(area, 1e-6)
+
+
+def select(
+  scores: Float[Array, "b k"], null: Float[Array, "b"], valid: Bool[Array, "b k"], how: str
+) -> Float[Array, "b k"]:
+  """Weights rho of the instances.
+
+  Args:
+    scores: logit of each instance.
+    null: logit of "none of them", so that a referent that the detector missed selects nothing.
+    valid: slots that hold an instance.
+    how: `soft` is the softmax over instances and none; `hard` its top 1, with the gradient of `soft`
+      (straight-through); `none` gives every instance the weight 1.
+
+  Returns:
+    rho in [0, 1], zero at slots without an instance.
+  """
+  if how == "none":
+    return valid.astype(scores.dtype)
+  masked = jnp.where(valid, scores, -1e9)
+  soft = jax.nn.softmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
+  soft = soft[:, :-1] * valid
+  if how == "soft":
+    return soft
+  if how == "hard":
+    best = jnp.argmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
+    hard = jax.nn.one_hot(best, scores.shape[1] + 1)[:, :-1]
+    return soft + jax.lax.stop_gradient(hard - soft)
+  raise ValueError(f"model.selection {how!r} is not one of soft, hard, none")
+
+
+class MaskSelection(nn.Module):
+  """Scores each instance from its mask feature m_k and the image feature g_k inside it.
+
+  Attributes:
+    how: see `select`.
+    hidden: units of the scoring network.
+  """
+
+  how: str = "hard"
+  hidden: int = 128
+
+  @nn.compact
+  def __call__(
+    self,
+    mask_features: Float[Array, "b k d"],
+    image_features: Float[Array, "b n d"],
+    summary: Float[Array, "b d"],
+    coverage: Float[Array, "b k n"],
+    valid: Bool[Array, "b k"],
+  ) -> tuple[Float[Array, "b n d"], Float[Array, "b k"], Float[Array, "b j"]]:
+    """Selects.
+
+    Args:
+      mask_features: m_k, the encoder's output for each instance.
+      image_features: F_I, the encoder's output for each patch.
+      summary: the encoder's output for the class token.
+      coverage: share of each patch that each instance covers.
+      valid: slots that hold an instance.
+
+    Returns:
+      F_M^rho, one vector per patch; rho; and the logits of the instances with that of "none" last, j = k + 1.
+    """
+    inside = pool_instances(image_features, coverage)
+    x = nn.Dense(self.hidden, name="score_in")(jnp.concatenate([mask_features, inside], -1))
+    scores = nn.Dense(1, name="score_out")(jax.nn.gelu(x))[..., 0]
+    null = nn.Dense(1, name="null")(summary)[..., 0]
+    rho = select(scores, null, valid, self.how)
+    features = jnp.einsum("bkn,bkd->bnd", rho[..., None] * coverage, mask_features)
+    logits = jnp.concatenate([jnp.where(valid, scores, -1e9), null[:, None]], 1)
+    return features, rho, logits

@@ -1,0 +1,319 @@
+"""Trains a model: `python -m mail_jax.train --config configs/demo.py --data_dir data --workdir runs/demo`.
+
+Start the same command again after any interruption: it goes on from the last checkpoint.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import InputError, run_command
+from input_pipeline.tokenizer import SentencePieceTokenizer
+from mail_jax import checkpoint, sharding
+from mail_jax.config import from_json, load_config, make_model, to_json
+from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
+from mail_jax.optim import learning_rate_from, make_optimizer_from
+from mail_jax.progress import Progress, duration
+from mail_jax.train_step import TrainState, create_state, make_train_step
+
+Batch = dict[str, np.ndarray]
+
+# With `config.minutes`, the share of the time that is kept for evaluating and saving.
+_RESERVE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What training reads; any source that keeps these promises will do.
+
+  Attributes:
+    tokenizer: made the tokens.
+    train: gives the endless batches from a step on; batch n depends on n alone.
+    evaluate: starts one pass over the sentences that judge the model; None for no evaluation.
+  """
+
+  tokenizer: SentencePieceTokenizer
+  train: Callable[[int], Iterator[Batch]]
+  evaluate: Callable[[], Iterable[Any]] | None = None
+
+
+class Budget:
+  """How many steps a run has: as configured, or as many as fit into the minutes.
+
+  The warm-up depends on no number of steps, so the speed is measured during it, on real steps.
+  """
+
+  def __init__(self, steps: int, minutes: float, warmup_steps: int):
+    """Args: see `configs/base.py`; one of `steps` and `minutes` must be set."""
+    if bool(steps) == bool(minutes):
+      raise InputError("config.steps and config.minutes: set one of them, and leave the other 0")
+    self.steps = steps
+    self._seconds = minutes * 60
+    self._decide_at = max(2, warmup_steps - 1)
+    self._began = time.monotonic()
+    self._warm = self._began, 0
+
+  def after(self, step: int) -> bool:
+    """Notes that a step is done; says whether this one fixed the number of steps."""
+    now = time.monotonic()
+    if step == 0 or not self._warm[1]:
+      self._warm = now, step + 1  # the first step compiles
+    if self.steps or step + 1 < self._decide_at:
+      return False
+    seconds_per_step = (now - self._warm[0]) / max(1, step + 1 - self._warm[1])
+    left = self._seconds * (1 - _RESERVE) - (now - self._began)
+    steps = step + 1 + max(1, int(left / seconds_per_step))
+    self.steps = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
+    return True
+
+
+class Trainer:
+  """A run: its compiled step, its state and its checkpoints."""
+
+  def __init__(self, config: ConfigDict, workdir: str, data: Data):
+    """Builds or resumes the run.
+
+    Args:
+      config: a whole config.
+      workdir: where checkpoints and `metrics.jsonl` go.
+      data: what to train on.
+
+    Raises:
+      InputError: the workdir holds a run with another config.
+    """
+    self.config, self.data = config, data
+    self.mesh = sharding.make_mesh(**config.mesh)
+    self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
+    latest = self.checkpoints.latest()
+    meta = self.checkpoints.meta(latest) if latest is not None else None
+    self.tokenizer = data.tokenizer if meta is None else SentencePieceTokenizer.from_bytes(
+      checkpoint.unpack_bytes(meta["tokenizer"])
+    )  # fmt: skip
+    if meta is not None:
+      check_same(from_json(meta["config"]), config, workdir)
+    self.budget = Budget(meta["steps"] if meta else config.steps, 0 if meta else config.minutes, config.optimizer.warmup_steps)
+    model = make_model(config, self.tokenizer.vocab_size)
+    optimizer = make_optimizer_from(config)
+    create = functools.partial(
+      create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
+    )
+    placed = sharding.state_sharding(self.mesh, jax.eval_shape(create))
+    if latest is None:
+      self.state = jax.jit(create, out_shardings=placed)()
+    else:
+      self.state = self.checkpoints.restore(latest, checkpoint.abstract_like(jax.eval_shape(create), placed))
+    self.start_step = latest or 0
+    self.progress = Progress(workdir, self.start_step)
+    step = make_train_step(
+      model,
+      optimizer,
+      seed=config.seed,
+      loss_weights=dict(config.loss),
+      instance_dropout=config.augment.instance_dropout,
+      all_instances_dropout=config.augment.all_instances_dropout,
+      ema_decay=config.ema_decay,
+    )
+    spread, same = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
+    self._step = jax.jit(
+      step, in_shardings=(placed, spread, same), out_shardings=(placed, same), donate_argnums=0
+    )
+    self._measure = jax.jit(make_measure(model))
+
+  def run(self) -> dict[str, float]:
+    """Trains to the end; returns the last evaluation."""
+    config, budget = self.config, self.budget
+    if budget.steps and self.start_step >= budget.steps:
+      self.progress.line(f"finished already: {budget.steps} steps")
+      return {}
+    self._announce()
+    batches = self.data.train(self.start_step)
+    window: list[dict[str, jax.Array]] = []
+    clock, metrics = Clock(), {}
+    for step in itertools.count(self.start_step):
+      started = time.monotonic()
+      batch = next(batches)
+      clock.data += time.monotonic() - started
+      lr = learning_rate_from(config, step, budget.steps)
+      self.state, new = self._step(self.state, sharding.global_batch(self.mesh, batch), np.float32(lr))
+      if window:
+        jax.block_until_ready(window[-1])  # one step ahead of the device, no more
+      window.append(new)
+      if budget.after(step):
+        self.progress.line(f"{budget.steps} steps fit into {config.minutes:g} minutes")
+      done = budget.steps > 0 and step + 1 >= budget.steps
+      if done or (step + 1) % config.log_every == 0:
+        self._log(step + 1, lr, window, clock)
+        window = []
+      evaluated = self._evaluate(step + 1) if done or (step + 1) % config.eval_every == 0 else None
+      metrics = evaluated or metrics
+      # The number of steps is part of what is saved.
+      if done or (budget.steps and (evaluated or (step + 1) % config.save_every == 0)):
+        self._save(step + 1, evaluated)
+      if done:
+        break
+    self.checkpoints.close()
+    self.progress.line(f"done: {budget.steps} steps in {duration(clock.total())}")
+    self.progress.close()
+    return metrics
+
+  def _announce(self) -> None:
+    parameters = sum(x.size for x in jax.tree.leaves(self.state.variables["params"]))
+    resumed = f", resumed at step {self.start_step}" if self.start_step else ""
+    self.progress.line(
+      f"{parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform} device(s){resumed}"
+    )
+
+  def _log(self, step: int, lr: float, window: list, clock: "Clock") -> None:
+    fetched = jax.device_get(window)
+    values = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+    if not np.isfinite(values["loss"]):
+      raise FloatingPointError(f"the loss is {values['loss']} at step {step}; lower config.optimizer.lr")
+    rate, wait = clock.lap(len(window) * self.config.batch_size)
+    values |= {"lr": lr, "samples_per_second": rate, "data_wait": wait}
+    self.progress.row(step, values)
+    steps = self.budget.steps
+    left = duration((steps - step) * self.config.batch_size / rate) if steps else "?"
+    of = f"/{steps}" if steps else ""
+    self.progress.line(
+      f"step {step}{of}  loss {values['loss']:.4f}  {rate:.0f} samples/s  data wait {wait:.1%}  {left} left"
+    )
+
+  def _evaluate(self, step: int) -> dict[str, float] | None:
+    if self.data.evaluate is None:
+      return None
+    evaluator = SegmentationEvaluator(self._measure, self.data.evaluate)
+    metrics = dict(evaluator.run(eval_variables(self.state, self.config)))
+    self.progress.row(step, {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()})
+    shown = "  ".join(f"{k} {metrics[k]:.3f}" for k in ("mIoU", "oIoU", "P@0.5", "selection_accuracy"))
+    self.progress.line(f"step {step}  {self.config.eval_split}: {shown}")
+    return metrics
+
+  def _save(self, step: int, metrics: dict[str, float] | None) -> None:
+    meta = {
+      "config": to_json(self.config),
+      "tokenizer": checkpoint.pack_bytes(self.tokenizer.to_bytes()),
+      "steps": self.budget.steps,
+      "data_position": step,
+    }
+    self.checkpoints.save(step, self.state, meta, metrics)
+
+
+class Clock:
+  """Wall time of the run, and of each stretch between two lines of the log."""
+
+  def __init__(self):
+    self.began = self._lap = time.monotonic()
+    self.data = 0.0
+
+  def lap(self, samples: int) -> tuple[float, float]:
+    """Samples a second and the share of the time that waited for data, since the last call."""
+    now = time.monotonic()
+    seconds, waited = now - self._lap, self.data
+    self._lap, self.data = now, 0.0
+    return samples / seconds, waited / seconds
+
+  def total(self) -> float:
+    """Seconds since the start."""
+    return time.monotonic() - self.began
+
+
+def eval_variables(state: TrainState, config: ConfigDict) -> Any:
+  """What is judged and shared: the moving average where there is one."""
+  return state.averaged if config.ema_decay else state.variables
+
+
+def check_same(old: ConfigDict, new: ConfigDict, workdir: str) -> None:
+  """Refuses to go on with a run under another config.
+
+  Raises:
+    InputError: names the first key that differs.
+  """
+  before, after = _flat(to_json(old)), _flat(to_json(new))
+  for key in sorted(before.keys() | after.keys()):
+    if before.get(key) != after.get(key):
+      raise InputError(
+        f"--workdir {workdir} holds a run with config.{key} = {before.get(key)!r}, not {after.get(key)!r}; "
+        "choose another --workdir, or add --move_old to move it aside"
+      )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in data.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def move_old(workdir: str, config: ConfigDict) -> None:
+  """Moves a run with another config aside, to WORKDIR.1, .2, ...; nothing is deleted."""
+  path = pathlib.Path(workdir)
+  if not (path / checkpoint.FOLDER).is_dir():
+    return
+  checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
+  latest = checkpoints.latest()
+  meta = checkpoints.meta(latest) if latest is not None else None
+  checkpoints.close()
+  if meta is None:
+    return
+  try:
+    check_same(from_json(meta["config"]), config, workdir)
+  except InputError:
+    new = next(p for i in itertools.count(1) if not (p := path.with_name(f"{path.name}.{i}")).exists())
+    path.rename(new)
+    print(f"{workdir} held a run with other settings: moved to {new}", flush=True)
+
+
+def open_data(config: ConfigDict, data_dir: str) -> Data:
+  """Opens the records that `input_pipeline.prepare` wrote, and trains the tokenizer on their sentences."""
+  from input_pipeline import loader  # the only import that needs more than this package's own requirements
+
+  tokenizer = SentencePieceTokenizer.train(loader.train_sentences(data_dir, config.dataset), config.vocab_size)
+  shape = {k: config[k] for k in ("image_size", "max_instances", "max_tokens")}
+  hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+  def train_batches(start_step: int) -> Iterator[Batch]:
+    return loader.train_batches(
+      data_dir, config.dataset, tokenizer,
+      batch_size=config.batch_size // jax.process_count(), seed=config.seed, start_step=start_step,
+      flip=config.augment.flip, jitter=config.augment.jitter, **shape, **config.loader, **hosts,
+    )  # fmt: skip
+
+  def eval_batches() -> Iterator[Batch]:
+    return loader.eval_batches(
+      data_dir, config.dataset, config.eval_split, tokenizer,
+      batch_size=config.eval_batch_size // jax.process_count(), limit=config.eval_sentences or None, **shape, **hosts,
+    )  # fmt: skip
+
+  return Data(tokenizer, train_batches, eval_batches if config.eval_split else None)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", required=True, metavar="FILE.py[:ARGUMENT]", help="a recipe of configs/")
+  parser.add_argument("--data_dir", required=True, help="where input_pipeline.prepare wrote the records")
+  parser.add_argument("--workdir", required=True, help="checkpoints and logs; the same one resumes")
+  parser.add_argument("--move_old", action="store_true", help="move a run with other settings aside to WORKDIR.1")
+  args, rest = parser.parse_known_args(argv)
+  for extra in rest:
+    if not extra.startswith("--config."):
+      parser.error(f"unrecognized argument: {extra}")
+  config = load_config(args.config, rest)
+  data = open_data(config, args.data_dir)
+  if args.move_old:
+    move_old(args.workdir, config)
+  Trainer(config, args.workdir, data).run()
+
+
+if __name__ == "__main__":
+  run_command(main)

@@ -1,0 +1,67 @@
+"""A trained model from a run's folder, complete in itself: no config is asked from the user."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import InputError
+from input_pipeline.tokenizer import SentencePieceTokenizer
+from mail_jax import checkpoint, sharding
+from mail_jax.config import from_json, make_model
+from mail_jax.models.mail import MaIL
+from mail_jax.optim import make_optimizer_from
+from mail_jax.train_step import create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a checkpoint holds, ready to be applied.
+
+  Attributes:
+    config: of the run.
+    model: the network.
+    variables: {"params", "batch_stats"}, the moving average where the run kept one, on every device.
+    tokenizer: of the run.
+    step: updates that the parameters have seen.
+  """
+
+  config: ConfigDict
+  model: MaIL
+  variables: Any
+  tokenizer: SentencePieceTokenizer
+  step: int
+
+
+def load(workdir: str, which: str = "best") -> Trained:
+  """Loads a checkpoint.
+
+  Args:
+    workdir: of the training run.
+    which: `best` by the run's metric (the last one where none was evaluated), or `last`.
+
+  Raises:
+    InputError: no such folder or no checkpoint in it.
+  """
+  checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+  try:
+    step = (checkpoints.best() if which == "best" else None) or checkpoints.latest()
+    assert step is not None  # the constructor has looked
+    meta = checkpoints.meta(step)
+    config = from_json(meta["config"])
+    tokenizer = SentencePieceTokenizer.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
+    model = make_model(config, tokenizer.vocab_size)
+    create = functools.partial(
+      create_state, model, make_optimizer_from(config), config.image_size, config.max_tokens, config.seed
+    )
+    field = "averaged" if config.ema_decay else "variables"
+    shapes = {field: getattr(jax.eval_shape(create), field)}
+    everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
+    variables = checkpoints.restore(step, checkpoint.abstract_like(shapes, everywhere))[field]
+  except (KeyError, FileNotFoundError) as error:
+    raise InputError(f"--checkpoint {workdir}: the checkpoint is not complete ({error})") from error
+  finally:
+    checkpoints.close()
+  return Trained(config, model, variables, tokenizer, step)

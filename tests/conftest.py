@@ -1,0 +1,39 @@
+"""Shape checking for every test, and the data they share."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import jaxtyping
+import pytest
+
+# Before anything imports them: from here on a wrong shape fails at the call that made it.
+jaxtyping.install_import_hook(["mail_jax", "input_pipeline"], "beartype.beartype")
+
+# The first call of a jitted function takes seconds, and a run should be repeatable.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+_REALDATA = pathlib.Path(__file__).parents[2] / "shared" / "realdata"
+
+
+@pytest.fixture(scope="session")
+def realdata() -> pathlib.Path:
+  """Folder of real photos, annotations and expressions, which is not part of the project."""
+  if not _REALDATA.is_dir():
+    pytest.skip("needs ../shared/realdata beside the checkout: real COCO photos and expressions")
+  return _REALDATA
+
+
+@pytest.fixture(scope="session")
+def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+  """Data folder with 24 generated training scenes and 12 in each other split, prepared once."""
+  from input_pipeline import prepare
+
+  data_dir = str(tmp_path_factory.mktemp("shapes_data"))
+  counts = ["--train_scenes", "24", "--eval_scenes", "12"]
+  prepare.main(["--dataset", "shapes", "--data_dir", data_dir, *counts])
+  return data_dir

@@ -1,0 +1,300 @@
+"""Training batches: order, augmentation, and agreement with the numpy preparation."""
+
+import collections
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from half_records import NAME, RECORDS, REFS, SIZE, TEXT, ref_of, rows_of, write
+
+from input_pipeline import (
+  augment,
+  builder,
+  loader,
+  preprocess,
+  record_reader,
+  records,
+  train_samples,
+)
+from input_pipeline.errors import InputError
+from input_pipeline.tokenizer import SentencePieceTokenizer
+
+_BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+  folder = str(tmp_path_factory.mktemp("records"))
+  write(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data_dir) -> SentencePieceTokenizer:
+  return SentencePieceTokenizer.train(loader.train_sentences(data_dir, NAME), 400)
+
+
+@pytest.fixture(scope="module")
+def train(data_dir, tokenizer):
+  def batches(count: int, **options) -> list[dict]:
+    arguments = {
+      "batch_size": _BATCH,
+      "image_size": SIZE,
+      "max_instances": 16,
+      "max_tokens": 24,
+      "seed": 1,
+      **options,
+    }
+    return list(
+      itertools.islice(loader.train_batches(data_dir, NAME, tokenizer, **arguments), count)
+    )
+
+  return batches
+
+
+def _same(first: list[dict], second: list[dict]) -> bool:
+  return all(
+    np.array_equal(one[key], other[key])
+    for one, other in zip(first, second, strict=True)
+    for key in one
+  )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["streamed", "cached"])
+def run(train, request) -> tuple[dict, list[dict]]:
+  """Options and the batches of three epochs, read once a way of reading."""
+  options = {"cache": request.param, "jitter": 0.2}
+  return options, train(3 * REFS // _BATCH, **options)
+
+
+def test_every_epoch_has_every_ref_once_in_another_order(train, run):
+  batches = train(3 * REFS // _BATCH, **(run[0] | {"jitter": 0.0}))
+  seen = [ref_of(row) for row in rows_of(batches)]
+  epochs = [seen[start : start + REFS] for start in (0, REFS)]
+  expected = [(record.image_id, ref.ref_id % 10 == 0) for record in RECORDS for ref in record.refs]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(expected)
+  assert epochs[0] != epochs[1]
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(train, run):
+  options, batches = run
+  assert _same(batches[:4], train(4, **options))
+  assert not _same(batches[:4], train(4, **options | {"seed": 2}))
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_run_that_starts_later_gets_the_same_batches(train, run, step):
+  # Refs are no multiple of the batch, so that batch 3 is in two epochs and 8 in the third.
+  assert REFS % _BATCH and 3 * _BATCH < REFS < 4 * _BATCH and 2 * REFS < 8 * _BATCH
+  options, batches = run
+  assert _same(batches[step:], train(len(batches) - step, start_step=step, **options))
+
+
+def test_batches_have_the_types_and_shapes_that_the_model_takes(run):
+  batch = run[1][0]
+  assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
+    "image": ("uint8", (_BATCH, SIZE, SIZE, 3)),
+    "instances": ("uint16", (_BATCH, 1, SIZE, SIZE)),
+    "num_instances": ("int32", (_BATCH,)),
+    "tokens": ("int32", (_BATCH, 24)),
+    "num_tokens": ("int32", (_BATCH,)),
+    "target": ("bool", (_BATCH, SIZE, SIZE)),
+    "weight": ("float32", (_BATCH,)),
+  }
+  assert (batch["weight"] == 1).all()
+
+
+def test_a_flip_mirrors_image_planes_target_and_text_alike(train, tokenizer):
+  seen = collections.Counter()
+  for row in rows_of(train(12, jitter=0.0)):
+    _, target_is_red = ref_of(row)
+    red_left = row["image"][SIZE // 2, 0, 0] > 100
+    target_left = bool(row["target"][SIZE // 2, 0])
+    assert target_left == (red_left == target_is_red)
+    text = tokenizer.decode(row["tokens"])
+    assert text.startswith(TEXT["left" if target_left else "right"])
+    if row["num_instances"]:
+      planes = np.array(row["instances"])
+      assert (planes[0, :, 0] & 1).all() == red_left and (planes[0, :, -1] & 1).all() != red_left
+    seen[bool(red_left)] += 1
+  assert min(seen.values()) > 12
+
+
+def test_without_augmentation_pixels_are_those_of_the_numpy_preparation(train):
+  originals = {record.image_id: record for record in RECORDS}
+  for row in rows_of(train(4, flip=False, max_instances=40)):
+    image_id, target_is_red = ref_of(row)
+    record = originals[image_id]
+    image = preprocess.resize_image(preprocess.decode_image(record.image, "test"), SIZE)
+    assert np.abs(row["image"].astype(int) - image).max() <= 1
+    planes = preprocess.resize_planes(records.pack_planes(record.instances.masks), SIZE)
+    np.testing.assert_array_equal(row["instances"][: len(planes)], planes)
+    assert row["instances"].shape[0] == 3 and not row["instances"][len(planes) :].any()
+    assert row["num_instances"] == len(record.instances.scores)
+    target = record.refs[0 if target_is_red else 1].target[None].astype(np.uint16)
+    np.testing.assert_array_equal(row["target"], preprocess.resize_planes(target, SIZE)[0] > 0)
+
+
+@pytest.mark.parametrize(("most", "planes"), [(0, 1), (17, 2)])
+def test_instances_beyond_the_maximum_are_not_counted(train, most, planes):
+  batches = train(4, max_instances=most, cache=True)
+  assert batches[0]["instances"].shape[1] == planes
+  assert max(batch["num_instances"].max() for batch in batches) == min(most, 18)
+
+
+def test_every_sentence_of_a_ref_is_drawn_sooner_or_later(train, tokenizer):
+  drawn = collections.Counter(
+    tokenizer.decode(row["tokens"]) for row in rows_of(train(20 * REFS // _BATCH, flip=False))
+  )
+  written = [text.lower() for record in RECORDS for ref in record.refs for text in ref.sentences]
+  assert sorted(drawn) == sorted(written)
+
+
+def test_processes_share_the_records_and_leave_none_out(train, data_dir):
+  sources = [record_reader.open_source(data_dir, NAME, "train", i, 2) for i in range(2)]
+  counts = [record_reader.scan(source).refs for source in sources]
+  assert sum(counts) == REFS
+  seen = []
+  for index, count in enumerate(counts):
+    options = {"process_index": index, "process_count": 2, "batch_size": 1, "cache": index == 0}
+    seen.append({ref_of(row) for row in rows_of(train(count, **options))})
+    assert len(seen[-1]) == count
+  assert not seen[0] & seen[1]
+
+
+def test_shards_and_their_records_are_shuffled_and_none_is_lost(data_dir):
+  whole = record_reader.open_source(data_dir, NAME, "train")
+  (path, _, _) = whole.files[0]
+  source = record_reader.Source("test", ((path, 0, 4), (path, 4, 1), (path, 5, 4)), None, 0)
+  stream = train_samples.streamed(source, key=3, start=0, buffer=2, threads=1)
+  seen = [
+    (int(record["image_id"]), int(ref)) for record, ref in stream.take(2 * REFS).as_numpy_iterator()
+  ]
+  stored = [
+    int(record["image_id"])
+    for record in tfds.as_numpy(builder.open_dataset(data_dir, NAME).as_dataset(split="train"))
+  ]
+  assert len(set(seen[:REFS])) == len(set(seen[REFS:])) == REFS
+  assert seen[:REFS] != seen[REFS:]
+  assert [image_id for image_id, _ in seen[:REFS:2]] != stored
+
+
+def test_draws_are_splitmix64():
+  # The published first values for seed 1234567.
+  published = (
+    6457827717110365317,
+    3203168211198807973,
+    9817491932198370423,
+    4593380528125082431,
+    16408922859458223821,
+  )
+  first = next(train_samples.draws(1234567, 0).as_numpy_iterator())
+  np.testing.assert_array_equal(first, [(value >> 40) / 2**24 for value in published])
+
+
+def test_draws_depend_on_the_number_of_the_sample_alone_and_are_uniform():
+  numbers = np.array(list(train_samples.draws(5, 0).take(3000).as_numpy_iterator()))
+  later = np.array(list(train_samples.draws(5, 1700).take(1300).as_numpy_iterator()))
+  np.testing.assert_array_equal(later, numbers[1700:])
+  assert np.abs(np.histogram(numbers, 10, (0, 1))[0] / 1500 - 1).max() < 0.12
+  assert np.abs(np.corrcoef(numbers.T) - np.eye(5)).max() < 0.08
+
+
+def test_jitter_is_brightness_then_contrast_then_saturation():
+  image = np.random.default_rng(0).integers(60, 180, (16, 16, 3), dtype=np.uint8)
+  draws = np.array([0.0, 0.9, 0.1, 0.8, 0.3], np.float32)
+  sample = {"sentences": tf.constant(["a"]), "instances": 0, "num_instances": 0, "target": 0}
+  sample["image"] = tf.constant(image)
+  changed = augment.augment(sample, tf.constant(draws), flip=False, jitter=0.4)["image"].numpy()
+  brightness, contrast, saturation = 1 + 0.4 * (2 * draws[2:] - 1)
+  gray = [0.299, 0.587, 0.114]
+  expected = image * brightness
+  expected = contrast * expected + (1 - contrast) * (expected @ gray).mean()
+  expected = saturation * expected + (1 - saturation) * (expected @ gray)[..., None]
+  assert np.abs(changed - expected.clip(0, 255)).max() <= 0.51
+
+
+def test_the_cache_is_refused_where_it_does_not_fit(train):
+  with pytest.raises(InputError, match=r"refcoco_unc/train: cache needs .* set cache to False"):
+    train(1, cache=True, image_size=1 << 20)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_an_image_that_cannot_be_decoded_is_named(train, cache):
+  with pytest.raises(InputError, match=r"refcoco_unc/testA: image picture_6\.png .*image_id 6"):
+    train(REFS, split="testA", cache=cache)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_damaged_shard_is_named(data_dir, tokenizer, tmp_path, cache):
+  write(str(tmp_path))
+  (shard,) = tmp_path.glob("**/*-train.tfrecord*")
+  data = bytearray(shard.read_bytes())
+  data[len(data) // 2] ^= 255
+  shard.write_bytes(data)
+  options: dict[str, Any] = {
+    "batch_size": 2,
+    "image_size": SIZE,
+    "max_instances": 1,
+    "max_tokens": 8,
+  }
+  with pytest.raises(InputError, match=rf"refcoco_unc/train: .*{re.escape(str(shard.parent))}"):
+    batches = loader.train_batches(
+      str(tmp_path), NAME, tokenizer, **options, seed=0, cache=cache, shuffle_buffer=1
+    )
+    list(itertools.islice(batches, REFS))
+
+
+def test_a_missing_data_set_or_split_is_named(train, tokenizer, tmp_path):
+  with pytest.raises(InputError, match=re.escape(str(tmp_path))):
+    loader.train_sentences(str(tmp_path), NAME)
+  with pytest.raises(InputError, match=r"no split 'testC'; it has .*val"):
+    train(1, split="testC")
+  with pytest.raises(InputError, match="9 images are too few for 10 processes"):
+    train(1, process_count=10)
+  with pytest.raises(InputError, match="batch_size is 0"):
+    train(1, batch_size=0)
+
+
+def test_refs_and_sentences_are_counted(data_dir):
+  written = [text.lower() for record in RECORDS for ref in record.refs for text in ref.sentences]
+  assert sorted(loader.train_sentences(data_dir, NAME)) == sorted(written)
+  assert loader.num_refs(data_dir, NAME, "train") == REFS
+  source = record_reader.open_source(data_dir, NAME, "train")
+  assert record_reader.scan(source).refs == REFS
+
+
+def test_records_are_parsed_as_tfds_does(shapes_data):
+  dataset = builder.open_dataset(shapes_data, "shapes").as_dataset(split="val")
+  source = record_reader.open_source(shapes_data, "shapes", "val")
+  parsed = record_reader.read(source).map(record_reader.parse)
+  pairs = list(zip(parsed.as_numpy_iterator(), dataset, strict=True))
+  assert len(pairs) == 12
+  for ours, theirs in pairs:
+    for key in ("image", "image_id", "file_name", "height", "width", "instances"):
+      assert ours[key] == theirs[key].numpy()
+    refs = theirs["refs"]
+    np.testing.assert_array_equal(ours["ref_id"], refs["ref_id"])
+    np.testing.assert_array_equal(ours["target"], refs["target"])
+    np.testing.assert_array_equal(ours["count"], refs["normalised"].row_lengths())
+    np.testing.assert_array_equal(ours["normalised"], refs["normalised"].flat_values)
+    np.testing.assert_array_equal(ours["sentences"], refs["sentences"].flat_values)
+    assert ours["num_instances"] == len(theirs["instance_score"])
+
+
+def test_real_photos_are_decoded_and_shrunk_as_pillow_does(realdata):
+  for path in sorted((realdata / "coco/train2014").glob("*.jpg"))[:12]:
+    image = preprocess.decode_image(path.read_bytes(), path.name)
+    record = {
+      "image": tf.constant(path.read_bytes()),
+      "instances": tf.constant(records.encode_planes(np.zeros((1, *image.shape[:2]), np.uint16))),
+      "height": tf.constant(image.shape[0], tf.int64),
+      "width": tf.constant(image.shape[1], tf.int64),
+      "num_instances": tf.constant(0),
+    }
+    shrunk = record_reader.decode_record(record, record_reader.Shape(96, 1))["image"].numpy()
+    assert np.abs(shrunk.astype(int) - preprocess.resize_image(image, 96)).max() <= 1

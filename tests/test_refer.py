@@ -1,0 +1,326 @@
+"""The RefCOCO family: targets, what is refused and how it is said."""
+
+import copy
+import os
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
+
+from input_pipeline import records
+from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
+from input_pipeline.errors import InputError
+from input_pipeline.instances import NoInstances, coco, open_provider
+from input_pipeline.sources import plain_pickle, refer
+
+rectangles = st.builds(
+  lambda left, top, width, height: (left, top, left + width, top + height),
+  *(st.integers(0, 20) for _ in range(2)),
+  *(st.integers(1, 20) for _ in range(2)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rectangles, min_size=1, max_size=4))
+def test_overlapping_polygons_count_once(boxes):
+  union = np.zeros((HEIGHT, WIDTH), bool)
+  for left, top, right, bottom in boxes:
+    union[top:bottom, left:right] = True
+  target = decode_segmentation([rectangle(*box) for box in boxes], HEIGHT, WIDTH)
+  np.testing.assert_array_equal(target, union)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 40), min_size=6, max_size=6), min_size=1, max_size=3))
+def test_polygons_cover_what_pycocotools_says_of_each(triangles):
+  each = coco_mask.decode(coco_mask.frPyObjects(triangles, HEIGHT, WIDTH))
+  target = decode_segmentation(triangles, HEIGHT, WIDTH)
+  np.testing.assert_array_equal(target, each.any(axis=2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12))
+def test_run_lengths_compressed_or_not_give_the_mask(seed, height, width):
+  mask = np.random.default_rng(seed).random((height, width)) < 0.5
+  counts, current = [0], False
+  for pixel in mask.T.ravel().tolist():  # Columns first, beginning with a run of zeros.
+    if pixel != current:
+      counts.append(0)
+      current = pixel
+    counts[-1] += 1
+  runs = {"counts": counts, "size": [height, width]}
+  np.testing.assert_array_equal(decode_segmentation(runs, height, width), mask)
+  compressed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+  np.testing.assert_array_equal(decode_segmentation(compressed, height, width), mask)
+  as_json = {**compressed, "counts": compressed["counts"].decode()}
+  np.testing.assert_array_equal(decode_segmentation(as_json, height, width), mask)
+
+
+@pytest.mark.parametrize(
+  "segmentation",
+  [
+    [],
+    [[1.0, 2.0, 3.0, 4.0]],
+    [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]],
+    {"counts": [4], "size": [2, 2]},
+    {"counts": [5], "size": [HEIGHT, WIDTH]},
+    "polygon",
+    None,
+  ],
+)
+def test_an_unusable_segmentation_names_its_annotation(tmp_path, segmentation):
+  layout = make_layout(tmp_path)
+  layout.instances["annotations"][0]["segmentation"] = segmentation
+  layout.write()
+  annotations = CocoAnnotations(str(layout.instances_path))
+  with pytest.raises(InputError, match=r"instances\.json: annotation 1000 has no usable"):
+    annotations.mask(annotations.annotations[1000])
+
+
+def test_a_record_has_the_photo_its_refs_of_the_split_and_raw_sentences(tmp_path):
+  layout = make_layout(tmp_path)
+  reader = refer.RefReader("refcoco_unc", str(layout.root))
+  assert reader.splits == {"train": [100], "val": [101], "testA": [102], "testB": [103]}
+  record = reader.record("train", 100, str(layout.images), NoInstances())
+  assert record.image == layout.image_path(0).read_bytes()
+  assert (record.file_name, record.height, record.width) == (
+    "COCO_train2014_000000000100.jpg",
+    HEIGHT,
+    WIDTH,
+  )
+  assert [ref.sentences for ref in record.refs] == [("The LEFT one ", "cup"), ("bigger cup",)]
+  assert [ref.ann_ids for ref in record.refs] == [(1000,), (1001,)]
+  # 10 x 10 and 12 x 12 pixels, of which 4 x 4 are shared.
+  assert [int(ref.target.sum()) for ref in record.refs] == [100 + 144 - 16, 900]
+
+
+def test_an_image_in_two_splits_is_a_record_in_each(tmp_path):
+  layout = make_layout(tmp_path, "refcocog_google")
+  layout.refs[1]["split"] = "val"
+  layout.write()
+  reader = refer.RefReader("refcocog_google", str(layout.root))
+  assert reader.splits == {"train": [100], "val": [100, 101]}
+  for split, ref_id in (("train", 0), ("val", 1)):
+    record = reader.record(split, 100, str(layout.images), NoInstances())
+    assert [ref.ref_id for ref in record.refs] == [ref_id]
+
+
+def _set(**fields):
+  return lambda layout: layout.refs[0].update(fields)
+
+
+def _sentence(**fields):
+  return lambda layout: layout.refs[0]["sentences"][1].update(fields)
+
+
+def _annotation(**fields):
+  return lambda layout: layout.instances["annotations"][0].update(fields)
+
+
+def _duplicate(layout):
+  layout.refs.append(copy.deepcopy(layout.refs[0]))
+
+
+def _drop_image(layout):
+  del layout.instances["images"][0]
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (_set(ann_id=7), r"ref 0: ann_id 7 is not in .*instances\.json \(1 of 8 refs .*--annotations"),
+    (_set(ann_id=[1000, 1001]), r"ref number 0: ann_id is \[1000, 1001\].*gRefCOCO"),
+    (_set(ann_id=1010), r"ref 0: image_id 100, but its annotation 1010 has 101"),
+    (_set(category_id=1), r"ref 0: category_id 1, but its annotation 1000 has 47"),
+    (_set(split="test"), r"ref 0: split 'test', but refcoco_unc has train, val, testA, testB"),
+    (_set(sentences=[]), r"ref 0: no sentences"),
+    (_set(sentences=["cup"]), r"ref 0, sentence 0: a str instead of a dict"),
+    (_sentence(raw="", sent=""), r"ref 0, sentence 1 \(sent_id 1\): the sentence is empty"),
+    (_sentence(raw=" \t\x07"), r"ref 0, sentence 1 \(sent_id 1\): the sentence is empty"),
+    (_sentence(raw=3), r"ref 0, sentence 1 \(sent_id 1\): the sentence is empty or no text"),
+    (_annotation(category_id=2), r"ref 0: category_id 47, but its annotation 1000 has 2"),
+    (_duplicate, r"ref 0 is there twice"),
+    (_drop_image, r"ref 0: image 100 is not among the images of .*instances\.json"),
+    (lambda layout: layout.refs.insert(0, "ref"), r"ref number 0: a str instead of a dict"),
+    (lambda layout: layout.refs.clear(), r"refs\(unc\)\.p: not a list of refs"),
+  ],
+)
+def test_refs_that_do_not_fit_are_named(tmp_path, damage, message):
+  layout = make_layout(tmp_path)
+  damage(layout)
+  layout.write()
+  with pytest.raises(InputError, match=message) as caught:
+    refer.RefReader("refcoco_unc", str(layout.root))
+  assert str(layout.refs_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["refer", "refcoco", "refs(unc).p", "instances.json"])
+def test_missing_folders_and_files_are_named(tmp_path, missing):
+  layout = make_layout(tmp_path)
+  (found,) = [path for path in (tmp_path).rglob(missing) if "train2014" not in path.parts]
+  found.rename(tmp_path / "elsewhere")
+  with pytest.raises(InputError, match=r"docs/data\.md") as caught:
+    refer.RefReader("refcoco_unc", str(layout.root))
+  assert str(layout.root) in str(caught.value)
+
+
+def test_complete_refs_of_the_sister_data_set_are_recognised(tmp_path, monkeypatch):
+  layout = make_layout(tmp_path, "refcoco+_unc")
+  tiny = dict.fromkeys(("train", "val", "testA", "testB"), refer.Published(2, 3))
+  plus = refer.LAYOUTS["refcoco+_unc"]
+  monkeypatch.setitem(
+    refer.LAYOUTS, "refcoco+_unc", refer.Layout(plus.folder, plus.refs_file, tiny)
+  )
+  assert refer.RefReader("refcoco+_unc", str(layout.root)).warning() is None
+  (layout.root / "refcoco+").rename(layout.root / "refcoco")
+  with pytest.raises(InputError, match=r"the refs of refcoco\+_unc, not of refcoco_unc"):
+    refer.RefReader("refcoco_unc", str(layout.root))
+
+
+def test_incomplete_data_is_one_plain_warning(tmp_path):
+  layout = make_layout(tmp_path)
+  warning = refer.RefReader("refcoco_unc", str(layout.root)).warning()
+  assert warning is not None
+  assert "\n" not in warning
+  assert "testA 2 / 3 of 1,975 / 5,657" in warning
+
+
+def test_published_counts_are_those_of_the_papers():
+  published = {
+    name: [(split.refs, split.sentences) for split in layout.splits.values()]
+    for name, layout in refer.LAYOUTS.items()
+  }
+  assert published["refcoco_unc"][0] == (42404, 120624)
+  assert sum(sentences for _, sentences in published["refcoco_unc"]) == 142_210
+  assert sum(sentences for _, sentences in published["refcoco+_unc"]) == 141_564
+  # Both splits of RefCOCOg are of the same refs and sentences.
+  for index, total in enumerate((49_822, 95_010)):
+    assert sum(split[index] for split in published["refcocog_umd"]) == total
+    assert sum(split[index] for split in published["refcocog_google"]) == total
+
+
+class _Malicious:
+  def __init__(self, marker: pathlib.Path):
+    self.marker = marker
+
+  def __reduce__(self):
+    return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_malicious_pickle_runs_nothing(tmp_path, protocol):
+  marker, path = tmp_path / "marker", tmp_path / "refs(unc).p"
+  path.write_bytes(pickle.dumps([{"ref_id": _Malicious(marker)}], protocol))
+  with pytest.raises(InputError, match=r"nothing of it was executed"):
+    plain_pickle.load(str(path))
+  assert not marker.exists()
+  pickle.loads(path.read_bytes())  # It would have.
+  assert marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"refs", b"\x80\x02", b"\xff" * 50, b"cposix\nsystem\n."])
+def test_what_is_no_pickle_is_an_input_error(tmp_path, content):
+  path = tmp_path / "refs(unc).p"
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=r"not a pickle of plain lists"):
+    plain_pickle.load(str(path))
+
+
+@pytest.mark.parametrize("stored", ["café".encode(), "café".encode("latin-1")])
+def test_byte_strings_of_python_2_become_text(tmp_path, stored):
+  path = tmp_path / "refs(unc).p"
+  path.write_bytes(b"\x80\x02]U" + bytes([len(stored)]) + stored + b"a.")
+  assert plain_pickle.load(str(path)) == ["café"]
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:-200])
+
+
+def _not_an_image(path):
+  path.write_bytes(b"<html>Not Found</html>")
+
+
+def _resize(path):
+  Image.new("RGB", (WIDTH, HEIGHT + 1)).save(path)
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (pathlib.Path.unlink, r"No such file.*--images"),
+    (_truncate, r"cannot be decoded"),
+    (_not_an_image, r"cannot be decoded"),
+    (_resize, r"64 x 49 pixels, but its annotations are for 64 x 48"),
+  ],
+)
+def test_a_photo_that_cannot_be_used_is_named(tmp_path, damage, message):
+  layout = make_layout(tmp_path)
+  reader = refer.RefReader("refcoco_unc", str(layout.root))
+  damage(layout.image_path(1))
+  with pytest.raises(InputError, match=message) as caught:
+    reader.record("val", 101, str(layout.images), NoInstances())
+  assert "COCO_train2014_000000000101.jpg" in str(caught.value)
+
+
+def test_coco_instances_are_largest_first_without_crowds(tmp_path):
+  layout = make_layout(tmp_path)
+  provider = coco.CocoInstances(str(layout.instances_path), max_instances=16)
+  (found,) = provider.propose([np.zeros((HEIGHT, WIDTH, 3), np.uint8)], [100])
+  assert found.masks.sum(axis=(1, 2)).tolist() == [900, 100 + 144 - 16]
+  assert found.categories.tolist() == [47, 47]
+  assert found.scores.tolist() == [1.0, 1.0]
+  (clipped,) = coco.CocoInstances(str(layout.instances_path), 1).propose(
+    [np.zeros((HEIGHT, WIDTH, 3), np.uint8)], [100]
+  )
+  np.testing.assert_array_equal(clipped.masks, found.masks[:1])
+
+
+def test_coco_instances_find_a_photo_by_its_name(tmp_path):
+  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path), 16)
+  assert provider.image_id("some/folder/COCO_train2014_000000000102.jpg") == 102
+  with pytest.raises(InputError, match=r"know no image holiday\.jpg"):
+    provider.image_id("holiday.jpg")
+
+
+def test_coco_instances_refuse_a_photo_of_another_size(tmp_path):
+  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path), 16)
+  with pytest.raises(InputError, match=r"image 100 is 64 x 48 there, but its file is 48 x 64"):
+    provider.propose([np.zeros((WIDTH, HEIGHT, 3), np.uint8)], [100])
+
+
+@pytest.mark.parametrize("spec", ["cocoa:x", "", "detectron"])
+def test_an_unknown_provider_lists_the_known_ones(spec):
+  with pytest.raises(InputError, match=r"known ones are coco, none"):
+    open_provider(spec, 16)
+
+
+def test_none_proposes_nothing():
+  (found,) = open_provider("none", 16).propose([np.zeros((4, 5, 3), np.uint8)], [1])
+  np.testing.assert_array_equal(found.masks, np.zeros((0, 4, 5), bool))
+  assert found.source == records.no_instances(4, 5).source == "none"
+
+
+@pytest.mark.parametrize("dataset", list(refer.LAYOUTS))
+def test_real_refs_have_the_masks_that_pycocotools_gives(dataset, realdata):
+  annotations = str(realdata / "coco/annotations/instances_train2014.json")
+  # The official zips hold an instances.json for both splits of RefCOCOg; this excerpt does not.
+  given = annotations if dataset == "refcocog_google" else None
+  reader = refer.RefReader(dataset, str(realdata / "refer"), given)
+  reference = COCO(annotations)
+  provider = coco.CocoInstances(annotations, 64)
+  for split, image_ids in reader.splits.items():
+    for image_id in image_ids[:12]:
+      record = reader.record(split, image_id, str(realdata / "coco/train2014"), provider)
+      for ref in record.refs:
+        expected = reference.annToMask(reference.loadAnns(ref.ann_ids)[0]).astype(bool)
+        np.testing.assert_array_equal(ref.target, expected)
+        same = (record.instances.masks == expected).all(axis=(1, 2))
+        assert same.any()
