@@ -42,9 +42,15 @@ lint: $(READY)  ## ruff and pyright
 	$(PY) -m ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
+# On a CPU, one device a core trains faster than one device on all cores; huge pages spare XLA's buffers most of their
+# page faults. Both only matter on a CPU (docs/results.md has the ratio).
+CORES := $(shell $(PYTHON) -c 'import os; print(1 << min(os.cpu_count() or 1, 16).bit_length() - 1)' 2>/dev/null)
+FAST := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+  XLA_FLAGS="--xla_force_host_platform_device_count=$(CORES) --xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
+
 demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; results in runs/demo/
 	$(PY) -m input_pipeline.prepare --dataset shapes --data_dir data
-	$(PY) -m mail_jax.train --config configs/demo.py --config.minutes=$(MINUTES) \
+	$(FAST) $(PY) -m mail_jax.train --config configs/demo.py --config.minutes=$(MINUTES) \
 	  --data_dir data --workdir $(RUN) --move_old
 	$(PY) -m mail_jax.evaluate --checkpoint $(RUN) --data_dir data \
 	  --data shapes/val --data shapes/testA --data shapes/testB --data shapes/testC \

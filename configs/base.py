@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
   c.vocab_size = 512  # of the SentencePiece model trained on the training sentences
 
   c.steps = 0  # updates; 0 lets `minutes` decide
-  c.minutes = 0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume
+  c.minutes = (
+    0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume
+  )
   c.batch_size = 64  # over all devices
   c.eval_batch_size = 64
   c.eval_split = "val"
@@ -33,10 +35,11 @@ def get_config() -> ConfigDict:
   c.model.heads = 4
   c.model.mlp_ratio = 4.0
   c.model.dropout = 0.0
-  c.model.patch_size = 16
-  c.model.decoder_widths = (64, 32, 16, 8)
+  c.model.patch_size = 32
+  c.model.decoder_widths = (64, 32, 16, 16, 8)
   c.model.norm = "batch"  # batch | group
   c.model.mask_tokens = "instance"  # instance | stacked
+  c.model.appearance = True  # an instance's token sees the image inside its mask
   c.model.selection = "hard"  # hard | soft | none
   c.model.mask_path = True
   c.model.image_path = True
@@ -46,13 +49,13 @@ def get_config() -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.bce = 1.0
   c.loss.dice = 1.0
-  c.loss.selection = 0.5
+  c.loss.selection = 1.0
 
   c.augment = ConfigDict()
   c.augment.flip = True  # left and right are exchanged in the text too
   c.augment.jitter = 0.2  # brightness, contrast, saturation; 0 is off
-  c.augment.instance_dropout = 0.05  # share of instances left out
-  c.augment.all_instances_dropout = 0.05  # share of examples that see no instance at all
+  c.augment.instance_dropout = 0.02  # share of instances left out
+  c.augment.all_instances_dropout = 0.03  # share of examples that see no instance at all
 
   c.optimizer = ConfigDict()
   c.optimizer.lr = 1e-3  # peak
@@ -63,7 +66,7 @@ def get_config() -> ConfigDict:
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.98
   c.optimizer.weight_decay = 0.02
-  c.optimizer.clip = 1.0  # global norm
+  c.optimizer.clip = 5.0  # global norm
   # Ordered (regex, value) rules; the first that is found in a parameter's path decides.
   c.optimizer.lr_scale = ((".*", 1.0),)  # 0 freezes
   c.optimizer.decay_rules = (("(kernel|words/embedding)$", 1.0), (".*", 0.0))

@@ -17,6 +17,11 @@ def get_config(preset: str = "instance") -> ConfigDict:
   """Returns the recipe for a preset, `instance` or `paper`."""
   c = base.get_config()
   c.minutes = 15.0
+  c.max_instances = 10
+  c.batch_size = 32
+  c.optimizer.warmup_steps = 100
+  c.eval_every = 2000
+  c.save_every = 1000
   c.loader.cache = True
   if preset == "paper":
     c = base.paper(c)

@@ -33,10 +33,14 @@ class Checkpoints:
     """
     path = pathlib.Path(workdir).absolute() / FOLDER
     if read_only and not path.is_dir():
-      raise InputError(f"--checkpoint {workdir}: there is no {path}; give the --workdir of a training run")
+      raise InputError(
+        f"--checkpoint {workdir}: there is no {path}; give the --workdir of a training run"
+      )
     self._best_metric = best_metric
     keep_best = policies.BestN(
-      get_metric_fn=lambda metrics: metrics[best_metric], n=1, keep_checkpoints_without_metrics=False
+      get_metric_fn=lambda metrics: metrics[best_metric],
+      n=1,
+      keep_checkpoints_without_metrics=False,
     )
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), keep_best]),
@@ -47,7 +51,9 @@ class Checkpoints:
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
     if read_only and self.latest() is None:
-      raise InputError(f"--checkpoint {workdir}: {path} holds no checkpoint; has the training saved one yet?")
+      raise InputError(
+        f"--checkpoint {workdir}: {path} holds no checkpoint; has the training saved one yet?"
+      )
 
   def latest(self) -> int | None:
     """Step of the last checkpoint; None without one."""
@@ -62,7 +68,9 @@ class Checkpoints:
         scored.append((metrics[self._best_metric], step))
     return max(scored)[1] if scored else None
 
-  def save(self, step: int, state: Tree, meta: dict[str, Any], metrics: dict[str, float] | None) -> None:
+  def save(
+    self, step: int, state: Tree, meta: dict[str, Any], metrics: dict[str, float] | None
+  ) -> None:
     """Saves in the background; nothing when there is a checkpoint of this step already."""
     if step in self._manager.all_steps():
       return
@@ -94,7 +102,9 @@ class Checkpoints:
 
 def abstract_like(tree: Tree, sharding: Tree) -> Tree:
   """Shapes, dtypes and shardings of a tree of arrays or of `jax.eval_shape`'s result."""
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding
+  )
 
 
 def pack_bytes(data: bytes) -> str:

@@ -44,12 +44,12 @@ def _override(config: ConfigDict, override: str) -> None:
   if not equals:
     raise InputError(f"{override}: overrides are written --config.KEY=VALUE")
   *parents, name = key.split(".")
-  node = config
+  parent, node = config, config
   for part in (*parents, name):
     if not isinstance(node, ConfigDict) or part not in node:
       known = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "nothing"
       raise InputError(f"--config.{key}: unknown key {part!r}; there is {known}")
-    node, parent = node[part], node
+    parent, node = node, node[part]
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):

@@ -1,11 +1,13 @@
 """Pictures for people: overlays and contact sheets."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from input_pipeline.errors import InputError
 from input_pipeline.preprocess import nearest_indices
 
 PREDICTION = (30, 110, 255)
@@ -14,7 +16,10 @@ CHOSEN = (255, 200, 0)
 
 
 def tint(
-  image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour: tuple[int, int, int], strength: float = 0.5
+  image: UInt8[np.ndarray, "h w 3"],
+  mask: Bool[np.ndarray, "h w"],
+  colour: tuple[int, int, int],
+  strength: float = 0.5,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Lays a colour over the mask; strength is its share, in [0, 1]."""
   mixed = image * (1 - strength) + np.array(colour) * strength
@@ -22,7 +27,10 @@ def tint(
 
 
 def outline(
-  image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour: tuple[int, int, int], width: int = 1
+  image: UInt8[np.ndarray, "h w 3"],
+  mask: Bool[np.ndarray, "h w"],
+  colour: tuple[int, int, int],
+  width: int = 1,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Draws the inner edge of the mask, `width` pixels wide, with a dark line around it for contrast."""
   inner = mask.copy()
@@ -53,7 +61,9 @@ def overlay(
   return result if target is None else outline(result, target, TARGET, width)
 
 
-def stretch(image: Shaped[np.ndarray, "h w ..."], size: tuple[int, int]) -> Shaped[np.ndarray, "y x ..."]:
+def stretch(
+  image: Shaped[np.ndarray, "h w ..."], size: tuple[int, int]
+) -> Shaped[np.ndarray, "y x ..."]:
   """Resizes a picture or a mask to (width, height), each pixel kept as it is."""
   width, height = size
   rows, cols = nearest_indices(image.shape[0], height), nearest_indices(image.shape[1], width)
@@ -61,7 +71,10 @@ def stretch(image: Shaped[np.ndarray, "h w ..."], size: tuple[int, int]) -> Shap
 
 
 def contact_sheet(
-  tiles: Sequence[UInt8[np.ndarray, "_ _ 3"]], captions: Sequence[str], columns: int = 6, side: int = 240
+  tiles: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+  captions: Sequence[str],
+  columns: int = 6,
+  side: int = 240,
 ) -> Image.Image:
   """A sheet of pictures with captions of up to three lines below.
 
@@ -94,6 +107,39 @@ def _wrap(caption: str, font, width: int) -> list[str]:
       else:
         lines[-1] = longer
   return lines
+
+
+def check_writable(path: str) -> None:
+  """Looks whether a picture can be written, before anything takes long.
+
+  Raises:
+    InputError: there is no such folder, or no such kind of picture.
+  """
+  folder, name = os.path.split(path)
+  if folder and not os.path.isdir(folder):
+    raise InputError(f"{path}: the folder {folder} does not exist")
+  ending = os.path.splitext(name)[1].lower()
+  if Image.registered_extensions().get(ending) not in Image.SAVE:
+    raise InputError(f"{path}: unknown kind of picture {ending!r}; use .png")
+
+
+def save(picture: Image.Image, path: str) -> None:
+  """Writes a picture whole or not at all.
+
+  Raises:
+    InputError: see `check_writable`; or the system refuses to write it.
+  """
+  check_writable(path)
+  folder, name = os.path.split(path)
+  temporary = os.path.join(folder, f".{os.getpid()}.{name}")
+  try:
+    picture.save(temporary)
+    os.replace(temporary, path)
+  except OSError as error:
+    raise InputError(f"{path}: the picture cannot be written ({error}); use .png") from error
+  finally:
+    if os.path.exists(temporary):
+      os.remove(temporary)
 
 
 def legend() -> str:

@@ -21,9 +21,13 @@ from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
 
 
-def open_batches(model: trained.Trained, data_dir: str, name: str, limit: int | None = None, batch_size: int = 0):
+def open_batches(
+  model: trained.Trained, data_dir: str, name: str, limit: int | None = None, batch_size: int = 0
+):
   """Starts one pass over the sentences of `name`, which is DATASET/SPLIT."""
-  from input_pipeline import loader  # the only import that needs more than this package's own requirements
+  from input_pipeline import (
+    loader,
+  )  # the only import that needs more than this package's own requirements
 
   dataset, slash, split = name.rpartition("/")
   if not slash:
@@ -41,10 +45,17 @@ def table(results: dict[str, dict[str, float]]) -> str:
   columns = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
   rows = [["", *columns]]
   for name, metrics in results.items():
-    rows.append([name, *(f"{metrics[c]:.0f}" if c == "sentences" else f"{100 * metrics[c]:.2f}" for c in columns)])
+    rows.append(
+      [
+        name,
+        *(f"{metrics[c]:.0f}" if c == "sentences" else f"{100 * metrics[c]:.2f}" for c in columns),
+      ]
+    )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   return "\n".join(
-    row[0].ljust(widths[0]) + "  " + "  ".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
+    row[0].ljust(widths[0])
+    + "  "
+    + "  ".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
     for row in rows
   )
 
@@ -56,7 +67,9 @@ def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], coun
   def predict(variables, batch):
     output = apply_model(model.model, variables, batch)
     shape = batch["original_target"].shape[1:]
-    return resize_logits(output.logits, batch["original_size"], shape) > 0, output.selection_logits.argmax(-1)
+    return resize_logits(
+      output.logits, batch["original_size"], shape
+    ) > 0, output.selection_logits.argmax(-1)
 
   tiles, captions = [], []
   for name in names:
@@ -99,35 +112,56 @@ def _tile(batch, row, masks, chosen, i):
   )  # fmt: skip
   union = (target | mask).sum()
   iou = (target & mask).sum() / union if union else 1.0
-  return picture, f"{row['sentence']}\nIoU {iou:.2f}" + ("" if picked is not None else ", no instance chosen")
+  return picture, f"{row['sentence']}\nIoU {iou:.2f}" + (
+    "" if picked is not None else ", no instance chosen"
+  )
 
 
 def save_text(text: str, path: str) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file, and its folder, whole or not at all.
+
+  Raises:
+    InputError: the system refuses it.
+  """
   target = pathlib.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = target.with_name(f".{target.name}.{os.getpid()}")
-  temporary.write_text(text)
-  os.replace(temporary, target)
+  temporary = target.with_name(f".{os.getpid()}.{target.name}")
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(text)
+    os.replace(temporary, target)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
-  parser.add_argument("--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)")
-  parser.add_argument("--data_dir", required=True, help="where input_pipeline.prepare wrote the records")
-  parser.add_argument("--data", required=True, action="append", metavar="DATASET/SPLIT", help="may be given again")
+  parser.add_argument(
+    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
+  )
+  parser.add_argument(
+    "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
+  )
+  parser.add_argument(
+    "--data", required=True, action="append", metavar="DATASET/SPLIT", help="may be given again"
+  )
   parser.add_argument("--json", metavar="OUT", help="write the metrics as fractions")
   parser.add_argument("--overlays", metavar="OUT.png", help="draw a contact sheet of predictions")
-  parser.add_argument("--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)")
+  parser.add_argument(
+    "--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)"
+  )
   args = parser.parse_args(argv)
 
+  if args.overlays:
+    drawing.check_writable(args.overlays)
   model = trained.load(args.checkpoint, args.which)
   measure = jax.jit(make_measure(model.model))
   results = {}
-  for name in args.data:
-    batches = open_batches(model, args.data_dir, name)
+  # All are opened first, so that a wrong name is told at once.
+  for name, batches in [(name, open_batches(model, args.data_dir, name)) for name in args.data]:
     evaluator = SegmentationEvaluator(measure, lambda batches=batches: batches)
     results[name] = dict(evaluator.run(model.variables))
     results[name]["text_cut"] = float(np.mean([row["cut"] for row in evaluator.meta]))
@@ -137,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"wrote {args.json}")
   if args.overlays:
     share = -(-args.overlay_count // len(args.data))
-    draw_sheet(model, args.data_dir, args.data, share).save(args.overlays)
+    drawing.save(draw_sheet(model, args.data_dir, args.data, share), args.overlays)
     print(f"wrote {args.overlays} ({drawing.legend()})")
 
 

@@ -27,8 +27,8 @@ def instance_iou(
 ) -> Float[Array, "b k"]:
   """IoU of each instance mask with the target, in [0, 1]; 0 where both are empty."""
   both = (masks & target[:, None]).sum((2, 3), dtype=jnp.int32)
-  either = (masks | target[:, None]).sum((2, 3), dtype=jnp.int32)
-  return both / jnp.maximum(either, 1)
+  area = masks.sum((2, 3), dtype=jnp.int32) + target.sum((1, 2), dtype=jnp.int32)[:, None]
+  return both / jnp.maximum(area - both, 1)
 
 
 def selection_cross_entropy(

@@ -34,7 +34,9 @@ def by_rule(tree: Tree, rules: Rules, what: str) -> Tree:
     for pattern, result in rules:
       if re.search(pattern, name):
         return result
-    raise InputError(f"config.optimizer.{what}: no rule matches {name!r}; end the list with ('.*', value)")
+    raise InputError(
+      f"config.optimizer.{what}: no rule matches {name!r}; end the list with ('.*', value)"
+    )
 
   return jax.tree_util.tree_map_with_path(value, tree)
 
@@ -52,7 +54,14 @@ def learning_rate_from(config: ConfigDict, step: int, steps: int) -> float:
 
 
 def learning_rate(
-  step: int, steps: int, *, lr: float, warmup_steps: int, schedule: str, power: float = 0.9, final: float = 0.0
+  step: int,
+  steps: int,
+  *,
+  lr: float,
+  warmup_steps: int,
+  schedule: str,
+  power: float = 0.9,
+  final: float = 0.0,
 ) -> float:
   """Learning rate of one step: linear warm-up, then the schedule down to `final` times the peak.
 
@@ -74,7 +83,9 @@ def learning_rate(
   elif schedule == "constant":
     left = 1.0
   else:
-    raise InputError(f"config.optimizer.schedule {schedule!r} is not one of cosine, polynomial, constant")
+    raise InputError(
+      f"config.optimizer.schedule {schedule!r} is not one of cosine, polynomial, constant"
+    )
   return lr * (final + (1 - final) * left)
 
 

@@ -14,52 +14,48 @@ from PIL import Image
 
 from input_pipeline import instances as providers
 from input_pipeline import preprocess
-from input_pipeline.errors import InputError, run_command
+from input_pipeline.errors import run_command
+from input_pipeline.instances.coco import CocoInstances
+from mail_jax import drawing
 from mail_jax.segmenter import Segmenter
 
 
 def find_instances(spec: str, path: str, image: np.ndarray) -> np.ndarray:
   """Instance masks of the photo at `path` from a provider of `--instances`, bool [k, h, w]."""
   provider = providers.open_provider(spec, providers.MAX_INSTANCES)
-  image_id = provider.image_id(os.path.basename(path)) if hasattr(provider, "image_id") else 0
+  by_name = isinstance(provider, CocoInstances)
+  image_id = provider.image_id(os.path.basename(path)) if by_name else 0
   return provider.propose([image], [image_id])[0].masks
-
-
-def save_image(pixels: np.ndarray, path: str) -> None:
-  """Writes a picture whole or not at all."""
-  folder, name = os.path.split(path)
-  if folder and not os.path.isdir(folder):
-    raise InputError(f"{path}: the folder {folder} does not exist")
-  stem, ending = os.path.splitext(name)
-  if ending.lower() not in Image.registered_extensions():
-    raise InputError(f"{path}: unknown kind of picture {ending!r}; use .png")
-  temporary = os.path.join(folder, f".{stem}.{os.getpid()}{ending}")
-  try:
-    Image.fromarray(pixels).save(temporary)
-    os.replace(temporary, path)
-  finally:
-    if os.path.exists(temporary):
-      os.remove(temporary)
 
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
-  parser.add_argument("--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)")
+  parser.add_argument(
+    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
+  )
   parser.add_argument("--image", required=True, help="the photo")
   parser.add_argument("--text", required=True, help="what to look for")
-  parser.add_argument("--instances", default="none", metavar="NAME:ARGUMENT", help="where instance masks come from")
+  parser.add_argument(
+    "--instances", default="none", metavar="NAME:ARGUMENT", help="where instance masks come from"
+  )
   parser.add_argument("--out", required=True, help="the photo with the mask over it")
   parser.add_argument("--mask", help="the mask alone, white on black, at the photo's size")
   args = parser.parse_args(argv)
 
+  for path in (args.out, args.mask):
+    if path:
+      drawing.check_writable(path)
+  preprocess.normalise_text(args.text)  # an empty one is refused before the model is loaded
   image = preprocess.open_image(args.image)
   masks = find_instances(args.instances, args.image, image)
   result = Segmenter.load(args.checkpoint, args.which)(image, args.text, masks)
   if args.mask:
-    save_image(result.mask.astype(np.uint8) * 255, args.mask)
-  save_image(result.overlay(), args.out)
+    drawing.save(Image.fromarray(result.mask.astype(np.uint8) * 255), args.mask)
+  drawing.save(Image.fromarray(result.overlay()), args.out)
   if result.was_cut:
     print("the text is longer than the model reads: its end was cut off")
   share = f"{result.mask.mean():.1%} of the photo"
@@ -67,7 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.out}: {share}; no instance was chosen of {len(result.instances)}")
   else:
     sure = result.instance_probability[result.chosen]
-    print(f"{args.out}: {share}; instance {result.chosen + 1} of {len(result.instances)} chosen ({sure:.0%} sure)")
+    print(
+      f"{args.out}: {share}; instance {result.chosen + 1} of {len(result.instances)} chosen ({sure:.0%} sure)"
+    )
 
 
 if __name__ == "__main__":

@@ -108,7 +108,10 @@ class Segmenter:
     )
 
   def _prepare(
-    self, pixels: UInt8[np.ndarray, "h w 3"], expressions: Sequence[str], masks: Bool[np.ndarray, "k h w"]
+    self,
+    pixels: UInt8[np.ndarray, "h w 3"],
+    expressions: Sequence[str],
+    masks: Bool[np.ndarray, "k h w"],
   ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "b"]]:
     config, count = self._trained.config, len(expressions)
     texts = [preprocess.normalise_text(expression) for expression in expressions]

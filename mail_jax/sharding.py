@@ -22,8 +22,12 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
   if len(free) == 1:
     sizes[free[0]] = devices // max(1, int(np.prod([s for s in sizes.values() if s != -1])))
   if min(sizes.values()) < 1 or sizes["data"] * sizes["fsdp"] != devices:
-    raise InputError(f"config.mesh: data {data} x fsdp {fsdp} does not make {devices} devices; one may be -1")
-  return jax.make_mesh((sizes["data"], sizes["fsdp"]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    raise InputError(
+      f"config.mesh: data {data} x fsdp {fsdp} does not make {devices} devices; one may be -1"
+    )
+  return jax.make_mesh(
+    (sizes["data"], sizes["fsdp"]), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+  )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -54,4 +58,6 @@ def state_sharding(mesh: Mesh, state: Tree) -> Tree:
 def global_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
   """Turns each process's share of a batch into one global array a field."""
   sharding = batch_sharding(mesh)
-  return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+  return {
+    name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()
+  }

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.tokenizer import SentencePieceTokenizer
 from mail_jax import checkpoint, sharding
-from mail_jax.config import from_json, load_config, make_model, to_json
+from mail_jax.config import load_config, make_model, to_json
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
 from mail_jax.optim import learning_rate_from, make_optimizer_from
 from mail_jax.progress import Progress, duration
@@ -60,6 +60,10 @@ class Budget:
     self.steps = steps
     self._seconds = minutes * 60
     self._decide_at = max(2, warmup_steps - 1)
+    self.start()
+
+  def start(self) -> None:
+    """Starts the clock."""
     self._began = time.monotonic()
     self._warm = self._began, 0
 
@@ -89,29 +93,34 @@ class Trainer:
       data: what to train on.
 
     Raises:
-      InputError: the workdir holds a run with another config.
+      InputError: the workdir holds a run with another config or tokenizer, or the config asks for what cannot be.
     """
     self.config, self.data = config, data
     self.mesh = sharding.make_mesh(**config.mesh)
-    self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
-    latest = self.checkpoints.latest()
-    meta = self.checkpoints.meta(latest) if latest is not None else None
-    self.tokenizer = data.tokenizer if meta is None else SentencePieceTokenizer.from_bytes(
-      checkpoint.unpack_bytes(meta["tokenizer"])
-    )  # fmt: skip
-    if meta is not None:
-      check_same(from_json(meta["config"]), config, workdir)
-    self.budget = Budget(meta["steps"] if meta else config.steps, 0 if meta else config.minutes, config.optimizer.warmup_steps)
-    model = make_model(config, self.tokenizer.vocab_size)
+    for name in ("batch_size", "eval_batch_size"):
+      if config[name] % self.mesh.size:
+        raise InputError(
+          f"config.{name} {config[name]} does not divide by {self.mesh.size} devices"
+        )
+    self.budget = Budget(config.steps, config.minutes, config.optimizer.warmup_steps)
+    learning_rate_from(config, config.optimizer.warmup_steps, config.steps)
+    model = make_model(config, data.tokenizer.vocab_size)
     optimizer = make_optimizer_from(config)
     create = functools.partial(
       create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
     )
-    placed = sharding.state_sharding(self.mesh, jax.eval_shape(create))
+    shapes = jax.eval_shape(create)
+    # Up to here, whatever is wrong with the config has been refused and nothing was written.
+    self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
+    latest = self.checkpoints.latest()
+    placed = sharding.state_sharding(self.mesh, shapes)
     if latest is None:
       self.state = jax.jit(create, out_shardings=placed)()
     else:
-      self.state = self.checkpoints.restore(latest, checkpoint.abstract_like(jax.eval_shape(create), placed))
+      meta = self.checkpoints.meta(latest)
+      check_same(meta, config, data.tokenizer, workdir)
+      self.budget.steps = meta["steps"]
+      self.state = self.checkpoints.restore(latest, checkpoint.abstract_like(shapes, placed))
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
     step = make_train_step(
@@ -127,16 +136,24 @@ class Trainer:
     self._step = jax.jit(
       step, in_shardings=(placed, spread, same), out_shardings=(placed, same), donate_argnums=0
     )
-    self._measure = jax.jit(make_measure(model))
+    measure = jax.jit(make_measure(model), in_shardings=(same, spread), out_shardings=same)
+    self._measure = lambda variables, batch: measure(
+      variables, sharding.global_batch(self.mesh, batch)
+    )
 
   def run(self) -> dict[str, float]:
     """Trains to the end; returns the last evaluation."""
     config, budget = self.config, self.budget
     if budget.steps and self.start_step >= budget.steps:
       self.progress.line(f"finished already: {budget.steps} steps")
+      self.checkpoints.close()
+      self.progress.close()
       return {}
     self._announce()
     batches = self.data.train(self.start_step)
+    first = next(batches)  # whatever is read or cached before training belongs to no step
+    batches = itertools.chain([first], batches)
+    self.budget.start()
     window: list[dict[str, jax.Array]] = []
     clock, metrics = Clock(), {}
     for step in itertools.count(self.start_step):
@@ -144,7 +161,9 @@ class Trainer:
       batch = next(batches)
       clock.data += time.monotonic() - started
       lr = learning_rate_from(config, step, budget.steps)
-      self.state, new = self._step(self.state, sharding.global_batch(self.mesh, batch), np.float32(lr))
+      self.state, new = self._step(
+        self.state, sharding.global_batch(self.mesh, batch), np.float32(lr)
+      )
       if window:
         jax.block_until_ready(window[-1])  # one step ahead of the device, no more
       window.append(new)
@@ -177,7 +196,9 @@ class Trainer:
     fetched = jax.device_get(window)
     values = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
     if not np.isfinite(values["loss"]):
-      raise FloatingPointError(f"the loss is {values['loss']} at step {step}; lower config.optimizer.lr")
+      raise FloatingPointError(
+        f"the loss is {values['loss']} at step {step}; lower config.optimizer.lr"
+      )
     rate, wait = clock.lap(len(window) * self.config.batch_size)
     values |= {"lr": lr, "samples_per_second": rate, "data_wait": wait}
     self.progress.row(step, values)
@@ -194,14 +215,16 @@ class Trainer:
     evaluator = SegmentationEvaluator(self._measure, self.data.evaluate)
     metrics = dict(evaluator.run(eval_variables(self.state, self.config)))
     self.progress.row(step, {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()})
-    shown = "  ".join(f"{k} {metrics[k]:.3f}" for k in ("mIoU", "oIoU", "P@0.5", "selection_accuracy"))
+    shown = "  ".join(
+      f"{k} {metrics[k]:.3f}" for k in ("mIoU", "oIoU", "P@0.5", "selection_accuracy")
+    )
     self.progress.line(f"step {step}  {self.config.eval_split}: {shown}")
     return metrics
 
   def _save(self, step: int, metrics: dict[str, float] | None) -> None:
     meta = {
       "config": to_json(self.config),
-      "tokenizer": checkpoint.pack_bytes(self.tokenizer.to_bytes()),
+      "tokenizer": checkpoint.pack_bytes(self.data.tokenizer.to_bytes()),
       "steps": self.budget.steps,
       "data_position": step,
     }
@@ -232,19 +255,26 @@ def eval_variables(state: TrainState, config: ConfigDict) -> Any:
   return state.averaged if config.ema_decay else state.variables
 
 
-def check_same(old: ConfigDict, new: ConfigDict, workdir: str) -> None:
-  """Refuses to go on with a run under another config.
+def check_same(
+  meta: dict[str, Any], config: ConfigDict, tokenizer: SentencePieceTokenizer, workdir: str
+) -> None:
+  """Refuses to go on with a run under another config, or on text that is tokenized otherwise.
 
   Raises:
     InputError: names the first key that differs.
   """
-  before, after = _flat(to_json(old)), _flat(to_json(new))
+  before, after = _flat(meta["config"]), _flat(to_json(config))
   for key in sorted(before.keys() | after.keys()):
     if before.get(key) != after.get(key):
       raise InputError(
         f"--workdir {workdir} holds a run with config.{key} = {before.get(key)!r}, not {after.get(key)!r}; "
         "choose another --workdir, or add --move_old to move it aside"
       )
+  if checkpoint.unpack_bytes(meta["tokenizer"]) != tokenizer.to_bytes():
+    raise InputError(
+      f"--workdir {workdir} holds a run whose tokenizer came of other training sentences; "
+      "choose another --workdir, or add --move_old to move it aside"
+    )
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -254,8 +284,8 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def move_old(workdir: str, config: ConfigDict) -> None:
-  """Moves a run with another config aside, to WORKDIR.1, .2, ...; nothing is deleted."""
+def move_old(workdir: str, config: ConfigDict, tokenizer: SentencePieceTokenizer) -> None:
+  """Moves a run with another config or tokenizer aside, to WORKDIR.1, .2, ...; nothing is deleted."""
   path = pathlib.Path(workdir)
   if not (path / checkpoint.FOLDER).is_dir():
     return
@@ -266,44 +296,75 @@ def move_old(workdir: str, config: ConfigDict) -> None:
   if meta is None:
     return
   try:
-    check_same(from_json(meta["config"]), config, workdir)
+    check_same(meta, config, tokenizer, workdir)
   except InputError:
-    new = next(p for i in itertools.count(1) if not (p := path.with_name(f"{path.name}.{i}")).exists())
+    new = next(
+      p for i in itertools.count(1) if not (p := path.with_name(f"{path.name}.{i}")).exists()
+    )
     path.rename(new)
     print(f"{workdir} held a run with other settings: moved to {new}", flush=True)
 
 
 def open_data(config: ConfigDict, data_dir: str) -> Data:
   """Opens the records that `input_pipeline.prepare` wrote, and trains the tokenizer on their sentences."""
-  from input_pipeline import loader  # the only import that needs more than this package's own requirements
+  from input_pipeline import (
+    loader,
+  )  # the only import that needs more than this package's own requirements
 
-  tokenizer = SentencePieceTokenizer.train(loader.train_sentences(data_dir, config.dataset), config.vocab_size)
-  shape = {k: config[k] for k in ("image_size", "max_instances", "max_tokens")}
-  hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  tokenizer = SentencePieceTokenizer.train(
+    loader.train_sentences(data_dir, config.dataset), config.vocab_size
+  )
+  if config.eval_split:
+    loader.num_refs(data_dir, config.dataset, config.eval_split)  # a wrong name is told now
+  hosts = jax.process_count()
+  shared: dict[str, Any] = {k: config[k] for k in ("image_size", "max_instances", "max_tokens")}
+  shared |= {"process_index": jax.process_index(), "process_count": hosts}
 
   def train_batches(start_step: int) -> Iterator[Batch]:
     return loader.train_batches(
-      data_dir, config.dataset, tokenizer,
-      batch_size=config.batch_size // jax.process_count(), seed=config.seed, start_step=start_step,
-      flip=config.augment.flip, jitter=config.augment.jitter, **shape, **config.loader, **hosts,
-    )  # fmt: skip
+      data_dir,
+      config.dataset,
+      tokenizer,
+      batch_size=config.batch_size // hosts,
+      seed=config.seed,
+      start_step=start_step,
+      flip=config.augment.flip,
+      jitter=config.augment.jitter,
+      cache=config.loader.cache,
+      shuffle_buffer=config.loader.shuffle_buffer,
+      threads=config.loader.threads,
+      **shared,
+    )
 
   def eval_batches() -> Iterator[Batch]:
     return loader.eval_batches(
-      data_dir, config.dataset, config.eval_split, tokenizer,
-      batch_size=config.eval_batch_size // jax.process_count(), limit=config.eval_sentences or None, **shape, **hosts,
-    )  # fmt: skip
+      data_dir,
+      config.dataset,
+      config.eval_split,
+      tokenizer,
+      batch_size=config.eval_batch_size // hosts,
+      limit=config.eval_sentences or None,
+      **shared,
+    )
 
   return Data(tokenizer, train_batches, eval_batches if config.eval_split else None)
 
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", required=True, metavar="FILE.py[:ARGUMENT]", help="a recipe of configs/")
-  parser.add_argument("--data_dir", required=True, help="where input_pipeline.prepare wrote the records")
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "--config", required=True, metavar="FILE.py[:ARGUMENT]", help="a recipe of configs/"
+  )
+  parser.add_argument(
+    "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
+  )
   parser.add_argument("--workdir", required=True, help="checkpoints and logs; the same one resumes")
-  parser.add_argument("--move_old", action="store_true", help="move a run with other settings aside to WORKDIR.1")
+  parser.add_argument(
+    "--move_old", action="store_true", help="move a run with other settings aside to WORKDIR.1"
+  )
   args, rest = parser.parse_known_args(argv)
   for extra in rest:
     if not extra.startswith("--config."):
@@ -311,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
   config = load_config(args.config, rest)
   data = open_data(config, args.data_dir)
   if args.move_old:
-    move_old(args.workdir, config)
+    move_old(args.workdir, config, data.tokenizer)
   Trainer(config, args.workdir, data).run()
 
 

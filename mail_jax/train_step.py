@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt16
 
 from mail_jax import losses
@@ -18,7 +18,7 @@ Metrics = dict[str, jax.Array]
 Tree = Any  # a nest of arrays, as JAX has them
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
   """All that training changes; `variables` and `averaged` are {"params", "batch_stats"}."""
 
@@ -53,7 +53,9 @@ def create_state(
 def apply_model(model: MaIL, variables: Tree, batch: Batch) -> Output:
   """Runs the model on a batch, as at test time."""
   valid = instances.count_valid(batch["num_instances"], model.max_instances)
-  return model.apply(variables, batch["image"], batch["instances"], valid, batch["tokens"], batch["num_tokens"])  # pyright: ignore[reportReturnType]
+  return model.apply(
+    variables, batch["image"], batch["instances"], valid, batch["tokens"], batch["num_tokens"]
+  )  # pyright: ignore[reportReturnType]
 
 
 def drop_instances(
@@ -114,7 +116,9 @@ def make_train_step(
     loss = sum((loss_weights[name] * value for name, value in metrics.items()), jnp.zeros(()))
     return loss, (metrics | {"loss": loss}, updated.get("batch_stats", {}))
 
-  def train_step(state: TrainState, batch: Batch, lr: Float[Array, ""]) -> tuple[TrainState, Metrics]:
+  def train_step(
+    state: TrainState, batch: Batch, lr: Float[Array, ""]
+  ) -> tuple[TrainState, Metrics]:
     grad_fn = jax.grad(loss_fn, has_aux=True)
     grads, (metrics, batch_stats) = grad_fn(state.variables["params"], state, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.variables["params"])

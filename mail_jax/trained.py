@@ -54,7 +54,12 @@ def load(workdir: str, which: str = "best") -> Trained:
     tokenizer = SentencePieceTokenizer.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
     model = make_model(config, tokenizer.vocab_size)
     create = functools.partial(
-      create_state, model, make_optimizer_from(config), config.image_size, config.max_tokens, config.seed
+      create_state,
+      model,
+      make_optimizer_from(config),
+      config.image_size,
+      config.max_tokens,
+      config.seed,
     )
     field = "averaged" if config.ema_decay else "variables"
     shapes = {field: getattr(jax.eval_shape(create), field)}

@@ -2,8 +2,13 @@
 
 import os
 import pathlib
+import tempfile
+
+# What one test compiles, later ones and the programs that they start load: a run compiles for longer than it runs.
+_CACHE = tempfile.TemporaryDirectory(prefix="mail_jax_tests_")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
@@ -37,3 +42,15 @@ def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> str:
   counts = ["--train_scenes", "24", "--eval_scenes", "12"]
   prepare.main(["--dataset", "shapes", "--data_dir", data_dir, *counts])
   return data_dir
+
+
+@pytest.fixture(scope="session")
+def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Folder of a finished run of `tiny_run.py` on `shapes_data`; not to be changed."""
+  import tiny_run
+
+  from mail_jax import train
+
+  workdir = tmp_path_factory.mktemp("runs") / "finished"
+  train.main(tiny_run.arguments(shapes_data, workdir))
+  return workdir

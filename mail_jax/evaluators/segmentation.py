@@ -52,7 +52,9 @@ def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Arr
     zero = jnp.zeros(truth.shape[0])
     return result | {"chosen_iou": zero, "best_iou": zero}
   iou = losses.instance_iou(output.masks, batch["target"])
-  chosen_iou = jnp.take_along_axis(jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1)[:, 0]
+  chosen_iou = jnp.take_along_axis(
+    jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1
+  )[:, 0]
   return result | {"chosen_iou": chosen_iou, "best_iou": iou.max(1)}
 
 
@@ -66,7 +68,10 @@ def summarise(rows: dict[str, np.ndarray]) -> Iterator[tuple[str, float]]:
   for threshold in THRESHOLDS:
     yield f"P@{threshold}", float((iou >= threshold).mean())
   findable = rows["best_iou"] > 0.5
-  yield "selection_accuracy", float((rows["chosen_iou"][findable] > 0.5).mean()) if findable.any() else 0.0
+  yield (
+    "selection_accuracy",
+    float((rows["chosen_iou"][findable] > 0.5).mean()) if findable.any() else 0.0,
+  )
   yield "picked_mIoU", float(rows["chosen_iou"].mean())
   yield "oracle_mIoU", float(rows["best_iou"].mean())
 

@@ -34,7 +34,12 @@ def attend(
   if backend == "xla":
     return _attend_xla(query, key, value, lengths)
   return jax.nn.dot_product_attention(
-    query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    query,
+    key,
+    value,
+    query_seq_lengths=lengths,
+    key_value_seq_lengths=lengths,
+    implementation="cudnn",
   )
 
 

@@ -25,7 +25,10 @@ def upsample2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
   """
   for axis in (1, 2):
     size = x.shape[axis]
-    first, last = jax.lax.slice_in_dim(x, 0, 1, axis=axis), jax.lax.slice_in_dim(x, size - 1, size, axis=axis)
+    first, last = (
+      jax.lax.slice_in_dim(x, 0, 1, axis=axis),
+      jax.lax.slice_in_dim(x, size - 1, size, axis=axis),
+    )
     before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
     after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
     pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
@@ -104,7 +107,10 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b rows cols c"], guide: Float[Array, "b h w g"] | None, train: bool = False
+    self,
+    x: Float[Array, "b rows cols c"],
+    guide: Float[Array, "b h w g"] | None,
+    train: bool = False,
   ) -> Float[Array, "b h w"]:
     """Decodes.
 

@@ -14,9 +14,13 @@ def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "
   """Cuts images into flattened patches, row by row; pixels row by row, channels last."""
   batch, height, width, channels = images.shape
   if height % patch_size or width % patch_size:
-    raise ValueError(f"image_size {height} x {width} is not a multiple of model.patch_size {patch_size}")
+    raise ValueError(
+      f"image_size {height} x {width} is not a multiple of model.patch_size {patch_size}"
+    )
   rows, cols = height // patch_size, width // patch_size
-  tiles = images.reshape(batch, rows, patch_size, cols, patch_size, channels).transpose(0, 1, 3, 2, 4, 5)
+  tiles = images.reshape(batch, rows, patch_size, cols, patch_size, channels).transpose(
+    0, 1, 3, 2, 4, 5
+  )
   return tiles.reshape(batch, rows * cols, patch_size * patch_size * channels)
 
 
@@ -37,7 +41,9 @@ class ImageEmbedding(nn.Module):
     """Returns the class token and one token per patch, t = 1 + n."""
     x = nn.Dense(self.width, dtype=self.dtype, name="patches")(patchify(images, self.patch_size))
     cls = self.param("cls", _INIT, (1, 1, self.width))
-    x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x.astype(jnp.float32)], 1)
+    x = jnp.concatenate(
+      [jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x.astype(jnp.float32)], 1
+    )
     return x + self.param("position", _INIT, (x.shape[1], self.width))
 
 
@@ -56,35 +62,60 @@ class TextEmbedding(nn.Module):
 
 
 class InstanceEmbedding(nn.Module):
-  """One token per instance, from its mask alone: its bounding-box crop, its box and its full-frame view.
+  """One token per instance: its bounding-box crop, its box, its full-frame view, and what is seen in it.
 
   Ours, not the paper's: a mask of 16 x 16 inside its box tells the shape whatever the instance's size, the box
-  tells place and size exactly, the full-frame view tells what a box cannot (design: preset `instance`).
+  tells place and size exactly, the full-frame view tells what a box cannot. With `appearance` the token also gets
+  the pixels inside the mask, so that it need not first find its own patches by attention.
 
   Attributes:
     width: of the tokens.
-    crop_bins: the crop's resolution.
+    appearance: whether the token sees the image inside its mask.
+    crop_bins: the mask crop's resolution.
     frame_bins: the full-frame view's resolution.
+    pixel_bins: the image crop's resolution; it divides `crop_bins`.
   """
 
   width: int
+  appearance: bool = True
   crop_bins: int = 16
   frame_bins: int = 12
+  pixel_bins: int = 8
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
-  def __call__(self, masks: Bool[Array, "b k h w"]) -> Float[Array, "b k d"]:
+  def __call__(
+    self, masks: Bool[Array, "b k h w"], pixels: Float[Array, "b h w 3"]
+  ) -> Float[Array, "b k d"]:
     """Returns one token per slot; slots without an instance give a token that the caller drops."""
     batch, count, height, width = masks.shape
     box = instances.boxes(masks)
-    crops, frames = (
-      view.reshape(batch, count, -1) for view in instances.views(masks, box, self.crop_bins, self.frame_bins)
-    )
-    features = jnp.concatenate([crops * 2 - 1, frames * 2 - 1, instances.box_features(box, height, width)], -1)
-    # Masks have no gradient; without this the backward pass would look for one through every pixel.
-    features = jax.lax.stop_gradient(features)
-    x = nn.Dense(2 * self.width, dtype=self.dtype, name="project_in")(features)
-    return nn.Dense(self.width, dtype=self.dtype, name="project_out")(jax.nn.gelu(x)).astype(jnp.float32)
+    crops, frames = instances.views(masks, box, self.crop_bins, self.frame_bins)
+    groups = {
+      "crop": crops * 2 - 1,
+      "frame": frames * 2 - 1,
+      "box": instances.box_features(box, height, width),
+    }
+    if self.appearance:
+      groups |= self._seen(crops, pixels, box)
+    # Each group has its own projection: side by side in one, the few numbers of the box and the colour would drown
+    # among hundreds of pixels (measured: docs/results.md).
+    hidden = jnp.zeros((batch, count, 2 * self.width))
+    for name, group in groups.items():
+      # Pixels have no gradient; without this the backward pass would look for one through every mask.
+      flat = jax.lax.stop_gradient(group.reshape(batch, count, -1))
+      hidden += nn.Dense(2 * self.width, dtype=self.dtype, name=name)(flat)
+    x = jax.nn.gelu(hidden / len(groups) ** 0.5)
+    x = nn.Dense(self.width, dtype=self.dtype, name="project")(x).astype(jnp.float32)
+    return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+
+  def _seen(self, crops, pixels, box):
+    """The image crop where the mask is, and the mean colour there."""
+    bins, factor = self.pixel_bins, self.crop_bins // self.pixel_bins
+    inside = crops.reshape(*crops.shape[:2], bins, factor, bins, factor).mean((3, 5))[..., None]
+    seen = instances.crop_pixels(pixels, box, bins) * inside
+    mean = seen.sum((2, 3)) / jnp.maximum(inside.sum((2, 3)), 1e-3)
+    return {"pixels": seen * 2, "colour": mean * 2}
 
 
 class StackedMaskEmbedding(nn.Module):
@@ -98,5 +129,7 @@ class StackedMaskEmbedding(nn.Module):
   def __call__(self, masks: Bool[Array, "b k h w"]) -> Float[Array, "b n d"]:
     """Returns one token per patch."""
     channels_last = jnp.moveaxis(masks, 1, -1).astype(jnp.float32)
-    x = nn.Dense(self.width, dtype=self.dtype, name="patches")(patchify(channels_last, self.patch_size))
+    x = nn.Dense(self.width, dtype=self.dtype, name="patches")(
+      patchify(channels_last, self.patch_size)
+    )
     return x.astype(jnp.float32) + self.param("position", _INIT, (x.shape[1], self.width))

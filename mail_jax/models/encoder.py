@@ -65,7 +65,7 @@ class Encoder(nn.Module):
   ) -> Float[Array, "b t d"]:
     """Encodes packed sequences; what stands at the padding means nothing."""
     for i in range(self.depth):
-      x = Block(self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name=f"block{i:02d}")(
-        x, lengths, train
-      )
+      x = Block(
+        self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name=f"block{i:02d}"
+      )(x, lengths, train)
     return nn.LayerNorm(epsilon=1e-6, name="norm")(x)

@@ -35,15 +35,23 @@ def boxes(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k 4"]:
   return jnp.stack([top, left, bottom, right], -1).astype(jnp.float32)
 
 
-def box_features(box: Float[Array, "b k 4"], height: int, width: int) -> Float[Array, "b k 7"]:
-  """Box in fractions of the image, scaled to about [-1, 1]: sides, height, width and the log of its area."""
+def box_features(
+  box: Float[Array, "b k 4"], height: int, width: int, octaves: int = 5
+) -> Float[Array, "b k f"]:
+  """What a box says of place and size, each number of about unit scale.
+
+  Sides, height and width as fractions of the image in [-1, 1], the log of the area, and sines and cosines of the
+  first six at `octaves` frequencies, so that small differences between boxes are large ones here; f = 7 + 12 octaves.
+  """
   top, left, bottom, right = jnp.moveaxis(box, -1, 0)
   top, bottom = top / height, bottom / height
   left, right = left / width, right / width
   tall, wide = bottom - top, right - left
   log_area = jnp.log(jnp.maximum(tall * wide, 1e-4)) / 4 + 1
-  sides = jnp.stack([top, left, bottom, right], -1) * 2 - 1
-  return jnp.concatenate([sides, jnp.stack([tall * 2 - 1, wide * 2 - 1, log_area], -1)], -1)
+  linear = jnp.stack([top, left, bottom, right, tall, wide], -1) * 2 - 1
+  angles = linear[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(octaves))
+  waves = [wave(angles).reshape(*box.shape[:2], -1) for wave in (jnp.sin, jnp.cos)]
+  return 1.5 * jnp.concatenate([linear, log_area[..., None], *waves], -1)
 
 
 def crop_weights(
@@ -59,7 +67,9 @@ def crop_weights(
 
 def views(
   masks: Bool[Array, "b k h w"], box: Float[Array, "b k 4"], crop_bins: int, frame_bins: int
-) -> tuple[Float[Array, "b k {crop_bins} {crop_bins}"], Float[Array, "b k {frame_bins} {frame_bins}"]]:
+) -> tuple[
+  Float[Array, "b k {crop_bins} {crop_bins}"], Float[Array, "b k {frame_bins} {frame_bins}"]
+]:
   """Averages each mask over a grid laid on its box, and over one laid on the whole image.
 
   Both in one pass over the pixels, which is what costs.
@@ -72,9 +82,22 @@ def views(
   ], 2)  # fmt: skip
   lines = jnp.einsum("bkiy,bkyx->bkix", rows, masks.astype(jnp.float32))
   cols = crop_weights(box[..., 1], box[..., 3], crop_bins, width)
-  frame_cols = crop_weights(jnp.zeros((1, 1)), jnp.full((1, 1), float(width)), frame_bins, width)[0, 0]
+  frame_cols = crop_weights(jnp.zeros((1, 1)), jnp.full((1, 1), float(width)), frame_bins, width)[
+    0, 0
+  ]
   crops = jnp.einsum("bkix,bkjx->bkij", lines[:, :, :crop_bins], cols)
   return crops, jnp.einsum("bkix,jx->bkij", lines[:, :, crop_bins:], frame_cols)
+
+
+def crop_pixels(
+  pixels: Float[Array, "b h w c"], box: Float[Array, "b k 4"], bins: int
+) -> Float[Array, "b k {bins} {bins} c"]:
+  """Averages the image over a bins x bins grid laid on each box."""
+  height, width = pixels.shape[1:3]
+  rows = crop_weights(box[..., 0], box[..., 2], bins, height)
+  cols = crop_weights(box[..., 1], box[..., 3], bins, width)
+  lines = jnp.einsum("bkiy,byxc->bkixc", rows, pixels)
+  return jnp.einsum("bkixc,bkjx->bkijc", lines, cols)
 
 
 def weighted_sum(

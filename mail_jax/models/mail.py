@@ -52,6 +52,7 @@ class MaIL(nn.Module):
     width, depth, heads, mlp_ratio, dropout, backend: see `Encoder`.
     patch_size: P, a power of two, in pixels.
     mask_tokens: `instance` (one token each, the default) or `stacked` (the paper's figure, as we read it).
+    appearance: whether the token of an instance sees the image inside its mask.
     selection: `soft`, `hard` or `none`; see `mask_selection.select`.
     mask_path: the selected raw mask joins the decoder's stages and its logits.
     image_path: the raw image joins the decoder's stages.
@@ -70,6 +71,7 @@ class MaIL(nn.Module):
   mlp_ratio: float = 4.0
   dropout: float = 0.0
   mask_tokens: str = "instance"
+  appearance: bool = True
   selection: str = "hard"
   mask_path: bool = True
   image_path: bool = True
@@ -106,15 +108,21 @@ class MaIL(nn.Module):
     coverage = instances.patch_coverage(masks, self.patch_size)
 
     kind = self.param("type", nn.initializers.truncated_normal(0.02), (3, self.width))
-    v_image = embeddings.ImageEmbedding(self.width, self.patch_size, self.dtype, name="image")(pixels)
+    v_image = embeddings.ImageEmbedding(self.width, self.patch_size, self.dtype, name="image")(
+      pixels
+    )
     v_text = embeddings.TextEmbedding(self.width, self.vocab_size, name="text")(tokens)
-    v_mask, mask_valid = self._mask_tokens(masks, valid)
-    z_image, z_mask = self._encode(v_image + kind[0], v_mask + kind[1], v_text + kind[2], mask_valid, num_tokens, train)
+    v_mask, mask_valid = self._mask_tokens(masks, valid, pixels)
+    z_image, z_mask = self._encode(
+      v_image + kind[0], v_mask + kind[1], v_text + kind[2], mask_valid, num_tokens, train
+    )
 
     summary, features = z_image[:, 0], z_image[:, 1:]
     selected, rho, selection_logits = self._select(z_mask, features, summary, coverage, valid)
     coordinates = jnp.broadcast_to(coordinate_map(rows, cols), (image.shape[0], rows, cols, 8))
-    grid = jnp.concatenate([*(m.reshape(image.shape[0], rows, cols, -1) for m in (*selected, features)), coordinates], -1)
+    grid = jnp.concatenate(
+      [*(m.reshape(image.shape[0], rows, cols, -1) for m in (*selected, features)), coordinates], -1
+    )
     chosen = instances.weighted_sum(rho, masks) if self.mask_path and self.max_instances else None
     logits = self._decode(grid, pixels, chosen, train)
     return Output(logits, rho, selection_logits, masks)
@@ -129,14 +137,19 @@ class MaIL(nn.Module):
       raise ValueError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
 
   def _mask_tokens(
-    self, masks: Bool[Array, "b k h w"], valid: Bool[Array, "b k"]
+    self, masks: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], pixels: Float[Array, "b h w 3"]
   ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
     batch = masks.shape[0]
     if not self.max_instances:
       return jnp.zeros((batch, 0, self.width)), jnp.zeros((batch, 0), bool)
     if self.mask_tokens == "instance":
-      return embeddings.InstanceEmbedding(self.width, dtype=self.dtype, name="mask")(masks), valid
-    tokens = embeddings.StackedMaskEmbedding(self.width, self.patch_size, self.dtype, name="mask")(masks)
+      embed = embeddings.InstanceEmbedding(
+        self.width, self.appearance, dtype=self.dtype, name="mask"
+      )
+      return embed(masks, pixels), valid
+    tokens = embeddings.StackedMaskEmbedding(self.width, self.patch_size, self.dtype, name="mask")(
+      masks
+    )
     return tokens, jnp.ones(tokens.shape[:2], bool)
 
   def _encode(self, v_image, v_mask, v_text, mask_valid, num_tokens, train):
@@ -162,7 +175,9 @@ class MaIL(nn.Module):
     return [selected], rho, logits
 
   def _decode(self, grid, pixels, chosen, train):
-    guides = ([pixels] if self.image_path else []) + ([chosen[..., None]] if chosen is not None else [])
+    guides = ([pixels] if self.image_path else []) + (
+      [chosen[..., None]] if chosen is not None else []
+    )
     guide = jnp.concatenate(guides, -1) if guides else None
     logits = Decoder(self.decoder_widths, self.norm, self.dtype, name="decoder")(grid, guide, train)
     if chosen is None:

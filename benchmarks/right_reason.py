@@ -1,0 +1,233 @@
+"""Does a model use what it is given? The same checkpoint, each of its inputs spoiled in turn:
+
+  python -m benchmarks.right_reason --checkpoint runs/demo --data_dir data --data shapes/val
+
+One row a condition; docs/results.md says how to read them. Exact masks of generated scenes are
+prepared apart, and then given with --oracle_data_dir data_oracle:
+
+  python -m input_pipeline.prepare --dataset shapes --data_dir data_oracle --train_scenes 1 --noise oracle
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from input_pipeline.errors import InputError, run_command
+from mail_jax import evaluate, trained
+from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
+
+Batch = dict[str, Any]
+Row = dict[str, Any]
+Result = dict[str, float | None]
+GREY = 128
+COLUMNS = ("sentences", "mIoU", "P@0.5", "selection_accuracy")
+
+
+def blank_sentences(batches: Iterable[Batch], bos_id: int, eos_id: int) -> Iterator[Batch]:
+  """Every sentence becomes the empty one: its marks of beginning and end."""
+  for batch in batches:
+    tokens = np.zeros_like(batch["tokens"])
+    tokens[:, :2] = bos_id, eos_id
+    yield batch | {"tokens": tokens, "num_tokens": np.full_like(batch["num_tokens"], 2)}
+
+
+def blank_instances(batches: Iterable[Batch]) -> Iterator[Batch]:
+  """No instance masks."""
+  for batch in batches:
+    yield batch | {name: np.zeros_like(batch[name]) for name in ("instances", "num_instances")}
+
+
+def blank_images(batches: Iterable[Batch]) -> Iterator[Batch]:
+  """Every image becomes an even grey."""
+  for batch in batches:
+    yield batch | {"image": np.full_like(batch["image"], GREY)}
+
+
+def swap_sentences(batches: Iterable[Batch], move_target: bool) -> Iterator[Batch]:
+  """Every row gets a sentence of the next object of its image; an only object is left out.
+
+  Args:
+    batches: as evaluation reads them, the rows of an image one after the other.
+    move_target: whether the target becomes that of the new sentence too.
+
+  Yields:
+    Batches as large as those that came; padding fills the last one.
+
+  Raises:
+    InputError: no image has two objects that sentences refer to.
+  """
+  moved = ("tokens", "num_tokens", *(("target", "original_target") if move_target else ()))
+  batches = iter(batches)
+  first = next(batches)
+  size = len(first["weight"])
+  swapped = (
+    row | {name: other[name] for name in moved} | {"meta": row["meta"] | _sentence(other)}
+    for image in _images(itertools.chain([first], batches))
+    for row, other in _pairs(image)
+  )
+  rows = list(itertools.islice(swapped, size))
+  if not rows:
+    raise InputError("sentences cannot be swapped: no image has two objects they refer to")
+  while rows:
+    yield _batch(rows, size)
+    rows = list(itertools.islice(swapped, size))
+
+
+def _images(batches: Iterable[Batch]) -> Iterator[list[Row]]:
+  """The rows of each image."""
+  rows = (
+    {name: values[i] for name, values in batch.items()}
+    for batch in batches
+    for i in range(len(batch["weight"]))
+    if batch["weight"][i]
+  )
+  for _, image in itertools.groupby(rows, key=lambda row: row["meta"]["image_id"]):
+    yield list(image)
+
+
+def _pairs(image: list[Row]) -> Iterator[tuple[Row, Row]]:
+  """Each row of an image with one of the next object; the last is followed by the first."""
+  objects: dict[bytes, list[Row]] = {}
+  for row in image:
+    height, width = row["original_size"]
+    # Not by ref: RefCOCOg has several refs of one object.
+    objects.setdefault(row["original_target"][:height, :width].tobytes(), []).append(row)
+  groups = list(objects.values())
+  if len(groups) < 2:
+    return
+  for rows, others in zip(groups, [*groups[1:], groups[0]], strict=True):
+    for i, row in enumerate(rows):
+      yield row, others[i % len(others)]
+
+
+def _sentence(row: Row) -> dict[str, Any]:
+  return {name: row["meta"][name] for name in ("ref_id", "sentence_index", "sentence", "cut")}
+
+
+def _batch(rows: list[Row], size: int) -> Batch:
+  """Makes a batch of `size` rows; the canvases of the rows may differ."""
+  sides = np.max([row["original_target"].shape for row in rows], axis=0)
+  batch: Batch = {"meta": [row["meta"] for row in rows] + [None] * (size - len(rows))}
+  for name in rows[0].keys() - {"meta"}:
+    values = [np.asarray(row[name]) for row in rows]
+    shape = tuple(sides) if name == "original_target" else values[0].shape
+    batch[name] = np.zeros((size, *shape), values[0].dtype)
+    for i, value in enumerate(values):
+      batch[name][(i, *map(slice, value.shape))] = value
+  return batch
+
+
+def score(
+  measure: Callable[..., Any], variables: Any, batches: Iterable[Batch]
+) -> tuple[Result, SegmentationEvaluator]:
+  """Evaluates; the selection accuracy is None where no instance is right, so none can be chosen."""
+  evaluator = SegmentationEvaluator(measure, lambda: batches)
+  result: Result = dict(evaluator.run(variables))
+  if not (evaluator.rows["best_iou"] > 0.5).any():
+    result["selection_accuracy"] = None
+  return {name: result[name] for name in COLUMNS}, evaluator
+
+
+def score_raw(iou: Float[np.ndarray, "n"]) -> Result:
+  """What instance masks score that are taken as they are, from their IoU with the target."""
+  values = len(iou), float(iou.mean()), float((iou >= 0.5).mean()), None
+  return dict(zip(COLUMNS, values, strict=True))
+
+
+def judge(
+  model: trained.Trained,
+  open_batches: Callable[[], Iterable[Batch]],
+  open_oracle: Callable[[], Iterable[Batch]] | None = None,
+) -> Iterator[tuple[str, Result]]:
+  """Yields each condition and what the model scores under it, in fractions.
+
+  Args:
+    model: what is judged.
+    open_batches: starts one pass over the sentences.
+    open_oracle: likewise, with exact instance masks; None leaves that condition out.
+
+  Raises:
+    InputError: the two do not hold the same sentences.
+  """
+  measure = jax.jit(make_measure(model.model))
+  marks = model.tokenizer.bos_id, model.tokenizer.eos_id
+  result, plain = score(measure, model.variables, open_batches())
+  yield "as it is", result
+  spoiled: dict[str, Callable[[Iterable[Batch]], Iterable[Batch]]] = {
+    "sentences blanked": lambda batches: blank_sentences(batches, *marks),
+    "sentences swapped, old target": lambda batches: swap_sentences(batches, move_target=False),
+    "sentences swapped, new target": lambda batches: swap_sentences(batches, move_target=True),
+    "instance masks blanked": blank_instances,
+    "image blanked": blank_images,
+  }
+  for name, spoil in spoiled.items():
+    yield name, score(measure, model.variables, spoil(open_batches()))[0]
+  if open_oracle is not None:
+    result, oracle = score(measure, model.variables, open_oracle())
+    if oracle.meta != plain.meta:
+      raise InputError(
+        "--oracle_data_dir: its sentences are not those of --data_dir; prepare both with the same "
+        "--size, --seed and --eval_scenes"
+      )
+    yield "exact instance masks", result
+  yield "best raw instance mask", score_raw(plain.rows["best_iou"])
+  yield "picked raw instance mask", score_raw(plain.rows["chosen_iou"])
+
+
+def table(results: dict[str, Result], markdown: bool = False) -> str:
+  """Results in percent, one row a condition."""
+  rows = [("", *COLUMNS)]
+  for name, result in results.items():
+    numbers = (result[column] for column in COLUMNS[1:])
+    cells = ("-" if number is None else f"{100 * number:.2f}" for number in numbers)
+    rows.append((name, f"{result['sentences']:.0f}", *cells))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+  if not markdown:
+    return "\n".join("  ".join(line) for line in lines)
+  lines.insert(1, ["---", *["---:"] * len(COLUMNS)])
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
+  parser.add_argument(
+    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
+  )
+  parser.add_argument("--data_dir", required=True, help="where the records are")
+  parser.add_argument("--oracle_data_dir", help="where those with exact instance masks are")
+  parser.add_argument("--data", required=True, metavar="DATASET/SPLIT")
+  parser.add_argument("--json", metavar="OUT", help="write the results as fractions")
+  parser.add_argument("--markdown", action="store_true", help="print the table for a document")
+  args = parser.parse_args(argv)
+
+  model = trained.load(args.checkpoint, args.which)
+
+  def batches_of(data_dir: str) -> Callable[[], Iterable[Batch]]:
+    evaluate.open_batches(model, data_dir, args.data)  # what is wrong with it is told at once
+    return lambda: evaluate.open_batches(model, data_dir, args.data)
+
+  oracle = batches_of(args.oracle_data_dir) if args.oracle_data_dir else None
+  results = {}
+  for name, result in judge(model, batches_of(args.data_dir), oracle):
+    results[name] = result
+    print(f"{len(results)}: {name}", flush=True)
+  print(f"{args.checkpoint}, step {model.step}, {args.data}; percent\n")
+  print(table(results, args.markdown))
+  if args.json:
+    evaluate.save_text(json.dumps({args.data: results}, indent=2) + "\n", args.json)
+    print(f"\nwrote {args.json}")
+
+
+if __name__ == "__main__":
+  run_command(main)

@@ -1,0 +1,102 @@
+"""Recipes and their overrides; a mistake is named together with what there is."""
+
+import pytest
+
+from input_pipeline.errors import InputError
+from mail_jax.config import from_json, load_config, to_json
+
+DEMO = "configs/demo.py"
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Recipes are named from the checkout, as users do."""
+  monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.mark.parametrize(
+  ("override", "value"),
+  [
+    ("steps=100", 100),
+    ("optimizer.lr=1e-4", 1e-4),
+    ("optimizer.lr=1", 1.0),
+    ("model.mask_path=False", False),
+    ("model.selection=soft", "soft"),
+    ("model.decoder_widths=(8, 4, 2)", (8, 4, 2)),
+    ("model.decoder_widths=[8, 4, 2]", (8, 4, 2)),
+    ("dataset=refcoco+_unc", "refcoco+_unc"),
+    ("eval_split=", ""),
+    ("optimizer.lr_scale=(('encoder', 0.1), ('.*', 1.0))", (("encoder", 0.1), (".*", 1.0))),
+  ],
+)
+@pytest.mark.parametrize("prefix", ["--config.", ""])
+def test_override_sets_the_value_and_keeps_its_type(override, value, prefix):
+  found = load_config(DEMO, [prefix + override])
+  for part in override.partition("=")[0].split("."):
+    found = found[part]
+  assert found == value
+  assert type(found) is type(value)
+
+
+def test_override_leaves_everything_else_as_it_was():
+  changed, plain = to_json(load_config(DEMO, ["optimizer.lr=0.5"])), to_json(load_config(DEMO))
+  assert plain["optimizer"].pop("lr") != changed["optimizer"].pop("lr")
+  assert changed == plain
+
+
+def test_argument_of_the_recipe_chooses_the_preset():
+  assert load_config(DEMO).model.mask_tokens == "instance"
+  assert load_config(f"{DEMO}:paper").model.mask_tokens == "stacked"
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("--config.stepz=3", r"--config\.stepz: unknown key 'stepz'; there is .*steps"),
+    ("--config.model.depht=3", r"--config\.model\.depht: unknown key 'depht'; there is .*depth"),
+    ("--config.steps.per=3", r"--config\.steps\.per: unknown key 'per'; there is nothing"),
+    ("--config.steps=many", r"--config\.steps: 'many' is not of type int"),
+    ("--config.steps=1.5", r"--config\.steps: '1\.5' is not of type int"),
+    ("--config.optimizer.lr=fast", r"--config\.optimizer\.lr: 'fast' is not of type float"),
+    ("--config.optimizer.lr=True", r"--config\.optimizer\.lr: 'True' is not of type float"),
+    ("--config.model.mask_path=1", r"--config\.model\.mask_path: '1' is not of type bool"),
+    ("--config.model.mask_path=no", r"--config\.model\.mask_path: 'no' is not of type bool"),
+    ("--config.model.decoder_widths=8", r"decoder_widths: '8' is not of type tuple"),
+    ("--config.model=8", r"--config\.model: '8' is not of type ConfigDict"),
+    ("--config.steps", r"--config\.steps: overrides are written --config\.KEY=VALUE"),
+  ],
+)
+def test_wrong_override_is_named(override, message):
+  with pytest.raises(InputError, match=message):
+    load_config(DEMO, [override])
+
+
+def test_loaded_recipe_takes_no_new_key():
+  with pytest.raises(KeyError):
+    load_config(DEMO).depth = 3
+
+
+def test_missing_recipe_is_named():
+  with pytest.raises(InputError, match=r"--config configs/dmo\.py: no such file"):
+    load_config("configs/dmo.py")
+
+
+def test_unknown_preset_is_named():
+  with pytest.raises(InputError, match=r"configs/demo\.py:papre: the presets are instance and pap"):
+    load_config(f"{DEMO}:papre")
+
+
+def test_file_without_a_recipe_is_named(tmp_path):
+  path = tmp_path / "empty.py"
+  path.write_text("x = 1\n")
+  with pytest.raises(InputError, match=r"empty\.py: the file defines no get_config"):
+    load_config(str(path))
+
+
+@pytest.mark.parametrize("spec", [DEMO, f"{DEMO}:paper"])
+def test_recipe_survives_json(spec):
+  config = load_config(spec, ["--config.optimizer.lr_scale=(('text', 0.0), ('.*', 1.0))"])
+  again = from_json(to_json(config))
+  assert again.to_dict() == config.to_dict()
+  assert isinstance(again.model.decoder_widths, tuple)
+  assert again.optimizer.lr_scale == (("text", 0.0), (".*", 1.0))

@@ -1,0 +1,130 @@
+"""Geometry of instance masks on the device, against loops over pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from input_pipeline import records
+from mail_jax.models import instances
+
+SIZE = 24
+
+# Compiled, because one program is sooner made than one for each operation.
+boxes = jax.jit(instances.boxes)
+crop_pixels = jax.jit(instances.crop_pixels, static_argnums=2)
+pack_planes = jax.jit(instances.pack_planes, static_argnums=1)
+patch_coverage = jax.jit(instances.patch_coverage, static_argnums=1)
+unpack_planes = jax.jit(instances.unpack_planes, static_argnums=1)
+views = jax.jit(instances.views, static_argnums=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def masks() -> np.ndarray:
+  """Two examples of five masks of 24 x 20: specks, a lone pixel, the full frame, and an empty one."""
+  rng = np.random.default_rng(0)
+  drawn = np.zeros((2, 5, SIZE, 20), bool)
+  drawn[:, 0, 3:17, 2:9] = rng.random((2, 14, 7)) < 0.6
+  drawn[:, 1, 5, 19] = True
+  drawn[:, 2] = True
+  drawn[0, 3, :, 4:6] = drawn[1, 3, 23:, :] = True
+  return drawn
+
+
+def box_by_loop(mask: np.ndarray) -> list[int]:
+  inside = [(y, x) for y in range(mask.shape[0]) for x in range(mask.shape[1]) if mask[y, x]]
+  if not inside:
+    return [0, 0, *mask.shape]
+  rows, cols = [y for y, _ in inside], [x for _, x in inside]
+  return [min(rows), min(cols), max(rows) + 1, max(cols) + 1]
+
+
+def average_by_loop(image: np.ndarray, box: list[int], bins: int) -> np.ndarray:
+  """The mean of an image (h, w, c) over the area of each cell of a grid laid on the box."""
+  top, left, bottom, right = box
+  tall, wide = (bottom - top) / bins, (right - left) / bins
+  result = np.zeros((bins, bins, image.shape[2]))
+  for i, j in np.ndindex(bins, bins):
+    for y, x in np.ndindex(*image.shape[:2]):
+      height = min(top + (i + 1) * tall, y + 1) - max(top + i * tall, y)
+      width = min(left + (j + 1) * wide, x + 1) - max(left + j * wide, x)
+      result[i, j] += max(0, height) * max(0, width) * image[y, x]
+  return result / (tall * wide)
+
+
+@pytest.mark.parametrize("count", [0, 16, 50, 64])
+def test_device_and_records_pack_and_unpack_the_same_bits(count):
+  drawn = np.random.default_rng(count).random((2, count, 3, 5)) < 0.5
+  planes = np.stack([records.pack_planes(m) for m in drawn])
+  np.testing.assert_array_equal(unpack_planes(planes, count), drawn)
+  packed = np.asarray(pack_planes(drawn, planes.shape[1]))
+  np.testing.assert_array_equal(packed, planes)
+  for row, mask in zip(packed, drawn, strict=True):
+    np.testing.assert_array_equal(records.unpack_planes(row, count), mask)
+
+
+def test_coverage_is_the_share_of_each_patch_row_by_row(masks):
+  patch = 4
+  coverage = np.asarray(patch_coverage(masks, patch))
+  assert coverage.shape == (2, 5, 30)
+  for b, k in np.ndindex(2, 5):
+    for n in range(30):
+      y, x = n // 5 * patch, n % 5 * patch
+      expected = sum(masks[b, k, y + i, x + j] for i in range(patch) for j in range(patch)) / 16
+      assert coverage[b, k, n] == expected
+
+
+def test_box_is_the_extent_of_the_mask_and_the_full_frame_for_an_empty_one(masks):
+  found = np.asarray(boxes(masks))
+  expected = [[box_by_loop(mask) for mask in example] for example in masks]
+  np.testing.assert_array_equal(found, expected)
+  assert found[0, 4].tolist() == [0, 0, 24, 20]
+
+
+def test_box_features_are_fractions_of_the_image_around_zero():
+  # A box of 12 x 5 pixels at (6, 10) in an image of 24 x 20: .25, .5, .75, .75 and 1/8 of its area.
+  box = jnp.array([[[6.0, 10.0, 18.0, 15.0], [0.0, 0.0, 24.0, 20.0]]])
+  features = np.asarray(instances.box_features(box, 24, 20))[0]
+  np.testing.assert_allclose(
+    features[0], [-0.5, 0, 0.5, 0.5, 0, -0.5, np.log(1 / 8) / 4 + 1], atol=1e-6
+  )
+  np.testing.assert_allclose(features[1], [-1, -1, 1, 1, 1, 1, 1], atol=1e-6)
+
+
+def test_crops_and_frames_are_averages_over_areas(masks):
+  box = boxes(masks)
+  crops, frames = views(masks, box, 5, 3)
+  for b, k in np.ndindex(2, 5):
+    image = masks[b, k][..., None].astype(float)
+    crop = average_by_loop(image, box_by_loop(masks[b, k]), 5)[..., 0]
+    np.testing.assert_allclose(crops[b, k], crop, atol=1e-5)
+    frame = average_by_loop(image, [0, 0, SIZE, 20], 3)[..., 0]
+    np.testing.assert_allclose(frames[b, k], frame, atol=1e-5)
+
+
+def test_the_crop_of_a_filled_rectangle_is_full_whatever_its_size(masks):
+  box = boxes(masks)
+  crops, _ = views(masks, box, 16, 12)
+  np.testing.assert_allclose(crops[:, 1:4], 1, atol=1e-5)
+  np.testing.assert_array_equal(crops[:, 4], 0)
+
+
+def test_cropped_pixels_are_averages_over_areas(masks):
+  pixels = np.random.default_rng(1).normal(size=(2, SIZE, 20, 3)).astype(np.float32)
+  box = boxes(masks)
+  crops = crop_pixels(pixels, box, 4)
+  for b, k in np.ndindex(2, 5):
+    expected = average_by_loop(pixels[b].astype(float), box_by_loop(masks[b, k]), 4)
+    np.testing.assert_allclose(crops[b, k], expected, atol=1e-5)
+
+
+def test_weighted_sum_adds_masks_by_their_weights(masks):
+  weights = np.random.default_rng(2).normal(size=(2, 5)).astype(np.float32)
+  expected = sum(weights[:, k, None, None].astype(float) * masks[:, k] for k in range(5))
+  found = instances.weighted_sum(jnp.asarray(weights), jnp.asarray(masks))
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_first_slots_hold_the_instances():
+  valid = instances.count_valid(jnp.array([0, 2, 5]), 4)
+  assert np.asarray(valid).tolist() == [[False] * 4, [True, True, False, False], [True] * 4]

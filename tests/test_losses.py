@@ -1,0 +1,92 @@
+"""Losses against numpy in float64, and instance IoU against pycocotools."""
+
+import jax
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mail_jax import losses
+
+binary_cross_entropy = jax.jit(losses.binary_cross_entropy)
+dice = jax.jit(losses.dice)
+instance_iou = jax.jit(losses.instance_iou)
+selection_cross_entropy = jax.jit(losses.selection_cross_entropy)
+
+
+@pytest.fixture(scope="module")
+def logits() -> np.ndarray:
+  return (4 * np.random.default_rng(0).normal(size=(3, 9, 7))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def target() -> np.ndarray:
+  drawn = np.random.default_rng(1).random((3, 9, 7)) < 0.3
+  drawn[2] = False
+  return drawn
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+  return 1 / (1 + np.exp(-x.astype(float)))
+
+
+def test_binary_cross_entropy_is_the_mean_of_minus_log_likelihoods(logits, target):
+  likelihood = np.where(target, sigmoid(logits), 1 - sigmoid(logits))
+  expected = [-np.log(example).mean() for example in likelihood]
+  np.testing.assert_allclose(binary_cross_entropy(logits, target), expected, rtol=1e-5)
+
+
+def test_binary_cross_entropy_of_extreme_logits_is_finite(target):
+  logits = np.full(target.shape, 200, np.float32)
+  found = binary_cross_entropy(logits, target)
+  np.testing.assert_allclose(found, [200 * (~t).mean() for t in target], rtol=1e-5)
+
+
+def test_dice_is_one_minus_twice_the_overlap_over_the_sum(logits, target):
+  p = sigmoid(logits)
+  for found, probability, truth in zip(dice(logits, target), p, target, strict=True):
+    overlap = sum(probability[y, x] for y, x in np.ndindex(*truth.shape) if truth[y, x])
+    expected = 1 - (2 * overlap + 1) / (probability.sum() + truth.sum() + 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_dice_is_zero_for_the_perfect_answer_and_near_one_for_the_opposite(target):
+  perfect = np.where(target, 100, -100).astype(np.float32)
+  np.testing.assert_allclose(dice(perfect, target), 0, atol=1e-6)
+  assert (np.asarray(dice(-perfect, target)) > 0.97).all()
+
+
+def test_instance_iou_is_that_of_pycocotools():
+  rng = np.random.default_rng(2)
+  masks, target = rng.random((4, 6, 11, 13)) < 0.5, rng.random((4, 11, 13)) < 0.4
+  masks[0, 0], masks[0, 1], masks[1, 2], target[3] = False, target[0], True, False
+  masks[3, 0] = False
+  found = np.asarray(instance_iou(masks, target))
+  for b in range(4):
+    truth = coco_mask.encode(np.asfortranarray(target[b, :, :, None].astype(np.uint8)))
+    guesses = coco_mask.encode(np.asfortranarray(np.moveaxis(masks[b], 0, -1).astype(np.uint8)))
+    expected = coco_mask.iou(guesses, truth, [0])[:, 0]
+    np.testing.assert_allclose(found[b], expected, atol=1e-7)
+  assert found[0, 1] == 1
+  assert found[3, 0] == 0
+
+
+def test_instance_iou_has_no_column_without_slots():
+  assert instance_iou(np.zeros((2, 0, 4, 4), bool), np.ones((2, 4, 4), bool)).shape == (2, 0)
+
+
+def test_selection_is_right_at_instances_over_half_the_target_and_else_at_none():
+  iou = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.6], [0.5, 0.4, 0.3], [0.0, 0.0, 0.0]], np.float32)
+  truth = np.array([[1, 0, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1], [0, 0, 0, 1]])
+  logits = np.random.default_rng(3).normal(size=(4, 4)).astype(np.float32)
+  logits[3, 1] = -1e9  # a slot without an instance
+  likelihood = np.exp(logits.astype(float))
+  likelihood /= likelihood.sum(1, keepdims=True)
+  expected = [-np.log(p[t > 0]) @ t[t > 0] for p, t in zip(likelihood, truth, strict=True)]
+  found = selection_cross_entropy(logits, iou)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert found.shape == (4,)
+
+
+def test_selection_without_slots_costs_nothing():
+  found = selection_cross_entropy(np.ones((2, 1), np.float32), np.zeros((2, 0), np.float32))
+  np.testing.assert_array_equal(found, [0, 0])

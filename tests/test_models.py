@@ -1,0 +1,223 @@
+"""The whole model: what may not matter does not, what must matter does, and what cannot be is refused."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny_model
+from ml_collections import ConfigDict
+
+from configs import base, demo
+from input_pipeline import records
+from input_pipeline.errors import InputError
+from mail_jax.config import make_model
+from mail_jax.models.mail import Output
+
+Inputs = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def config() -> ConfigDict:
+  return tiny_model.make_config()
+
+
+@pytest.fixture(scope="module")
+def variables(config) -> dict[str, Any]:
+  return tiny_model.random_variables(config)
+
+
+@pytest.fixture(scope="module")
+def inputs(config) -> Inputs:
+  return tiny_model.make_inputs(config)
+
+
+@pytest.fixture(scope="module")
+def output(config, variables, inputs) -> Output:
+  return tiny_model.run(config, variables, inputs)
+
+
+def check_output(output: Output, inputs: Inputs, config: ConfigDict) -> None:
+  """Shapes and ranges as `Output` promises them."""
+  count, slots, size = len(inputs["image"]), config.max_instances, config.image_size
+  assert output.logits.shape == (count, size, size)
+  assert output.logits.dtype == np.float32
+  assert output.rho.shape == (count, slots)
+  assert output.selection_logits.shape == (count, slots + 1)
+  assert output.masks.shape == (count, slots, size, size)
+  assert all(np.isfinite(array).all() for array in output)
+  assert (output.rho > -1e-6).all()
+  assert (output.rho < 1 + 1e-6).all()
+  assert not output.rho[~inputs["valid"]].any()
+
+
+def same(left: Output, right: Output, atol: float = 1e-5) -> bool:
+  return all(np.allclose(a, b, atol=atol) for a, b in zip(left, right, strict=True))
+
+
+def test_instance_preset_gives_a_logit_a_pixel_and_a_weight_a_slot(config, inputs, output):
+  check_output(output, inputs, config)
+  # Hard: one slot, or none of them.
+  np.testing.assert_allclose(np.sort(output.rho)[:, :-1], 0, atol=1e-6)
+  best = output.selection_logits.argmax(1)
+  for rho, slot in zip(output.rho, best, strict=True):
+    np.testing.assert_allclose(rho, np.arange(len(rho)) == slot, atol=1e-6)
+
+
+def test_masks_seen_are_those_of_the_slots_that_hold_an_instance(inputs, output):
+  for planes, valid, masks in zip(inputs["planes"], inputs["valid"], output.masks, strict=True):
+    stored = records.unpack_planes(planes, len(valid))
+    np.testing.assert_array_equal(masks, stored & valid[:, None, None])
+
+
+def test_paper_preset_selects_softly_and_its_text_padding_and_void_slots_change_nothing():
+  config = tiny_model.make_config("paper")
+  variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
+  output = tiny_model.run(config, variables, inputs)
+  check_output(output, inputs, config)
+  exponents = np.exp(output.selection_logits.astype(float))
+  weights = exponents / exponents.sum(1, keepdims=True)
+  np.testing.assert_allclose(output.rho, weights[:, :-1], atol=1e-6)
+  assert (output.rho[inputs["valid"]] > 0).all()
+  changed = with_other_void_slots(with_other_padding(inputs, config), config)
+  assert same(output, tiny_model.run(config, variables, changed))
+
+
+def test_without_slots_there_are_no_mask_tokens_and_no_mask_parameters():
+  config = tiny_model.make_config(slots=0)
+  variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
+  assert not {"mask", "selection", "mask_gain"} & set(variables["params"])
+  output = tiny_model.run(config, variables, inputs)
+  check_output(output, inputs, config)
+  # Its planes cannot matter.
+  inputs["planes"] = ~inputs["planes"]
+  assert same(output, tiny_model.run(config, variables, inputs))
+
+
+def test_bfloat16_runs_with_float32_parameters_and_logits_near_those_of_float32(
+  variables, inputs, output
+):
+  half = tiny_model.make_config(dtype="bfloat16")
+  dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(tiny_model.shapes(half))}
+  assert dtypes == {"float32"}
+  found = tiny_model.run(half, variables, inputs)
+  check_output(found, inputs, half)
+  assert found.selection_logits.dtype == np.float32
+  np.testing.assert_allclose(found.selection_logits, output.selection_logits, atol=0.1, rtol=0.1)
+  assert not np.array_equal(found.selection_logits, output.selection_logits)
+
+
+def with_other_padding(inputs: Inputs, config: ConfigDict) -> Inputs:
+  """The same expressions with other word pieces behind their ends."""
+  padding = np.arange(config.max_tokens) >= inputs["num_tokens"][:, None]
+  assert padding.any()
+  return inputs | {"tokens": np.where(padding, inputs["tokens"] % 7 + 3, inputs["tokens"])}
+
+
+def with_other_void_slots(inputs: Inputs, config: ConfigDict) -> Inputs:
+  """The same instances, with every bit of the slots that hold none turned over."""
+  void = np.zeros((*inputs["valid"].shape, 1, 1), bool) | ~inputs["valid"][:, :, None, None]
+  assert void.any()
+  side = config.image_size
+  flip = np.broadcast_to(void, (*inputs["valid"].shape, side, side))
+  return inputs | {
+    "planes": inputs["planes"] ^ np.stack([records.pack_planes(mask) for mask in flip])
+  }
+
+
+def test_what_stands_behind_the_expression_changes_nothing(config, variables, inputs, output):
+  assert same(output, tiny_model.run(config, variables, with_other_padding(inputs, config)), 0)
+
+
+def test_planes_of_slots_without_an_instance_change_nothing(config, variables, inputs, output):
+  assert same(output, tiny_model.run(config, variables, with_other_void_slots(inputs, config)), 0)
+
+
+def test_more_room_for_words_and_instances_changes_nothing(config, variables, inputs, output):
+  wide = tiny_model.make_config(slots=tiny_model.SLOTS + 15)
+  wide.max_tokens = config.max_tokens + 3
+  params = tiny_model.random_variables(wide)["params"]
+  position = (
+    params["text"]["position"].at[: config.max_tokens].set(variables["params"]["text"]["position"])
+  )
+  text = variables["params"]["text"] | {"position": position}
+  inputs = inputs | {
+    "tokens": np.pad(inputs["tokens"], ((0, 0), (0, 3)), constant_values=4),
+    "planes": np.pad(inputs["planes"], ((0, 0), (0, 1), (0, 0), (0, 0)), constant_values=999),
+    "valid": np.pad(inputs["valid"], ((0, 0), (0, 15))),
+  }
+  found = tiny_model.run(wide, variables | {"params": variables["params"] | {"text": text}}, inputs)
+  slots = config.max_instances
+  np.testing.assert_allclose(found.logits, output.logits, atol=1e-5)
+  np.testing.assert_allclose(found.rho[:, :slots], output.rho, atol=1e-5)
+  assert not found.rho[:, slots:].any()
+  np.testing.assert_allclose(
+    found.selection_logits[:, [*range(slots), -1]], output.selection_logits, atol=1e-5
+  )
+
+
+def test_order_of_the_instances_changes_the_order_of_their_weights_and_no_pixel(
+  config, variables, inputs, output
+):
+  order = np.random.default_rng(3).permutation(config.max_instances)
+  planes = [
+    records.pack_planes(records.unpack_planes(p, len(order))[order]) for p in inputs["planes"]
+  ]
+  shuffled = inputs | {"planes": np.stack(planes), "valid": inputs["valid"][:, order]}
+  found = tiny_model.run(config, variables, shuffled)
+  np.testing.assert_allclose(found.logits, output.logits, atol=1e-5)
+  np.testing.assert_allclose(found.rho, output.rho[:, order], atol=1e-5)
+  np.testing.assert_allclose(
+    found.selection_logits, output.selection_logits[:, [*order, -1]], atol=1e-5
+  )
+
+
+def test_examples_of_a_batch_do_not_see_each_other(config, variables, inputs, output):
+  other = tiny_model.make_inputs(config, seed=1)
+  mixed = {name: np.concatenate([inputs[name][:1], other[name][1:]]) for name in inputs}
+  found = tiny_model.run(config, variables, mixed)
+  assert same(Output(*(a[:1] for a in output)), Output(*(a[:1] for a in found)))
+  assert not np.allclose(found.logits[1:], output.logits[1:], atol=1e-2)
+
+
+@pytest.mark.parametrize("field", ["image", "word", "instance"])
+def test_each_modality_matters(config, variables, inputs, output, field):
+  changed = {name: value.copy() for name, value in inputs.items()}
+  if field == "image":
+    changed["image"][:, :16] = 255 - changed["image"][:, :16]
+  elif field == "word":
+    changed["tokens"][:, 1] = changed["tokens"][:, 1] % 7 + 8
+  else:
+    changed["planes"][:, :, 4:12, 8:20] ^= 0xFFFF
+  found = tiny_model.run(config, variables, changed)
+  for before, after in zip(output.selection_logits, found.selection_logits, strict=True):
+    assert not np.allclose(before, after, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [base.get_config(), demo.get_config(), demo.get_config("paper")])
+def test_recipes_make_models_with_a_logit_a_pixel(recipe):
+  model = make_model(recipe, recipe.vocab_size)
+  inputs = tiny_model.make_inputs(recipe, 2)
+  shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), **inputs)[0]
+  assert shapes.logits.shape == (2, recipe.image_size, recipe.image_size)
+  assert shapes.selection_logits.shape == (2, recipe.max_instances + 1)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"decoder_widths": (8, 8)}, r"model\.decoder_widths has 2 stages; model\.patch_size 8"),
+    ({"patch_size": 12}, r"image_size 32 is not a multiple of config\.model\.patch_size 12"),
+    ({"heads": 3}, r"model\.width 16 is not a multiple of model\.heads 3"),
+    ({"mask_tokens": "boxes"}, r"model\.mask_tokens 'boxes' is not one of instance, stacked"),
+    ({"selection": "first"}, r"model\.selection 'first' is not one of soft, hard, none"),
+    ({"backend": "flash"}, r"backend 'flash' is not one of xla, cudnn"),
+    ({"norm": "layer"}, r"model\.norm 'layer' is not one of batch, group"),
+    ({"dtype": "float31"}, r"config\.model\.dtype 'float31'"),
+  ],
+)
+def test_what_cannot_be_built_is_refused_by_name(inputs, change, message):
+  with pytest.raises(InputError, match=message):
+    jax.eval_shape(
+      tiny_model.make(tiny_model.make_config(**change)).init, jax.random.key(0), **inputs
+    )

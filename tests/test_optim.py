@@ -1,0 +1,113 @@
+"""The optimizer against optax's own AdamW; its rules on the real parameters; the schedules' endpoints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_model
+
+from input_pipeline.errors import InputError
+from mail_jax.optim import learning_rate, make_optimizer, make_optimizer_from, path_name
+
+EVERYTHING = ((".*", 1.0),)
+SETTINGS = {"clip": 1.0, "b1": 0.9, "b2": 0.98, "weight_decay": 0.1}
+
+
+def draw(seed: int, scale: float = 1.0) -> dict:
+  rng = np.random.default_rng(seed)
+  shapes = {"kernel": (3, 2), "bias": (2,), "words": (5,)}
+  leaves = {k: jnp.asarray(scale * rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+  return {"encoder": {"kernel": leaves["kernel"], "bias": leaves["bias"]}, "words": leaves["words"]}
+
+
+def one_step(optimizer, params: dict, grads: dict) -> dict:
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  return jax.tree.map(lambda p, u: p + 1e-2 * u, params, updates)
+
+
+def test_with_constant_rules_it_is_optax_adamw_with_clipping():
+  ours = make_optimizer(**SETTINGS, lr_scale=EVERYTHING, decay_rules=EVERYTHING)
+  rates = [0.01, 0.02, 0.03, 0.02, 0.01]
+  theirs = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(lambda step: jnp.array(rates)[step], b1=0.9, b2=0.98, weight_decay=0.1),
+  )
+  params = expected = draw(0)
+  state, their_state = ours.init(params), theirs.init(expected)
+  update, their_update = jax.jit(ours.update), jax.jit(theirs.update)
+  for step, rate in enumerate(rates):
+    grads = draw(step + 1, scale=0.01 if step == 2 else 1.0)  # one of them is not clipped
+    updates, state = update(grads, state, params)
+    params = jax.tree.map(lambda p, u, rate=rate: p + rate * u, params, updates)
+    updates, their_state = their_update(grads, their_state, expected)
+    expected = optax.apply_updates(expected, updates)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), params, expected
+    )
+  assert abs(params["words"] - draw(0)["words"]).max() > 0.01
+
+
+def test_first_matching_rule_scales_and_zero_freezes():
+  rules = (("^encoder/bias$", 0.0), ("^encoder", 0.5), (".*", 1.0))
+  params, grads = draw(0), draw(1)
+  scaled = make_optimizer(**SETTINGS, lr_scale=rules, decay_rules=EVERYTHING)
+  plain = make_optimizer(**SETTINGS, lr_scale=EVERYTHING, decay_rules=EVERYTHING)
+  found, full = one_step(scaled, params, grads), one_step(plain, params, grads)
+  np.testing.assert_array_equal(found["encoder"]["bias"], params["encoder"]["bias"])
+  np.testing.assert_array_equal(found["words"], full["words"])
+  halfway = (params["encoder"]["kernel"] + full["encoder"]["kernel"]) / 2
+  np.testing.assert_allclose(found["encoder"]["kernel"], halfway, atol=1e-7)
+
+
+@pytest.mark.parametrize("preset", ["instance", "paper"])
+def test_only_kernels_and_word_embeddings_decay_under_the_base_rules(preset):
+  config = tiny_model.make_config(preset)
+  params = jax.tree.map(lambda p: np.ones(p.shape, np.float32), tiny_model.shapes(config)["params"])
+  optimizer = make_optimizer_from(config)
+  still = jax.tree.map(np.zeros_like, params)
+  updates, _ = jax.jit(optimizer.update)(still, jax.jit(optimizer.init)(params), params)
+  decayed = set()
+  for path, update in jax.tree_util.tree_leaves_with_path(updates):
+    expected = -config.optimizer.weight_decay if update.any() else 0
+    np.testing.assert_allclose(update, expected, rtol=1e-6)
+    decayed |= {path_name(path)} if update.any() else set()
+  names = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+  assert decayed == {n for n in names if n.split("/")[-1] == "kernel"} | {"text/words/embedding"}
+  spared = {name.split("/")[-1] for name in names - decayed}
+  assert spared >= {"bias", "scale", "position", "cls", "type"}
+
+
+@pytest.mark.parametrize("what", ["lr_scale", "decay_rules"])
+def test_parameter_that_no_rule_names_is_an_error_that_names_it(what):
+  rules = {"lr_scale": EVERYTHING, "decay_rules": EVERYTHING} | {what: (("kernel", 1.0),)}
+  with pytest.raises(
+    InputError, match=rf"config\.optimizer\.{what}: no rule matches 'encoder/bias'"
+  ):
+    one_step(make_optimizer(**SETTINGS, **rules), draw(0), draw(1))
+
+
+@pytest.mark.parametrize(
+  ("schedule", "halfway"), [("cosine", 0.5), ("polynomial", 0.5**0.9), ("constant", 1.0)]
+)
+def test_schedule_warms_up_to_the_peak_and_ends_at_its_share(schedule, halfway):
+  def rate(step):
+    settings = {"lr": 2.0, "warmup_steps": 10, "final": 0.1, "power": 0.9}
+    return learning_rate(step, 110, schedule=schedule, **settings)
+
+  np.testing.assert_allclose([rate(step) for step in range(10)], 0.2 * np.arange(1, 11))
+  assert rate(10) == 2.0
+  np.testing.assert_allclose(rate(60), 2.0 * (0.1 + 0.9 * halfway))
+  np.testing.assert_allclose(rate(110), 2.0 if schedule == "constant" else 0.2)
+  assert rate(500) == rate(110)
+  after = [rate(step) for step in range(10, 111)]
+  assert after == sorted(after, reverse=True)
+
+
+def test_schedule_without_warm_up_begins_at_the_peak():
+  assert learning_rate(0, 10, lr=3.0, warmup_steps=0, schedule="cosine") == 3.0
+
+
+def test_unknown_schedule_is_an_error_from_the_first_step_on():
+  with pytest.raises(InputError, match=r"config\.optimizer\.schedule 'step' is not one of cosine"):
+    learning_rate(0, 10, lr=1.0, warmup_steps=5, schedule="step")

@@ -1,0 +1,244 @@
+"""The metrics, against numpy and pycocotools: every integer equal on 200 random cases."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mail_jax.evaluators.segmentation import SegmentationEvaluator, count, summarise
+from mail_jax.models.mail import Output
+
+SIDE, SLOTS, CASES = 24, 3, 200
+# Closer to the threshold than this, float32 and float64 may disagree: such cases are drawn anew.
+MARGIN = 1e-4
+
+
+@dataclasses.dataclass
+class Case:
+  """What the model says of one sentence, and what is true; `resized` are its logits in float64."""
+
+  logits: np.ndarray
+  resized: np.ndarray
+  original_target: np.ndarray
+  target: np.ndarray
+  masks: np.ndarray
+  selection_logits: np.ndarray
+
+
+def interpolate(values: np.ndarray, size: int) -> np.ndarray:
+  """Resizes the first axis bilinearly, a sample at a time: half-pixel centres, edges repeated."""
+  result = np.zeros((size, *values.shape[1:]))
+  for i in range(size):
+    at = min(max((i + 0.5) * len(values) / size - 0.5, 0), len(values) - 1)
+    low = int(at)
+    high = min(low + 1, len(values) - 1)
+    result[i] = (low + 1 - at) * values[low] + (at - low) * values[high]
+  return result
+
+
+def resize(logits: np.ndarray, height: int, width: int) -> np.ndarray:
+  return interpolate(interpolate(logits.astype(float), height).T, width).T
+
+
+def draw_case(rng: np.random.Generator) -> Case:
+  """A random case; half of the targets resemble the prediction, a few are empty."""
+  height, width = rng.integers(20, 81, 2)
+  while True:
+    logits = (rng.normal(size=(SIDE, SIDE)) + rng.uniform(-2, 1)).astype(np.float32)
+    resized = resize(logits, height, width)
+    if np.abs(resized).min() > MARGIN:
+      break
+  kind = rng.integers(8)
+  noise = rng.random((height, width))
+  truth = (resized > 0) ^ (noise < rng.uniform(0, 0.4)) if kind < 4 else noise < 0.4
+  target = rng.random((SIDE, SIDE)) < 0.5
+  masks = np.stack([target ^ (rng.random((SIDE, SIDE)) < share) for share in rng.random(SLOTS) / 2])
+  choice = rng.normal(size=SLOTS + 1).astype(np.float32)
+  return Case(logits, resized, truth & (kind < 7), target, masks, choice)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+  rng = np.random.default_rng(0)
+  drawn = [draw_case(rng) for _ in range(CASES)]
+  assert len({case.resized.shape for case in drawn}) > 150
+  return drawn
+
+
+def make_batches(cases: list[Case], size: int) -> Iterator[dict[str, Any]]:
+  """Batches on a canvas of their own; the last one is filled up with rows that do not count."""
+  for start in range(0, len(cases), size):
+    rows = cases[start : start + size]
+    padding = size - len(rows)
+    canvas = [-(-max(case.resized.shape[axis] for case in rows) // 64) * 64 for axis in range(2)]
+    truth = np.zeros((size, *canvas), bool)
+    for row, case in zip(truth, rows, strict=False):
+      row[: case.resized.shape[0], : case.resized.shape[1]] = case.original_target
+    stacked = {
+      name: np.stack([getattr(case, name) for case in [*rows, *rows[:1] * padding]])
+      for name in ("logits", "target", "masks", "selection_logits")
+    }
+    shapes = [case.resized.shape for case in rows]
+    yield stacked | {
+      "original_target": truth,
+      "original_size": np.array(shapes + [(1, 1)] * padding, np.int32),
+      "weight": np.array([1] * len(rows) + [0] * padding, np.float32),
+      "meta": [{"row": start + i} for i in range(len(rows))] + [None] * padding,
+    }
+
+
+@jax.jit
+def measure(variables: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+  """Counts for a model whose output is in the batch."""
+  del variables
+  rho = batch["selection_logits"][:, :-1]
+  output = Output(batch["logits"], rho, batch["selection_logits"], batch["masks"])
+  return count(output, batch, SLOTS)
+
+
+def evaluate(cases: list[Case], size: int) -> tuple[SegmentationEvaluator, dict[str, float]]:
+  evaluator = SegmentationEvaluator(measure, lambda: make_batches(cases, size))
+  return evaluator, dict(evaluator.run({}))
+
+
+@pytest.fixture(scope="module")
+def evaluated(cases) -> tuple[SegmentationEvaluator, dict[str, float]]:
+  return evaluate(cases, 12)  # 16 full batches, and one of 8 rows and 4 that do not count
+
+
+def encode(mask: np.ndarray) -> Any:
+  return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def areas(case: Case) -> tuple[int, int]:
+  """Intersection and union by pycocotools."""
+  pair = [encode(case.resized > 0), encode(case.original_target)]
+  both = coco_mask.area(coco_mask.merge(pair, intersect=True))
+  return int(both), int(coco_mask.area(coco_mask.merge(pair, intersect=False)))
+
+
+def test_intersections_and_unions_are_those_of_pycocotools(cases, evaluated):
+  rows = evaluated[0].rows
+  assert len(rows["intersection"]) == CASES
+  found = list(zip(rows["intersection"].tolist(), rows["union"].tolist(), strict=True))
+  assert found == [areas(case) for case in cases]
+  assert found == [
+    (int(np.sum((c.resized > 0) & c.original_target)), int(np.sum((c.resized > 0) | c.original_target)))
+    for c in cases
+  ]  # fmt: skip
+
+
+def test_metrics_follow_from_the_integers(cases, evaluated):
+  metrics = evaluated[1]
+  pairs = [areas(case) for case in cases]
+  iou = [i / u if u else 1.0 for i, u in pairs]
+  assert metrics["sentences"] == CASES
+  assert metrics["oIoU"] == sum(i for i, _ in pairs) / sum(u for _, u in pairs)
+  np.testing.assert_allclose(metrics["mIoU"], sum(iou) / CASES, rtol=1e-12)
+  for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
+    assert metrics[f"P@{threshold}"] == sum(value >= threshold for value in iou) / CASES
+  assert 0 < metrics["P@0.9"] < metrics["P@0.5"] < 1
+
+
+def test_choices_are_judged_by_the_raw_masks(cases, evaluated):
+  rows, metrics = evaluated[0].rows, evaluated[1]
+  chosen_iou, best_iou = [], []
+  for case, chosen in zip(cases, rows["chosen"], strict=True):
+    iou = [coco_mask.iou([encode(m)], [encode(case.target)], [0])[0, 0] for m in case.masks]
+    best = max(range(SLOTS + 1), key=lambda k, case=case: case.selection_logits[k])
+    assert chosen == best
+    chosen_iou.append(iou[best] if best < SLOTS else 0)
+    best_iou.append(max(iou))
+  np.testing.assert_allclose(rows["chosen_iou"], chosen_iou, rtol=1e-6)
+  np.testing.assert_allclose(rows["best_iou"], best_iou, rtol=1e-6)
+  right = [c > 0.5 for c, b in zip(chosen_iou, best_iou, strict=True) if b > 0.5]
+  assert 0 < len(right) < CASES
+  np.testing.assert_allclose(metrics["selection_accuracy"], sum(right) / len(right))
+  np.testing.assert_allclose(metrics["picked_mIoU"], np.mean(chosen_iou), rtol=1e-6)
+  np.testing.assert_allclose(metrics["oracle_mIoU"], np.mean(best_iou), rtol=1e-6)
+
+
+def test_batch_size_changes_nothing(cases, evaluated):
+  evaluator, metrics = evaluate(cases, 7)
+  assert metrics == evaluated[1]
+  for name, values in evaluated[0].rows.items():
+    np.testing.assert_array_equal(evaluator.rows[name], values)
+
+
+def test_rows_and_meta_keep_the_order_of_the_data_without_padding(evaluated):
+  assert [meta["row"] for meta in evaluated[0].meta] == list(range(CASES))
+
+
+def alter(cases: list[Case], sign: int, target: bool | None = None) -> list[Case]:
+  """Cases whose target is a block, or nothing; with logits of that sign in it and the other around."""
+  block = np.zeros((SIDE, SIDE), bool)
+  block[6:18, 6:18] = True
+  logits = np.where(block, sign, -sign).astype(np.float32)
+  altered = []
+  for case in cases:
+    truth = resize(logits * sign, *case.resized.shape) > 0 if target is None else False
+    altered.append(
+      dataclasses.replace(
+        case,
+        logits=logits if target is None else np.full_like(logits, -1),
+        original_target=np.broadcast_to(truth, case.resized.shape),
+      )
+    )
+  return altered
+
+
+def test_the_perfect_answer_scores_one_and_its_opposite_zero(cases):
+  good, bad = evaluate(alter(cases[:12], 1), 12)[1], evaluate(alter(cases[:12], -1), 12)[1]
+  for name in ("oIoU", "mIoU", "P@0.5", "P@0.9"):
+    assert good[name] == 1
+    assert bad[name] == 0
+
+
+def test_saying_nothing_of_nothing_scores_one(cases):
+  evaluator, metrics = evaluate(alter(cases[:12], 1, target=False), 12)
+  assert not evaluator.rows["union"].any()
+  assert metrics["oIoU"] == metrics["mIoU"] == metrics["P@0.9"] == 1
+
+
+def test_saying_nothing_of_something_scores_zero(cases):
+  silent = [
+    dataclasses.replace(case, logits=np.full_like(case.logits, -1)) for case in alter(cases[:12], 1)
+  ]
+  assert {evaluate(silent, 12)[1][name] for name in ("oIoU", "mIoU", "P@0.5")} == {0}
+
+
+def test_a_logit_of_zero_is_not_the_referent(cases):
+  undecided = [dataclasses.replace(case, logits=0 * case.logits) for case in cases[:12]]
+  assert not evaluate(undecided, 12)[0].rows["intersection"].any()
+
+
+def test_summary_of_four_sentences_by_hand():
+  rows = {
+    "intersection": np.array([5, 0, 9, 0]),
+    "union": np.array([10, 4, 10, 0]),
+    # The second has no instance over 0.5, so it cannot be chosen rightly and is left out.
+    "chosen_iou": np.array([0.75, 0.25, 0.0, 0.5]),
+    "best_iou": np.array([0.75, 0.5, 0.75, 1.0]),
+    "chosen": np.array([0, 1, 3, 2]),
+  }
+  metrics = dict(summarise(rows))
+  expected = {"sentences": 4, "oIoU": 14 / 24, "mIoU": (0.5 + 0 + 0.9 + 1) / 4}
+  expected |= {"P@0.5": 0.75, "P@0.6": 0.5, "P@0.7": 0.5, "P@0.8": 0.5, "P@0.9": 0.5}
+  expected |= {"selection_accuracy": 1 / 3, "picked_mIoU": 0.375, "oracle_mIoU": 0.75}
+  assert metrics == pytest.approx(expected, abs=1e-12)
+
+
+def test_pixels_of_many_large_images_do_not_overflow():
+  big = np.full(3, 2**31 - 1, np.int32)
+  assert dict(summarise({
+    "intersection": big, "union": big, "chosen_iou": np.ones(3), "best_iou": np.ones(3)
+  }))["oIoU"] == 1  # fmt: skip
+
+
+def test_no_sentence_is_an_error():
+  with pytest.raises(ValueError, match="no sentence to evaluate"):
+    dict(SegmentationEvaluator(measure, lambda: []).run({}))

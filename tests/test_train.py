@@ -1,0 +1,184 @@
+"""A run: repeatable, resumable, and never mixed up with another one."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from input_pipeline.errors import InputError
+from mail_jax import checkpoint, train, trained
+
+_DEADLINE = 300  # seconds, many times what a subprocess needs
+
+
+def _hashes(folder: pathlib.Path) -> dict[str, str]:
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in folder.rglob("*")
+    if path.is_file()
+  }
+
+
+def _same_parameters(run: pathlib.Path, other: pathlib.Path) -> bool:
+  states = [trained.load(str(folder), "last").variables for folder in (run, other)]
+  return jax.tree.all(jax.tree.map(np.array_equal, *states))
+
+
+def test_a_run_logs_every_step_and_every_evaluation(finished_run):
+  rows = tiny_run.log(finished_run)
+  every = tiny_run.EVAL_EVERY
+  losses = [row for row in rows if "loss" in row]
+  assert [row["step"] for row in losses] == list(range(1, tiny_run.STEPS + 1))
+  evaluated = [row["step"] for row in rows if "val/mIoU" in row]
+  assert evaluated == list(range(every, tiny_run.STEPS + 1, every))
+
+
+def test_a_run_learns_what_little_there_is(finished_run):
+  losses = [row["loss"] for row in tiny_run.log(finished_run) if "loss" in row]
+  assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
+
+
+def test_the_same_seed_gives_the_same_numbers_bit_for_bit(finished_run, shapes_data, tmp_path):
+  train.main(tiny_run.arguments(shapes_data, tmp_path))
+  assert tiny_run.log(tmp_path) == tiny_run.log(finished_run)
+  assert _same_parameters(tmp_path, finished_run)
+
+
+def test_a_killed_run_that_is_started_again_ends_as_an_undisturbed_one(
+  finished_run, shapes_data, tmp_path
+):
+  command = [sys.executable, "-m", "mail_jax.train", *tiny_run.arguments(shapes_data, tmp_path)]
+  with subprocess.Popen(command, cwd=tiny_run.CHECKOUT, stdout=subprocess.DEVNULL) as process:
+    _wait_until_beyond_a_checkpoint(process, tmp_path)
+    process.kill()
+  steps = {row["step"] for row in tiny_run.log(tmp_path)}
+  assert max(steps) < tiny_run.STEPS
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 3, "lo')  # what a line looks like that was not written to its end
+  done = subprocess.run(
+    command, cwd=tiny_run.CHECKOUT, capture_output=True, text=True, check=True, timeout=_DEADLINE
+  )
+  assert "resumed at step" in done.stdout
+  assert tiny_run.log(tmp_path) == tiny_run.log(finished_run)
+  assert _same_parameters(tmp_path, finished_run)
+
+
+def _wait_until_beyond_a_checkpoint(process: subprocess.Popen, workdir: pathlib.Path) -> None:
+  """Waits until a run has made steps that its last checkpoint does not hold."""
+  began = time.monotonic()
+  while time.monotonic() - began < _DEADLINE:
+    assert process.poll() is None, "the run ended before it could be killed"
+    saved = [int(name) for name in _listdir(workdir / "checkpoints") if name.isdecimal()]
+    if saved and tiny_run.log(workdir)[-1]["step"] > max(saved):
+      return
+    time.sleep(0.002)
+  process.kill()
+  pytest.fail("the run saved no checkpoint")
+
+
+def _listdir(folder: pathlib.Path) -> list[str]:
+  return os.listdir(folder) if folder.is_dir() else []
+
+
+def test_a_finished_run_says_so_and_is_left_alone(finished_run, shapes_data, capsys):
+  before = _hashes(finished_run)
+  train.main(tiny_run.arguments(shapes_data, finished_run))
+  assert f"finished already: {tiny_run.STEPS} steps" in capsys.readouterr().out
+  assert _hashes(finished_run) == before
+
+
+def test_a_run_with_other_settings_is_refused_by_the_key_that_differs(finished_run, shapes_data):
+  before = _hashes(finished_run)
+  command = tiny_run.arguments(shapes_data, finished_run, "--config.optimizer.b2=0.5")
+  with pytest.raises(InputError, match=r"config\.optimizer\.b2 = 0\.98, not 0\.5.*--move_old"):
+    train.main(command)
+  assert _hashes(finished_run) == before
+
+
+def test_move_old_moves_such_a_run_aside_and_deletes_nothing(
+  finished_run, shapes_data, tmp_path, capsys
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished_run, workdir)
+  (tmp_path / "run.1").mkdir()  # the name is taken
+  short = tiny_run.arguments(shapes_data, workdir, "--move_old", "--config.steps=2")
+  train.main(short)
+  assert f"moved to {tmp_path}/run.2" in capsys.readouterr().out
+  assert _hashes(tmp_path / "run.2") == _hashes(finished_run)
+  assert tiny_run.steps_kept(workdir) == [2]
+  train.main(short)  # now it is the same run
+  assert "finished already: 2 steps" in capsys.readouterr().out
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+
+
+def test_the_best_checkpoint_and_the_last_two_are_kept(tmp_path):
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), "mIoU")
+  for step, score in enumerate((0.2, 0.9, 0.3, None, 0.5, None), 1):
+    metrics = None if score is None else {"mIoU": score}
+    checkpoints.save(step, {"weight": jnp.full(3, step)}, {"note": step}, metrics)
+  checkpoints.close()
+  assert tiny_run.steps_kept(tmp_path) == [2, 5, 6]
+  again = checkpoint.Checkpoints(str(tmp_path), "mIoU", read_only=True)
+  assert (again.best(), again.latest()) == (2, 6)
+  assert again.meta(2) == {"note": 2}
+  restored = again.restore(2, {"weight": jax.ShapeDtypeStruct((3,), jnp.int32)})
+  np.testing.assert_array_equal(restored["weight"], [2, 2, 2])
+  again.close()
+
+
+def test_best_and_last_of_a_run_are_what_its_log_says(finished_run):
+  scores = {row["step"]: row["val/mIoU"] for row in tiny_run.log(finished_run) if "val/mIoU" in row}
+  best = max(scores, key=lambda step: (scores[step], step))
+  assert trained.load(str(finished_run), "best").step == best
+  assert trained.load(str(finished_run), "last").step == tiny_run.STEPS
+  last_two = {tiny_run.STEPS, tiny_run.STEPS - tiny_run.SAVE_EVERY}
+  assert tiny_run.steps_kept(finished_run) == sorted(last_two | {best})
+
+
+def test_minutes_become_a_number_of_steps_that_a_resumed_run_keeps(shapes_data, tmp_path, capsys):
+  budget = ["--config.steps=0", "--config.minutes=0.02", "--config.eval_every=1000"]
+  command = tiny_run.arguments(shapes_data, tmp_path, *budget, "--config.save_every=1000")
+  train.main(command)
+  steps = tiny_run.log(tmp_path)[-1]["step"]
+  assert f"{steps} steps fit into 0.02 minutes" in capsys.readouterr().out
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), read_only=True)
+  assert checkpoints.latest() == steps
+  assert checkpoints.meta(steps)["steps"] == steps
+  checkpoints.close()
+  train.main(command)
+  assert f"finished already: {steps} steps" in capsys.readouterr().out
+
+
+def test_the_steps_that_fit_into_the_minutes_do_not_count_the_compilation_twice(monkeypatch):
+  now = 100.0
+  monkeypatch.setattr(time, "monotonic", lambda: now)
+  budget = train.Budget(steps=0, minutes=1.0, warmup_steps=6)
+  budget.start()
+  step = 0
+  while not budget.steps or step < budget.steps:
+    now += 10 if step == 0 else 0.5  # the first step compiles
+    budget.after(step)
+    step += 1
+  assert 0.9 * 60 < now - 100 <= 60
+
+
+@pytest.mark.parametrize(("steps", "minutes"), [(0, 0.0), (5, 1.0)])
+def test_either_steps_or_minutes_are_set(steps, minutes):
+  with pytest.raises(InputError, match=r"config\.steps and config\.minutes: set one"):
+    train.Budget(steps, minutes, warmup_steps=3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shapes_data, tmp_path):
+  command = tiny_run.arguments(shapes_data, tmp_path, "--config.optimizer.lr=1e30")
+  with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+; lower"):
+    train.main(command)
+  assert not list((tmp_path / "checkpoints").iterdir())
