@@ -182,7 +182,7 @@ def judge(
 
 def table(results: dict[str, Result], markdown: bool = False) -> str:
   """Results in percent, one row a condition."""
-  rows = [("", *COLUMNS)]
+  rows: list[tuple[str, ...]] = [("", *COLUMNS)]
   for name, result in results.items():
     numbers = (result[column] for column in COLUMNS[1:])
     cells = ("-" if number is None else f"{100 * number:.2f}" for number in numbers)

@@ -11,6 +11,7 @@
 from ml_collections import ConfigDict
 
 from configs import base
+from input_pipeline.errors import InputError
 
 
 def get_config(preset: str = "instance") -> ConfigDict:
@@ -26,5 +27,5 @@ def get_config(preset: str = "instance") -> ConfigDict:
   if preset == "paper":
     c = base.paper(c)
   elif preset != "instance":
-    raise ValueError(f"configs/demo.py:{preset}: the presets are instance and paper")
+    raise InputError(f"configs/demo.py:{preset}: the presets are instance and paper")
   return c

@@ -24,6 +24,5 @@ def resize_logits(
   rows = interpolation_matrix(size[:, 0], logits.shape[1], canvas[0])
   cols = interpolation_matrix(size[:, 1], logits.shape[2], canvas[1])
   # Default precision on accelerators is too coarse for pixels near the threshold.
-  return jnp.einsum(
-    "byh,bhx->byx", rows, jnp.einsum("bhw,bxw->bhx", logits, cols, precision="highest"), **exact
-  )
+  wide = jnp.einsum("bhw,bxw->bhx", logits, cols, precision="highest")
+  return jnp.einsum("byh,bhx->byx", rows, wide, precision="highest")

@@ -98,7 +98,7 @@ class Trainer:
     self.config, self.data = config, data
     self.mesh = sharding.make_mesh(**config.mesh)
     for name in ("batch_size", "eval_batch_size"):
-      if config[name] % self.mesh.size:
+      if int(config[name]) % self.mesh.size:  # pyright: ignore[reportArgumentType]
         raise InputError(
           f"config.{name} {config[name]} does not divide by {self.mesh.size} devices"
         )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline.errors import InputError
 from mail_jax import losses
 from mail_jax.models.mail import MaIL, Output
 from mail_jax.resize import resize_logits
@@ -107,6 +108,6 @@ class SegmentationEvaluator:
       counted.append({name: np.asarray(value)[keep] for name, value in result.items()})
       self.meta.extend(m for m, k in zip(meta, keep, strict=True) if k)
     if not counted or not sum(len(c["union"]) for c in counted):
-      raise ValueError("there is no sentence to evaluate")
+      raise InputError("there is no sentence to evaluate")
     self.rows = {name: np.concatenate([c[name] for c in counted]) for name in counted[0]}
     yield from summarise(self.rows)

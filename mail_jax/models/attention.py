@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from input_pipeline.errors import InputError
+
 Backend = Literal["xla", "cudnn"]
 
 
@@ -30,7 +32,7 @@ def attend(
     One vector per token and head. What stands at the padding is finite and means nothing.
   """
   if backend not in get_args(Backend):
-    raise ValueError(f"attention backend {backend!r} is not one of {', '.join(get_args(Backend))}")
+    raise InputError(f"model.backend {backend!r} is not one of {', '.join(get_args(Backend))}")
   if backend == "xla":
     return _attend_xla(query, key, value, lengths)
   return jax.nn.dot_product_attention(

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from input_pipeline.errors import InputError
+
 
 def coordinate_map(rows: int, cols: int) -> Float[Array, "{rows} {cols} 8"]:
   """The customary 8-channel map of where each cell lies: its sides, its centre, and the cell's size, in [-1, 1].
@@ -83,7 +85,7 @@ class Stage(nn.Module):
     elif self.norm == "group":
       x = nn.GroupNorm(num_groups=min(8, self.width), name="norm")(x)
     else:
-      raise ValueError(f"model.norm {self.norm!r} is not one of batch, group")
+      raise InputError(f"model.norm {self.norm!r} is not one of batch, group")
     return jax.nn.relu(x)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from input_pipeline.errors import InputError
 from mail_jax.models import instances
 
 _INIT = nn.initializers.truncated_normal(0.02)
@@ -14,7 +15,7 @@ def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "
   """Cuts images into flattened patches, row by row; pixels row by row, channels last."""
   batch, height, width, channels = images.shape
   if height % patch_size or width % patch_size:
-    raise ValueError(
+    raise InputError(
       f"image_size {height} x {width} is not a multiple of model.patch_size {patch_size}"
     )
   rows, cols = height // patch_size, width // patch_size

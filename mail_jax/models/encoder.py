@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from input_pipeline.errors import InputError
 from mail_jax.models.attention import attend
 
 
@@ -32,7 +33,7 @@ class Block(nn.Module):
     """Applies the block to packed sequences; see `attention.attend` for `lengths`."""
     width = x.shape[-1]
     if width % self.heads:
-      raise ValueError(f"model.width {width} is not a multiple of model.heads {self.heads}")
+      raise InputError(f"model.width {width} is not a multiple of model.heads {self.heads}")
     drop = nn.Dropout(self.dropout, deterministic=not train)
     y = nn.LayerNorm(epsilon=1e-6, name="norm1")(x).astype(self.dtype)
     qkv = nn.DenseGeneral((3, self.heads, width // self.heads), dtype=self.dtype, name="qkv")(y)

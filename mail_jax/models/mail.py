@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
 
+from input_pipeline.errors import InputError
 from mail_jax.models import embeddings, instances
 from mail_jax.models.decoder import Decoder, coordinate_map
 from mail_jax.models.encoder import Encoder
@@ -130,11 +131,11 @@ class MaIL(nn.Module):
   def _check(self) -> None:
     if 2 ** len(self.decoder_widths) != self.patch_size:
       need = math.log2(self.patch_size)
-      raise ValueError(
+      raise InputError(
         f"model.decoder_widths has {len(self.decoder_widths)} stages; model.patch_size {self.patch_size} needs {need:g}"
       )
     if self.mask_tokens not in ("instance", "stacked"):
-      raise ValueError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
+      raise InputError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
 
   def _mask_tokens(
     self, masks: Bool[Array, "b k h w"], valid: Bool[Array, "b k"], pixels: Float[Array, "b h w 3"]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from input_pipeline.errors import InputError
+
 
 def pool_instances(
   features: Float[Array, "b n d"], coverage: Float[Array, "b k n"]
@@ -48,7 +50,7 @@ def select(
     best = jnp.argmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
     hard = jax.nn.one_hot(best, scores.shape[1] + 1)[:, :-1]
     return soft + jax.lax.stop_gradient(hard - soft)
-  raise ValueError(f"model.selection {how!r} is not one of soft, hard, none")
+  raise InputError(f"model.selection {how!r} is not one of soft, hard, none")
 
 
 class MaskSelection(nn.Module):
