@@ -24,7 +24,7 @@ from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
 
 Batch = dict[str, Any]
 Row = dict[str, Any]
-Result = dict[str, float | None]
+Result = dict[str, int | float | None]
 GREY = 128
 COLUMNS = ("sentences", "mIoU", "P@0.5", "selection_accuracy")
 

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   c.dataset = "shapes"  # a name that `input_pipeline.prepare` knows
   c.image_size = 96  # pixels; images are resized to a square
   c.max_instances = 12  # K, best scores first; 0 is the bimodal baseline
-  c.max_tokens = 20  # word pieces; longer expressions are cut, and counted
+  c.max_tokens = 18  # word pieces; longer expressions are cut, and counted
   c.vocab_size = 512  # of the SentencePiece model trained on the training sentences
 
   c.steps = 0  # updates; 0 lets `minutes` decide

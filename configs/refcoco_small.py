@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
   c.image_size = 224
   c.max_instances = 16
   c.vocab_size = 1000
+  c.max_tokens = 20
   c.batch_size = 16
   c.eval_batch_size = 16
   c.eval_every = 100_000  # with a handful of evaluation photos, once at the end is enough

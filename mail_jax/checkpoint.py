@@ -69,7 +69,7 @@ class Checkpoints:
     return max(scored)[1] if scored else None
 
   def save(
-    self, step: int, state: Tree, meta: dict[str, Any], metrics: dict[str, float] | None
+    self, step: int, state: Tree, meta: dict[str, Any], metrics: dict[str, int | float] | None
   ) -> None:
     """Saves in the background; nothing when there is a checkpoint of this step already."""
     if step in self._manager.all_steps():

@@ -91,5 +91,7 @@ def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
       f"config.image_size {config.image_size} is not a multiple of config.model.patch_size {config.model.patch_size}"
     )
   fields = dict(config.model)
+  if fields["dtype"] not in ("float32", "bfloat16"):
+    raise InputError(f"config.model.dtype {fields['dtype']!r} is not one of float32, bfloat16")
   fields["dtype"] = jnp.dtype(fields["dtype"])
   return MaIL(vocab_size=vocab_size, max_instances=config.max_instances, **fields)

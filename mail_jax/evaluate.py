@@ -40,7 +40,7 @@ def open_batches(
   )  # fmt: skip
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
+def table(results: dict[str, dict[str, int | float]]) -> str:
   """Metrics as a table in percent, one row a split."""
   columns = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
   rows = [["", *columns]]

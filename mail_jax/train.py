@@ -141,7 +141,7 @@ class Trainer:
       variables, sharding.global_batch(self.mesh, batch)
     )
 
-  def run(self) -> dict[str, float]:
+  def run(self) -> dict[str, int | float]:
     """Trains to the end; returns the last evaluation."""
     config, budget = self.config, self.budget
     if budget.steps and self.start_step >= budget.steps:
@@ -209,7 +209,7 @@ class Trainer:
       f"step {step}{of}  loss {values['loss']:.4f}  {rate:.0f} samples/s  data wait {wait:.1%}  {left} left"
     )
 
-  def _evaluate(self, step: int) -> dict[str, float] | None:
+  def _evaluate(self, step: int) -> dict[str, int | float] | None:
     if self.data.evaluate is None:
       return None
     evaluator = SegmentationEvaluator(self._measure, self.data.evaluate)
@@ -221,7 +221,7 @@ class Trainer:
     self.progress.line(f"step {step}  {self.config.eval_split}: {shown}")
     return metrics
 
-  def _save(self, step: int, metrics: dict[str, float] | None) -> None:
+  def _save(self, step: int, metrics: dict[str, int | float] | None) -> None:
     meta = {
       "config": to_json(self.config),
       "tokenizer": checkpoint.pack_bytes(self.data.tokenizer.to_bytes()),

@@ -22,7 +22,7 @@ Tree = Any  # a nest of arrays, as JAX has them
 class TrainState:
   """All that training changes; `variables` and `averaged` are {"params", "batch_stats"}."""
 
-  step: jax.Array
+  step: Any  # an int32; its shape or sharding where the state stands for those
   variables: Tree
   averaged: Tree
   opt_state: Tree

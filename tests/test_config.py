@@ -72,7 +72,7 @@ def test_wrong_override_is_named(override, message):
 
 
 def test_loaded_recipe_takes_no_new_key():
-  with pytest.raises(KeyError):
+  with pytest.raises(AttributeError, match="depth"):
     load_config(DEMO).depth = 3
 
 

@@ -81,14 +81,16 @@ def test_box_is_the_extent_of_the_mask_and_the_full_frame_for_an_empty_one(masks
   assert found[0, 4].tolist() == [0, 0, 24, 20]
 
 
-def test_box_features_are_fractions_of_the_image_around_zero():
+def test_box_features_are_fractions_of_the_image_around_zero_and_their_waves():
   # A box of 12 x 5 pixels at (6, 10) in an image of 24 x 20: .25, .5, .75, .75 and 1/8 of its area.
-  box = jnp.array([[[6.0, 10.0, 18.0, 15.0], [0.0, 0.0, 24.0, 20.0]]])
-  features = np.asarray(instances.box_features(box, 24, 20))[0]
-  np.testing.assert_allclose(
-    features[0], [-0.5, 0, 0.5, 0.5, 0, -0.5, np.log(1 / 8) / 4 + 1], atol=1e-6
-  )
-  np.testing.assert_allclose(features[1], [-1, -1, 1, 1, 1, 1, 1], atol=1e-6)
+  box = np.array([[[6, 10, 18, 15], [0, 0, 24, 20]]], np.float32)
+  features = np.asarray(instances.box_features(jnp.asarray(box), 24, 20, octaves=2))[0]
+  fractions = np.array([[-0.5, 0, 0.5, 0.5, 0, -0.5], [-1, -1, 1, 1, 1, 1]])
+  for found, linear, area in zip(features, fractions, (1 / 8, 1), strict=True):
+    expected = [*linear, np.log(area) / 4 + 1]
+    for wave in (np.sin, np.cos):
+      expected += [wave(x * np.pi / 2 * octave) for x in linear for octave in (1, 2)]
+    np.testing.assert_allclose(found, 1.5 * np.array(expected), atol=1e-5)
 
 
 def test_crops_and_frames_are_averages_over_areas(masks):

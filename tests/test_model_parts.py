@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from input_pipeline.errors import InputError
 from mail_jax.models.attention import attend
 from mail_jax.models.mail import pack
 from mail_jax.models.mask_selection import pool_instances, select
@@ -64,7 +65,7 @@ def test_attention_in_bfloat16_returns_bfloat16_near_the_exact_result():
 
 def test_unknown_attention_backend_is_named():
   x = jnp.zeros((1, 2, 1, 4))
-  with pytest.raises(ValueError, match="'cuda' is not one of xla, cudnn"):
+  with pytest.raises(InputError, match=r"model\.backend 'cuda' is not one of xla, cudnn"):
     attend(x, x, x, jnp.array([2]), "cuda")
 
 
@@ -149,5 +150,5 @@ def test_without_instances_nothing_is_selected(scored, how):
 
 
 def test_unknown_selection_is_named(scored):
-  with pytest.raises(ValueError, match=r"model\.selection 'first' is not one of soft, hard, none"):
+  with pytest.raises(InputError, match=r"model\.selection 'first' is not one of soft, hard, none"):
     select(*scored, "first")

@@ -8,7 +8,7 @@ import pytest
 import tiny_model
 from ml_collections import ConfigDict
 
-from configs import base, demo
+from configs import base, demo, refcoco_small
 from input_pipeline import records
 from input_pipeline.errors import InputError
 from mail_jax.config import make_model
@@ -194,7 +194,9 @@ def test_each_modality_matters(config, variables, inputs, output, field):
     assert not np.allclose(before, after, atol=1e-4)
 
 
-@pytest.mark.parametrize("recipe", [base.get_config(), demo.get_config(), demo.get_config("paper")])
+@pytest.mark.parametrize(
+  "recipe", [base.get_config(), demo.get_config("paper"), refcoco_small.get_config()]
+)
 def test_recipes_make_models_with_a_logit_a_pixel(recipe):
   model = make_model(recipe, recipe.vocab_size)
   inputs = tiny_model.make_inputs(recipe, 2)
@@ -211,7 +213,7 @@ def test_recipes_make_models_with_a_logit_a_pixel(recipe):
     ({"heads": 3}, r"model\.width 16 is not a multiple of model\.heads 3"),
     ({"mask_tokens": "boxes"}, r"model\.mask_tokens 'boxes' is not one of instance, stacked"),
     ({"selection": "first"}, r"model\.selection 'first' is not one of soft, hard, none"),
-    ({"backend": "flash"}, r"backend 'flash' is not one of xla, cudnn"),
+    ({"backend": "flash"}, r"model\.backend 'flash' is not one of xla, cudnn"),
     ({"norm": "layer"}, r"model\.norm 'layer' is not one of batch, group"),
     ({"dtype": "float31"}, r"config\.model\.dtype 'float31'"),
   ],

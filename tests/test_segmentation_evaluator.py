@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from input_pipeline.errors import InputError
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, count, summarise
 from mail_jax.models.mail import Output
 
@@ -240,5 +241,5 @@ def test_pixels_of_many_large_images_do_not_overflow():
 
 
 def test_no_sentence_is_an_error():
-  with pytest.raises(ValueError, match="no sentence to evaluate"):
-    dict(SegmentationEvaluator(measure, lambda: []).run({}))
+  with pytest.raises(InputError, match="no sentence to evaluate"):
+    dict(SegmentationEvaluator(measure, list).run({}))

@@ -151,3 +151,11 @@ def test_official_expressions_survive_a_round_trip(realdata):
   tokens, _, was_cut = tokenizer(texts, 200)
   assert len(texts) > 5000 and not was_cut.any() and (tokens != tokenizer.unk_id).all()
   assert [tokenizer.decode(row) for row in tokens] == [normalise_text(text) for text in texts]
+
+
+def test_words_of_a_small_vocabulary_stay_whole():
+  colours, shapes = ["red", "green", "purple"], ["star", "circle", "hexagon"]
+  sentences = [f"the {colour} {shape}" for colour in colours for shape in shapes] * 20
+  tokenizer = SentencePieceTokenizer.train(sentences, 512)
+  _, lengths, _ = tokenizer(sentences, 32)
+  assert set(lengths.tolist()) == {3 + 2}  # the words, the start and the end

@@ -18,6 +18,8 @@ from mail_jax.optim import path_name
 VOCAB = 20
 # 18 slots: one more plane than 16 bits, and the second not full.
 SLOTS = 18
+# Compilation takes a third of the time, and what it makes is slower.
+HURRY = {"xla_backend_optimization_level": 0}
 
 
 def make_config(preset: str = "instance", slots: int = SLOTS, **model: Any) -> ConfigDict:
@@ -53,7 +55,7 @@ def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
   return masks & (rng.random(masks.shape) < 0.9)
 
 
-def random_variables(config: ConfigDict, seed: int = 0) -> dict[str, Any]:
+def random_variables(config: ConfigDict, vocab_size: int = VOCAB, seed: int = 0) -> dict[str, Any]:
   """Variables of the config's model in which nothing is 0 or 1, as it is when a model is new.
 
   Only shapes come from the model, so nothing is compiled.
@@ -68,17 +70,17 @@ def random_variables(config: ConfigDict, seed: int = 0) -> dict[str, Any]:
       return jnp.asarray(noise / np.sqrt(fan_in))
     return jnp.asarray(1 + 0.3 * np.tanh(noise) if name.endswith(("scale", "var")) else 0.3 * noise)
 
-  return jax.tree_util.tree_map_with_path(draw, shapes(config))
+  return jax.tree_util.tree_map_with_path(draw, shapes(config, vocab_size))
 
 
-def shapes(config: ConfigDict) -> dict[str, Any]:
+def shapes(config: ConfigDict, vocab_size: int = VOCAB) -> dict[str, Any]:
   """Shapes and dtypes of the model's variables."""
-  return jax.eval_shape(make(config).init, jax.random.key(0), **make_inputs(config, 1))
+  return jax.eval_shape(make(config, vocab_size).init, jax.random.key(0), **make_inputs(config, 1))
 
 
-def make(config: ConfigDict) -> MaIL:
+def make(config: ConfigDict, vocab_size: int = VOCAB) -> MaIL:
   """The model of a config."""
-  return make_model(config, VOCAB)
+  return make_model(config, vocab_size)
 
 
 def run(config: ConfigDict, variables: dict[str, Any], inputs: dict[str, np.ndarray]) -> Output:
@@ -88,5 +90,5 @@ def run(config: ConfigDict, variables: dict[str, Any], inputs: dict[str, np.ndar
 
 @functools.cache
 def compiled(config: FrozenConfigDict) -> Callable[..., Output]:
-  """The model's `apply`, compiled once a config, in a hurry: a third of the time, for slower code."""
-  return jax.jit(make(config).apply, compiler_options={"xla_backend_optimization_level": 0})
+  """The model's `apply`, compiled once a config."""
+  return jax.jit(make(config).apply, compiler_options=HURRY)

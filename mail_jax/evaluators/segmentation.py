@@ -59,7 +59,7 @@ def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Arr
   return result | {"chosen_iou": chosen_iou, "best_iou": iou.max(1)}
 
 
-def summarise(rows: dict[str, np.ndarray]) -> Iterator[tuple[str, float]]:
+def summarise(rows: dict[str, np.ndarray]) -> Iterator[tuple[str, int | float]]:
   """Metrics from one row a sentence, as fractions; 0/0 counts 1, both being empty."""
   intersection, union = rows["intersection"].astype(np.int64), rows["union"].astype(np.int64)
   iou = np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
@@ -96,7 +96,7 @@ class SegmentationEvaluator:
     self.rows: dict[str, np.ndarray] = {}
     self.meta: list[dict[str, Any]] = []
 
-  def run(self, variables: Variables) -> Iterator[tuple[str, float]]:
+  def run(self, variables: Variables) -> Iterator[tuple[str, int | float]]:
     """Yields (name, value); afterwards `rows` and `meta` hold one entry a sentence, in the order of the data."""
     counted: list[dict[str, np.ndarray]] = []
     self.meta = []
