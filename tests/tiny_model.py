@@ -56,7 +56,7 @@ def random_boxes(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 
 def random_variables(config: ConfigDict, vocab_size: int = VOCAB, seed: int = 0) -> dict[str, Any]:
-  """Variables of the config's model in which nothing is 0 or 1, as it is when a model is new.
+  """Variables of the config's model in which nothing is 0 or 1, as much is when a model is new.
 
   Only shapes come from the model, so nothing is compiled.
   """
