@@ -1,6 +1,7 @@
 """Checkpoints: state, data position, config, tokenizer and metrics are one unit."""
 
 import base64
+import math
 import pathlib
 from typing import Any
 
@@ -37,12 +38,13 @@ class Checkpoints:
         f"--checkpoint {workdir}: there is no {path}; give the --workdir of a training run"
       )
     self._best_metric = best_metric
-    keep_best = policies.BestN(
-      get_metric_fn=lambda metrics: metrics[best_metric],
-      n=1,
-      keep_checkpoints_without_metrics=False,
-    )
+
+    def score(metrics: dict[str, int | float]) -> float:
+      return metrics.get(best_metric, -math.inf)  # not every checkpoint was evaluated
+
+    keep_best = policies.BestN(get_metric_fn=score, n=1)
     options = ocp.CheckpointManagerOptions(
+      best_fn=score,  # without it metrics are forgotten when the process ends
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), keep_best]),
       read_only=read_only,
       create=not read_only,
@@ -75,7 +77,7 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-    self._manager.save(step, args=items, metrics=metrics, force=True)
+    self._manager.save(step, args=items, metrics=metrics or {}, force=True)
 
   def meta(self, step: int) -> dict[str, Any]:
     """What was saved beside the state: config, tokenizer, steps."""

@@ -100,7 +100,7 @@ class InstanceEmbedding(nn.Module):
     if self.appearance:
       groups |= self._seen(crops, pixels, box)
     # Each group has its own projection: side by side in one, the few numbers of the box and the colour would drown
-    # among hundreds of pixels (measured: docs/results.md).
+    # among hundreds of pixels (docs/results.md).
     hidden = jnp.zeros((batch, count, 2 * self.width))
     for name, group in groups.items():
       # Pixels have no gradient; without this the backward pass would look for one through every mask.
