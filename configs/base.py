@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   c.dataset = "shapes"  # a name that `input_pipeline.prepare` knows
   c.image_size = 96  # pixels; images are resized to a square
   c.max_instances = 12  # K, best scores first; 0 is the bimodal baseline
-  c.max_tokens = 18  # word pieces; longer expressions are cut, and counted
+  c.max_tokens = 16  # word pieces; longer expressions are cut, and counted
   c.vocab_size = 512  # of the SentencePiece model trained on the training sentences
 
   c.steps = 0  # updates; 0 lets `minutes` decide
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
   c.model.mlp_ratio = 4.0
   c.model.dropout = 0.0
   c.model.patch_size = 32
-  c.model.decoder_widths = (64, 32, 16, 16, 8)
+  c.model.decoder_widths = (64, 32, 16, 8, 8)
   c.model.norm = "batch"  # batch | group
   c.model.mask_tokens = "instance"  # instance | stacked
   c.model.appearance = True  # an instance's token sees the image inside its mask
@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
   c.optimizer.weight_decay = 0.02
   c.optimizer.clip = 5.0  # global norm
   # Ordered (regex, value) rules; the first that is found in a parameter's path decides.
-  c.optimizer.lr_scale = ((".*", 1.0),)  # 0 freezes
+  c.optimizer.lr_scale = (("^decoder|^mask_gain", 4.0), (".*", 1.0))  # 0 freezes
   c.optimizer.decay_rules = (("(kernel|words/embedding)$", 1.0), (".*", 0.0))
   c.ema_decay = 0.998  # 0 is off
 

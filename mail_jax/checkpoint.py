@@ -37,7 +37,6 @@ class Checkpoints:
       raise InputError(
         f"--checkpoint {workdir}: there is no {path}; give the --workdir of a training run"
       )
-    self._best_metric = best_metric
 
     def score(metrics: dict[str, int | float]) -> float:
       return metrics.get(best_metric, -math.inf)  # not every checkpoint was evaluated
@@ -46,7 +45,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       best_fn=score,  # without it metrics are forgotten when the process ends
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), keep_best]),
-      read_only=read_only,
+      # Orbax's own read_only warns twice at every start; without `save` nothing is written anyway.
       create=not read_only,
       cleanup_tmp_directories=not read_only,
     )
@@ -61,13 +60,13 @@ class Checkpoints:
     """Step of the last checkpoint; None without one."""
     return self._manager.latest_step()
 
-  def best(self) -> int | None:
-    """Step of the checkpoint with the best metric, the latest of equals; None where none was evaluated."""
+  def best(self, metric: str) -> int | None:
+    """Step of the checkpoint with the largest `metric`, the latest of equals; None where none was evaluated."""
     scored = []
     for step in self._manager.all_steps():
       metrics = self._manager.metrics(step)
-      if metrics and self._best_metric in metrics:
-        scored.append((metrics[self._best_metric], step))
+      if metrics and metric in metrics:
+        scored.append((metrics[metric], step))
     return max(scored)[1] if scored else None
 
   def save(

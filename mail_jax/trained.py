@@ -47,8 +47,10 @@ def load(workdir: str, which: str = "best") -> Trained:
   """
   checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
   try:
-    step = (checkpoints.best() if which == "best" else None) or checkpoints.latest()
+    step = checkpoints.latest()
     assert step is not None  # the constructor has looked
+    if which == "best":
+      step = checkpoints.best(checkpoints.meta(step)["config"]["best_metric"]) or step
     meta = checkpoints.meta(step)
     config = from_json(meta["config"])
     tokenizer = SentencePieceTokenizer.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))

@@ -4,10 +4,12 @@ import os
 import pathlib
 import tempfile
 
-# What one test compiles, later ones and the programs that they start load: a run compiles for longer than it runs.
+# What one test compiles, later ones and the programs that they start load.
 _CACHE = tempfile.TemporaryDirectory(prefix="mail_jax_tests_")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Code that is compiled in a hurry runs slower and computes the same; tests compile for longer than they run.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

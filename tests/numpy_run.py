@@ -10,58 +10,67 @@ BLOCKED = ("tensorflow", "tensorflow_datasets", "tensorflow_cpu", "tf_keras")
 sys.modules.update(dict.fromkeys(BLOCKED))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 import itertools  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Iterator, Sequence  # noqa: E402
 
 import numpy as np  # noqa: E402
 import tiny_run  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 
-from input_pipeline import records  # noqa: E402
+from input_pipeline import preprocess, records  # noqa: E402
+from input_pipeline.sources import shapes  # noqa: E402
 from input_pipeline.tokenizer import SentencePieceTokenizer  # noqa: E402
 from mail_jax.segmenter import Segmenter  # noqa: E402
 from mail_jax.train import Data, Trainer  # noqa: E402
 
-TEXTS = ("the left half", "the right half")
-STEPS = 3
+STEPS, SCENES = 3, 24
 
 
-def halves(height: int, width: int) -> np.ndarray:
-  """Masks of the left and of the right half of a picture."""
-  left = np.arange(width)[None] < width // 2
-  return np.stack([np.broadcast_to(side, (height, width)) for side in (left, ~left)])
-
-
-def batches(tokenizer: SentencePieceTokenizer, size: int, count: int, length: int) -> Iterator:
-  """Noise whose halves are the instances, and the two texts, without end."""
-  planes = records.pack_planes(halves(size, size))
-  tokens, num_tokens, _ = tokenizer([TEXTS[i % 2] for i in range(count)], length)
-  for step in itertools.count():
-    yield {
-      "image": np.random.default_rng(step).integers(0, 256, (count, size, size, 3), np.uint8),
-      "instances": np.repeat(planes[None], count, 0),
-      "num_instances": np.full(count, 2, np.int32),
-      "tokens": tokens,
-      "num_tokens": num_tokens,
-      "target": halves(size, size)[np.arange(count) % 2],
-      "weight": np.ones(count, np.float32),
-    }
+def make_batch(
+  scenes: Sequence[shapes.Scene], tokenizer: SentencePieceTokenizer, config: ConfigDict
+) -> dict[str, np.ndarray]:
+  """A batch of the first object of each scene that a sentence means."""
+  meant = [next(i for i, texts in enumerate(scene.expressions) if texts) for scene in scenes]
+  texts = [scene.expressions[i][0].text for scene, i in zip(scenes, meant, strict=True)]
+  tokens, num_tokens, _ = tokenizer(texts, config.max_tokens)
+  size, most = config.image_size, config.max_instances
+  masks = [scene.instances.masks[:most] for scene in scenes]
+  targets = [
+    records.pack_planes(scene.targets[i, None]) for scene, i in zip(scenes, meant, strict=True)
+  ]
+  return {
+    "image": np.stack([preprocess.resize_image(scene.image, size) for scene in scenes]),
+    "instances": np.stack([preprocess.resize_planes(records.pack_planes(m), size) for m in masks]),
+    "num_instances": np.array([len(m) for m in masks], np.int32),
+    "tokens": tokens,
+    "num_tokens": num_tokens,
+    "target": np.concatenate([preprocess.resize_planes(t, size) for t in targets]) > 0,
+    "weight": np.ones(len(scenes), np.float32),
+  }
 
 
 def main() -> None:
   """Trains, and predicts with and without instance masks."""
   config = tiny_run.get_config()
   config.steps = STEPS
-  tokenizer = SentencePieceTokenizer.train(TEXTS, config.vocab_size)
-  shape = config.image_size, config.batch_size, config.max_tokens
-  data = Data(tokenizer, lambda start: itertools.islice(batches(tokenizer, *shape), start, None))
-  Trainer(config, sys.argv[1], data).run()
+  scenes = [shapes.make_scene("train", 0, index) for index in range(SCENES)]
+  said = [e.text for scene in scenes for texts in scene.expressions for e in texts]
+  tokenizer = SentencePieceTokenizer.train(said, config.vocab_size)
+
+  def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+    for step in itertools.count(start):
+      chosen = [scenes[(step * config.batch_size + i) % SCENES] for i in range(config.batch_size)]
+      yield make_batch(chosen, tokenizer, config)
+
+  Trainer(config, sys.argv[1], Data(tokenizer, batches)).run()
 
   segmenter = Segmenter.load(sys.argv[1])
-  photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-  for instances in (halves(50, 70), None):
-    result = segmenter(photo, TEXTS[0], instances)
-    assert result.mask.shape == (50, 70)
+  scene = scenes[0]
+  for instances in (scene.instances.masks, None):
+    result = segmenter(scene.image, said[0], instances)
+    assert result.mask.shape == scene.image.shape[:2]
     assert np.isfinite(result.probability).all()
-    assert len(result.instance_probability) == (0 if instances is None else 2)
+    count = 0 if instances is None else min(len(instances), config.max_instances)
+    assert len(result.instance_probability) == count
   loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
   assert not loaded & set(BLOCKED)
   print("predicted")

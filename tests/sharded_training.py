@@ -37,6 +37,11 @@ def make_batch(step: int) -> dict[str, np.ndarray]:
   }
 
 
+def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+  """What the optimizer begins with, and nothing to compile."""
+  return jnp.asarray(np.zeros(shape.shape, shape.dtype))
+
+
 def train(data: int, fsdp: int) -> dict[str, np.ndarray]:
   """Trains on all devices; returns metrics, variables, and how many pieces the words are cut into."""
   config = tiny_model.make_config()
@@ -49,7 +54,7 @@ def train(data: int, fsdp: int) -> dict[str, np.ndarray]:
     step=jnp.zeros((), jnp.int32),
     variables=variables,
     averaged=variables,
-    opt_state=optimizer.init(variables["params"]),
+    opt_state=jax.tree.map(zeros, jax.eval_shape(optimizer.init, variables["params"])),
   )
   placed = sharding.state_sharding(mesh, state)
   state = jax.device_put(state, placed)

@@ -228,8 +228,8 @@ def test_train_names_what_is_wrong(shapes_data, tmp_path, monkeypatch, options, 
   [
     ("train --config RECIPE --data_dir nowhere --workdir run", "error: --data_dir nowhere: shapes"),
     (
-      "evaluate --checkpoint w --data_dir d --data shapes/val",
-      "error: --checkpoint w: there is no",
+      "evaluate --checkpoint begun --data_dir d --data shapes/val",
+      "error: --checkpoint begun: ",
     ),
     ("predict --checkpoint w --image i.jpg --text cup --out o.png", "error: image i.jpg: No such"),
   ],
@@ -238,6 +238,7 @@ def test_the_command_prints_one_line_and_exits_with_2(command, error, tmp_path, 
   """As a user sees it, without the settings that tests make."""
   monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
   monkeypatch.setenv("PYTHONPATH", str(tiny_run.CHECKOUT))
+  (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
   words = command.replace("RECIPE", tiny_run.__file__).split()
   done = subprocess.run(
     [sys.executable, "-m", f"mail_jax.{words[0]}", *words[1:]],
@@ -250,4 +251,4 @@ def test_the_command_prints_one_line_and_exits_with_2(command, error, tmp_path, 
   assert done.stdout == ""
   (line,) = done.stderr.splitlines()
   assert line.startswith(error)
-  assert not list(tmp_path.iterdir())
+  assert [path.name for path in tmp_path.rglob("*")] == ["begun", "checkpoints"]

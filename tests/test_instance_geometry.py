@@ -130,3 +130,20 @@ def test_weighted_sum_adds_masks_by_their_weights(masks):
 def test_the_first_slots_hold_the_instances():
   valid = instances.count_valid(jnp.array([0, 2, 5]), 4)
   assert np.asarray(valid).tolist() == [[False] * 4, [True, True, False, False], [True] * 4]
+
+
+def test_likeness_falls_with_the_distance_to_the_mean_colour_of_the_region(masks):
+  rng = np.random.default_rng(3)
+  pixels = rng.normal(size=(2, SIZE, 20, 3)).astype(np.float32)
+  weights = masks[:, 0] * rng.random((2, SIZE, 20)).astype(np.float32)
+  found = np.asarray(instances.likeness(jnp.asarray(pixels), jnp.asarray(weights), 0.5))
+  assert found.shape == (2, SIZE, 20, 1)
+  for b in range(2):
+    mean = np.average(pixels[b].reshape(-1, 3), axis=0, weights=weights[b].reshape(-1))
+    expected = np.exp(-0.5 * np.linalg.norm(pixels[b] - mean, axis=-1) ** 2)
+    np.testing.assert_allclose(found[b, ..., 0], expected, rtol=1e-4)
+
+
+def test_nothing_looks_like_an_empty_region(masks):
+  pixels = jnp.zeros((2, SIZE, 20, 3))
+  assert not np.asarray(instances.likeness(pixels, jnp.asarray(masks[:, 4], float))).any()

@@ -132,7 +132,7 @@ def test_the_best_checkpoint_and_the_last_two_are_kept(tmp_path):
   checkpoints.close()
   assert tiny_run.steps_kept(tmp_path) == [2, 5, 6]
   again = checkpoint.Checkpoints(str(tmp_path), "mIoU", read_only=True)
-  assert (again.best(), again.latest()) == (2, 6)
+  assert (again.best("mIoU"), again.latest()) == (2, 6)
   assert again.meta(2) == {"note": 2}
   restored = again.restore(2, {"weight": jax.ShapeDtypeStruct((3,), jnp.int32)})
   np.testing.assert_array_equal(restored["weight"], [2, 2, 2])
@@ -153,9 +153,15 @@ def test_a_run_that_is_never_evaluated_keeps_the_last_two_and_has_no_best(tmp_pa
   checkpoints = checkpoint.Checkpoints(str(tmp_path), "mIoU")
   for step in range(1, 5):
     _save(checkpoints, step, None)
-  assert checkpoints.best() is None
+  assert checkpoints.best("mIoU") is None
   checkpoints.close()
   assert tiny_run.steps_kept(tmp_path) == [3, 4]
+
+
+def test_reading_a_run_changes_nothing_in_it(finished_run):
+  before = _hashes(finished_run)
+  trained.load(str(finished_run))
+  assert _hashes(finished_run) == before
 
 
 def test_best_and_last_of_a_run_are_what_its_log_says(finished_run):

@@ -18,8 +18,8 @@ from mail_jax.optim import path_name
 VOCAB = 20
 # 18 slots: one more plane than 16 bits, and the second not full.
 SLOTS = 18
-# Compilation takes a third of the time, and what it makes is slower.
-HURRY = {"xla_backend_optimization_level": 0}
+# Compilation takes a fraction of the time, and what it makes is slower.
+HURRY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def make_config(preset: str = "instance", slots: int = SLOTS, **model: Any) -> ConfigDict:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
-STEPS, EVAL_EVERY, SAVE_EVERY = 40, 10, 4
+STEPS, EVAL_EVERY, SAVE_EVERY = 24, 8, 4
 # What a clock measured; everything else in a log is repeatable.
 _CLOCKED = ("samples_per_second", "data_wait")
 

@@ -98,7 +98,12 @@ class InstanceEmbedding(nn.Module):
       "box": instances.box_features(box, height, width),
     }
     if self.appearance:
-      groups |= self._seen(crops, pixels, box)
+      colour, texture = instances.colour_and_texture(pixels, masks)
+      groups |= {
+        "pixels": 2 * self._seen(crops, pixels, box),
+        "colour": 2 * colour,
+        "texture": texture,
+      }
     # Each group has its own projection: side by side in one, the few numbers of the box and the colour would drown
     # among hundreds of pixels (docs/results.md).
     hidden = jnp.zeros((batch, count, 2 * self.width))
@@ -111,12 +116,10 @@ class InstanceEmbedding(nn.Module):
     return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
 
   def _seen(self, crops, pixels, box):
-    """The image crop where the mask is, and the mean colour there."""
+    """The image crop, where the mask is."""
     bins, factor = self.pixel_bins, self.crop_bins // self.pixel_bins
-    inside = crops.reshape(*crops.shape[:2], bins, factor, bins, factor).mean((3, 5))[..., None]
-    seen = instances.crop_pixels(pixels, box, bins) * inside
-    mean = seen.sum((2, 3)) / jnp.maximum(inside.sum((2, 3)), 1e-3)
-    return {"pixels": seen * 2, "colour": mean * 2}
+    inside = crops.reshape(*crops.shape[:2], bins, factor, bins, factor).mean((3, 5))
+    return instances.crop_pixels(pixels, box, bins) * inside[..., None]
 
 
 class StackedMaskEmbedding(nn.Module):

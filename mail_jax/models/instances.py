@@ -100,11 +100,50 @@ def crop_pixels(
   return jnp.einsum("bkixc,bkjx->bkijc", lines, cols)
 
 
+def colour_and_texture(
+  pixels: Float[Array, "b h w c"], masks: Bool[Array, "b k h w"]
+) -> tuple[Float[Array, "b k c"], Float[Array, "b k c+3"]]:
+  """What the pixels inside each mask look like, at full resolution and in a few numbers.
+
+  Returns:
+    The mean colour; and the texture, about of unit scale: the standard deviation of each colour, and the structure
+    tensor (xx, yy, xy), which tells stripes and their direction from dots, as roots that keep the sign. Zeros for an
+    empty mask.
+  """
+  batch, count = masks.shape[:2]
+  channels = pixels.shape[-1]
+  down = (pixels[:, 2:] - pixels[:, :-2])[:, :, 1:-1]
+  right = (pixels[:, :, 2:] - pixels[:, :, :-2])[:, 1:-1]
+  tensor = jnp.stack([(a * b).sum(-1) for a, b in ((right, right), (down, down), (right, down))], -1)
+  tensor = jnp.pad(tensor, ((0, 0), (1, 1), (1, 1), (0, 0)))  # no gradient at the border
+  maps = jnp.concatenate([pixels, pixels**2, tensor], -1).reshape(batch, -1, 2 * channels + 3)
+  inside = masks.reshape(batch, count, -1).astype(jnp.float32)
+  mean = inside @ maps / jnp.maximum(inside.sum(-1, keepdims=True), 1)
+  colour, square, tensor = jnp.split(mean, [channels, 2 * channels], -1)
+  deviation = jnp.sqrt(jnp.maximum(square - colour**2, 0))
+  roots = jnp.sign(tensor) * jnp.sqrt(jnp.abs(tensor))
+  return colour, jnp.concatenate([4 * deviation, 2 * roots], -1)
+
+
 def weighted_sum(
   weights: Float[Array, "b k"], masks: Bool[Array, "b k h w"]
 ) -> Float[Array, "b h w"]:
   """Sum over instances of weight times mask, as one fused pass (an einsum here is many times slower on CPU)."""
   return (weights[:, :, None, None] * masks).sum(1)
+
+
+def likeness(
+  pixels: Float[Array, "b h w c"], weights: Float[Array, "b h w"], sharpness: float = 4.0
+) -> Float[Array, "b h w 1"]:
+  """How much each pixel looks like the weighted region: exp(-sharpness |pixel - mean colour there|^2), in [0, 1].
+
+  A detector's mask is off by some pixels at its outline, where the colour changes; this shows a convolution which
+  side a pixel belongs to. 0 everywhere for an empty region.
+  """
+  area = weights.sum((1, 2))[:, None, None, None]
+  mean = (pixels * weights[..., None]).sum((1, 2), keepdims=True) / jnp.maximum(area, 1e-6)
+  distance = ((pixels - mean) ** 2).sum(-1, keepdims=True)
+  return jnp.exp(-sharpness * distance) * (area > 0)
 
 
 def count_valid(num_instances: Int[Array, "b"], count: int) -> Bool[Array, "b {count}"]:

@@ -108,7 +108,7 @@ class MaIL(nn.Module):
     masks = jax.lax.optimization_barrier(masks)
     coverage = instances.patch_coverage(masks, self.patch_size)
 
-    kind = self.param("type", nn.initializers.truncated_normal(0.02), (3, self.width))
+    kind = self.param("type", nn.initializers.truncated_normal(0.5), (3, self.width))
     v_image = embeddings.ImageEmbedding(self.width, self.patch_size, self.dtype, name="image")(
       pixels
     )
@@ -176,12 +176,14 @@ class MaIL(nn.Module):
     return [selected], rho, logits
 
   def _decode(self, grid, pixels, chosen, train):
-    guides = ([pixels] if self.image_path else []) + (
-      [chosen[..., None]] if chosen is not None else []
-    )
+    guides = [pixels] if self.image_path else []
+    if chosen is not None:
+      guides.append(chosen[..., None])
+      if self.image_path:
+        guides.append(instances.likeness(pixels, jax.lax.stop_gradient(chosen)))
     guide = jnp.concatenate(guides, -1) if guides else None
     logits = Decoder(self.decoder_widths, self.norm, self.dtype, name="decoder")(grid, guide, train)
     if chosen is None:
       return logits
-    gain = self.param("mask_gain", nn.initializers.constant(4.0), ())
+    gain = self.param("mask_gain", nn.initializers.constant(2.0), ())
     return logits + gain * (chosen - 0.5)
