@@ -21,6 +21,10 @@ def get_config() -> ConfigDict:
     0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume
   )
   c.batch_size = 64  # over all devices
+  c.decode_every = 1  # training decodes one example of so many; the selection learns from all
+  # Training decodes the instance that is meant instead of the one that is chosen, so that the decoder does not learn
+  # from wrong choices; the choice learns from its own loss. With `hard` selection.
+  c.decode_meant = True
   c.eval_batch_size = 64
   c.eval_split = "val"
   c.eval_every = 1000  # steps
@@ -89,4 +93,5 @@ def paper(config: ConfigDict) -> ConfigDict:
   config.model.selection = "soft"
   config.model.mask_path = False
   config.model.image_path = False
+  config.decode_meant = False
   return config

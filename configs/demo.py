@@ -20,6 +20,7 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.minutes = 15.0
   c.max_instances = 10
   c.batch_size = 32
+  c.decode_every = 4  # the outline is learned long before the relations
   c.optimizer.warmup_steps = 100
   c.eval_every = 2000
   c.save_every = 1000

@@ -67,7 +67,7 @@ def learning_rate(
 
   Args:
     step: from 0.
-    steps: of the whole run; nothing of the warm-up depends on it.
+    steps: of the whole run; 0 while that is not known yet: the peak after the warm-up.
     lr: the peak.
     warmup_steps: steps until the peak.
     schedule: `cosine`, `polynomial` (with `power`) or `constant`.
@@ -75,7 +75,7 @@ def learning_rate(
   """
   if step < warmup_steps:
     return lr * (step + 1) / warmup_steps
-  done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+  done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)) if steps else 0.0
   if schedule == "cosine":
     left = 0.5 * (1 + math.cos(math.pi * done))
   elif schedule == "polynomial":

@@ -28,8 +28,10 @@ from mail_jax.train_step import TrainState, create_state, make_train_step
 
 Batch = dict[str, np.ndarray]
 
-# With `config.minutes`, the share of the time that is kept for evaluating and saving.
+# With `config.minutes`, the share of the time that is kept for evaluating and saving, and the share for which the
+# speed is measured: that of a few seconds would be off by a tenth.
 _RESERVE = 0.05
+_MEASURED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Data:
 class Budget:
   """How many steps a run has: as configured, or as many as fit into the minutes.
 
-  The warm-up depends on no number of steps, so the speed is measured during it, on real steps.
+  The speed is measured on real steps, those of the warm-up and whatever else fits into a tenth of the time. Until the
+  number of steps is fixed the learning rate stays at its peak, where every schedule begins.
   """
 
   def __init__(self, steps: int, minutes: float, warmup_steps: int):
@@ -72,7 +75,7 @@ class Budget:
     now = time.monotonic()
     if step == 0 or not self._warm[1]:
       self._warm = now, step + 1  # the first step compiles
-    if self.steps or step + 1 < self._decide_at:
+    if self.steps or step + 1 < self._decide_at or now - self._began < _MEASURED * self._seconds:
       return False
     seconds_per_step = (now - self._warm[0]) / max(1, step + 1 - self._warm[1])
     left = self._seconds * (1 - _RESERVE) - (now - self._began)
@@ -97,10 +100,11 @@ class Trainer:
     """
     self.config, self.data = config, data
     self.mesh = sharding.make_mesh(**config.mesh)
-    for name in ("batch_size", "eval_batch_size"):
-      if int(config[name]) % self.mesh.size:  # pyright: ignore[reportArgumentType]
+    for name, times in (("batch_size", config.decode_every), ("eval_batch_size", 1)):
+      if int(config[name]) % (self.mesh.size * times):  # pyright: ignore[reportArgumentType]
+        times_every = f" times config.decode_every {times}" if times > 1 else ""
         raise InputError(
-          f"config.{name} {config[name]} does not divide by {self.mesh.size} devices"
+          f"config.{name} {config[name]} does not divide by {self.mesh.size} devices{times_every}"
         )
     self.budget = Budget(config.steps, config.minutes, config.optimizer.warmup_steps)
     learning_rate_from(config, config.optimizer.warmup_steps, config.steps)
@@ -128,6 +132,8 @@ class Trainer:
       optimizer,
       seed=config.seed,
       loss_weights=dict(config.loss),
+      decode_every=config.decode_every,
+      decode_meant=config.decode_meant,
       instance_dropout=config.augment.instance_dropout,
       all_instances_dropout=config.augment.all_instances_dropout,
       ema_decay=config.ema_decay,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt16
 
 from mail_jax import losses
 from mail_jax.models import instances
-from mail_jax.models.mail import MaIL, Output
+from mail_jax.models.mail import MaIL, Output, every
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -88,6 +88,8 @@ def make_train_step(
   instance_dropout: float = 0.0,
   all_instances_dropout: float = 0.0,
   ema_decay: float = 0.0,
+  decode_every: int = 1,
+  decode_meant: bool = False,
 ) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, Metrics]]:
   """Makes the update (to be jitted): (state, batch, learning rate) -> (state, metrics)."""
   shuffled = model.mask_tokens == "stacked"
@@ -99,20 +101,25 @@ def make_train_step(
     planes = batch["instances"]
     if shuffled and model.max_instances:
       planes, valid = shuffle_slots(keys[1], planes, valid)
+    iou, meant = None, None
+    if model.max_instances and model.selection != "none":
+      masks = instances.unpack_planes(planes, model.max_instances) & valid[:, :, None, None]
+      iou = losses.instance_iou(masks, batch["target"])
+      meant = find_meant(iou) if decode_meant else None
     output, updated = model.apply(
       {**state.variables, "params": params},
       batch["image"], planes, valid, batch["tokens"], batch["num_tokens"],
-      train=True, mutable=["batch_stats"], rngs={"dropout": keys[2]},
+      train=True, decode_every=decode_every, meant=meant,
+      mutable=["batch_stats"], rngs={"dropout": keys[2]},
     )  # fmt: skip
+    target = every(batch["target"], decode_every)
     terms = {
-      "bce": losses.binary_cross_entropy(output.logits, batch["target"]),
-      "dice": losses.dice(output.logits, batch["target"]),
+      "bce": losses.binary_cross_entropy(output.logits, target),
+      "dice": losses.dice(output.logits, target),
     }
-    if model.max_instances and model.selection != "none":
-      iou = losses.instance_iou(output.masks, batch["target"])
+    if iou is not None:
       terms["selection"] = losses.selection_cross_entropy(output.selection_logits, iou)
-    weight = batch["weight"] / jnp.maximum(batch["weight"].sum(), 1)
-    metrics = {name: (term * weight).sum() for name, term in terms.items()}
+    metrics = {name: weighted_mean(term, batch["weight"]) for name, term in terms.items()}
     loss = sum((loss_weights[name] * value for name, value in metrics.items()), jnp.zeros(()))
     return loss, (metrics | {"loss": loss}, updated.get("batch_stats", {}))
 
@@ -129,6 +136,17 @@ def make_train_step(
     return TrainState(state.step + 1, variables, averaged, opt_state), metrics
 
   return train_step
+
+
+def find_meant(iou: Float[Array, "b k"]) -> Int[Array, "b"]:
+  """The instance that overlaps the target most, if by IoU > 0.5, else k: none of them."""
+  return jnp.where(iou.max(1) > 0.5, jnp.argmax(iou, 1), iou.shape[1])
+
+
+def weighted_mean(terms: Float[Array, "c"], weight: Float[Array, "b"]) -> Float[Array, ""]:
+  """Mean over the examples that a term was computed for, `weight` being that of all of them."""
+  weight = every(weight, weight.shape[0] // terms.shape[0])
+  return (terms * weight).sum() / jnp.maximum(weight.sum(), 1)
 
 
 def average(old: Tree, new: Tree, decay: float, step: Int[Array, ""]) -> Tree:

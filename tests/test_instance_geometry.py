@@ -147,3 +147,47 @@ def test_likeness_falls_with_the_distance_to_the_mean_colour_of_the_region(masks
 def test_nothing_looks_like_an_empty_region(masks):
   pixels = jnp.zeros((2, SIZE, 20, 3))
   assert not np.asarray(instances.likeness(pixels, jnp.asarray(masks[:, 4], float))).any()
+
+
+def test_colour_and_texture_are_statistics_of_the_pixels_inside(masks):
+  pixels = np.random.default_rng(4).normal(size=(2, SIZE, 20, 3)).astype(np.float32)
+  colour, texture = instances.colour_and_texture(jnp.asarray(pixels), jnp.asarray(masks))
+  for b, k in np.ndindex(2, 5):
+    inside = np.argwhere(masks[b, k])
+    if not len(inside):
+      assert not np.any(colour[b, k]) and not np.any(texture[b, k])
+      continue
+    values = np.array([pixels[b, y, x] for y, x in inside], float)
+    np.testing.assert_allclose(colour[b, k], values.mean(0), atol=1e-5)
+    np.testing.assert_allclose(texture[b, k, :3], 4 * values.std(0), atol=1e-3)
+    tensor = np.zeros((2, 2))
+    for y, x in inside:
+      if 0 < y < SIZE - 1 and 0 < x < 19:
+        right = pixels[b, y, x + 1].astype(float) - pixels[b, y, x - 1]
+        down = pixels[b, y + 1, x].astype(float) - pixels[b, y - 1, x]
+        tensor += [[right @ right, right @ down], [right @ down, down @ down]]
+    low, high = np.linalg.eigvalsh(tensor / len(inside))
+    expected = [2 * np.sqrt(max(low, 0)), 2 * np.sqrt(high), 3 * (high - low) / (high + low + 1e-9)]
+    np.testing.assert_allclose(texture[b, k, 3:], expected, atol=2e-3)
+
+
+def test_texture_tells_stripes_of_any_direction_from_dots_and_from_nothing():
+  y, x = np.mgrid[:32, :32]
+  patterns = {
+    "plain": 0 * x,
+    "upright": x // 2 % 2,
+    "lying": y // 2 % 2,
+    "slanted": (x + y) // 2 % 2,
+    "dots": (x // 2 % 2) * (y // 2 % 2),
+  }
+  pixels = np.stack([np.repeat(p[..., None], 3, -1) for p in patterns.values()]).astype(np.float32)
+  inside = np.zeros((len(patterns), 1, 32, 32), bool)
+  inside[:, :, 4:28, 4:28] = True
+  _, texture = instances.colour_and_texture(jnp.asarray(pixels), jnp.asarray(inside))
+  found = dict(zip(patterns, np.asarray(texture)[:, 0, 3:], strict=True))
+  assert not found["plain"].any()
+  for stripes in ("upright", "lying", "slanted"):
+    low, high, coherence = found[stripes]
+    assert low == pytest.approx(0, abs=1e-3) and high > 1 and coherence == pytest.approx(3)
+  low, high, coherence = found["dots"]
+  assert low > 1 and high > 1 and coherence < 1

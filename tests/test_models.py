@@ -180,6 +180,35 @@ def test_examples_of_a_batch_do_not_see_each_other(config, variables, inputs, ou
   assert not np.allclose(found.logits[1:], output.logits[1:], atol=1e-2)
 
 
+def test_decoding_every_second_example_leaves_out_the_logits_of_the_others(config, variables):
+  inputs = tiny_model.make_inputs(config, count=4)
+  whole = tiny_model.run(config, variables, inputs)
+  half = jax.jit(tiny_model.make(config).apply, static_argnames="decode_every")(
+    variables, **inputs, decode_every=2
+  )
+  np.testing.assert_allclose(half.logits, whole.logits[::2], atol=1e-5)
+  for name in ("rho", "selection_logits", "masks"):
+    np.testing.assert_allclose(getattr(half, name), getattr(whole, name), atol=1e-5)
+
+
+def test_what_is_meant_is_decoded_whatever_is_chosen(config, variables, inputs, output):
+  slots = config.max_instances
+  chosen = np.argmax(output.selection_logits, 1)
+  apply = jax.jit(tiny_model.make(config).apply)
+  again = apply(variables, **inputs, meant=chosen)
+  np.testing.assert_allclose(again.logits, output.logits, atol=1e-5)
+  other = np.array(
+    [
+      next(k for k in np.flatnonzero(v) if k != c)
+      for v, c in zip(inputs["valid"], chosen, strict=True)
+    ]
+  )
+  forced = apply(variables, **inputs, meant=other)
+  np.testing.assert_allclose(forced.rho, np.eye(slots)[other], atol=1e-6)
+  np.testing.assert_allclose(forced.selection_logits, output.selection_logits, atol=1e-5)
+  assert np.abs(forced.logits - output.logits).max(axis=(1, 2)).min() > 0.1
+
+
 @pytest.mark.parametrize("field", ["image", "word", "instance"])
 def test_each_modality_matters(config, variables, inputs, output, field):
   changed = {name: value.copy() for name, value in inputs.items()}

@@ -109,6 +109,12 @@ def test_schedule_without_warm_up_begins_at_the_peak():
   assert learning_rate(0, 10, lr=3.0, warmup_steps=0, schedule="cosine") == 3.0
 
 
+def test_schedule_stays_at_the_peak_while_the_number_of_steps_is_not_known():
+  rates = [learning_rate(step, 0, lr=3.0, warmup_steps=3, schedule="cosine") for step in range(99)]
+  assert rates[:3] == [1.0, 2.0, 3.0]
+  assert set(rates[3:]) == {3.0}
+
+
 def test_unknown_schedule_is_named():
   with pytest.raises(InputError, match=r"config\.optimizer\.schedule 'step' is not one of cosine"):
     learning_rate(5, 10, lr=1.0, warmup_steps=5, schedule="step")

@@ -1,6 +1,7 @@
 """A run: repeatable, resumable, and never mixed up with another one."""
 
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -198,6 +199,19 @@ def test_the_steps_that_fit_into_the_minutes_do_not_count_the_compilation_twice(
     budget.after(step)
     step += 1
   assert 0.9 * 60 < now - 100 <= 60
+
+
+def test_the_speed_is_measured_for_a_tenth_of_the_time(monkeypatch):
+  now = 0.0
+  monkeypatch.setattr(time, "monotonic", lambda: now)
+  budget = train.Budget(steps=0, minutes=10.0, warmup_steps=6)
+  budget.start()
+  for step in itertools.count():
+    now += 1.0 if step < 20 else 0.5  # a slow start
+    if budget.after(step):
+      break
+  assert 60 <= now < 61
+  assert budget.steps > 0.95 * 540 / 0.65
 
 
 @pytest.mark.parametrize(("steps", "minutes"), [(0, 0.0), (5, 1.0)])

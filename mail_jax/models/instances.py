@@ -106,23 +106,30 @@ def colour_and_texture(
   """What the pixels inside each mask look like, at full resolution and in a few numbers.
 
   Returns:
-    The mean colour; and the texture, about of unit scale: the standard deviation of each colour, and the structure
-    tensor (xx, yy, xy), which tells stripes and their direction from dots, as roots that keep the sign. Zeros for an
-    empty mask.
+    The mean colour; and the texture, about of unit scale: the standard deviation of each colour, and of the structure
+    tensor the roots of both eigenvalues and the coherence, which tells stripes (1) from dots (0). Zeros for an empty
+    mask.
   """
   batch, count = masks.shape[:2]
   channels = pixels.shape[-1]
   down = (pixels[:, 2:] - pixels[:, :-2])[:, :, 1:-1]
   right = (pixels[:, :, 2:] - pixels[:, :, :-2])[:, 1:-1]
-  tensor = jnp.stack([(a * b).sum(-1) for a, b in ((right, right), (down, down), (right, down))], -1)
+  tensor = jnp.stack(
+    [(a * b).sum(-1) for a, b in ((right, right), (down, down), (right, down))], -1
+  )
   tensor = jnp.pad(tensor, ((0, 0), (1, 1), (1, 1), (0, 0)))  # no gradient at the border
   maps = jnp.concatenate([pixels, pixels**2, tensor], -1).reshape(batch, -1, 2 * channels + 3)
   inside = masks.reshape(batch, count, -1).astype(jnp.float32)
   mean = inside @ maps / jnp.maximum(inside.sum(-1, keepdims=True), 1)
   colour, square, tensor = jnp.split(mean, [channels, 2 * channels], -1)
   deviation = jnp.sqrt(jnp.maximum(square - colour**2, 0))
-  roots = jnp.sign(tensor) * jnp.sqrt(jnp.abs(tensor))
-  return colour, jnp.concatenate([4 * deviation, 2 * roots], -1)
+  xx, yy, xy = jnp.moveaxis(tensor, -1, 0)
+  half, gap = (xx + yy) / 2, jnp.sqrt(((xx - yy) / 2) ** 2 + xy**2)
+  low, high = jnp.sqrt(jnp.maximum(half - gap, 0)), jnp.sqrt(half + gap)
+  coherence = gap / jnp.maximum(half, 1e-6)
+  return colour, jnp.concatenate(
+    [4 * deviation, jnp.stack([2 * low, 2 * high, 3 * coherence], -1)], -1
+  )
 
 
 def weighted_sum(

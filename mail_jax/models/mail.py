@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt16
 
 from input_pipeline.errors import InputError
 from mail_jax.models import embeddings, instances
@@ -19,13 +19,13 @@ class Output(NamedTuple):
   """What the model says.
 
   Attributes:
-    logits: one a pixel; positive where the referent is.
+    logits: one a pixel; positive where the referent is. As many examples as were decoded.
     rho: weight of each instance in the decoder, in [0, 1].
     selection_logits: how much each instance is meant; the last one is for "none of them".
     masks: the instance masks that the model saw.
   """
 
-  logits: Float[Array, "b h w"]
+  logits: Float[Array, "c h w"]
   rho: Float[Array, "b k"]
   selection_logits: Float[Array, "b j"]
   masks: Bool[Array, "b k h w"]
@@ -42,6 +42,11 @@ def pack(
   order = jnp.argsort(~valid, axis=1, stable=True)
   packed = jnp.take_along_axis(tokens, order[..., None], axis=1)
   return packed, valid.sum(1, dtype=jnp.int32), jnp.argsort(order, axis=1)
+
+
+def every(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
+  """Takes the first of every `count` examples; a batch that is spread over devices stays where it is."""
+  return x.reshape(-1, count, *x.shape[1:])[:, 0] if count > 1 else x
 
 
 class MaIL(nn.Module):
@@ -89,6 +94,8 @@ class MaIL(nn.Module):
     tokens: Int[Array, "b l"],
     num_tokens: Int[Array, "b"],
     train: bool = False,
+    decode_every: int = 1,
+    meant: Int[Array, "b"] | None = None,
   ) -> Output:
     """Segments the referent of each expression.
 
@@ -99,6 +106,9 @@ class MaIL(nn.Module):
       tokens: word pieces.
       num_tokens: word pieces that count; the rest is padding.
       train: batch statistics and dropout of training.
+      decode_every: decodes one example of each run of so many, the first, and leaves out the logits of the others
+        (see `every`); training may do so, for the decoder learns sooner than the selection and costs as much.
+      meant: the instance to decode where training knows it, k for none of them; see `mask_selection.select`.
     """
     self._check()
     rows, cols = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
@@ -119,13 +129,18 @@ class MaIL(nn.Module):
     )
 
     summary, features = z_image[:, 0], z_image[:, 1:]
-    selected, rho, selection_logits = self._select(z_mask, features, summary, coverage, valid)
-    coordinates = jnp.broadcast_to(coordinate_map(rows, cols), (image.shape[0], rows, cols, 8))
-    grid = jnp.concatenate(
-      [*(m.reshape(image.shape[0], rows, cols, -1) for m in (*selected, features)), coordinates], -1
+    selected, rho, selection_logits = self._select(
+      z_mask, features, summary, coverage, valid, meant
     )
-    chosen = instances.weighted_sum(rho, masks) if self.mask_path and self.max_instances else None
-    logits = self._decode(grid, pixels, chosen, train)
+    maps = [
+      every(x, decode_every).reshape(-1, rows, cols, self.width) for x in (*selected, features)
+    ]
+    coordinates = jnp.broadcast_to(coordinate_map(rows, cols), (*maps[0].shape[:3], 8))
+    chosen = None
+    if self.mask_path and self.max_instances:
+      chosen = instances.weighted_sum(every(rho, decode_every), every(masks, decode_every))
+    grid = jnp.concatenate([*maps, coordinates], -1)
+    logits = self._decode(grid, every(pixels, decode_every), chosen, train)
     return Output(logits, rho, selection_logits, masks)
 
   def _check(self) -> None:
@@ -166,13 +181,13 @@ class MaIL(nn.Module):
     where = where[:, image_len : image_len + mask_len]
     return encoded[:, :image_len], jnp.take_along_axis(encoded, where[..., None], axis=1)
 
-  def _select(self, z_mask, features, summary, coverage, valid):
+  def _select(self, z_mask, features, summary, coverage, valid, meant):
     """Returns the maps that join F_I in the decoder, rho and the selection logits."""
     if not self.max_instances:
       return [], coverage.sum(-1), jnp.zeros((features.shape[0], 1))
     m = z_mask if self.mask_tokens == "instance" else pool_instances(z_mask, coverage)
     selection = MaskSelection(self.selection, self.width, name="selection")
-    selected, rho, logits = selection(m, features, summary, coverage, valid)
+    selected, rho, logits = selection(m, features, summary, coverage, valid, meant)
     return [selected], rho, logits
 
   def _decode(self, grid, pixels, chosen, train):

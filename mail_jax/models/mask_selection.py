@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.errors import InputError
 
@@ -25,7 +25,11 @@ def pool_instances(
 
 
 def select(
-  scores: Float[Array, "b k"], null: Float[Array, "b"], valid: Bool[Array, "b k"], how: str
+  scores: Float[Array, "b k"],
+  null: Float[Array, "b"],
+  valid: Bool[Array, "b k"],
+  how: str,
+  meant: Int[Array, "b"] | None = None,
 ) -> Float[Array, "b k"]:
   """Weights rho of the instances.
 
@@ -35,6 +39,7 @@ def select(
     valid: slots that hold an instance.
     how: `soft` is the softmax over instances and none; `hard` its top 1, with the gradient of `soft`
       (straight-through); `none` gives every instance the weight 1.
+    meant: the instance to select instead of the top 1, k for none of them, where training knows it; `hard` only.
 
   Returns:
     rho in [0, 1], zero at slots without an instance.
@@ -47,7 +52,9 @@ def select(
   if how == "soft":
     return soft
   if how == "hard":
-    best = jnp.argmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
+    best = (
+      jnp.argmax(jnp.concatenate([masked, null[:, None]], 1), axis=1) if meant is None else meant
+    )
     hard = jax.nn.one_hot(best, scores.shape[1] + 1)[:, :-1]
     return soft + jax.lax.stop_gradient(hard - soft)
   raise InputError(f"model.selection {how!r} is not one of soft, hard, none")
@@ -72,6 +79,7 @@ class MaskSelection(nn.Module):
     summary: Float[Array, "b d"],
     coverage: Float[Array, "b k n"],
     valid: Bool[Array, "b k"],
+    meant: Int[Array, "b"] | None = None,
   ) -> tuple[Float[Array, "b n d"], Float[Array, "b k"], Float[Array, "b j"]]:
     """Selects.
 
@@ -81,6 +89,7 @@ class MaskSelection(nn.Module):
       summary: the encoder's output for the class token.
       coverage: share of each patch that each instance covers.
       valid: slots that hold an instance.
+      meant: see `select`.
 
     Returns:
       F_M^rho, one vector per patch; rho; and the logits of the instances with that of "none" last, j = k + 1.
@@ -89,7 +98,7 @@ class MaskSelection(nn.Module):
     x = nn.Dense(self.hidden, name="score_in")(jnp.concatenate([mask_features, inside], -1))
     scores = nn.Dense(1, name="score_out")(jax.nn.gelu(x))[..., 0]
     null = nn.Dense(1, name="null")(summary)[..., 0]
-    rho = select(scores, null, valid, self.how)
+    rho = select(scores, null, valid, self.how, meant)
     features = jnp.einsum("bkn,bkd->bnd", rho[..., None] * coverage, mask_features)
     logits = jnp.concatenate([jnp.where(valid, scores, -1e9), null[:, None]], 1)
     return features, rho, logits
