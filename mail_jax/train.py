@@ -30,7 +30,7 @@ Batch = dict[str, np.ndarray]
 
 # With `config.minutes`, the share of the time that is kept for evaluating and saving, and the share for which the
 # speed is measured: that of a few seconds would be off by a tenth.
-_RESERVE = 0.05
+_RESERVE = 0.07
 _MEASURED = 0.1
 
 
@@ -63,6 +63,7 @@ class Budget:
     self.steps = steps
     self._seconds = minutes * 60
     self._decide_at = max(2, warmup_steps - 1)
+    self._extended = False
     self.start()
 
   def start(self) -> None:
@@ -75,13 +76,24 @@ class Budget:
     now = time.monotonic()
     if step == 0 or not self._warm[1]:
       self._warm = now, step + 1  # the first step compiles
-    if self.steps or step + 1 < self._decide_at or now - self._began < _MEASURED * self._seconds:
+    if self.steps or step + 1 < self._decide_at:
       return False
-    seconds_per_step = (now - self._warm[0]) / max(1, step + 1 - self._warm[1])
+    measured = now - self._warm[0]
+    seconds_per_step = max(measured, 1e-9) / max(1, step + 1 - self._warm[1])
+    missing = int((_MEASURED * self._seconds - measured) / seconds_per_step)
+    if not self._extended:
+      self._extended = True
+      self._decide_at = step + 1 + max(0, agreed(missing))
+      if self._decide_at > step + 1:
+        return False
     left = self._seconds * (1 - _RESERVE) - (now - self._began)
-    steps = step + 1 + max(1, int(left / seconds_per_step))
-    self.steps = int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
+    self.steps = agreed(step + 1 + max(1, int(left / seconds_per_step)))
     return True
+
+
+def agreed(number: int) -> int:
+  """The number of the first process, on all of them: clocks differ, steps must not."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 class Trainer:
