@@ -200,10 +200,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
-  parser.add_argument(
-    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
-  )
+  trained.add_arguments(parser)
   parser.add_argument("--data_dir", required=True, help="where the records are")
   parser.add_argument("--oracle_data_dir", help="where those with exact instance masks are")
   parser.add_argument("--data", required=True, metavar="DATASET/SPLIT")

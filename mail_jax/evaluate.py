@@ -138,10 +138,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
-  parser.add_argument(
-    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
-  )
+  trained.add_arguments(parser)
   parser.add_argument(
     "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
   )

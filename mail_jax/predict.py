@@ -16,7 +16,7 @@ from input_pipeline import instances as providers
 from input_pipeline import preprocess
 from input_pipeline.errors import run_command
 from input_pipeline.instances.coco import CocoInstances
-from mail_jax import drawing
+from mail_jax import drawing, trained
 from mail_jax.segmenter import Segmenter
 
 
@@ -33,10 +33,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
-  parser.add_argument(
-    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
-  )
+  trained.add_arguments(parser)
   parser.add_argument("--image", required=True, help="the photo")
   parser.add_argument("--text", required=True, help="what to look for")
   parser.add_argument(

@@ -325,9 +325,8 @@ def move_old(workdir: str, config: ConfigDict, tokenizer: SentencePieceTokenizer
 
 def open_data(config: ConfigDict, data_dir: str) -> Data:
   """Opens the records that `input_pipeline.prepare` wrote, and trains the tokenizer on their sentences."""
-  from input_pipeline import (
-    loader,
-  )  # the only import that needs more than this package's own requirements
+  # The only import that needs more than this package's own requirements.
+  from input_pipeline import loader
 
   tokenizer = SentencePieceTokenizer.train(
     loader.train_sentences(data_dir, config.dataset), config.vocab_size

@@ -1,5 +1,6 @@
 """A trained model from a run's folder, complete in itself: no config is asked from the user."""
 
+import argparse
 import dataclasses
 import functools
 from typing import Any
@@ -33,6 +34,14 @@ class Trained:
   variables: Any
   tokenizer: SentencePieceTokenizer
   step: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that say which checkpoint a command loads: `--checkpoint` and `--which`."""
+  parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
+  parser.add_argument(
+    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
+  )
 
 
 def load(workdir: str, which: str = "best") -> Trained:
