@@ -12,7 +12,7 @@ import unicodedata
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt16
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.errors import InputError
 
@@ -98,6 +98,9 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
       if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
       return np.array(image.convert("RGB"))
+  except UnidentifiedImageError as error:
+    what = "it is no picture of a known kind" if data else "it is empty"
+    raise InputError(f"image {name} cannot be decoded: {what}") from error
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise InputError(f"image {name} cannot be decoded ({error}); is the file complete?") from error
 

@@ -144,6 +144,8 @@ def _refused(main, arguments: list[str], message: str) -> None:
     ("--image", "nowhere.jpg", r"image nowhere\.jpg: No such file"),
     ("--image", "refer", r"image refer: Is a directory"),
     ("--image", "cut.jpg", r"image cut\.jpg cannot be decoded.*is the file complete"),
+    ("--image", "void.jpg", r"image void\.jpg cannot be decoded: it is empty"),
+    ("--image", "text.jpg", r"image text\.jpg cannot be decoded: it is no picture"),
     ("--text", "", r"expression '' is empty; write what to look for"),
     ("--text", " \t", r"expression ' \\t' is empty"),
     ("--checkpoint", "nowhere", r"--checkpoint nowhere: there is no .*give the --workdir"),
@@ -162,6 +164,8 @@ def _refused(main, arguments: list[str], message: str) -> None:
 def test_predict_names_what_is_wrong(finished_run, layout, option, value, message):
   pathlib.Path("empty").mkdir()
   pathlib.Path("begun/checkpoints").mkdir(parents=True)
+  pathlib.Path("void.jpg").touch()
+  pathlib.Path("text.jpg").write_text("a cup")
   pathlib.Path("cut.jpg").write_bytes(layout.image_path(0).read_bytes()[:-100])
   _refused(predict.main, _predict(finished_run, layout, option, value), message)
 
