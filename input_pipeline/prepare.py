@@ -42,7 +42,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   family.add_argument("--instances", help="coco:INSTANCES.json, or none")
   family.add_argument("--max_instances", type=int, help="instance masks an image (default: 16)")
   shapes = parser.add_argument_group("shapes")
-  shapes.add_argument("--train_scenes", type=int, help="(default: 10000)")
+  shapes.add_argument("--train_scenes", type=int, help="(default: 16000)")
   shapes.add_argument("--eval_scenes", type=int, help="in every other split (default: 500)")
   shapes.add_argument("--size", type=int, help="image side in pixels (default: 96)")
   shapes.add_argument("--seed", type=int, help="(default: 0)")

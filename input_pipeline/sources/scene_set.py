@@ -10,7 +10,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.sources import shapes
 
 NOISES = ("default", "oracle")
-TRAIN_SCENES = 10_000
+TRAIN_SCENES = 16_000
 EVAL_SCENES = 500
 SIZE = 96
 _CHUNK = 32  # scenes a task: about 0.1 s of work
