@@ -9,7 +9,7 @@ RUN := runs/demo
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 READY := $(VENV)/.installed
 RESOLVE := $(PY) -m uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-  --no-annotate --no-header
+  --no-annotate --no-header -c requirements-parity.txt
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' Makefile | expand -t 20
@@ -36,6 +36,10 @@ test: $(READY)  ## the tests that take minutes together
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(PY) -m pytest -q -m slow
+
+parity: $(READY)  ## the tests that compare with PyTorch and transformers, which this installs
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-parity.txt
+	$(PY) -m pytest -q -m "parity and not slow"
 
 lint: $(READY)  ## ruff and pyright
 	$(PY) -m ruff check
@@ -69,4 +73,4 @@ clean:  ## removes .venv/ and caches; data/ and runs/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow lint demo pins clean
+.PHONY: help setup test test-slow parity lint demo pins clean

@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
   print(f"{args.checkpoint}, step {model.step}, {args.data}; percent\n")
   print(table(results, args.markdown))
   if args.json:
-    evaluate.save_text(json.dumps({args.data: results}, indent=2) + "\n", args.json)
+    writing.write_whole(args.json, json.dumps({args.data: results}, indent=2) + "\n")
     print(f"\nwrote {args.json}")
 
 

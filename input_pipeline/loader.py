@@ -13,31 +13,20 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Bool, Int32
 
 from input_pipeline import augment, eval_rows, record_reader, train_samples
 from input_pipeline.errors import InputError
 from input_pipeline.preprocess import exchange_left_right
 from input_pipeline.record_reader import Fields, Shape, Source
+from input_pipeline.tokenizer import Tokenizer
 
 # Accelerators belong to the model.
 tf.config.set_visible_devices([], "GPU")
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-  """Turns texts into ids; see `tokenizer.SentencePieceTokenizer`."""
-
-  def __call__(
-    self, texts: Sequence[str], max_tokens: int, /
-  ) -> tuple[Int32[np.ndarray, "b l"], Int32[np.ndarray, "b"], Bool[np.ndarray, "b"]]:
-    """Returns ids, their number in each row, and whether a text was cut."""
-    ...
 
 
 def train_sentences(data_dir: str, name: str) -> list[str]:

@@ -57,10 +57,15 @@ def normalise_text(text: str) -> str:
     normal = unicodedata.normalize("NFKC", normal.lower()).lower()
   normal = " ".join(normal.split())
   if not normal:
-    raise InputError(
-      f"expression {text[:40]!r} is empty; write what to look for, such as 'the leftmost cup'"
-    )
+    raise empty_text(text)
   return normal
+
+
+def empty_text(text: str) -> InputError:
+  """The error for an expression in which there is nothing to read."""
+  return InputError(
+    f"expression {text[:40]!r} is empty; write what to look for, such as 'the leftmost cup'"
+  )
 
 
 def _without_control(char: str) -> str:

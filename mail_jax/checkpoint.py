@@ -101,6 +101,12 @@ class Checkpoints:
     self._manager.close()
 
 
+def exists(workdir: str) -> bool:
+  """Whether a run has saved a checkpoint there; neither makes nor deletes anything."""
+  folder = pathlib.Path(workdir) / FOLDER
+  return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def abstract_like(tree: Tree, sharding: Tree) -> Tree:
   """Shapes, dtypes and shardings of a tree of arrays or of `jax.eval_shape`'s result."""
   return jax.tree.map(

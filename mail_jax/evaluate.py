@@ -5,15 +5,13 @@ python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes
 
 import argparse
 import json
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from input_pipeline import records
+from input_pipeline import records, writing
 from input_pipeline.errors import InputError, run_command
 from mail_jax import drawing, trained
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
@@ -117,22 +115,6 @@ def _tile(batch, row, masks, chosen, i):
   )
 
 
-def save_text(text: str, path: str) -> None:
-  """Writes a file, and its folder, whole or not at all.
-
-  Raises:
-    InputError: the system refuses it.
-  """
-  target = pathlib.Path(path)
-  temporary = target.with_name(f".{os.getpid()}.{target.name}")
-  try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(text)
-    os.replace(temporary, target)
-  except OSError as error:
-    raise InputError(f"{path} cannot be written: {error.strerror}") from error
-
-
 def main(argv: list[str] | None = None) -> None:
   """The command."""
   parser = argparse.ArgumentParser(
@@ -164,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     results[name]["text_cut"] = float(np.mean([row["cut"] for row in evaluator.meta]))
   print(f"{args.checkpoint}, step {model.step}; percent\n{table(results)}")
   if args.json:
-    save_text(json.dumps(results, indent=2) + "\n", args.json)
+    writing.write_whole(args.json, json.dumps(results, indent=2) + "\n")
     print(f"wrote {args.json}")
   if args.overlays:
     share = -(-args.overlay_count // len(args.data))

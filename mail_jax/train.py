@@ -7,22 +7,30 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError, run_command
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline.tokenizer import (
+  SentencePieceTokenizer,
+  Tokenizer,
+  WordPieceTokenizer,
+  open_tokenizer,
+)
 from mail_jax import checkpoint, sharding
 from mail_jax.config import load_config, make_model, to_json
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
 from mail_jax.optim import learning_rate_from, make_optimizer_from
+from mail_jax.pretrained import initialise
 from mail_jax.progress import Progress, duration
 from mail_jax.train_step import TrainState, create_state, make_train_step
 
@@ -42,11 +50,13 @@ class Data:
     tokenizer: made the tokens.
     train: gives the endless batches from a step on; batch n depends on n alone.
     evaluate: starts one pass over the sentences that judge the model; None for no evaluation.
+    samples: of one epoch; needed where the config counts in epochs.
   """
 
-  tokenizer: SentencePieceTokenizer
+  tokenizer: Tokenizer
   train: Callable[[int], Iterator[Batch]]
   evaluate: Callable[[], Iterable[Any]] | None = None
+  samples: int = 0
 
 
 class Budget:
@@ -59,7 +69,9 @@ class Budget:
   def __init__(self, steps: int, minutes: float, warmup_steps: int):
     """Args: see `configs/base.py`; one of `steps` and `minutes` must be set."""
     if bool(steps) == bool(minutes):
-      raise InputError("config.steps and config.minutes: set one of them, and leave the other 0")
+      raise InputError(
+        "config.steps, config.epochs and config.minutes: set one of them, and leave the others 0"
+      )
     self.steps = steps
     self._seconds = minutes * 60
     self._decide_at = max(2, warmup_steps - 1)
@@ -118,14 +130,18 @@ class Trainer:
         raise InputError(
           f"config.{name} {config[name]} does not divide by {self.mesh.size} devices{times_every}"
         )
-    self.budget = Budget(config.steps, config.minutes, config.optimizer.warmup_steps)
-    learning_rate_from(config, config.optimizer.warmup_steps, config.steps)
+    self.budget = Budget(
+      steps_from(config, data.samples), config.minutes, config.optimizer.warmup_steps
+    )
+    learning_rate_from(config, config.optimizer.warmup_steps, self.budget.steps)
     model = make_model(config, data.tokenizer.vocab_size)
     optimizer = make_optimizer_from(config)
     create = functools.partial(
       create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
     )
     shapes = jax.eval_shape(create)
+    new = not checkpoint.exists(workdir)
+    loaded = initialise.load(config, shapes.variables["params"]) if config.init and new else {}
     # Up to here, whatever is wrong with the config has been refused and nothing was written.
     self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
     latest = self.checkpoints.latest()
@@ -139,6 +155,8 @@ class Trainer:
       self.state = self.checkpoints.restore(latest, checkpoint.abstract_like(shapes, placed))
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
+    if loaded:
+      self._start_from(loaded)
     step = make_train_step(
       model,
       optimizer,
@@ -158,6 +176,15 @@ class Trainer:
     self._measure = lambda variables, batch: measure(
       variables, sharding.global_batch(self.mesh, batch)
     )
+
+  def _start_from(self, values: dict[str, np.ndarray]) -> None:
+    """Puts pretrained weights into the new state."""
+    params = initialise.place(self.state.variables["params"], values)
+    variables = {**self.state.variables, "params": params}
+    self.state = dataclasses.replace(
+      self.state, variables=variables, averaged=jax.tree.map(jnp.copy, variables)
+    )
+    self.progress.line(f"{self.config.init}: {initialise.summary(params, values)}")
 
   def run(self) -> dict[str, int | float]:
     """Trains to the end; returns the last evaluation."""
@@ -274,7 +301,7 @@ def eval_variables(state: TrainState, config: ConfigDict) -> Any:
 
 
 def check_same(
-  meta: dict[str, Any], config: ConfigDict, tokenizer: SentencePieceTokenizer, workdir: str
+  meta: dict[str, Any], config: ConfigDict, tokenizer: Tokenizer, workdir: str
 ) -> None:
   """Refuses to go on with a run under another config, or on text that is tokenized otherwise.
 
@@ -302,7 +329,7 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def move_old(workdir: str, config: ConfigDict, tokenizer: SentencePieceTokenizer) -> None:
+def move_old(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
   """Moves a run with another config or tokenizer aside, to WORKDIR.1, .2, ...; nothing is deleted."""
   path = pathlib.Path(workdir)
   if not (path / checkpoint.FOLDER).is_dir():
@@ -323,14 +350,41 @@ def move_old(workdir: str, config: ConfigDict, tokenizer: SentencePieceTokenizer
     print(f"{workdir} held a run with other settings: moved to {new}", flush=True)
 
 
+def steps_from(config: ConfigDict, samples: int) -> int:
+  """Updates that the config asks for, in steps or in epochs; 0 where `config.minutes` decides.
+
+  Args:
+    config: a whole config.
+    samples: of one epoch.
+  """
+  if not config.epochs:
+    return config.steps
+  if config.steps or not samples:
+    why = "is set too" if config.steps else "has to be set: this data has no epochs"
+    raise InputError(f"config.epochs {config.epochs:g}: config.steps {why}")
+  return math.ceil(config.epochs * samples / config.batch_size)
+
+
+def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -> Tokenizer:
+  """Makes the tokenizer that a whole config describes.
+
+  Args:
+    config: `tokenizer` names a file; else the vocabulary comes with the weights of `init`; else it is trained.
+    sentences: gives the training sentences.
+  """
+  if config.tokenizer:
+    return open_tokenizer(config.tokenizer)
+  if config.init:
+    return WordPieceTokenizer(initialise.read_vocab(config.init), f"the vocabulary of {config.init}")
+  return SentencePieceTokenizer.train(sentences(), config.vocab_size)
+
+
 def open_data(config: ConfigDict, data_dir: str) -> Data:
-  """Opens the records that `input_pipeline.prepare` wrote, and trains the tokenizer on their sentences."""
+  """Opens the records that `input_pipeline.prepare` wrote, with the tokenizer that the config asks for."""
   # The only import that needs more than this package's own requirements.
   from input_pipeline import loader
 
-  tokenizer = SentencePieceTokenizer.train(
-    loader.train_sentences(data_dir, config.dataset), config.vocab_size
-  )
+  tokenizer = make_tokenizer(config, lambda: loader.train_sentences(data_dir, config.dataset))
   if config.eval_split:
     loader.num_refs(data_dir, config.dataset, config.eval_split)  # a wrong name is told now
   hosts = jax.process_count()
@@ -364,7 +418,8 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       **shared,
     )
 
-  return Data(tokenizer, train_batches, eval_batches if config.eval_split else None)
+  samples = loader.num_refs(data_dir, config.dataset, "train")
+  return Data(tokenizer, train_batches, eval_batches if config.eval_split else None, samples)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline import tokenizer as tokenizers
 from mail_jax import checkpoint, sharding
 from mail_jax.config import from_json, make_model
 from mail_jax.models.mail import MaIL
@@ -32,7 +32,7 @@ class Trained:
   config: ConfigDict
   model: MaIL
   variables: Any
-  tokenizer: SentencePieceTokenizer
+  tokenizer: tokenizers.Tokenizer
   step: int
 
 
@@ -62,7 +62,7 @@ def load(workdir: str, which: str = "best") -> Trained:
       step = checkpoints.best(checkpoints.meta(step)["config"]["best_metric"]) or step
     meta = checkpoints.meta(step)
     config = from_json(meta["config"])
-    tokenizer = SentencePieceTokenizer.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
+    tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
     model = make_model(config, tokenizer.vocab_size)
     create = functools.partial(
       create_state,

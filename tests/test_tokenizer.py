@@ -1,4 +1,4 @@
-"""SentencePiece tokens."""
+"""Text to tokens: SentencePiece, WordPiece, and what both promise."""
 
 import gzip
 import json
@@ -10,12 +10,17 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from input_pipeline import tokenizer as tokenizers
 from input_pipeline.errors import InputError
 from input_pipeline.preprocess import normalise_text
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
 
 _COLOURS = ("red", "green", "blue", "yellow")
 _SHAPES = ("circle", "square", "star", "ring")
+_VOCAB = (
+  *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "left", "right", "##most", "st", "star", "##ar", "##a", "##r"),
+  *_COLOURS, *_SHAPES, "s", "##t", "!", "cafe", "##s", "[", "]", "sep", "\u6bcd",
+)  # fmt: skip
 _SENTENCES = [
   f"the {side}most {colour} {shape}"
   for side in ("left", "right")
@@ -29,10 +34,20 @@ def tokenizer() -> SentencePieceTokenizer:
   return SentencePieceTokenizer.train(_SENTENCES, 320)
 
 
+@pytest.fixture(scope="module")
+def wordpiece() -> WordPieceTokenizer:
+  return WordPieceTokenizer("\n".join(_VOCAB).encode())
+
+
+@pytest.fixture(params=["sentencepiece", "wordpiece"])
+def either(request, tokenizer, wordpiece) -> Tokenizer:
+  return tokenizer if request.param == "sentencepiece" else wordpiece
+
+
 def test_a_row_is_bos_pieces_eos_and_padding(tokenizer):
   tokens, lengths, was_cut = tokenizer(["the red star", "a leftmost green ring"], 32)
   assert tokens.shape == (2, 32) and not was_cut.any()
-  reference = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.to_bytes())
+  reference = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
   for row, length, text in zip(
     tokens, lengths, ["the red star", "a leftmost green ring"], strict=True
   ):
@@ -42,12 +57,12 @@ def test_a_row_is_bos_pieces_eos_and_padding(tokenizer):
 
 
 @pytest.mark.parametrize("max_tokens", [3, 5, 30])
-def test_a_cut_text_keeps_its_end_mark_and_is_reported(tokenizer, max_tokens):
+def test_a_cut_text_keeps_its_end_mark_and_is_reported(either, max_tokens):
   texts = ["red", "the leftmost red star " * 2500]
-  tokens, lengths, was_cut = tokenizer(texts, max_tokens)
-  whole = tokenizer([texts[0]], 1000)[1][0]
+  tokens, lengths, was_cut = either(texts, max_tokens)
+  whole = either([texts[0]], 1000)[1][0]
   assert was_cut.tolist() == [bool(whole > max_tokens), True]
-  assert lengths[1] == max_tokens and tokens[1, -1] == tokenizer.eos_id
+  assert lengths[1] == max_tokens and tokens[1, -1] == either.eos_id
 
 
 def test_training_twice_in_any_order_gives_the_same_model(tokenizer):
@@ -69,16 +84,37 @@ def test_a_vocabulary_without_room_for_bytes_is_refused(vocab_size):
   assert SentencePieceTokenizer.train(_SENTENCES, enough).vocab_size <= enough
 
 
-def test_bytes_bring_back_the_same_tokenizer(tokenizer):
-  copy = SentencePieceTokenizer.from_bytes(tokenizer.to_bytes())
-  assert copy.vocab_size == tokenizer.vocab_size
-  np.testing.assert_array_equal(copy(_SENTENCES, 12)[0], tokenizer(_SENTENCES, 12)[0])
+def test_bytes_bring_back_the_same_tokenizer(either):
+  copy = tokenizers.from_bytes(either.to_bytes())
+  assert (type(copy), copy.vocab_size) == (type(either), either.vocab_size)
+  np.testing.assert_array_equal(copy(_SENTENCES, 12)[0], either(_SENTENCES, 12)[0])
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model"])
 def test_bytes_of_something_else_are_refused(data):
-  with pytest.raises(InputError, match="SentencePiece model"):
-    SentencePieceTokenizer.from_bytes(data)
+  with pytest.raises(InputError, match="is not a SentencePiece model"):
+    SentencePieceTokenizer(data)
+  with pytest.raises(InputError, match=r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\]"):
+    WordPieceTokenizer(data)
+  with pytest.raises(InputError, match="none of wordpiece, sentencepiece"):
+    tokenizers.from_bytes(data)
+
+
+def test_a_vocabulary_in_another_encoding_is_refused():
+  with pytest.raises(InputError, match=r"vocab\.txt is not UTF-8"):
+    WordPieceTokenizer("[PAD]\ncaf\u00e9".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ("bpe:vocab.json", "is not wordpiece:VOCAB.txt or sentencepiece:FILE.model"),
+    ("wordpiece:missing.txt", "missing.txt: No such file"),
+  ],
+)
+def test_a_tokenizer_that_cannot_be_opened_is_refused(spec, message):
+  with pytest.raises(InputError, match=message):
+    tokenizers.open_tokenizer(spec)
 
 
 def test_a_model_with_other_special_tokens_is_refused(tmp_path):
@@ -94,23 +130,26 @@ def test_a_model_with_other_special_tokens_is_refused(tmp_path):
     SentencePieceTokenizer((tmp_path / "other.model").read_bytes())
 
 
-@pytest.mark.parametrize("text", ["", " \t", "\u200b"])
-def test_empty_text_is_refused(tokenizer, text):
+@pytest.mark.parametrize("text", ["", " \t", "\u200b", "\ud800", "\0"])
+def test_empty_text_is_refused(either, text):
   with pytest.raises(InputError, match="empty"):
-    tokenizer(["the red star", text], 8)
+    either(["the red star", text], 8)
   with pytest.raises(InputError, match="empty"):
     SentencePieceTokenizer.train(["the red star", text], 400)
 
 
-def test_no_sentences_and_no_room_for_text_are_refused(tokenizer):
+def test_no_sentences_are_refused():
   with pytest.raises(InputError, match="train split"):
     SentencePieceTokenizer.train([], 400)
+
+
+def test_no_room_for_text_is_refused(either):
   with pytest.raises(InputError, match="max_tokens is 2"):
-    tokenizer(["the red star"], 2)
+    either(["the red star"], 2)
 
 
-def test_no_texts_give_no_rows(tokenizer):
-  tokens, lengths, was_cut = tokenizer([], 8)
+def test_no_texts_give_no_rows(either):
+  tokens, lengths, was_cut = either([], 8)
   assert tokens.shape == (0, 8) and lengths.shape == was_cut.shape == (0,)
 
 
@@ -127,29 +166,33 @@ def test_every_text_survives_a_round_trip_without_unknown_tokens(tokenizer, text
   assert (tokens[0, : lengths[0]] != tokenizer.pad_id).all()
 
 
-def test_special_tokens_written_out_are_only_text(tokenizer):
-  text = "<s> </s> <pad> <unk> <0x41>"
-  tokens, lengths, _ = tokenizer([text], 200)
-  special = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
+def test_special_tokens_written_out_are_only_text(either):
+  text = "<s> </s> <pad> <unk> <0x41> [SEP] [CLS] [PAD] [MASK]"
+  tokens, lengths, _ = either([text], 200)
+  special = (either.pad_id, either.bos_id, either.eos_id)
   assert not np.isin(tokens[0, 1 : lengths[0] - 1], special).any()
-  assert tokenizer.decode(tokens[0]) == text
+  if either.kind == "sentencepiece":
+    assert either.decode(tokens[0]) == text.lower()
 
 
-def test_a_large_batch_in_threads_equals_one_text_at_a_time(tokenizer):
+def test_a_large_batch_in_threads_equals_one_text_at_a_time(either):
   texts = [f"{text} {n}" for n in range(140) for text in _SENTENCES]
-  tokens, lengths, was_cut = tokenizer(texts, 10)
+  tokens, lengths, was_cut = either(texts, 10)
   for row in range(0, len(texts), 997):
-    one = tokenizer([texts[row]], 10)
+    one = either([texts[row]], 10)
     np.testing.assert_array_equal(one[0][0], tokens[row])
     assert (one[1][0], one[2][0]) == (lengths[row], was_cut[row])
 
 
-def test_official_expressions_survive_a_round_trip(realdata):
-  rows = json.loads(gzip.decompress((realdata / "expressions/refcoco_testA.json.gz").read_bytes()))
-  texts = [row["sent"] for row in rows["refs"] if row["sent"].strip()]
-  tokenizer = SentencePieceTokenizer.train(texts[:2000], 1000)
-  tokens, _, was_cut = tokenizer(texts, 200)
-  assert len(texts) > 5000 and not was_cut.any() and (tokens != tokenizer.unk_id).all()
+def test_every_official_expression_survives_a_round_trip(realdata):
+  texts = []
+  for file in sorted((realdata / "expressions").glob("*.json.gz")):
+    texts += [row["sent"] for row in json.loads(gzip.decompress(file.read_bytes()))["refs"]]
+  assert len(texts) == 47_855
+  texts = [text for text in texts if text.strip()]
+  tokenizer = SentencePieceTokenizer.train(texts[::20], 1000)
+  tokens, _, was_cut = tokenizer(texts, 400)
+  assert not was_cut.any() and (tokens != tokenizer.unk_id).all()
   assert [tokenizer.decode(row) for row in tokens] == [normalise_text(text) for text in texts]
 
 
@@ -159,3 +202,76 @@ def test_words_of_a_small_vocabulary_stay_whole():
   tokenizer = SentencePieceTokenizer.train(sentences, 512)
   _, lengths, _ = tokenizer(sentences, 32)
   assert set(lengths.tolist()) == {3 + 2}  # the words, the start and the end
+
+
+def _greedy(word: str) -> list[str]:
+  """WordPiece as its paper has it: the longest piece that fits, again and again."""
+  pieces: list[str] = []
+  while word:
+    mark = "##" if pieces else ""
+    for end in range(len(word), 0, -1):
+      if mark + word[:end] in _VOCAB:
+        pieces.append(mark + word[:end])
+        word = word[end:]
+        break
+    else:
+      return ["[UNK]"]
+  return pieces
+
+
+@given(
+  words=st.lists(st.text("stareingmobluhf", min_size=1, max_size=9) | st.sampled_from(_VOCAB[5:12]))
+)
+def test_words_become_their_longest_pieces(wordpiece, words):
+  words = [word.replace("#", "") for word in words]
+  if not words:
+    return
+  expected = [_VOCAB.index(piece) for word in words for piece in _greedy(word)]
+  assert wordpiece.encode([" ".join(words)]) == [expected]
+
+
+@pytest.mark.parametrize(
+  ("text", "pieces"),
+  [
+    ("  The\tLEFT\nstar!! ", ["the", "left", "star", "!", "!"]),
+    ("Caf\u00e9s", ["cafe", "##s"]),  # accents go
+    ("\u6bcdstar", ["\u6bcd", "star"]),  # Chinese characters are words
+    ("st\u200bar\ud800 \U0001f600", ["star", "[UNK]"]),  # what cannot be seen goes, emoji are unknown
+    ("s" * 101, ["[UNK]"]),
+    ("s" * 10_000 + " star", ["[UNK]", "star"]),
+  ],
+)
+def test_text_is_cleaned_as_bert_does(wordpiece, text, pieces):
+  assert [_VOCAB[i] for i in wordpiece.encode([text])[0]] == pieces
+
+
+def test_wordpiece_decodes_to_words(wordpiece):
+  assert wordpiece.decode(wordpiece(["the leftmost star"], 12)[0][0]) == "the leftmost star"
+
+
+def test_the_command_trains_on_lines_of_text(tmp_path, capsys):
+  lines, out = tmp_path / "lines.txt", tmp_path / "new" / "f.model"
+  lines.write_text("\n\n".join(_SENTENCES))
+  tokenizers.main(["--train_from", str(lines), "--vocab_size", "320", "--out", str(out)])
+  assert f"from {len(_SENTENCES)} expressions" in capsys.readouterr().out
+  opened = tokenizers.open_tokenizer(f"sentencepiece:{out}")
+  assert opened.to_bytes() == SentencePieceTokenizer.train(_SENTENCES, 320).to_bytes()
+
+
+def test_the_command_trains_on_a_data_set(shapes_data, tmp_path):
+  from input_pipeline import loader
+
+  arguments = ["--train_from", "shapes", "--data_dir", shapes_data, "--vocab_size", "400"]
+  tokenizers.main([*arguments, "--out", str(tmp_path / "f.model")])
+  expected = SentencePieceTokenizer.train(loader.train_sentences(shapes_data, "shapes"), 400)
+  assert (tmp_path / "f.model").read_bytes() == expected.model
+
+
+def test_the_command_names_a_file_that_it_cannot_read(tmp_path):
+  rest = ["--vocab_size", "320", "--out", str(tmp_path / "f.model")]
+  with pytest.raises(InputError, match=r"missing\.txt: No such file.*--data_dir"):
+    tokenizers.main(["--train_from", str(tmp_path / "missing.txt"), *rest])
+  (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+  with pytest.raises(InputError, match=r"latin\.txt: it is not UTF-8"):
+    tokenizers.main(["--train_from", str(tmp_path / "latin.txt"), *rest])
+  assert not (tmp_path / "f.model").exists()

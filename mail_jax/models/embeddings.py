@@ -59,7 +59,7 @@ class TextEmbedding(nn.Module):
     """Returns one token per word piece; position i is the i-th word piece."""
     words = nn.Embed(self.vocab_size, self.width, embedding_init=_INIT, name="words")(tokens)
     position = self.param("position", _INIT, (tokens.shape[1], self.width))
-    return nn.LayerNorm(epsilon=1e-6, name="norm")(words + position)
+    return nn.LayerNorm(epsilon=1e-12, name="norm")(words + position)  # BERT's
 
 
 class InstanceEmbedding(nn.Module):

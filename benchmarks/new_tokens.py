@@ -1,0 +1,146 @@
+"""How far do new mask tokens move what a pretrained encoder says of the image and the text?
+
+  python -m benchmarks.new_tokens --checkpoint vilt-b32-mlm
+
+One row a way to start them. Generated scenes with their instance masks, resized to --image_size; z_I and z_L with mask
+tokens against z_I and z_L without: the mean over tokens of |z' - z| / |z - mean z|. 0 is no change, 1 is as much as
+the tokens differ among each other.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import base
+from input_pipeline import preprocess, records
+from input_pipeline.errors import InputError, run_command
+from input_pipeline.sources import shapes
+from input_pipeline.tokenizer import WordPieceTokenizer
+from mail_jax.config import make_model
+from mail_jax.models.encoder import Encoder
+from mail_jax.optim import path_name
+from mail_jax.pretrained import initialise, vilt
+
+Values = dict[str, np.ndarray]
+MAX_TOKENS, MAX_INSTANCES = 20, 16
+
+
+def make_config(pretrained: vilt.Pretrained, preset: str, image_size: int) -> ConfigDict:
+  """The base recipe at the checkpoint's size; preset `none` has no mask tokens."""
+  config = base.get_config()
+  config = base.paper(config) if preset == "stacked" else config
+  config.image_size, config.max_tokens = image_size, MAX_TOKENS
+  config.max_instances = 0 if preset == "none" else MAX_INSTANCES
+  for key, value in pretrained.sizes().items():
+    name = key.partition(".")[2]
+    config.model[name] = type(config.model[name])(value)
+  return config
+
+
+def make_inputs(tokenizer: WordPieceTokenizer, count: int, size: int) -> dict[str, np.ndarray]:
+  """Generated scenes, each with its first expression."""
+  scenes = [shapes.make_scene("val", 0, i) for i in range(count)]
+  texts = [next(e.text for texts in s.expressions for e in texts) for s in scenes]
+  tokens, num_tokens, _ = tokenizer(texts, MAX_TOKENS)
+  masks = [s.instances.masks[:MAX_INSTANCES] for s in scenes]
+  return {
+    "image": np.stack([preprocess.resize_image(s.image, size) for s in scenes]),
+    "planes": np.stack([preprocess.resize_planes(records.pack_planes(m), size) for m in masks]),
+    "valid": np.arange(MAX_INSTANCES) < np.array([len(m) for m in masks])[:, None],
+    "tokens": tokens,
+    "num_tokens": num_tokens,
+  }
+
+
+def encode(config: ConfigDict, vocab_size: int, values: Values, inputs: Any) -> list[np.ndarray]:
+  """z_I and z_L: one row a token, padding left out."""
+  model = make_model(config, vocab_size)
+  inputs = inputs | {"valid": inputs["valid"][:, : config.max_instances]}
+  shapes_of = jax.eval_shape(model.init, jax.random.key(0), **inputs)
+  variables = jax.jit(model.init)(jax.random.key(0), **inputs)
+  wanted = {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(shapes_of["params"])}
+  used = {name: value for name, value in values.items() if name in wanted}
+  variables = variables | {"params": initialise.place(variables["params"], used)}
+  _, captured = model.apply(
+    variables, **inputs,
+    capture_intermediates=lambda module, _: isinstance(module, Encoder), mutable=["intermediates"],
+  )  # fmt: skip
+  z = np.asarray(captured["intermediates"]["encoder"]["__call__"][0])
+  images = 1 + (config.image_size // config.model.patch_size) ** 2
+  if not config.max_instances:
+    masks = np.zeros(len(z), int)
+  elif config.model.mask_tokens == "instance":
+    masks = inputs["valid"].sum(1)
+  else:
+    masks = np.full(len(z), images - 1)
+  texts = [
+    row[images + m : images + m + n]
+    for row, m, n in zip(z, masks, inputs["num_tokens"], strict=True)
+  ]
+  return [z[:, :images].reshape(-1, z.shape[-1]), np.concatenate(texts)]
+
+
+def starts(preset: str, fitted: Values, ours: Values, shapes_of: dict[str, tuple]) -> dict[str, Values]:
+  """Ways to start the new tokens, by name; `ours` is what training does."""
+  if preset == "instance":
+    scale = np.ones(shapes_of["mask/norm/scale"], np.float32)
+    size = np.sqrt((fitted["image/position"][1:] ** 2).mean())
+    return {
+      "as they come: LayerNorm with a scale of 1": {},
+      "scale of the image's position embedding": {"mask/norm/scale": size * scale},
+      "scale 0": {"mask/norm/scale": 0 * scale},
+      "in training": ours,
+    }
+  position = {"mask/position": fitted["image/position"][1:]}
+  kernel = np.zeros(shapes_of["mask/patches/kernel"], np.float32)
+  return {
+    "as they come: random projection and position": {},
+    "the image's positions, random projection": position,
+    "the image's positions, projection 0": position | {"mask/patches/kernel": kernel},
+    "in training": ours,
+  }
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--checkpoint", required=True, help="as for mail_jax.pretrained.vilt")
+  parser.add_argument("--image_size", type=int, default=384)
+  parser.add_argument("--count", type=int, default=8, help="scenes")
+  args = parser.parse_args(argv)
+  pretrained = vilt.load(args.checkpoint)
+  if pretrained.vocab is None:
+    raise InputError(f"--checkpoint {args.checkpoint}: there is no vocab.txt beside the weights")
+  tokenizer = WordPieceTokenizer(pretrained.vocab)
+  inputs = make_inputs(tokenizer, args.count, args.image_size)
+
+  def shapes_of(config: ConfigDict) -> Any:
+    given = inputs | {"valid": inputs["valid"][:, : config.max_instances]}
+    model = make_model(config, tokenizer.vocab_size)
+    return jax.eval_shape(model.init, jax.random.key(0), **given)["params"]
+
+  without = make_config(pretrained, "none", args.image_size)
+  fitted = initialise.fit(pretrained, without, shapes_of(without))
+  alone = encode(without, tokenizer.vocab_size, fitted, inputs)
+  print("| mask tokens | start | z_I moves by | z_L moves by |\n| --- | --- | ---: | ---: |")
+  for preset in ("instance", "stacked"):
+    config = make_config(pretrained, preset, args.image_size)
+    tree = shapes_of(config)
+    by_name = {path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    ours = initialise.fit(pretrained, config, tree)
+    for name, start in starts(preset, fitted, ours, by_name).items():
+      z = encode(config, tokenizer.vocab_size, fitted | start, inputs)
+      moved = [
+        np.mean(np.linalg.norm(b - a, axis=-1) / np.linalg.norm(a - a.mean(0), axis=-1))
+        for a, b in zip(alone, z, strict=True)
+      ]
+      print(f"| {preset} | {name} | {moved[0]:.3f} | {moved[1]:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+  run_command(main)

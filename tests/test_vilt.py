@@ -1,0 +1,290 @@
+"""ViLT checkpoints: names, shapes, positions, files, and runs that start from them."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny_run
+import vilt_weights
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_pipeline.errors import InputError
+from mail_jax import train
+from mail_jax.pretrained import vilt
+
+TINY = {"width": 32, "depth": 1, "patch": 8, "vocab": len(vilt_weights.VOCABULARY), "grid": 3}
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+  return vilt_weights.random_weights()
+
+
+@pytest.fixture
+def folder(tmp_path, weights):
+  return vilt_weights.write_folder(tmp_path / "vilt", weights)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("pretrained") / "tiny"
+  return vilt_weights.write_folder(folder, vilt_weights.random_weights(**TINY), heads=2)
+
+
+def test_both_kinds_of_names_give_the_same_parameters(tmp_path, folder, weights):
+  file = tmp_path / "original.safetensors"
+  original = vilt_weights.as_original(weights)
+  assert original.keys().isdisjoint(weights.keys() - {"pooler.dense.weight", "pooler.dense.bias"})
+  safetensors.numpy.save_file(original, file)
+  ours, theirs = vilt.load(folder), vilt.load(file)
+  assert ours.parameters.keys() == theirs.parameters.keys()
+  for name, value in ours.parameters.items():
+    np.testing.assert_array_equal(value, theirs.parameters[name], name)
+
+
+@pytest.mark.parametrize("prefix", ["vilt.", "module.", "model.vilt.", "module.vilt."])
+def test_any_prefix_is_handled(tmp_path, folder, weights, prefix):
+  prefixed = {prefix + name: value for name, value in weights.items()}
+  loaded = vilt.load(vilt_weights.write_folder(tmp_path / "prefixed", prefixed))
+  for name, value in vilt.load(folder).parameters.items():
+    np.testing.assert_array_equal(value, loaded.parameters[name])
+  assert loaded.made_from["image/cls"] == (f"{prefix}embeddings.cls_token",)
+
+
+def test_every_tensor_is_accounted_for(tmp_path, weights):
+  heads = {"mlm_score.bias": np.ones(3, np.float32), "classifier.0.weight": np.ones(3, np.float32)}
+  counter = {"embeddings.text_embeddings.position_ids": np.arange(40)[None]}
+  more = weights | heads | counter
+  loaded = vilt.load(vilt_weights.write_folder(tmp_path, more))
+  used = [name for names in loaded.made_from.values() for name in names]
+  assert len(used) == len(set(used))
+  assert set(used) | set(loaded.unused) == more.keys()
+  assert set(loaded.unused) == {*heads, *counter, "pooler.dense.weight", "pooler.dense.bias"}
+  report = loaded.report()
+  for name in more:
+    assert name in report
+
+
+def test_a_missing_tensor_is_named(tmp_path, weights):
+  for name in weights:
+    if name.startswith("pooler"):
+      continue
+    if name == "embeddings.cls_token":
+      continue  # without it, it is no ViLT: see below
+    rest = {key: value for key, value in weights.items() if key != name}
+    with pytest.raises(InputError, match=f"lacks the tensor {name}"):
+      vilt.load(vilt_weights.write_folder(tmp_path, rest))
+
+
+@pytest.mark.parametrize("change", ["longer", "flat"])
+def test_an_unexpected_shape_is_named(tmp_path, weights, change):
+  for name, value in weights.items():
+    if name.startswith("pooler"):
+      continue
+    if change == "flat":
+      if value.ndim < 2:
+        continue
+      bad = value.reshape(-1)
+    else:
+      bad = np.concatenate([value, value[..., :1]], -1)
+    if change == "longer" and name == "embeddings.patch_embeddings.projection.weight":
+      bad = value[:, :2]
+    with pytest.raises(InputError, match="unexpected shape") as error:
+      vilt.load(vilt_weights.write_folder(tmp_path, weights | {name: bad}))
+    assert name in str(error.value)
+
+
+def test_a_tensor_of_the_encoder_that_nobody_knows_is_refused(tmp_path, weights):
+  more = weights | {"encoder.layer.0.adapter.weight": np.ones(3, np.float32)}
+  with pytest.raises(InputError, match=r"encoder\.layer\.0\.adapter\.weight belongs to the encoder"):
+    vilt.load(vilt_weights.write_folder(tmp_path, more))
+
+
+def test_what_is_no_checkpoint_of_vilt_is_said_to_be_none(tmp_path):
+  with pytest.raises(InputError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
+    vilt.load(tmp_path)
+  with pytest.raises(InputError, match="no such file"):
+    vilt.load(tmp_path / "missing.safetensors")
+  (tmp_path / "short.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
+  with pytest.raises(InputError, match=r"short\.safetensors: not a whole"):
+    vilt.load(tmp_path / "short.safetensors")
+  (tmp_path / "weights.npz").write_bytes(b"")
+  with pytest.raises(InputError, match="weights are .safetensors, or .bin"):
+    vilt.load(tmp_path / "weights.npz")
+  safetensors.numpy.save_file({"a": np.ones(3)}, tmp_path / "other.safetensors")
+  with pytest.raises(InputError, match="holds no ViLT"):
+    vilt.load(tmp_path / "other.safetensors")
+
+
+def test_files_of_torch_without_torch_name_the_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  (tmp_path / "vilt.ckpt").write_bytes(b"")
+  with pytest.raises(InputError, match=r'pip install "mail_jax\[torch\]"'):
+    vilt.load(tmp_path / "vilt.ckpt")
+
+
+def test_half_precision_becomes_float32(tmp_path, weights):
+  halved = {name: value.astype(np.float16) for name, value in weights.items()}
+  loaded = vilt.load(vilt_weights.write_folder(tmp_path, halved))
+  assert {value.dtype for value in loaded.parameters.values()} == {np.dtype(np.float32)}
+  np.testing.assert_array_equal(
+    loaded.parameters["encoder/norm/bias"], halved["layernorm.bias"].astype(np.float32)
+  )
+
+
+def test_the_command_writes_a_file_that_loads_the_same(tmp_path, folder, capsys):
+  out = tmp_path / "new" / "vilt.safetensors"
+  vilt.main(["--checkpoint", str(folder), "--out", str(out)])
+  printed = capsys.readouterr().out
+  assert "unused     pooler.dense.weight" in printed and "model.width = 48" in printed
+  before, after = vilt.load(folder), vilt.load(out)
+  assert after.parameters.keys() == before.parameters.keys()
+  for name, value in before.parameters.items():
+    np.testing.assert_array_equal(value, after.parameters[name])
+  assert (after.heads, after.unused, after.made_from) == (
+    before.heads,
+    before.unused,
+    before.made_from,
+  )
+  assert vilt.read_vocab(out) == before.vocab == (folder / "vocab.txt").read_bytes()
+  assert sorted(path.name for path in out.parent.iterdir()) == ["vilt.safetensors"]
+
+
+def test_the_command_refuses_what_it_cannot_write(tmp_path, folder):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match=r"must end in \.safetensors"):
+    vilt.main(["--checkpoint", str(folder), "--out", str(tmp_path / "vilt.bin")])
+  with pytest.raises(InputError, match="cannot be written"):
+    vilt.main(["--checkpoint", str(folder), "--out", str(tmp_path / "file" / "a.safetensors")])
+
+
+@given(
+  side=st.integers(1, 6),
+  rows=st.integers(1, 9),
+  cols=st.integers(1, 9),
+  slope=st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
+)
+def test_a_plane_of_positions_stays_a_plane(side, rows, cols, slope):
+  """Bilinear with aligned corners: the corners stay where they are, and a plane between them is exact."""
+
+  def plane(height, width):
+    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    return (1 + slope[0] * y + slope[1] * x).reshape(-1, 1).astype(np.float32)
+
+  position = np.concatenate([np.full((1, 1), 7, np.float32), plane(side, side)])
+  resized = vilt.resize_positions(position, rows, cols)
+  assert resized[0] == 7 and resized.dtype == np.float32
+  np.testing.assert_allclose(resized[1:], plane(rows, cols), atol=1e-5)
+
+
+def test_positions_that_are_no_square_grid_are_refused():
+  with pytest.raises(InputError, match="no square grid"):
+    vilt.resize_positions(np.zeros((12, 4), np.float32), 3, 3)
+
+
+def start(folder, data_dir, workdir, *more: str) -> train.Trainer:
+  """A run of the tiny recipe that has not begun."""
+  config = train.load_config(tiny_run.__file__, [f"--config.init=vilt:{folder}", *more])
+  return train.Trainer(config, str(workdir), train.open_data(config, data_dir))
+
+
+@pytest.fixture
+def kept_out(monkeypatch):
+  """Fails where training looks for sentences to train a tokenizer on."""
+  monkeypatch.setattr(train.SentencePieceTokenizer, "train", None)
+
+
+def test_a_run_starts_from_the_checkpoint_and_its_vocabulary(
+  tiny_folder, shapes_data, tmp_path, kept_out
+):
+  trainer = start(tiny_folder, shapes_data, tmp_path)
+  assert trainer.data.tokenizer.vocab_size == len(vilt_weights.VOCABULARY)
+  pretrained = vilt.load(tiny_folder)
+  for tree in (trainer.state.variables, trainer.state.averaged):
+    params = jax.device_get(tree["params"])
+    np.testing.assert_array_equal(
+      params["encoder"]["block00"]["qkv"]["kernel"].reshape(32, 3, 32),
+      pretrained.parameters["encoder/block00/qkv/kernel"],
+    )
+    np.testing.assert_array_equal(
+      params["text"]["position"], pretrained.parameters["text/position"][:16]
+    )
+    np.testing.assert_array_equal(params["type"][0], params["type"][1])
+    assert params["image"]["position"].shape == (1 + 16, 32)  # 3 x 3 became 4 x 4
+  trainer.checkpoints.close()
+
+
+def test_training_from_a_checkpoint_resumes_without_it(tiny_folder, shapes_data, tmp_path):
+  moved = tmp_path / "moved"
+  vilt_weights.write_folder(moved, vilt_weights.random_weights(**TINY), heads=2)
+  options = ("--config.steps=2", "--config.save_every=2", "--config.eval_split=")
+  start(moved, shapes_data, tmp_path / "run", *options).run()
+  (moved / "model.safetensors").unlink()
+  resumed = start(moved, shapes_data, tmp_path / "run", *options)
+  assert resumed.start_step == 2
+  resumed.checkpoints.close()
+
+
+def test_masks_as_patches_start_at_the_positions_of_the_image(tiny_folder, shapes_data, tmp_path):
+  trainer = start(tiny_folder, shapes_data, tmp_path, "--config.model.mask_tokens=stacked")
+  params = jax.device_get(trainer.state.variables["params"])
+  np.testing.assert_array_equal(params["mask"]["position"], params["image"]["position"][1:])
+  trainer.checkpoints.close()
+
+
+@pytest.mark.parametrize(
+  ("option", "message"),
+  [
+    ("model.width=64", r"config\.model\.width = 32"),
+    ("model.depth=2", r"config\.model\.depth = 1"),
+    ("model.heads=4", r"config\.model\.heads = 2"),
+    ("max_tokens=41", "config.max_tokens 41.*40 tokens"),
+    ("init=clip:x", "is not vilt:PATH"),
+    ("tokenizer=wordpiece:missing.txt", "missing.txt: No such file"),
+  ],
+)
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
+  tiny_folder, shapes_data, tmp_path, option, message
+):
+  with pytest.raises(InputError, match=message):
+    start(tiny_folder, shapes_data, tmp_path / "run", f"--config.{option}")
+  assert not (tmp_path / "run").exists()
+
+
+def test_another_vocabulary_than_the_weights_is_refused(tiny_folder, shapes_data, tmp_path):
+  other = tmp_path / "vocab.txt"
+  other.write_text("\n".join([*vilt_weights.VOCABULARY, "one", "more"]))
+  with pytest.raises(InputError, match="17 ids are not the 15"):
+    start(tiny_folder, shapes_data, tmp_path / "run", f"--config.tokenizer=wordpiece:{other}")
+
+
+def test_weights_without_a_vocabulary_ask_for_one(shapes_data, tmp_path):
+  bare = vilt_weights.write_folder(
+    tmp_path / "bare", vilt_weights.random_weights(**TINY), heads=2, vocab=None
+  )
+  with pytest.raises(InputError, match=r"no vocab\.txt beside.*--config\.tokenizer=wordpiece"):
+    start(bare, shapes_data, tmp_path / "run")
+
+
+def test_a_trained_checkpoint_carries_the_vocabulary(tiny_folder, shapes_data, tmp_path):
+  from mail_jax import trained
+
+  start(tiny_folder, shapes_data, tmp_path, "--config.steps=1", "--config.eval_split=").run()
+  model = trained.load(str(tmp_path))
+  assert model.tokenizer.kind == "wordpiece"
+  ids = model.tokenizer(["the leftmost star"], 8)[0][0]
+  assert [vilt_weights.VOCABULARY[i] for i in ids[:6]] == [
+    "[CLS]", "the", "left", "##most", "star", "[SEP]",
+  ]  # fmt: skip
+
+
+def test_epochs_become_steps(shapes_data, tmp_path, tiny_folder):
+  trainer = start(
+    tiny_folder, shapes_data, tmp_path, "--config.steps=0", "--config.epochs=1.5"
+  )
+  samples = trainer.data.samples
+  assert samples > 24 and trainer.budget.steps == -(-1.5 * samples // 8)
+  trainer.checkpoints.close()

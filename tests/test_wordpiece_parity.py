@@ -1,0 +1,55 @@
+"""WordPiece ids are those of `transformers.BertTokenizer`, which is written in Python and shares no code with ours."""
+
+import gzip
+import json
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from input_pipeline.errors import InputError
+from input_pipeline.preprocess import normalise_text
+from input_pipeline.tokenizer import WordPieceTokenizer
+
+transformers = pytest.importorskip("transformers", reason="needs transformers: make parity")
+
+pytestmark = pytest.mark.parity
+LENGTH = 100
+
+
+@pytest.fixture(scope="module")
+def reference(realdata):
+  return transformers.BertTokenizer(str(realdata / "bert/vocab.txt"))
+
+
+@pytest.fixture(scope="module")
+def ours(realdata):
+  return WordPieceTokenizer((realdata / "bert/vocab.txt").read_bytes())
+
+
+def test_all_official_expressions_have_the_same_ids(realdata, reference, ours):
+  texts = []
+  for file in sorted((realdata / "expressions").glob("*.json.gz")):
+    texts += [row["sent"] for row in json.loads(gzip.decompress(file.read_bytes()))["refs"]]
+  assert len(texts) == 47_855
+  texts = [text for text in texts if text.strip()]
+  theirs = [reference.encode(text, add_special_tokens=False) for text in texts]
+  assert ours.encode(texts) == theirs
+  # What the records hold is normalised; that changes nothing.
+  assert ours.encode([normalise_text(text) for text in texts]) == theirs
+  tokens, lengths, was_cut = ours(texts, LENGTH)
+  assert not was_cut.any()
+  rows = reference(texts, padding="max_length", max_length=LENGTH)
+  assert tokens.tolist() == rows["input_ids"]
+  assert lengths.tolist() == [sum(mask) for mask in rows["attention_mask"]]
+
+
+@hypothesis.settings(max_examples=10_000)
+@hypothesis.given(text=st.text(max_size=60))
+def test_any_text_has_the_same_ids(reference, ours, text):
+  theirs = reference.encode(text, add_special_tokens=False)
+  if theirs:
+    assert ours.encode([text]) == [theirs]
+  else:
+    with pytest.raises(InputError, match="is empty"):
+      ours.encode([text])
