@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
   c.model.norm = "batch"  # batch | group
   c.model.mask_tokens = "instance"  # instance | stacked
   c.model.appearance = True  # an instance's token sees the image inside its mask
+  c.model.neighbours = True  # it knows how many instances like it lie on each side
   c.model.selection = "hard"  # hard | soft | none
   c.model.mask_path = True
   c.model.image_path = True

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from input_pipeline.errors import InputError
 from mail_jax.models import instances
+from mail_jax.models.neighbours import Neighbours
 
 _INIT = nn.initializers.truncated_normal(0.02)
 
@@ -72,6 +73,7 @@ class InstanceEmbedding(nn.Module):
   Attributes:
     width: of the tokens.
     appearance: whether the token sees the image inside its mask.
+    neighbours: whether it knows how many instances like it lie on each side.
     crop_bins: the mask crop's resolution.
     frame_bins: the full-frame view's resolution.
     pixel_bins: the image crop's resolution; it divides `crop_bins`.
@@ -79,6 +81,7 @@ class InstanceEmbedding(nn.Module):
 
   width: int
   appearance: bool = True
+  neighbours: bool = True
   crop_bins: int = 16
   frame_bins: int = 12
   pixel_bins: int = 8
@@ -113,6 +116,9 @@ class InstanceEmbedding(nn.Module):
       hidden += nn.Dense(2 * self.width, dtype=self.dtype, name=name)(flat)
     x = jax.nn.gelu(hidden / len(groups) ** 0.5)
     x = nn.Dense(self.width, dtype=self.dtype, name="project")(x).astype(jnp.float32)
+    if self.neighbours:
+      area = masks.sum((2, 3), dtype=jnp.float32)
+      x += Neighbours(self.width, name="neighbours")(x, box, area)
     return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
 
   def _seen(self, crops, pixels, box):

@@ -59,6 +59,7 @@ class MaIL(nn.Module):
     patch_size: P, a power of two, in pixels.
     mask_tokens: `instance` (one token each, the default) or `stacked` (the paper's figure, as we read it).
     appearance: whether the token of an instance sees the image inside its mask.
+    neighbours: whether it knows how many instances like it lie on each side.
     selection: `soft`, `hard` or `none`; see `mask_selection.select`.
     mask_path: the selected raw mask joins the decoder's stages and its logits.
     image_path: the raw image joins the decoder's stages.
@@ -78,6 +79,7 @@ class MaIL(nn.Module):
   dropout: float = 0.0
   mask_tokens: str = "instance"
   appearance: bool = True
+  neighbours: bool = True
   selection: str = "hard"
   mask_path: bool = True
   image_path: bool = True
@@ -160,7 +162,7 @@ class MaIL(nn.Module):
       return jnp.zeros((batch, 0, self.width)), jnp.zeros((batch, 0), bool)
     if self.mask_tokens == "instance":
       embed = embeddings.InstanceEmbedding(
-        self.width, self.appearance, dtype=self.dtype, name="mask"
+        self.width, self.appearance, self.neighbours, dtype=self.dtype, name="mask"
       )
       return embed(masks, pixels), valid
     tokens = embeddings.StackedMaskEmbedding(self.width, self.patch_size, self.dtype, name="mask")(
