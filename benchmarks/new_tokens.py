@@ -83,7 +83,9 @@ def encode(config: ConfigDict, vocab_size: int, values: Values, inputs: Any) -> 
   return [z[:, :images].reshape(-1, z.shape[-1]), np.concatenate(texts)]
 
 
-def starts(preset: str, fitted: Values, ours: Values, shapes_of: dict[str, tuple]) -> dict[str, Values]:
+def starts(
+  preset: str, fitted: Values, ours: Values, shapes_of: dict[str, tuple]
+) -> dict[str, Values]:
   """Ways to start the new tokens, by name; `ours` is what training does."""
   if preset == "instance":
     scale = np.ones(shapes_of["mask/norm/scale"], np.float32)

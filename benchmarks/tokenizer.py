@@ -34,10 +34,8 @@ def read(path: pathlib.Path) -> list[str]:
   try:
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    if ".json" in path.suffixes:
-      texts = [row["sent"] for row in json.loads(text)["refs"]]
-    else:
-      texts = text.splitlines()
+    is_json = ".json" in path.suffixes
+    texts = [row["sent"] for row in json.loads(text)["refs"]] if is_json else text.splitlines()
   except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
     raise InputError(
       f'--expressions {path}: neither {{"refs": [{{"sent": ...}}]}} nor text ({error})'
@@ -94,7 +92,9 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--vocab", required=True, metavar="VOCAB.txt", help="BERT's vocabulary")
   parser.add_argument("--expressions", required=True, nargs="+", type=pathlib.Path, metavar="FILE")
   parser.add_argument("--vocab_size", type=int, default=8000, help="of SentencePiece")
-  parser.add_argument("--max_tokens", type=int, default=40, help="length of the rows that are timed")
+  parser.add_argument(
+    "--max_tokens", type=int, default=40, help="length of the rows that are timed"
+  )
   args = parser.parse_args(argv)
   files = {path.name.partition(".")[0]: read(path) for path in args.expressions}
   everything = [text for texts in files.values() for text in texts]
@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> None:
   for name, reference in references(args.vocab, args.max_tokens).items():
     assert (reference(everything) == ids).all(), f"{name} gives other ids"
     rates[name] = rate(reference, everything)
-  print("| tokenizer | expressions a second | wordpiece is so many times as fast |\n| --- | ---: | ---: |")
+  print(
+    "| tokenizer | expressions a second | wordpiece is so many times as fast |\n| --- | ---: | ---: |"
+  )
   for name, value in rates.items():
     print(f"| {name} | {value:,.0f} | {rates['wordpiece'] / value:.2f} |")
 

@@ -15,12 +15,14 @@ def get_config() -> ConfigDict:
   c.max_instances = 12  # K, best scores first; 0 is the bimodal baseline
   c.max_tokens = 16  # word pieces; longer expressions are cut, and counted
   c.init = ""  # vilt:PATH starts from a ViLT checkpoint; empty: from random weights
-  # wordpiece:VOCAB.txt or sentencepiece:FILE.model. Empty: the vocabulary that comes with `init`, or else a SentencePiece
-  # model of `vocab_size` ids that is trained on the training sentences.
+  # wordpiece:VOCAB.txt or sentencepiece:FILE.model. Empty: the vocabulary that comes with `init`, or else a
+  # SentencePiece model of `vocab_size` ids that is trained on the training sentences.
   c.tokenizer = ""
   c.vocab_size = 512
 
-  c.steps = 0  # updates; one of `steps`, `epochs` and `minutes` says how long a run is, the others are 0
+  c.steps = (
+    0  # updates; one of `steps`, `epochs` and `minutes` says how long a run is, the others are 0
+  )
   c.epochs = 0.0  # passes over the training refs
   c.minutes = (
     0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume

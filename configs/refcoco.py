@@ -7,8 +7,9 @@
   python -m mail_jax.evaluate --checkpoint runs/refcoco_unc --data_dir data \
       --data refcoco_unc/val --data refcoco_unc/testA --data refcoco_unc/testB
 
-The argument is the data set: `unc` (RefCOCO), `refcoco+`, `umd` or `google` (RefCOCOg). `unc,large` has batches of 1024
-for a pod. `config.init` takes a folder of Hugging Face, an original checkpoint, or what `mail_jax.pretrained.vilt` wrote.
+The argument is the data set: `unc` (RefCOCO), `refcoco+`, `umd` or `google` (RefCOCOg). `unc,large` has batches of
+1024 for a pod. `config.init` takes a folder of Hugging Face, an original checkpoint, or what `mail_jax.pretrained.vilt`
+wrote.
 
 To aim at, the paper's overall IoU in percent: RefCOCO 70.13 (val), 71.71 (testA), 66.92 (testB); RefCOCO+ 62.23, 65.92,
 56.06; RefCOCOg 62.45 (val, umd), 62.87 (test, umd), 61.81 (val, google). Not reproduced here yet: neither the weights

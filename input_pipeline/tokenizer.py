@@ -17,6 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from input_pipeline import sentencepiece_training as training
 from input_pipeline import writing
+from input_pipeline.basic_tokens import basic_tokens
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.preprocess import empty_text, normalise_text
 
@@ -119,16 +120,17 @@ class WordPieceTokenizer(Tokenizer):
       )
     self.pad_id, self.unk_id, self.bos_id, self.eos_id = (ids[mark] for mark in special)
     self.vocab_size = len(lines)
-    self._tokenizer = tokenizers.Tokenizer(
-      models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD)
-    )
-    self._tokenizer.normalizer = normalizers.BertNormalizer()
-    self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    self._tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    model = models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD)
+    # ASCII, which is nearly all there is, is cleaned and split by compiled code; other text by `basic_tokens`.
+    self._of_ascii, self._of_words = tokenizers.Tokenizer(model), tokenizers.Tokenizer(model)
+    self._of_ascii.normalizer = normalizers.BertNormalizer()
+    self._of_ascii.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    self._of_words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    self._of_words.decoder = decoders.WordPiece(cleanup=False)
 
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
     """The text of ids, pieces joined to words; special tokens and padding are skipped."""
-    return self._tokenizer.decode(ids[~np.isin(ids, (self.pad_id, self.bos_id, self.eos_id))])
+    return self._of_words.decode(ids[~np.isin(ids, (self.pad_id, self.bos_id, self.eos_id))])
 
   def to_bytes(self) -> bytes:
     """The vocabulary, marked as one."""
@@ -136,15 +138,15 @@ class WordPieceTokenizer(Tokenizer):
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, whole and without marks; an `InputError` for an empty one."""
-    # Half a character, as broken files have it, is no text; the library takes none.
-    encoded = self._tokenizer.encode_batch_fast(
-      [text.encode("utf-8", "ignore").decode() for text in texts],
-      add_special_tokens=False,
-    )
-    pieces = [row.ids for row in encoded]
-    for text, row in zip(texts, pieces, strict=True):
-      if not row:
-        raise empty_text(text)
+    pieces: list[list[int]] = [[]] * len(texts)
+    for is_ascii, tokenizer in ((True, self._of_ascii), (False, self._of_words)):
+      rows = [row for row, text in enumerate(texts) if text.isascii() == is_ascii]
+      some = [texts[row] if is_ascii else " ".join(basic_tokens(texts[row])) for row in rows]
+      encoded = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+      for row, found in zip(rows, encoded, strict=True):
+        pieces[row] = found.ids
+        if not pieces[row]:
+          raise empty_text(texts[row])
     return pieces
 
 

@@ -27,7 +27,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   except OSError as error:
     raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
   finally:
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike, data: str | bytes) -> None:

@@ -375,7 +375,9 @@ def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -
   if config.tokenizer:
     return open_tokenizer(config.tokenizer)
   if config.init:
-    return WordPieceTokenizer(initialise.read_vocab(config.init), f"the vocabulary of {config.init}")
+    return WordPieceTokenizer(
+      initialise.read_vocab(config.init), f"the vocabulary of {config.init}"
+    )
   return SentencePieceTokenizer.train(sentences(), config.vocab_size)
 
 

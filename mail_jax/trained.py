@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import InputError
 from input_pipeline import tokenizer as tokenizers
+from input_pipeline.errors import InputError
 from mail_jax import checkpoint, sharding
 from mail_jax.config import from_json, make_model
 from mail_jax.models.mail import MaIL

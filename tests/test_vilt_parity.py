@@ -3,6 +3,8 @@
 `make parity` installs both and runs these.
 """
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,9 @@ def make_reference(weights: dict[str, np.ndarray], heads: int) -> torch.nn.Modul
   model = transformers.ViltModel(config).eval()
   state = {name: torch.from_numpy(value) for name, value in weights.items()}
   missing, unexpected = model.load_state_dict(state, strict=False)
-  assert not unexpected and all(name.endswith(("position_ids", "token_type_ids")) for name in missing)
+  assert not unexpected and all(
+    name.endswith(("position_ids", "token_type_ids")) for name in missing
+  )
   return model
 
 
@@ -60,17 +64,22 @@ def make_inputs(height: int, width: int, batch: int, vocab: int, seed: int = 0):
 
 @torch.no_grad()
 def run_reference(model, inputs) -> list[np.ndarray]:
-  """Hidden states of [text | image]: the embeddings, after each layer, and after the last norm."""
+  """Hidden states of [text | image]: the embeddings, after each layer, and after the last norm.
+
+  The reference draws the order of the patches; here it draws that of the image.
+  """
+  in_order = mock.patch("torch.multinomial", lambda weights, count: torch.arange(count))
   image = torch.from_numpy(inputs["image"]).permute(0, 3, 1, 2).float() / 255
   tokens = torch.from_numpy(inputs["tokens"]).long()
   mask = torch.arange(tokens.shape[1]) < torch.from_numpy(inputs["num_tokens"])[:, None]
-  output = model(
-    input_ids=tokens,
-    attention_mask=mask.long(),
-    pixel_values=(image - 0.5) / 0.5,
-    pixel_mask=torch.ones(image.shape[0], *image.shape[2:], dtype=torch.long),
-    output_hidden_states=True,
-  )
+  with in_order:
+    output = model(
+      input_ids=tokens,
+      attention_mask=mask.long(),
+      pixel_values=(image - 0.5) / 0.5,
+      pixel_mask=torch.ones(image.shape[0], *image.shape[2:], dtype=torch.long),
+      output_hidden_states=True,
+    )
   return [state.numpy() for state in (*output.hidden_states, output.last_hidden_state)]
 
 
@@ -90,6 +99,7 @@ def run_ours(pretrained: vilt.Pretrained, inputs) -> list[np.ndarray]:
     "planes": np.zeros((batch, 1, height, width), np.uint16),
     "valid": np.zeros((batch, 0), bool),
   }
+  arguments = {name: jnp.asarray(value) for name, value in arguments.items()}
   variables = jax.eval_shape(model.init, jax.random.key(0), **arguments)
   leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
   by_name = {path_name(path): leaf.shape for path, leaf in leaves}

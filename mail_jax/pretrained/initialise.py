@@ -112,4 +112,3 @@ def summary(params: Tree, values: dict[str, np.ndarray]) -> str:
     f"{loaded / 1e6:.2f} M of {sum(sizes.values()) / 1e6:.2f} M parameters loaded; "
     f"new: {', '.join(sorted(new)) or 'nothing'}"
   )
-

@@ -116,7 +116,9 @@ def _heads(config: pathlib.Path, width: int) -> int:
   try:
     return int(json.loads(config.read_text())["num_attention_heads"])
   except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{config}: is not the config of a ViLT, it lacks num_attention_heads") from error
+    raise InputError(
+      f"{config}: is not the config of a ViLT, it lacks num_attention_heads"
+    ) from error
 
 
 def convert(
@@ -148,7 +150,9 @@ def convert(
     try:
       made = row.make(*(weights[name] for name in made_from[row.ours]))
     except (ValueError, IndexError) as error:
-      raise _unexpected(weights, source, made_from[row.ours], f"{row.ours} cannot be made") from error
+      raise _unexpected(
+        weights, source, made_from[row.ours], f"{row.ours} cannot be made"
+      ) from error
     parameters[row.ours] = np.ascontiguousarray(made, np.float32)
   _check_shapes(table, parameters, made_from, weights, source)
   used = {name for row in made_from.values() for name in row}
@@ -264,7 +268,9 @@ def save(pretrained: Pretrained, path: str) -> None:
 
 def _load_converted(path: pathlib.Path, metadata: dict[str, str]) -> Pretrained:
   if metadata["mail_jax"] != FORMAT:
-    raise InputError(f"{path}: is {metadata['mail_jax']!r}, this version reads {FORMAT!r}; convert it anew")
+    raise InputError(
+      f"{path}: is {metadata['mail_jax']!r}, this version reads {FORMAT!r}; convert it anew"
+    )
   with open_weights(path) as weights:
     parameters = dict(weights)
   vocab = metadata.get("vocab")
@@ -283,7 +289,9 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", required=True, help="a folder or a file; see the docs of `load`")
+  parser.add_argument(
+    "--checkpoint", required=True, help="a folder or a file; see the docs of `load`"
+  )
   parser.add_argument("--vocab", metavar="VOCAB.txt", help="where none lies beside the weights")
   parser.add_argument("--out", required=True, metavar="OUT.safetensors")
   args = parser.parse_args(argv)

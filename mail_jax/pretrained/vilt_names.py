@@ -29,8 +29,10 @@ def _same(x: np.ndarray) -> np.ndarray:
   return x
 
 
-def _flat(x: np.ndarray) -> np.ndarray:
-  return x.reshape(1, 1, -1)
+def _token(x: np.ndarray) -> np.ndarray:
+  if x.ndim != 3:
+    raise ValueError("not a batch of one token")
+  return x
 
 
 def _transposed(weight: np.ndarray) -> np.ndarray:
@@ -46,6 +48,8 @@ def _patches(weight: np.ndarray) -> np.ndarray:
 
 
 def _positions(position: np.ndarray) -> np.ndarray:
+  if position.ndim != 3:
+    raise ValueError("not a batch of one row of positions")
   return position[0]
 
 
@@ -78,11 +82,13 @@ _QKV = ("query", "key", "value")
 
 # fmt: off
 TABLE = (
-  Row("image/cls", ("embeddings.cls_token",), ("cls_token",), _flat, "1 1 d"),
+  Row("image/cls", ("embeddings.cls_token",), ("cls_token",), _token, "1 1 d"),
   Row("image/position", ("embeddings.position_embeddings",), ("pos_embed",), _positions, "n d"),
-  Row("image/patches/kernel", ("embeddings.patch_embeddings.projection.weight",), ("patch_embed.proj.weight",), _patches, "p d"),
+  Row("image/patches/kernel",
+      ("embeddings.patch_embeddings.projection.weight",), ("patch_embed.proj.weight",), _patches, "p d"),
   Row("image/patches/bias", ("embeddings.patch_embeddings.projection.bias",), ("patch_embed.proj.bias",), _same, "d"),
-  Row("text/words/embedding", (f"embeddings.{_TEXT}word_embeddings.weight",), (f"{_TEXT}word_embeddings.weight",), _same, "v d"),
+  Row("text/words/embedding",
+      (f"embeddings.{_TEXT}word_embeddings.weight",), (f"{_TEXT}word_embeddings.weight",), _same, "v d"),
   Row("text/position",
       (f"embeddings.{_TEXT}position_embeddings.weight", f"embeddings.{_TEXT}token_type_embeddings.weight"),
       (f"{_TEXT}position_embeddings.weight", f"{_TEXT}token_type_embeddings.weight"), _text_positions, "l d"),
@@ -95,9 +101,11 @@ TABLE = (
 BLOCK_TABLE = (
   Row("norm1/scale", (_HF_BLOCK + "layernorm_before.weight",), ("blocks.{i}.norm1.weight",), _same, "d"),
   Row("norm1/bias", (_HF_BLOCK + "layernorm_before.bias",), ("blocks.{i}.norm1.bias",), _same, "d"),
-  Row("qkv/kernel", tuple(f"{_HF_ATTENTION}{x}.weight" for x in _QKV), ("blocks.{i}.attn.qkv.weight",), _qkv_kernel, "d 3 d"),
+  Row("qkv/kernel", tuple(f"{_HF_ATTENTION}{x}.weight" for x in _QKV),
+      ("blocks.{i}.attn.qkv.weight",), _qkv_kernel, "d 3 d"),
   Row("qkv/bias", tuple(f"{_HF_ATTENTION}{x}.bias" for x in _QKV), ("blocks.{i}.attn.qkv.bias",), _qkv_bias, "3 d"),
-  Row("out/kernel", (_HF_BLOCK + "attention.output.dense.weight",), ("blocks.{i}.attn.proj.weight",), _transposed, "d d"),
+  Row("out/kernel",
+      (_HF_BLOCK + "attention.output.dense.weight",), ("blocks.{i}.attn.proj.weight",), _transposed, "d d"),
   Row("out/bias", (_HF_BLOCK + "attention.output.dense.bias",), ("blocks.{i}.attn.proj.bias",), _same, "d"),
   Row("norm2/scale", (_HF_BLOCK + "layernorm_after.weight",), ("blocks.{i}.norm2.weight",), _same, "d"),
   Row("norm2/bias", (_HF_BLOCK + "layernorm_after.bias",), ("blocks.{i}.norm2.bias",), _same, "d"),
