@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import tiny_run
+import vilt_weights
 from PIL import Image
 
 from input_pipeline import storage
 from input_pipeline.sources import refer
+from mail_jax import train
 
 pytestmark = pytest.mark.slow
 
@@ -108,3 +110,32 @@ def test_real_photos_are_predicted_at_their_own_size(workdir, realdata, tmp_path
     size = Image.open(photo).size
     assert Image.open(files["out"]).size == Image.open(files["mask"]).size == size
     assert set(np.unique(Image.open(files["mask"]))) <= {0, 255}
+
+
+def test_an_epoch_of_the_full_recipe_from_a_converted_checkpoint_lowers_the_loss(
+  data_dir, realdata, tmp_path
+):
+  """ViLT-B/32 in full size, with random weights of the scale of a new model; half an hour on 2 cores."""
+  vocab = (realdata / "bert/vocab.txt").read_text(encoding="utf-8").splitlines()
+  weights = vilt_weights.random_weights(width=768, depth=12, vocab=len(vocab))
+  folder = vilt_weights.write_folder(tmp_path / "vilt", vilt_weights.as_new(weights), 12, vocab)
+  _run("mail_jax.pretrained.vilt", checkpoint=folder, out=tmp_path / "vilt_b32.safetensors")
+  overrides = {
+    "config.init": f"vilt:{tmp_path / 'vilt_b32.safetensors'}",
+    "config.epochs": 1.0,
+    "config.batch_size": 8,
+    "config.log_every": 5,
+    "config.optimizer.warmup_steps": 10,
+    "config.model.dtype": "float32",
+    "config.eval_split": "",
+    "config.loader.threads": 2,
+  }
+  recipe = f"{tiny_run.CHECKOUT / 'configs' / 'refcoco.py'}:unc"
+  command = [f"--{key}={value}" for key, value in overrides.items()]
+  train.main(
+    ["--config", recipe, "--data_dir", data_dir, "--workdir", str(tmp_path / "run"), *command]
+  )
+  losses = [row["loss"] for row in tiny_run.log(tmp_path / "run") if "loss" in row]
+  quarter = len(losses) // 4
+  print(losses)
+  assert np.mean(losses[-quarter:]) < 0.9 * np.mean(losses[:quarter])

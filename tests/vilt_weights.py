@@ -62,6 +62,20 @@ def random_weights(
   return weights
 
 
+def as_new(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The same at the scale of a model before training: small embeddings, norms of 1 and 0, no biases."""
+  new = {}
+  for name, value in weights.items():
+    if "norm" in name.lower():
+      value = np.full_like(value, name.endswith("weight"))
+    elif name.endswith("bias"):
+      value = np.zeros_like(value)
+    elif name.startswith("embeddings") and "projection" not in name:
+      value = value * np.float32(0.04)
+    new[name] = value
+  return new
+
+
 def as_original(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The same tensors under the names of the Lightning checkpoints: query, key and value in one."""
   exchange = (

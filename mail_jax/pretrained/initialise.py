@@ -81,12 +81,19 @@ def start_new_parts(
 ) -> dict[str, np.ndarray]:
   """What the new parts take over from the pretrained ones; the type of a mask is the image's already.
 
+  Mask tokens are as large as the image's positions, so that they disturb what the encoder knows little
+  (benchmarks/new_tokens.py measures it).
+
   Args:
     fitted: pretrained parameters, by name.
     shapes: of all parameters.
   """
+  position = fitted["image/position"][1:]
   if "mask/position" in shapes:
-    return {"mask/position": fitted["image/position"][1:]}
+    return {"mask/position": position}
+  if "mask/norm/scale" in shapes:
+    size = np.sqrt(np.mean(position**2))
+    return {"mask/norm/scale": np.full(shapes["mask/norm/scale"], size, np.float32)}
   return {}
 
 
