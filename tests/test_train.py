@@ -216,8 +216,8 @@ def test_the_speed_is_measured_for_about_a_tenth_of_the_time_and_not_by_a_slow_s
 
 
 @pytest.mark.parametrize(("steps", "minutes"), [(0, 0.0), (5, 1.0)])
-def test_either_steps_or_minutes_are_set(steps, minutes):
-  with pytest.raises(InputError, match=r"config\.steps and config\.minutes: set one"):
+def test_one_of_steps_epochs_and_minutes_is_set(steps, minutes):
+  with pytest.raises(InputError, match=r"config\.epochs and config\.minutes: set one"):
     train.Budget(steps, minutes, warmup_steps=3)
 
 
