@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from input_pipeline import writing
 from input_pipeline.errors import InputError, run_command
 from mail_jax import evaluate, trained
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure

@@ -71,7 +71,7 @@ def references(vocab: str, max_tokens: int) -> dict[str, Callable[[Sequence[str]
   """`transformers`' tokenizers with the same vocabulary, where it is installed."""
   if not importlib.util.find_spec("transformers"):
     return {}
-  import transformers
+  import transformers  # pyright: ignore[reportMissingImports]
 
   options = {"padding": "max_length", "truncation": True, "max_length": max_tokens}
   made = {
