@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from input_pipeline import writing
 from input_pipeline.errors import InputError
 from input_pipeline.preprocess import nearest_indices
 
@@ -130,16 +131,8 @@ def save(picture: Image.Image, path: str) -> None:
     InputError: see `check_writable`; or the system refuses to write it.
   """
   check_writable(path)
-  folder, name = os.path.split(path)
-  temporary = os.path.join(folder, f".{os.getpid()}.{name}")
-  try:
+  with writing.whole_file(path) as temporary:
     picture.save(temporary)
-    os.replace(temporary, path)
-  except OSError as error:
-    raise InputError(f"{path}: the picture cannot be written ({error}); use .png") from error
-  finally:
-    if os.path.exists(temporary):
-      os.remove(temporary)
 
 
 def legend() -> str:

@@ -17,6 +17,7 @@ import tiny_run
 
 from input_pipeline.errors import InputError
 from mail_jax import checkpoint, train, trained
+from mail_jax.budget import Budget
 
 _DEADLINE = 300  # seconds, many times what a subprocess needs
 
@@ -191,7 +192,7 @@ def test_minutes_become_a_number_of_steps_that_a_resumed_run_keeps(shapes_data, 
 def test_the_steps_that_fit_into_the_minutes_do_not_count_the_compilation_twice(monkeypatch):
   now = 100.0
   monkeypatch.setattr(time, "monotonic", lambda: now)
-  budget = train.Budget(steps=0, minutes=1.0, warmup_steps=6)
+  budget = Budget(steps=0, minutes=1.0, warmup_steps=6)
   budget.start()
   step = 0
   while not budget.steps or step < budget.steps:
@@ -204,7 +205,7 @@ def test_the_steps_that_fit_into_the_minutes_do_not_count_the_compilation_twice(
 def test_the_speed_is_measured_for_about_a_tenth_of_the_time_and_not_by_a_slow_start(monkeypatch):
   now = 0.0
   monkeypatch.setattr(time, "monotonic", lambda: now)
-  budget = train.Budget(steps=0, minutes=10.0, warmup_steps=6)
+  budget = Budget(steps=0, minutes=10.0, warmup_steps=6)
   budget.start()
   for step in itertools.count():
     now += 1.0 if step < 20 else 0.5
@@ -218,7 +219,7 @@ def test_the_speed_is_measured_for_about_a_tenth_of_the_time_and_not_by_a_slow_s
 @pytest.mark.parametrize(("steps", "minutes"), [(0, 0.0), (5, 1.0)])
 def test_one_of_steps_epochs_and_minutes_is_set(steps, minutes):
   with pytest.raises(InputError, match=r"config\.epochs and config\.minutes: set one"):
-    train.Budget(steps, minutes, warmup_steps=3)
+    Budget(steps, minutes, warmup_steps=3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shapes_data, tmp_path):

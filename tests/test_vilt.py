@@ -159,6 +159,11 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path, folder):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match=r"must end in \.safetensors"):
     vilt.main(["--checkpoint", str(folder), "--out", str(tmp_path / "vilt.bin")])
+  (tmp_path / "vocab.txt").write_bytes(b"[PAD]\ncaf\xe9")
+  vocab = ["--vocab", str(tmp_path / "vocab.txt")]
+  with pytest.raises(InputError, match=r"vocab\.txt is not UTF-8"):
+    vilt.main(["--checkpoint", str(folder), "--out", str(tmp_path / "a.safetensors"), *vocab])
+  assert not (tmp_path / "a.safetensors").exists()
   with pytest.raises(InputError, match="cannot be written"):
     vilt.main(["--checkpoint", str(folder), "--out", str(tmp_path / "file" / "a.safetensors")])
 

@@ -28,7 +28,8 @@ class Neighbours(nn.Module):
   """Counts, for each instance, how many others that are like it lie on each side.
 
   "The second circle from the right" is the circle with one circle on its right: averages, as attention makes them,
-  count badly. What "like it" means is learned, a number in [0, 1] a head; one more head counts every instance.
+  count badly. What "like it" means is learned: exp(-s |e_i - e_j|^2), with vectors e of each head. One more head
+  counts every instance.
 
   Attributes:
     width: of the tokens.

@@ -19,6 +19,7 @@ from jaxtyping import Float32
 
 from input_pipeline import writing
 from input_pipeline.errors import InputError, run_command
+from input_pipeline.tokenizer import WordPieceTokenizer
 from mail_jax.pretrained.vilt_names import BLOCK, COUNTERS, ENCODER, PREFIX, Row, rows
 from mail_jax.pretrained.weights import Weights, open_weights, read_metadata
 
@@ -303,6 +304,8 @@ def main(argv: list[str] | None = None) -> None:
       pretrained = dataclasses.replace(pretrained, vocab=pathlib.Path(args.vocab).read_bytes())
     except OSError as error:
       raise InputError(f"--vocab {args.vocab}: {error.strerror}") from error
+  if pretrained.vocab is not None:
+    WordPieceTokenizer(pretrained.vocab, args.vocab or f"the vocabulary of {args.checkpoint}")
   save(pretrained, args.out)
   print(pretrained.report())
   count = sum(value.size for value in pretrained.parameters.values())

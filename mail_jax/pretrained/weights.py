@@ -97,7 +97,7 @@ def _open_torch(path: pathlib.Path) -> Weights:
       f"{path}: reading PyTorch's own files needs torch: {_TORCH_EXTRA}; a .safetensors file needs nothing"
     ) from error
   try:
-    with torch.serialization.safe_globals(_placeholders(path)):
+    with torch.serialization.safe_globals(_stand_ins(torch, path)):
       loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
   except Exception as error:  # torch raises what its parts happen to raise
     reason = str(error).strip().split("\n")[0]
@@ -114,22 +114,20 @@ def _open_torch(path: pathlib.Path) -> Weights:
   return Weights(read, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
 
-def _placeholders(path: pathlib.Path) -> list[Any]:
+def _stand_ins(torch: Any, path: pathlib.Path) -> list[Any]:
   """Inert stand-ins for the classes that a training checkpoint names beside its weights.
 
   Lightning saves callbacks and hyper-parameters as objects of its own. Nothing of them is wanted, and none of their
   code is imported or run.
   """
-  import torch  # pyright: ignore[reportMissingImports]
-
   try:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
   except Exception:  # no archive of today's format: torch.load says what is wrong, or reads it
     return []
-  return [(type("Placeholder", (_Placeholder,), {}), name) for name in names]
+  return [(type("StandIn", (_StandIn,), {}), name) for name in names]
 
 
-class _Placeholder(dict):
+class _StandIn(dict):
   """Takes whatever it is made of and keeps none of it."""
 
   def __init__(self, *_, **__):
