@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
 
@@ -64,16 +63,17 @@ def agreed(number: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def steps_from(config: ConfigDict, samples: int) -> int:
-  """Updates that the config asks for, in steps or in epochs; 0 where `config.minutes` decides.
+def steps_from(steps: int, epochs: float, samples: int, batch_size: int) -> int:
+  """Updates that a config asks for, in steps or in epochs; 0 where neither is set.
 
   Args:
-    config: a whole config.
-    samples: of one epoch.
+    steps, epochs: as configured.
+    samples: of one epoch; 0 where there are no epochs.
+    batch_size: over all devices.
   """
-  if not config.epochs:
-    return config.steps
-  if config.steps or not samples:
-    why = "is set too" if config.steps else "has to be set: this data has no epochs"
-    raise InputError(f"config.epochs {config.epochs:g}: config.steps {why}")
-  return math.ceil(config.epochs * samples / config.batch_size)
+  if not epochs:
+    return steps
+  if steps or not samples:
+    why = "is set too" if steps else "has to be set: this data has no epochs"
+    raise InputError(f"config.epochs {epochs:g}: config.steps {why}")
+  return math.ceil(epochs * samples / batch_size)

@@ -75,9 +75,8 @@ class Trainer:
         raise InputError(
           f"config.{name} {config[name]} does not divide by {self.mesh.size} devices{times_every}"
         )
-    self.budget = Budget(
-      steps_from(config, data.samples), config.minutes, config.optimizer.warmup_steps
-    )
+    steps = steps_from(config.steps, config.epochs, data.samples, config.batch_size)
+    self.budget = Budget(steps, config.minutes, config.optimizer.warmup_steps)
     learning_rate_from(config, config.optimizer.warmup_steps, self.budget.steps)
     model = make_model(config, data.tokenizer.vocab_size)
     optimizer = make_optimizer_from(config)
