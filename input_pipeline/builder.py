@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from input_pipeline import storage
 from input_pipeline.errors import InputError
-from input_pipeline.instances import MAX_INSTANCES, open_provider
+from input_pipeline.instances import open_provider
 from input_pipeline.sources import refer, scene_set
 
 
@@ -49,6 +49,7 @@ def record_features() -> tfds.features.FeaturesDict:
       "instance_score": tfds.features.Tensor(shape=(None,), dtype=np.float32),
       "instance_category": tfds.features.Tensor(shape=(None,), dtype=np.int32),
       "instances_from": text,
+      "instances_trained_on": text,
       "refs": tfds.features.Sequence(
         {
           "ref_id": np.int64,
@@ -126,7 +127,7 @@ def _default_source(
     return scene_set.SceneSet(), {}
   manual = os.fspath(dl_manager.manual_dir)
   reader = refer.RefReader(name, os.path.join(manual, "refer"))
-  provider = open_provider(f"coco:{reader.annotations_path}", MAX_INSTANCES)
+  provider = open_provider(f"coco:{reader.annotations_path}")
   source = refer.ReferSet(reader, os.path.join(manual, "train2014"), provider)
   return source, {"refs": storage.fingerprint(reader.refs_path), "instances": "coco"}
 

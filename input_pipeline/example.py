@@ -22,6 +22,7 @@ def encode_record(record: records.ImageRecord) -> dict[str, Any]:
     "instance_score": record.instances.scores,
     "instance_category": record.instances.categories,
     "instances_from": record.instances.source,
+    "instances_trained_on": record.instances.trained_on,
     "refs": [_encode_ref(ref) for ref in record.refs],
   }
 

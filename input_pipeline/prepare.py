@@ -15,7 +15,8 @@ from typing import Any
 
 from input_pipeline import errors, storage
 from input_pipeline.errors import InputError
-from input_pipeline.instances import MAX_INSTANCES, open_provider
+from input_pipeline.instances import open_provider
+from input_pipeline.instances.postprocess import MAX_INSTANCES, Selection
 from input_pipeline.sources import refer, scene_set
 
 # The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
@@ -93,12 +94,11 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Any:
   """Returns what `builder.write_dataset` reads from; checks all that can be checked in advance."""
   if args.dataset == "shapes":
     return scene_set.SceneSet(**described)
-  if not 1 <= described["max_instances"] <= 64:
-    raise InputError(f"--max_instances {described['max_instances']}: choose 1 to 64")
+  selection = Selection(max_instances=described["max_instances"])
   reader = refer.RefReader(args.dataset, args.refer_root, args.annotations)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
-  provider = open_provider(args.instances, described["max_instances"])
+  provider = open_provider(args.instances, selection)
   return refer.ReferSet(reader, args.images, provider)
 
 

@@ -23,7 +23,9 @@ class Instances:
   scores: Float32[np.ndarray, "k"]
   categories: Int32[np.ndarray, "k"]
   source: str
-  """Who made the masks: `coco`, `shapes`, `none`."""
+  """Who made the masks: `coco`, `results`, `shapes`, `none` and so on."""
+  trained_on: str = "nothing"
+  """What whoever made them had learned from, as `instances/leakage.py` names it."""
 
 
 @dataclasses.dataclass(frozen=True)

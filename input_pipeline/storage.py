@@ -18,7 +18,7 @@ from typing import Any
 from input_pipeline.errors import InputError
 
 BUILDER_NAME = "referring_segmentation"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 # TFDS allows no plus in a name, so the users' names and its own differ.
 CONFIGS = {
   "shapes": "shapes",

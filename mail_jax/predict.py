@@ -22,9 +22,9 @@ from mail_jax.segmenter import Segmenter
 
 def find_instances(spec: str, path: str, image: np.ndarray) -> np.ndarray:
   """Instance masks of the photo at `path` from a provider of `--instances`, bool [k, h, w]."""
-  provider = providers.open_provider(spec, providers.MAX_INSTANCES)
-  by_name = isinstance(provider, CocoInstances)
-  image_id = provider.image_id(os.path.basename(path)) if by_name else 0
+  provider = providers.open_provider(spec)
+  by_name = isinstance(provider.provider, CocoInstances)
+  image_id = provider.provider.image_id(os.path.basename(path)) if by_name else 0
   return provider.propose([image], [image_id])[0].masks
 
 

@@ -41,6 +41,7 @@ def _decode(fields) -> records.ImageRecord:
       scores=scores,
       categories=fields["instance_category"].numpy(),
       source=fields["instances_from"].numpy().decode(),
+      trained_on=fields["instances_trained_on"].numpy().decode(),
     ),
     refs=tuple(
       records.Ref(
@@ -66,6 +67,7 @@ def _assert_same_record(record: records.ImageRecord, expected: records.ImageReco
       getattr(record.instances, name), getattr(expected.instances, name)
     )
   assert record.instances.source == expected.instances.source
+  assert record.instances.trained_on == expected.instances.trained_on
   assert len(record.refs) == len(expected.refs)
   for ref, other in zip(record.refs, expected.refs, strict=True):
     assert (ref.ref_id, ref.ann_ids, ref.sentences) == (
@@ -141,7 +143,7 @@ def test_records_of_the_refcoco_family_round_trip(tmp_path, capsys):
   assert "testA            1         2          3" in printed.out
   assert printed.err.startswith("warning: refcoco+_unc is not the complete")
   reader = refer.RefReader("refcoco+_unc", str(layout.root))
-  provider = open_provider(f"coco:{layout.instances_path}", 16)
+  provider = open_provider(f"coco:{layout.instances_path}")
   for split, (image_id,) in reader.splits.items():
     read = _read(tmp_path / "data", "refcoco+_unc", split)
     expected = reader.record(split, image_id, str(layout.images), provider)

@@ -17,7 +17,8 @@ from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 from input_pipeline import records
 from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
 from input_pipeline.errors import InputError
-from input_pipeline.instances import NoInstances, coco, open_provider
+from input_pipeline.instances import coco, none, open_provider
+from input_pipeline.instances.postprocess import Selection
 from input_pipeline.sources import plain_pickle, refer
 
 rectangles = st.builds(
@@ -88,7 +89,7 @@ def test_a_record_has_the_photo_its_refs_of_the_split_and_raw_sentences(tmp_path
   layout = make_layout(tmp_path)
   reader = refer.RefReader("refcoco_unc", str(layout.root))
   assert reader.splits == {"train": [100], "val": [101], "testA": [102], "testB": [103]}
-  record = reader.record("train", 100, str(layout.images), NoInstances())
+  record = reader.record("train", 100, str(layout.images), none.NoInstances())
   assert record.image == layout.image_path(0).read_bytes()
   assert (record.file_name, record.height, record.width) == (
     "COCO_train2014_000000000100.jpg",
@@ -108,7 +109,7 @@ def test_an_image_in_two_splits_is_a_record_in_each(tmp_path):
   reader = refer.RefReader("refcocog_google", str(layout.root))
   assert reader.splits == {"train": [100], "val": [100, 101]}
   for split, ref_id in (("train", 0), ("val", 1)):
-    record = reader.record(split, 100, str(layout.images), NoInstances())
+    record = reader.record(split, 100, str(layout.images), none.NoInstances())
     assert [ref.ref_id for ref in record.refs] == [ref_id]
 
 
@@ -266,32 +267,31 @@ def test_a_photo_that_cannot_be_used_is_named(tmp_path, damage, message):
   reader = refer.RefReader("refcoco_unc", str(layout.root))
   damage(layout.image_path(1))
   with pytest.raises(InputError, match=message) as caught:
-    reader.record("val", 101, str(layout.images), NoInstances())
+    reader.record("val", 101, str(layout.images), none.NoInstances())
   assert "COCO_train2014_000000000101.jpg" in str(caught.value)
 
 
 def test_coco_instances_are_largest_first_without_crowds(tmp_path):
   layout = make_layout(tmp_path)
-  provider = coco.CocoInstances(str(layout.instances_path), max_instances=16)
-  (found,) = provider.propose([np.zeros((HEIGHT, WIDTH, 3), np.uint8)], [100])
+  photo = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)]
+  (found,) = open_provider(f"coco:{layout.instances_path}").propose(photo, [100])
   assert found.masks.sum(axis=(1, 2)).tolist() == [900, 100 + 144 - 16]
   assert found.categories.tolist() == [47, 47]
   assert found.scores.tolist() == [1.0, 1.0]
-  (clipped,) = coco.CocoInstances(str(layout.instances_path), 1).propose(
-    [np.zeros((HEIGHT, WIDTH, 3), np.uint8)], [100]
-  )
+  one = Selection(max_instances=1)
+  (clipped,) = open_provider(f"coco:{layout.instances_path}", one).propose(photo, [100])
   np.testing.assert_array_equal(clipped.masks, found.masks[:1])
 
 
 def test_coco_instances_find_a_photo_by_its_name(tmp_path):
-  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path), 16)
+  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path))
   assert provider.image_id("some/folder/COCO_train2014_000000000102.jpg") == 102
   with pytest.raises(InputError, match=r"know no image holiday\.jpg"):
     provider.image_id("holiday.jpg")
 
 
 def test_coco_instances_refuse_a_photo_of_another_size(tmp_path):
-  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path), 16)
+  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path))
   with pytest.raises(InputError, match=r"image 100 is 64 x 48 there, but its file is 48 x 64"):
     provider.propose([np.zeros((WIDTH, HEIGHT, 3), np.uint8)], [100])
 
@@ -299,11 +299,11 @@ def test_coco_instances_refuse_a_photo_of_another_size(tmp_path):
 @pytest.mark.parametrize("spec", ["cocoa:x", "", "detectron"])
 def test_an_unknown_provider_lists_the_known_ones(spec):
   with pytest.raises(InputError, match=r"known ones are coco, none"):
-    open_provider(spec, 16)
+    open_provider(spec)
 
 
 def test_none_proposes_nothing():
-  (found,) = open_provider("none", 16).propose([np.zeros((4, 5, 3), np.uint8)], [1])
+  (found,) = open_provider("none").propose([np.zeros((4, 5, 3), np.uint8)], [1])
   np.testing.assert_array_equal(found.masks, np.zeros((0, 4, 5), bool))
   assert found.source == records.no_instances(4, 5).source == "none"
 
@@ -315,7 +315,7 @@ def test_real_refs_have_the_masks_that_pycocotools_gives(dataset, realdata):
   given = annotations if dataset == "refcocog_google" else None
   reader = refer.RefReader(dataset, str(realdata / "refer"), given)
   reference = COCO(annotations)
-  provider = coco.CocoInstances(annotations, 64)
+  provider = coco.CocoInstances(annotations)
   for split, image_ids in reader.splits.items():
     for image_id in image_ids[:12]:
       record = reader.record(split, image_id, str(realdata / "coco/train2014"), provider)

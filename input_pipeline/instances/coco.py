@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,15 +14,17 @@ from input_pipeline.errors import InputError
 class CocoInstances:
   """Every annotated object of an image; crowds are no single object and are left out."""
 
-  def __init__(self, path: str, max_instances: int):
+  trained_on = "ground-truth"
+
+  def __init__(self, argument: str):
     """Reads the annotations.
 
     Args:
-      path: an `instances.json`.
-      max_instances: how many instances of an image to keep, the largest first.
+      argument: path of an `instances.json`.
     """
-    self._annotations = CocoAnnotations(path)
-    self._max_instances = max_instances
+    if not argument:
+      raise InputError("--instances coco: which file? Write --instances coco:instances.json")
+    self._annotations = CocoAnnotations(argument)
     self._by_name = {
       str(image.get("file_name")): key for key, image in self._annotations.images.items()
     }
@@ -45,7 +46,7 @@ class CocoInstances:
   def propose(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
   ) -> list[records.Instances]:
-    """Returns the annotated objects of each image, the largest first, all with score 1.
+    """Returns the annotated objects of each image, all with score 1.
 
     Raises:
       InputError: an image is not in the annotations, or its size differs from theirs.
@@ -62,15 +63,10 @@ class CocoInstances:
         f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "
         f"{expected[0]} there, but its file is {width} x {height}; was the image resized?"
       )
-    objects = [row for row in self._annotations.of_image(image_id) if not row.get("iscrowd")]
-    objects.sort(key=_area, reverse=True)  # Stable: equal areas keep the file's order.
     masks, categories = [], []
-    for row in objects:
-      if len(masks) == self._max_instances:
-        break
-      mask = self._annotations.mask(row)
-      if mask.any():
-        masks.append(mask)
+    for row in self._annotations.of_image(image_id):
+      if not row.get("iscrowd"):
+        masks.append(self._annotations.mask(row))
         categories.append(row.get("category_id", 0))
     return records.Instances(
       masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
@@ -78,7 +74,3 @@ class CocoInstances:
       categories=np.asarray(categories, np.int32),
       source="coco",
     )
-
-
-def _area(annotation: dict[str, Any]) -> float:
-  return float(annotation.get("area", 0.0))
