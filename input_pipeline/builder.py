@@ -5,33 +5,28 @@ that docs/data.md puts under its manual folder:
 `tfds build input_pipeline/builder.py --config refcoco_unc --manual_dir DIR --data_dir D`.
 """
 
+import concurrent.futures
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import shuffle
 from tqdm import tqdm
 
-from input_pipeline import storage
+from input_pipeline import parallel, storage
 from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
-from input_pipeline.sources import refer, scene_set
+from input_pipeline.sources import Made, Skipped, Source, photos, refer, scene_set
 
-
-@runtime_checkable
-class Source(Protocol):
-  """Where examples come from; `splits` holds how many each split has."""
-
-  splits: dict[str, int]
-
-  def examples(self, split: str) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a split in a fixed order."""
-    ...
+# TFDS keeps a split in memory up to the first number of bytes, then in files, as many as the second number.
+_BUFFER_BYTES, _BUCKETS = 32 << 20, 256
+_LINE_EVERY = 30  # seconds, where nobody watches
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -80,7 +75,12 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
   url_infos = None
 
   def __init__(
-    self, *, source: Source | None = None, arguments: Mapping[str, Any] | None = None, **kwargs: Any
+    self,
+    *,
+    source: Source | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    on_beam: bool = False,
+    **kwargs: Any,
   ):
     """Makes the builder.
 
@@ -88,10 +88,13 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       source: where examples come from; by default what lies in TFDS's manual folder, or generated
         scenes.
       arguments: what the source was made from, kept in the data set's metadata.
+      on_beam: whether Apache Beam does the work; otherwise `source.workers` processes do.
       **kwargs: `data_dir` and `config`, as TFDS has them.
     """
-    self._source = source
-    self._made_from = tfds.core.MetadataDict(arguments=dict(arguments or {}), counts={})
+    self._source, self._on_beam = source, on_beam
+    self._made_from = tfds.core.MetadataDict(arguments=dict(arguments or {}), counts={}, skipped={})
+    self.seconds: dict[str, float] = {}
+    """Time that the instance masks of an image took, for each split."""
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -102,20 +105,61 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       assert self.builder_config is not None
       self._source, arguments = _default_source(self.builder_config.name, dl_manager)
       self._made_from["arguments"].update(arguments)
-    return {split: self._generate_examples(split) for split in self._source.splits}
+    if self._on_beam:
+      from input_pipeline import beam_pipeline  # needs a package that is not required
 
-  def _generate_examples(self, split: str):
+      return {
+        split: beam_pipeline.MakeExamples(self._source, split, os.fspath(self.data_dir_root))
+        for split in self._source.splits
+      }
+    pool = parallel.start_workers(self._source.workers) if self._source.workers > 1 else None
+    return {split: self._generate_examples(split, pool) for split in self._source.splits}
+
+  def _generate_examples(self, split: str, pool: concurrent.futures.Executor | None = None):
     assert self._source is not None
-    counts = {"records": 0, "refs": 0, "sentences": 0}
-    examples = self._source.examples(split)
-    total = self._source.splits[split]
-    # disable=None: no progress bar where nobody watches.
-    for fields in tqdm(examples, desc=split, total=total, unit=" images", disable=None):
-      counts["records"] += 1
-      counts["refs"] += len(fields["refs"])
-      counts["sentences"] += sum(len(ref["sentences"]) for ref in fields["refs"])
-      yield fields["image_id"], fields
+    tasks = self._source.tasks(split)
+    if pool is None:
+      done = map(self._source.make, tasks)
+    else:
+      done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
+    counts, skipped, seconds = Made([]).counts(), [], 0.0
+    with _progress_bar(split, self._source.splits[split]) as bar:
+      for made in done:
+        counts = {name: counts[name] + number for name, number in made.counts().items()}
+        skipped += made.skipped
+        seconds += made.seconds
+        for fields in made.examples:
+          yield fields["image_id"], fields
+        bar.update(len(made.examples) + len(made.skipped))
+    self._note(split, counts, skipped, seconds)
+
+  def _process_pipeline_result(self, pipeline_result: Any) -> None:
+    """TFDS calls this when Beam is done."""
+    from input_pipeline import beam_pipeline
+
+    assert self._source is not None
+    for split in self._source.splits:
+      counts, seconds = beam_pipeline.read_counts(pipeline_result, split)
+      skipped = beam_pipeline.read_skipped(os.fspath(self.data_dir_root), split)
+      self._note(split, counts, skipped, seconds)
+
+  def _note(
+    self, split: str, counts: dict[str, int], skipped: list[Skipped], seconds: float
+  ) -> None:
     self._made_from["counts"][split] = counts
+    if skipped:
+      rows = sorted((row.image_id, row.reason) for row in skipped)
+      self._made_from["skipped"][split] = [list(row) for row in rows]
+    self.seconds[split] = seconds / max(1, counts["records"])
+
+
+def _progress_bar(split: str, total: int) -> tqdm:
+  """A bar with the time left where somebody watches; elsewhere a line now and then."""
+  if sys.stderr.isatty():
+    return tqdm(desc=split, total=total, unit=" images")
+  line = "{desc}: {n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left\n"
+  every = {"mininterval": _LINE_EVERY, "delay": _LINE_EVERY}
+  return tqdm(desc=split, total=total, unit=" images", bar_format=line, **every)
 
 
 def _default_source(
@@ -127,27 +171,70 @@ def _default_source(
     return scene_set.SceneSet(), {}
   manual = os.fspath(dl_manager.manual_dir)
   reader = refer.RefReader(name, os.path.join(manual, "refer"))
-  provider = open_provider(f"coco:{reader.annotations_path}")
-  source = refer.ReferSet(reader, os.path.join(manual, "train2014"), provider)
+  make = photos.PhotoMaker(f"coco:{reader.annotations_path}")
+  source = refer.ReferSet(reader, os.path.join(manual, "train2014"), make)
   return source, {"refs": storage.fingerprint(reader.refs_path), "instances": "coco"}
 
 
-def write_dataset(data_dir: str, name: str, source: Source, arguments: Mapping[str, Any]) -> None:
+def write_dataset(
+  data_dir: str,
+  name: str,
+  source: Source,
+  arguments: Mapping[str, Any],
+  beam_options: str | None = None,
+) -> None:
   """Writes a data set to `data_dir`: all of it, or nothing after an error or interrupt.
 
   Args:
-    data_dir: made if it is not there; a data set of that name in it is replaced.
+    data_dir: made if it is not there; a data set of that name in it is replaced. With Beam on several machines, a
+      folder that all of them see under this name.
     name: of the data set, as users know it.
     source: where examples come from.
     arguments: what the source was made from, kept in the metadata.
+    beam_options: options of an Apache Beam pipeline, which then does the work; None for processes of this machine.
   """
   tfds.disable_progress_bar()  # It counts shards; ours counts images.
-  with storage.staging(data_dir, name) as folder:
+  download = tfds.download.DownloadConfig()
+  if beam_options is not None:
+    from input_pipeline import beam_pipeline
+
+    download.beam_options = beam_pipeline.parse_options(beam_options)
+  with storage.staging(data_dir, name) as folder, _small_buffers():
     builder = ReferringSegmentation(
-      source=source, arguments=arguments, config=storage.CONFIGS[name], data_dir=folder
+      source=source,
+      arguments=arguments,
+      on_beam=beam_options is not None,
+      config=storage.CONFIGS[name],
+      data_dir=folder,
     )
-    with _quiet_tfds():
-      builder.download_and_prepare()
+    with _quiet_tfds(), _clear_errors(beam_options is not None):
+      builder.download_and_prepare(download_config=download)
+    storage.write_timing(folder, name, builder.seconds)
+
+
+@contextlib.contextmanager
+def _clear_errors(on_beam: bool) -> Iterator[None]:
+  """What is wrong with the input is an `InputError` on Beam too."""
+  try:
+    yield
+  except Exception as error:
+    if on_beam:
+      from input_pipeline import beam_pipeline
+
+      if (found := beam_pipeline.input_error(error)) is not None:
+        raise found from None
+    raise
+
+
+@contextlib.contextmanager
+def _small_buffers() -> Iterator[None]:
+  """Has TFDS sort on disk what it would keep in memory, up to a GB a split: the same records, in the same order."""
+  before = shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER
+  shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER = _BUFFER_BYTES, _BUCKETS
+  try:
+    yield
+  finally:
+    shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER = before
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """COCO instance annotations: the file behind targets and ground-truth instance masks."""
 
-import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +9,16 @@ from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 
 from input_pipeline.errors import InputError
+from input_pipeline.row_index import RowIndex
+
+_SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categories")}
 
 
 class CocoAnnotations:
-  """An `instances.json`, indexed by annotation and by image."""
+  """An `instances.json`, indexed by annotation and by image; the index lies on disk (`row_index.py`)."""
 
   def __init__(self, path: str):
-    """Reads the file.
+    """Opens the file.
 
     Args:
       path: a JSON file with COCO's `images` and `annotations`.
@@ -24,40 +27,57 @@ class CocoAnnotations:
       InputError: the file is missing or is not of that form.
     """
     self.path = path
+    if not os.path.isfile(path):
+      raise InputError(
+        f"COCO annotations {path}: no such file; docs/data.md says where to get instances.json"
+      )
     try:
-      with open(path, encoding="utf-8") as file:
-        content = json.load(file)
-      self.images: dict[int, dict[str, Any]] = {row["id"]: row for row in content["images"]}
-      self.annotations: dict[int, dict[str, Any]] = {
-        row["id"]: row for row in content["annotations"]
-      }
-      self._of_image: dict[int, list[dict[str, Any]]] = {key: [] for key in self.images}
-      for row in content["annotations"]:
-        self._of_image.setdefault(row["image_id"], []).append(row)
-    except OSError as error:
+      self._rows = RowIndex(path, _SECTIONS)
+      first = [next(self._rows.rows(section), None) for section in ("images", "annotations")]
+    except InputError as error:
+      raise InputError(f"COCO annotations: {error}") from error
+    if any(row is None or row.get("id") is None for row in first):
       raise InputError(
-        f"COCO annotations {path}: {error.strerror}; docs/data.md says where to get instances.json"
-      ) from error
-    except (KeyError, TypeError, ValueError) as error:
-      raise InputError(
-        f"COCO annotations {path}: not a COCO instances file ({type(error).__name__}: {error}); "
-        "it needs `images` and `annotations`, each row with its id"
-      ) from error
+        f"COCO annotations {path}: not a COCO instances file; it needs `images` and `annotations`, each row with its id"
+      )
+    self.category_ids = frozenset(row.get("id") for row in self._rows.rows("categories"))
+    """The list of categories; empty where the file has none."""
+
+  def image(self, image_id: int) -> dict[str, Any] | None:
+    """Returns the row of an image, None if the file does not have it."""
+    return self._rows.row("images", image_id)
+
+  def annotation(self, annotation_id: int) -> dict[str, Any] | None:
+    """Returns an annotation, None if the file does not have it."""
+    return self._rows.row("annotations", annotation_id)
+
+  def find_image(self, file_name: str) -> int:
+    """Returns the id of an image by the name of its file, whatever its folder.
+
+    Raises:
+      InputError: the annotations know no such file.
+    """
+    name = os.path.basename(file_name)
+    for row in self._rows.rows("images"):
+      if os.path.basename(str(row.get("file_name"))) == name:
+        return row["id"]
+    raise InputError(
+      f"COCO annotations {self.path} know no image {name}; predict without --instances, or keep the file's COCO name"
+    )
 
   def of_image(self, image_id: int) -> list[dict[str, Any]]:
     """Returns the annotations of an image, in the file's order; none if it has none."""
-    return self._of_image.get(image_id, [])
+    return self._rows.of_image("annotations", image_id)
 
   def size(self, image_id: int) -> tuple[int, int]:
     """Returns height and width of an image in pixels."""
-    try:
-      image = self.images[image_id]
-      return int(image["height"]), int(image["width"])
-    except (KeyError, TypeError, ValueError) as error:
+    row = self.image(image_id) or {}
+    height, width = row.get("height"), row.get("width")
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
       raise InputError(
-        f"COCO annotations {self.path}: image {image_id} has no entry with height and width; "
-        "is the file complete?"
-      ) from error
+        f"COCO annotations {self.path}: image {image_id} has no entry with height and width; is the file complete?"
+      )
+    return height, width
 
   def mask(self, annotation: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
     """Returns the pixels that an annotation covers: the union of its polygons, or its RLE.

@@ -8,21 +8,22 @@ A data set that is there already is left as it is. docs/data.md says where files
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
 from typing import Any
 
-from input_pipeline import errors, storage
+from input_pipeline import errors, instances, parallel, storage
 from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
-from input_pipeline.instances.postprocess import MAX_INSTANCES, Selection
-from input_pipeline.sources import refer, scene_set
+from input_pipeline.instances.postprocess import Selection
+from input_pipeline.instances.results import DetectionResults
+from input_pipeline.sources import Source, photos, refer, scene_set
 
 # The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
 # before that, and the processes that make scenes import this module again.
 
-_REFER_ONLY = ("refer_root", "images", "annotations", "instances", "max_instances")
+_IMAGES_A_WORKER = 200  # take about as long as starting a process
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 
@@ -34,14 +35,35 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--dataset", required=True, choices=list(storage.CONFIGS))
   parser.add_argument("--data_dir", required=True, help="where the data set is written")
   parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+  parser.add_argument("--workers", type=int, help="processes (default: as many as it has use for)")
+  parser.add_argument(
+    "--beam", metavar="OPTIONS", help='run on Apache Beam, such as --beam="--runner=FlinkRunner"'
+  )
   family = parser.add_argument_group("RefCOCO family")
   family.add_argument("--refer_root", help="folder with refcoco/, refcoco+/, refcocog/")
   family.add_argument("--images", help="folder with the COCO train2014 photos")
   family.add_argument(
     "--annotations", help="COCO file with the refs' objects (default: instances.json beside them)"
   )
-  family.add_argument("--instances", help="coco:INSTANCES.json, or none")
-  family.add_argument("--max_instances", type=int, help="instance masks an image (default: 16)")
+  family.add_argument(
+    "--on_error", choices=("stop", "skip"), help="what to do with a broken image (default: stop)"
+  )
+  masks = parser.add_argument_group("instance masks, of the RefCOCO family (docs/instances.md)")
+  masks.add_argument(
+    "--instances", metavar="NAME[:ARG]", help="coco:FILE, results:FILE, huggingface:MODEL, ..."
+  )
+  masks.add_argument("--max_instances", type=int, help="kept of an image, 1 to 64 (default: 16)")
+  masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
+  masks.add_argument(
+    "--nms_iou", type=float, help="of two masks more alike one goes (default: 0.9)"
+  )
+  masks.add_argument("--batch_size", type=int, help="photos a detector gets at once (default: 4)")
+  masks.add_argument(
+    "--categories", metavar="FILE", help="COCO file with the masks' categories (default: the refs')"
+  )
+  masks.add_argument(
+    "--allow_empty", action="store_true", default=None, help="no row of an image: it has no masks"
+  )
   shapes = parser.add_argument_group("shapes")
   shapes.add_argument("--train_scenes", type=int, help="(default: 16000)")
   shapes.add_argument("--eval_scenes", type=int, help="in every other split (default: 500)")
@@ -49,10 +71,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   shapes.add_argument("--seed", type=int, help="(default: 0)")
   shapes.add_argument("--noise", choices=scene_set.NOISES, help="of the simulated detector")
   args = parser.parse_args(argv)
-  foreign = _REFER_ONLY if args.dataset == "shapes" else _SHAPES_ONLY
+  refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
+  foreign = refer_only if args.dataset == "shapes" else _SHAPES_ONLY
   for name in foreign:
     if getattr(args, name) is not None:
       parser.error(f"--{name} is not for --dataset {args.dataset}")
+  for name in ("workers", "batch_size"):
+    if getattr(args, name) is not None and getattr(args, name) < 1:
+      parser.error(f"--{name} {getattr(args, name)}: at least 1")
   return args
 
 
@@ -71,13 +97,22 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       raise InputError(f"--dataset {args.dataset} needs --{name}; docs/data.md has an example")
   refs, annotations = refer.locate(args.dataset, args.refer_root, args.annotations)
   provider, _, argument = args.instances.partition(":")
+  files = ",".join(_identify(part) for part in argument.split(","))
   return {
     "refs": _identify(refs),
     "annotations": _identify(annotations),
     "images": os.path.abspath(args.images),
-    "instances": f"{provider}:{_identify(argument)}" if argument else provider,
-    "max_instances": _default(args.max_instances, MAX_INSTANCES),
+    "instances": f"{provider}:{files}" if argument else provider,
+    **dataclasses.asdict(_selection(args)),
+    "categories": _identify(args.categories) if args.categories else "",
+    "allow_empty": bool(args.allow_empty),
+    "on_error": _default(args.on_error, "stop"),
   }
+
+
+def _selection(args: argparse.Namespace) -> Selection:
+  given = {name: getattr(args, name) for name in ("max_instances", "min_area", "nms_iou")}
+  return Selection(**{name: value for name, value in given.items() if value is not None})
 
 
 def _default(value: Any, default: Any) -> Any:
@@ -90,16 +125,50 @@ def _identify(path: str) -> str:
   return f"{os.path.basename(path)} (sha256 {storage.fingerprint(path)})"
 
 
-def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Any:
+def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   """Returns what `builder.write_dataset` reads from; checks all that can be checked in advance."""
   if args.dataset == "shapes":
-    return scene_set.SceneSet(**described)
-  selection = Selection(max_instances=described["max_instances"])
+    return scene_set.SceneSet(**described, workers=args.workers)
   reader = refer.RefReader(args.dataset, args.refer_root, args.annotations)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
-  provider = open_provider(args.instances, selection)
-  return refer.ReferSet(reader, args.images, provider)
+  provider = instances.open_provider(args.instances).provider
+  _check_images(args.instances, provider, reader)
+  looked_up = isinstance(provider, DetectionResults)
+  make = photos.PhotoMaker(
+    args.instances,
+    _selection(args),
+    categories=args.categories or (reader.annotations_path if looked_up else ""),
+    allow_empty=bool(args.allow_empty),
+    skip=args.on_error == "skip",
+  )
+  return refer.ReferSet(
+    reader,
+    os.path.abspath(args.images),
+    make,
+    _default(args.workers, _useful_workers(provider, reader)),
+    _default(args.batch_size, refer.BATCH_SIZE),
+  )
+
+
+def _useful_workers(provider: Any, reader: refer.RefReader) -> int:
+  """As many processes as there are cores, unless starting them takes longer than the work."""
+  if not getattr(provider, "parallel", False):
+    return 1
+  images = sum(len(ids) for ids in reader.splits.values())
+  return max(1, min(parallel.available_cores(), images // _IMAGES_A_WORKER))
+
+
+def _check_images(spec: str, provider: Any, reader: refer.RefReader) -> None:
+  """Masks that are looked up must be of these photos: another set's file is told at once."""
+  if not hasattr(provider, "image_ids"):
+    return
+  needed = {image_id for ids in reader.splits.values() for image_id in ids}
+  if not needed & provider.image_ids():
+    raise InputError(
+      f"--instances {spec}: it has masks for none of the {len(needed):,} images of {reader.dataset}; are these the "
+      "results for another set?"
+    )
 
 
 def _is_prepared(args: argparse.Namespace, described: dict[str, Any]) -> bool:
@@ -122,10 +191,14 @@ def _is_prepared(args: argparse.Namespace, described: dict[str, Any]) -> bool:
 
 
 def _print_table(data_dir: str, dataset: str) -> None:
-  counts = (storage.read_metadata(data_dir, dataset) or {}).get("counts", {})
+  metadata = storage.read_metadata(data_dir, dataset) or {}
   print(f"{'split':8}{'records':>10}{'refs':>10}{'sentences':>11}")
-  for split, row in counts.items():
+  for split, row in metadata.get("counts", {}).items():
     print(f"{split:8}{row['records']:10,}{row['refs']:10,}{row['sentences']:11,}")
+  for split, rows in metadata.get("skipped", {}).items():
+    print(f"left out of {split}: {len(rows):,} images")
+    for image_id, reason in rows:
+      print(f"  {image_id}: {' '.join(reason.split())}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -145,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   from input_pipeline import builder
 
-  builder.write_dataset(args.data_dir, args.dataset, source, described)
+  builder.write_dataset(args.data_dir, args.dataset, source, described, args.beam)
   print(
     f"{args.dataset} is prepared in {storage.dataset_dir(args.data_dir, args.dataset)} "
     f"({time.monotonic() - started:.0f} s)"

@@ -54,6 +54,21 @@ def read_metadata(data_dir: str, name: str) -> dict[str, Any] | None:
     ) from error
 
 
+def write_timing(data_dir: str, name: str, seconds: dict[str, float]) -> None:
+  """Writes how long the instance masks of an image took, beside the records: no two runs take the same time."""
+  path = pathlib.Path(dataset_dir(data_dir, name)) / "timing.json"
+  path.write_text(json.dumps({split: round(value, 6) for split, value in seconds.items()}))
+
+
+def read_timing(data_dir: str, name: str) -> dict[str, float]:
+  """Returns the seconds that the instance masks of an image took, for each split; nothing where it is not known."""
+  path = pathlib.Path(dataset_dir(data_dir, name)) / "timing.json"
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+
+
 def fingerprint(path: str) -> str:
   """Returns the first 64 bits of a file's SHA-256: whether it is still the same file.
 

@@ -15,7 +15,6 @@ from PIL import Image
 from input_pipeline import instances as providers
 from input_pipeline import preprocess
 from input_pipeline.errors import run_command
-from input_pipeline.instances.coco import CocoInstances
 from mail_jax import drawing, trained
 from mail_jax.segmenter import Segmenter
 
@@ -23,8 +22,8 @@ from mail_jax.segmenter import Segmenter
 def find_instances(spec: str, path: str, image: np.ndarray) -> np.ndarray:
   """Instance masks of the photo at `path` from a provider of `--instances`, bool [k, h, w]."""
   provider = providers.open_provider(spec)
-  by_name = isinstance(provider.provider, CocoInstances)
-  image_id = provider.provider.image_id(os.path.basename(path)) if by_name else 0
+  find = getattr(provider.provider, "image_id", None)  # of those that look masks up in a file
+  image_id = find(os.path.basename(path)) if find else 0
   return provider.propose([image], [image_id])[0].masks
 
 

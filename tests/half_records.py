@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import builder, example, records
+from input_pipeline.sources import Made
 
 NAME = "refcoco_unc"
 SIZE = 32
@@ -58,12 +59,17 @@ def _record(image_id: int) -> records.ImageRecord:
 class _Records:
   """Records as a source for the builder."""
 
+  workers = 1
+
   def __init__(self, **splits: list[dict]):
     self._splits = splits
     self.splits = {split: len(rows) for split, rows in splits.items()}
 
-  def examples(self, split):
-    yield from self._splits[split]
+  def tasks(self, split):
+    yield {"split": split}
+
+  def make(self, task):
+    return Made(self._splits[task["split"]])
 
 
 RECORDS = [_record(image_id) for image_id in range(1, 10)]

@@ -16,7 +16,7 @@ from refer_layout import HEIGHT, WIDTH, make_layout
 from input_pipeline import builder, prepare, records, storage
 from input_pipeline.errors import InputError
 from input_pipeline.instances import open_provider
-from input_pipeline.sources import refer, scene_set, shapes
+from input_pipeline.sources import photos, refer, scene_set, shapes
 
 
 def _read(data_dir, name: str, split: str) -> dict[int, records.ImageRecord]:
@@ -146,7 +146,9 @@ def test_records_of_the_refcoco_family_round_trip(tmp_path, capsys):
   provider = open_provider(f"coco:{layout.instances_path}")
   for split, (image_id,) in reader.splits.items():
     read = _read(tmp_path / "data", "refcoco+_unc", split)
-    expected = reader.record(split, image_id, str(layout.images), provider)
+    photo = reader.photo(split, image_id, str(layout.images))
+    data, pixels = photos.read_photo(photo.path, (HEIGHT, WIDTH))
+    expected = photos.make_record(photo, data, provider.propose([pixels], [image_id])[0])
     _assert_same_record(read[image_id], expected)
 
 
@@ -227,7 +229,7 @@ def test_wrong_input_is_one_error_and_leaves_nothing(tmp_path, damage):
   [
     ("--instances", "cocoa", r"known ones are coco, none"),
     ("--instances", "coco:", r"which file"),
-    ("--instances", "coco:nowhere.json", r"COCO annotations nowhere\.json: No such file"),
+    ("--instances", "coco:nowhere.json", r"COCO annotations nowhere\.json: no such file"),
     ("--max_instances", "65", r"--max_instances 65"),
     ("--annotations", "nowhere.json", r"nowhere\.json: no such file"),
   ],
@@ -263,14 +265,14 @@ def test_an_interrupt_keeps_what_was_there_and_nothing_else(tmp_path, monkeypatc
   layout = make_layout(tmp_path)
   prepare.main(layout.arguments(tmp_path / "data"))
   before = _hashes(tmp_path / "data")
-  read_photo = refer.RefReader.record
+  read_photo = refer.RefReader.photo
 
   def interrupted(self, split, *arguments):
     if split == "testB":
       raise KeyboardInterrupt
     return read_photo(self, split, *arguments)
 
-  monkeypatch.setattr(refer.RefReader, "record", interrupted)
+  monkeypatch.setattr(refer.RefReader, "photo", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare.main(layout.arguments(tmp_path / "data", "--overwrite", "--max_instances", "1"))
   assert _hashes(tmp_path / "data") == before

@@ -17,9 +17,9 @@ from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 from input_pipeline import records
 from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
 from input_pipeline.errors import InputError
-from input_pipeline.instances import coco, none, open_provider
+from input_pipeline.instances import coco, open_provider
 from input_pipeline.instances.postprocess import Selection
-from input_pipeline.sources import plain_pickle, refer
+from input_pipeline.sources import photos, plain_pickle, refer
 
 rectangles = st.builds(
   lambda left, top, width, height: (left, top, left + width, top + height),
@@ -82,14 +82,20 @@ def test_an_unusable_segmentation_names_its_annotation(tmp_path, segmentation):
   layout.write()
   annotations = CocoAnnotations(str(layout.instances_path))
   with pytest.raises(InputError, match=r"instances\.json: annotation 1000 has no usable"):
-    annotations.mask(annotations.annotations[1000])
+    annotations.mask(annotations.annotation(1000) or {})
+
+
+def _record(reader, split, image_id, layout):
+  photo = reader.photo(split, image_id, str(layout.images))
+  data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
+  return photos.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 
 def test_a_record_has_the_photo_its_refs_of_the_split_and_raw_sentences(tmp_path):
   layout = make_layout(tmp_path)
   reader = refer.RefReader("refcoco_unc", str(layout.root))
   assert reader.splits == {"train": [100], "val": [101], "testA": [102], "testB": [103]}
-  record = reader.record("train", 100, str(layout.images), none.NoInstances())
+  record = _record(reader, "train", 100, layout)
   assert record.image == layout.image_path(0).read_bytes()
   assert (record.file_name, record.height, record.width) == (
     "COCO_train2014_000000000100.jpg",
@@ -109,7 +115,7 @@ def test_an_image_in_two_splits_is_a_record_in_each(tmp_path):
   reader = refer.RefReader("refcocog_google", str(layout.root))
   assert reader.splits == {"train": [100], "val": [100, 101]}
   for split, ref_id in (("train", 0), ("val", 1)):
-    record = reader.record(split, 100, str(layout.images), none.NoInstances())
+    record = _record(reader, split, 100, layout)
     assert [ref.ref_id for ref in record.refs] == [ref_id]
 
 
@@ -267,7 +273,7 @@ def test_a_photo_that_cannot_be_used_is_named(tmp_path, damage, message):
   reader = refer.RefReader("refcoco_unc", str(layout.root))
   damage(layout.image_path(1))
   with pytest.raises(InputError, match=message) as caught:
-    reader.record("val", 101, str(layout.images), none.NoInstances())
+    _record(reader, "val", 101, layout)
   assert "COCO_train2014_000000000101.jpg" in str(caught.value)
 
 
@@ -318,7 +324,9 @@ def test_real_refs_have_the_masks_that_pycocotools_gives(dataset, realdata):
   provider = coco.CocoInstances(annotations)
   for split, image_ids in reader.splits.items():
     for image_id in image_ids[:12]:
-      record = reader.record(split, image_id, str(realdata / "coco/train2014"), provider)
+      photo = reader.photo(split, image_id, str(realdata / "coco/train2014"))
+      data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
+      record = photos.make_record(photo, data, provider.propose([pixels], [image_id])[0])
       for ref in record.refs:
         expected = reference.annToMask(reference.loadAnns(ref.ann_ids)[0]).astype(bool)
         np.testing.assert_array_equal(ref.target, expected)

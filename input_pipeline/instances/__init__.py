@@ -14,8 +14,13 @@ from input_pipeline.instances.postprocess import Selection, select
 PROVIDERS = {
   "coco": "input_pipeline.instances.coco.CocoInstances",
   "none": "input_pipeline.instances.none.NoInstances",
+  "results": "input_pipeline.instances.results.DetectionResults",
 }
 """The class of each provider; its module is imported when it is asked for."""
+
+
+class UnknownImage(InputError):
+  """A provider that looks masks up in a file does not find an image there."""
 
 
 @runtime_checkable
@@ -23,7 +28,8 @@ class InstanceProvider(Protocol):
   """Proposes instance masks for photos.
 
   A provider is a class whose constructor takes what stands behind the colon of `--instances NAME:ARGUMENT`. It may say
-  with an attribute `trained_on` what its masks were learned from: a name that `leakage.py` knows.
+  with an attribute `trained_on` what its masks were learned from: a name that `leakage.py` knows; and with an attribute
+  `parallel` that every core may well have a process with one of its own, as when it only looks masks up.
   """
 
   def propose(
@@ -34,6 +40,9 @@ class InstanceProvider(Protocol):
     Args:
       images: RGB, each of its own size.
       image_ids: what the data set calls them.
+
+    Raises:
+      UnknownImage: it looks masks up, and has none for an image.
     """
     ...
 

@@ -1,6 +1,5 @@
 """Ground-truth instance masks from COCO annotations: the oracle among the providers."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,12 +8,14 @@ from jaxtyping import UInt8
 from input_pipeline import records
 from input_pipeline.coco_annotations import CocoAnnotations
 from input_pipeline.errors import InputError
+from input_pipeline.instances import UnknownImage
 
 
 class CocoInstances:
   """Every annotated object of an image; crowds are no single object and are left out."""
 
   trained_on = "ground-truth"
+  parallel = True
 
   def __init__(self, argument: str):
     """Reads the annotations.
@@ -25,23 +26,10 @@ class CocoInstances:
     if not argument:
       raise InputError("--instances coco: which file? Write --instances coco:instances.json")
     self._annotations = CocoAnnotations(argument)
-    self._by_name = {
-      str(image.get("file_name")): key for key, image in self._annotations.images.items()
-    }
 
   def image_id(self, file_name: str) -> int:
-    """Returns the id of an image by the name of its file, whatever its folder.
-
-    Raises:
-      InputError: the annotations know no such file.
-    """
-    name = os.path.basename(file_name)
-    if name not in self._by_name:
-      raise InputError(
-        f"COCO annotations {self._annotations.path} know no image {name}; "
-        "predict without --instances, or keep the file's COCO name"
-      )
-    return self._by_name[name]
+    """Returns the id of an image by the name of its file; an `InputError` where there is none."""
+    return self._annotations.find_image(file_name)
 
   def propose(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
@@ -63,8 +51,20 @@ class CocoInstances:
         f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "
         f"{expected[0]} there, but its file is {width} x {height}; was the image resized?"
       )
+    rows = self._annotations.of_image(image_id)
+    if not rows:
+      raise UnknownImage(
+        f"COCO annotations {self._annotations.path}: no annotation of image {image_id}; is the file complete? If there "
+        "is nothing in that photo, say so with --allow_empty"
+      )
     masks, categories = [], []
-    for row in self._annotations.of_image(image_id):
+    known = self._annotations.category_ids
+    for row in rows:
+      if known and row.get("category_id") not in known:
+        raise InputError(
+          f"COCO annotations {self._annotations.path}: annotation {row.get('id')} has category "
+          f"{row.get('category_id')}, which is not in the file's list of categories; is the file damaged?"
+        )
       if not row.get("iscrowd"):
         masks.append(self._annotations.mask(row))
         categories.append(row.get("category_id", 0))

@@ -13,6 +13,7 @@ class NoInstances:
   """No instance for any image."""
 
   trained_on = "nothing"
+  parallel = True
 
   def __init__(self, argument: str = ""):
     """Takes no argument."""

@@ -10,14 +10,13 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from input_pipeline import example, preprocess, records
+from input_pipeline import preprocess
 from input_pipeline.coco_annotations import CocoAnnotations
 from input_pipeline.errors import InputError
-from input_pipeline.instances import InstanceProvider
-from input_pipeline.sources import plain_pickle
+from input_pipeline.sources import Task, photos, plain_pickle
+
+BATCH_SIZE = 4
+"""Photos that a provider of instances gets at once, unless someone says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,45 +151,31 @@ class RefReader:
 
     The name comes from the annotations: refs name files with a suffix that no photo has.
     """
-    name = self._annotations.images[image_id].get("file_name")
+    name = (self._annotations.image(image_id) or {}).get("file_name")
     if not isinstance(name, str) or not name:
       raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
     return os.path.join(images, os.path.basename(name))
 
-  def record(
-    self, split: str, image_id: int, images: str, provider: InstanceProvider
-  ) -> records.ImageRecord:
-    """Reads one image with the refs that it has in a split.
+  def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
+    """Returns one photo with the refs that it has in a split.
 
     Args:
       split: a key of `splits`.
       image_id: one of `splits[split]`.
       images: the folder of photos.
-      provider: where instance masks come from.
-
-    Raises:
-      InputError: the photo is missing, damaged, or not of its annotations' size.
     """
+    height, width = self._annotations.size(image_id)
+    refs = [
+      {
+        "ref_id": row.ref_id,
+        "ann_ids": [row.ann_id],
+        "segmentations": [(self._annotations.annotation(row.ann_id) or {}).get("segmentation")],
+        "sentences": list(row.sentences),
+      }
+      for row in self._rows_of[split, image_id]
+    ]
     path = self.image_path(images, image_id)
-    data, photo = _read_photo(path, self._annotations.size(image_id))
-    (found,) = provider.propose([photo], [image_id])
-    return records.ImageRecord(
-      image=data,
-      image_id=image_id,
-      file_name=os.path.basename(path),
-      height=photo.shape[0],
-      width=photo.shape[1],
-      instances=found,
-      refs=tuple(self._ref(row) for row in self._rows_of[split, image_id]),
-    )
-
-  def _ref(self, row: Row) -> records.Ref:
-    target = self._annotations.mask(self._annotations.annotations[row.ann_id])
-    if not target.any():
-      raise InputError(
-        f"{self.annotations_path}: annotation {row.ann_id} of ref {row.ref_id} covers no pixel"
-      )
-    return records.Ref(row.ref_id, (row.ann_id,), target, row.sentences)
+    return photos.Photo(path, image_id, height, width, self.annotations_path, refs)
 
   def _read_row(self, number: int, fields: Any) -> Row:
     """Checks what can be checked of a ref without its annotation."""
@@ -218,8 +203,8 @@ class RefReader:
 
   def _check_annotations(self, loaded: list[dict[str, Any]]) -> None:
     """Checks that each ref means an annotation of its own image and category, and is there once."""
-    known = self._annotations.annotations
-    missing = [row for row in self.rows if row.ann_id not in known]
+    of_refs = [self._annotations.annotation(row.ann_id) for row in self.rows]
+    missing = [row for row, found in zip(self.rows, of_refs, strict=True) if found is None]
     if missing:
       raise InputError(
         f"{self.refs_path}, ref {missing[0].ref_id}: ann_id {missing[0].ann_id} is not in "
@@ -228,8 +213,8 @@ class RefReader:
         "--annotations FILE"
       )
     seen: set[int] = set()
-    for row, fields in zip(self.rows, loaded, strict=True):
-      annotation = known[row.ann_id]
+    for row, fields, annotation in zip(self.rows, loaded, of_refs, strict=True):
+      assert annotation is not None
       for key in ("image_id", "category_id"):
         if key in fields and fields[key] != annotation.get(key):
           raise InputError(
@@ -237,7 +222,7 @@ class RefReader:
             f"{row.ann_id} has {annotation.get(key)} in {self.annotations_path}; do the two files "
             "belong together?"
           )
-      if row.image_id not in self._annotations.images:
+      if self._annotations.image(row.image_id) is None:
         raise InputError(
           f"{self.refs_path}, ref {row.ref_id}: image {row.image_id} is not among the images of "
           f"{self.annotations_path}; is that file complete?"
@@ -293,47 +278,42 @@ def _sentence(where: str, index: int, fields: Any) -> str:
   return text
 
 
-def _read_photo(path: str, size: tuple[int, int]) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
-  """Returns a photo's bytes and pixels; decoding it whole is the only way to know it is sound."""
-  try:
-    with open(path, "rb") as file:
-      data = file.read()
-  except OSError as error:
-    raise InputError(
-      f"image {path}: {error.strerror}; --images names the folder of the COCO train2014 photos, "
-      "and docs/data.md says where to get them"
-    ) from error
-  photo = preprocess.decode_image(data, path)
-  if photo.shape[:2] != size:
-    raise InputError(
-      f"image {path} is {photo.shape[1]} x {photo.shape[0]} pixels, but its annotations are for "
-      f"{size[1]} x {size[0]}; use the original COCO photos"
-    )
-  return data, photo
-
-
 class ReferSet:
-  """A data set of the RefCOCO family as examples, one an image and split."""
+  """A data set of the RefCOCO family as a source of examples, one an image and split."""
 
-  def __init__(self, reader: RefReader, images: str, provider: InstanceProvider):
+  def __init__(
+    self,
+    reader: RefReader,
+    images: str,
+    make: photos.PhotoMaker,
+    workers: int = 1,
+    batch_size: int = BATCH_SIZE,
+  ):
     """Checks that every photo is there, so that a missing one is found in a second.
 
     Args:
       reader: the refs.
       images: the folder of photos.
-      provider: where instance masks come from.
+      make: what makes examples of them.
+      workers: number of processes.
+      batch_size: photos that the provider of instances gets at once.
 
     Raises:
-      InputError: the folder or a photo is missing.
+      InputError: the folder or, unless `make.skip` is on, a photo is missing.
     """
     if not os.path.isdir(images):
       raise InputError(f"--images {images}: no such folder; docs/data.md says what goes where")
-    self._reader, self._images, self._provider = reader, images, provider
+    self._reader, self._images, self._batch_size = reader, images, batch_size
+    self.make, self.workers = make, workers
     self.splits = {split: len(image_ids) for split, image_ids in reader.splits.items()}
-    needed = sorted({image_id for ids in reader.splits.values() for image_id in ids})
+    if not make.skip:
+      self._check_photos()
+
+  def _check_photos(self) -> None:
+    needed = sorted({image_id for ids in self._reader.splits.values() for image_id in ids})
     missing = [
       path
-      for path in (reader.image_path(images, image_id) for image_id in needed)
+      for path in (self._reader.image_path(self._images, image_id) for image_id in needed)
       if not os.path.isfile(path)
     ]
     if missing:
@@ -342,8 +322,10 @@ class ReferSet:
         "missing); --images names the folder of the COCO train2014 photos"
       )
 
-  def examples(self, split: str) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a split, ordered by image id."""
-    for image_id in self._reader.splits[split]:
-      record = self._reader.record(split, image_id, self._images, self._provider)
-      yield example.encode_record(record)
+  def tasks(self, split: str) -> Iterator[Task]:
+    """Yields the photos of a split, ordered by image id."""
+    image_ids = self._reader.splits[split]
+    for first in range(0, len(image_ids), self._batch_size):
+      batch = image_ids[first : first + self._batch_size]
+      found = [self._reader.photo(split, image_id, self._images) for image_id in batch]
+      yield {"photos": [dataclasses.asdict(photo) for photo in found]}

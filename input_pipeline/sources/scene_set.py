@@ -1,13 +1,11 @@
 """A data set of generated scenes, made on all cores."""
 
-import concurrent.futures
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 from input_pipeline import example, parallel
 from input_pipeline.errors import InputError
-from input_pipeline.sources import shapes
+from input_pipeline.sources import Made, Task, shapes
 
 NOISES = ("default", "oracle")
 TRAIN_SCENES = 16_000
@@ -49,36 +47,30 @@ class SceneSet:
     self.splits = {
       split: train_scenes if split == "train" else eval_scenes for split in shapes.SPLITS
     }
-    self._chunk = _Chunk("train", seed, 0, 0, size, noise)
-    self._workers = workers or parallel.available_cores()
-    self._pool: concurrent.futures.Executor | None = None
+    self.make = SceneMaker(seed, size, noise)
+    self.workers = workers or parallel.available_cores()
 
-  def examples(self, split: str) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a split, ordered by index."""
+  def tasks(self, split: str) -> Iterator[Task]:
+    """Yields the numbers of the scenes of a split."""
     count = self.splits[split]
-    chunks = (
-      dataclasses.replace(self._chunk, split=split, first=first, last=min(first + _CHUNK, count))
-      for first in range(0, count, _CHUNK)
-    )
-    if self._pool is None:
-      self._pool = parallel.start_workers(self._workers)
-    for made in parallel.ordered_map(self._pool, _make_chunk, chunks, 3 * self._workers):
-      yield from made
+    for first in range(0, count, _CHUNK):
+      yield {"split": split, "first": first, "last": min(first + _CHUNK, count)}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Chunk:
-  split: str
+class SceneMaker:
+  """Makes the examples of scenes by their numbers."""
+
   seed: int
-  first: int
-  last: int
   size: int
   noise: str
 
-
-def _make_chunk(chunk: _Chunk) -> list[dict[str, Any]]:
-  noise = shapes.Noise.oracle() if chunk.noise == "oracle" else None
-  return [
-    example.encode_record(shapes.make_record(chunk.split, chunk.seed, index, chunk.size, noise))
-    for index in range(chunk.first, chunk.last)
-  ]
+  def __call__(self, task: Task) -> Made:
+    """Makes the scenes `first` to before `last` of a split."""
+    noise = shapes.Noise.oracle() if self.noise == "oracle" else None
+    return Made(
+      [
+        example.encode_record(shapes.make_record(task["split"], self.seed, n, self.size, noise))
+        for n in range(task["first"], task["last"])
+      ]
+    )

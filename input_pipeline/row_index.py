@@ -1,0 +1,139 @@
+"""The rows of a large JSON file by their ids, kept on disk: memory stays flat however large the file is.
+
+The index of a file is made once, in the user's cache folder (`$XDG_CACHE_HOME/mail_jax`, by default
+`~/.cache/mail_jax`), under the file's checksum. It may be deleted at any time.
+"""
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ijson
+
+from input_pipeline import storage, writing
+from input_pipeline.errors import InputError
+
+_FORM = 1  # of the index: another number makes all indices anew
+
+
+class RowIndex:
+  """Rows of JSON arrays, found by `id` or by `image_id`.
+
+  An index is as good in another process: pickled, it is no more than the paths.
+  """
+
+  def __init__(self, path: str, sections: Mapping[str, str]):
+    """Opens the index of a file, made first where there is none.
+
+    Args:
+      path: a JSON file.
+      sections: a name for each array and where it lies in the file, as ijson writes it: `annotations.item` is the
+        array of the key `annotations`, `item` the file itself.
+
+    Raises:
+      InputError: the file is missing or is not JSON of that form; the index cannot be written.
+    """
+    self.path = path
+    key = f"{storage.fingerprint(path)}-{'-'.join(sorted(sections))}-{_FORM}"
+    self._index = _cache_folder() / f"{key}.sqlite"
+    self._connection: sqlite3.Connection | None = None
+    if not self._index.is_file():
+      with writing.whole_file(self._index) as temporary:
+        _fill(temporary, path, sections)
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Everything but the connection, which is of one process alone."""
+    return self.__dict__ | {"_connection": None}
+
+  def row(self, section: str, row_id: int) -> dict[str, Any] | None:
+    """Returns the row with that `id`, None where there is none."""
+    return next(self._rows("section = ? AND id = ?", section, row_id), None)
+
+  def of_image(self, section: str, image_id: int) -> list[dict[str, Any]]:
+    """Returns the rows with that `image_id`, in the file's order."""
+    return list(self._rows("section = ? AND image_id = ?", section, image_id))
+
+  def rows(self, section: str) -> Iterator[dict[str, Any]]:
+    """Yields all rows of an array, in the file's order."""
+    return self._rows("section = ?", section)
+
+  def image_ids(self, section: str) -> set[int]:
+    """Returns every `image_id` of an array."""
+    query = "SELECT DISTINCT image_id FROM rows WHERE section = ? AND image_id IS NOT NULL"
+    return {image_id for (image_id,) in self._connected().execute(query, [section])}
+
+  def _rows(self, where: str, *values: Any) -> Iterator[dict[str, Any]]:
+    query = f"SELECT content FROM rows WHERE {where} ORDER BY number"
+    for (content,) in self._connected().execute(query, values):
+      yield json.loads(content)
+
+  def _connected(self) -> sqlite3.Connection:
+    if self._connection is None:
+      # Nobody writes to it any more, so no lock is needed, which not every file system has.
+      self._connection = sqlite3.connect(
+        f"{self._index.as_uri()}?immutable=1", uri=True, check_same_thread=False
+      )
+    return self._connection
+
+
+@functools.cache
+def _cache_folder() -> pathlib.Path:
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(pathlib.Path.home(), ".cache")
+  folder = pathlib.Path(base) / "mail_jax"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+      return folder
+  except OSError:
+    pass
+  # No home to write to, as in some containers: a folder of this process alone.
+  temporary = tempfile.mkdtemp(prefix="mail_jax-")
+  atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+  return pathlib.Path(temporary)
+
+
+def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:
+  connection = sqlite3.connect(index)
+  try:
+    with connection:
+      connection.execute("PRAGMA journal_mode = OFF")
+      connection.execute("PRAGMA synchronous = OFF")
+      connection.execute(
+        "CREATE TABLE rows (number INTEGER PRIMARY KEY, section TEXT, id INTEGER, image_id INTEGER, content TEXT)"
+      )
+      for section, prefix in sections.items():
+        connection.executemany(
+          "INSERT INTO rows (section, id, image_id, content) VALUES (?, ?, ?, ?)",
+          _read(path, section, prefix),
+        )
+      connection.execute("CREATE UNIQUE INDEX by_id ON rows (section, id)")
+      connection.execute("CREATE INDEX by_image ON rows (section, image_id)")
+  except sqlite3.IntegrityError as error:
+    raise InputError(
+      f"{path}: two rows of an array have the same id; is the file damaged?"
+    ) from error
+  except (sqlite3.Error, OverflowError) as error:
+    raise InputError(f"the index of {path} cannot be written to {index.parent}: {error}") from error
+  finally:
+    connection.close()
+
+
+def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
+  try:
+    with open(path, "rb") as file:
+      for row in ijson.items(file, prefix, use_float=True):
+        if not isinstance(row, dict):
+          raise InputError(f"{path}: {section} holds a {type(row).__name__} instead of an object")
+        ids = [row.get(key) for key in ("id", "image_id")]
+        if any(value is not None and type(value) is not int for value in ids):
+          raise InputError(f"{path}: {section} has the id {ids}, which is no whole number")
+        yield section, *ids, json.dumps(row, separators=(",", ":"))
+  except (ijson.JSONError, UnicodeDecodeError) as error:
+    raise InputError(f"{path}: not a whole JSON file ({error})") from error
