@@ -13,9 +13,11 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from input_pipeline import tfds_settings
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Made, Skipped, Source
 
+tfds_settings.apply()  # in the workers too, which import this module
 _NAMESPACE = "mail_jax"
 # Runners add to the message which step failed.
 _INPUT_ERROR = re.compile(r"\bInputError: (.+?)(?: \[while running .*)?$", re.MULTILINE)

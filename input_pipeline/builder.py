@@ -17,15 +17,13 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core import shuffle
 from tqdm import tqdm
 
-from input_pipeline import parallel, storage
+from input_pipeline import parallel, storage, tfds_settings
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Made, Skipped, Source, photos, refer, scene_set
 
-# TFDS keeps a split in memory up to the first number of bytes, then in files, as many as the second number.
-_BUFFER_BYTES, _BUCKETS = 32 << 20, 256
+tfds_settings.apply()
 _LINE_EVERY = 30  # seconds, where nobody watches
 
 
@@ -199,7 +197,7 @@ def write_dataset(
     from input_pipeline import beam_pipeline
 
     download.beam_options = beam_pipeline.parse_options(beam_options)
-  with storage.staging(data_dir, name) as folder, _small_buffers():
+  with storage.staging(data_dir, name) as folder:
     builder = ReferringSegmentation(
       source=source,
       arguments=arguments,
@@ -224,17 +222,6 @@ def _clear_errors(on_beam: bool) -> Iterator[None]:
       if (found := beam_pipeline.input_error(error)) is not None:
         raise found from None
     raise
-
-
-@contextlib.contextmanager
-def _small_buffers() -> Iterator[None]:
-  """Has TFDS sort on disk what it would keep in memory, up to a GB a split: the same records, in the same order."""
-  before = shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER
-  shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER = _BUFFER_BYTES, _BUCKETS
-  try:
-    yield
-  finally:
-    shuffle.MAX_MEM_BUFFER_SIZE, shuffle.BUCKETS_NUMBER = before
 
 
 @contextlib.contextmanager
