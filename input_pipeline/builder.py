@@ -129,6 +129,8 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
         for fields in made.examples:
           yield fields["image_id"], fields
         bar.update(len(made.examples) + len(made.skipped))
+    if not counts["records"]:
+      raise InputError(f"{split}: every image was left out; the last: {skipped[-1].reason}")
     self._note(split, counts, skipped, seconds)
 
   def _process_pipeline_result(self, pipeline_result: Any) -> None:

@@ -1,0 +1,125 @@
+"""What is kept of proposed masks, against pycocotools' IoU and a plain loop."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from input_pipeline import records
+from input_pipeline.errors import InputError
+from input_pipeline.instances import open_provider
+from input_pipeline.instances.postprocess import Selection, select
+
+
+def _iou(a, b):
+  runs = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in (a, b)]
+  return coco_mask.iou(runs[:1], runs[1:], [False])[0, 0]
+
+
+def _plain(masks, scores, selection):
+  """The numbers of the masks that are kept, by the definition."""
+  areas = [int(mask.sum()) for mask in masks]
+  kept: list[int] = []
+  for k in sorted(range(len(masks)), key=lambda k: (-scores[k], -areas[k], k)):
+    too_small = areas[k] == 0 or areas[k] / masks[k].size < selection.min_area
+    if too_small or len(kept) == selection.max_instances:
+      continue
+    if all(_iou(masks[k], masks[other]) <= selection.nms_iou for other in kept):
+      kept.append(k)
+  return kept
+
+
+@st.composite
+def proposals(draw):
+  """Rectangles, many of them alike, with few different scores."""
+  height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+  count = draw(st.integers(0, 12))
+  masks = np.zeros((count, height, width), bool)
+  for mask in masks:
+    top, left = draw(st.integers(0, height)), draw(st.integers(0, width))
+    mask[top : top + draw(st.integers(0, 12)), left : left + draw(st.integers(0, 12))] = True
+  scores = [draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])) for _ in range(count)]
+  return records.Instances(
+    masks, np.array(scores, np.float32), np.arange(count, dtype=np.int32), "test"
+  )
+
+
+@settings(max_examples=200)
+@given(
+  proposals(),
+  st.builds(
+    Selection,
+    max_instances=st.integers(1, 6),
+    min_area=st.sampled_from([0.0, 0.1, 0.5]),
+    nms_iou=st.sampled_from([0.3, 0.5, 0.9, 1.0]),
+  ),
+)
+def test_what_is_kept_is_what_a_plain_loop_keeps(given_instances, selection):
+  kept = select(given_instances, selection, "coco")
+  expected = _plain(given_instances.masks, given_instances.scores, selection)
+  assert kept.categories.tolist() == expected  # the number of each, as it was given
+  np.testing.assert_array_equal(kept.masks, given_instances.masks[expected])
+  np.testing.assert_array_equal(kept.scores, given_instances.scores[expected])
+  assert (kept.source, kept.trained_on) == ("test", "coco")
+
+
+def test_the_order_of_proposals_of_different_scores_changes_nothing():
+  rng = np.random.default_rng(0)
+  masks, scores = rng.random((20, 9, 11)) < 0.5, rng.permutation(20).astype(np.float32)
+  categories = np.arange(20, dtype=np.int32)
+  shuffled = rng.permutation(20)
+  one = select(records.Instances(masks, scores, categories, "a"), Selection(max_instances=5))
+  other = select(
+    records.Instances(masks[shuffled], scores[shuffled], categories[shuffled], "a"),
+    Selection(max_instances=5),
+  )
+  assert one.categories.tolist() == other.categories.tolist()
+  assert len(one.scores) == 5
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"max_instances": 0}, "--max_instances 0"),
+    ({"max_instances": 65}, "--max_instances 65"),
+    ({"min_area": 1.0}, "--min_area 1"),
+    ({"min_area": -0.1}, "--min_area -0.1"),
+    ({"nms_iou": 0.0}, "--nms_iou 0"),
+    ({"nms_iou": float("nan")}, "--nms_iou nan"),
+  ],
+)
+def test_values_out_of_range_are_named(values, message):
+  with pytest.raises(InputError, match=message):
+    Selection(**values)
+
+
+class WrongSize:
+  """A detector that forgets to bring its masks back to the photo's size."""
+
+  def __init__(self, argument):
+    self._side = int(argument)
+
+  def propose(self, images, image_ids):
+    shape = (1, self._side, self._side)
+    one = np.ones(1, np.float32)
+    return [
+      records.Instances(np.ones(shape, bool), one, np.zeros(1, np.int32), "x") for _ in images
+    ]
+
+
+def test_a_class_of_ones_own_is_a_provider_and_its_masks_are_checked():
+  provider = open_provider(f"{__name__}.WrongSize:7")
+  (found,) = provider.propose([np.zeros((7, 7, 3), np.uint8)], [5])
+  assert found.masks.all()
+  assert found.trained_on == "unknown"
+  with pytest.raises(
+    InputError, match=r"instances of image 5 are 7 x 7 pixels, the image is 9 x 8"
+  ):
+    provider.propose([np.zeros((8, 9, 3), np.uint8)], [5])
+
+
+@pytest.mark.parametrize("spec", ["nowhere.Detector", f"{__name__}.Missing", "json.JSONDecoder:x"])
+def test_what_cannot_be_a_provider_is_named(spec):
+  with pytest.raises(InputError, match=f"--instances {spec}"):
+    open_provider(spec)
