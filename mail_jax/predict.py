@@ -12,11 +12,11 @@ import os
 import numpy as np
 from PIL import Image
 
+from input_pipeline import drawing, preprocess
 from input_pipeline import instances as providers
-from input_pipeline import preprocess
 from input_pipeline.errors import run_command
 from input_pipeline.instances.coco import CocoInstances
-from mail_jax import drawing, trained
+from mail_jax import trained
 from mail_jax.segmenter import Segmenter
 
 
