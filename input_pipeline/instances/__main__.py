@@ -35,5 +35,5 @@ if __name__ == "__main__":
   try:
     errors.run_command(main)
   except KeyboardInterrupt:
-    print("interrupted: nothing was written", file=sys.stderr)
+    print("interrupted", file=sys.stderr)
     sys.exit(130)

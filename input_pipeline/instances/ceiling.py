@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 from input_pipeline import records
 
 CEILING = (
   "This is the ceiling of any method that only picks a mask: every ref is given the instance mask that fits its target "
-  "best. Higher is only who draws masks, or has better ones."
+  "best. Only better masks, or a method that draws its own, can go beyond."
 )
 THRESHOLDS = (0.5, 0.75, 0.9)
 SIZES = {"small": 32**2, "medium": 96**2, "large": math.inf}
@@ -38,8 +39,12 @@ def match_refs(record: records.ImageRecord) -> list[Match]:
   return [_match(np.packbits(ref.target), instances, areas) for ref in record.refs]
 
 
-def _match(target: np.ndarray, instances: np.ndarray, areas: np.ndarray) -> Match:
-  area = int(_count(target))
+def _match(
+  target: UInt8[np.ndarray, "bytes"],
+  instances: UInt8[np.ndarray, "k bytes"],
+  areas: Int64[np.ndarray, "k"],
+) -> Match:
+  area = int(_count(target[None])[0])
   intersections = _count(instances & target)
   if not intersections.any():
     return Match(0.0, None, area)
@@ -48,7 +53,7 @@ def _match(target: np.ndarray, instances: np.ndarray, areas: np.ndarray) -> Matc
   return Match(float(ious[best]), best, area)
 
 
-def _count(bits: np.ndarray) -> np.ndarray:
+def _count(bits: UInt8[np.ndarray, "k bytes"]) -> Int64[np.ndarray, "k"]:
   return np.bitwise_count(bits).sum(-1, dtype=np.int64)
 
 

@@ -6,7 +6,7 @@ python -m input_pipeline.instances report --data_dir data --html report.html
 import argparse
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     for split, images in stored_records.splits(args.data_dir, name).items():
       label, stored = f"{name}/{split}", stored_records.read(args.data_dir, name, split)
       # disable=None: no progress bar where nobody watches.
-      watched = tqdm(stored, desc=label, total=images, unit=" images", disable=None)
+      watched = iter(tqdm(stored, desc=label, total=images, unit=" images", disable=None))
       results[label] = measure(label, watched, gallery).figures(timing[name].get(split))
   print("\n".join([report_table.text(results), "", *report_table.origins(results)]))
   print(f"({report_table.LEGEND})\n{CEILING}")
@@ -83,7 +83,7 @@ def _datasets(data_dir: str, wanted: list[str] | None) -> list[str]:
   return list(dict.fromkeys(wanted or there))
 
 
-def measure(name: str, stored: Iterable[Mapping[str, Any]], gallery: Gallery) -> Ceiling:
+def measure(name: str, stored: Iterator[Mapping[str, Any]], gallery: Gallery) -> Ceiling:
   """Returns the figures of a split and shows its images to the gallery; holds one image at a time.
 
   Args:

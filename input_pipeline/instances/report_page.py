@@ -28,7 +28,8 @@ th, td { border-bottom: 1px solid #8885; padding: .25rem .6rem; text-align: righ
 th:first-child { text-align: left }
 th.size { font-weight: normal; padding-left: 1.8rem }
 .small { font-size: .85rem }
-.pictures { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)) }
+.pictures { align-items: start; display: grid; gap: 1.2rem }
+.pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)) }
 figure { border: 1px solid #8885; border-radius: .4rem; margin: 0; overflow: hidden }
 figure img { display: block; height: auto; width: 100% }
 figcaption { padding: .5rem .8rem .8rem }

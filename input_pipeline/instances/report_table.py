@@ -74,6 +74,6 @@ def origins(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
   return [
     f"{dataset}: masks "
     + "; ".join(f"{origin} ({count:,} images)" for origin, count in images.most_common())
-    + (f"; {left_out[dataset]:,} refs that mean nothing are left out" if left_out[dataset] else "")
+    + (f"; {left_out[dataset]:,} refs without a target are left out" if left_out[dataset] else "")
     for dataset, images in by_dataset.items()
   ]
