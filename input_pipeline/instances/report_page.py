@@ -106,18 +106,23 @@ def _figure(picture: Picture) -> str:
   record = example.decode_record(picture.fields)
   ref, match = record.refs[picture.ref], picture.match
   drawn = draw(picture)
-  best = (
-    "no mask overlaps it" if match.instance is None else f"best mask: number {match.instance + 1}"
-  )
   sentences = "".join(f'<li dir="auto">{html.escape(sentence)}</li>' for sentence in ref.sentences)
   data = base64.b64encode(drawing.encode_jpeg(drawn)).decode()
   return (
     f'<figure><img src="data:image/jpeg;base64,{data}" width="{drawn.shape[1]}" height="{drawn.shape[0]}" '
     f'alt="{html.escape(record.file_name)} with its instance masks">'
-    f"<figcaption><p><strong>IoU {match.iou:.2f}</strong>, {best} of {len(record.instances.masks)}</p>"
+    f"<figcaption><p><strong>IoU {match.iou:.2f}</strong>, {_which(match.instance, len(record.instances.masks))}</p>"
     f'<p class="small">{html.escape(picture.name)}, image {record.image_id}, ref {ref.ref_id}; target of '
     f"{match.area:,} pixels ({size_of(match.area)})</p><ul>{sentences}</ul></figcaption></figure>"
   )
+
+
+def _which(instance: int | None, count: int) -> str:
+  if not count:
+    return "the image has no mask"
+  if instance is None:
+    return f"no mask of {count} overlaps the target"
+  return f"the best of {count} masks is number {instance + 1}"
 
 
 def draw(picture: Picture) -> np.ndarray:
