@@ -1,6 +1,9 @@
-"""What is stored for a record: the names of its fields and how each is written."""
+"""What is stored for a record: the names of its fields, how each is written, and how it is read again."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from input_pipeline import preprocess, records
 from input_pipeline.errors import InputError
@@ -25,6 +28,37 @@ def encode_record(record: records.ImageRecord) -> dict[str, Any]:
     "instances_trained_on": record.instances.trained_on,
     "refs": [_encode_ref(ref) for ref in record.refs],
   }
+
+
+def decode_record(fields: Mapping[str, Any]) -> records.ImageRecord:
+  """Returns the record whose fields `encode_record` gave; the photo stays as it is."""
+  height = int(fields["height"])
+  scores = np.asarray(fields["instance_score"], np.float32)
+  planes = records.decode_planes(fields["instances"], height)
+  return records.ImageRecord(
+    image=fields["image"],
+    image_id=int(fields["image_id"]),
+    file_name=fields["file_name"],
+    height=height,
+    width=int(fields["width"]),
+    instances=records.Instances(
+      masks=records.unpack_planes(planes, len(scores)),
+      scores=scores,
+      categories=np.asarray(fields["instance_category"], np.int32),
+      source=fields["instances_from"],
+      trained_on=fields["instances_trained_on"],
+    ),
+    refs=tuple(map(_decode_ref, fields["refs"])),
+  )
+
+
+def _decode_ref(fields: Mapping[str, Any]) -> records.Ref:
+  return records.Ref(
+    ref_id=int(fields["ref_id"]),
+    ann_ids=tuple(map(int, fields["ann_ids"])),
+    target=records.decode_target(fields["target"]),
+    sentences=tuple(fields["sentences"]),
+  )
 
 
 def _encode_ref(ref: records.Ref) -> dict[str, Any]:

@@ -60,13 +60,29 @@ def write_timing(data_dir: str, name: str, seconds: dict[str, float]) -> None:
   path.write_text(json.dumps({split: round(value, 6) for split, value in seconds.items()}))
 
 
+def prepared(data_dir: str) -> list[str]:
+  """Returns the names of the data sets that are prepared in a folder, as users know them."""
+  folders = {name: pathlib.Path(dataset_dir(data_dir, name)) for name in CONFIGS}
+  return [name for name, path in folders.items() if (path / "dataset_info.json").is_file()]
+
+
 def read_timing(data_dir: str, name: str) -> dict[str, float]:
-  """Returns the seconds that the instance masks of an image took, for each split; nothing where it is not known."""
+  """Returns how long the instance masks of an image took, in seconds, by split.
+
+  Empty where that was not measured.
+
+  Raises:
+    InputError: the file of the measurements is damaged.
+  """
   path = pathlib.Path(dataset_dir(data_dir, name)) / "timing.json"
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
+  if not path.is_file():
     return {}
+  try:
+    return {split: float(seconds) for split, seconds in json.loads(path.read_text()).items()}
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise InputError(
+      f"{path} cannot be read ({error}); remove it, or prepare {name} again with --overwrite"
+    ) from error
 
 
 def fingerprint(path: str) -> str:

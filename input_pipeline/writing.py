@@ -31,6 +31,21 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: str | os.PathLike) -> None:
+  """Looks whether a file can be put where it is wanted, before anything takes long.
+
+  Raises:
+    InputError: there is no such folder, it is not to be written to, or the name is that of a folder.
+  """
+  target = pathlib.Path(path)
+  if not target.parent.is_dir():
+    raise InputError(f"{path}: the folder {target.parent} does not exist")
+  if target.is_dir():
+    raise InputError(f"{path} is a folder; name a file in it")
+  if not os.access(target.parent, os.W_OK):
+    raise InputError(f"{path}: the folder {target.parent} cannot be written to; choose another")
+
+
 def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
   """Writes text or bytes; see `whole_file`."""
   with whole_file(path) as temporary:

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline import records, writing
+from input_pipeline import drawing, records, writing
 from input_pipeline.errors import InputError, run_command
-from mail_jax import drawing, trained
+from mail_jax import trained
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
 from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
@@ -99,8 +99,7 @@ def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], coun
 def _tile(batch, row, masks, chosen, i):
   """The picture at the model's resolution, stretched back to the photo's shape, with everything drawn on it."""
   height, width = (int(n) for n in batch["original_size"][i])
-  scale = 240 / max(height, width)
-  size = (max(1, round(width * scale)), max(1, round(height * scale)))
+  size = drawing.fitting_size(height, width, 240)
   target, mask = batch["original_target"][i, :height, :width], masks[i, :height, :width]
   planes = records.unpack_planes(batch["instances"][i], int(batch["num_instances"][i]))
   picked = planes[chosen[i]] if chosen[i] < len(planes) else None

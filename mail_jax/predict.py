@@ -12,10 +12,10 @@ import os
 import numpy as np
 from PIL import Image
 
+from input_pipeline import drawing, preprocess
 from input_pipeline import instances as providers
-from input_pipeline import preprocess
 from input_pipeline.errors import run_command
-from mail_jax import drawing, trained
+from mail_jax import trained
 from mail_jax.segmenter import Segmenter
 
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from input_pipeline import preprocess, records
-from mail_jax import drawing, trained
+from input_pipeline import drawing, preprocess, records
+from mail_jax import trained
 from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
 

@@ -1,5 +1,7 @@
 """Pictures for people: overlays and contact sheets."""
 
+import colorsys
+import io
 import os
 from collections.abc import Sequence
 
@@ -62,6 +64,41 @@ def overlay(
   return result if target is None else outline(result, target, TARGET, width)
 
 
+def instance_overlay(
+  image: UInt8[np.ndarray, "h w 3"],
+  instances: Bool[np.ndarray, "k h w"],
+  target: Bool[np.ndarray, "h w"],
+  best: int | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Each instance in a colour of its own, the outline of the best in yellow, that of the target in white inside it."""
+  width = max(1, round(max(image.shape[:2]) / 300))
+  # The largest first, so that what lies on it is seen.
+  for k in np.argsort(-instances.sum((1, 2)), kind="stable"):
+    image = tint(image, instances[k], _instance_colour(int(k)), 0.45)
+  if best is not None:
+    image = outline(image, instances[best], CHOSEN, 3 * width)
+  return outline(image, target, TARGET, width)
+
+
+def _instance_colour(number: int) -> tuple[int, int, int]:
+  """Hues a golden section apart: neighbours differ, and none comes back."""
+  red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9, 1)
+  return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def fitting_size(height: int, width: int, side: int) -> tuple[int, int]:
+  """Returns (width, height) of a picture of the same shape whose longer side has `side` pixels."""
+  scale = side / max(height, width)
+  return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def encode_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+  """Writes a picture as a JPEG of middling quality; the same bytes for the same pixels."""
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, format="JPEG", quality=80, optimize=True)
+  return buffer.getvalue()
+
+
 def stretch(
   image: Shaped[np.ndarray, "h w ..."], size: tuple[int, int]
 ) -> Shaped[np.ndarray, "y x ..."]:
@@ -116,10 +153,8 @@ def check_writable(path: str) -> None:
   Raises:
     InputError: there is no such folder, or no such kind of picture.
   """
-  folder, name = os.path.split(path)
-  if folder and not os.path.isdir(folder):
-    raise InputError(f"{path}: the folder {folder} does not exist")
-  ending = os.path.splitext(name)[1].lower()
+  writing.check_folder(path)
+  ending = os.path.splitext(path)[1].lower()
   if Image.registered_extensions().get(ending) not in Image.SAVE:
     raise InputError(f"{path}: unknown kind of picture {ending!r}; use .png")
 

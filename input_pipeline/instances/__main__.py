@@ -1,0 +1,39 @@
+"""What can be asked about the instance masks of prepared data sets:
+
+python -m input_pipeline.instances report --data_dir data
+"""
+
+import argparse
+import sys
+
+from input_pipeline import errors
+from input_pipeline.instances import report
+
+# Each has add_parser(subparsers), which sets `run` to a function of the parsed arguments.
+COMMANDS = (report,)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs the command that is named first.
+
+  Raises:
+    InputError: something is wrong with what was given.
+  """
+  parser = argparse.ArgumentParser(
+    prog="python -m input_pipeline.instances",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+  for command in COMMANDS:
+    command.add_parser(subparsers)
+  args = parser.parse_args(argv)
+  args.run(args)
+
+
+if __name__ == "__main__":
+  try:
+    errors.run_command(main)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
