@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from input_pipeline import storage
 from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
+from input_pipeline.instances import leakage, open_provider
 from input_pipeline.sources import refer, scene_set
 
 
@@ -80,7 +80,12 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
   url_infos = None
 
   def __init__(
-    self, *, source: Source | None = None, arguments: Mapping[str, Any] | None = None, **kwargs: Any
+    self,
+    *,
+    source: Source | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    **kwargs: Any,
   ):
     """Makes the builder.
 
@@ -88,10 +93,13 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       source: where examples come from; by default what lies in TFDS's manual folder, or generated
         scenes.
       arguments: what the source was made from, kept in the data set's metadata.
+      provenance: what the metadata is to say besides, `leakage.provenance`.
       **kwargs: `data_dir` and `config`, as TFDS has them.
     """
     self._source = source
-    self._made_from = tfds.core.MetadataDict(arguments=dict(arguments or {}), counts={})
+    self._made_from = tfds.core.MetadataDict(
+      arguments=dict(arguments or {}), counts={}, **(provenance or {})
+    )
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -100,8 +108,9 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     if self._source is None:
       assert self.builder_config is not None
-      self._source, arguments = _default_source(self.builder_config.name, dl_manager)
+      self._source, arguments, provenance = _default_source(self.builder_config.name, dl_manager)
       self._made_from["arguments"].update(arguments)
+      self._made_from.update(provenance)
     return {split: self._generate_examples(split) for split in self._source.splits}
 
   def _generate_examples(self, split: str):
@@ -120,19 +129,28 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
 
 def _default_source(
   config: str, dl_manager: tfds.download.DownloadManager
-) -> tuple[Source, dict[str, Any]]:
-  """The source for TFDS's own command, which takes no arguments of ours."""
+) -> tuple[Source, dict[str, Any], dict[str, Any]]:
+  """The source for TFDS's own command, which takes no arguments of ours; its arguments and provenance."""
   (name,) = (name for name, legal in storage.CONFIGS.items() if legal == config)
   if name == "shapes":
-    return scene_set.SceneSet(), {}
+    scenes = scene_set.SceneSet()
+    return scenes, {}, leakage.of_scenes(scenes.splits)
   manual = os.fspath(dl_manager.manual_dir)
   reader = refer.RefReader(name, os.path.join(manual, "refer"))
   provider = open_provider(f"coco:{reader.annotations_path}")
   source = refer.ReferSet(reader, os.path.join(manual, "train2014"), provider)
-  return source, {"refs": storage.fingerprint(reader.refs_path), "instances": "coco"}
+  provenance = leakage.provenance("coco", leakage.parse(provider.trained_on), reader.splits)
+  arguments = {"refs": storage.fingerprint(reader.refs_path), "instances": "coco"}
+  return source, arguments, provenance
 
 
-def write_dataset(data_dir: str, name: str, source: Source, arguments: Mapping[str, Any]) -> None:
+def write_dataset(
+  data_dir: str,
+  name: str,
+  source: Source,
+  arguments: Mapping[str, Any],
+  provenance: Mapping[str, Any],
+) -> None:
   """Writes a data set to `data_dir`: all of it, or nothing after an error or interrupt.
 
   Args:
@@ -140,11 +158,16 @@ def write_dataset(data_dir: str, name: str, source: Source, arguments: Mapping[s
     name: of the data set, as users know it.
     source: where examples come from.
     arguments: what the source was made from, kept in the metadata.
+    provenance: what the metadata is to say besides, `leakage.provenance`.
   """
   tfds.disable_progress_bar()  # It counts shards; ours counts images.
   with storage.staging(data_dir, name) as folder:
     builder = ReferringSegmentation(
-      source=source, arguments=arguments, config=storage.CONFIGS[name], data_dir=folder
+      source=source,
+      arguments=arguments,
+      provenance=provenance,
+      config=storage.CONFIGS[name],
+      data_dir=folder,
     )
     with _quiet_tfds():
       builder.download_and_prepare()

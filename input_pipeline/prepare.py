@@ -15,14 +15,14 @@ from typing import Any
 
 from input_pipeline import errors, storage
 from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
+from input_pipeline.instances import leakage, open_provider
 from input_pipeline.instances.postprocess import MAX_INSTANCES, Selection
 from input_pipeline.sources import refer, scene_set
 
 # The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
 # before that, and the processes that make scenes import this module again.
 
-_REFER_ONLY = ("refer_root", "images", "annotations", "instances", "max_instances")
+_REFER_ONLY = ("refer_root", "images", "annotations", "instances", "trained_on", "max_instances")
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 
@@ -41,6 +41,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     "--annotations", help="COCO file with the refs' objects (default: instances.json beside them)"
   )
   family.add_argument("--instances", help="coco:INSTANCES.json, or none")
+  family.add_argument(
+    "--trained_on",
+    metavar="WHAT",
+    help=f"the masks' detector: {', '.join(leakage.WORDS)}, or a FILE with its training images",
+  )
   family.add_argument("--max_instances", type=int, help="instance masks an image (default: 16)")
   shapes = parser.add_argument_group("shapes")
   shapes.add_argument("--train_scenes", type=int, help="(default: 16000)")
@@ -76,6 +81,7 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
     "annotations": _identify(annotations),
     "images": os.path.abspath(args.images),
     "instances": f"{provider}:{_identify(argument)}" if argument else provider,
+    "trained_on": _identify(_default(args.trained_on, "as the provider says")),
     "max_instances": _default(args.max_instances, MAX_INSTANCES),
   }
 
@@ -90,16 +96,22 @@ def _identify(path: str) -> str:
   return f"{os.path.basename(path)} (sha256 {storage.fingerprint(path)})"
 
 
-def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Any:
-  """Returns what `builder.write_dataset` reads from; checks all that can be checked in advance."""
+def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+  """Returns what `builder.write_dataset` reads from, and its provenance; checks all that can be checked in advance."""
   if args.dataset == "shapes":
-    return scene_set.SceneSet(**described)
+    scenes = scene_set.SceneSet(**described)
+    return scenes, leakage.of_scenes(scenes.splits)
+  said = None if args.trained_on is None else leakage.parse(args.trained_on)
   selection = Selection(max_instances=described["max_instances"])
   reader = refer.RefReader(args.dataset, args.refer_root, args.annotations)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
-  provider = open_provider(args.instances, selection)
-  return refer.ReferSet(reader, args.images, provider)
+  provider = open_provider(args.instances, selection, said.text if said else "")
+  trained_on = leakage.of_provider(provider.provider, said)
+  provenance = leakage.provenance(args.instances.partition(":")[0], trained_on, reader.splits)
+  for line in leakage.warnings(provenance["leakage"]):
+    print(line, file=sys.stderr)
+  return refer.ReferSet(reader, args.images, provider), provenance
 
 
 def _is_prepared(args: argparse.Namespace, described: dict[str, Any]) -> bool:
@@ -141,11 +153,11 @@ def main(argv: list[str] | None = None) -> None:
     _print_table(args.data_dir, args.dataset)
     return
   started = time.monotonic()
-  source = _make_source(args, described)
+  source, provenance = _make_source(args, described)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   from input_pipeline import builder
 
-  builder.write_dataset(args.data_dir, args.dataset, source, described)
+  builder.write_dataset(args.data_dir, args.dataset, source, described, provenance)
   print(
     f"{args.dataset} is prepared in {storage.dataset_dir(args.data_dir, args.dataset)} "
     f"({time.monotonic() - started:.0f} s)"

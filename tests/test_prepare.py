@@ -121,7 +121,8 @@ def test_the_number_of_workers_changes_no_byte(shapes_data, tmp_path):
   alone = scene_set.SceneSet(24, 12, workers=1)
   metadata = storage.read_metadata(str(shapes_data), "shapes")
   assert metadata is not None
-  builder.write_dataset(str(tmp_path), "shapes", alone, metadata["arguments"])
+  provenance = {key: metadata[key] for key in ("instances", "leakage")}
+  builder.write_dataset(str(tmp_path), "shapes", alone, metadata["arguments"], provenance)
   assert _hashes(tmp_path) == _hashes(pathlib.Path(shapes_data))
 
 
@@ -316,6 +317,8 @@ def test_tfds_builds_it_from_its_manual_folder(tmp_path):
   config = tfds.download.DownloadConfig(manual_dir=layout.root.parent)
   made.download_and_prepare(download_config=config)
   assert sorted(_read(tmp_path / "data", "refcoco_unc", "testA")) == [102]
+  metadata = storage.read_metadata(str(tmp_path / "data"), "refcoco_unc") or {}
+  assert metadata["instances"] == {"from": "coco", "trained_on": "ground-truth"}
 
 
 @pytest.mark.parametrize(
