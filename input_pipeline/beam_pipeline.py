@@ -10,8 +10,10 @@ import re
 import shlex
 from typing import Any
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+import apache_beam as beam  # pyright: ignore[reportMissingImports]
+from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+  PipelineOptions,
+)
 
 from input_pipeline import tfds_settings
 from input_pipeline.errors import InputError

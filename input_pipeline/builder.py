@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from input_pipeline import parallel, storage, tfds_settings
 from input_pipeline.errors import InputError
+from input_pipeline.instances import leakage
 from input_pipeline.sources import Made, Skipped, Source, photos, refer, scene_set
 
 tfds_settings.apply()
@@ -91,6 +92,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     """
     self._source, self._on_beam = source, on_beam
     self._made_from = tfds.core.MetadataDict(arguments=dict(arguments or {}), counts={}, skipped={})
+    self._made_from.update(source.provenance if source else {})
     self.seconds: dict[str, float] = {}
     """Time that the instance masks of an image took, for each split."""
     super().__init__(**kwargs)
@@ -103,6 +105,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       assert self.builder_config is not None
       self._source, arguments = _default_source(self.builder_config.name, dl_manager)
       self._made_from["arguments"].update(arguments)
+      self._made_from.update(self._source.provenance)
     if self._on_beam:
       from input_pipeline import beam_pipeline  # needs a package that is not required
 
@@ -158,8 +161,14 @@ def _progress_bar(split: str, total: int) -> tqdm:
   if sys.stderr.isatty():
     return tqdm(desc=split, total=total, unit=" images")
   line = "{desc}: {n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left\n"
-  every = {"mininterval": _LINE_EVERY, "delay": _LINE_EVERY}
-  return tqdm(desc=split, total=total, unit=" images", bar_format=line, **every)
+  return tqdm(
+    desc=split,
+    total=total,
+    unit=" images",
+    bar_format=line,
+    mininterval=_LINE_EVERY,
+    delay=_LINE_EVERY,
+  )
 
 
 def _default_source(
@@ -172,7 +181,8 @@ def _default_source(
   manual = os.fspath(dl_manager.manual_dir)
   reader = refer.RefReader(name, os.path.join(manual, "refer"))
   make = photos.PhotoMaker(f"coco:{reader.annotations_path}")
-  source = refer.ReferSet(reader, os.path.join(manual, "train2014"), make)
+  provenance = leakage.provenance("coco", leakage.TrainedOn("ground-truth"), reader.splits)
+  source = refer.ReferSet(reader, os.path.join(manual, "train2014"), make, provenance)
   return source, {"refs": storage.fingerprint(reader.refs_path), "instances": "coco"}
 
 

@@ -40,7 +40,7 @@ class CocoAnnotations:
       raise InputError(
         f"COCO annotations {path}: not a COCO instances file; it needs `images` and `annotations`, each row with its id"
       )
-    self.category_ids = frozenset(row.get("id") for row in self._rows.rows("categories"))
+    self.category_ids = frozenset(row["id"] for row in self._rows.rows("categories") if "id" in row)
     """The list of categories; empty where the file has none."""
 
   def image(self, image_id: int) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from input_pipeline import errors, instances, parallel, storage
 from input_pipeline.errors import InputError
+from input_pipeline.instances import leakage
 from input_pipeline.instances.postprocess import Selection
 from input_pipeline.instances.results import DetectionResults
 from input_pipeline.sources import Source, photos, refer, scene_set
@@ -51,6 +52,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   masks = parser.add_argument_group("instance masks, of the RefCOCO family (docs/instances.md)")
   masks.add_argument(
     "--instances", metavar="NAME[:ARG]", help="coco:FILE, results:FILE, huggingface:MODEL, ..."
+  )
+  masks.add_argument(
+    "--trained_on",
+    metavar="WHAT",
+    help=f"their detector: {', '.join(leakage.WORDS)}, or a FILE with its training images",
   )
   masks.add_argument("--max_instances", type=int, help="kept of an image, 1 to 64 (default: 16)")
   masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
@@ -103,6 +109,7 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
     "annotations": _identify(annotations),
     "images": os.path.abspath(args.images),
     "instances": f"{provider}:{files}" if argument else provider,
+    "trained_on": _identify(_default(args.trained_on, "as the provider says")),
     **dataclasses.asdict(_selection(args)),
     "categories": _identify(args.categories) if args.categories else "",
     "allow_empty": bool(args.allow_empty),
@@ -129,15 +136,21 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   """Returns what `builder.write_dataset` reads from; checks all that can be checked in advance."""
   if args.dataset == "shapes":
     return scene_set.SceneSet(**described, workers=args.workers)
+  said = None if args.trained_on is None else leakage.parse(args.trained_on)
   reader = refer.RefReader(args.dataset, args.refer_root, args.annotations)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
   provider = instances.open_provider(args.instances).provider
   _check_images(args.instances, provider, reader)
+  trained_on = leakage.of_provider(provider, said)
+  provenance = leakage.provenance(args.instances.partition(":")[0], trained_on, reader.splits)
+  for line in leakage.warnings(provenance["leakage"]):
+    print(line, file=sys.stderr)
   looked_up = isinstance(provider, DetectionResults)
   make = photos.PhotoMaker(
     args.instances,
     _selection(args),
+    said.text if said else "",
     categories=args.categories or (reader.annotations_path if looked_up else ""),
     allow_empty=bool(args.allow_empty),
     skip=args.on_error == "skip",
@@ -146,6 +159,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     reader,
     os.path.abspath(args.images),
     make,
+    provenance,
     _default(args.workers, _useful_workers(provider, reader)),
     _default(args.batch_size, refer.BATCH_SIZE),
   )

@@ -134,6 +134,6 @@ def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any,
         ids = [row.get(key) for key in ("id", "image_id")]
         if any(value is not None and type(value) is not int for value in ids):
           raise InputError(f"{path}: {section} has the id {ids}, which is no whole number")
-        yield section, *ids, json.dumps(row, separators=(",", ":"))
+        yield section, ids[0], ids[1], json.dumps(row, separators=(",", ":"))
   except (ijson.JSONError, UnicodeDecodeError) as error:
     raise InputError(f"{path}: not a whole JSON file ({error})") from error

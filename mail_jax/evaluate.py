@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline import drawing, records, writing
+from input_pipeline import drawing, records, storage, writing
 from input_pipeline.errors import InputError, run_command
+from input_pipeline.instances import leakage
 from mail_jax import trained
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
 from mail_jax.resize import resize_logits
@@ -56,6 +57,12 @@ def table(results: dict[str, dict[str, int | float]]) -> str:
     + "  ".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
     for row in rows
   )
+
+
+def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
+  """Who made the instance masks of `name`, which is DATASET/SPLIT, and what that means for its numbers."""
+  dataset, _, split = name.rpartition("/")
+  return leakage.recall(storage.read_metadata(data_dir, dataset) or {}, dataset, split)
 
 
 def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], count: int) -> Any:
@@ -126,7 +133,11 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     "--data", required=True, action="append", metavar="DATASET/SPLIT", help="may be given again"
   )
-  parser.add_argument("--json", metavar="OUT", help="write the metrics as fractions")
+  parser.add_argument(
+    "--json",
+    metavar="OUT",
+    help="write the metrics as fractions, and whose instance masks they rest on",
+  )
   parser.add_argument("--overlays", metavar="OUT.png", help="draw a contact sheet of predictions")
   parser.add_argument(
     "--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)"
@@ -144,8 +155,12 @@ def main(argv: list[str] | None = None) -> None:
     results[name] = dict(evaluator.run(model.variables))
     results[name]["text_cut"] = float(np.mean([row["cut"] for row in evaluator.meta]))
   print(f"{args.checkpoint}, step {model.step}; percent\n{table(results)}")
+  instances = {name: recall_instances(args.data_dir, name) for name in results}
+  for line in leakage.warnings(instances):
+    print(line)
   if args.json:
-    writing.write_whole(args.json, json.dumps(results, indent=2) + "\n")
+    report = {name: row | {"instances": instances[name]} for name, row in results.items()}
+    writing.write_whole(args.json, json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.json}")
   if args.overlays:
     share = -(-args.overlay_count // len(args.data))

@@ -5,6 +5,7 @@ and its right half; the first instance is the left half.
 """
 
 import io
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -60,6 +61,7 @@ class _Records:
   """Records as a source for the builder."""
 
   workers = 1
+  provenance: ClassVar = {}
 
   def __init__(self, **splits: list[dict]):
     self._splits = splits

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ METRICS += ("selection_accuracy", "oracle_mIoU")
 class Evaluation:
   """What one run of `evaluate` left behind."""
 
-  metrics: dict[str, dict[str, float]]
+  metrics: dict[str, dict[str, Any]]
   sheet: pathlib.Path
   printed: str
 

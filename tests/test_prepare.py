@@ -318,6 +318,8 @@ def test_tfds_builds_it_from_its_manual_folder(tmp_path):
   config = tfds.download.DownloadConfig(manual_dir=layout.root.parent)
   made.download_and_prepare(download_config=config)
   assert sorted(_read(tmp_path / "data", "refcoco_unc", "testA")) == [102]
+  metadata = storage.read_metadata(str(tmp_path / "data"), "refcoco_unc") or {}
+  assert metadata["instances"] == {"from": "coco", "trained_on": "ground-truth"}
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
-"""What can be asked about the instance masks of prepared data sets:
+"""Commands about instance masks:
 
 python -m input_pipeline.instances report --data_dir data
+python -m input_pipeline.instances clean-split --annotations FILE --refer_root refer --out clean.json
 """
 
 import argparse
 import sys
 
 from input_pipeline import errors
-from input_pipeline.instances import report
+from input_pipeline.instances import clean_split, report
 
 # Each has add_parser(subparsers), which sets `run` to a function of the parsed arguments.
-COMMANDS = (report,)
+COMMANDS = (report, clean_split)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -41,6 +41,8 @@ class Source(Protocol):
   """How many images each split has."""
   workers: int
   """How many processes make examples, unless a cluster does; 1 is this one."""
+  provenance: dict[str, Any]
+  """Where the instance masks come from and who has seen what, for the metadata: `leakage.provenance`."""
 
   @property
   def make(self) -> Callable[[Task], Made]:

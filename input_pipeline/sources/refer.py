@@ -286,6 +286,7 @@ class ReferSet:
     reader: RefReader,
     images: str,
     make: photos.PhotoMaker,
+    provenance: dict[str, Any],
     workers: int = 1,
     batch_size: int = BATCH_SIZE,
   ):
@@ -295,6 +296,7 @@ class ReferSet:
       reader: the refs.
       images: the folder of photos.
       make: what makes examples of them.
+      provenance: where its instance masks come from, `leakage.provenance`.
       workers: number of processes.
       batch_size: photos that the provider of instances gets at once.
 
@@ -304,7 +306,7 @@ class ReferSet:
     if not os.path.isdir(images):
       raise InputError(f"--images {images}: no such folder; docs/data.md says what goes where")
     self._reader, self._images, self._batch_size = reader, images, batch_size
-    self.make, self.workers = make, workers
+    self.make, self.provenance, self.workers = make, provenance, workers
     self.splits = {split: len(image_ids) for split, image_ids in reader.splits.items()}
     if not make.skip:
       self._check_photos()

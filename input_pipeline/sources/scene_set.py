@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from input_pipeline import example, parallel
 from input_pipeline.errors import InputError
+from input_pipeline.instances import leakage
 from input_pipeline.sources import Made, Task, shapes
 
 NOISES = ("default", "oracle")
@@ -49,6 +50,7 @@ class SceneSet:
     }
     self.make = SceneMaker(seed, size, noise)
     self.workers = workers or parallel.available_cores()
+    self.provenance = leakage.of_scenes(self.splits)
 
   def tasks(self, split: str) -> Iterator[Task]:
     """Yields the numbers of the scenes of a split."""

@@ -1,0 +1,349 @@
+"""What a detector has seen of the photos it is judged on: found, counted, named, and said beside the numbers."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from refer_layout import ReferLayout, make_layout
+
+from input_pipeline import builder, prepare, records, storage
+from input_pipeline.errors import InputError
+from input_pipeline.instances import image_lists, leakage
+from mail_jax import evaluate
+
+VAL = [100, 200, 300]
+IDS = st.frozensets(st.integers(0, 600_000), max_size=40)
+
+
+def _list(tmp_path: pathlib.Path, ids: list[int], name: str = "trained.json") -> str:
+  path = tmp_path / name
+  path.write_text(json.dumps(ids))
+  return str(path)
+
+
+def test_one_planted_photo_is_found_and_named(tmp_path):
+  trained_on = leakage.parse(_list(tmp_path, [1, 2, 200, 4]))
+  finding = leakage.check(trained_on, "val", VAL)
+  assert (finding.images, finding.seen, finding.leaks) == (3, 1, True)
+  assert finding.warning is not None
+  assert "on 1 of these 3 photos (image 200)" in finding.warning
+  assert "clean-split" in finding.warning
+
+
+def test_a_clean_list_gives_no_alarm(tmp_path):
+  trained_on = leakage.parse(_list(tmp_path, [1, 2, 20, 3000]))
+  for split in ("train", "val", "testA", "testB", "test"):
+    assert leakage.check(trained_on, split, VAL) == leakage.Finding(3, 0, None)
+
+
+@given(IDS, IDS)
+def test_exactly_the_common_photos_are_counted(trained, evaluated):
+  finding = leakage.check(leakage.TrainedOn("list", trained), "testA", sorted(evaluated))
+  common = [image_id for image_id in evaluated if image_id in trained]
+  assert finding.seen == len(common)
+  assert finding.leaks == (finding.warning is not None) == bool(common)
+  if common:
+    named = re.search(r"images? ([\d, ]+)", finding.warning or "")
+    assert named is not None
+    assert set(map(int, named[1].split(", "))) <= set(common)
+
+
+@given(st.sampled_from(sorted(leakage.WORDS)), IDS)
+def test_training_on_training_photos_is_no_leak(word, ids):
+  assert leakage.check(leakage.parse(word), "train", ids).warning is None
+  finding = leakage.check(leakage.TrainedOn("list", ids), "train", ids)
+  assert (finding.seen, finding.warning, finding.leaks) == (len(ids), None, False)
+
+
+@pytest.mark.parametrize(
+  ("word", "seen", "leaks", "warning"),
+  [
+    ("unknown", None, None, r"is unknown.*--trained_on"),
+    ("nothing", 0, False, None),
+    ("ground-truth", 3, True, r"the annotations themselves, an oracle"),
+    ("coco", 3, True, r"trained on COCO.*all of these photos.*clean-split"),
+    ("other", 0, False, None),
+  ],
+)
+def test_each_word_says_what_was_seen(word, seen, leaks, warning):
+  trained_on = leakage.parse(word)
+  assert (trained_on.text, trained_on.image_ids) == (word, None)
+  finding = leakage.check(trained_on, "testB", VAL)
+  assert (finding.images, finding.seen, finding.leaks) == (3, seen, leaks)
+  if warning is None:
+    assert finding.warning is None
+  else:
+    assert re.search(warning, finding.warning or "")
+    assert "\n" not in (finding.warning or "")
+
+
+def test_every_word_is_tried():
+  assert set(leakage.WORDS) == {"unknown", "nothing", "ground-truth", "coco", "other"}
+
+
+_FORMS = {
+  "ids.json": "[100, 7]",
+  "coco.json": json.dumps({"images": [{"id": 7}, {"id": 100}], "annotations": []}),
+  "refs.json": json.dumps({"n": 3, "refs": [{"image_id": i} for i in (7, 100, 7)]}),
+  "rows.json": json.dumps([{"image_id": 7, "ann_id": [1]}, {"image_id": 100}]),
+  "ids.txt": "000000000007\n\n100\r\n",
+  "marked.txt": "\ufeff7\n100",
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", list(_FORMS))
+def test_a_list_is_read_in_every_form(name, packed, tmp_path):
+  path = tmp_path / name
+  data = _FORMS[name].encode()
+  path.write_bytes(gzip.compress(data) if packed else data)
+  trained_on = leakage.parse(str(path))
+  assert trained_on.image_ids == {7, 100}
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert trained_on.text == f"{name}, 2 images (sha256 {digest[:16]})"
+
+
+_GZIP = gzip.compress(b"[1, 2]" * 99)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"", r"names no image"),
+    (b"[]", r"names no image"),
+    (b'{"images": []}', r"names no image"),
+    (b"[1, 2", r"no list of images \(JSONDecodeError"),
+    (b'{"annotations": []}', r"no list of images \(KeyError: 'refs'"),
+    (b'{"images": [{"file_name": "a"}]}', r"no list of images \(KeyError: 'id'"),
+    (b'{"images": 3}', r"no list of images \(TypeError"),
+    (b'{"refs": [{"ref_id": 1}]}', r"no list of images \(KeyError: 'image_id'"),
+    (b"[1, true]", r"True is no image id"),
+    (b'["1"]', r"'1' is no image id"),
+    (b"[1.5]", r"1\.5 is no image id"),
+    (b"[[1]]", r"\[1\] is no image id"),
+    (b"-1\n", r"-1 is no image id"),
+    (b"1\nCOCO_train2014_000000000009.jpg", r"no list of images \(ValueError.*one id a line"),
+    (b"[" * 100_000, r"no list of images \(RecursionError"),
+    (b"\xff\xfe1\x00", r"no text"),
+    (_GZIP[:-9], r"the gzip file is damaged.*is it complete"),
+    (_GZIP[:12] + b"\xff\xff" + _GZIP[14:], r"the gzip file is damaged"),
+    (_GZIP + b"tail", r"the gzip file is damaged"),
+  ],
+)
+def test_a_broken_list_is_one_line_that_names_the_file(data, message, tmp_path):
+  path = tmp_path / "broken.json"
+  path.write_bytes(data)
+  with pytest.raises(InputError, match=message) as caught:
+    leakage.parse(str(path))
+  assert str(caught.value).startswith(f"{path}: ")
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["COCO", "imagenet", "nowhere.json", "", "."])
+def test_what_is_neither_word_nor_file_is_told_the_words(what):
+  with pytest.raises(InputError, match=r"--trained_on .*neither a file") as caught:
+    leakage.parse(what)
+  assert all(word in str(caught.value) for word in leakage.WORDS)
+
+
+@pytest.mark.parametrize("name", ["val", "testA", "testB"])
+def test_official_lists_are_found_by_the_photo(name, realdata):
+  """The annotations of the excerpt hold some photos of each official split; which, is counted here one by one."""
+  official = json.loads(
+    gzip.decompress((realdata / f"expressions/refcoco_{name}.json.gz").read_bytes())
+  )
+  photos = sorted({ref["image_id"] for ref in official["refs"]})
+  annotations = realdata / "coco/annotations/instances_train2014.json"
+  there = {row["id"] for row in json.loads(annotations.read_text())["images"]}
+  expected = sum(photo in there for photo in photos)
+  assert expected > 0
+  finding = leakage.check(leakage.parse(str(annotations)), name, photos)
+  assert (finding.images, finding.seen) == (len(photos), expected)
+
+
+class Detector:
+  """A detector of one's own, as `--instances test_leakage.Detector` names it: the left half of every image."""
+
+  def __init__(self, argument: str):
+    if argument:
+      self.trained_on = argument
+
+  def propose(self, images, image_ids) -> list[records.Instances]:
+    del image_ids
+    found = []
+    for image in images:
+      mask = np.zeros((1, *image.shape[:2]), bool)
+      mask[:, :, : image.shape[1] // 2] = True
+      found.append(records.Instances(mask, np.ones(1, np.float32), np.ones(1, np.int32), "halves"))
+    return found
+
+
+def _prepare(
+  layout: ReferLayout, data_dir: pathlib.Path, instances: str, *more: str
+) -> tuple[dict[str, Any], list[str]]:
+  """Runs `prepare`; returns the data set's metadata and its warnings but the one of an excerpt."""
+  errors = io.StringIO()
+  with contextlib.redirect_stderr(errors):
+    prepare.main(layout.arguments(data_dir, "--instances", instances, *more))
+  metadata = storage.read_metadata(str(data_dir), layout.dataset)
+  assert metadata is not None
+  lines = [line for line in errors.getvalue().splitlines() if line.startswith("warning: ")]
+  return metadata, [line for line in lines if "is not the complete" not in line]
+
+
+def test_prepare_names_the_one_photo_that_was_seen(tmp_path):
+  layout = make_layout(tmp_path)  # photos 100 to 103: train, val, testA, testB
+  trained = _list(tmp_path, [100, 102, 9])
+  data_dir = tmp_path / "data"
+  metadata, warnings = _prepare(layout, data_dir, "test_leakage.Detector", "--trained_on", trained)
+  (line,) = warnings
+  assert line.startswith("warning: testA: ")
+  assert "on 1 of these 1 photos (image 102)" in line
+  assert metadata["leakage"] == {
+    "train": {"images": 1, "seen": 1, "warning": None},
+    "val": {"images": 1, "seen": 0, "warning": None},
+    "testA": {"images": 1, "seen": 1, "warning": line.removeprefix("warning: testA: ")},
+    "testB": {"images": 1, "seen": 0, "warning": None},
+  }
+  text = f"trained.json, 3 images (sha256 {storage.fingerprint(trained)})"
+  assert metadata["instances"] == {"from": "test_leakage.Detector", "trained_on": text}
+  dataset = builder.open_dataset(str(data_dir), layout.dataset).as_dataset(split="val")
+  (fields,) = list(dataset)
+  assert fields["instances_trained_on"].numpy().decode() == text
+
+
+@pytest.mark.parametrize(
+  ("instances", "trained_on", "text", "warnings"),
+  [
+    ("test_leakage.Detector", None, "unknown", 1),
+    ("test_leakage.Detector", "coco", "coco", 1),
+    ("test_leakage.Detector", "other", "other", 0),
+    ("test_leakage.Detector:other", None, "other", 0),
+    ("test_leakage.Detector:other", "coco", "coco", 1),
+    ("none", None, "nothing", 0),
+  ],
+)
+def test_prepare_warns_once_for_all_evaluation_splits(
+  tmp_path, instances, trained_on, text, warnings
+):
+  said = [] if trained_on is None else ["--trained_on", trained_on]
+  metadata, lines = _prepare(make_layout(tmp_path), tmp_path / "data", instances, *said)
+  assert metadata["instances"] == {"from": instances.partition(":")[0], "trained_on": text}
+  assert len(lines) == warnings
+  assert all(line.startswith("warning: val, testA, testB: ") for line in lines)
+  assert metadata["leakage"]["train"]["warning"] is None
+
+
+def test_annotations_as_instances_are_called_an_oracle(tmp_path):
+  layout = make_layout(tmp_path)
+  oracle = f"coco:{layout.instances_path}"
+  metadata, (line,) = _prepare(layout, tmp_path / "data", oracle)
+  assert "an oracle" in line
+  assert metadata["instances"] == {"from": "coco", "trained_on": "ground-truth"}
+
+
+@pytest.mark.parametrize(
+  ("instances", "trained_on", "message"),
+  [
+    ("coco:{annotations}", "other", r"no detector made these instances, they are `ground-truth`"),
+    ("none", "coco", r"no detector made these instances, they are `nothing`"),
+    ("test_leakage.Detector", "imagenet", r"--trained_on imagenet: neither a file nor"),
+    ("test_leakage.Detector:imagenet", None, r"Detector\.trained_on is 'imagenet'.*--trained_on"),
+  ],
+)
+def test_prepare_refuses_what_cannot_be(tmp_path, instances, trained_on, message):
+  layout = make_layout(tmp_path)
+  instances = instances.format(annotations=layout.instances_path)
+  said = [] if trained_on is None else ["--trained_on", trained_on]
+  with pytest.raises(InputError, match=message):
+    prepare.main(layout.arguments(tmp_path / "data", "--instances", instances, *said))
+  assert not (tmp_path / "data").exists()
+
+
+def test_another_word_or_list_is_another_data_set(tmp_path):
+  layout, trained = make_layout(tmp_path), _list(tmp_path, [9])
+  arguments = layout.arguments(tmp_path / "data", "--instances", "test_leakage.Detector")
+  prepare.main([*arguments, "--trained_on", trained])
+  prepare.main([*arguments, "--trained_on", trained])
+  with pytest.raises(
+    InputError, match=r"trained_on was trained\.json .*and is now as the provider"
+  ):
+    prepare.main(arguments)
+  _list(tmp_path, [9, 101])
+  with pytest.raises(InputError, match=r"trained_on was trained\.json \(sha256"):
+    prepare.main([*arguments, "--trained_on", trained])
+
+
+def test_generated_scenes_never_warn(shapes_data):
+  metadata = storage.read_metadata(shapes_data, "shapes") or {}
+  assert metadata["instances"] == {"from": "shapes", "trained_on": "nothing"}
+  assert metadata["leakage"]["testC"] == {"images": 12, "seen": 0, "warning": None}
+  for known in (metadata, {}):
+    for split in ("train", "val", "testC"):
+      assert leakage.recall(known, "shapes", split)["warning"] is None
+
+
+def _evaluate(run: pathlib.Path, data_dir: pathlib.Path, *splits: str) -> tuple[Any, list[str]]:
+  """Runs `evaluate`; returns its JSON and what it printed below the table."""
+  printed, out = io.StringIO(), data_dir.parent / "metrics.json"
+  command = ["--checkpoint", str(run), "--data_dir", str(data_dir), "--json", str(out)]
+  with contextlib.redirect_stdout(printed):
+    evaluate.main([*command, *(f"--data=refcoco_unc/{split}" for split in splits)])
+  lines = printed.getvalue().splitlines()
+  assert lines[-1] == f"wrote {out}"
+  assert [line.split()[0] for line in lines[2 : 2 + len(splits)]] == [
+    f"refcoco_unc/{split}" for split in splits
+  ]
+  return json.loads(out.read_text()), lines[2 + len(splits) : -1]
+
+
+def test_evaluate_says_below_its_table_what_the_numbers_rest_on(finished_run, tmp_path):
+  layout, data_dir = make_layout(tmp_path), tmp_path / "data"
+  metadata, _ = _prepare(layout, data_dir, "test_leakage.Detector", "--trained_on", "coco")
+  report, below = _evaluate(finished_run, data_dir, "train", "val", "testB")
+  sentence = metadata["leakage"]["val"]["warning"]
+  assert below == [f"warning: refcoco_unc/val, refcoco_unc/testB: {sentence}"]
+  common = {"from": "test_leakage.Detector", "trained_on": "coco", "seen": 1}
+  assert report["refcoco_unc/val"]["instances"] == {**common, "warning": sentence}
+  assert report["refcoco_unc/train"]["instances"] == {**common, "warning": None}
+  assert report["refcoco_unc/val"]["sentences"] == 3
+
+
+def test_evaluate_has_nothing_to_say_of_a_clean_detector(finished_run, tmp_path):
+  layout, data_dir = make_layout(tmp_path), tmp_path / "data"
+  _prepare(layout, data_dir, "test_leakage.Detector", "--trained_on", _list(tmp_path, [100]))
+  report, below = _evaluate(finished_run, data_dir, "val")
+  assert below == []
+  assert report["refcoco_unc/val"]["instances"]["seen"] == 0
+
+
+def test_data_that_says_nothing_is_unknown(finished_run, tmp_path):
+  layout, data_dir = make_layout(tmp_path), tmp_path / "data"
+  _prepare(layout, data_dir, "none")
+  path = pathlib.Path(storage.dataset_dir(str(data_dir), "refcoco_unc")) / "metadata.json"
+  metadata = json.loads(path.read_text())
+  del metadata["leakage"], metadata["instances"]
+  path.write_text(json.dumps(metadata))
+  report, below = _evaluate(finished_run, data_dir, "testA")
+  (line,) = below
+  assert re.match(r"warning: refcoco_unc/testA: .* is unknown.*--trained_on", line)
+  assert report["refcoco_unc/testA"]["instances"] == {
+    "from": "unknown",
+    "trained_on": "unknown",
+    "seen": None,
+    "warning": line.partition("testA: ")[2],
+  }
+
+
+def test_an_unreadable_list_names_its_path(tmp_path):
+  with pytest.raises(InputError, match=r"nowhere\.json: No such file"):
+    image_lists.read_ids(str(tmp_path / "nowhere.json"))
