@@ -5,11 +5,15 @@ MINUTES ?= 15
 
 VENV := .venv
 PY := $(VENV)/bin/python
+BEAM := .venv-beam
 RUN := runs/demo
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 READY := $(VENV)/.installed
 RESOLVE := $(PY) -m uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-  --no-annotate --no-header -c requirements-parity.txt
+  --no-annotate --no-header -c requirements-extras.txt
+
+# Whoever has turned the cache of compiled modules off would wait for TensorFlow at every start.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' Makefile | expand -t 20
@@ -37,9 +41,19 @@ test: $(READY)  ## the tests that take minutes together
 test-slow: $(READY)  ## the tests that take minutes each
 	$(PY) -m pytest -q -m slow
 
-parity: $(READY)  ## the tests that compare with PyTorch and transformers, which this installs
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-parity.txt
-	$(PY) -m pytest -q -m "parity and not slow"
+extras: $(READY)  ## the tests that need what is not required (torch, transformers, ...), which this installs
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt
+	$(PY) -m pytest -q -m "extras and not slow"
+
+# Apache Beam asks for older versions of what the other packages share, so it has an environment of its own.
+$(BEAM)/.installed: requirements-beam.txt
+	@rm -rf $(BEAM)
+	$(PYTHON) -m venv $(BEAM)
+	$(BEAM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-beam.txt
+	@touch $@
+
+beam: $(BEAM)/.installed  ## the tests on Apache Beam, which this installs apart
+	$(BEAM)/bin/python -m pytest -q -m beam tests/test_prepare_scale.py
 
 lint: $(READY)  ## ruff and pyright
 	$(PY) -m ruff check
@@ -69,8 +83,8 @@ pins: $(READY)  ## the newest versions that pyproject.toml allows, into requirem
 	grep '^[#-]' requirements.txt | cat - $(VENV)/run.txt > $(VENV)/pins && mv $(VENV)/pins requirements.txt
 	grep '^[#-]' requirements-dev.txt | cat - $(VENV)/dev.txt > $(VENV)/pins && mv $(VENV)/pins requirements-dev.txt
 
-clean:  ## removes .venv/ and caches; data/ and runs/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+clean:  ## removes environments and caches; data/ and runs/ stay
+	rm -rf $(VENV) $(BEAM) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow parity lint demo pins clean
+.PHONY: help setup test test-slow extras beam lint demo pins clean

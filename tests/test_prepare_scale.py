@@ -70,7 +70,7 @@ def test_an_error_in_a_worker_is_the_users_one_line(tmp_path):
   assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.extras
+@pytest.mark.beam
 def test_beam_writes_the_same_bytes(tmp_path):
   pytest.importorskip("apache_beam")
   layout = make_layout(tmp_path)
@@ -87,7 +87,7 @@ def test_beam_writes_the_same_bytes(tmp_path):
   assert [row[0] for row in metadata["skipped"]["train"]] == [100]
 
 
-@pytest.mark.extras
+@pytest.mark.beam
 def test_what_is_wrong_on_beam_is_one_line_and_leaves_nothing(tmp_path):
   pytest.importorskip("apache_beam")
   layout = make_layout(tmp_path)

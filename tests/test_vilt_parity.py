@@ -1,6 +1,6 @@
 """Without instance masks our encoder is ViLT: layer by layer against `transformers`, which needs torch.
 
-`make parity` installs both and runs these.
+`make extras` installs both and runs these.
 """
 
 from unittest import mock
@@ -18,10 +18,10 @@ from mail_jax.models.encoder import Block, Encoder
 from mail_jax.optim import path_name
 from mail_jax.pretrained import initialise, vilt
 
-torch = pytest.importorskip("torch", reason="needs torch and transformers: make parity")
-transformers = pytest.importorskip("transformers", reason="needs transformers: make parity")
+torch = pytest.importorskip("torch", reason="needs torch and transformers: make extras")
+transformers = pytest.importorskip("transformers", reason="needs transformers: make extras")
 
-pytestmark = pytest.mark.parity
+pytestmark = pytest.mark.extras
 W = vilt_weights
 SIZES = [(384, 384), (480, 480), (384, 608)]
 FULL = {"width": 768, "depth": 12, "vocab": 30522}

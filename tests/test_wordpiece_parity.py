@@ -11,9 +11,9 @@ from input_pipeline.errors import InputError
 from input_pipeline.preprocess import normalise_text
 from input_pipeline.tokenizer import WordPieceTokenizer
 
-transformers = pytest.importorskip("transformers", reason="needs transformers: make parity")
+transformers = pytest.importorskip("transformers", reason="needs transformers: make extras")
 
-pytestmark = pytest.mark.parity
+pytestmark = pytest.mark.extras
 LENGTH = 100
 
 
