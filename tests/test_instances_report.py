@@ -281,6 +281,17 @@ def test_every_mask_has_a_colour_the_best_a_yellow_and_the_target_a_white_outlin
   assert (both == drawing.CHOSEN).all(-1).any()
 
 
+def test_a_small_mask_is_seen_on_a_large_one():
+  photo = np.full((60, 90, 3), 100, np.uint8)
+  small, large = np.zeros((2, 60, 90), bool)
+  small[20:40, 30:60], large[5:55, 5:85] = True, True
+  target = np.zeros((60, 90), bool)
+  alone = drawing.instance_overlay(photo, small[None], target)[30, 45].astype(int)
+  drawn = drawing.instance_overlay(photo, np.stack([small, large]), target).astype(int)
+  inside, around = drawn[30, 45], drawn[10, 45]
+  assert abs(inside - alone).sum() < abs(inside - around).sum()
+
+
 def _pictures(record: records.ImageRecord) -> list[Picture]:
   """One for each ref."""
   fields, matches = example.encode_record(record), match_refs(record)
