@@ -13,7 +13,9 @@ from input_pipeline.instances.postprocess import Selection, select
 
 PROVIDERS = {
   "coco": "input_pipeline.instances.coco.CocoInstances",
+  "felzenszwalb": "input_pipeline.instances.felzenszwalb.FelzenszwalbInstances",
   "none": "input_pipeline.instances.none.NoInstances",
+  "onnx": "input_pipeline.instances.onnx.OnnxInstances",
 }
 """The class of each provider; its module is imported when it is asked for."""
 
