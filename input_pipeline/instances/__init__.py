@@ -13,7 +13,10 @@ from input_pipeline.instances.postprocess import Selection, select
 
 PROVIDERS = {
   "coco": "input_pipeline.instances.coco.CocoInstances",
+  "felzenszwalb": "input_pipeline.instances.felzenszwalb.FelzenszwalbInstances",
+  "huggingface": "input_pipeline.instances.huggingface.HuggingFaceInstances",
   "none": "input_pipeline.instances.none.NoInstances",
+  "onnx": "input_pipeline.instances.onnx.OnnxInstances",
   "results": "input_pipeline.instances.results.DetectionResults",
 }
 """The class of each provider; its module is imported when it is asked for."""
