@@ -98,10 +98,16 @@ def starts(
     }
   position = {"mask/position": fitted["image/position"][1:]}
   kernel = np.zeros(shapes_of["mask/patches/kernel"], np.float32)
+  of_image, width = fitted["image/patches/kernel"], kernel.shape[-1]
+  # Pixels row by row, channels last: one grey value for the three colours, the mean of all masks for the grey value.
+  grey = of_image.reshape(-1, 3, width).sum(1)
+  grey = np.repeat(grey / MAX_INSTANCES, MAX_INSTANCES, axis=0)
+  picture = {"mask/patches/kernel": grey, "mask/patches/bias": fitted["image/patches/bias"]}
   return {
     "as they come: random projection and position": {},
     "the image's positions, random projection": position,
     "the image's positions, projection 0": position | {"mask/patches/kernel": kernel},
+    "the image's positions and projection, of the masks as a grey picture": position | picture,
     "in training": ours,
   }
 

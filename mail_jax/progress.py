@@ -1,10 +1,11 @@
 """What a run tells while it works: lines on the terminal, rows in `metrics.jsonl`."""
 
 import json
-import os
 import pathlib
 import time
 from typing import Any
+
+from input_pipeline import writing
 
 
 class Progress:
@@ -13,7 +14,6 @@ class Progress:
   def __init__(self, workdir: str, start_step: int):
     """Opens `workdir/metrics.jsonl` and keeps its rows up to `start_step`."""
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
-    self._path.parent.mkdir(parents=True, exist_ok=True)
     kept = []
     if self._path.exists():
       for line in self._path.read_text().splitlines():
@@ -23,9 +23,7 @@ class Progress:
           continue
         if row["step"] <= start_step:
           kept.append(line)
-    temporary = self._path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, self._path)
+    writing.write_whole(self._path, "".join(line + "\n" for line in kept))
     self._file = self._path.open("a")
     self._began = time.monotonic()
 

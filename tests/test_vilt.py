@@ -3,6 +3,7 @@
 import sys
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from input_pipeline.errors import InputError
 from mail_jax import train
 from mail_jax.pretrained import vilt
+from mail_jax.pretrained.weights import open_weights
 
 TINY = {"width": 32, "depth": 1, "patch": 8, "vocab": len(vilt_weights.VOCABULARY), "grid": 3}
 
@@ -32,6 +34,15 @@ def folder(tmp_path, weights):
 def tiny_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pretrained") / "tiny"
   return vilt_weights.write_folder(folder, vilt_weights.random_weights(**TINY), heads=2)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_weights_in_half_precision_are_read_as_float32(tmp_path, kind):
+  values = np.linspace(-3, 3, 12).reshape(3, 4).astype(kind)
+  safetensors.numpy.save_file({"a": values}, tmp_path / "half.safetensors")
+  with open_weights(tmp_path / "half.safetensors") as opened:
+    assert opened["a"].dtype == np.float32
+    assert opened["a"].tolist() == [[float(value) for value in row] for row in values]
 
 
 def test_both_kinds_of_names_give_the_same_parameters(tmp_path, folder, weights):
