@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 from collections import deque
 
 import numpy as np
@@ -581,10 +583,37 @@ def test_a_detector_without_its_mask_head_is_refused(tmp_path, tiny):
 
 @pytest.mark.extras
 def test_tensorflow_stays_out_of_transformers(tiny):
-  import subprocess
-  import sys
-
   del tiny
   code = "import input_pipeline.instances.huggingface, sys; sys.exit('tensorflow' in sys.modules)"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
   assert done.returncode == 0, done.stderr.decode()[-500:]
+
+
+# Whatever the provider
+
+
+@pytest.mark.parametrize(
+  ("name", "package"),
+  [("felzenszwalb", "skimage"), ("onnx", "onnxruntime"), ("huggingface", "transformers")],
+)
+def test_a_missing_package_is_an_error_that_names_its_extra(monkeypatch, name, package):
+  monkeypatch.setitem(sys.modules, package, None)
+  monkeypatch.delitem(sys.modules, f"input_pipeline.instances.{name}", raising=False)
+  with pytest.raises(InputError, match=rf'needs .*: pip install "mail_jax\[{name}\]"'):
+    open_provider(f"{name}:anything")
+
+
+def test_the_detector_of_the_documentation_works(tmp_path, monkeypatch):
+  text = (pathlib.Path(__file__).parents[1] / "docs/instances.md").read_text()
+  (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  (tmp_path / "my_detector.py").write_text(code)
+  monkeypatch.syspath_prepend(tmp_path)
+  photo = np.zeros((20, 30, 3), np.uint8)
+  photo[2:6, 3:9] = 250
+  photo[10:18, 12:28] = 210
+  (found,) = open_provider("my_detector.MyDetector:200").propose([photo], [1])
+  assert found.masks.sum((1, 2)).tolist() == [8 * 16, 4 * 6]
+  np.testing.assert_array_equal(found.masks[1], photo[..., 0] == 250)
+  assert (found.source, found.trained_on) == ("my_detector", "nothing")
+  (dim,) = open_provider("my_detector.MyDetector:230").propose([photo], [1])
+  assert len(dim.masks) == 1

@@ -29,11 +29,11 @@ from input_pipeline.instances.mask_generator import MaskGenerator
 SEGMENTERS = ("detr", "mask2former", "maskformer", "oneformer")
 """Kinds of model that answer with queries: a mask and a class each."""
 MIN_CLASS = 0.05
-"""A query is no proposal where each class is less likely; it says "no object" nineteen times of twenty."""
+"""A query is no proposal where each class is less likely; it says "no object", more or less."""
 MAX_SEGMENTS = 100
 """Queries of an image that are looked at, the likeliest; a record holds 64."""
 BATCH = 8
-"""Images in the model at a time; more of COCO's size are no faster on one GPU."""
+"""Images in the model at a time, at most: what bounds its memory."""
 
 _UNUSABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 
