@@ -98,9 +98,9 @@ def starts(
     }
   position = {"mask/position": fitted["image/position"][1:]}
   kernel = np.zeros(shapes_of["mask/patches/kernel"], np.float32)
-  of_image, width = fitted["image/patches/kernel"], kernel.shape[-1]
+  of_image = fitted["image/patches/kernel"]
   # Pixels row by row, channels last: one grey value for the three colours, the mean of all masks for the grey value.
-  grey = of_image.reshape(-1, 3, width).sum(1)
+  grey = of_image.reshape(-1, 3, of_image.shape[1]).sum(1)
   grey = np.repeat(grey / MAX_INSTANCES, MAX_INSTANCES, axis=0)
   picture = {"mask/patches/kernel": grey, "mask/patches/bias": fitted["image/patches/bias"]}
   return {

@@ -68,8 +68,8 @@ class MakeExamples(beam.PTransform):
       | beam.Map(self._make)
       | beam.Map(_count, self._split)
     )
-    skipped = made | "Skipped" >> beam.FlatMap(_skipped)
-    skipped | beam.io.WriteToText(os.path.join(self._folder, f"skipped-{self._split}"))
+    skipped = beam.io.WriteToText(os.path.join(self._folder, f"skipped-{self._split}"))
+    _ = made | "Skipped" >> beam.FlatMap(_skipped) | skipped
     return made | "Examples" >> beam.FlatMap(_examples)
 
 

@@ -101,22 +101,26 @@ def test_what_is_wrong_on_beam_is_one_line_and_leaves_nothing(tmp_path):
 def test_killed_at_any_moment_the_second_run_writes_the_bytes_of_an_undisturbed_one(
   realdata, tmp_path
 ):
-  began = time.monotonic()
-  assert _start(_real_arguments(realdata, tmp_path / "whole")).wait() == 0
-  undisturbed = time.monotonic() - began
+  def finish(data_dir) -> float:
+    began = time.monotonic()
+    assert _start(_real_arguments(realdata, data_dir)).wait() == 0
+    return time.monotonic() - began
+
+  undisturbed = finish(tmp_path / "whole")
   expected = _hashes(tmp_path / "whole")
   moments = random.Random(0)
-  killed = 0
-  for number in range(KILLS):
-    data_dir = tmp_path / str(number)
-    arguments = _real_arguments(realdata, data_dir)
-    process = _start(arguments)
+  killed = attempts = 0
+  while killed < KILLS:
+    attempts += 1
+    assert attempts <= 3 * KILLS
+    data_dir = tmp_path / str(attempts)
+    process = _start(_real_arguments(realdata, data_dir))
     time.sleep(moments.uniform(0, undisturbed))
     process.kill()
     killed += process.wait() != 0
     metadata = storage.read_metadata(str(data_dir), "refcoco_unc")
-    assert metadata is None or process.returncode == 0 or _hashes(data_dir) == expected
-    assert _start(arguments).wait() == 0
+    assert metadata is None or _hashes(data_dir) == expected
+    # The first run was the slowest: later ones find the index of the annotations.
+    undisturbed = min(undisturbed, finish(data_dir))
     assert _hashes(data_dir) == expected
     assert not list(data_dir.glob(".incomplete-*"))
-  assert killed >= KILLS // 2

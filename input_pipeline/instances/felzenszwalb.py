@@ -16,7 +16,7 @@ from input_pipeline import records
 from input_pipeline.errors import InputError
 
 try:
-  from skimage import color, segmentation
+  from skimage import color, segmentation  # pyright: ignore[reportMissingImports]
 except ImportError as error:
   raise InputError(
     '--instances felzenszwalb needs scikit-image: pip install "mail_jax[felzenszwalb]"'

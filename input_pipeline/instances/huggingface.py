@@ -16,9 +16,9 @@ from input_pipeline.errors import InputError
 os.environ.setdefault("USE_TF", "0")
 os.environ.setdefault("USE_FLAX", "0")
 try:
-  import torch
-  import transformers
-  from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
+  import torch  # pyright: ignore[reportMissingImports]
+  import transformers  # pyright: ignore[reportMissingImports]
+  from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES  # pyright: ignore[reportMissingImports]
 except ImportError as error:
   raise InputError(
     '--instances huggingface needs torch and transformers: pip install "mail_jax[huggingface]"'

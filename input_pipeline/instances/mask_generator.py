@@ -7,7 +7,7 @@ without its crops. torch alone does the work; transformers' own pipeline needs t
 from typing import Any
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 

@@ -17,7 +17,7 @@ from input_pipeline import preprocess, records
 from input_pipeline.errors import InputError
 
 try:
-  import onnxruntime
+  import onnxruntime  # pyright: ignore[reportMissingImports]
 except ImportError as error:
   raise InputError('--instances onnx needs onnxruntime: pip install "mail_jax[onnx]"') from error
 
