@@ -153,7 +153,8 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     if skipped:
       rows = sorted((row.image_id, row.reason) for row in skipped)
       self._made_from["skipped"][split] = [list(row) for row in rows]
-    self.seconds[split] = seconds / max(1, counts["records"])
+    if seconds:  # measured: generated scenes have no provider
+      self.seconds[split] = seconds / max(1, counts["records"])
 
 
 def _progress_bar(split: str, total: int) -> tqdm:

@@ -159,7 +159,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
     ("--mask", "nowhere/m.png", r"nowhere/m\.png: the folder nowhere does not exist"),
     ("--mask", "m.psd", r"m\.psd: unknown kind of picture '\.psd'"),  # can be read, not written
     ("--instances", "detectron", r"--instances detectron: no provider of that name"),
-    ("--instances", "coco:nowhere.json", r"nowhere\.json: No such file"),
+    ("--instances", "coco:nowhere.json", r"nowhere\.json: no such file"),
   ],
 )
 def test_predict_names_what_is_wrong(finished_run, layout, option, value, message):
