@@ -1,9 +1,9 @@
 """Recipes from files, overrides from the command line, and back from checkpoints."""
 
 import ast
-import importlib.util
 import json
 import pathlib
+import runpy
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,13 +27,10 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   path, _, argument = spec.partition(":")
   if not pathlib.Path(path).is_file():
     raise InputError(f"--config {path}: no such file; recipes are in configs/")
-  module_spec = importlib.util.spec_from_file_location("recipe", path)
-  assert module_spec and module_spec.loader
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
+  recipe = runpy.run_path(path, run_name="recipe")  # leaves no compiled file beside it
+  if "get_config" not in recipe:
     raise InputError(f"--config {path}: the file defines no get_config()")
-  config = module.get_config(argument) if argument else module.get_config()
+  config = recipe["get_config"](argument) if argument else recipe["get_config"]()
   for override in overrides:
     _override(config, override)
   return config.lock()

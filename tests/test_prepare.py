@@ -227,7 +227,7 @@ def test_wrong_input_is_one_error_and_leaves_nothing(tmp_path, damage):
 @pytest.mark.parametrize(
   ("option", "value", "message"),
   [
-    ("--instances", "cocoa", r"known ones are coco, none"),
+    ("--instances", "cocoa", r"known ones are coco, felzenszwalb"),
     ("--instances", "coco:", r"which file"),
     ("--instances", "coco:nowhere.json", r"COCO annotations nowhere\.json: no such file"),
     ("--max_instances", "65", r"--max_instances 65"),
