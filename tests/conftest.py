@@ -16,7 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
 import jaxtyping
+import numpy as np
 import pytest
+from PIL import Image
 
 # Before anything imports them: from here on a wrong shape fails at the call that made it.
 jaxtyping.install_import_hook(["mail_jax", "input_pipeline"], "beartype.beartype")
@@ -57,3 +59,17 @@ def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> 
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   train.main(tiny_run.arguments(shapes_data, workdir))
   return workdir
+
+
+@pytest.fixture(scope="session")
+def five_photos(realdata) -> list[np.ndarray]:
+  """Five real photos of three sizes."""
+  folder = realdata / "coco/train2014"
+  found, sizes = [], {}
+  for path in sorted(folder.glob("*.jpg")):
+    photo = np.asarray(Image.open(path).convert("RGB"))
+    if sizes.setdefault(photo.shape, 0) < 2 and len(found) < 5:
+      sizes[photo.shape] += 1
+      found.append(photo)
+  assert len({photo.shape for photo in found}) >= 3
+  return found

@@ -1,0 +1,52 @@
+"""Masks of colours alone."""
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import InputError
+from input_pipeline.instances import open_provider
+
+
+@pytest.mark.extras
+def test_felzenszwalb_finds_what_differs_in_colour():
+  pytest.importorskip("skimage")
+  photo = np.full((90, 120, 3), (40, 160, 60), np.uint8)
+  photo[20:60, 30:70] = (200, 30, 30)
+  photo[30:80, 80:110] = (30, 30, 200)
+  (found,) = open_provider("felzenszwalb").propose([photo], [0])
+  for color in ((200, 30, 30), (30, 30, 200)):
+    thing = (photo == color).all(2)
+    iou = (found.masks & thing).sum((1, 2)) / (found.masks | thing).sum((1, 2))
+    assert iou[:3].max() > 0.85  # It is among the first; smoothing takes its corners.
+  assert (np.diff(found.scores) < 0).all()
+  assert (found.source, found.trained_on) == ("felzenszwalb", "nothing")
+
+
+@pytest.mark.extras
+def test_felzenszwalb_gives_a_photo_the_same_masks_in_any_batch(five_photos):
+  pytest.importorskip("skimage")
+  provider = open_provider("felzenszwalb:200")
+  together = provider.propose(five_photos[:4], range(4))
+  for photo, found in zip(five_photos, together, strict=False):
+    (alone,) = provider.propose([photo], [7])
+    np.testing.assert_array_equal(found.masks, alone.masks)
+    assert found.masks.shape == (16, *photo.shape[:2])
+    assert found.masks.any((1, 2)).all()
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2), (400, 2)])
+def test_felzenszwalb_takes_the_smallest_photos(shape):
+  pytest.importorskip("skimage")
+  photo = np.zeros((*shape, 3), np.uint8)
+  (found,) = open_provider("felzenszwalb").propose([photo], [0])
+  assert found.masks.all()
+  assert len(found.masks) == 1
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("argument", ["fine", "0", "100,", "-3", "inf", "nan"])
+def test_felzenszwalb_refuses_what_is_no_scale(argument):
+  pytest.importorskip("skimage")
+  with pytest.raises(InputError, match=rf"felzenszwalb:{argument}: .*scale"):
+    open_provider(f"felzenszwalb:{argument}")
