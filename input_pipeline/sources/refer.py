@@ -330,4 +330,4 @@ class ReferSet:
     for first in range(0, len(image_ids), self._batch_size):
       batch = image_ids[first : first + self._batch_size]
       found = [self._reader.photo(split, image_id, self._images) for image_id in batch]
-      yield {"photos": [dataclasses.asdict(photo) for photo in found]}
+      yield {"photos": [dict(vars(photo)) for photo in found]}
