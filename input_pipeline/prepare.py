@@ -14,11 +14,10 @@ import sys
 import time
 from typing import Any
 
-from input_pipeline import errors, instances, parallel, storage
+from input_pipeline import errors, parallel, storage
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
 from input_pipeline.instances.postprocess import Selection
-from input_pipeline.instances.results import DetectionResults
 from input_pipeline.sources import Source, photos, refer, scene_set
 
 # The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
@@ -140,21 +139,20 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   reader = refer.RefReader(args.dataset, args.refer_root, args.annotations)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
-  provider = instances.open_provider(args.instances).provider
+  make = photos.PhotoMaker(
+    args.instances,
+    _selection(args),
+    said.text if said else "",
+    categories=_categories(args, reader),
+    allow_empty=bool(args.allow_empty),
+    skip=args.on_error == "skip",
+  )
+  provider = make.provider().provider
   _check_images(args.instances, provider, reader)
   trained_on = leakage.of_provider(provider, said)
   provenance = leakage.provenance(args.instances.partition(":")[0], trained_on, reader.splits)
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
-  looked_up = isinstance(provider, DetectionResults)
-  make = photos.PhotoMaker(
-    args.instances,
-    _selection(args),
-    said.text if said else "",
-    categories=args.categories or (reader.annotations_path if looked_up else ""),
-    allow_empty=bool(args.allow_empty),
-    skip=args.on_error == "skip",
-  )
   return refer.ReferSet(
     reader,
     os.path.abspath(args.images),
@@ -163,6 +161,12 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     _default(args.workers, _useful_workers(provider, reader)),
     _default(args.batch_size, refer.BATCH_SIZE),
   )
+
+
+def _categories(args: argparse.Namespace, reader: refer.RefReader) -> str:
+  """The file whose list of categories the masks must keep to; a detector's results mean the refs' by default."""
+  looked_up = args.instances.partition(":")[0] == "results"
+  return args.categories or (reader.annotations_path if looked_up else "")
 
 
 def _useful_workers(provider: Any, reader: refer.RefReader) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 from input_pipeline import example, preprocess, records
 from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
 from input_pipeline.errors import InputError
-from input_pipeline.instances import InstanceProvider, UnknownImage, open_provider
+from input_pipeline.instances import Selected, UnknownImage, open_provider
 from input_pipeline.instances.postprocess import Selection
 from input_pipeline.sources import Made, Skipped, Task
 
@@ -46,6 +46,14 @@ class PhotoMaker:
   """Whether a photo that the provider's file does not know has no instances; otherwise it is an error."""
   skip: bool = False
   """Whether a photo with which something is wrong is left out; otherwise it is an error."""
+
+  def provider(self) -> Selected:
+    """Returns this process's provider: one for all makers that are alike, since some hold a network.
+
+    Raises:
+      InputError: there is no such provider, or its argument is wrong.
+    """
+    return _open_provider(self.instances, self.selection, self.trained_on)
 
   def __call__(self, task: Task) -> Made:
     """Makes the examples of a task.
@@ -83,7 +91,7 @@ class PhotoMaker:
   def _propose(
     self, images: list[UInt8[np.ndarray, "_ _ 3"]], photos: list[Photo]
   ) -> list[records.Instances]:
-    provider = _open_provider(self.instances, self.selection, self.trained_on)
+    provider = self.provider()
     ids = [photo.image_id for photo in photos]
     try:
       found = provider.propose(images, ids)
@@ -173,8 +181,7 @@ def _target(photo: Photo, ref: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
 
 
 @functools.cache
-def _open_provider(spec: str, selection: Selection, trained_on: str) -> InstanceProvider:
-  """One provider a process: some of them hold a network."""
+def _open_provider(spec: str, selection: Selection, trained_on: str) -> Selected:
   return open_provider(spec, selection, trained_on)
 
 
