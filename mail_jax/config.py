@@ -27,7 +27,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   path, _, argument = spec.partition(":")
   if not pathlib.Path(path).is_file():
     raise InputError(f"--config {path}: no such file; recipes are in configs/")
-  recipe = runpy.run_path(path, run_name="recipe")  # leaves no compiled file beside it
+  # Leaves no compiled file beside it.
+  recipe = runpy.run_path(str(pathlib.Path(path).resolve()), run_name="recipe")
   if "get_config" not in recipe:
     raise InputError(f"--config {path}: the file defines no get_config()")
   config = recipe["get_config"](argument) if argument else recipe["get_config"]()

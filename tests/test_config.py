@@ -100,3 +100,12 @@ def test_recipe_survives_json(spec):
   assert again.to_dict() == config.to_dict()
   assert isinstance(again.model.decoder_widths, tuple)
   assert again.optimizer.lr_scale == (("text", 0.0), (".*", 1.0))
+
+
+def test_a_recipe_knows_where_it_lies(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "recipe.py").write_text(
+    "from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({'file': __file__})\n"
+  )
+  assert load_config("recipe.py").file == str((tmp_path / "recipe.py").resolve())
+  assert [path.name for path in tmp_path.iterdir()] == ["recipe.py"]
