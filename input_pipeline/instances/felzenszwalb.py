@@ -58,6 +58,7 @@ class FelzenszwalbInstances:
   """
 
   trained_on = "nothing"
+  parallel = True
 
   def __init__(self, argument: str = ""):
     """Reads the scales.
