@@ -87,8 +87,8 @@ class CocoAnnotations:
     """
     height, width = self.size(annotation["image_id"])
     try:
-      return decode_segmentation(annotation["segmentation"], height, width)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+      return decode_segmentation(annotation.get("segmentation"), height, width)
+    except ValueError as error:
       raise InputError(
         f"COCO annotations {self.path}: annotation {annotation.get('id')} has no usable "
         f"segmentation ({error}); is the file damaged?"
@@ -107,25 +107,44 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.n
   Raises:
     ValueError: the segmentation is neither, or is of another size.
   """
-  if isinstance(segmentation, Mapping):
-    runs = _check_runs(segmentation, height, width)
-  else:
-    # Fewer than three points enclose nothing, and pycocotools would take four numbers for a box.
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if not polygons or any(len(polygon) % 2 for polygon in polygons):
-      raise ValueError("no polygon of three or more points")
-    runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-  return coco_mask.decode(runs).astype(bool)
+  try:
+    if isinstance(segmentation, Mapping):
+      runs = _check_runs(segmentation, height, width)
+    else:
+      # Fewer than three points enclose nothing, and pycocotools would take four numbers for a box.
+      polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+      if not polygons or any(len(polygon) % 2 for polygon in polygons):
+        raise ValueError("no polygon of three or more points")
+      runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return coco_mask.decode(runs).astype(bool)
+  except (KeyError, IndexError, TypeError, AttributeError) as error:
+    raise ValueError(str(error)) from error
 
 
 def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> Any:
   """Returns compressed run lengths for an image of that size, or raises ValueError."""
   if list(segmentation["size"]) != [height, width]:
     raise ValueError(f"run lengths of {segmentation['size']}, image of {[height, width]}")
-  if not isinstance(segmentation["counts"], list):
-    return dict(segmentation)
   counts = segmentation["counts"]
-  if any(count < 0 for count in counts) or sum(counts) != height * width:
-    raise ValueError(f"run lengths cover {sum(counts)} of {height * width} pixels")
-  uncompressed: Any = dict(segmentation)
-  return coco_mask.frPyObjects(uncompressed, height, width)
+  compressed = not isinstance(counts, list)
+  lengths = _decompress(counts) if compressed else counts
+  # pycocotools would leave what runs do not cover as the memory happens to be.
+  if any(length < 0 for length in lengths) or sum(lengths) != height * width:
+    raise ValueError(f"run lengths cover {sum(lengths)} of {height * width} pixels")
+  runs: Any = dict(segmentation)
+  return runs if compressed else coco_mask.frPyObjects(runs, height, width)
+
+
+def _decompress(counts: str | bytes) -> list[int]:
+  """The run lengths in COCO's string: five bits a character, each length after the third less the one two before."""
+  lengths: list[int] = []
+  value = shift = 0
+  for byte in counts.encode() if isinstance(counts, str) else counts:
+    bits = byte - 48
+    value |= (bits & 31) << shift
+    shift += 5
+    if not bits & 32:
+      value -= (bits & 16) and 1 << shift
+      lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+      value = shift = 0
+  return lengths

@@ -85,6 +85,13 @@ def test_an_unusable_segmentation_names_its_annotation(tmp_path, segmentation):
     annotations.mask(annotations.annotation(1000) or {})
 
 
+@pytest.mark.parametrize("counts", ["", "0", "T1", b"T1"])
+def test_run_lengths_that_do_not_cover_the_image_are_refused(counts):
+  """The library decodes them, the rest as the memory happens to be."""
+  with pytest.raises(ValueError, match=r"cover \d+ of 3072 pixels"):
+    decode_segmentation({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH)
+
+
 def _record(reader, split, image_id, layout):
   photo = reader.photo(split, image_id, str(layout.images))
   data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))

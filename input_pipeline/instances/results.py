@@ -107,7 +107,7 @@ def _mask(row: dict[str, Any], where: str, height: int, width: int) -> np.ndarra
     )
   try:
     return decode_segmentation(segmentation, height, width)
-  except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+  except ValueError as error:
     raise InputError(
       f"{where}: unusable segmentation ({error}); is the file damaged, or of resized photos?"
     ) from error

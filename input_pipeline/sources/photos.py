@@ -168,7 +168,7 @@ def _target(photo: Photo, ref: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
   for ann_id, segmentation in zip(ref["ann_ids"], ref["segmentations"], strict=True):
     try:
       target |= decode_segmentation(segmentation, photo.height, photo.width)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
       raise InputError(
         f"COCO annotations {photo.annotations}: annotation {ann_id} of ref {ref['ref_id']} has no usable "
         f"segmentation ({error}); is the file damaged?"
