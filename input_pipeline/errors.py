@@ -8,14 +8,20 @@ class InputError(ValueError):
   """Input that cannot be used; the message names the file, the field and the way out."""
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None], interrupted: str = "") -> None:
   """Runs a command and turns an `InputError` into one line on stderr and exit code 2.
 
   Args:
     main: the command; anything but an `InputError` that it raises is a defect and keeps its traceback.
+    interrupted: what to say after Ctrl-C, with exit code 130; without it Ctrl-C keeps its traceback.
   """
   try:
     main()
   except InputError as error:
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    if not interrupted:
+      raise
+    print(interrupted, file=sys.stderr)
+    sys.exit(130)

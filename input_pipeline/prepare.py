@@ -245,8 +245,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  try:
-    errors.run_command(main)
-  except KeyboardInterrupt:
-    print("interrupted: nothing was written", file=sys.stderr)
-    sys.exit(130)
+  errors.run_command(main, interrupted="interrupted: nothing was written")

@@ -18,22 +18,25 @@ BACKBONE = {
   "image_size": 64,
   "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
+TRANSFORMER = {
+  "backbone_config": tf.SwinConfig(**BACKBONE),
+  "hidden_dim": 32,
+  "encoder_feedforward_dim": 32,
+  "dim_feedforward": 32,
+  "encoder_layers": 1,
+  "decoder_layers": 2,
+  "num_attention_heads": 2,
+  "num_queries": 12,
+  "num_labels": LABELS,
+}
 SIZE = {"shortest_edge": 96, "longest_edge": 160}
 
 
 def mask2former(folder: pathlib.Path) -> tf.PreTrainedModel:
   config = tf.Mask2FormerConfig(
-    backbone_config=tf.SwinConfig(**BACKBONE),
     feature_size=32,
     mask_feature_size=32,
-    hidden_dim=32,
-    encoder_feedforward_dim=32,
-    dim_feedforward=32,
-    encoder_layers=1,
-    decoder_layers=2,
-    num_attention_heads=2,
-    num_queries=12,
-    num_labels=LABELS,
+    **TRANSFORMER,
   )
   model = _seeded(tf.Mask2FormerForUniversalSegmentation, config)
   _believe(model.class_predictor)
@@ -76,23 +79,15 @@ def detr(folder: pathlib.Path) -> tf.PreTrainedModel:
 
 def oneformer(folder: pathlib.Path) -> tf.PreTrainedModel:
   config = tf.OneFormerConfig(
-    backbone_config=tf.SwinConfig(**BACKBONE),
-    hidden_dim=32,
     mask_dim=32,
     conv_dim=32,
-    encoder_feedforward_dim=32,
-    dim_feedforward=32,
-    encoder_layers=1,
-    decoder_layers=2,
-    num_attention_heads=2,
-    num_queries=12,
     text_encoder_width=32,
     text_encoder_vocab_size=600,
     text_encoder_num_layers=1,
     text_encoder_n_ctx=0,
     text_encoder_proj_layers=1,
     query_dec_layers=1,
-    num_labels=LABELS,
+    **TRANSFORMER,
   )
   model = _seeded(tf.OneFormerForUniversalSegmentation, config)
   _believe(model.model.transformer_module.decoder.class_embed)

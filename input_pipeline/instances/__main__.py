@@ -5,7 +5,6 @@ python -m input_pipeline.instances clean-split --annotations FILE --refer_root r
 """
 
 import argparse
-import sys
 
 from input_pipeline import errors
 from input_pipeline.instances import clean_split, report
@@ -33,8 +32,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  try:
-    errors.run_command(main)
-  except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    sys.exit(130)
+  errors.run_command(main, interrupted="interrupted")
