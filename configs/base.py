@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume
   )
   c.batch_size = 64  # over all devices
+  c.accumulate = 1  # micro-batches that a batch is taken in, one after the other
   c.decode_every = 1  # training decodes one example of so many; the selection learns from all
   # Training decodes the instance that is meant instead of the one that is chosen, so that the decoder does not learn
   # from wrong choices; the choice learns from its own loss. With `hard` selection.
@@ -86,7 +87,11 @@ def get_config() -> ConfigDict:
 
   c.mesh = ConfigDict()
   c.mesh.data = -1  # -1 takes what is left
-  c.mesh.fsdp = 1
+  c.mesh.fsdp = (
+    1  # devices that share a copy of the parameters, the optimizer's state and the average
+  )
+  # Ordered (regex, rule): `fsdp`, `replicate`, or an axis (or None) for every dimension; `sharding.state_sharding`.
+  c.placement = ((".*", "fsdp"),)
 
   c.loader = ConfigDict()
   c.loader.cache = False  # keep decoded images in memory

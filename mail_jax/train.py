@@ -5,7 +5,6 @@ Start the same command again after any interruption: it goes on from the last ch
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import pathlib
 import time
@@ -26,12 +25,13 @@ from input_pipeline.tokenizer import (
 )
 from mail_jax import checkpoint, sharding
 from mail_jax.budget import Budget, steps_from
-from mail_jax.config import load_config, make_model, to_json
-from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
-from mail_jax.optim import learning_rate_from, make_optimizer_from
+from mail_jax.config import load_config, to_json
+from mail_jax.evaluators.segmentation import SegmentationEvaluator
+from mail_jax.optim import learning_rate_from
 from mail_jax.pretrained import initialise
+from mail_jax.program import build_program
 from mail_jax.progress import Progress, duration
-from mail_jax.train_step import TrainState, create_state, make_train_step
+from mail_jax.train_step import TrainState
 
 Batch = dict[str, np.ndarray]
 
@@ -68,57 +68,31 @@ class Trainer:
       InputError: the workdir holds a run with another config or tokenizer, or the config asks for what cannot be.
     """
     self.config, self.data = config, data
-    self.mesh = sharding.make_mesh(**config.mesh)
-    for name, times in (("batch_size", config.decode_every), ("eval_batch_size", 1)):
-      if int(config[name]) % (self.mesh.size * times):  # pyright: ignore[reportArgumentType]
-        times_every = f" times config.decode_every {times}" if times > 1 else ""
-        raise InputError(
-          f"config.{name} {config[name]} does not divide by {self.mesh.size} devices{times_every}"
-        )
+    self.program = build_program(
+      config, data.tokenizer.vocab_size, sharding.make_mesh(**config.mesh)
+    )
     steps = steps_from(config.steps, config.epochs, data.samples, config.batch_size)
     self.budget = Budget(steps, config.minutes, config.optimizer.warmup_steps)
     learning_rate_from(config, config.optimizer.warmup_steps, self.budget.steps)
-    model = make_model(config, data.tokenizer.vocab_size)
-    optimizer = make_optimizer_from(config)
-    create = functools.partial(
-      create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
-    )
-    shapes = jax.eval_shape(create)
+    shapes = self.program.shapes
     new = not checkpoint.exists(workdir)
     loaded = initialise.load(config, shapes.variables["params"]) if config.init and new else {}
     # Up to here, whatever is wrong with the config has been refused and nothing was written.
     self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
     latest = self.checkpoints.latest()
-    placed = sharding.state_sharding(self.mesh, shapes)
     if latest is None:
-      self.state = jax.jit(create, out_shardings=placed)()
+      self.state = self.program.create()
     else:
       meta = self.checkpoints.meta(latest)
       check_same(meta, config, data.tokenizer, workdir)
       self.budget.steps = meta["steps"]
-      self.state = self.checkpoints.restore(latest, checkpoint.abstract_like(shapes, placed))
+      self.state = self.checkpoints.restore(latest, shapes)
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
     if loaded:
       self._start_from(loaded)
-    step = make_train_step(
-      model,
-      optimizer,
-      seed=config.seed,
-      loss_weights=dict(config.loss),
-      decode_every=config.decode_every,
-      decode_meant=config.decode_meant,
-      instance_dropout=config.augment.instance_dropout,
-      all_instances_dropout=config.augment.all_instances_dropout,
-      ema_decay=config.ema_decay,
-    )
-    spread, same = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
-    self._step = jax.jit(
-      step, in_shardings=(placed, spread, same), out_shardings=(placed, same), donate_argnums=0
-    )
-    measure = jax.jit(make_measure(model), in_shardings=(same, spread), out_shardings=same)
-    self._measure = lambda variables, batch: measure(
-      variables, sharding.global_batch(self.mesh, batch)
+    self._measure = lambda variables, batch: self.program.measure(
+      variables, sharding.global_batch(self.program.mesh, batch)
     )
 
   def _start_from(self, values: dict[str, np.ndarray]) -> None:
@@ -150,8 +124,8 @@ class Trainer:
       batch = next(batches)
       clock.data += time.monotonic() - started
       lr = learning_rate_from(config, step, budget.steps)
-      self.state, new = self._step(
-        self.state, sharding.global_batch(self.mesh, batch), np.float32(lr)
+      self.state, new = self.program.step(
+        self.state, sharding.global_batch(self.program.mesh, batch), np.float32(lr)
       )
       if window:
         jax.block_until_ready(window[-1])  # one step ahead of the device, no more

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt16
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt16
 
 from mail_jax import losses
 from mail_jax.models import instances
@@ -68,15 +68,136 @@ def drop_instances(
   return valid & keep & keep_any
 
 
-def shuffle_slots(
-  key: PRNGKeyArray, planes: UInt16[Array, "b g h w"], valid: Bool[Array, "b k"]
+def take_slots(
+  order: Int[Array, "b k"], planes: UInt16[Array, "b g h w"], valid: Bool[Array, "b k"]
 ) -> tuple[UInt16[Array, "b g h w"], Bool[Array, "b k"]]:
-  """Gives the instances random slots, so that their order carries nothing."""
-  order = jnp.argsort(jax.random.uniform(key, valid.shape), axis=1)
+  """Gives the instances other slots: slot i gets instance order[i]."""
   masks = jnp.take_along_axis(
     instances.unpack_planes(planes, valid.shape[1]), order[:, :, None, None], axis=1
   )
   return instances.pack_planes(masks, planes.shape[1]), jnp.take_along_axis(valid, order, axis=1)
+
+
+def split_batch(batch: Batch, parts: int, keep: int = 1) -> Batch:
+  """Splits a batch into micro-batches: [b, ...] to [parts, b / parts, ...].
+
+  Every device keeps the examples that it has, and runs of `keep` examples stay together, so that the micro-batches
+  decode the same examples as the whole batch would (see `every`).
+  """
+
+  def split(x: Shaped[Array, "b ..."]) -> Shaped[Array, "p m ..."]:
+    runs = x.reshape(-1, parts, keep, *x.shape[1:])
+    return jnp.moveaxis(runs, 1, 0).reshape(parts, -1, *x.shape[1:])
+
+  return jax.tree.map(split, batch)
+
+
+def draw_chance(model: MaIL, batch: Batch, key: PRNGKeyArray, each: float, every: float) -> Batch:
+  """Adds to a batch what chance decides: `valid`, after instance dropout, and for `stacked` masks their `slots`.
+
+  It is drawn for the whole batch, so that a micro-batch finds what it would have found there.
+  """
+  drop, shuffle = jax.random.split(key)
+  valid = instances.count_valid(batch["num_instances"], model.max_instances)
+  batch = batch | {"valid": drop_instances(drop, valid, each, every)}
+  if model.mask_tokens == "stacked" and model.max_instances:
+    batch["slots"] = jnp.argsort(jax.random.uniform(shuffle, valid.shape), axis=1)
+  return batch
+
+
+def make_loss(
+  model: MaIL, weights: dict[str, float], decode_every: int, decode_meant: bool
+) -> Callable[..., tuple[jax.Array, tuple[Metrics, Tree]]]:
+  """Makes the loss: (params, batch_stats, batch, counted, key) -> (loss, (metrics, batch_stats)).
+
+  `counted` is what `count_weights` says of the whole batch, of which this one may be a part: the losses of the parts
+  sum to that of the whole.
+  """
+
+  def loss_fn(params, batch_stats: Tree, batch: Batch, counted: dict[int, jax.Array], key):
+    planes, valid = batch["instances"], batch["valid"]
+    if "slots" in batch:
+      planes, valid = take_slots(batch["slots"], planes, valid)
+    iou, meant = None, None
+    if model.max_instances and model.selection != "none":
+      masks = instances.unpack_planes(planes, model.max_instances) & valid[:, :, None, None]
+      iou = losses.instance_iou(masks, batch["target"])
+      meant = find_meant(iou) if decode_meant else None
+    output, updated = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      batch["image"], planes, valid, batch["tokens"], batch["num_tokens"],
+      train=True, decode_every=decode_every, meant=meant,
+      mutable=["batch_stats"], rngs={"dropout": key},
+    )  # fmt: skip
+
+    target = every(batch["target"], decode_every)
+    terms = {
+      "bce": losses.binary_cross_entropy(output.logits, target),
+      "dice": losses.dice(output.logits, target),
+    }
+    if iou is not None:
+      terms["selection"] = losses.selection_cross_entropy(output.selection_logits, iou)
+    metrics = {name: weighted_mean(term, batch["weight"], counted) for name, term in terms.items()}
+    loss = sum((weights[name] * value for name, value in metrics.items()), jnp.zeros(()))
+    return loss, (metrics | {"loss": loss}, updated.get("batch_stats", {}))
+
+  return loss_fn
+
+
+def count_weights(weight: Float[Array, "b"], decode_every: int) -> dict[int, jax.Array]:
+  """Examples that count, among all (key 1) and among one of so many (key `decode_every`); at least 1."""
+  return {n: jnp.maximum(every(weight, n).sum(), 1) for n in {1, decode_every}}
+
+
+def weighted_mean(
+  terms: Float[Array, "c"], weight: Float[Array, "b"], counted: dict[int, jax.Array]
+) -> Float[Array, ""]:
+  """Mean over the examples that a term was computed for, one of every b / c.
+
+  Args:
+    terms: of those examples.
+    weight: of all examples.
+    counted: see `count_weights`; of the whole batch where this is a part of it, so that the parts sum to the mean.
+  """
+  one_of = weight.shape[0] // terms.shape[0]
+  return (terms * every(weight, one_of)).sum() / counted[one_of]
+
+
+def make_gradients(
+  loss_fn: Callable[..., Any],
+  decode_every: int,
+  accumulate: int,
+  gather: Callable[[Tree], Tree],
+  scatter: Callable[[Tree], Tree],
+) -> Callable[..., tuple[Tree, tuple[Metrics, Tree]]]:
+  """Makes the gradient of a batch: (variables, batch, key) -> (gradients, (metrics, batch_stats)).
+
+  With `accumulate` the batch is taken in so many micro-batches, one after the other. Gradients and metrics are those
+  of the whole; batch statistics are the mean of those of its parts.
+  """
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+
+  def gradients(variables: Tree, batch: Batch, key: PRNGKeyArray):
+    params, batch_stats = gather(variables["params"]), variables["batch_stats"]
+    counted = count_weights(batch["weight"], decode_every)
+    if accumulate == 1:
+      grads, aux = grad_fn(params, batch_stats, batch, counted, key)
+      return scatter(grads), aux
+
+    def add(total, part):
+      number, micro = part
+      grads, aux = grad_fn(params, batch_stats, micro, counted, jax.random.fold_in(key, number))
+      return jax.tree.map(jnp.add, total, scatter(grads)), aux
+
+    zeros = scatter(jax.tree.map(jnp.zeros_like, params))
+    parts = (jnp.arange(accumulate), split_batch(batch, accumulate, decode_every))
+    grads, (metrics, stats) = jax.lax.scan(add, zeros, parts)
+    return grads, (
+      jax.tree.map(lambda x: x.sum(0), metrics),
+      jax.tree.map(lambda x: x.mean(0), stats),
+    )
+
+  return gradients
 
 
 def make_train_step(
@@ -90,44 +211,32 @@ def make_train_step(
   ema_decay: float = 0.0,
   decode_every: int = 1,
   decode_meant: bool = False,
+  accumulate: int = 1,
+  gather: Callable[[Tree], Tree] = lambda params: params,
+  scatter: Callable[[Tree], Tree] = lambda grads: grads,
 ) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, Metrics]]:
-  """Makes the update (to be jitted): (state, batch, learning rate) -> (state, metrics)."""
-  shuffled = model.mask_tokens == "stacked"
+  """Makes the update (to be jitted): (state, batch, learning rate) -> (state, metrics).
 
-  def loss_fn(params, state: TrainState, batch: Batch):
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), 3)
-    valid = instances.count_valid(batch["num_instances"], model.max_instances)
-    valid = drop_instances(keys[0], valid, instance_dropout, all_instances_dropout)
-    planes = batch["instances"]
-    if shuffled and model.max_instances:
-      planes, valid = shuffle_slots(keys[1], planes, valid)
-    iou, meant = None, None
-    if model.max_instances and model.selection != "none":
-      masks = instances.unpack_planes(planes, model.max_instances) & valid[:, :, None, None]
-      iou = losses.instance_iou(masks, batch["target"])
-      meant = find_meant(iou) if decode_meant else None
-    output, updated = model.apply(
-      {**state.variables, "params": params},
-      batch["image"], planes, valid, batch["tokens"], batch["num_tokens"],
-      train=True, decode_every=decode_every, meant=meant,
-      mutable=["batch_stats"], rngs={"dropout": keys[2]},
-    )  # fmt: skip
-    target = every(batch["target"], decode_every)
-    terms = {
-      "bce": losses.binary_cross_entropy(output.logits, target),
-      "dice": losses.dice(output.logits, target),
-    }
-    if iou is not None:
-      terms["selection"] = losses.selection_cross_entropy(output.selection_logits, iou)
-    metrics = {name: weighted_mean(term, batch["weight"]) for name, term in terms.items()}
-    loss = sum((loss_weights[name] * value for name, value in metrics.items()), jnp.zeros(()))
-    return loss, (metrics | {"loss": loss}, updated.get("batch_stats", {}))
+  Args:
+    model, optimizer: as the config describes them.
+    seed: of all chance in training.
+    loss_weights: of the terms `bce`, `dice` and `selection`.
+    instance_dropout, all_instances_dropout: see `drop_instances`.
+    ema_decay: of the moving average.
+    decode_every: decodes one example of so many.
+    decode_meant: decodes the instance that is meant, not the one that is chosen.
+    accumulate: micro-batches of a batch; see `make_gradients`.
+    gather, scatter: see `sharding.make_gather_and_scatter`.
+  """
+  loss_fn = make_loss(model, loss_weights, decode_every, decode_meant)
+  gradients = make_gradients(loss_fn, decode_every, accumulate, gather, scatter)
 
   def train_step(
     state: TrainState, batch: Batch, lr: Float[Array, ""]
   ) -> tuple[TrainState, Metrics]:
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-    grads, (metrics, batch_stats) = grad_fn(state.variables["params"], state, batch)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    batch = draw_chance(model, batch, keys[0], instance_dropout, all_instances_dropout)
+    grads, (metrics, batch_stats) = gradients(state.variables, batch, keys[1])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.variables["params"])
     params = jax.tree.map(lambda p, u: p + lr * u, state.variables["params"], updates)
     variables = {"params": params, "batch_stats": batch_stats}
@@ -141,12 +250,6 @@ def make_train_step(
 def find_meant(iou: Float[Array, "b k"]) -> Int[Array, "b"]:
   """The instance that overlaps the target most, if by IoU > 0.5, else k: none of them."""
   return jnp.where(iou.max(1) > 0.5, jnp.argmax(iou, 1), iou.shape[1])
-
-
-def weighted_mean(terms: Float[Array, "c"], weight: Float[Array, "b"]) -> Float[Array, ""]:
-  """Mean over the examples that a term was computed for, `weight` being that of all of them."""
-  weight = every(weight, weight.shape[0] // terms.shape[0])
-  return (terms * weight).sum() / jnp.maximum(weight.sum(), 1)
 
 
 def average(old: Tree, new: Tree, decay: float, step: Int[Array, ""]) -> Tree:

@@ -15,10 +15,15 @@ def test_what_is_meant_is_the_best_instance_over_one_half_or_none():
 def test_mean_is_over_the_examples_that_count_and_were_decoded():
   weight = np.array([1, 1, 0, 1, 1, 0], np.float32)
   terms = np.arange(1, 7, dtype=np.float32)
-  assert train_step.weighted_mean(jnp.asarray(terms), jnp.asarray(weight)) == (1 + 2 + 4 + 5) / 4
+
+  def mean(terms, weight):
+    weight = jnp.asarray(weight)
+    return train_step.weighted_mean(jnp.asarray(terms), weight, train_step.count_weights(weight, 2))
+
+  assert mean(terms, weight) == (1 + 2 + 4 + 5) / 4
   # Every second example: the first, third and fifth.
-  assert train_step.weighted_mean(jnp.array([1.0, 3.0, 5.0]), jnp.asarray(weight)) == (1 + 5) / 2
-  assert train_step.weighted_mean(jnp.ones(6), jnp.zeros(6)) == 0
+  assert mean(terms[::2], weight) == (1 + 5) / 2
+  assert mean(np.ones(6, np.float32), np.zeros(6, np.float32)) == 0
 
 
 def test_dropout_leaves_out_instances_and_whole_examples_as_often_as_told():

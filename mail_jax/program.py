@@ -1,0 +1,127 @@
+"""What a config compiles to on a mesh: the programs that `train` runs and `plan` asks the compiler about."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import InputError
+from mail_jax import sharding
+from mail_jax.config import make_model
+from mail_jax.evaluators.segmentation import make_measure
+from mail_jax.models import instances
+from mail_jax.models.mail import MaIL
+from mail_jax.optim import make_optimizer_from
+from mail_jax.train_step import TrainState, create_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The compiled parts of a run; nothing is compiled before it is called.
+
+  Attributes:
+    config: a whole config.
+    model: the network.
+    optimizer: of its parameters.
+    mesh: that all of it is made for.
+    shapes: shapes and places of all that training changes.
+    batch: shapes and places of a global batch of training.
+    create: () -> the new state.
+    step: (state, batch, learning rate) -> (state, metrics); the state that is given is used up.
+    measure: (variables, batch) -> what an evaluation counts, on every device.
+  """
+
+  config: ConfigDict
+  model: MaIL
+  optimizer: optax.GradientTransformation
+  mesh: Mesh
+  shapes: TrainState
+  batch: dict[str, jax.ShapeDtypeStruct]
+  create: Any
+  step: Any
+  measure: Any
+
+
+def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
+  """Builds the programs of a whole config on a mesh.
+
+  Raises:
+    InputError: the batch does not divide by the devices, or a rule of placement does not fit.
+  """
+  _check_batch(config, mesh)
+  model, optimizer = make_model(config, vocab_size), make_optimizer_from(config)
+  create = functools.partial(
+    create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
+  )
+  shapes = jax.eval_shape(create)
+  placed = sharding.state_sharding(mesh, shapes, config.placement)
+  spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  gather, scatter = sharding.make_gather_and_scatter(mesh, placed.variables["params"])
+  step = make_train_step(
+    model,
+    optimizer,
+    seed=config.seed,
+    loss_weights=dict(config.loss),
+    decode_every=config.decode_every,
+    decode_meant=config.decode_meant,
+    instance_dropout=config.augment.instance_dropout,
+    all_instances_dropout=config.augment.all_instances_dropout,
+    ema_decay=config.ema_decay,
+    accumulate=config.accumulate,
+    gather=gather,
+    scatter=scatter,
+  )
+  judged = placed.averaged if config.ema_decay else placed.variables
+  return Program(
+    config,
+    model,
+    optimizer,
+    mesh,
+    shapes=sharding.shapes_at(shapes, placed),
+    batch=sharding.shapes_at(batch_shapes(config), dict.fromkeys(batch_shapes(config), spread)),
+    create=jax.jit(create, out_shardings=placed),
+    step=jax.jit(
+      step, in_shardings=(placed, spread, same), out_shardings=(placed, same), donate_argnums=0
+    ),
+    measure=jax.jit(make_measure(model), in_shardings=(judged, spread), out_shardings=same),
+  )
+
+
+def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a global batch of training (docs/architecture.md, The batch)."""
+  rows, size = config.batch_size, config.image_size
+  groups = max(1, -(-config.max_instances // instances.PLANE_BITS))
+  shapes = {
+    "image": ((rows, size, size, 3), jnp.uint8),
+    "instances": ((rows, groups, size, size), jnp.uint16),
+    "num_instances": ((rows,), jnp.int32),
+    "tokens": ((rows, config.max_tokens), jnp.int32),
+    "num_tokens": ((rows,), jnp.int32),
+    "target": ((rows, size, size), jnp.bool_),
+    "weight": ((rows,), jnp.float32),
+  }
+  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+  factors = {
+    f"{mesh.size} devices": mesh.size,
+    "config.accumulate": config.accumulate,
+    "config.decode_every": config.decode_every,
+  }
+  for name in ("accumulate", "decode_every"):
+    if config[name] < 1:
+      raise InputError(f"config.{name} is {config[name]}; it must be at least 1")
+  parts = mesh.size * config.accumulate * config.decode_every
+  if config.batch_size < 1 or config.batch_size % parts:
+    shown = " times ".join(
+      f"{name} {size}" if name.startswith("config") else name
+      for name, size in factors.items()
+      if size > 1 or not name.startswith("config")
+    )
+    raise InputError(f"config.batch_size {config.batch_size} does not divide by {shown}")
