@@ -1,4 +1,4 @@
-"""When one process of a run is gone, the others end within seconds, and say why.
+"""The processes of a run end together: when one is gone the others follow within seconds, and say why.
 
 JAX notices by itself that a process has died, but only when heartbeats have been missing for a while, and then ends the
 others with a stack trace of C++. So every process also holds a TCP connection to process 0. The kernel closes it when
@@ -19,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ GRACE = 2
 # Seconds of silence, and between so many probes, after which the kernel gives up a host.
 _IDLE, _INTERVAL, _PROBES = 10, 5, 4
 _PATIENCE = 10  # seconds for a connection
-_BYE = -1  # what else is sent is the number of a process that is gone
+_BYE = -1  # the sender is done; any other number is of a process that is gone
 _MESSAGE = struct.Struct("!i")
 
 
@@ -44,25 +45,31 @@ class Lifeline:
     """
     self._me, self._count = jax.process_index(), jax.process_count()
     self._peers: dict[int, socket.socket] = {}
+    self._done: dict[int, socket.socket] = {}  # of process 0: peers that wait for the others
     self._known = threading.Event()
-    self._said_bye = False
     hub = _open_hub() if self._me == 0 else None
     book = {"hosts": [host] if host else _own_names(), "token": secrets.token_hex(16)}
     book = _from_main({**book, "port": hub.getsockname()[1] if hub else 0})
     if hub:
       self._watch(self._serve, hub, book["token"])
-    else:
-      server = _connect(book["hosts"], book["port"], book["token"], self._me)
-      if server:
-        self._peers[0] = server
-        self._watch(self._listen, server)
+    elif server := _connect(book["hosts"], book["port"], book["token"], self._me):
+      self._peers[0] = server
+      self._watch(self._listen, server)
+    multihost_utils.sync_global_devices("lifeline")  # whoever could has connected
     _delay_abort()
-    atexit.register(self.say_bye)
+    atexit.register(self.leave)
 
-  def say_bye(self) -> None:
-    """Tells the others that this process ends well."""
-    self._said_bye = True
-    _send(self._peers, _BYE)
+  def leave(self) -> None:
+    """Waits until all the others have come to their end too, so that none is missed by those that still work."""
+    if hasattr(
+      sys, "last_value"
+    ):  # an exception that nobody caught: whoever waits for us waits in vain
+      self.fail(1)
+    if self._me:
+      _send(self._peers, _BYE)
+    while self._peers:
+      time.sleep(0.02)
+    _send(self._done, _BYE)
 
   def fail(self, code: int) -> None:
     """Ends the process at once, with an error; the others hear it from the kernel.
@@ -86,21 +93,21 @@ class Lifeline:
       while True:
         for key, _ in ready.select():
           if key.data < 0:
-            peer, index = _let_in(hub, token)
-            if peer:
+            for index, peer in _let_in(hub, token):
               self._peers[index] = peer
               ready.register(peer, selectors.EVENT_READ, index)
+              _send({index: peer}, index)
             continue
           ready.unregister(key.fileobj)
-          peer = self._peers.pop(key.data)
-          if _receive(peer) != _BYE:
-            _send(self._peers, key.data)
+          if _receive(self._peers[key.data]) != _BYE:
             self._end(key.data)
+          self._done[key.data] = self._peers.pop(key.data)
 
   def _listen(self, server: socket.socket) -> None:
     said = _receive(server)
     if said != _BYE:
       self._end(0 if said is None else said)
+    self._peers.clear()
 
   def _end(self, gone: int) -> None:
     self._news = (
@@ -108,6 +115,8 @@ class Lifeline:
       f"so process {self._me} stops; start the same command on all hosts again"
     )
     self._known.set()
+    if not self._me:
+      _send(self._peers | self._done, gone)
     time.sleep(GRACE)
     _print(self._news)
     os._exit(1)
@@ -155,18 +164,18 @@ def _connect(hosts: list[str], port: int, token: str, me: int) -> socket.socket 
   return None
 
 
-def _let_in(hub: socket.socket, token: str) -> tuple[socket.socket | None, int]:
+def _let_in(hub: socket.socket, token: str) -> Iterator[tuple[int, socket.socket]]:
+  """Accepts a connection; yields it, and the process that it is from, unless it is a stranger's."""
   peer, _ = hub.accept()
   peer.settimeout(_PATIENCE)
   with contextlib.suppress(OSError):
     hello = peer.recv(len(token), socket.MSG_WAITALL)
     index = _receive(peer)
     if index is not None and secrets.compare_digest(hello, token.encode()):
-      peer.sendall(_MESSAGE.pack(index))
       _keep_alive(peer)
-      return peer, index
+      yield index, peer
+      return
   peer.close()
-  return None, 0
 
 
 def _keep_alive(connection: socket.socket) -> None:
