@@ -41,10 +41,24 @@ def folder(path: str, option: str) -> epath.Path:
   return epath.Path(path.rstrip("/"))
 
 
+def rename(path: epath.Path, target: epath.Path) -> None:
+  """Renames a folder; in a bucket all of it is copied first, by the bucket itself, and then removed."""
+  if not is_remote(path):
+    path.rename(target)
+    return
+  import fsspec
+
+  files, old = fsspec.core.url_to_fs(str(path))
+  new = fsspec.core.url_to_fs(str(target))[1]
+  for name in files.find(old):
+    files.copy(name, new + name.removeprefix(old))
+  files.rm(old, recursive=True)
+
+
 def _prepare(scheme: str) -> None:
   """Makes etils open addresses with fsspec, and fsspec look anew each time: other processes write there too."""
-  import fsspec
+  from fsspec.config import conf
 
   os.environ.setdefault("EPATH_USE_TF", "false")
   for protocol in (scheme, {"gs": "gcs"}.get(scheme, scheme)):
-    fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+    conf.setdefault(protocol, {})["use_listings_cache"] = False

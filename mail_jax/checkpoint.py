@@ -4,11 +4,9 @@ import base64
 import contextlib
 import itertools
 import json
-import logging
 import math
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,16 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from input_pipeline import remote
 from input_pipeline.errors import InputError
-from mail_jax import manifest
+from mail_jax import manifest, mirror, orbax_settings
 
 Tree = Any  # a nest of arrays, as JAX has them
 Metrics = dict[str, int | float]
 FOLDER = "checkpoints"
-_SHARED_BYTES = 2**20  # of an array, for each machine that writes it
 
 
 class Checkpoints:
@@ -49,17 +45,19 @@ class Checkpoints:
       InputError: with `read_only`, no such folder, or no checkpoint in it; else, it cannot be made.
     """
     self._named, self._read_only, self._best_metric = workdir, read_only, best_metric
-    self._folder = remote.folder(workdir, self._option) / FOLDER
-    if read_only and not self._folder.is_dir():
+    self._place = remote.folder(workdir, self._option) / FOLDER
+    if read_only and not self._place.is_dir():
       raise InputError(
-        f"--checkpoint {workdir}: there is no {self._folder}; give the --workdir of a training run"
+        f"--checkpoint {workdir}: there is no {self._place}; give the --workdir of a training run"
       )
+    self._copy = mirror.Mirror(str(self._place)) if mirror.is_needed(workdir) else None
+    self._folder = self._place if self._copy is None else self._copy.local
     self._metrics: dict[int, Metrics] = {}
     self._sound: dict[int, bool] = {}  # of the steps that were looked at
     self._saving = -1
-    _leave_errors_to_us()
+    orbax_settings.leave_errors_to_us()
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=_LastTwoAndBest(self._score),
+      preservation_policy=orbax_settings.LastTwoAndBest(self._score),
       # Orbax's own read_only warns twice at every start; without `save` nothing is written anyway.
       create=not read_only,
       cleanup_tmp_directories=not read_only,
@@ -68,12 +66,14 @@ class Checkpoints:
       # Called by the first process when all have written, before the checkpoint gets its name.
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
     )
-    handlers = {"state": _array_handler(), "meta": ocp.JsonCheckpointHandler()}
-    with self._clear_errors(f"{self._folder} cannot be used"):
+    handlers = {"state": orbax_settings.array_handler(), "meta": ocp.JsonCheckpointHandler()}
+    with self._clear_errors(f"{self._place} cannot be used"):
+      if self._copy:
+        self._copy.list()
       self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
     if read_only and not self._steps():
       raise InputError(
-        f"--checkpoint {workdir}: {self._folder} holds no checkpoint; has the training saved one yet?"
+        f"--checkpoint {workdir}: {self._place} holds no checkpoint; has the training saved one yet?"
       )
     self._read_metrics()
 
@@ -147,14 +147,19 @@ class Checkpoints:
     Raises:
       InputError: what was still being written cannot be.
     """
-    with self._clear_errors(self._unwritten(self._saving)):
-      self._manager.close()
+    self._steps()
+    self._manager.close()
+    if self._copy:
+      self._copy.close()
 
   def _steps(self) -> Sequence[int]:
     """Steps of the checkpoints that are written."""
     with self._clear_errors(self._unwritten(self._saving)):
       self._manager.wait_until_finished()
-    return [int(step) for step in self._manager.all_steps()]
+      steps = [int(step) for step in self._manager.all_steps()]
+      if self._copy and self._saving >= 0:
+        self._copy.keep(steps)
+    return steps
 
   def _read_metrics(self) -> None:
     """Reads the metrics of all checkpoints; the first process tells the others, so that no two differ."""
@@ -177,8 +182,12 @@ class Checkpoints:
 
   def _write_manifest(self) -> None:
     unnamed = self._folder / f"{self._saving}{ocp.path.step.TMP_DIR_SUFFIX}"
-    path = unnamed if unnamed.exists() else self._path(self._saving)  # in a bucket nothing is renamed
+    path = (
+      unnamed if unnamed.exists() else self._path(self._saving)
+    )  # in a bucket nothing is renamed
     manifest.write(path, self._about(self._saving))
+    if self._copy:
+      self._copy.push(path, self._saving)
 
   def _add_metrics(self, step: int, metrics: Metrics) -> None:
     """Completes a checkpoint that was saved before it was evaluated."""
@@ -186,6 +195,8 @@ class Checkpoints:
     if jax.process_index() == 0:
       with self._clear_errors(self._unwritten(step)):
         manifest.replace_about(self._path(step), self._about(step))
+        if self._copy:
+          self._copy.push_manifest(step)
 
   def _first_whole(self, steps: Sequence[int]) -> int | None:
     return next((step for step in steps if self._is_sound(step)), None)
@@ -195,12 +206,14 @@ class Checkpoints:
     if step not in self._sound:
       wrong = ""
       try:
+        if self._copy:
+          self._copy.fetch(step)
         manifest.check(self._path(step), jax.process_index(), jax.process_count())
       except manifest.DamagedError as error:
         wrong = str(error)
       wrong = next(filter(None, everyone(wrong)), "")
       if wrong:
-        _warn(f"{self._path(step)} is damaged ({wrong}) and is passed over")
+        _warn(f"{self._place / str(step)} is damaged ({wrong}) and is passed over")
       self._sound[step] = not wrong
     return self._sound[step]
 
@@ -210,15 +223,17 @@ class Checkpoints:
       return
     if jax.process_index() == 0:
       for step in steps:
-        target = _free_name(self._folder.parent / f"damaged-{step}")
-        self._path(step).rename(target)
-        _warn(f"{self._path(step)} was moved to {target}")
+        target = _free_name(self._place.parent / f"damaged-{step}")
+        remote.rename(self._place / str(step), target)
+        if self._copy:
+          self._copy.forget(step)
+        _warn(f"{self._place / str(step)} was moved to {target}")
     self._manager.reload()
     for step in steps:
       del self._sound[step], self._metrics[step]
 
   def _unwritten(self, step: int) -> str:
-    return f"the checkpoint of step {step} cannot be written to {self._folder}"
+    return f"the checkpoint of step {step} cannot be written to {self._place}"
 
   @contextlib.contextmanager
   def _clear_errors(self, what: str) -> Iterator[None]:
@@ -226,59 +241,13 @@ class Checkpoints:
     try:
       yield
     except (OSError, ValueError) as error:
-      reason = _storage_error(error)
+      reason = orbax_settings.storage_error(error)
       if reason is None:
         raise
       raise InputError(
         f"{self._option} {self._named}: {what} ({reason}); free space there or choose another folder, and start the "
         "same command again: it goes on from the last whole checkpoint"
       ) from error
-
-
-class _LastTwoAndBest(policies.PreservationPolicy):
-  """Which checkpoints are kept. The scores are ours: metrics may come later than their checkpoint."""
-
-  def __init__(self, score: Callable[[int], float]):
-    self._score = score
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-    del context
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    score, best = max((self._score(step), step) for step in steps)
-    keep = {*sorted(steps)[-2:], *([best] if score > -math.inf else [])}
-    return [step in keep for step in steps]
-
-
-def _array_handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes and reads the state.
-
-  What is on all devices is by default cut into as many pieces, and every cut is compiled: half a minute at the first
-  save. That pays only for large arrays that several machines write together.
-  """
-  arrays = ocp.type_handlers.ArrayHandler(
-    use_replica_parallel=jax.process_count() > 1,
-    min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
-  )
-  registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-  return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-
-
-def _storage_error(error: Exception) -> str | None:
-  """What the storage says against it; None where it is not the storage that complains."""
-  if isinstance(error, OSError):
-    return error.strerror or str(error)
-  # TensorStore raises a ValueError for whatever happens to it.
-  found = re.search(r"([^:]*) \[(os_error_code|http_response_code)=", str(error))
-  return found[1].strip() if found else None
-
-
-def _leave_errors_to_us() -> None:
-  """Orbax prints an exception several times over, with its traceback, before it raises it."""
-  logging.getLogger("absl").addFilter(_is_no_traceback_of_orbax)
-
-
-def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
-  return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _warn(text: str) -> None:
@@ -299,9 +268,12 @@ def everyone(value: Any) -> list[Any]:
 def exists(workdir: str) -> bool:
   """Whether a run has saved a checkpoint there; neither makes nor deletes anything."""
   path = remote.folder(workdir, "--workdir") / FOLDER
-  return path.is_dir() and any(
-    ocp.path.step.is_path_finalized(child) for child in path.iterdir() if child.name.isdigit()
+  found = path.is_dir() and any(
+    (step / manifest.FILE).exists() and ocp.path.step.is_path_finalized(step)
+    for step in path.iterdir()
+    if step.name.isdigit()
   )
+  return everyone(found)[0]
 
 
 def move_aside(workdir: str) -> str:
@@ -309,7 +281,7 @@ def move_aside(workdir: str) -> str:
   path = remote.folder(workdir, "--workdir")
   target = _free_name(path.with_name(f"{path.name}.1"))
   if jax.process_index() == 0:
-    path.rename(target)
+    remote.rename(path, target)
   return everyone(str(target))[0]
 
 

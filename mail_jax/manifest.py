@@ -18,17 +18,16 @@ _LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _THREADS = 8  # hashing lets other threads run
 
 
-
 class DamagedError(ValueError):
   """A checkpoint is not what was written; the message names the file and what is wrong with it."""
 
 
 def write(folder: epath.Path, about: dict[str, Any]) -> None:
   """Notes the files of a folder, all of which are written by now, and what is told of them."""
-  names = sorted(_names(folder))
+  all_names = sorted(names(folder))
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    sums = pool.map(lambda name: _size_and_sum(folder / name), names)
-    _write(folder, {"files": dict(zip(names, sums, strict=True)), "about": about})
+    sums = pool.map(lambda name: _size_and_sum(folder / name), all_names)
+    _write(folder, {"files": dict(zip(all_names, sums, strict=True)), "about": about})
 
 
 def replace_about(folder: epath.Path, about: dict[str, Any]) -> None:
@@ -74,10 +73,11 @@ def _check_file(folder: epath.Path, name: str, expected: Sequence[Any]) -> None:
     raise DamagedError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
-def _names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+def names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+  """Yields the paths, in a checkpoint's folder, of the files that belong to it, without the manifest."""
   for path in folder.iterdir():
     if path.is_dir():
-      yield from _names(path, f"{prefix}{path.name}/")
+      yield from names(path, f"{prefix}{path.name}/")
     elif prefix or path.name not in (FILE, *_LATER):
       yield prefix + path.name
 

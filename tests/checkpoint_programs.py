@@ -59,9 +59,7 @@ def save_on_eight(folder: pathlib.Path) -> None:
     checkpoints.save(1, state, {}, None)
     other = shapes(sharding.make_mesh(2, 4))
     restored = checkpoints.restore(checkpoints.latest() or 0, other)
-    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
-      lambda x: x.sharding, other
-    )
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, other)
     assert differences(jax.device_get(restored)) == []
     checkpoints.close()
 
