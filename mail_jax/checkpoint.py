@@ -123,6 +123,10 @@ class Checkpoints:
     with self._clear_errors(self._unwritten(step)):
       self._manager.save(step, args=items, force=True)
 
+  def metrics(self, step: int) -> Metrics:
+    """The metrics of a checkpoint; empty where it was not evaluated."""
+    return self._metrics.get(step, {})
+
   def meta(self, step: int) -> dict[str, Any]:
     """What was saved beside the state: config, tokenizer, steps."""
     return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
