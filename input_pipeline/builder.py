@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import tqdm
@@ -259,8 +258,8 @@ def open_dataset(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
   Raises:
     InputError: there is no such data set; the message names the command that makes it.
   """
-  folder = storage.dataset_dir(data_dir, name)
-  if not tf.io.gfile.exists(os.path.join(folder, "dataset_info.json")):
+  folder = storage.open_dir(data_dir, name)
+  if not (folder / "dataset_info.json").exists():
     raise InputError(
       f"--data_dir {data_dir}: {name} is not prepared there; run "
       f"`python -m input_pipeline.prepare --dataset {name} --data_dir {data_dir}` first "

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from input_pipeline import errors, parallel, storage
+from input_pipeline import errors, parallel, remote, storage
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
 from input_pipeline.instances.postprocess import Selection
@@ -226,6 +226,11 @@ def main(argv: list[str] | None = None) -> None:
     InputError: something is wrong with what was given; nothing is left half-written.
   """
   args = _parse(argv)
+  if remote.is_remote(args.data_dir):
+    raise InputError(
+      f"--data_dir {args.data_dir}: records are written to a disk; prepare them in a folder and copy that, as in "
+      f"`gcloud storage rsync --recursive data {args.data_dir}`"
+    )
   described = _describe(args)
   if _is_prepared(args, described):
     print(f"{args.dataset} is prepared in {args.data_dir} already: nothing to do")

@@ -74,14 +74,14 @@ def open_source(
     for file in info.splits[share].file_instructions
   )
   for path, _, _ in files:
-    if not os.path.isfile(path):
+    if not tf.io.gfile.exists(path):
       raise InputError(f"{path} is missing; prepare {name} again with --overwrite")
   counts = (info.metadata or {}).get("counts", {}).get(split, {})
   return Source(
     name=f"{name}/{split}",
     files=files,
     refs=counts.get("refs") if process_count == 1 else None,
-    stamp=max(os.stat(path).st_mtime_ns for path, _, _ in files),
+    stamp=max(tf.io.gfile.stat(path).mtime_nsec for path, _, _ in files),
   )
 
 

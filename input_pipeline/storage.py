@@ -15,6 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
+
+from input_pipeline import remote
 from input_pipeline.errors import InputError
 
 BUILDER_NAME = "referring_segmentation"
@@ -41,9 +44,23 @@ def dataset_dir(data_dir: str, name: str) -> str:
   return os.path.join(data_dir, BUILDER_NAME, CONFIGS[name], VERSION)
 
 
+def open_dir(data_dir: str, name: str) -> epath.Path:
+  """Opens the folder of a data set, on this machine or in a bucket of Google's; it need not be there.
+
+  Raises:
+    InputError: there is no data set of that name, or records cannot be read from such a place.
+  """
+  if data_dir.startswith("s3://"):
+    raise InputError(
+      f"--data_dir {data_dir}: TensorFlow reads no records from s3://; copy them to a disk first, as in "
+      f"`aws s3 sync {data_dir} data`"
+    )
+  return remote.folder(dataset_dir(data_dir, name), "--data_dir")
+
+
 def read_metadata(data_dir: str, name: str) -> dict[str, Any] | None:
   """Returns what a prepared data set says of itself, None where there is none."""
-  folder = pathlib.Path(dataset_dir(data_dir, name))
+  folder = open_dir(data_dir, name)
   if not (folder / "dataset_info.json").is_file():
     return None
   try:
@@ -62,7 +79,7 @@ def write_timing(data_dir: str, name: str, seconds: dict[str, float]) -> None:
 
 def prepared(data_dir: str) -> list[str]:
   """Returns the names of the data sets that are prepared in a folder, as users know them."""
-  folders = {name: pathlib.Path(dataset_dir(data_dir, name)) for name in CONFIGS}
+  folders = {name: open_dir(data_dir, name) for name in CONFIGS}
   return [name for name, path in folders.items() if (path / "dataset_info.json").is_file()]
 
 
@@ -74,7 +91,7 @@ def read_timing(data_dir: str, name: str) -> dict[str, float]:
   Raises:
     InputError: the file of the measurements is damaged.
   """
-  path = pathlib.Path(dataset_dir(data_dir, name)) / "timing.json"
+  path = open_dir(data_dir, name) / "timing.json"
   if not path.is_file():
     return {}
   try:

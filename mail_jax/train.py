@@ -6,7 +6,6 @@ Start the same command again after any interruption: it goes on from the last ch
 import argparse
 import dataclasses
 import itertools
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -191,6 +190,7 @@ class Trainer:
       "steps": self.budget.steps,
       "data_position": step,
     }
+    self.progress.flush()
     self.checkpoints.save(step, self.state, meta, metrics)
 
 
@@ -249,23 +249,19 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def move_old(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
   """Moves a run with another config or tokenizer aside, to WORKDIR.1, .2, ...; nothing is deleted."""
-  path = pathlib.Path(workdir)
-  if not (path / checkpoint.FOLDER).is_dir():
+  if not checkpoint.exists(workdir):
     return
   checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
   latest = checkpoints.latest()
-  meta = checkpoints.meta(latest) if latest is not None else None
+  assert latest is not None
+  meta = checkpoints.meta(latest)
   checkpoints.close()
-  if meta is None:
-    return
   try:
     check_same(meta, config, tokenizer, workdir)
   except InputError:
-    new = next(
-      p for i in itertools.count(1) if not (p := path.with_name(f"{path.name}.{i}")).exists()
-    )
-    path.rename(new)
-    print(f"{workdir} held a run with other settings: moved to {new}", flush=True)
+    new = checkpoint.move_aside(workdir)
+    if jax.process_index() == 0:
+      print(f"{workdir} held a run with other settings: moved to {new}", flush=True)
 
 
 def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -> Tokenizer:

@@ -48,18 +48,18 @@ def load(workdir: str, which: str = "best") -> Trained:
   """Loads a checkpoint.
 
   Args:
-    workdir: of the training run.
-    which: `best` by the run's metric (the last one where none was evaluated), or `last`.
+    workdir: of the training run; a folder or an address in a bucket.
+    which: `best` by the run's metric (the last one where none was evaluated), or `last`; where that one is damaged the
+      next best, or the one before, with a warning.
 
   Raises:
-    InputError: no such folder or no checkpoint in it.
+    InputError: no such folder or no whole checkpoint in it.
   """
   checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
   try:
-    step = checkpoints.latest()
+    step = checkpoints.best() if which == "best" else None
+    step = checkpoints.latest() if step is None else step
     assert step is not None  # the constructor has looked
-    if which == "best":
-      step = checkpoints.best(checkpoints.meta(step)["config"]["best_metric"]) or step
     meta = checkpoints.meta(step)
     config = from_json(meta["config"])
     tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))

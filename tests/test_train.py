@@ -10,7 +10,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
@@ -120,44 +119,6 @@ def test_move_old_moves_such_a_run_aside_and_deletes_nothing(
   train.main(short)  # now it is the same run
   assert "finished already: 2 steps" in capsys.readouterr().out
   assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
-
-
-def _save(checkpoints: checkpoint.Checkpoints, step: int, score: float | None) -> None:
-  metrics = None if score is None else {"mIoU": score}
-  checkpoints.save(step, {"weight": jnp.full(3, step)}, {"note": step}, metrics)
-
-
-def test_the_best_checkpoint_and_the_last_two_are_kept(tmp_path):
-  checkpoints = checkpoint.Checkpoints(str(tmp_path), "mIoU")
-  for step, score in enumerate((0.2, 0.9, 0.3, None, 0.5, None), 1):
-    _save(checkpoints, step, score)
-  checkpoints.close()
-  assert tiny_run.steps_kept(tmp_path) == [2, 5, 6]
-  again = checkpoint.Checkpoints(str(tmp_path), "mIoU", read_only=True)
-  assert (again.best("mIoU"), again.latest()) == (2, 6)
-  assert again.meta(2) == {"note": 2}
-  restored = again.restore(2, {"weight": jax.ShapeDtypeStruct((3,), jnp.int32)})
-  np.testing.assert_array_equal(restored["weight"], [2, 2, 2])
-  again.close()
-
-
-def test_the_best_checkpoint_is_still_known_when_a_run_is_resumed(tmp_path):
-  for scores in ((0.2, 0.9, 0.3), (0.4, None, 0.5)):
-    checkpoints = checkpoint.Checkpoints(str(tmp_path), "mIoU")
-    first = (checkpoints.latest() or 0) + 1
-    for step, score in enumerate(scores, first):
-      _save(checkpoints, step, score)
-    checkpoints.close()
-  assert tiny_run.steps_kept(tmp_path) == [2, 5, 6]
-
-
-def test_a_run_that_is_never_evaluated_keeps_the_last_two_and_has_no_best(tmp_path):
-  checkpoints = checkpoint.Checkpoints(str(tmp_path), "mIoU")
-  for step in range(1, 5):
-    _save(checkpoints, step, None)
-  assert checkpoints.best("mIoU") is None
-  checkpoints.close()
-  assert tiny_run.steps_kept(tmp_path) == [3, 4]
 
 
 def test_reading_a_run_changes_nothing_in_it(finished_run):

@@ -1,0 +1,124 @@
+"""What is done to checkpoints by processes of their own: `python tests/checkpoint_programs.py NAME FOLDER`."""
+
+import os
+import pathlib
+import resource
+import sys
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny_model
+from jax.sharding import Mesh
+
+from input_pipeline.errors import InputError
+from mail_jax import checkpoint, manifest, sharding
+from mail_jax.optim import path_name
+from mail_jax.program import build_program
+from mail_jax.train_step import TrainState
+
+# Word embeddings of 8 MB: large enough to be cut over the axis `fsdp`.
+VOCAB = 2**17
+
+
+def shapes(mesh: Mesh) -> TrainState:
+  """Shapes and places of the state of a tiny model."""
+  config = tiny_model.make_config()
+  config.batch_size = config.eval_batch_size = 8
+  return build_program(config, VOCAB, mesh).shapes
+
+
+def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+  """Random numbers that depend on the path alone, and NaN and minus zero among them."""
+  rng = np.random.default_rng(zlib.crc32(path_name(path).encode()))
+  values = (1e3 * rng.standard_normal(shape.shape)).astype(shape.dtype)
+  if values.size > 2 and values.dtype == np.float32:
+    values.flat[:2] = np.nan, -0.0
+  return values
+
+
+def differences(state: TrainState) -> list[str]:
+  """Names of the arrays that are not, bit for bit, what `draw` gives; all of them are looked at."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  assert len(leaves) > 100
+  return [path_name(path) for path, leaf in leaves if leaf.tobytes() != draw(path, leaf).tobytes()]
+
+
+def save_on_eight(folder: pathlib.Path) -> None:
+  """Saves the same state from 1 x 8 and from 8 x 1 devices, and restores both on 2 x 4."""
+  for data, fsdp in ((1, 8), (8, 1)):
+    placed = shapes(sharding.make_mesh(data, fsdp))
+    state = jax.tree_util.tree_map_with_path(
+      lambda path, x: jax.device_put(draw(path, x), x.sharding), placed
+    )
+    words = state.variables["params"]["text"]["words"]["embedding"]
+    assert len({str(shard.index) for shard in words.addressable_shards}) == fsdp
+    checkpoints = checkpoint.Checkpoints(str(folder / f"{data}x{fsdp}"))
+    checkpoints.save(1, state, {}, None)
+    other = shapes(sharding.make_mesh(2, 4))
+    restored = checkpoints.restore(checkpoints.latest() or 0, other)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, other)
+    assert differences(jax.device_get(restored)) == []
+    checkpoints.close()
+
+
+def die_while_saving(folder: pathlib.Path) -> None:
+  """Dies when everything of the second checkpoint is written but for what says that it is whole."""
+  checkpoints = checkpoint.Checkpoints(str(folder))
+  checkpoints.save(1, {"weight": jnp.ones(3)}, {}, None)
+  checkpoints.latest()
+  manifest.write = lambda *_: os._exit(9)
+  checkpoints.save(2, {"weight": jnp.ones(3)}, {}, None)
+  checkpoints.close()
+
+
+def fill_the_disk(folder: pathlib.Path) -> None:
+  """Saves a checkpoint, and another one when no file may be larger than 100 kB."""
+  checkpoints = checkpoint.Checkpoints(str(folder))
+  state = {"weight": jnp.asarray(np.random.default_rng(0).random(100_000, np.float32))}
+  checkpoints.save(1, state, {}, None)
+  checkpoints.latest()
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+  checkpoints.save(2, state, {}, None)
+  try:
+    checkpoints.save(3, state, {}, None)
+  except InputError as error:
+    print(error)
+
+
+def share(folder: pathlib.Path) -> None:
+  """One of two processes with four devices each: they save, one finds damage, and both go on from the same step."""
+  process, address = int(sys.argv[3]), sys.argv[4]
+  jax.distributed.initialize(address, 2, process)
+  assert (jax.process_count(), jax.device_count()) == (2, 8)
+  mesh = sharding.make_mesh(1, 8)
+  state = {"weight": jax.device_put(np.arange(16, dtype=np.float32), sharding.batch_sharding(mesh))}
+  checkpoints = checkpoint.Checkpoints(str(folder))
+  for step, score in ((1, 0.5), (2, 0.25), (3, None)):
+    checkpoints.save(step, state, {"step": step}, None if score is None else {"mIoU": score})
+  checkpoints.close()
+  if process == 1:  # what the disk of one machine may give back
+
+    def check(path, part, parts):
+      assert (part, parts) == (1, 2)
+      if path.name == "3":
+        raise manifest.DamagedError("unreadable here")
+
+    manifest.check = check
+  checkpoints = checkpoint.Checkpoints(str(folder))
+  print("latest", checkpoints.latest(), "best", checkpoints.best())
+  restored = checkpoints.restore(2, state)["weight"]
+  assert restored.sharding == state["weight"].sharding
+  for shard in restored.addressable_shards:
+    np.testing.assert_array_equal(shard.data, np.arange(16)[shard.index])
+  checkpoints.save(3, state, {"step": 3}, {"mIoU": 0.75})
+  print("latest", checkpoints.latest(), "best", checkpoints.best())
+  checkpoints.close()
+
+
+if __name__ == "__main__":
+  {f.__name__: f for f in (save_on_eight, die_while_saving, fill_the_disk, share)}[sys.argv[1]](
+    pathlib.Path(sys.argv[2])
+  )
