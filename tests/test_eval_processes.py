@@ -140,7 +140,7 @@ def test_on_real_photos_any_number_of_processes_and_any_batch_size_find_the_same
   overrides = {"dataset": "refcoco_unc", "steps": 60, "image_size": 96, "max_instances": 16}
   words = [f"--config.{key}={value}" for key, value in overrides.items()]
   train.main(tiny_run.arguments(data_dir, run, *words, "--config.eval_split="))
-  names = [f"refcoco_unc/{split}" for split in ("val", "testA", "testB")]
+  names = [f"refcoco_unc/{split}" for split in ("train", "val", "testA", "testB")]
   sizes = {count: [32, 1, 7] for count in (1, 2, 3)}
   found = evaluate(tmp_path, run, data_dir, names, sizes, None)
   check_all_processes_found_the_same(found)
