@@ -44,13 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
 
 
-def initialize(args: argparse.Namespace) -> None:
+def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
   """Joins the other processes of the run; does nothing where there are none.
 
   When one of them dies later, the others end too: see `lifeline`.
 
   Args:
     args: with the options of `add_arguments`. Without them the environment decides: see `clusters`.
+    saves_on_sigterm: whether the command watches for SIGTERM, as `preemption.Preemption` does; where not, the signal
+      ends it. With several processes JAX catches it, and nobody else would hear of it.
 
   Raises:
     InputError: the options, or what the environment says, cannot be used.
@@ -60,6 +62,7 @@ def initialize(args: argparse.Namespace) -> None:
   options = options or clusters.detect(os.environ)
   if options is None:
     return
+  jax.config.update("jax_enable_preemption_service", saves_on_sigterm)
   _join(options)
   if jax.process_count() > 1:
     _lifelines.append(lifeline.Lifeline(host))
