@@ -8,8 +8,8 @@ from etils import epath
 
 from input_pipeline.errors import InputError
 
-# Opens addresses with fsspec, where TensorFlow would be imported for it otherwise. etils looks at this once, when any path
-# is first used, so it has to be said before.
+# Opens addresses with fsspec, where TensorFlow would be imported for it otherwise. etils looks at this once, when any
+# path is first used, so it has to be said before.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 # Scheme of an address: the package that opens it, which is also the name of our extra for it.
