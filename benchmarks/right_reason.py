@@ -63,7 +63,7 @@ def swap_sentences(batches: Iterable[Batch], move_target: bool) -> Iterator[Batc
   Raises:
     InputError: no image has two objects that sentences refer to.
   """
-  moved = ("tokens", "num_tokens", *(("target", "original_target") if move_target else ()))
+  moved = ("tokens", "num_tokens", "cut", *(("target", "original_target") if move_target else ()))
   batches = iter(batches)
   first = next(batches)
   size = len(first["weight"])
@@ -75,9 +75,15 @@ def swap_sentences(batches: Iterable[Batch], move_target: bool) -> Iterator[Batc
   rows = list(itertools.islice(swapped, size))
   if not rows:
     raise InputError("sentences cannot be swapped: no image has two objects they refer to")
-  while rows:
-    yield _batch(rows, size)
+  for start in itertools.count(0, size):
+    if not rows:
+      return
+    yield _batch(rows, size) | {"index": _numbers(start, len(rows), size)}
     rows = list(itertools.islice(swapped, size))
+
+
+def _numbers(first: int, count: int, size: int) -> np.ndarray:
+  return np.where(np.arange(size) < count, np.arange(first, first + size), -1).astype(np.int32)
 
 
 def _images(batches: Iterable[Batch]) -> Iterator[list[Row]]:
@@ -108,14 +114,14 @@ def _pairs(image: list[Row]) -> Iterator[tuple[Row, Row]]:
 
 
 def _sentence(row: Row) -> dict[str, Any]:
-  return {name: row["meta"][name] for name in ("ref_id", "sentence_index", "sentence", "cut")}
+  return {name: row["meta"][name] for name in ("ref_id", "sentence_index", "sentence")}
 
 
 def _batch(rows: list[Row], size: int) -> Batch:
   """Makes a batch of `size` rows; the canvases of the rows may differ."""
   sides = np.max([row["original_target"].shape for row in rows], axis=0)
   batch: Batch = {"meta": [row["meta"] for row in rows] + [None] * (size - len(rows))}
-  for name in rows[0].keys() - {"meta"}:
+  for name in rows[0].keys() - {"meta", "index", "total"}:  # a row that is left out changes them
     values = [np.asarray(row[name]) for row in rows]
     shape = tuple(sides) if name == "original_target" else values[0].shape
     batch[name] = np.zeros((size, *shape), values[0].dtype)

@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
   c.optimizer.final = 0.01  # the last learning rate, as a share of the peak
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.98
+  c.optimizer.eps = 1e-8
   c.optimizer.weight_decay = 0.02
   c.optimizer.clip = 5.0  # global norm
   # Ordered (regex, value) rules; the first that is found in a parameter's path decides.

@@ -87,7 +87,7 @@ def no_rows(shape: Shape) -> Fields:
   }
 
 
-def take_meta(batch: Fields, was_cut: np.ndarray) -> list[dict[str, Any]]:
+def take_meta(batch: Fields) -> list[dict[str, Any]]:
   """Takes the columns that are no arrays out of a batch and returns them row by row."""
   columns = ("image_id", "ref_id", "sentence_index", "sentence", "file_name")
   return [
@@ -97,10 +97,9 @@ def take_meta(batch: Fields, was_cut: np.ndarray) -> list[dict[str, Any]]:
       "sentence_index": int(sentence_index),
       "sentence": sentence.decode(),
       "file_name": file_name.decode(),
-      "cut": bool(cut),
     }
-    for image_id, ref_id, sentence_index, sentence, file_name, cut in zip(
-      *(batch.pop(column) for column in columns), was_cut, strict=True
+    for image_id, ref_id, sentence_index, sentence, file_name in zip(
+      *(batch.pop(column) for column in columns), strict=True
     )
   ]
 
@@ -125,6 +124,22 @@ def fill(batch: Fields, batch_size: int, image_size: int, canvas: tuple[int, int
     "original_target": _grow(target, (batch_size, *sides)),
     "weight": (np.arange(batch_size) < len(meta)).astype(np.float32),
     "meta": meta + [None] * (batch_size - len(meta)),
+  }
+
+
+def number(batch: Fields, first: int, total: int) -> Fields:
+  """Returns the batch with the number of each sentence, -1 for padding, and how many there are.
+
+  Args:
+    batch: as `fill` returns it.
+    first: number of its first row.
+    total: sentences, over all processes.
+  """
+  counts = batch["weight"] > 0
+  index = np.where(counts, first + np.arange(len(counts)), -1)
+  return batch | {
+    "index": index.astype(np.int32),
+    "total": np.full(len(counts), total, np.int32),
   }
 
 

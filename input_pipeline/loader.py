@@ -170,7 +170,8 @@ def eval_batches(
   """Yields every sentence of every ref of a split exactly once, in a fixed order.
 
   Batches are full: rows of weight 0 fill the last one. The processes share the sentences evenly
-  and all yield the same number of batches.
+  and all yield the same number of batches, so that each is a part of one global batch. `index`
+  says which sentence a row is, wherever it is read.
 
   Args:
     data_dir: what `prepare` was given.
@@ -189,9 +190,11 @@ def eval_batches(
   Returns:
     Batches as in training, and `original_target` bool [b, ch, cw] (each target at its original size
     in the upper left corner of a canvas of zeros), `original_size` int32 [b, 2] (height and width;
-    0 where weight is 0), `meta`: a list of b dicts with `image_id`, `ref_id`, `sentence_index`,
-    `sentence` (as a person wrote it), `file_name`, `cut` (whether tokens were lost), None where
-    weight is 0. A side of the canvas is `image_size` if that is enough, else a multiple of 64.
+    0 where weight is 0), `index` int32 [b] (number of the sentence in the split, -1 where weight is
+    0), `total` int32 [b] (how many there are, over all processes), `cut` bool [b] (whether tokens
+    were lost), `meta`: a list of b dicts with `image_id`, `ref_id`, `sentence_index`, `sentence`
+    (as a person wrote it), `file_name`, None where weight is 0. A side of the canvas is
+    `image_size` if that is enough, else a multiple of 64.
 
   Raises:
     InputError: the data set or split is not there, or, when a batch is asked for, an image cannot
@@ -218,10 +221,14 @@ def eval_batches(
       yield eval_rows.no_rows(shape)
 
   return (
-    eval_rows.fill(
-      _finish_eval(batch, tokenizer, max_instances, max_tokens), batch_size, image_size, canvas
+    eval_rows.number(
+      eval_rows.fill(
+        _finish_eval(batch, tokenizer, max_instances, max_tokens), batch_size, image_size, canvas
+      ),
+      first + position * batch_size,
+      total,
     )
-    for batch in batches()
+    for position, batch in enumerate(batches())
   )
 
 
@@ -230,8 +237,9 @@ def _finish_eval(
 ) -> Fields:
   texts = [text.decode() for text in batch.pop("normalised")]
   tokens, num_tokens, was_cut = tokenizer(texts, max_tokens)
-  meta = eval_rows.take_meta(batch, was_cut)
+  meta = eval_rows.take_meta(batch)
   return batch | {
+    "cut": was_cut,
     "num_instances": np.minimum(batch["num_instances"], np.int32(max_instances)),
     "tokens": tokens,
     "num_tokens": num_tokens,

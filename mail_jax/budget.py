@@ -3,10 +3,8 @@
 import math
 import time
 
-import numpy as np
-from jax.experimental import multihost_utils
-
 from input_pipeline.errors import InputError
+from mail_jax.distributed import agree
 
 # With `config.minutes`, the share of the time that is kept for evaluating and saving, and the share for which the
 # speed is measured: that of a few seconds would be off by a tenth.
@@ -50,17 +48,12 @@ class Budget:
     missing = int((_MEASURED * self._seconds - measured) / seconds_per_step)
     if not self._extended:
       self._extended = True
-      self._decide_at = step + 1 + max(0, agreed(missing))
+      self._decide_at = step + 1 + max(0, agree(missing))
       if self._decide_at > step + 1:
         return False
     left = self._seconds * (1 - _RESERVE) - (now - self._began)
-    self.steps = agreed(step + 1 + max(1, int(left / seconds_per_step)))
+    self.steps = agree(step + 1 + max(1, int(left / seconds_per_step)))
     return True
-
-
-def agreed(number: int) -> int:
-  """The number of the first process, on all of them: clocks differ, steps must not."""
-  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def steps_from(steps: int, epochs: float, samples: int, batch_size: int) -> int:

@@ -1,29 +1,42 @@
-"""Metrics of a checkpoint, at original resolution, every sentence once:
+"""Metrics of a checkpoint, at original resolution, every sentence once, on all devices of all hosts:
 
 python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes/val --json metrics.json
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from input_pipeline import drawing, records, storage, writing
-from input_pipeline.errors import InputError, run_command
+from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
-from mail_jax import trained
+from mail_jax import distributed, sharding, trained
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
 from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
 
 
 def open_batches(
-  model: trained.Trained, data_dir: str, name: str, limit: int | None = None, batch_size: int = 0
+  model: trained.Trained,
+  data_dir: str,
+  name: str,
+  limit: int | None = None,
+  batch_size: int = 0,
+  alone: bool = False,
 ):
-  """Starts one pass over the sentences of `name`, which is DATASET/SPLIT."""
+  """Starts one pass over the sentences of `name`, which is DATASET/SPLIT.
+
+  Args:
+    model: that will see them.
+    data_dir: what `prepare` was given.
+    name: of the data.
+    limit: stop after so many sentences.
+    batch_size: over all devices of all processes, rounded up to a multiple of their number; 0: as in training.
+    alone: this process reads all of them, and the others none.
+  """
   from input_pipeline import (
     loader,
   )  # the only import that needs more than this package's own requirements
@@ -34,9 +47,22 @@ def open_batches(
   config = model.config
   return loader.eval_batches(
     data_dir, dataset, split, model.tokenizer,
-    batch_size=batch_size or config.eval_batch_size, image_size=config.image_size,
-    max_instances=config.max_instances, max_tokens=config.max_tokens, limit=limit,
+    image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
+    batch_size=sharding.local_batch_size(sharding.make_mesh(), batch_size or config.eval_batch_size),
+    process_index=0 if alone else jax.process_index(),
+    process_count=1 if alone else jax.process_count(),
+    limit=limit,
   )  # fmt: skip
+
+
+def compile_measure(
+  model: trained.Trained,
+) -> Callable[[Any, dict[str, Any]], dict[str, jax.Array]]:
+  """Makes what the evaluator runs: every process gives its rows of a batch, and has the results of all."""
+  mesh = sharding.make_mesh()
+  spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  measure = jax.jit(make_measure(model.model), in_shardings=(same, spread), out_shardings=same)
+  return lambda variables, batch: measure(variables, sharding.global_batch(mesh, batch))
 
 
 def table(results: dict[str, dict[str, int | float]]) -> str:
@@ -66,7 +92,9 @@ def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
 
 
 def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], count: int) -> Any:
-  """A contact sheet of predictions, `count` sentences spread evenly over each split."""
+  """A contact sheet of predictions, `count` sentences spread evenly over each split; one process draws it."""
+  # A copy of its own: the others take no part in what it computes.
+  variables = jax.tree.map(lambda x: x.addressable_data(0), model.variables)
 
   @jax.jit
   def predict(variables, batch):
@@ -83,7 +111,7 @@ def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], coun
     dataset, _, split = name.rpartition("/")
     stride = max(1, loader.num_refs(data_dir, dataset, split) // count)
     seen: set[int] = set()
-    for batch in open_batches(model, data_dir, name):
+    for batch in open_batches(model, data_dir, name, alone=True):
       if len(seen) >= count * stride:
         break
       meta = batch.pop("meta")
@@ -95,7 +123,7 @@ def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], coun
             wanted.append(i)
       if not wanted:
         continue
-      masks, chosen = jax.device_get(predict(model.variables, batch))
+      masks, chosen = jax.device_get(predict(variables, batch))
       for i in wanted:
         tile, caption = _tile(batch, meta[i], masks, chosen, i)
         tiles.append(tile)
@@ -142,18 +170,43 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     "--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)"
   )
+  parser.add_argument(
+    "--batch_size",
+    type=int,
+    default=0,
+    metavar="B",
+    help="sentences at a time, over all devices (default: as in training); it changes no metric",
+  )
+  distributed.add_arguments(parser)
   args = parser.parse_args(argv)
 
-  if args.overlays:
+  distributed.initialize(args)
+  if args.overlays and distributed.is_main():
     drawing.check_writable(args.overlays)
   model = trained.load(args.checkpoint, args.which)
-  measure = jax.jit(make_measure(model.model))
-  results = {}
+  results = evaluate(model, args.data_dir, args.data, args.batch_size)
+  if distributed.is_main():
+    write_report(model, results, args)
+
+
+def evaluate(
+  model: trained.Trained, data_dir: str, names: Sequence[str], batch_size: int = 0
+) -> dict[str, dict[str, int | float]]:
+  """Metrics of each of `names`, which are DATASET/SPLIT; all processes take part."""
+  measure, results = compile_measure(model), {}
   # All are opened first, so that a wrong name is told at once.
-  for name, batches in [(name, open_batches(model, args.data_dir, name)) for name in args.data]:
+  opened = [(name, open_batches(model, data_dir, name, batch_size=batch_size)) for name in names]
+  for name, batches in opened:
     evaluator = SegmentationEvaluator(measure, lambda batches=batches: batches)
     results[name] = dict(evaluator.run(model.variables))
-    results[name]["text_cut"] = float(np.mean([row["cut"] for row in evaluator.meta]))
+    results[name]["text_cut"] = float(evaluator.rows["cut"].mean())
+  return results
+
+
+def write_report(
+  model: trained.Trained, results: dict[str, dict[str, int | float]], args: argparse.Namespace
+) -> None:
+  """Prints the metrics and writes what was asked for."""
   print(f"{args.checkpoint}, step {model.step}; percent\n{table(results)}")
   instances = {name: recall_instances(args.data_dir, name) for name in results}
   for line in leakage.warnings(instances):
@@ -169,4 +222,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  run_command(main)
+  distributed.run_command(main)

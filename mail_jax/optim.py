@@ -43,7 +43,7 @@ def by_rule(tree: Tree, rules: Rules, what: str) -> Tree:
 
 def make_optimizer_from(config: ConfigDict) -> optax.GradientTransformation:
   """Makes the optimizer that a whole config describes."""
-  names = ("clip", "b1", "b2", "weight_decay", "lr_scale", "decay_rules")
+  names = ("clip", "b1", "b2", "eps", "weight_decay", "lr_scale", "decay_rules")
   return make_optimizer(**{name: config.optimizer[name] for name in names})
 
 
@@ -90,7 +90,14 @@ def learning_rate(
 
 
 def make_optimizer(
-  *, clip: float, b1: float, b2: float, weight_decay: float, lr_scale: Rules, decay_rules: Rules
+  *,
+  clip: float,
+  b1: float,
+  b2: float,
+  weight_decay: float,
+  lr_scale: Rules,
+  decay_rules: Rules,
+  eps: float = 1e-8,
 ) -> optax.GradientTransformation:
   """AdamW for a learning rate of 1: the caller scales what comes out by the step's learning rate.
 
@@ -100,6 +107,7 @@ def make_optimizer(
     weight_decay: decoupled, times a parameter's value by `decay_rules`.
     lr_scale: rules for the learning rate of each part; 0 freezes it.
     decay_rules: rules for the weight decay.
+    eps: of Adam; gradients far below it are as good as none.
   """
 
   def scale_by_rules(updates, params=None):
@@ -113,7 +121,7 @@ def make_optimizer(
 
   return optax.chain(
     optax.clip_by_global_norm(clip),
-    optax.scale_by_adam(b1=b1, b2=b2, mu_dtype=jnp.float32),
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
     optax.stateless(decay),
     optax.stateless(scale_by_rules),
   )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -109,19 +110,11 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
-  factors = {
-    f"{mesh.size} devices": mesh.size,
-    "config.accumulate": config.accumulate,
-    "config.decode_every": config.decode_every,
-  }
-  for name in ("accumulate", "decode_every"):
-    if config[name] < 1:
-      raise InputError(f"config.{name} is {config[name]}; it must be at least 1")
-  parts = mesh.size * config.accumulate * config.decode_every
-  if config.batch_size < 1 or config.batch_size % parts:
-    shown = " times ".join(
-      f"{name} {size}" if name.startswith("config") else name
-      for name, size in factors.items()
-      if size > 1 or not name.startswith("config")
-    )
-    raise InputError(f"config.batch_size {config.batch_size} does not divide by {shown}")
+  counts = {name: int(config[name]) for name in ("batch_size", "accumulate", "decode_every")}  # pyright: ignore[reportArgumentType]
+  for name, count in counts.items():
+    if count < 1:
+      raise InputError(f"config.{name} is {count}; it must be at least 1")
+  size = counts.pop("batch_size")
+  if size % (mesh.size * math.prod(counts.values())):
+    times = "".join(f" times config.{name} {n}" for name, n in counts.items() if n > 1)
+    raise InputError(f"config.batch_size {size} does not divide by {mesh.size} devices{times}")

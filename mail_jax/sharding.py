@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from input_pipeline.errors import InputError
@@ -17,6 +17,8 @@ Rule = (
   str | tuple[str | None, ...]
 )  # "fsdp", "replicate", or an axis of the mesh (or None) for each dimension
 Rules = Sequence[tuple[str, Rule]]
+
+AnyMesh = Mesh | AbstractMesh  # without devices it says where things would lie
 
 AXES = ("data", "fsdp")
 # Smaller arrays are on every device: what cutting them would save is less than what gathering them would cost (bytes).
@@ -52,12 +54,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
   """The same on every device."""
   return NamedSharding(mesh, P())
 
 
-def state_sharding(mesh: Mesh, state: Tree, rules: Rules = ((".*", "fsdp"),)) -> Tree:
+def state_sharding(mesh: AnyMesh, state: Tree, rules: Rules = ((".*", "fsdp"),)) -> Tree:
   """Placement of parameters, optimizer state and moving average.
 
   Args:
@@ -97,7 +99,7 @@ def _cut_largest(leaf, parts: int) -> P:
   return P()
 
 
-def _explicit(name: str, leaf, rule: Rule, mesh: Mesh) -> P:
+def _explicit(name: str, leaf, rule: Rule, mesh: AnyMesh) -> P:
   if isinstance(rule, str) or any(axis not in (None, *AXES) for axis in rule):
     raise InputError(
       f"config.placement: {rule!r} is neither 'fsdp', 'replicate' nor a tuple of "

@@ -55,6 +55,10 @@ def test_every_sentence_comes_once(evaluate, data_dir, process_count, limit):
     for index in range(len(sentences))
   ]
   assert seen == expected[: limit or len(expected)]
+  index = [int(row["index"]) for row in rows if row["weight"]]
+  assert index == list(range(len(seen)))
+  assert {int(row["index"]) for row in rows if not row["weight"]} <= {-1}
+  assert {int(row["total"]) for row in rows} == {len(seen)}
 
 
 def test_more_processes_than_batches_still_yield_equally_many_of_one_shape(evaluate):
@@ -70,13 +74,13 @@ def test_rows_hold_what_the_record_holds(evaluate):
   originals = {record.image_id: record for record in RECORDS}
   for row in rows_of(evaluate()):
     if not row["weight"]:
-      assert not any(row[key].any() for key in row if key != "meta")
+      assert not any(row[key].any() for key in row if key not in ("meta", "index", "total"))
       continue
     meta = row["meta"]
     record = originals[meta["image_id"]]
     ref = record.refs[meta["ref_id"] % 10]
     assert meta["sentence"] == ref.sentences[meta["sentence_index"]]
-    assert meta["file_name"] == record.file_name and not meta["cut"]
+    assert meta["file_name"] == record.file_name and not row["cut"]
     height, width = ref.target.shape
     assert row["original_size"].tolist() == [height, width]
     np.testing.assert_array_equal(row["original_target"][:height, :width], ref.target)
@@ -100,7 +104,7 @@ def test_the_canvas_is_a_multiple_of_64_or_the_models_size(evaluate):
 
 
 def test_text_that_is_cut_is_reported(evaluate):
-  cut = [row["meta"]["cut"] for row in rows_of(evaluate(max_tokens=4)) if row["weight"]]
+  cut = [row["cut"] for row in rows_of(evaluate(max_tokens=4)) if row["weight"]]
   assert all(cut)
 
 

@@ -72,6 +72,7 @@ def cases() -> list[Case]:
 
 def make_batches(cases: list[Case], size: int) -> Iterator[dict[str, Any]]:
   """Batches on a canvas of their own; the last one is filled up with rows that do not count."""
+  numbers = np.append(np.arange(len(cases)), np.full(size, -1)).astype(np.int32)
   for start in range(0, len(cases), size):
     rows = cases[start : start + size]
     padding = size - len(rows)
@@ -88,6 +89,8 @@ def make_batches(cases: list[Case], size: int) -> Iterator[dict[str, Any]]:
       "original_target": truth,
       "original_size": np.array(shapes + [(1, 1)] * padding, np.int32),
       "weight": np.array([1] * len(rows) + [0] * padding, np.float32),
+      "index": numbers[start : start + size],
+      "total": np.full(size, len(cases), np.int32),
       "meta": [{"row": start + i} for i in range(len(rows))] + [None] * padding,
     }
 
@@ -238,6 +241,40 @@ def test_pixels_of_many_large_images_do_not_overflow():
   assert dict(summarise({
     "intersection": big, "union": big, "chosen_iou": np.ones(3), "best_iou": np.ones(3)
   }))["oIoU"] == 1  # fmt: skip
+
+
+def test_rows_are_in_the_order_of_the_data_however_they_were_dealt_out(cases, evaluated):
+  """As several processes would: each batch has rows of all of them, with padding in between."""
+  [whole] = make_batches(cases, CASES)
+  order = np.random.default_rng(1).permutation(CASES + 20) - 20
+  order = np.where(order < 0, -1, order)
+
+  def dealt() -> Iterator[dict[str, Any]]:
+    for rows in order.reshape(-1, 10):
+      batch = {k: v[rows] for k, v in whole.items() if k not in ("meta", "index")}
+      yield batch | {"index": rows.astype(np.int32)}
+
+  evaluator = SegmentationEvaluator(measure, dealt)
+  assert dict(evaluator.run({})) == evaluated[1]
+  for name, values in evaluated[0].rows.items():
+    np.testing.assert_array_equal(evaluator.rows[name], values)
+
+
+@pytest.mark.parametrize(
+  ("index", "message"),
+  [
+    ([0, 1, 2, 4, 5, -1], r"1 of 6 sentences did not come: number 3$"),
+    ([0, 1, 2, 3, 4, -1], r"1 of 6 sentences did not come: number 5$"),
+    ([0, 1, 2, 3, 4, 5, 5, 2], r"2 of 6 sentences came more than once: number 2, 5$"),
+    ([5, -1, -1], r"5 of 6 sentences did not come: number 0, 1, 2, 3, 4$"),
+  ],
+)
+def test_a_sentence_that_is_missing_or_comes_twice_is_a_defect(cases, index, message):
+  [whole] = make_batches(cases[:6], 6)
+  batch = {k: v[np.array(index)] for k, v in whole.items() if k not in ("meta", "index")}
+  batch["index"] = np.array(index, np.int32)
+  with pytest.raises(RuntimeError, match=message):
+    dict(SegmentationEvaluator(measure, lambda: [batch]).run({}))
 
 
 def test_no_sentence_is_an_error():

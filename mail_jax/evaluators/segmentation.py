@@ -32,7 +32,8 @@ def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Arr
 
   Args:
     output: of the model.
-    batch: with `original_target` (bool [b, y, x], zero beyond the image) and `original_size` (int [b, 2]).
+    batch: with `original_target` (bool [b, y, x], zero beyond the image) and `original_size` (int [b, 2]); what it
+      says of its rows, `index`, `total` and `cut`, is part of the result.
     max_instances: K.
 
   Returns:
@@ -44,7 +45,8 @@ def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Arr
   size = batch["original_size"]
   # Outside the image the resized logits are 0, so never positive.
   predicted = resize_logits(output.logits, size, truth.shape[1:]) > 0
-  result = {
+  result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
+  result |= {
     "intersection": (predicted & truth).sum((1, 2), dtype=jnp.int32),
     "union": (predicted | truth).sum((1, 2), dtype=jnp.int32),
     "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
@@ -90,24 +92,59 @@ class SegmentationEvaluator:
     measure: Callable[[Variables, Batch], dict[str, jax.Array]],
     batches: Callable[[], Iterable[Batch]],
   ):
-    """Args: `measure` as `make_measure` makes it, jitted; `batches` starts one pass over the sentences."""
+    """Takes what runs the model and what it runs on.
+
+    Args:
+      measure: as `make_measure` makes it, jitted; where a batch is spread over several processes its results are on
+        all of them.
+      batches: starts one pass over the sentences, as `loader.eval_batches` does: `index` says which one a row is.
+    """
     self._measure = measure
     self._batches = batches
     self.rows: dict[str, np.ndarray] = {}
     self.meta: list[dict[str, Any]] = []
 
   def run(self, variables: Variables) -> Iterator[tuple[str, int | float]]:
-    """Yields (name, value); afterwards `rows` and `meta` hold one entry a sentence, in the order of the data."""
-    counted: list[dict[str, np.ndarray]] = []
+    """Yields (name, value).
+
+    Afterwards `rows` holds one row a sentence, in the order of the data, whatever the batches and however many
+    processes read them; `meta` has what is known of the sentences that this process read.
+
+    Raises:
+      InputError: there is no sentence.
+      RuntimeError: not every sentence came once.
+    """
+    results: list[dict[str, Any]] = []
     self.meta = []
     for batch in self._batches():
-      meta = batch.get("meta", [{}] * len(batch["weight"]))
+      self.meta.extend(row for row in batch.get("meta", []) if row is not None)
       arrays = {name: value for name, value in batch.items() if name != "meta"}
-      keep = np.asarray(batch["weight"]) > 0
-      result = jax.device_get(self._measure(variables, arrays))
-      counted.append({name: np.asarray(value)[keep] for name, value in result.items()})
-      self.meta.extend(m for m, k in zip(meta, keep, strict=True) if k)
-    if not counted or not sum(len(c["union"]) for c in counted):
-      raise InputError("there is no sentence to evaluate")
-    self.rows = {name: np.concatenate([c[name] for c in counted]) for name in counted[0]}
+      results.append(self._measure(variables, arrays))
+      if len(results) > 1:  # one batch ahead of the device
+        results[-2] = jax.device_get(results[-2])
+    self.rows = in_order(jax.device_get(results))
     yield from summarise(self.rows)
+
+
+def in_order(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Puts the rows of all batches into the order of the data, without padding.
+
+  Raises:
+    InputError: there is no row.
+    RuntimeError: not every sentence came once.
+  """
+  if not any((result["index"] >= 0).any() for result in results):
+    raise InputError("there is no sentence to evaluate")
+  rows = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+  order = np.argsort(rows["index"])
+  order = order[rows["index"][order] >= 0]
+  rows = {name: values[order] for name, values in rows.items()}
+  index = rows.pop("index")
+  total = int(rows.pop("total", index + 1).max())
+  times = np.bincount(index, minlength=total)
+  for what, wrong in (("did not come", times == 0), ("came more than once", times > 1)):
+    if wrong.any():
+      numbers = np.flatnonzero(wrong)
+      shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+      raise RuntimeError(f"evaluation: {len(numbers)} of {total} sentences {what}: number {shown}")
+  return rows

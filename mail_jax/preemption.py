@@ -1,0 +1,49 @@
+"""SIGTERM: a machine that is about to be taken away asks the run to save and end."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Preemption:
+  """Knows whether the run was asked to end.
+
+  With several processes all of them learn of it at the same call, whichever was asked.
+  """
+
+  def __init__(self):
+    self._asked = False
+    self._calls = 0
+
+  @contextlib.contextmanager
+  def watch(self) -> Iterator["Preemption"]:
+    """Inside the context SIGTERM ends nothing by itself.
+
+    With several processes JAX's own service has caught the signal since they joined.
+    """
+    if jax.process_count() > 1:
+      yield self
+      return
+    try:
+      before = signal.signal(signal.SIGTERM, self._note)
+    except ValueError:  # not the main thread: whoever started it there minds its signals
+      yield self
+      return
+    try:
+      yield self
+    finally:
+      signal.signal(signal.SIGTERM, before)
+
+  def _note(self, number, frame) -> None:
+    del number, frame
+    self._asked = True
+
+  def reached(self) -> bool:
+    """Whether to end now; every process calls it equally often, at the same places."""
+    self._calls += 1
+    if jax.process_count() > 1:
+      self._asked |= multihost_utils.reached_preemption_sync_point(self._calls)
+    return self._asked

@@ -1,0 +1,59 @@
+"""A process that meets others, of which one may fail: `python tests/ending_together.py FATE NUMBER DEED`.
+
+The process of that number meets its fate: it is `killed`, `raises`, finds the `input` bad, is `late` with its end, or
+`well`. What the others do meanwhile is to be `busy` on the host, or to `wait` for it in a collective.
+"""
+
+import argparse
+import os
+import signal
+import time
+
+from input_pipeline.errors import InputError
+from mail_jax import distributed
+
+# A command is more patient.
+distributed.SHUTDOWN = 3
+
+
+def main() -> None:
+  """Meets the others, then does what the arguments say."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument("fate", choices=("killed", "raises", "input", "late", "well", "alone"))
+  parser.add_argument("number", type=int)
+  parser.add_argument("deed", choices=("busy", "wait"))
+  distributed.add_arguments(parser)
+  args = parser.parse_args()
+  if args.fate == "alone":
+    distributed.STARTUP = 4
+  distributed.initialize(args)
+
+  import jax
+
+  me = jax.process_index()
+  number = distributed.agree(70 + me)
+  print(f"process {me} of {jax.process_count()} heard {number}, main: {distributed.is_main()}")
+  if me == args.number:
+    meet(args.fate)
+  while args.deed == "busy":
+    sum(range(10**5))
+  distributed.agree(0)
+  if me == args.number and args.fate == "late":
+    time.sleep(2 * distributed.SHUTDOWN)
+  print(f"process {me} ends")
+
+
+def meet(fate: str) -> None:
+  """What becomes of this process."""
+  time.sleep(1)  # the others have come to what they do
+  print(f"at {time.time():.2f} I am {fate}")
+  if fate == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+  if fate == "raises":
+    raise ArithmeticError("a defect of one process")
+  if fate == "input":
+    raise InputError("a file that is bad on one host")
+
+
+if __name__ == "__main__":
+  distributed.run_command(main)
