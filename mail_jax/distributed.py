@@ -91,10 +91,11 @@ def run_command(main: Callable[[], None], interrupted: str = "") -> None:
     code = error.code if isinstance(error, SystemExit) else 1
     if not _lifelines or not code:
       raise
-    if not isinstance(error, SystemExit):
+    defect = not isinstance(error, SystemExit)
+    if defect:
       traceback.print_exc()
     sys.stdout.flush()
-    _lifelines[0].fail(code if isinstance(code, int) else 1)
+    _lifelines[0].fail(code if isinstance(code, int) else 1, follows=defect)
 
 
 def explicit(args: argparse.Namespace) -> dict[str, Any] | None:
