@@ -8,7 +8,7 @@ from etils import epath
 
 from input_pipeline import prepare, remote, storage
 from input_pipeline.errors import InputError
-from mail_jax import checkpoint, manifest, mirror, progress
+from mail_jax import checkpoint, distributed, manifest, mirror, progress
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_a_copy_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
 # The log
 
 
-def test_only_the_first_process_prints_and_logs(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(progress.jax, "process_index", lambda: 1)
+def test_only_process_0_prints_and_logs(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(distributed, "is_main", lambda: False)
   log = progress.Progress(str(tmp_path), 0)
   log.row(1, {"loss": 1.0})
   log.line("hello")
