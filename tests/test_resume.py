@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and started again ends as one that never was."""
 
 import itertools
+import os
 import pathlib
 import random
 import signal
@@ -55,10 +56,32 @@ def _steps_logged(workdir: pathlib.Path) -> int:
     return 0
 
 
+def _is_beyond_a_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a run has made steps that its last checkpoint, which is written in the background, does not hold."""
+  folder = workdir / "checkpoints"
+  names = os.listdir(folder) if folder.is_dir() else []
+  saved = [int(name) for name in names if name.isdecimal()]
+  return bool(saved) and _steps_logged(workdir) > max(saved)
+
+
 def _assert_the_same(run: pathlib.Path, other: pathlib.Path) -> None:
   assert tiny_run.log(run) == tiny_run.log(other)
   states = [trained.load(str(folder), "last").variables for folder in (run, other)]
   assert jax.tree.all(jax.tree.map(np.array_equal, *states))
+
+
+def test_a_killed_run_that_is_started_again_ends_as_an_undisturbed_one(
+  finished_run, shapes_data, tmp_path
+):
+  run = _start(shapes_data, tmp_path, "one device")
+  _wait(run, lambda: _is_beyond_a_checkpoint(tmp_path))
+  run.send(signal.SIGKILL)
+  assert run.wait(DEADLINE)[0].code == -signal.SIGKILL
+  assert _steps_logged(tmp_path) < tiny_run.STEPS
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 3, "lo')  # what a line looks like that was not written to its end
+  assert "resumed at step" in _finish(_start(shapes_data, tmp_path, "one device"))
+  _assert_the_same(tmp_path, finished_run)
 
 
 def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(shapes_data, tmp_path):
@@ -138,7 +161,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_both_go_on(shape
   first = _start(shapes_data, undisturbed, "two processes")
   _finish(first)
   run = _start(shapes_data, workdir, "two processes")
-  _wait(run, lambda: _steps_logged(workdir) > tiny_run.SAVE_EVERY)
+  _wait(run, lambda: _is_beyond_a_checkpoint(workdir))
   run.send(signal.SIGKILL, 1)
   killed = time.monotonic()
   survivor, gone = run.wait(DEADLINE)
@@ -151,7 +174,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_both_go_on(shape
 
 def test_sigterm_to_one_of_two_processes_ends_both_well(shapes_data, tmp_path):
   run = _start(shapes_data, tmp_path, "two processes", "--config.steps=2000")
-  _wait(run, lambda: _steps_logged(tmp_path) > tiny_run.SAVE_EVERY)
+  _wait(run, lambda: _is_beyond_a_checkpoint(tmp_path))
   run.send(signal.SIGTERM, 1)
   printed = _finish(run)
   saved = max(tiny_run.steps_kept(tmp_path))
