@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pathlib
 
 import numpy as np
@@ -111,10 +110,8 @@ def _rows(found: dict[int, Evaluated], count: int, size: int, name: str) -> dict
 
 
 def test_any_number_of_processes_and_any_batch_size_find_the_same(
-  finished_run, shapes_data, tmp_path, monkeypatch
+  finished_run, shapes_data, tmp_path
 ):
-  # Compilation is most of the time.
-  monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false")
   name, sizes, limit = "shapes/val", {1: [32], 2: [7], 3: [1]}, 40
   expected = sentences(shapes_data, name, limit)
   assert len(expected) == limit
