@@ -91,7 +91,7 @@ class Checkpoints:
     if steps and latest is None:
       raise InputError(
         f"{self._option} {self._named}: none of its checkpoints is whole (steps {', '.join(map(str, steps))}); "
-        "restore one from a copy, or begin anew in another --workdir"
+        "put one back from a copy, or train in another --workdir"
       )
     if latest is not None and not self._read_only:
       self._set_aside(steps[: steps.index(latest)])
@@ -175,8 +175,7 @@ class Checkpoints:
 
   def _score(self, step: int) -> float:
     """The best metric of a checkpoint; minus infinity where it was not evaluated."""
-    value = self._metrics.get(step, {}).get(self._best_metric, -math.inf)
-    return -math.inf if math.isnan(value) else value
+    return self._metrics.get(step, {}).get(self._best_metric, -math.inf)
 
   def _path(self, step: int) -> epath.Path:
     return self._folder / str(step)
@@ -246,8 +245,8 @@ class Checkpoints:
       if reason is None:
         raise
       raise InputError(
-        f"{self._option} {self._named}: {what} ({reason}); free space there or choose another folder, and start the "
-        "same command again: it goes on from the last whole checkpoint"
+        f"{self._option} {self._named}: {what} ({reason}); when that is mended, the same command goes on from the "
+        "last whole checkpoint"
       ) from error
 
 

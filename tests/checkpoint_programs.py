@@ -92,14 +92,14 @@ def fill_the_disk(folder: pathlib.Path) -> None:
     print(error)
 
 
-def share(folder: pathlib.Path) -> None:
+def share(_: pathlib.Path) -> None:
   """One of two processes with four devices each: they save, one finds damage, and both go on from the same step."""
-  process, address = int(sys.argv[3]), sys.argv[4]
+  place, process, address = sys.argv[2], int(sys.argv[3]), sys.argv[4]  # the place may be a bucket
   jax.distributed.initialize(address, 2, process)
   assert (jax.process_count(), jax.device_count()) == (2, 8)
   mesh = sharding.make_mesh(1, 8)
   state = {"weight": jax.device_put(np.arange(16, dtype=np.float32), sharding.batch_sharding(mesh))}
-  checkpoints = checkpoint.Checkpoints(str(folder))
+  checkpoints = checkpoint.Checkpoints(place)
   for step, score in ((1, 0.5), (2, 0.25), (3, None)):
     checkpoints.save(step, state, {"step": step}, None if score is None else {"mIoU": score})
   checkpoints.close()
@@ -111,7 +111,7 @@ def share(folder: pathlib.Path) -> None:
         raise manifest.DamagedError("unreadable here")
 
     manifest.check = check
-  checkpoints = checkpoint.Checkpoints(str(folder))
+  checkpoints = checkpoint.Checkpoints(place)
   print("latest", checkpoints.latest(), "best", checkpoints.best())
   restored = checkpoints.restore(2, state)["weight"]
   assert restored.sharding == state["weight"].sharding

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny_run
 from etils import epath
-from test_checkpoint import _make, _restore, _save
+from test_checkpoint import _make, _restore, _save, run_two_processes
 
 from input_pipeline.errors import InputError
 from mail_jax import checkpoint, manifest, train, trained
@@ -179,6 +179,10 @@ def test_loading_from_a_bucket_does_not_import_tensorflow(place):
   command = [sys.executable, "-c", program, place]
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
   assert done.stdout == "1 {'note': 1} False\n"
+
+
+def test_two_processes_save_together_to_google(gcs, tmp_path):
+  run_two_processes(f"{gcs}{tmp_path}/run")
 
 
 def test_several_processes_are_refused_on_s3(s3, monkeypatch):

@@ -60,7 +60,9 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
   }
 
 
-def _program(name: str, folder: pathlib.Path, *more: str, devices: int = 1) -> subprocess.Popen:
+def _program(
+  name: str, folder: pathlib.Path | str, *more: str, devices: int = 1
+) -> subprocess.Popen:
   environment = os.environ | {
     "PYTHONPATH": str(tiny_run.CHECKOUT),
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -101,9 +103,10 @@ def test_a_run_that_is_never_evaluated_keeps_the_last_two_and_has_no_best(tmp_pa
 
 
 def test_a_score_that_is_not_a_number_is_no_score(tmp_path):
-  _make(tmp_path, 0.2, float("nan"), None)
+  _make(tmp_path, float("nan"), 0.2, None, None)
+  assert tiny_run.steps_kept(tmp_path) == [2, 3, 4]
   checkpoints = Checkpoints(str(tmp_path), read_only=True)
-  assert checkpoints.best() == 1
+  assert checkpoints.best() == 2
   checkpoints.close()
 
 
@@ -120,11 +123,12 @@ def _truncate(path: pathlib.Path) -> None:
   os.truncate(path, path.stat().st_size // 2)
 
 
-_DAMAGE: dict[str, Callable[[pathlib.Path], None]] = {
-  "a bit is flipped": _flip,
-  "truncated": _truncate,
-  "empty": lambda path: os.truncate(path, 0),
-  "missing": pathlib.Path.unlink,
+# What is done to a file, and what is said of it.
+_DAMAGE: dict[str, tuple[Callable[[pathlib.Path], None], str]] = {
+  "a bit is flipped": (_flip, "has other bytes than were written"),
+  "truncated": (_truncate, "bytes instead of"),
+  "empty": (lambda path: os.truncate(path, 0), "has 0 bytes instead of"),
+  "missing": (pathlib.Path.unlink, "is missing"),
 }
 
 
@@ -136,9 +140,10 @@ def test_whatever_happens_to_any_file_of_the_newest_checkpoint_the_one_before_is
   newest = tmp_path / "checkpoints" / "2"
   files = [path for path in newest.rglob("*") if path.is_file()]
   assert len(files) > 10
+  harm, said = _DAMAGE[damage]
   for path in files:
     name, content = str(path.relative_to(newest)), path.read_bytes()
-    _DAMAGE[damage](path)
+    harm(path)
     checkpoints = Checkpoints(str(tmp_path), read_only=True)
     picked = _restore(checkpoints, checkpoints.latest() or 0)
     checkpoints.close()
@@ -149,6 +154,7 @@ def test_whatever_happens_to_any_file_of_the_newest_checkpoint_the_one_before_is
     else:
       assert (name, picked) == (name, 1)
       assert f"warning: {newest} is damaged ({name} " in warning
+      assert said in warning or name == manifest.FILE
 
 
 def test_every_bit_that_is_flipped_in_the_values_of_an_array_is_noticed(tmp_path):
@@ -164,6 +170,15 @@ def test_every_bit_that_is_flipped_in_the_values_of_an_array_is_noticed(tmp_path
     path.write_bytes(data)
     with pytest.raises(manifest.DamagedError, match="has other bytes than were written"):
       manifest.check(epath.Path(folder))
+
+
+def test_metrics_that_are_not_those_that_were_written_are_noticed(tmp_path):
+  _make(tmp_path, 0.25, 0.5)
+  path = tmp_path / "checkpoints" / "2" / manifest.FILE
+  path.write_text(path.read_text().replace('"mIoU": 0.5', '"mIoU": 0.7'))
+  checkpoints = Checkpoints(str(tmp_path), read_only=True)
+  assert checkpoints.best() == 1
+  checkpoints.close()
 
 
 def test_a_damaged_checkpoint_is_moved_aside_and_its_step_saved_again(tmp_path, capsys):
@@ -212,14 +227,13 @@ def test_a_model_is_loaded_from_the_next_best_checkpoint_where_the_best_is_damag
 ):
   workdir = tmp_path / "run"
   shutil.copytree(finished_run, workdir)
-  scores = {row["step"]: row["val/mIoU"] for row in tiny_run.log(workdir) if "val/mIoU" in row}
-  kept = [step for step in tiny_run.steps_kept(workdir) if step in scores]
-  order = sorted(kept, key=lambda step: (scores[step], step), reverse=True)
-  assert trained.load(str(workdir)).step == order[0]
-  _flip(workdir / "checkpoints" / str(order[0]) / "state" / "manifest.ocdbt")
-  expected = order[1] if order[1:] else max(set(tiny_run.steps_kept(workdir)) - set(order))
-  assert trained.load(str(workdir)).step == expected
-  assert "is damaged (state/manifest.ocdbt has other bytes" in capsys.readouterr().err
+  before = tiny_run.STEPS - tiny_run.SAVE_EVERY
+  best = workdir / "checkpoints" / str(before)
+  manifest.replace_about(epath.Path(best), {"best_metric": "mIoU", "metrics": {"mIoU": 2.0}})
+  assert trained.load(str(workdir)).step == before
+  _flip(best / "state" / "manifest.ocdbt")
+  assert trained.load(str(workdir)).step == tiny_run.STEPS
+  assert f"{best} is damaged (state/manifest.ocdbt has other bytes" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_if_nothing_had_been(
@@ -281,15 +295,17 @@ def test_a_checkpoint_is_whole_even_when_its_metrics_are_cut_off_while_they_are_
 def test_a_checkpoint_that_was_being_written_when_the_process_died_is_not_picked(tmp_path):
   with _program("die_while_saving", tmp_path) as process:
     assert process.wait(_DEADLINE) == 9, process.communicate()[1]
-  assert any(path.name.startswith("2.") for path in (tmp_path / "checkpoints").iterdir())
+  begun = _hashes(tmp_path)
+  assert any(name.startswith("checkpoints/2.") for name in begun)
   reading = Checkpoints(str(tmp_path), read_only=True)
   assert reading.latest() == 1
   reading.close()
+  assert _hashes(tmp_path) == begun
   checkpoints = Checkpoints(str(tmp_path))
   assert checkpoints.latest() == 1
-  _save(checkpoints, 2)
+  _save(checkpoints, 3)
   checkpoints.close()
-  assert tiny_run.steps_kept(tmp_path) == [1, 2]  # and nothing is left of what was begun
+  assert tiny_run.steps_kept(tmp_path) == [1, 3]  # and nothing is left of what was begun
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path):
@@ -326,9 +342,10 @@ def test_what_eight_devices_saved_is_bit_identical_on_one_and_on_two_times_four(
     checkpoints.close()
 
 
-def test_two_processes_save_together_and_come_to_the_same_answers(tmp_path):
+def run_two_processes(place: str) -> None:
+  """Runs `checkpoint_programs.share` on a folder or an address, and looks at what the processes say."""
   port = str(_free_port())
-  programs = [_program("share", tmp_path, index, f"localhost:{port}", devices=4) for index in "01"]
+  programs = [_program("share", place, index, f"localhost:{port}", devices=4) for index in "01"]
   said = [process.communicate(timeout=_DEADLINE) for process in programs]
   assert [process.returncode for process in programs] == [0, 0], said
   for out, _ in said:
@@ -337,9 +354,15 @@ def test_two_processes_save_together_and_come_to_the_same_answers(tmp_path):
     assert answers == ["latest 2 best 1", "latest 3 best 3"]
   assert "3 is damaged (unreadable here)" in said[0][1]
   assert "damaged" not in said[1][1]  # one of them speaks
-  assert tiny_run.steps_kept(tmp_path) == [2, 3]
-  pieces = {path.name for path in (tmp_path / "checkpoints" / "3" / "state").glob("ocdbt.*")}
-  assert pieces == {"ocdbt.process_0", "ocdbt.process_1"}
+  checkpoints = epath.Path(place) / "checkpoints"
+  assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "3"]
+  assert {"ocdbt.process_0", "ocdbt.process_1"} <= {
+    path.name for path in (checkpoints / "3" / "state").iterdir()
+  }
+
+
+def test_two_processes_save_together_and_come_to_the_same_answers(tmp_path):
+  run_two_processes(str(tmp_path))
 
 
 def _free_port() -> int:
