@@ -62,8 +62,8 @@ def _find_compiler() -> None:
   spec = importlib.util.find_spec("libtpu")
   if not os.path.isfile(path) and (spec is None or spec.origin is None):
     raise InputError(
-      "plan needs the TPU compiler, the package libtpu, kept apart because JAX looks for chips where it is: make plan, or "
-      "pip install --target .libtpu -r requirements-plan.txt, and then PYTHONPATH=.libtpu python -m mail_jax.plan ..."
+      "plan needs the TPU compiler, the package libtpu, kept apart because JAX looks for chips where it is: make plan, "
+      "or pip install --target .libtpu -r requirements-plan.txt, and then PYTHONPATH=.libtpu python -m mail_jax.plan ..."
     )
   for name, value in _ALONE.items():
     os.environ.setdefault(name, value)
