@@ -27,7 +27,8 @@ _ALONE = {
   "TPU_STDERR_LOG_LEVEL": "3",
   "TPU_MIN_LOG_LEVEL": "3",
 }
-EFFORTS = {"full": 0.0, "quick": -1.0}
+# JAX's own names of how much the compiler takes upon itself for a fast program.
+EFFORTS = {"full": "UNKNOWN", "quick": "O1"}
 
 
 class DoesNotFitError(Exception):
@@ -62,8 +63,8 @@ def _find_compiler() -> None:
   spec = importlib.util.find_spec("libtpu")
   if not os.path.isfile(path) and (spec is None or spec.origin is None):
     raise InputError(
-      "plan needs the TPU compiler, the package libtpu, kept apart because JAX looks for chips where it is: make plan, "
-      "or pip install --target .libtpu -r requirements-plan.txt, and then PYTHONPATH=.libtpu python -m mail_jax.plan ..."
+      "plan needs the TPU compiler, libtpu, kept apart because JAX looks for chips where it is: make plan, or "
+      "pip install --target .libtpu -r requirements-plan.txt; then PYTHONPATH=.libtpu python -m mail_jax.plan ..."
     )
   for name, value in _ALONE.items():
     os.environ.setdefault(name, value)
@@ -99,12 +100,14 @@ def compile_step(program: Program, effort: str = "full") -> tuple[jax.stages.Com
   """
   rate = jax.ShapeDtypeStruct((), jnp.float32)
   lowered = program.step.lower(program.shapes, program.batch, rate)
-  options = {"exec_time_optimization_effort": EFFORTS[effort]} if EFFORTS[effort] else None
-  began = time.monotonic()
+  began, usual = time.monotonic(), jax.config.jax_optimization_level
+  jax.config.update("jax_optimization_level", EFFORTS[effort])
   try:
-    compiled = lowered.compile(compiler_options=options)
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise DoesNotFitError(str(error)) from error
+  finally:
+    jax.config.update("jax_optimization_level", usual)
   return compiled, time.monotonic() - began
