@@ -100,7 +100,7 @@ def compile_step(program: Program, effort: str = "full") -> tuple[jax.stages.Com
   """
   rate = jax.ShapeDtypeStruct((), jnp.float32)
   lowered = program.step.lower(program.shapes, program.batch, rate)
-  began, usual = time.monotonic(), jax.config.jax_optimization_level
+  began, usual = time.monotonic(), jax.config.values["jax_optimization_level"]
   jax.config.update("jax_optimization_level", EFFORTS[effort])
   try:
     compiled = lowered.compile()
