@@ -128,11 +128,11 @@ def _search(
       compiled, _ = ahead.compile_step(program, "quick")
     except ahead.DoesNotFitError:
       return None
-    return memory_of(compiled, topology.chip).total
+    return float(memory_of(compiled, topology.chip).total)
 
   unit = config.accumulate * config.decode_every
   start = max(unit, config.batch_size // topology.chips // unit * unit)
-  return find_largest(needs, topology.chip.memory, start, unit, budget)
+  return find_largest(needs, float(topology.chip.memory), start, unit, budget)
 
 
 def _tell(line: str) -> None:

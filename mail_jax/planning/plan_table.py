@@ -50,10 +50,10 @@ def _work_lines(plan: "Plan") -> list[str]:
   found = plan.estimate
   assert found
   lines = [
-    f"  GFLOP a chip         {found.flops / 1e9:.1f} in the products of the model, by hand; "
-    f"{found.flops_compiled / 1e9:.1f} in those of the program; {found.flops_xla / 1e9:.1f} with all else, by XLA "
+    f"  GFLOP a chip         {found.flops / 1e9:.5g} in the products of the model, by hand; "
+    f"{found.flops_compiled / 1e9:.5g} in those of the program; {found.flops_xla / 1e9:.5g} with all else, by XLA "
     f"({found.flops_xla / found.flops - 1:+.1%})",
-    f"  HBM traffic          {found.hbm_bytes / 1e9:.2f} GB; {found.intensity:.0f} FLOP a byte, "
+    f"  HBM traffic          {found.hbm_bytes / 1e9:.4g} GB; {found.intensity:.3g} FLOP a byte, "
     f"of {found.ridge:.0f} that keep the products busy",
   ]
   for kind, total in found.collectives.items():
@@ -63,7 +63,7 @@ def _work_lines(plan: "Plan") -> list[str]:
   return lines
 
 
-def _gib(count: float) -> str:
+def _gib(count: int) -> str:
   return f"{count / _GIB:.2f}"
 
 
