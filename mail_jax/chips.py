@@ -17,7 +17,7 @@ class Chip:
     name: as in the name of a topology, `v5e:4x4`.
     flops: bf16 multiply-adds, as two operations each, a second.
     memory: bytes of HBM that a program may use; the rest of what is published belongs to the runtime. It is what the
-      compiler of libtpu 0.0.42.1 says when it refuses a program ("exceeds available HBM (15.75G)").
+      compiler of libtpu 0.0.50.1 says when it refuses a program ("exceeds available HBM (15.75G)").
     memory_published: bytes of HBM as published.
     bandwidth: bytes a second between HBM and the cores.
     link_bandwidth: bytes a second that one link to a neighbouring chip carries one way.
@@ -57,11 +57,11 @@ CHIPS = {
       ("https://cloud.google.com/tpu/docs/v5e", _BOOK),
     ),
     Chip(
-      "v5p", 459e12, int(95.74 * _GIB), 95 * _GIB, 2765e9, 100e9, 3, 4, 2, 4,
+      "v5p", 459e12, int(95.73 * _GIB), 95 * _GIB, 2765e9, 100e9, 3, 4, 2, 4,
       ("https://cloud.google.com/tpu/docs/v5p", _BOOK),
     ),
     Chip(
-      "v6e", 918e12, int(31.25 * _GIB), 32 * _GIB, 1638e9, 100e9, 2, 16, 1, 4,
+      "v6e", 918e12, int(31.24 * _GIB), 32 * _GIB, 1638e9, 100e9, 2, 16, 1, 4,
       ("https://cloud.google.com/tpu/docs/v6e", _BOOK),
     ),
   )

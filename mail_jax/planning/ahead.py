@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,6 +30,17 @@ _ALONE = {
 }
 # JAX's own names of how much the compiler takes upon itself for a fast program.
 EFFORTS = {"full": "UNKNOWN", "quick": "O1"}
+
+
+@contextlib.contextmanager
+def without_flags() -> Iterator[None]:
+  """Hides `XLA_FLAGS`: the compiler ends the process at a flag that it does not know, such as any for CPUs."""
+  flags = os.environ.pop("XLA_FLAGS", None)
+  try:
+    yield
+  finally:
+    if flags is not None:
+      os.environ["XLA_FLAGS"] = flags
 
 
 class DoesNotFitError(Exception):
@@ -103,7 +115,8 @@ def compile_step(program: Program, effort: str = "full") -> tuple[jax.stages.Com
   began, usual = time.monotonic(), jax.config.values["jax_optimization_level"]
   jax.config.update("jax_optimization_level", EFFORTS[effort])
   try:
-    compiled = lowered.compile()
+    with without_flags():
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
