@@ -5,6 +5,7 @@ Every command that runs on several processes is started once a process, with the
 """
 
 import argparse
+import json
 import os
 import sys
 import threading
@@ -44,13 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
 
 
-def initialize(args: argparse.Namespace) -> None:
+def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
   """Joins the other processes of the run; does nothing where there are none.
 
   When one of them dies later, the others end too: see `lifeline`.
 
   Args:
     args: with the options of `add_arguments`. Without them the environment decides: see `clusters`.
+    saves_on_sigterm: whether the command watches for SIGTERM, as `preemption.Preemption` does; where not, the signal
+      ends it. With several processes JAX catches it, and nobody else would hear of it.
 
   Raises:
     InputError: the options, or what the environment says, cannot be used.
@@ -60,6 +63,7 @@ def initialize(args: argparse.Namespace) -> None:
   options = options or clusters.detect(os.environ)
   if options is None:
     return
+  jax.config.update("jax_enable_preemption_service", saves_on_sigterm)
   _join(options)
   if jax.process_count() > 1:
     _lifelines.append(lifeline.Lifeline(host))
@@ -75,6 +79,16 @@ def agree(value: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def everyone(value: Any) -> list[Any]:
+  """What each process says, on all of them: JSON, in the order of the processes."""
+  if jax.process_count() == 1:
+    return [value]
+  data = json.dumps(value).encode()
+  size = int(multihost_utils.process_allgather(np.int32(len(data))).max())
+  rows = multihost_utils.process_allgather(np.frombuffer(data.ljust(size), np.uint8))
+  return [json.loads(row.tobytes()) for row in rows]
+
+
 def run_command(main: Callable[[], None], interrupted: str = "") -> None:
   """Runs a command as `errors.run_command` does; a process that fails does not wait for the others to end.
 
@@ -88,10 +102,11 @@ def run_command(main: Callable[[], None], interrupted: str = "") -> None:
     code = error.code if isinstance(error, SystemExit) else 1
     if not _lifelines or not code:
       raise
-    if not isinstance(error, SystemExit):
+    defect = not isinstance(error, SystemExit)
+    if defect:
       traceback.print_exc()
     sys.stdout.flush()
-    _lifelines[0].fail(code if isinstance(code, int) else 1)
+    _lifelines[0].fail(code if isinstance(code, int) else 1, follows=defect)
 
 
 def explicit(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
   distributed.add_arguments(parser)
   args = parser.parse_args(argv)
 
-  distributed.initialize(args)
+  distributed.initialize(args, saves_on_sigterm=False)
   if args.overlays and distributed.is_main():
     drawing.check_writable(args.overlays)
   model = trained.load(args.checkpoint, args.which)

@@ -61,9 +61,7 @@ class Lifeline:
 
   def leave(self) -> None:
     """Waits until all the others have come to their end too, so that none is missed by those that still work."""
-    if hasattr(
-      sys, "last_value"
-    ):  # an exception that nobody caught: whoever waits for us waits in vain
+    if hasattr(sys, "last_value"):  # nobody caught an exception: whoever waits for us waits in vain
       self.fail(1)
     if self._me:
       _send(self._peers, _BYE)
@@ -71,15 +69,15 @@ class Lifeline:
       time.sleep(0.02)
     _send(self._done, _BYE)
 
-  def fail(self, code: int) -> None:
+  def fail(self, code: int, follows: bool = True) -> None:
     """Ends the process at once, with an error; the others hear it from the kernel.
 
     Args:
       code: of the exit.
+      follows: whether the error may be a consequence of another process's end, as that of a collective is; if so, that
+        is said.
     """
-    if self._known.wait(
-      GRACE / 2
-    ):  # another process was first, and this one's error follows from it
+    if follows and self._known.wait(GRACE / 2):
       _print(self._news)
     os._exit(code)
 
@@ -101,7 +99,8 @@ class Lifeline:
           ready.unregister(key.fileobj)
           if _receive(self._peers[key.data]) != _BYE:
             self._end(key.data)
-          self._done[key.data] = self._peers.pop(key.data)
+          self._done[key.data] = self._peers[key.data]  # before it is no peer any more: see `leave`
+          del self._peers[key.data]
 
   def _listen(self, server: socket.socket) -> None:
     said = _receive(server)
@@ -169,7 +168,7 @@ def _let_in(hub: socket.socket, token: str) -> Iterator[tuple[int, socket.socket
   peer, _ = hub.accept()
   peer.settimeout(_PATIENCE)
   with contextlib.suppress(OSError):
-    hello = peer.recv(len(token), socket.MSG_WAITALL)
+    hello = _read(peer, len(token))
     index = _receive(peer)
     if index is not None and secrets.compare_digest(hello, token.encode()):
       _keep_alive(peer)
@@ -195,10 +194,17 @@ def _send(peers: dict[int, socket.socket], number: int) -> None:
 def _receive(connection: socket.socket) -> int | None:
   """The next number; None when the other side is gone."""
   try:
-    data = connection.recv(_MESSAGE.size, socket.MSG_WAITALL)
+    data = _read(connection, _MESSAGE.size)
   except OSError:
     return None
   return _MESSAGE.unpack(data)[0] if len(data) == _MESSAGE.size else None
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+  data = b""
+  while len(data) < size and (more := connection.recv(size - len(data))):
+    data += more
+  return data
 
 
 def _delay_abort() -> None:

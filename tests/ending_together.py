@@ -1,7 +1,7 @@
 """A process that meets others, of which one may fail: `python tests/ending_together.py FATE NUMBER DEED`.
 
-The process of that number meets its fate: it is `killed`, `raises`, finds the `input` bad, is `late` with its end, or
-`well`. What the others do meanwhile is to be `busy` on the host, or to `wait` for it in a collective.
+The process of that number meets its fate: it is `killed`, or `asked` to end, `raises`, finds the `input` bad, is `late`
+with its end, or `well`. What the others do meanwhile is to be `busy` on the host, or to `wait` for it in a collective.
 """
 
 import argparse
@@ -19,14 +19,16 @@ distributed.SHUTDOWN = 3
 def main() -> None:
   """Meets the others, then does what the arguments say."""
   parser = argparse.ArgumentParser()
-  parser.add_argument("fate", choices=("killed", "raises", "input", "late", "well", "alone"))
+  parser.add_argument(
+    "fate", choices=("killed", "asked", "raises", "input", "late", "well", "alone")
+  )
   parser.add_argument("number", type=int)
   parser.add_argument("deed", choices=("busy", "wait"))
   distributed.add_arguments(parser)
   args = parser.parse_args()
   if args.fate == "alone":
     distributed.STARTUP = 4
-  distributed.initialize(args)
+  distributed.initialize(args, saves_on_sigterm=False)
 
   import jax
 
@@ -49,6 +51,8 @@ def meet(fate: str) -> None:
   print(f"at {time.time():.2f} I am {fate}")
   if fate == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
+  if fate == "asked":
+    os.kill(os.getpid(), signal.SIGTERM)
   if fate == "raises":
     raise ArithmeticError("a defect of one process")
   if fate == "input":

@@ -55,6 +55,15 @@ class Processes:
       for index, environment in enumerate(environments)
     ]
 
+  def all_run(self) -> bool:
+    """Whether none has ended yet."""
+    return all(process.poll() is None for process in self._started)
+
+  def send(self, number: int, index: int | None = None) -> None:
+    """Sends a signal to all of them, or to one."""
+    for process in self._started if index is None else [self._started[index]]:
+      process.send_signal(number)
+
   def wait(self, timeout: float = 240) -> list[Ended]:
     """Waits for all of them; whoever has not ended by then is killed, and the test fails."""
     seconds: dict[int, float] = {}
@@ -77,14 +86,23 @@ class Processes:
     ]
 
 
-def start(count: int, *command: str) -> Processes:
+def start(count: int, *command: str, environment: Environment | None = None) -> Processes:
   """Starts a command, with the options that say who is who, in so many processes."""
+  environments = [environment or {}] * count
+  if count == 1:
+    return Processes(command, environments)
   options = {
     "--coordinator_address": f"127.0.0.1:{free_port()}",
     "--num_processes": str(count),
     "--process_id": "{i}",
   }
-  return Processes([*command, *(word for pair in options.items() for word in pair)], [{}] * count)
+  return Processes([*command, *(word for pair in options.items() for word in pair)], environments)
+
+
+def devices(count: int) -> Environment:
+  """Gives a process so many CPU devices."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}"}
 
 
 def slurm(tasks: int, nodes: int = 1, job: int = 0) -> list[Environment]:

@@ -20,6 +20,7 @@ GONE = {
   "killed while the other works on the host": ("killed", "1", "busy"),
   "the coordinator killed while the other waits": ("killed", "0", "wait"),
   "the coordinator killed while the other works": ("killed", "0", "busy"),
+  "asked to end by a signal that it does not watch for": ("asked", "1", "wait"),
   "an error while the other works": ("raises", "1", "busy"),
   "bad input on one host while the other waits": ("input", "0", "wait"),
 }
@@ -217,8 +218,8 @@ def test_when_one_is_gone_the_other_ends_soon_and_says_so(ended, name):
   assert f"error: process {number} of 2 is gone" in other.last_line
   assert "start the same command on all hosts again" in other.last_line
   assert other.seconds - gone.seconds < distributed.HEARTBEAT / 2  # JAX has not noticed yet
-  assert gone.code == {"killed": -9, "raises": 1, "input": 2}[fate]
-  if fate != "killed":
+  assert gone.code == {"killed": -9, "asked": -15, "raises": 1, "input": 2}[fate]
+  if fate not in ("killed", "asked"):
     assert gone.last_line.endswith(
       {"raises": "ArithmeticError: a defect of one process", "input": "error: a file that is bad on one host"}[fate]
     )  # fmt: skip
