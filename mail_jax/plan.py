@@ -214,6 +214,8 @@ def main(argv: list[str] | None = None) -> None:
     if not extra.startswith("--config."):
       parser.error(f"unrecognized argument: {extra}")
   topologies = read_topologies(args)
+  if args.json:
+    writing.check_folder(args.json)
   config = load_config(args.config, rest)
   search = args.search if args.search is not None else (0 if args.sweep else _SEARCH)
   plans = []

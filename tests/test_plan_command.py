@@ -156,6 +156,7 @@ def test_what_cannot_be_planned_is_told_at_once(arguments, message):
       ["--config.accumulate=3"],
       "config.batch_size 8 does not divide by 1 devices times config.accumulate 3",
     ),
+    (["--json", "nowhere/plan.json"], "the folder nowhere does not exist"),
     (["--config.nothing=3"], "unknown key 'nothing'"),
   ],
 )
