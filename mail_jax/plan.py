@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -243,4 +244,6 @@ def _write(args: argparse.Namespace, plans: list[Plan]) -> None:
 
 
 if __name__ == "__main__":
-  run_command(main, interrupted="interrupted")
+  # The compiler listens to nothing for minutes, and nothing is half done: Ctrl-C just ends the process.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  run_command(main)

@@ -65,7 +65,7 @@ def open_topology(topology: Topology) -> list[Any]:
     )
   except jax.errors.JaxRuntimeError as error:
     raise InputError(
-      f"--topology {topology.name}: the compiler knows no such slice, for its sides must be even (or 1): "
+      f"--topology {topology.name}: the compiler has no such slice; sides of more than one chip are even: "
       f"{str(error).splitlines()[0].partition(': ')[2]}"
     ) from error
   return description.devices

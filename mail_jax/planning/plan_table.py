@@ -19,7 +19,7 @@ def describe(plan: "Plan") -> str:
   lines = [
     f"{plan.topology}: {plan.chips} chips, {plan.hosts} hosts, {mesh_name(plan.mesh)}, "
     f"batch {plan.batch_size} ({plan.batch_size / plan.chips:g} a chip), "
-    f"{plan.parameters / 1e6:.1f} M parameters, {plan.dtype}"
+    f"{plan.parameters / 1e6:.1f} M parameters, {plan.dtype} multiplied as bf16"
   ]
   found = plan.estimate
   if found is None:
