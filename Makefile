@@ -6,6 +6,7 @@ MINUTES ?= 15
 VENV := .venv
 PY := $(VENV)/bin/python
 BEAM := .venv-beam
+LIBTPU := .libtpu
 RUN := runs/demo
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 READY := $(VENV)/.installed
@@ -55,6 +56,15 @@ $(BEAM)/.installed: requirements-beam.txt
 beam: $(BEAM)/.installed  ## the tests on Apache Beam, which this installs apart
 	$(BEAM)/bin/python -m pytest -q -m beam tests/test_prepare_scale.py
 
+# JAX looks for chips wherever it can import libtpu, so only who asks for it has it on the path.
+$(LIBTPU)/.installed: $(READY) requirements-plan.txt
+	@rm -rf $(LIBTPU)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target $(LIBTPU) -r requirements-plan.txt
+	@touch $@
+
+plan: $(LIBTPU)/.installed  ## the tests with the TPU compiler, which this installs apart (700 MB)
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow"
+
 lint: $(READY)  ## ruff and pyright
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -84,7 +94,7 @@ pins: $(READY)  ## the newest versions that pyproject.toml allows, into requirem
 	grep '^[#-]' requirements-dev.txt | cat - $(VENV)/dev.txt > $(VENV)/pins && mv $(VENV)/pins requirements-dev.txt
 
 clean:  ## removes environments and caches; data/ and runs/ stay
-	rm -rf $(VENV) $(BEAM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BEAM) $(LIBTPU) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow extras beam lint demo pins clean
+.PHONY: help setup test test-slow extras beam plan lint demo pins clean

@@ -1,0 +1,162 @@
+"""Floating-point operations of the model, counted by hand: its matrix products and convolutions.
+
+A multiplication and an addition are two operations. Of a convolution the taps beyond the edge of the map do not count.
+What is done element by element (normalisation, activations, resizing, losses, the optimizer) does not count either; no
+unit for matrix products does it. Nothing depends on the size of the vocabulary: words are looked up.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from mail_jax.models.embeddings import InstanceEmbedding
+from mail_jax.models.neighbours import SIDES, Neighbours
+
+# Numbers that `instances.box_features` and `instances.colour_and_texture` return.
+_BOX, _COLOUR, _TEXTURE = 67, 3, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+  """A matrix product or convolution of the forward pass.
+
+  Attributes:
+    part: of the model, as its parameters are named.
+    flops: operations an example.
+    gradients: of how many of its two factors training needs the gradient; each costs as much again. -1 where training
+      does not even need the product.
+    decoded: whether training does it only for the examples that are decoded (`config.decode_every`).
+  """
+
+  part: str
+  flops: float
+  gradients: int = 2
+  decoded: bool = False
+
+
+def forward_flops(config: ConfigDict) -> float:
+  """Operations of one example at test time."""
+  return sum(product.flops for product in products(config))
+
+
+def train_step_flops(config: ConfigDict) -> float:
+  """Operations of one step of training on `config.batch_size` examples, over all devices together."""
+  total = 0.0
+  for product in products(config):
+    share = 1 / config.decode_every if product.decoded else 1.0
+    total += product.flops * (1 + product.gradients) * share
+  return total * config.batch_size
+
+
+def products(config: ConfigDict) -> Iterator[Product]:
+  """All matrix products and convolutions of one example, in the order of the forward pass."""
+  model, count = config.model, config.max_instances
+  side, width = config.image_size // model.patch_size, model.width
+  patches, pixels = side**2, model.patch_size**2
+  # Pixels have no gradient.
+  yield Product("image", _matmul(patches, 3 * pixels, width), gradients=1)
+  tokens = 1 + patches + config.max_tokens
+  if count and model.mask_tokens == "stacked":
+    tokens += patches
+    yield Product("mask", _matmul(patches, count * pixels, width), gradients=1)
+  elif count:
+    tokens += count
+    yield from _instance_tokens(config)
+  yield from _encoder(config, tokens)
+  if count:
+    yield from _selection(config, patches)
+  yield from _decoder(config, side)
+
+
+def _matmul(rows: int, inner: int, cols: int) -> float:
+  return 2.0 * rows * inner * cols
+
+
+def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
+  """See `embeddings.InstanceEmbedding`; the views of the masks and the pixels have no gradient."""
+  size, count, width = config.image_size, config.max_instances, config.model.width
+  crop, frame, bins = (
+    InstanceEmbedding.crop_bins,
+    InstanceEmbedding.frame_bins,
+    InstanceEmbedding.pixel_bins,
+  )
+  lines = _matmul(crop + frame, size, size)
+  grids = _matmul(crop, size, crop) + _matmul(frame, size, frame)
+  yield Product("mask/views", count * (lines + grids), gradients=0)
+  features = crop**2 + frame**2 + _BOX
+  if config.model.appearance:
+    seen = _matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins)
+    # Three colours, their squares and three numbers of the structure tensor, averaged inside each mask.
+    yield Product(
+      "mask/pixels", count * seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0
+    )
+    features += 3 * bins**2 + _COLOUR + _TEXTURE
+  yield Product("mask/groups", _matmul(count, features, 2 * width), gradients=1)
+  yield Product("mask/project", _matmul(count, 2 * width, width))
+  if config.model.neighbours:
+    heads, most = Neighbours.heads, Neighbours.most
+    yield Product("mask/neighbours/kinds", _matmul(count, width, heads * Neighbours.head_width))
+    # Which side a neighbour is on has no gradient.
+    yield Product("mask/neighbours/counts", count * _matmul(heads + 1, count, SIDES), gradients=1)
+    yield Product(
+      "mask/neighbours/project", _matmul(count, (heads + 1) * SIDES * (most + 2), width)
+    )
+
+
+def _encoder(config: ConfigDict, tokens: int) -> Iterator[Product]:
+  width, hidden = config.model.width, int(config.model.width * config.model.mlp_ratio)
+  depth = config.model.depth
+  yield Product("encoder/qkv", depth * _matmul(tokens, width, 3 * width))
+  # Scores and their use; padding is computed like the rest.
+  yield Product("encoder/attention", depth * 2 * _matmul(tokens, width, tokens))
+  yield Product("encoder/out", depth * _matmul(tokens, width, width))
+  yield Product("encoder/mlp", depth * 2 * _matmul(tokens, width, hidden))
+
+
+def _selection(config: ConfigDict, patches: int) -> Iterator[Product]:
+  """See `mask_selection.MaskSelection`; how much of a patch an instance covers has no gradient."""
+  model, count = config.model, config.max_instances
+  width, pooled = model.width, _matmul(count, patches, model.width)
+  learned = model.selection != "none"
+  if model.mask_tokens == "stacked":
+    yield Product("selection/masks", pooled, gradients=1)
+  # Without a selection nothing depends on the scores; only at test time they are told.
+  scores = _matmul(count, 2 * width, width) + _matmul(count, width, 1) + _matmul(1, width, 1)
+  yield Product("selection/inside", pooled, gradients=1 if learned else -1)
+  yield Product("selection/scores", scores, gradients=2 if learned else -1)
+  yield Product("selection/spread", pooled, gradients=2 if learned else 1)
+
+
+def _decoder(config: ConfigDict, side: int) -> Iterator[Product]:
+  """See `decoder.Decoder`."""
+  model, masked = config.model, bool(config.max_instances)
+  # The image, the chosen mask, and where both are, how much a pixel looks like what is inside.
+  image, mask = model.image_path, model.mask_path and masked
+  guides = 3 * image + mask + (image and mask)
+  channels, last = model.width * (1 + masked) + 8, len(model.decoder_widths) - 1
+  for stage, width in enumerate(model.decoder_widths):
+    channels += guides * (4 if stage == last else 1)
+    size = side * 2**stage
+    yield Product(f"decoder/stage{stage}", _convolution(size, channels, width), decoded=True)
+    channels = width
+  size = side * 2**last
+  yield Product("decoder/logits", _matmul(size**2, channels, 1), decoded=True)
+  if guides:
+    yield Product("decoder/detail", _convolution(size, channels, 4), decoded=True)
+
+
+def _convolution(size: int, channels: int, width: int) -> float:
+  """3 x 3 on a square map; the taps on it are one fewer for the first and the last row and column."""
+  return _matmul((3 * size - 2) ** 2, channels, width)
+
+
+def shares(config: ConfigDict) -> dict[str, float]:
+  """Which part of the forward pass does how much of it, as fractions: image, mask, encoder, selection, decoder."""
+  parts: dict[str, float] = {}
+  for product in products(config):
+    name = product.part.partition("/")[0]
+    parts[name] = parts.get(name, 0.0) + product.flops
+  total = math.fsum(parts.values())
+  return {name: flops / total for name, flops in parts.items()}

@@ -1,0 +1,137 @@
+"""The count by hand, held against what JAX traces and what XLA counts."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_model
+from ml_collections import ConfigDict
+
+from configs import base, scale
+from mail_jax import flops, sharding
+from mail_jax.program import build_program
+
+VOCAB = 50
+
+
+def make_config(kind: str) -> ConfigDict:
+  """A model so wide that its products outweigh all else, and so small that it is traced in a second."""
+  config = base.get_config()
+  if kind in ("paper", "no selection"):
+    config = base.paper(config)
+  config.update(image_size=64, max_instances=5, max_tokens=7, batch_size=128, decode_every=2)
+  config.model.update(width=512, depth=1, heads=4, mlp_ratio=3.5, decoder_widths=(48, 24, 16, 8, 8))
+  if kind == "bimodal":
+    config.max_instances = 0
+  if kind == "no selection":
+    config.model.selection = "none"
+  if kind == "plain tokens":
+    config.model.update(appearance=False, neighbours=False, image_path=False, norm="group")
+    config.accumulate = 2
+  return config
+
+
+@functools.cache
+def traced(kind: str) -> Any:
+  """The step of training, as JAX has traced it; nothing is compiled."""
+  program = build_program(make_config(kind), VOCAB, sharding.make_mesh(devices=jax.devices()[:1]))
+  rate = jax.ShapeDtypeStruct((), jnp.float32)
+  return program.step.trace(program.shapes, program.batch, rate)
+
+
+def count_products(jaxpr: Any) -> float:
+  """Operations of all products in a traced program, those of loops as often as they go round."""
+  total = 0.0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+      total += 2 * math.prod(result) * math.prod(left[i] for i in contracted)
+    elif equation.primitive.name == "conv_general_dilated":
+      total += count_convolution(equation)
+    times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        total += times * count_products(inner)
+  return total
+
+
+def count_convolution(equation: Any) -> float:
+  """Counts, tap by tap, what falls on the input."""
+  params, (data, kernel) = equation.params, (v.aval.shape for v in equation.invars)
+  numbers, result = params["dimension_numbers"], equation.outvars[0].aval.shape
+  taps = 1
+  for axis in (0, 1):
+    size = data[numbers.lhs_spec[2 + axis]]
+    stride, spread = params["window_strides"][axis], params["lhs_dilation"][axis]
+    before, reach = params["padding"][axis][0], params["rhs_dilation"][axis]
+    taps *= sum(
+      0 <= (at := i * stride + j * reach - before) <= (size - 1) * spread and at % spread == 0
+      for i in range(result[numbers.out_spec[2 + axis]])
+      for j in range(kernel[numbers.rhs_spec[2 + axis]])
+    )
+  batch, width = result[numbers.out_spec[0]], result[numbers.out_spec[1]]
+  return 2.0 * taps * batch * width * kernel[numbers.rhs_spec[1]]
+
+
+@pytest.mark.parametrize("kind", ["instance", "paper", "bimodal", "plain tokens"])
+def test_a_step_has_the_products_that_we_count(kind):
+  counted = count_products(traced(kind).jaxpr.jaxpr)
+  assert flops.train_step_flops(make_config(kind)) == pytest.approx(counted, rel=1e-9)
+
+
+def test_what_training_does_not_need_is_not_counted():
+  # Without a selection JAX traces the scores, and the compiler drops them.
+  config = make_config("no selection")
+  counted = count_products(traced("no selection").jaxpr.jaxpr)
+  unneeded = sum(p.flops for p in flops.products(config) if p.gradients < 0) * config.batch_size
+  assert 0 < unneeded < 0.02 * counted
+  assert flops.train_step_flops(config) < counted <= flops.train_step_flops(config) + unneeded
+
+
+@pytest.mark.parametrize("kind", ["instance", "paper", "bimodal"])
+def test_xla_counts_at_most_five_percent_more(kind):
+  costs = traced(kind).lower().cost_analysis()
+  assert 1 <= costs["flops"] / flops.train_step_flops(make_config(kind)) < 1.05
+
+
+@pytest.mark.parametrize("kind", ["instance", "no selection"])
+def test_a_forward_pass_has_the_products_that_we_count(kind):
+  config = make_config(kind)
+  model = tiny_model.make(config, VOCAB)
+  variables = tiny_model.shapes(config, VOCAB)
+  inputs = tiny_model.make_inputs(config, 3)
+  jaxpr = jax.make_jaxpr(lambda v, i: model.apply(v, **i))(variables, inputs)
+  assert 3 * flops.forward_flops(config) == pytest.approx(count_products(jaxpr.jaxpr), rel=1e-9)
+
+
+def test_a_step_grows_with_the_batch_and_decodes_one_of_so_many():
+  config = make_config("instance")
+  one = flops.train_step_flops(config)
+  config.batch_size *= 3
+  assert flops.train_step_flops(config) == pytest.approx(3 * one)
+  decoded = sum(p.flops * (1 + p.gradients) for p in flops.products(config) if p.decoded)
+  config.decode_every = 1
+  grown = flops.train_step_flops(config) - 3 * one
+  assert grown == pytest.approx(decoded * config.batch_size / 2)
+
+
+def test_shares_are_those_of_the_whole():
+  shares = flops.shares(make_config("instance"))
+  assert list(shares) == ["image", "mask", "encoder", "selection", "decoder"]
+  assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+  ("size", "parameters"), [("vit_b", 85e6), ("vit_l", 302e6), ("vit_h", 630e6)]
+)
+def test_an_encoder_takes_two_operations_a_parameter_and_token(size, parameters):
+  """The rule of thumb, with the attention to 262 tokens on top; the parameters are those that ViT's paper tells."""
+  config = scale.get_config(size)
+  encoder = sum(p.flops for p in flops.products(config) if p.part.startswith("encoder"))
+  tokens = 1 + 15 * 15 + 16 + 20
+  assert 1.0 < encoder / (2 * parameters * tokens) < 1.1

@@ -1,0 +1,120 @@
+"""Collectives read from compiled programs: from real ones of eight CPU devices, and from lines as a TPU has them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import collective_programs
+import pytest
+
+from mail_jax.planning import hlo
+from mail_jax.planning.collectives import count_collectives, group_size
+
+BYTES = 16 * 32 * 4  # what every device of `collective_programs` begins with
+
+
+@pytest.fixture(scope="module")
+def programs(request) -> dict[str, str]:
+  flags = "--xla_force_host_platform_device_count=8"
+  done = subprocess.run(
+    [sys.executable, collective_programs.__file__],
+    env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    cwd=request.config.rootpath,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def counted(module: hlo.Module, devices: int) -> dict[str, tuple[int, int, float]]:
+  """By kind: how many, bytes of the arrays, bytes that a device sends."""
+  found = count_collectives(module, devices)
+  return {kind: dataclasses.astuple(total) for kind, total in found.items()}
+
+
+@pytest.mark.parametrize(
+  ("name", "kind", "expected"),
+  [
+    # A ring of n sends each of the n parts 2 (n - 1) times to sum it and pass it on, n - 1 times to do one of both.
+    ("all-reduce", "all-reduce", (1, BYTES, 2 * 7 / 8 * BYTES)),
+    ("all-reduce in groups", "all-reduce", (1, BYTES, 2 * 3 / 4 * BYTES)),
+    ("all-gather", "all-gather", (1, 4 * BYTES, 3 * BYTES)),
+    ("reduce-scatter", "reduce-scatter", (1, BYTES, 3 / 4 * BYTES)),
+    ("all-to-all", "all-to-all", (1, BYTES, 3 / 4 * BYTES)),
+    ("collective-permute in a loop", "collective-permute", (5, 5 * BYTES, 5 * BYTES)),
+  ],
+)
+def test_a_program_of_one_collective_sends_what_a_ring_sends(programs, name, kind, expected):
+  assert counted(hlo.parse(programs[name]), 8) == {kind: expected}
+
+
+def test_a_program_without_collectives_has_none(programs):
+  assert counted(hlo.parse(programs["none"]), 8) == {}
+
+
+@pytest.mark.parametrize(
+  ("groups", "size"),
+  [
+    ("replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add", 4),
+    ("replica_groups={{0}}", 1),
+    ("replica_groups={}, to_apply=%add", 16),
+    ("channel_id=1, replica_groups=[2,8]<=[16], dimensions={0}", 8),
+    ("replica_groups=[8,2]<=[4,4]T(1,0), use_global_device_ids=true", 2),
+    ("replica_groups=mesh['axis_0'=16,'axis_1'=1] {'axis_0','axis_1'}, metadata={}", 16),
+    ("replica_groups=mesh['a'=1,'b'=4,'c'=4], device_ids=([4,4]T(1,0)) {'b'}, dimensions={1}", 4),
+    ("replica_groups=mesh['a'=8,'b'=2] {'a':(2)4}, dimensions={1}", 4),
+    ("channel_id=3, to_apply=%add", 16),
+  ],
+)
+def test_groups_are_read_in_every_notation(groups, size):
+  assert group_size(groups, 16) == size
+
+
+def _module(*lines: str, before: str = "") -> hlo.Module:
+  body = "\n".join(f"  {line}" for line in lines)
+  return hlo.parse(f"HloModule m\n\n{before}\nENTRY %main (p: f32[8]) -> f32[8] {{\n{body}\n}}\n")
+
+
+def test_several_arrays_in_one_collective_are_all_counted():
+  module = _module(
+    "%a = f32[256]{0:T(256)S(1)} parameter(0)",
+    "%b = bf16[3,3,16]{2,1,0:T(8,128)(2,1)} parameter(1)",
+    "ROOT %sum = (f32[256]{0:T(256)S(1)}, /*index=1*/bf16[3,3,16]{2,1,0:T(8,128)(2,1)}) all-reduce(%a, %b), "
+    "replica_groups=mesh['x'=4] {'x'}, to_apply=%region",
+  )
+  size = 256 * 4 + 3 * 3 * 16 * 2
+  assert counted(module, 4) == {"all-reduce": (1, size, 1.5 * size)}
+
+
+def test_an_asynchronous_collective_counts_once():
+  module = _module(
+    "%p = f32[8]{0} parameter(0)",
+    "%begun = (f32[8]{0}, f32[32]{0}) all-gather-start(%p), replica_groups={{0,1,2,3}}, dimensions={0}",
+    "%done = f32[32]{0} all-gather-done(%begun)",
+    "%sent = (f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), "
+    "source_target_pairs={{0,1},{1,0}}",
+    "ROOT %got = f32[8]{0} collective-permute-done(%sent)",
+  )
+  assert counted(module, 4) == {
+    "all-gather": (1, 128, 96),
+    "collective-permute": (1, 32, 32),
+  }
+
+
+def test_a_sum_of_which_a_kernel_keeps_a_part_is_a_reduce_scatter():
+  kernel = """%all-reduce-scatter.1 (input: bf16[64,8]) -> bf16[16,8] {
+  %input = bf16[64,8]{1,0} parameter(0)
+  %sum = bf16[64,8]{1,0} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %part = bf16[16,8]{1,0} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={16,8}
+}
+"""
+  module = _module(
+    "%p = bf16[64,8]{1,0} parameter(0)",
+    "ROOT %kept = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1",
+    before=kernel,
+  )
+  assert counted(module, 4) == {"reduce-scatter": (1, 1024, 768)}

@@ -1,0 +1,217 @@
+"""`mail_jax.plan` as users run it, with this machine's CPU in place of a slice and its compiler."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import re
+
+import jax
+import pytest
+import tiny_run
+
+from configs import base, refcoco, scale
+from input_pipeline.errors import InputError
+from mail_jax import chips, flops, plan
+from mail_jax.planning import ahead
+from mail_jax.planning.largest_batch import LargestBatch
+
+
+@pytest.fixture
+def one_chip(monkeypatch):
+  """A slice of one chip is one CPU device."""
+  monkeypatch.setattr(ahead, "open_topology", lambda topology: jax.devices()[: topology.chips])
+
+
+def run(*more: str, topology: str = "v5e:1x1", config: str = tiny_run.__file__) -> None:
+  plan.main(["--config", config, "--topology", topology, *more])
+
+
+def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
+  smaller = ("--config.max_instances=0", "--config.batch_size=4")  # sooner compiled
+  run(*smaller, "--search", "0", "--json", str(tmp_path / "plan.json"))
+  printed = capsys.readouterr().out
+  report = json.loads((tmp_path / "plan.json").read_text())
+  (row,) = report["plans"]
+  assert report["chips"]["v5e"]["flops"] == 197e12
+  assert (row["topology"], row["chips"], row["hosts"]) == ("v5e:1x1", 1, 1)
+  assert row["mesh"] == {"data": 1, "fsdp": 1}
+  assert (row["batch_size"], row["largest_batch"]) == (4, None)
+  found, memory = row["estimate"], row["estimate"]["memory"]
+  # Parameters, their average and two moments in float32; of four examples the image and the target, and some numbers.
+  state, pixels = 4 * 4 * row["parameters"], 4 * 32 * 32 * (3 + 1)
+  assert state + pixels < memory["arguments"] < 1.1 * (state + pixels)
+  assert (
+    memory["total"]
+    == sum(memory[k] for k in ("arguments", "temporaries", "output", "code")) - memory["aliased"]
+  )
+  assert memory["aliased"] > 0.9 * memory["output"]  # the old state's memory is that of the new one
+  config = tiny_run.get_config()
+  config.batch_size, config.max_instances = 4, 0
+  assert found["flops"] == flops.train_step_flops(config)
+  assert found["flops_compiled"] == pytest.approx(found["flops"], rel=0.05)
+  assert found["collectives"] == {}
+  assert found["seconds"]["compute"] == found["flops"] / 197e12
+  assert found["seconds"]["hbm"] == found["hbm_bytes"] / 819e9
+  assert found["bound"] == max(found["seconds"], key=found["seconds"].get)
+  assert "1 chips, 1 hosts, data 1 x fsdp 1, batch 4 (4 a chip)" in printed
+  assert f"wrote {tmp_path / 'plan.json'}" in printed
+
+
+def test_slices_and_splits_make_a_table(one_chip, monkeypatch, tmp_path, capsys):
+  def refuse(program, effort):
+    raise ahead.DoesNotFitError(
+      "RESOURCE_EXHAUSTED: Used 17.25G of 15.75G hbm. Exceeded by 1.5G.\n\nMore"
+    )
+
+  monkeypatch.setattr(ahead, "compile_step", refuse)
+  monkeypatch.setattr(ahead, "open_topology", lambda t: jax.devices()[:1] * t.chips)
+  monkeypatch.setattr(plan.ahead, "make_program", lambda config, vocab, devices: _program(config))
+  run("--topology", "v4:2x2x1", "--sweep", "--json", str(tmp_path / "p.json"), topology="v5e:2x2")
+  rows = re.findall(
+    r"^\| (v\S+) +\| (\d+ x \d+) +\| (\S+) +\| (.*?) +\| (\S+)", capsys.readouterr().out, re.M
+  )
+  refused, of = "17.25: does not fit", "15.75"
+  assert [row[:2] for row in rows] == [
+    ("v5e:2x2", "4 x 1"), ("v5e:2x2", "2 x 2"), ("v5e:2x2", "1 x 4"),
+    ("v4:2x2x1", "4 x 1"), ("v4:2x2x1", "2 x 2"), ("v4:2x2x1", "1 x 4"),
+  ]  # fmt: skip
+  assert {row[2:] for row in rows} == {("2", refused, of)}
+  reasons = {row["refused"] for row in json.loads((tmp_path / "p.json").read_text())["plans"]}
+  assert reasons == {"RESOURCE_EXHAUSTED: Used 17.25G of 15.75G hbm. Exceeded by 1.5G."}
+
+
+@dataclasses.dataclass
+class _Mesh:
+  shape: dict[str, int]
+
+
+@dataclasses.dataclass
+class _Shapes:
+  variables: dict
+
+
+@dataclasses.dataclass
+class _Program:
+  config: object
+  mesh: _Mesh
+  shapes: _Shapes
+
+
+def _program(config) -> _Program:
+  """Stands for one on devices that are not there."""
+  fsdp = config.mesh.fsdp
+  return _Program(config, _Mesh({"data": 4 // fsdp, "fsdp": fsdp}), _Shapes({"params": {}}))
+
+
+def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
+  one_chip, monkeypatch, capsys
+):
+  asked = []
+
+  def compile_step(program, effort):
+    asked.append((program.config.batch_size, effort))
+    if program.config.batch_size > 10:
+      raise ahead.DoesNotFitError("RESOURCE_EXHAUSTED")
+    return None, 0.0
+
+  @dataclasses.dataclass
+  class Total:
+    total: int = 10**9
+
+  monkeypatch.setattr(ahead, "compile_step", compile_step)
+  monkeypatch.setattr(ahead, "make_program", lambda config, vocab, devices: _program(config))
+  monkeypatch.setattr(plan, "estimate", lambda *args: None)
+  monkeypatch.setattr(plan, "memory_of", lambda *args: Total())
+  config = tiny_run.get_config()
+  config.accumulate, config.batch_size = 2, 4
+  found = plan.make_plan(config.lock(), chips.parse_topology("v5e:1x1"), "full", 9).largest_batch
+  assert found == LargestBatch(10, 12, len(asked) - 1)
+  assert [effort for _, effort in asked] == ["full"] + ["quick"] * found.compilations
+  assert all(batch % 2 == 0 for batch, _ in asked)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"topology": "v5e"}, "--topology v5e: write CHIP:SIDES, such as v5e:4x4"),
+    ({"topology": "v9:2x2"}, "unknown chip 'v9'; there is v4, v5e, v5p, v6e"),
+    ({"topology": "v5e:4x4x4"}, "v5e has slices of 2 sides, such as v5e:4x4"),
+    ({"topology": "v4:0x4x4"}, "v4 has slices of 3 sides"),
+    ({"config": "nowhere.py"}, "nowhere.py: no such file"),
+  ],
+)
+def test_what_cannot_be_planned_is_told_at_once(arguments, message):
+  with pytest.raises(InputError, match=re.escape(message)):
+    run(**arguments)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--batch_per_chip", "-1"], "--batch_per_chip -1: it must be at least 0"),
+    (["--search", "-2"], "--search -2: it must be at least 0"),
+    (["--config.mesh.fsdp=2"], "config.mesh: data -1 x fsdp 2 does not make 1 devices"),
+    (
+      ["--config.accumulate=3"],
+      "config.batch_size 8 does not divide by 1 devices times config.accumulate 3",
+    ),
+    (["--json", "nowhere/plan.json"], "the folder nowhere does not exist"),
+    (["--config.nothing=3"], "unknown key 'nothing'"),
+  ],
+)
+def test_options_that_do_not_fit_are_told(one_chip, options, message):
+  with pytest.raises(InputError, match=re.escape(message)):
+    run(*options)
+
+
+def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
+  monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(InputError, match=r"plan needs the TPU compiler, libtpu.*make plan"):
+    run(topology="v5e:4x4")
+
+
+def test_the_vocabulary_is_that_of_the_tokenizer_or_the_weights(tmp_path):
+  config = base.get_config()
+  assert plan.vocab_size(config) == 512
+  assert plan.vocab_size(refcoco.get_config("unc")) == 30522  # BERT's, as ViLT has it
+  vocab = pathlib.Path(tmp_path / "vocab.txt")
+  vocab.write_text(
+    "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "left", "right"]) + "\n"
+  )
+  config.tokenizer = f"wordpiece:{vocab}"
+  assert plan.vocab_size(config) == 7
+  assert {plan.vocab_size(scale.get_config(size)) for size in scale.SIZES} == {30522}
+
+
+def test_published_figures_hold_together():
+  for chip in chips.CHIPS.values():
+    assert 0.9 < chip.memory / chip.memory_published < 1.01
+    assert all(source.startswith("https://") for source in chip.sources)
+    # Each product of bf16 needs some hundred operations a byte to keep its chip busy.
+    assert 150 < chip.flops / chip.bandwidth < 600
+  both_ways = {c.name: 2 * 2 * c.dimensions * c.link_bandwidth / 1e9 for c in chips.CHIPS.values()}
+  assert both_ways == {
+    "v4": 600,
+    "v5e": 400,
+    "v5p": 1200,
+    "v6e": 800,
+  }  # Google's "bidirectional, per chip"
+
+
+@pytest.mark.parametrize(
+  ("name", "count", "links"),
+  [
+    ("v5e:1x1", 1, 0), ("v5e:2x4", 8, 2), ("v5e:4x4", 16, 2), ("v5e:16x16", 256, 4), ("v5e:8x16", 128, 3),
+    ("v6e:16x16", 256, 4), ("v4:2x2x1", 4, 2), ("v4:4x4x4", 64, 6), ("v5p:4x4x8", 128, 6),
+  ],
+)  # fmt: skip
+def test_a_corner_has_one_link_a_line_and_two_a_ring(name, count, links):
+  topology = chips.parse_topology(name)
+  assert (topology.name, topology.chips, topology.links) == (name, count, links)
+
+
+def test_splits_follow_the_sides_of_the_slice():
+  sizes = {t: plan.splits(chips.parse_topology(t)) for t in ("v5e:4x4", "v5p:4x4x8", "v4:2x2x1")}
+  assert sizes == {"v5e:4x4": [1, 4, 16], "v5p:4x4x8": [1, 4, 16, 128], "v4:2x2x1": [1, 2, 4]}

@@ -1,0 +1,155 @@
+"""`mail_jax.plan` with the real TPU compiler: what it says of slices that are not there."""
+
+import importlib.util
+import json
+import os
+import re
+
+import jax
+import pytest
+import tiny_run
+
+from configs import refcoco
+from input_pipeline.errors import InputError
+from mail_jax import chips, flops, plan
+from mail_jax.planning import ahead, collectives, hlo, products, traffic
+from mail_jax.planning.estimate import estimate, memory_of
+
+_MISSING = not os.path.isfile(os.environ.get("TPU_LIBRARY_PATH", "")) and (
+  importlib.util.find_spec("libtpu") is None
+)
+pytestmark = [
+  pytest.mark.plan,
+  pytest.mark.skipif(_MISSING, reason="needs libtpu, the TPU compiler: make plan"),
+]
+SLICE = chips.parse_topology("v5e:2x2")
+
+
+def make_config(fsdp: int = 1):
+  """The tiny run with an encoder that is worth cutting, and without the rest of what takes long to compile."""
+  config = tiny_run.get_config()
+  config.max_instances, config.batch_size, config.mesh.fsdp = 0, 64, fsdp
+  config.model.width, config.model.norm = 256, "group"
+  return config.lock()
+
+
+def _compile(fsdp: int) -> jax.stages.Compiled:
+  program = ahead.make_program(make_config(fsdp), 320, ahead.open_topology(SLICE))
+  return ahead.compile_step(program, "quick")[0]
+
+
+@pytest.fixture(scope="module")
+def copies() -> jax.stages.Compiled:
+  """The step with a copy of the model on each of four chips."""
+  return _compile(fsdp=1)
+
+
+@pytest.fixture(scope="module")
+def cut() -> jax.stages.Compiled:
+  """The step with one copy of the model on four chips."""
+  return _compile(fsdp=4)
+
+
+def test_products_of_the_program_are_those_counted_by_hand(copies, cut):
+  by_hand = flops.train_step_flops(make_config()) / SLICE.chips
+  for compiled in (copies, cut):
+    module = hlo.parse(compiled.as_text())
+    assert products.product_flops(module) == pytest.approx(by_hand, rel=0.03)
+
+
+def test_traffic_of_every_memory_is_what_xla_counts(copies):
+  module = hlo.parse(copies.as_text())
+  told = copies.cost_analysis()["bytes accessed"]
+  assert traffic.memory_bytes(module, every_space=True) == pytest.approx(told, rel=0.05)
+  assert traffic.memory_bytes(module) <= traffic.memory_bytes(module, every_space=True)
+
+
+def test_copies_of_the_model_sum_their_gradients(copies):
+  found = collectives.count_collectives(hlo.parse(copies.as_text()), SLICE.chips)
+  assert list(found) == ["all-reduce"]
+  parameters = _parameters()
+  # In float32, or in the bf16 of the products that make them.
+  assert 2 * parameters < found["all-reduce"].bytes < 4.2 * parameters
+  assert found["all-reduce"].sent == pytest.approx(2 * 3 / 4 * found["all-reduce"].bytes)
+
+
+def test_a_model_that_is_cut_takes_a_quarter_and_is_gathered(copies, cut):
+  whole, quarter = (memory_of(compiled, SLICE.chip).arguments for compiled in (copies, cut))
+  batch = 64 // 4 * 32 * 32 * 4
+  assert (quarter - batch) / (whole - batch) < 0.3
+  found = collectives.count_collectives(hlo.parse(cut.as_text()), SLICE.chips)
+  assert found["all-gather"].bytes > 1.5 * _parameters()
+
+
+def _parameters() -> int:
+  program = ahead.make_program(make_config(), 320, jax.devices()[:1])
+  return sum(x.size for x in jax.tree.leaves(program.shapes.variables["params"]))
+
+
+def test_an_estimate_of_a_slice(copies):
+  program = ahead.make_program(make_config(), 320, ahead.open_topology(SLICE))
+  found = estimate(program, copies, SLICE)
+  assert found.memory.available == int(15.75 * 2**30)
+  assert found.seconds["compute"] == found.flops / 197e12
+  # Two links of 50 GB/s at each corner of the square.
+  assert found.seconds["interconnect"] == found.sent_bytes / (2 * 50e9)
+
+
+@pytest.mark.parametrize("name", ["v5e:1x1", "v5e:4x4", "v4:4x4x4", "v5p:4x4x8", "v6e:16x16"])
+def test_a_slice_has_a_device_a_chip_and_four_chips_a_host(name):
+  topology = chips.parse_topology(name)
+  devices = ahead.open_topology(topology)
+  assert len(devices) == topology.chips
+  hosts = {device.process_index for device in devices}
+  assert len(hosts) == -(-topology.chips // topology.chip.chips_per_host)
+
+
+def test_a_slice_that_cannot_be_is_told():
+  with pytest.raises(InputError, match=r"--topology v5e:3x3: .* not divisible"):
+    ahead.open_topology(chips.parse_topology("v5e:3x3"))
+
+
+@pytest.mark.parametrize("name", list(chips.CHIPS))
+def test_the_memory_of_a_chip_is_what_the_compiler_grants(name):
+  chip = chips.CHIPS[name]
+  (device, *_) = ahead.open_topology(chips.Topology(chip, (1,) * chip.dimensions))
+  at = jax.sharding.SingleDeviceSharding(device)
+  shape = jax.ShapeDtypeStruct(
+    (chip.memory_published // 2**12 + 2**18, 1024), "float32", sharding=at
+  )
+  with (
+    ahead.without_flags(),
+    pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as refused,
+  ):
+    jax.jit(lambda x: x + 1).lower(shape).compile()
+  granted = re.search(r"available HBM \(([\d.]+)G\)", str(refused.value))
+  assert granted
+  assert float(granted[1]) == pytest.approx(chip.memory / 2**30, abs=0.006)
+
+
+def test_a_batch_that_is_too_large_is_no_crash(tmp_path, capsys):
+  smaller = ("--config.max_instances=0", "--config.model.norm=group")
+  plan.main([
+    "--config", tiny_run.__file__, "--topology", "v5e:2x2", "--batch_per_chip", "4000000", *smaller,
+    "--search", "0", "--effort", "quick", "--json", str(tmp_path / "plan.json"),
+  ])  # fmt: skip
+  (row,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+  assert row["estimate"] is None
+  assert row["refused"].startswith("RESOURCE_EXHAUSTED")
+  assert "does not fit: RESOURCE_EXHAUSTED" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
+  """ViLT-B/32 at 480 px with 8 examples a chip; takes minutes a slice."""
+  totals = []
+  for name in ("v5e:4x4", "v5e:16x16"):
+    topology = chips.parse_topology(name)
+    config = refcoco.get_config("unc")
+    config.batch_size = 8 * topology.chips
+    found = plan.make_plan(config.lock(), topology, "quick", 0).estimate
+    assert found
+    totals.append(found.memory.total)
+    assert 1 < found.flops_xla / found.flops < 1.05
+    assert found.flops_compiled == pytest.approx(found.flops, rel=0.01)
+  assert totals[1] == pytest.approx(totals[0], rel=0.05)
