@@ -8,6 +8,10 @@ from etils import epath
 
 from input_pipeline.errors import InputError
 
+# Opens addresses with fsspec, where TensorFlow would be imported for it otherwise. etils looks at this once, when any
+# path is first used, so it has to be said before.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
 # Scheme of an address: the package that opens it, which is also the name of our extra for it.
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
@@ -37,7 +41,7 @@ def folder(path: str, option: str) -> epath.Path:
     raise InputError(
       f"{option} {path}: {scheme}:// needs the package {package}; pip install 'mail_jax[{extra}]'"
     )
-  _prepare(scheme)
+  _look_anew(scheme)
   return epath.Path(path.rstrip("/"))
 
 
@@ -55,10 +59,9 @@ def rename(path: epath.Path, target: epath.Path) -> None:
   files.rm(old, recursive=True)
 
 
-def _prepare(scheme: str) -> None:
-  """Makes etils open addresses with fsspec, and fsspec look anew each time: other processes write there too."""
+def _look_anew(scheme: str) -> None:
+  """Keeps fsspec from remembering what is in a folder: others write there too, such as TensorStore."""
   from fsspec.config import conf
 
-  os.environ.setdefault("EPATH_USE_TF", "false")
   for protocol in (scheme, {"gs": "gcs"}.get(scheme, scheme)):
     conf.setdefault(protocol, {})["use_listings_cache"] = False

@@ -3,21 +3,18 @@
 import base64
 import contextlib
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from input_pipeline import remote
 from input_pipeline.errors import InputError
-from mail_jax import manifest, mirror, orbax_settings
+from mail_jax import distributed, manifest, mirror, orbax_settings
 
 Tree = Any  # a nest of arrays, as JAX has them
 Metrics = dict[str, int | float]
@@ -123,6 +120,10 @@ class Checkpoints:
     with self._clear_errors(self._unwritten(step)):
       self._manager.save(step, args=items, force=True)
 
+  def metrics(self, step: int) -> Metrics:
+    """The metrics of a checkpoint; empty where it was not evaluated."""
+    return self._metrics.get(step, {})
+
   def meta(self, step: int) -> dict[str, Any]:
     """What was saved beside the state: config, tokenizer, steps."""
     return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -164,7 +165,7 @@ class Checkpoints:
   def _read_metrics(self) -> None:
     """Reads the metrics of all checkpoints; the first process tells the others, so that no two differ."""
     found = [(step, manifest.read_about(self._path(step))) for step in self._steps()]
-    for step, about in everyone(found)[0]:
+    for step, about in distributed.everyone(found)[0]:
       self._metrics[step] = about.get("metrics", {})
       if self._read_only:
         self._best_metric = about.get("best_metric", self._best_metric)
@@ -192,7 +193,7 @@ class Checkpoints:
   def _add_metrics(self, step: int, metrics: Metrics) -> None:
     """Completes a checkpoint that was saved before it was evaluated."""
     self._metrics[step] = metrics
-    if jax.process_index() == 0:
+    if distributed.is_main():
       with self._clear_errors(self._unwritten(step)):
         manifest.replace_about(self._path(step), self._about(step))
         if self._copy:
@@ -211,7 +212,7 @@ class Checkpoints:
         manifest.check(self._path(step), jax.process_index(), jax.process_count())
       except manifest.DamagedError as error:
         wrong = str(error)
-      wrong = next(filter(None, everyone(wrong)), "")
+      wrong = next(filter(None, distributed.everyone(wrong)), "")
       if wrong:
         _warn(f"{self._place / str(step)} is damaged ({wrong}) and is passed over")
       self._sound[step] = not wrong
@@ -221,7 +222,7 @@ class Checkpoints:
     """Moves damaged checkpoints to where they do not stand in the way of what is saved next."""
     if not steps:
       return
-    if jax.process_index() == 0:
+    if distributed.is_main():
       for step in steps:
         target = _free_name(self._place.parent / f"damaged-{step}")
         remote.rename(self._place / str(step), target)
@@ -251,18 +252,8 @@ class Checkpoints:
 
 
 def _warn(text: str) -> None:
-  if jax.process_index() == 0:
+  if distributed.is_main():
     print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def everyone(value: Any) -> list[Any]:
-  """What each process says, on all of them: JSON, in the order of the processes."""
-  if jax.process_count() == 1:
-    return [value]
-  data = json.dumps(value).encode()
-  size = int(multihost_utils.process_allgather(np.int32(len(data))).max())
-  rows = multihost_utils.process_allgather(np.frombuffer(data.ljust(size), np.uint8))
-  return [json.loads(row.tobytes()) for row in rows]
 
 
 def exists(workdir: str) -> bool:
@@ -273,16 +264,16 @@ def exists(workdir: str) -> bool:
     for step in path.iterdir()
     if step.name.isdigit()
   )
-  return everyone(found)[0]
+  return distributed.everyone(found)[0]
 
 
 def move_aside(workdir: str) -> str:
   """Renames the folder of a run to WORKDIR.1, .2, ...; nothing is deleted. Returns its new name."""
   path = remote.folder(workdir, "--workdir")
   target = _free_name(path.with_name(f"{path.name}.1"))
-  if jax.process_index() == 0:
+  if distributed.is_main():
     remote.rename(path, target)
-  return everyone(str(target))[0]
+  return distributed.everyone(str(target))[0]
 
 
 def _free_name(path: epath.Path) -> epath.Path:

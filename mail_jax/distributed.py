@@ -5,6 +5,7 @@ Every command that runs on several processes is started once a process, with the
 """
 
 import argparse
+import json
 import os
 import sys
 import threading
@@ -76,6 +77,16 @@ def is_main() -> bool:
 def agree(value: int) -> int:
   """The number of process 0, on all of them: clocks differ, steps must not."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def everyone(value: Any) -> list[Any]:
+  """What each process says, on all of them: JSON, in the order of the processes."""
+  if jax.process_count() == 1:
+    return [value]
+  data = json.dumps(value).encode()
+  size = int(multihost_utils.process_allgather(np.int32(len(data))).max())
+  rows = multihost_utils.process_allgather(np.frombuffer(data.ljust(size), np.uint8))
+  return [json.loads(row.tobytes()) for row in rows]
 
 
 def run_command(main: Callable[[], None], interrupted: str = "") -> None:

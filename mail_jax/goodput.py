@@ -11,10 +11,10 @@ _COMPILING = "/jax/core/compile/"  # tracing, lowering and compiling all report 
 _compiled = [0.0]  # seconds, of this process
 
 
-def _listen(event: str, seconds: float, **details) -> None:
-  del details
+def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+  del kwargs
   if event.startswith(_COMPILING) and event.endswith("_duration"):
-    _compiled[0] += seconds
+    _compiled[0] += duration_secs
 
 
 # Once a process: listeners cannot be taken back one by one.
@@ -31,7 +31,7 @@ class Goodput:
   def __init__(self):
     self._began = time.monotonic()
     self._compiled = _compiled[0]
-    self._seconds = dict.fromkeys(PHASES, 0.0)
+    self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
   @contextlib.contextmanager
   def spend(self, phase: str) -> Iterator[None]:
@@ -53,3 +53,25 @@ class Goodput:
     total = max(sum(seconds.values()), 1e-9)
     parts = sorted(seconds.items(), key=lambda item: -item[1])
     return "  ".join(f"{name} {value / total:.1%}" for name, value in parts)
+
+
+class Rate:
+  """How fast a run trains, between two lines of its log."""
+
+  def __init__(self, goodput: Goodput, batch_size: int):
+    """Args: goodput: of the run; batch_size: over all devices."""
+    self._goodput, self._batch_size = goodput, batch_size
+    self._before: tuple[int, dict[str, float]] | None = None
+
+  def start(self, step: int) -> None:
+    """Begins to measure after so many steps."""
+    self._before = step, self._goodput.seconds()
+
+  def lap(self, step: int) -> tuple[float, float]:
+    """Samples a second and the share of that time that waited for data, since the last call."""
+    assert self._before is not None
+    (last, before), now = self._before, self._goodput.seconds()
+    self.start(step)
+    spent = {phase: now[phase] - before[phase] for phase in ("step", "data")}
+    seconds = max(sum(spent.values()), 1e-9)
+    return (step - last) * self._batch_size / seconds, spent["data"] / seconds

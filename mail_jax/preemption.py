@@ -11,11 +11,15 @@ from jax.experimental import multihost_utils
 class Preemption:
   """Knows whether the run was asked to end.
 
-  With several processes all of them learn of it at the same call, whichever was asked.
+  With several processes all of them learn of it at the same call of `reached`, whichever was asked.
+
+  Attributes:
+    asked: whether it was, as of the last call.
   """
 
   def __init__(self):
-    self._asked = False
+    self.asked = False
+    self._signalled = False
     self._calls = 0
 
   @contextlib.contextmanager
@@ -39,11 +43,13 @@ class Preemption:
 
   def _note(self, number, frame) -> None:
     del number, frame
-    self._asked = True
+    self._signalled = True
 
   def reached(self) -> bool:
     """Whether to end now; every process calls it equally often, at the same places."""
     self._calls += 1
-    if jax.process_count() > 1:
-      self._asked |= multihost_utils.reached_preemption_sync_point(self._calls)
-    return self._asked
+    several = jax.process_count() > 1
+    self.asked |= (
+      multihost_utils.reached_preemption_sync_point(self._calls) if several else self._signalled
+    )
+    return self.asked

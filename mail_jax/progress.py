@@ -4,9 +4,8 @@ import json
 import time
 from typing import Any
 
-import jax
-
 from input_pipeline import remote, writing
+from mail_jax import distributed
 
 # What is in a bucket cannot be appended to; the file is written anew, not more often than this (seconds).
 _REWRITE_EVERY = 60.0
@@ -15,16 +14,16 @@ _REWRITE_EVERY = 60.0
 class Progress:
   """Writes the log of a run; a resumed run drops the rows that it makes again.
 
-  Only the first process prints and writes; on the others nothing happens.
+  Only process 0 prints and writes; on the others nothing happens.
   """
 
   def __init__(self, workdir: str, start_step: int):
     """Opens `workdir/metrics.jsonl` and keeps its rows up to `start_step`."""
     self._began = self._written = time.monotonic()
-    self._is_first = jax.process_index() == 0
+    self._is_main = distributed.is_main()
     self._rows, self._file = [], None
     self._path = remote.folder(workdir, "--workdir") / "metrics.jsonl"
-    if not self._is_first:
+    if not self._is_main:
       return
     self._rows = _rows_until(start_step, self._path.read_text() if self._path.exists() else "")
     if remote.is_remote(workdir):
@@ -35,7 +34,7 @@ class Progress:
 
   def row(self, step: int, values: dict[str, Any]) -> None:
     """Adds one row."""
-    if not self._is_first:
+    if not self._is_main:
       return
     row = json.dumps({"step": step, **values}) + "\n"
     if self._file:
@@ -48,13 +47,13 @@ class Progress:
 
   def flush(self) -> None:
     """Makes sure that all rows are in the file: a checkpoint is not to be ahead of the log."""
-    if self._is_first and self._file is None:
+    if self._is_main and self._file is None:
       self._path.write_text("".join(self._rows))
       self._written = time.monotonic()
 
   def line(self, text: str) -> None:
     """Prints one line, with the minutes since the start."""
-    if not self._is_first:
+    if not self._is_main:
       return
     seconds = time.monotonic() - self._began
     print(f"[{int(seconds) // 60:3d}:{int(seconds) % 60:02d}] {text}", flush=True)

@@ -1,13 +1,13 @@
 """Trains a model: `python -m mail_jax.train --config configs/demo.py --data_dir data --workdir runs/demo`.
 
-Start the same command again after any interruption: it goes on from the last checkpoint.
+Start the same command again after any interruption: it goes on from the last checkpoint. On SIGTERM it saves first.
 """
 
 import argparse
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,41 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import InputError, run_command
-from input_pipeline.tokenizer import (
-  SentencePieceTokenizer,
-  Tokenizer,
-  WordPieceTokenizer,
-  open_tokenizer,
-)
-from mail_jax import checkpoint, sharding
+from mail_jax import checkpoint, distributed, sharding
 from mail_jax.budget import Budget, steps_from
 from mail_jax.config import load_config, to_json
 from mail_jax.evaluators.segmentation import SegmentationEvaluator
+from mail_jax.goodput import Goodput, Rate
 from mail_jax.optim import learning_rate_from
+from mail_jax.preemption import Preemption
 from mail_jax.pretrained import initialise
 from mail_jax.program import build_program
 from mail_jax.progress import Progress, duration
+from mail_jax.same_run import check_same, move_old
 from mail_jax.train_step import TrainState
-
-Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """What training reads; any source that keeps these promises will do.
-
-  Attributes:
-    tokenizer: made the tokens.
-    train: gives the endless batches from a step on; batch n depends on n alone.
-    evaluate: starts one pass over the sentences that judge the model; None for no evaluation.
-    samples: of one epoch; needed where the config counts in epochs.
-  """
-
-  tokenizer: Tokenizer
-  train: Callable[[int], Iterator[Batch]]
-  evaluate: Callable[[], Iterable[Any]] | None = None
-  samples: int = 0
+from mail_jax.training_data import Batch, Data, open_data
 
 
 class Trainer:
@@ -66,6 +44,8 @@ class Trainer:
     Raises:
       InputError: the workdir holds a run with another config or tokenizer, or the config asks for what cannot be.
     """
+    self.goodput, self.preemption = Goodput(), Preemption()
+    self.rate = Rate(self.goodput, config.batch_size)
     self.config, self.data = config, data
     self.program = build_program(
       config, data.tokenizer.vocab_size, sharding.make_mesh(**config.mesh)
@@ -74,17 +54,19 @@ class Trainer:
     self.budget = Budget(steps, config.minutes, config.optimizer.warmup_steps)
     learning_rate_from(config, config.optimizer.warmup_steps, self.budget.steps)
     shapes = self.program.shapes
-    new = not checkpoint.exists(workdir)
+    new = not distributed.agree(checkpoint.exists(workdir))
     loaded = initialise.load(config, shapes.variables["params"]) if config.init and new else {}
     # Up to here, whatever is wrong with the config has been refused and nothing was written.
     self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
     latest = self.checkpoints.latest()
+    # What a line of the log will be the mean of; a run that ends within one leaves it to the next.
+    self.window: list[dict[str, jax.Array | float]] = []
     if latest is None:
       self.state = self.program.create()
     else:
       meta = self.checkpoints.meta(latest)
       check_same(meta, config, data.tokenizer, workdir)
-      self.budget.steps = meta["steps"]
+      self.budget.steps, self.window = meta["steps"], meta["window"]
       self.state = self.checkpoints.restore(latest, shapes)
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
@@ -104,48 +86,77 @@ class Trainer:
     self.progress.line(f"{self.config.init}: {initialise.summary(params, values)}")
 
   def run(self) -> dict[str, int | float]:
-    """Trains to the end; returns the last evaluation."""
+    """Trains to the end, or until it is asked to end; returns the last evaluation."""
+    with self.preemption.watch():
+      step, metrics = self.start_step, self._catch_up()
+      if self.budget.steps and step >= self.budget.steps:
+        self.progress.line(f"finished already: {self.budget.steps} steps")
+      elif not self.preemption.asked:
+        self._announce()
+        step, metrics = self._train(metrics)
+      with self.goodput.spend("checkpoint"):
+        self.checkpoints.close()
+      if self.preemption.asked:
+        self.progress.line(f"ended on SIGTERM at step {step}; the same command goes on from there")
+      elif step > self.start_step:
+        self.progress.line(f"done: {step} steps")
+    if step > self.start_step:
+      self.progress.line(self.goodput.line())
+    self.progress.close()
+    return metrics or {}
+
+  def _catch_up(self) -> dict[str, int | float] | None:
+    """Evaluates where the run ended before it could."""
+    step = self.start_step
+    if not step or not self._is_due(step) or self.checkpoints.metrics(step):
+      return None
+    metrics = self._evaluate(step)
+    if metrics:
+      self._save(step, metrics)
+    return metrics
+
+  def _is_due(self, step: int) -> bool:
+    """Whether the run is evaluated after so many steps."""
+    return self.data.evaluate is not None and (
+      step == self.budget.steps or step % self.config.eval_every == 0
+    )
+
+  def _train(self, metrics: dict | None) -> tuple[int, dict[str, int | float] | None]:
+    """Trains from the start; returns how many steps are done, and the last evaluation."""
     config, budget = self.config, self.budget
-    if budget.steps and self.start_step >= budget.steps:
-      self.progress.line(f"finished already: {budget.steps} steps")
-      self.checkpoints.close()
-      self.progress.close()
-      return {}
-    self._announce()
     batches = self.data.train(self.start_step)
-    first = next(batches)  # whatever is read or cached before training belongs to no step
+    with self.goodput.spend("data"):
+      first = next(batches)  # whatever is read or cached before training belongs to no step
     batches = itertools.chain([first], batches)
-    self.budget.start()
-    window: list[dict[str, jax.Array]] = []
-    clock, metrics = Clock(), {}
+    budget.start()
+    self.rate.start(self.start_step)
     for step in itertools.count(self.start_step):
-      started = time.monotonic()
-      batch = next(batches)
-      clock.data += time.monotonic() - started
+      with self.goodput.spend("data"):
+        batch = next(batches)
       lr = learning_rate_from(config, step, budget.steps)
-      self.state, new = self.program.step(
-        self.state, sharding.global_batch(self.program.mesh, batch), np.float32(lr)
-      )
-      if window:
-        jax.block_until_ready(window[-1])  # one step ahead of the device, no more
-      window.append(new)
+      with self.goodput.spend("step"):
+        self._step(batch, lr)
       if budget.after(step):
         self.progress.line(f"{budget.steps} steps fit into {config.minutes:g} minutes")
       done = budget.steps > 0 and step + 1 >= budget.steps
       if done or (step + 1) % config.log_every == 0:
-        self._log(step + 1, lr, window, clock)
-        window = []
-      evaluated = self._evaluate(step + 1) if done or (step + 1) % config.eval_every == 0 else None
-      metrics = evaluated or metrics
+        self._log(step + 1, lr)
+      stop = self.preemption.reached()
+      evaluated = None if stop or not self._is_due(step + 1) else self._evaluate(step + 1)
+      metrics, stop = evaluated or metrics, self.preemption.asked
       # The number of steps is part of what is saved.
-      if done or (budget.steps and (evaluated or (step + 1) % config.save_every == 0)):
+      if done or stop or (budget.steps and (evaluated or (step + 1) % config.save_every == 0)):
         self._save(step + 1, evaluated)
-      if done:
-        break
-    self.checkpoints.close()
-    self.progress.line(f"done: {budget.steps} steps in {duration(clock.total())}")
-    self.progress.close()
-    return metrics
+      if done or stop:
+        return step + 1, metrics
+    raise AssertionError("a count does not end")
+
+  def _step(self, batch: Batch, lr: float) -> None:
+    spread = sharding.global_batch(self.program.mesh, batch)
+    self.state, new = self.program.step(self.state, spread, np.float32(lr))
+    if self.window:
+      jax.block_until_ready(self.window[-1])  # one step ahead of the device, no more
+    self.window.append(new)
 
   def _announce(self) -> None:
     parameters = sum(x.size for x in jax.tree.leaves(self.state.variables["params"]))
@@ -154,16 +165,13 @@ class Trainer:
       f"{parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform} device(s){resumed}"
     )
 
-  def _log(self, step: int, lr: float, window: list, clock: "Clock") -> None:
-    fetched = jax.device_get(window)
+  def _log(self, step: int, lr: float) -> None:
+    with self.goodput.spend("step"):
+      fetched, self.window = fetch(self.window, step), []
     values = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
-    if not np.isfinite(values["loss"]):
-      raise FloatingPointError(
-        f"the loss is {values['loss']} at step {step}; lower config.optimizer.lr"
-      )
-    rate, wait = clock.lap(len(window) * self.config.batch_size)
+    rate, wait = self.rate.lap(step)
     values |= {"lr": lr, "samples_per_second": rate, "data_wait": wait}
-    self.progress.row(step, values)
+    self.progress.row(step, values | {"seconds": self.goodput.seconds()})
     steps = self.budget.steps
     left = duration((steps - step) * self.config.batch_size / rate) if steps else "?"
     of = f"/{steps}" if steps else ""
@@ -172,155 +180,63 @@ class Trainer:
     )
 
   def _evaluate(self, step: int) -> dict[str, int | float] | None:
-    if self.data.evaluate is None:
-      return None
-    evaluator = SegmentationEvaluator(self._measure, self.data.evaluate)
-    metrics = dict(evaluator.run(eval_variables(self.state, self.config)))
-    self.progress.row(step, {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()})
+    """Judges the model; None where the run is asked to end meanwhile."""
+    evaluator = SegmentationEvaluator(self._measure, self._evaluation_batches)
+    with self.goodput.spend("evaluation"):
+      try:
+        metrics = dict(evaluator.run(eval_variables(self.state, self.config)))
+      except _Interrupted:
+        return None
+    row = {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()}
+    self.progress.row(step, row | {"seconds": self.goodput.seconds()})
     shown = "  ".join(
       f"{k} {metrics[k]:.3f}" for k in ("mIoU", "oIoU", "P@0.5", "selection_accuracy")
     )
     self.progress.line(f"step {step}  {self.config.eval_split}: {shown}")
     return metrics
 
+  def _evaluation_batches(self) -> Iterator[Any]:
+    assert self.data.evaluate is not None
+    for batch in self.data.evaluate():
+      if self.preemption.reached():
+        raise _Interrupted
+      yield batch
+
   def _save(self, step: int, metrics: dict[str, int | float] | None) -> None:
-    meta = {
-      "config": to_json(self.config),
-      "tokenizer": checkpoint.pack_bytes(self.data.tokenizer.to_bytes()),
-      "steps": self.budget.steps,
-      "data_position": step,
-    }
-    self.progress.flush()
-    self.checkpoints.save(step, self.state, meta, metrics)
+    with self.goodput.spend("checkpoint"):
+      meta = {
+        "config": to_json(self.config),
+        "tokenizer": checkpoint.pack_bytes(self.data.tokenizer.to_bytes()),
+        "steps": self.budget.steps,
+        "data_position": step,
+        "window": fetch(self.window, step),
+      }
+      self.progress.flush()
+      self.checkpoints.save(step, self.state, meta, metrics)
 
 
-class Clock:
-  """Wall time of the run, and of each stretch between two lines of the log."""
+class _Interrupted(Exception):
+  """The run was asked to end during an evaluation."""
 
-  def __init__(self):
-    self.began = self._lap = time.monotonic()
-    self.data = 0.0
 
-  def lap(self, samples: int) -> tuple[float, float]:
-    """Samples a second and the share of the time that waited for data, since the last call."""
-    now = time.monotonic()
-    seconds, waited = now - self._lap, self.data
-    self._lap, self.data = now, 0.0
-    return samples / seconds, waited / seconds
+def fetch(window: list[dict[str, Any]], step: int) -> list[dict[str, float]]:
+  """Metrics of the last steps as numbers of the host, which JSON keeps to the last bit.
 
-  def total(self) -> float:
-    """Seconds since the start."""
-    return time.monotonic() - self.began
+  Raises:
+    FloatingPointError: a loss is not finite.
+  """
+  rows = [{k: float(v) for k, v in metrics.items()} for metrics in jax.device_get(window)]
+  for number, row in enumerate(rows, step - len(rows) + 1):
+    if not math.isfinite(row["loss"]):
+      raise FloatingPointError(
+        f"the loss is {row['loss']} at step {number}; lower config.optimizer.lr"
+      )
+  return rows
 
 
 def eval_variables(state: TrainState, config: ConfigDict) -> Any:
   """What is judged and shared: the moving average where there is one."""
   return state.averaged if config.ema_decay else state.variables
-
-
-def check_same(
-  meta: dict[str, Any], config: ConfigDict, tokenizer: Tokenizer, workdir: str
-) -> None:
-  """Refuses to go on with a run under another config, or on text that is tokenized otherwise.
-
-  Raises:
-    InputError: names the first key that differs.
-  """
-  before, after = _flat(meta["config"]), _flat(to_json(config))
-  for key in sorted(before.keys() | after.keys()):
-    if before.get(key) != after.get(key):
-      raise InputError(
-        f"--workdir {workdir} holds a run with config.{key} = {before.get(key)!r}, not {after.get(key)!r}; "
-        "choose another --workdir, or add --move_old to move it aside"
-      )
-  if checkpoint.unpack_bytes(meta["tokenizer"]) != tokenizer.to_bytes():
-    raise InputError(
-      f"--workdir {workdir} holds a run whose tokenizer came of other training sentences; "
-      "choose another --workdir, or add --move_old to move it aside"
-    )
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in data.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat
-
-
-def move_old(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
-  """Moves a run with another config or tokenizer aside, to WORKDIR.1, .2, ...; nothing is deleted."""
-  if not checkpoint.exists(workdir):
-    return
-  checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
-  latest = checkpoints.latest()
-  assert latest is not None
-  meta = checkpoints.meta(latest)
-  checkpoints.close()
-  try:
-    check_same(meta, config, tokenizer, workdir)
-  except InputError:
-    new = checkpoint.move_aside(workdir)
-    if jax.process_index() == 0:
-      print(f"{workdir} held a run with other settings: moved to {new}", flush=True)
-
-
-def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -> Tokenizer:
-  """Makes the tokenizer that a whole config describes.
-
-  Args:
-    config: `tokenizer` names a file; else the vocabulary comes with the weights of `init`; else it is trained.
-    sentences: gives the training sentences.
-  """
-  if config.tokenizer:
-    return open_tokenizer(config.tokenizer)
-  if config.init:
-    return WordPieceTokenizer(
-      initialise.read_vocab(config.init), f"the vocabulary of {config.init}"
-    )
-  return SentencePieceTokenizer.train(sentences(), config.vocab_size)
-
-
-def open_data(config: ConfigDict, data_dir: str) -> Data:
-  """Opens the records that `input_pipeline.prepare` wrote, with the tokenizer that the config asks for."""
-  # The only import that needs more than this package's own requirements.
-  from input_pipeline import loader
-
-  tokenizer = make_tokenizer(config, lambda: loader.train_sentences(data_dir, config.dataset))
-  if config.eval_split:
-    loader.num_refs(data_dir, config.dataset, config.eval_split)  # a wrong name is told now
-  hosts = jax.process_count()
-  shared: dict[str, Any] = {k: config[k] for k in ("image_size", "max_instances", "max_tokens")}
-  shared |= {"process_index": jax.process_index(), "process_count": hosts}
-
-  def train_batches(start_step: int) -> Iterator[Batch]:
-    return loader.train_batches(
-      data_dir,
-      config.dataset,
-      tokenizer,
-      batch_size=config.batch_size // hosts,
-      seed=config.seed,
-      start_step=start_step,
-      flip=config.augment.flip,
-      jitter=config.augment.jitter,
-      cache=config.loader.cache,
-      shuffle_buffer=config.loader.shuffle_buffer,
-      threads=config.loader.threads,
-      **shared,
-    )
-
-  def eval_batches() -> Iterator[Batch]:
-    return loader.eval_batches(
-      data_dir,
-      config.dataset,
-      config.eval_split,
-      tokenizer,
-      batch_size=config.eval_batch_size // hosts,
-      limit=config.eval_sentences or None,
-      **shared,
-    )
-
-  samples = loader.num_refs(data_dir, config.dataset, "train")
-  return Data(tokenizer, train_batches, eval_batches if config.eval_split else None, samples)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -338,11 +254,13 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     "--move_old", action="store_true", help="move a run with other settings aside to WORKDIR.1"
   )
+  distributed.add_arguments(parser)
   args, rest = parser.parse_known_args(argv)
   for extra in rest:
     if not extra.startswith("--config."):
       parser.error(f"unrecognized argument: {extra}")
   config = load_config(args.config, rest)
+  distributed.initialize(args)
   data = open_data(config, args.data_dir)
   if args.move_old:
     move_old(args.workdir, config, data.tokenizer)
@@ -350,4 +268,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  run_command(main)
+  distributed.run_command(main)

@@ -1,5 +1,6 @@
 """What is done to checkpoints by processes of their own: `python tests/checkpoint_programs.py NAME FOLDER`."""
 
+import functools
 import os
 import pathlib
 import resource
@@ -30,13 +31,16 @@ def shapes(mesh: Mesh) -> TrainState:
   return build_program(config, VOCAB, mesh).shapes
 
 
-def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-  """Random numbers that depend on the path alone, and NaN and minus zero among them."""
-  rng = np.random.default_rng(zlib.crc32(path_name(path).encode()))
-  values = (1e3 * rng.standard_normal(shape.shape)).astype(shape.dtype)
-  if values.size > 2 and values.dtype == np.float32:
-    values.flat[:2] = np.nan, -0.0
-  return values
+@functools.cache
+def random_bits(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Numbers of random bits that depend on the name alone; many kinds of NaN are among them."""
+  rng = np.random.default_rng(zlib.crc32(name.encode()))
+  return np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+
+
+def draw(path: Any, leaf: Any) -> np.ndarray:
+  """What the tests save for an array of the state."""
+  return random_bits(path_name(path), leaf.shape, np.dtype(leaf.dtype))
 
 
 def differences(state: TrainState) -> list[str]:
@@ -48,6 +52,7 @@ def differences(state: TrainState) -> list[str]:
 
 def save_on_eight(folder: pathlib.Path) -> None:
   """Saves the same state from 1 x 8 and from 8 x 1 devices, and restores both on 2 x 4."""
+  other = shapes(sharding.make_mesh(2, 4))
   for data, fsdp in ((1, 8), (8, 1)):
     placed = shapes(sharding.make_mesh(data, fsdp))
     state = jax.tree_util.tree_map_with_path(
@@ -57,7 +62,6 @@ def save_on_eight(folder: pathlib.Path) -> None:
     assert len({str(shard.index) for shard in words.addressable_shards}) == fsdp
     checkpoints = checkpoint.Checkpoints(str(folder / f"{data}x{fsdp}"))
     checkpoints.save(1, state, {}, None)
-    other = shapes(sharding.make_mesh(2, 4))
     restored = checkpoints.restore(checkpoints.latest() or 0, other)
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, other)
     assert differences(jax.device_get(restored)) == []

@@ -27,6 +27,8 @@ def make_config(data: int = -1, fsdp: int = 1, **changes) -> ConfigDict:
   config.batch_size = BATCH
   config.mesh.update(data=data, fsdp=fsdp)
   config.augment.update(instance_dropout=0.2, all_instances_dropout=0.2)
+  # With seed 0 the input of a ReLU in step 11 is zero but for rounding, and on eight devices it goes the other way.
+  config.seed = 1
   # Adam makes whole steps of gradients that are zero but for rounding unless its epsilon is well above them.
   config.optimizer.update(eps=1e-4, clip=1.0)
   config.update(changes)

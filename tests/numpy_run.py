@@ -20,7 +20,8 @@ from input_pipeline import preprocess, records  # noqa: E402
 from input_pipeline.sources import shapes  # noqa: E402
 from input_pipeline.tokenizer import SentencePieceTokenizer  # noqa: E402
 from mail_jax.segmenter import Segmenter  # noqa: E402
-from mail_jax.train import Data, Trainer  # noqa: E402
+from mail_jax.train import Trainer  # noqa: E402
+from mail_jax.training_data import Data  # noqa: E402
 
 STEPS, SCENES = 3, 24
 

@@ -2,11 +2,8 @@
 
 import hashlib
 import itertools
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import time
 
 import jax
@@ -17,8 +14,6 @@ import tiny_run
 from input_pipeline.errors import InputError
 from mail_jax import checkpoint, train, trained
 from mail_jax.budget import Budget
-
-_DEADLINE = 300  # seconds, many times what a subprocess needs
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -52,42 +47,6 @@ def test_the_same_seed_gives_the_same_numbers_bit_for_bit(finished_run, shapes_d
   train.main(tiny_run.arguments(shapes_data, tmp_path))
   assert tiny_run.log(tmp_path) == tiny_run.log(finished_run)
   assert _same_parameters(tmp_path, finished_run)
-
-
-def test_a_killed_run_that_is_started_again_ends_as_an_undisturbed_one(
-  finished_run, shapes_data, tmp_path
-):
-  command = [sys.executable, "-m", "mail_jax.train", *tiny_run.arguments(shapes_data, tmp_path)]
-  with subprocess.Popen(command, cwd=tiny_run.CHECKOUT, stdout=subprocess.DEVNULL) as process:
-    _wait_until_beyond_a_checkpoint(process, tmp_path)
-    process.kill()
-  steps = {row["step"] for row in tiny_run.log(tmp_path)}
-  assert max(steps) < tiny_run.STEPS
-  with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 3, "lo')  # what a line looks like that was not written to its end
-  done = subprocess.run(
-    command, cwd=tiny_run.CHECKOUT, capture_output=True, text=True, check=True, timeout=_DEADLINE
-  )
-  assert "resumed at step" in done.stdout
-  assert tiny_run.log(tmp_path) == tiny_run.log(finished_run)
-  assert _same_parameters(tmp_path, finished_run)
-
-
-def _wait_until_beyond_a_checkpoint(process: subprocess.Popen, workdir: pathlib.Path) -> None:
-  """Waits until a run has made steps that its last checkpoint does not hold."""
-  began = time.monotonic()
-  while time.monotonic() - began < _DEADLINE:
-    assert process.poll() is None, "the run ended before it could be killed"
-    saved = [int(name) for name in _listdir(workdir / "checkpoints") if name.isdecimal()]
-    if saved and tiny_run.log(workdir)[-1]["step"] > max(saved):
-      return
-    time.sleep(0.002)
-  process.kill()
-  pytest.fail("the run saved no checkpoint")
-
-
-def _listdir(folder: pathlib.Path) -> list[str]:
-  return os.listdir(folder) if folder.is_dir() else []
 
 
 def test_a_finished_run_says_so_and_is_left_alone(finished_run, shapes_data, capsys):

@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from input_pipeline.errors import InputError
+from input_pipeline.tokenizer import SentencePieceTokenizer
 from mail_jax import train
+from mail_jax.config import load_config
 from mail_jax.pretrained import vilt
 from mail_jax.pretrained.weights import open_weights
+from mail_jax.training_data import open_data
 
 TINY = {"width": 32, "depth": 1, "patch": 8, "vocab": len(vilt_weights.VOCABULARY), "grid": 3}
 
@@ -205,14 +208,14 @@ def test_positions_that_are_no_square_grid_are_refused():
 
 def start(folder, data_dir, workdir, *more: str) -> train.Trainer:
   """A run of the tiny recipe that has not begun."""
-  config = train.load_config(tiny_run.__file__, [f"--config.init=vilt:{folder}", *more])
-  return train.Trainer(config, str(workdir), train.open_data(config, data_dir))
+  config = load_config(tiny_run.__file__, [f"--config.init=vilt:{folder}", *more])
+  return train.Trainer(config, str(workdir), open_data(config, data_dir))
 
 
 @pytest.fixture
 def kept_out(monkeypatch):
   """Fails where training looks for sentences to train a tokenizer on."""
-  monkeypatch.setattr(train.SentencePieceTokenizer, "train", None)
+  monkeypatch.setattr(SentencePieceTokenizer, "train", None)
 
 
 def test_a_run_starts_from_the_checkpoint_and_its_vocabulary(

@@ -11,7 +11,7 @@ from configs import base
 CHECKOUT = pathlib.Path(__file__).parents[1]
 STEPS, EVAL_EVERY, SAVE_EVERY = 24, 8, 4
 # What a clock measured; everything else in a log is repeatable.
-_CLOCKED = ("samples_per_second", "data_wait")
+_CLOCKED = ("samples_per_second", "data_wait", "seconds")
 
 
 def get_config() -> ConfigDict:
@@ -31,10 +31,14 @@ def arguments(data_dir: str, workdir: pathlib.Path, *more: str) -> list[str]:
   return ["--config", __file__, "--data_dir", data_dir, "--workdir", str(workdir), *more]
 
 
+def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the rows of a run's `metrics.jsonl`."""
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def log(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the rows of a run's `metrics.jsonl`, without what a clock measured."""
-  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{key: row[key] for key in row if key not in _CLOCKED} for row in rows]
+  """Returns the rows of a run's log without what a clock measured."""
+  return [{key: row[key] for key in row if key not in _CLOCKED} for row in rows(workdir)]
 
 
 def steps_kept(workdir: pathlib.Path) -> list[int]:

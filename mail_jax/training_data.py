@@ -1,0 +1,96 @@
+"""What training reads: the records that a config names, or any other source of batches."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.tokenizer import (
+  SentencePieceTokenizer,
+  Tokenizer,
+  WordPieceTokenizer,
+  open_tokenizer,
+)
+from mail_jax import sharding
+from mail_jax.pretrained import initialise
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What training reads; any source that keeps these promises will do.
+
+  Attributes:
+    tokenizer: made the tokens.
+    train: gives the endless batches from a step on; batch n depends on n alone.
+    evaluate: starts one pass over the sentences that judge the model; None for no evaluation.
+    samples: of one epoch; needed where the config counts in epochs.
+  """
+
+  tokenizer: Tokenizer
+  train: Callable[[int], Iterator[Batch]]
+  evaluate: Callable[[], Iterable[Any]] | None = None
+  samples: int = 0
+
+
+def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -> Tokenizer:
+  """Makes the tokenizer that a whole config describes.
+
+  Args:
+    config: `tokenizer` names a file; else the vocabulary comes with the weights of `init`; else it is trained.
+    sentences: gives the training sentences.
+  """
+  if config.tokenizer:
+    return open_tokenizer(config.tokenizer)
+  if config.init:
+    return WordPieceTokenizer(
+      initialise.read_vocab(config.init), f"the vocabulary of {config.init}"
+    )
+  return SentencePieceTokenizer.train(sentences(), config.vocab_size)
+
+
+def open_data(config: ConfigDict, data_dir: str) -> Data:
+  """Opens the records that `input_pipeline.prepare` wrote, with the tokenizer that the config asks for."""
+  # The only import that needs more than this package's own requirements.
+  from input_pipeline import loader
+
+  tokenizer = make_tokenizer(config, lambda: loader.train_sentences(data_dir, config.dataset))
+  if config.eval_split:
+    loader.num_refs(data_dir, config.dataset, config.eval_split)  # a wrong name is told now
+  mesh = sharding.make_mesh(**config.mesh)
+  shared: dict[str, Any] = {k: config[k] for k in ("image_size", "max_instances", "max_tokens")}
+  shared |= {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+  def train_batches(start_step: int) -> Iterator[Batch]:
+    return loader.train_batches(
+      data_dir,
+      config.dataset,
+      tokenizer,
+      batch_size=sharding.local_batch_size(mesh, config.batch_size),
+      seed=config.seed,
+      start_step=start_step,
+      flip=config.augment.flip,
+      jitter=config.augment.jitter,
+      cache=config.loader.cache,
+      shuffle_buffer=config.loader.shuffle_buffer,
+      threads=config.loader.threads,
+      **shared,
+    )
+
+  def eval_batches() -> Iterator[Batch]:
+    return loader.eval_batches(
+      data_dir,
+      config.dataset,
+      config.eval_split,
+      tokenizer,
+      batch_size=sharding.local_batch_size(mesh, config.eval_batch_size),
+      limit=config.eval_sentences or None,
+      **shared,
+    )
+
+  samples = loader.num_refs(data_dir, config.dataset, "train")
+  return Data(tokenizer, train_batches, eval_batches if config.eval_split else None, samples)

@@ -1,0 +1,244 @@
+"""Runs in buckets, on servers that speak the protocols of Google's and Amazon's storage."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import bucket_servers
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from etils import epath
+from test_checkpoint import _make, _restore, _save
+
+from input_pipeline.errors import InputError
+from mail_jax import checkpoint, manifest, train, trained
+from mail_jax.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.extras
+
+
+@contextlib.contextmanager
+def _serve(name: str, *more: str) -> Iterator[str]:
+  """Runs a server of `bucket_servers.py`; gives its address."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = str(probe.getsockname()[1])
+  command = [sys.executable, bucket_servers.__file__, name, port, *more]
+  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+  with subprocess.Popen(command, **quiet) as process:
+    for _ in range(600):
+      time.sleep(0.1)
+      with contextlib.suppress(OSError):
+        socket.create_connection(("localhost", int(port))).close()
+        break
+      assert process.poll() is None, command
+    yield f"http://localhost:{port}"
+    process.kill()
+
+
+@contextlib.contextmanager
+def _environment(**settings: str) -> Iterator[None]:
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in settings.items():
+      patch.setenv(name, value)
+    yield
+
+
+@pytest.fixture(scope="module")
+def gcs_server() -> Iterator[str]:
+  """Address of a server that speaks as Google's storage does; everything here uses it."""
+  # gcsfs asks Google what kind of bucket it is, unless told otherwise before it is imported.
+  with _environment(GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false", GOOGLE_CLOUD_PROJECT="nobody"):
+    pytest.importorskip("gcsfs", reason="needs gcsfs (make extras)")
+    pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (make extras)")
+    with (
+      _serve("gcs") as address,
+      _environment(STORAGE_EMULATOR_HOST=address, TENSORSTORE_GCS_HTTP_URL=address),
+    ):
+      yield address
+
+
+@pytest.fixture(scope="module")
+def gcs(gcs_server) -> str:
+  return "gs://bucket"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+  pytest.importorskip("s3fs", reason="needs s3fs (make extras)")
+  pytest.importorskip("moto.server", reason="needs moto (make extras)")
+  keys = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anything"}
+  with (
+    _serve("s3") as address,
+    _environment(AWS_ENDPOINT_URL=address, AWS_DEFAULT_REGION="us-east-1", **keys),
+  ):
+    request = urllib.request.Request(f"{address}/bucket", method="PUT")
+    urllib.request.urlopen(request).close()
+    yield "s3://bucket"
+
+
+@pytest.fixture(params=["gcs", "s3"])
+def place(request, tmp_path) -> str:
+  """An address that no other test uses."""
+  return f"{request.getfixturevalue(request.param)}{tmp_path}/run"
+
+
+def _names(address: str) -> list[str]:
+  return sorted(path.name for path in epath.Path(address).iterdir())
+
+
+def test_the_best_and_the_last_two_are_kept_and_read_again(place):
+  assert not checkpoint.exists(place)
+  _make(place, 0.2, 0.9, 0.3, None, 0.5, None)
+  assert checkpoint.exists(place)
+  assert _names(f"{place}/checkpoints") == ["2", "5", "6"]
+  again = Checkpoints(place, read_only=True)
+  assert [_restore(again, step or 0) for step in (again.best(), again.latest())] == [2, 6]
+  again.close()
+
+
+def test_a_damaged_checkpoint_is_moved_aside_and_its_step_saved_again(place, capfd):
+  _make(place, 0.5, None, None)
+  values = max(
+    epath.Path(f"{place}/checkpoints/3/state/ocdbt.process_0/d").iterdir(),
+    key=lambda path: path.stat().length,
+  )
+  data = bytearray(values.read_bytes())
+  data[len(data) // 2] ^= 1
+  values.write_bytes(bytes(data))
+  checkpoints = Checkpoints(place)
+  assert checkpoints.latest() == 2
+  assert f"{place}/checkpoints/3 is damaged (state/ocdbt.process_0/d/" in capfd.readouterr().err
+  _save(checkpoints, 3)
+  assert _restore(checkpoints, checkpoints.latest() or 0) == 3
+  checkpoints.close()
+  assert _names(place) == ["checkpoints", "damaged-3"]
+  assert epath.Path(f"{place}/damaged-3/state/ocdbt.process_0/d/{values.name}").exists()
+
+
+def test_metrics_can_follow_their_checkpoint(place):
+  _make(place, 0.5, None)
+  checkpoints = Checkpoints(place)
+  _save(checkpoints, 2, 0.75)
+  checkpoints.close()
+  again = Checkpoints(place, read_only=True)
+  assert _restore(again, again.best() or 0) == 2
+  again.close()
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_picked(place):
+  _make(place, None, None)
+  last = "commit_success.txt" if place.startswith("gs:") else manifest.FILE
+  (epath.Path(place) / "checkpoints" / "2" / last).unlink()
+  checkpoints = Checkpoints(place)
+  assert checkpoints.latest() == 1
+  _save(checkpoints, 2)
+  checkpoints.close()
+  again = Checkpoints(place, read_only=True)
+  assert _restore(again, again.latest() or 0) == 2
+  again.close()
+
+
+def test_a_run_in_a_bucket_is_the_run_on_the_disk(place, finished_run, shapes_data, capsys):
+  command = tiny_run.arguments(shapes_data, place)
+  train.main(command)
+  rows = [
+    json.loads(line) for line in epath.Path(f"{place}/metrics.jsonl").read_text().split("\n")[:-1]
+  ]
+  on_disk = tiny_run.log(finished_run)
+  assert [
+    {key: row[key] for key in there} for row, there in zip(rows, on_disk, strict=True)
+  ] == on_disk
+  states = [trained.load(str(run), "last").variables for run in (place, finished_run)]
+  assert jax.tree.all(jax.tree.map(np.array_equal, *states))
+  train.main(command)
+  assert f"finished already: {tiny_run.STEPS} steps" in capsys.readouterr().out
+  train.main([*command, "--move_old", "--config.steps=2"])
+  assert f"moved to {place}.1" in capsys.readouterr().out
+  assert _names(f"{place}/checkpoints") == ["2"]
+  assert trained.load(f"{place}.1", "last").step == tiny_run.STEPS
+
+
+def test_loading_from_a_bucket_does_not_import_tensorflow(place):
+  _make(place, None)
+  program = (
+    "import sys; from mail_jax.checkpoint import Checkpoints as C; c = C(sys.argv[1], read_only=True);"
+    "print(c.latest(), c.meta(1), 'tensorflow' in sys.modules)"
+  )
+  environment = os.environ | {"PYTHONPATH": str(tiny_run.CHECKOUT)}
+  command = [sys.executable, "-c", program, place]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+  assert done.stdout == "1 {'note': 1} False\n"
+
+
+def test_several_processes_are_refused_on_s3(s3, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(InputError, match="several processes cannot save to s3://"):
+    Checkpoints(f"{s3}/run")
+
+
+@pytest.mark.parametrize("scheme", ["gcs", "s3"])
+def test_a_bucket_that_does_not_exist_is_told(scheme, request):
+  place = request.getfixturevalue(scheme).replace("bucket", "no-such-bucket")
+  with pytest.raises(InputError, match=f"--workdir {place}/run: .* cannot be "):
+    _make(f"{place}/run", None)
+
+
+def test_records_in_a_bucket_make_the_batches_of_those_on_the_disk(
+  gcs, gcs_server, shapes_data, tmp_path
+):
+  if shutil.which("openssl") is None:
+    pytest.skip("needs openssl, to speak to TensorFlow as Google does")
+  names = "subjectAltName=DNS:www.googleapis.com,DNS:storage.googleapis.com"
+  options = [
+    "-newkey",
+    "rsa:2048",
+    "-nodes",
+    "-keyout",
+    "key.pem",
+    "-out",
+    "cert.pem",
+    "-days",
+    "1",
+  ]
+  command = ["openssl", "req", "-x509", *options, "-subj", "/CN=googleapis.com", "-addext", names]
+  subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+  from input_pipeline import loader, storage
+  from input_pipeline.tokenizer import SentencePieceTokenizer
+
+  _upload(pathlib.Path(shapes_data), f"{gcs}/data")
+  port = gcs_server.rpartition(":")[2]
+  with (
+    _serve("proxy", str(tmp_path), port) as address,
+    _environment(
+      https_proxy=address, CURL_CA_BUNDLE=str(tmp_path / "cert.pem"), NO_GCE_CHECK="true"
+    ),
+  ):
+    places = shapes_data, f"{gcs}/data"
+    sentences = [loader.train_sentences(place, "shapes") for place in places]
+    assert sentences[0] == sentences[1]
+    metadata = [storage.read_metadata(place, "shapes") for place in places]
+    assert metadata[0] == metadata[1]
+    tokenizer = SentencePieceTokenizer.train(sentences[0], 320)
+    shape = {"batch_size": 8, "image_size": 32, "max_instances": 8, "max_tokens": 16}
+    on_disk, in_bucket = (
+      loader.train_batches(place, "shapes", tokenizer, seed=0, **shape) for place in places
+    )
+    for _ in range(4):
+      jax.tree.map(np.testing.assert_array_equal, next(on_disk), next(in_bucket))
+
+
+def _upload(folder: pathlib.Path, address: str) -> None:
+  for path in folder.rglob("*"):
+    if path.is_file():
+      (epath.Path(address) / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())

@@ -1,0 +1,106 @@
+"""Which places a run and its data may have, and what is said of the others."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from etils import epath
+
+from input_pipeline import prepare, remote, storage
+from input_pipeline.errors import InputError
+from mail_jax import checkpoint, distributed, manifest, mirror, progress
+
+
+@pytest.mark.parametrize(
+  ("address", "package", "extra"), [("gs://b/run", "gcsfs", "gcs"), ("s3://b/run", "s3fs", "s3")]
+)
+def test_a_bucket_whose_package_is_missing_names_the_command_that_installs_it(
+  monkeypatch, address, package, extra
+):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  message = (
+    rf"--workdir {address}: .* needs the package {package}; pip install 'mail_jax\[{extra}\]'"
+  )
+  with pytest.raises(InputError, match=message):
+    checkpoint.Checkpoints(address)
+
+
+def test_an_address_of_another_kind_is_refused():
+  with pytest.raises(InputError, match="--workdir az://b/run: az:// is not a place we know"):
+    checkpoint.exists("az://b/run")
+
+
+def test_records_are_not_written_to_a_bucket():
+  command = ["--dataset", "shapes", "--data_dir", "gs://b/data"]
+  with pytest.raises(InputError, match="--data_dir gs://b/data: records are written to a disk"):
+    prepare.main(command)
+
+
+def test_records_are_not_read_from_s3():
+  with pytest.raises(InputError, match="--data_dir s3://b/data: TensorFlow reads no records from"):
+    storage.read_metadata("s3://b/data", "shapes")
+
+
+def test_a_path_on_this_machine_is_made_absolute(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert remote.folder("runs/a", "--workdir") == epath.Path(tmp_path / "runs" / "a")
+
+
+# A checkpoint is copied to a bucket that Orbax does not write to
+
+
+def _checkpoint(folder: pathlib.Path) -> epath.Path:
+  (folder / "state" / "d").mkdir(parents=True)
+  for name in ("state/d/values", "state/_METADATA", "meta"):
+    (folder / name).write_text(f"content of {name}")
+  manifest.write(epath.Path(folder), {"metrics": {"mIoU": 0.5}})
+  return epath.Path(folder)
+
+
+def test_a_copied_checkpoint_comes_back_as_it_was(tmp_path):
+  place = f"memory://bucket{tmp_path}/checkpoints"
+  mirror.Mirror(place).push(_checkpoint(tmp_path / "original"), 7)
+  copy = mirror.Mirror(place)
+  copy.list()
+  assert [path.name for path in copy.local.iterdir()] == ["7"]
+  assert manifest.read_about(copy.local / "7") == {"metrics": {"mIoU": 0.5}}
+  copy.fetch(7)
+  manifest.check(copy.local / "7")
+  assert (copy.local / "7/state/d/values").read_text() == "content of state/d/values"
+  copy.keep([])
+  later = mirror.Mirror(place)
+  later.list()
+  assert list(later.local.iterdir()) == []
+
+
+def test_a_copy_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
+  place = f"memory://bucket{tmp_path}/checkpoints"
+  original, copy = _checkpoint(tmp_path / "original"), mirror.Mirror(place)
+  copy.push(original, 7)
+  put, done = copy._files.put, []
+
+  def put_two(*paths):
+    if len(done) == 2:
+      raise KeyboardInterrupt
+    done.append(put(*paths))
+
+  monkeypatch.setattr(copy._files, "put", put_two)
+  with pytest.raises(KeyboardInterrupt):
+    copy.push(original, 7)  # over the one that is there
+  monkeypatch.undo()
+  again = mirror.Mirror(place)
+  again.list()
+  assert list(again.local.iterdir()) == []
+
+
+# The log
+
+
+def test_only_process_0_prints_and_logs(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(distributed, "is_main", lambda: False)
+  log = progress.Progress(str(tmp_path), 0)
+  log.row(1, {"loss": 1.0})
+  log.line("hello")
+  log.close()
+  assert list(tmp_path.iterdir()) == []
+  assert capsys.readouterr().out == ""
