@@ -4,14 +4,15 @@ import os
 import pathlib
 import tempfile
 
+import hurry
+
 # What one test compiles, later ones and the programs that they start load.
 _CACHE = tempfile.TemporaryDirectory(prefix="mail_jax_tests_")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # tests leave nothing at home
 # Code that is compiled in a hurry runs slower and computes the same; tests compile for longer than they run.
-_HURRY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{_HURRY} {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = f"{hurry.flags()} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -33,13 +33,20 @@ class Ended(NamedTuple):
 class Processes:
   """Processes that run beside the test."""
 
-  def __init__(self, command: Sequence[str], environments: Sequence[Environment] = ()):
+  def __init__(
+    self,
+    command: Sequence[str],
+    environments: Sequence[Environment],
+    reserved: socket.socket | None = None,
+  ):
     """Starts a command of this Python once in every environment; these add to that of the test.
 
     Args:
       command: arguments of Python.
       environments: one a process; `{i}` in the command is the number of the process.
+      reserved: kept open until all have ended.
     """
+    self._reserved = reserved
     self._began = time.monotonic()
     paths = f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}"
     base = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
@@ -78,6 +85,8 @@ class Processes:
     finally:
       for process in self._started:
         process.kill()
+      if self._reserved:
+        self._reserved.close()
       printed = [process.communicate()[0] for process in self._started]
       print(*printed, sep="\n-----\n")
     return [
@@ -91,12 +100,23 @@ def start(count: int, *command: str, environment: Environment | None = None) -> 
   environments = [environment or {}] * count
   if count == 1:
     return Processes(command, environments)
+  reserved = _reserve_port()
   options = {
-    "--coordinator_address": f"127.0.0.1:{free_port()}",
+    "--coordinator_address": f"127.0.0.1:{reserved.getsockname()[1]}",
     "--num_processes": str(count),
     "--process_id": "{i}",
   }
-  return Processes([*command, *(word for pair in options.items() for word in pair)], environments)
+  words = [word for pair in options.items() for word in pair]
+  return Processes([*command, *words], environments, reserved)
+
+
+def _reserve_port() -> socket.socket:
+  """A port that process 0 can listen on, as its server shares ports, and that nobody else is given meanwhile."""
+  reserved = socket.socket(socket.AF_INET6)
+  reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+  reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+  reserved.bind(("::", 0))
+  return reserved
 
 
 def devices(count: int) -> Environment:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import hurry
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,6 @@ from mail_jax.optim import path_name
 VOCAB = 20
 # 18 slots: one more plane than 16 bits, and the second not full.
 SLOTS = 18
-# Compilation takes a fraction of the time, and what it makes is slower.
-HURRY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def make_config(preset: str = "instance", slots: int = SLOTS, **model: Any) -> ConfigDict:
@@ -91,4 +90,4 @@ def run(config: ConfigDict, variables: dict[str, Any], inputs: dict[str, np.ndar
 @functools.cache
 def compiled(config: FrozenConfigDict) -> Callable[..., Output]:
   """The model's `apply`, compiled once a config."""
-  return jax.jit(make(config).apply, compiler_options=HURRY)
+  return jax.jit(make(config).apply, compiler_options=hurry.OPTIONS)

@@ -1,0 +1,13 @@
+"""How XLA compiles in a fraction of the time; what it makes is slower."""
+
+import importlib.metadata
+
+OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+# From JAX 0.11 on there is nothing but fusion emitters.
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+  OPTIONS["xla_cpu_use_fusion_emitters"] = False
+
+
+def flags() -> str:
+  """The options for the environment variable XLA_FLAGS."""
+  return " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
