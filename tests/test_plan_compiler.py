@@ -90,7 +90,7 @@ def test_an_estimate_of_a_slice(copies):
   program = ahead.make_program(make_config(), 320, ahead.open_topology(SLICE))
   found = estimate(program, copies, SLICE)
   assert found.memory.available == int(15.75 * 2**30)
-  assert found.seconds["compute"] == found.flops / 197e12
+  assert found.seconds["compute"] == found.flops_compiled / 197e12
   # Two links of 50 GB/s at each corner of the square.
   assert found.seconds["interconnect"] == found.sent_bytes / (2 * 50e9)
 

@@ -41,13 +41,14 @@ class Estimate:
   Attributes:
     memory: see `Memory`.
     flops: operations of the products of our model, counted by hand (`mail_jax.flops`).
-    flops_compiled: those of the products in the compiled program.
+    flops_compiled: those of the products in the compiled program; more where it computes something again rather than
+      keep it.
     flops_xla: all operations that XLA counts, those on single elements too; loops as often as they go round.
     hbm_bytes: that the program moves between HBM and the cores.
     collectives: by kind: how many, of how many bytes, and bytes that a chip sends.
     sent_bytes: by all collectives.
     intensity: operations a byte of HBM; `ridge` is where a chip is as busy with both.
-    seconds: that products, HBM and the links between the chips need at least, each by itself.
+    seconds: that the program's products, its traffic with HBM and that between the chips need at least, each by itself.
     bound: which of them needs most.
   """
 
@@ -84,24 +85,25 @@ def estimate(program: Program, compiled: jax.stages.Compiled, topology: chips.To
   costs: Any = compiled.cost_analysis()
   xla = costs["flops"] + products.flops_of_further_rounds(module)
   moved = traffic.memory_bytes(module)
+  done = products.product_flops(module)
   counted = collectives.count_collectives(module, topology.chips)
   sent = math.fsum(kind.sent for kind in counted.values())
   peak = chips.peak_flops(chip, config.model.dtype)
   links = topology.links * chip.link_bandwidth
   seconds = {
-    "compute": ours / peak,
+    "compute": done / peak,
     "hbm": moved / chip.bandwidth,
     "interconnect": sent / links if sent else 0.0,
   }
   return Estimate(
     memory=memory_of(compiled, chip),
     flops=ours,
-    flops_compiled=products.product_flops(module),
+    flops_compiled=done,
     flops_xla=xla,
     hbm_bytes=moved,
     collectives=counted,
     sent_bytes=sent,
-    intensity=ours / moved,
+    intensity=done / moved,
     ridge=peak / chip.bandwidth,
     seconds=seconds,
     bound=max(seconds, key=seconds.__getitem__),

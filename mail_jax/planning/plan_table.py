@@ -82,7 +82,16 @@ def _largest(plan: "Plan") -> str:
 
 def table(plans: list["Plan"]) -> str:
   """Plans as a table, one row each; Markdown."""
-  header = ["slice", "data x fsdp", "batch a chip", "GiB a chip", "of", "TFLOP by hand", "XLA"]
+  header = [
+    "slice",
+    "data x fsdp",
+    "batch a chip",
+    "GiB a chip",
+    "of",
+    "TFLOP by hand",
+    "program",
+    "XLA",
+  ]
   header += ["HBM GB", "sent MB", "compute ms", "HBM ms", "links ms", "bound", "largest a chip"]
   rows = [header, ["---"] * len(header), *(_row(plan) for plan in plans)]
   widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -99,11 +108,12 @@ def _row(plan: "Plan") -> list[str]:
   if found is None:
     needed = re.search(r"Used ([\d.]+)G of ([\d.]+)G|\(([\d.]+)G\).*\(([\d.]+)G\)", plan.refused)
     numbers = [text for text in needed.groups() if text] if needed else ["?", "?"]
-    row += [f"{numbers[0]}: does not fit", numbers[1], *["-"] * 8]
+    row += [f"{numbers[0]}: does not fit", numbers[1], *["-"] * 9]
   else:
     memory, seconds = found.memory, found.seconds
     row += [_gib(memory.total), _gib(memory.available)]
-    row += [f"{found.flops / 1e12:.3f}", f"{found.flops_xla / found.flops - 1:+.1%}"]
+    row.append(f"{found.flops / 1e12:.3f}")
+    row += [f"{count / found.flops - 1:+.1%}" for count in (found.flops_compiled, found.flops_xla)]
     row += [f"{found.hbm_bytes / 1e9:.1f}", f"{found.sent_bytes / 1e6:.0f}"]
     row += [f"{seconds[name] * 1e3:.2f}" for name in ("compute", "hbm", "interconnect")]
     row.append(found.bound)
