@@ -46,9 +46,11 @@ def storage_error(error: Exception) -> str | None:
   """What the storage says against it; None where it is not the storage that complains."""
   if isinstance(error, OSError):
     return error.strerror or str(error)
-  # TensorStore raises a ValueError for whatever happens to it.
-  found = re.search(r"([^:]*) \[(os_error_code|http_response_code)=", str(error))
-  return found[1].strip() if found else None
+  # TensorStore raises a ValueError for whatever happens to it: `... : what [os_error_code='28']`.
+  text, *details = re.split(r" \[(?=\w+=')", str(error))
+  if any(detail.startswith(("os_error_code=", "http_response_code=")) for detail in details):
+    return text.rpartition(": ")[2]
+  return None
 
 
 def leave_errors_to_us() -> None:

@@ -36,14 +36,21 @@ def _serve(name: str, *more: str) -> Iterator[str]:
   command = [sys.executable, bucket_servers.__file__, name, port, *more]
   quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
   with subprocess.Popen(command, **quiet) as process:
-    for _ in range(600):
-      time.sleep(0.1)
-      with contextlib.suppress(OSError):
-        socket.create_connection(("localhost", int(port))).close()
-        break
-      assert process.poll() is None, command
-    yield f"http://localhost:{port}"
-    process.kill()
+    try:
+      _wait_for(process, port)
+      yield f"http://localhost:{port}"
+    finally:
+      process.kill()
+
+
+def _wait_for(server: subprocess.Popen, port: str) -> None:
+  for _ in range(600):
+    time.sleep(0.1)
+    with contextlib.suppress(OSError):
+      socket.create_connection(("localhost", int(port))).close()
+      return
+    assert server.poll() is None, server.args
+  pytest.fail("the server does not answer")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import tiny_run
 from etils import epath
 
 from input_pipeline.errors import InputError
-from mail_jax import manifest, sharding, train, trained
+from mail_jax import manifest, orbax_settings, sharding, train, trained
 from mail_jax.checkpoint import Checkpoints
 
 # Orbax writes these last; nothing is read from them.
@@ -324,6 +324,32 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match=r"--workdir .*file/run: .* \(Not a directory\)"):
     Checkpoints(str(tmp_path / "file" / "run"))
+
+
+# As TensorStore 0.1.86 said them.
+@pytest.mark.parametrize(
+  ("message", "reason"),
+  [
+    (
+      'RESOURCE_EXHAUSTED: Failed writing: "/d/x": Failed to write 9 bytes to file 4: No space left '
+      "on device [os_error_code='28']",
+      "No space left on device",
+    ),
+    (
+      "PERMISSION_DENIED: no storage.objects.create for you [http_response_code='403'] "
+      "[http_response_body='{\"code\":403}']",
+      "no storage.objects.create for you",
+    ),
+    (
+      "PERMISSION_DENIED: no storage.objects.get for you [http_response_body='{\"code\":403}'] "
+      "[http_response_code='403']",
+      "no storage.objects.get for you",
+    ),
+    ("User-provided restore item and on-disk value metadata tree structures do not match", None),
+  ],
+)
+def test_what_the_storage_refuses_is_told_from_other_errors(message, reason):
+  assert orbax_settings.storage_error(ValueError(message)) == reason
 
 
 # Other topologies, and several processes
