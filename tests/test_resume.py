@@ -56,11 +56,16 @@ def _steps_logged(workdir: pathlib.Path) -> int:
     return 0
 
 
-def _is_beyond_a_checkpoint(workdir: pathlib.Path) -> bool:
-  """Whether a run has made steps that its last checkpoint, which is written in the background, does not hold."""
+def _steps_saved(workdir: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints that are whole; others may be on their way."""
   folder = workdir / "checkpoints"
   names = os.listdir(folder) if folder.is_dir() else []
-  saved = [int(name) for name in names if name.isdecimal()]
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _is_beyond_a_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a run has made steps that its last checkpoint, which is written in the background, does not hold."""
+  saved = _steps_saved(workdir)
   return bool(saved) and _steps_logged(workdir) > max(saved)
 
 
@@ -200,7 +205,7 @@ def test_twenty_runs_that_were_stopped_at_random_end_as_an_undisturbed_one(
     run.send(number)
     codes = [process.code for process in run.wait(DEADLINE)]
     assert set(codes) == {0 if number == signal.SIGTERM else -number}
-    stopped_at.append((_steps_logged(workdir), tiny_run.steps_kept(workdir)))
+    stopped_at.append((_steps_logged(workdir), _steps_saved(workdir)))
     _finish(_start(shapes_data, workdir, topology, *long))
     _assert_the_same(workdir, undisturbed)
   print(f"{topology}, {number.name}: logged and saved when stopped: {stopped_at}")
