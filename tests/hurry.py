@@ -3,8 +3,12 @@
 import importlib.metadata
 
 OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
-# From JAX 0.11 on there is nothing but fusion emitters.
-if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+# From JAX 0.11 on there is nothing but fusion emitters. Where Apache Beam is tested there is no JAX.
+try:
+  _jaxlib = importlib.metadata.version("jaxlib")
+except importlib.metadata.PackageNotFoundError:
+  _jaxlib = "0.0"
+if tuple(map(int, _jaxlib.split(".")[:2])) < (0, 11):
   OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 

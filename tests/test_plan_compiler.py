@@ -122,9 +122,10 @@ def test_the_memory_of_a_chip_is_what_the_compiler_grants(name):
     pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as refused,
   ):
     jax.jit(lambda x: x + 1).lower(shape).compile()
+  # Two versions of the compiler differ in the last place.
   granted = re.search(r"available HBM \(([\d.]+)G\)", str(refused.value))
   assert granted
-  assert float(granted[1]) == pytest.approx(chip.memory / 2**30, abs=0.006)
+  assert float(granted[1]) == pytest.approx(chip.memory / 2**30, abs=0.016)
 
 
 def test_a_batch_that_is_too_large_is_no_crash(tmp_path, capsys):

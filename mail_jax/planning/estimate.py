@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
+from input_pipeline.errors import InputError
 from mail_jax import chips, flops
 from mail_jax.planning import collectives, hlo, products, traffic
+from mail_jax.planning.ahead import compiler_version
 from mail_jax.program import Program
 
 
@@ -75,12 +77,22 @@ def memory_of(compiled: jax.stages.Compiled, chip: chips.Chip) -> Memory:
   return Memory(arguments, temporaries, output, aliased, code, total, chip.memory)
 
 
+def _text(compiled: jax.stages.Compiled) -> str:
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    raise InputError(
+      f"libtpu {compiler_version()} compiled what JAX {jax.__version__} cannot read; "
+      f"take the libtpu of requirements-plan.txt ({str(error).splitlines()[0]})"
+    ) from error
+  assert text is not None  # the compiler of TPUs gives it
+  return text
+
+
 def estimate(program: Program, compiled: jax.stages.Compiled, topology: chips.Topology) -> Estimate:
   """Reads a compiled step."""
   config, chip = program.config, topology.chip
-  text = compiled.as_text()
-  assert text is not None  # the compiler of TPUs gives it
-  module = hlo.parse(text)
+  module = hlo.parse(_text(compiled))
   ours = flops.train_step_flops(config) / topology.chips
   costs: Any = compiled.cost_analysis()
   xla = costs["flops"] + products.flops_of_further_rounds(module)
