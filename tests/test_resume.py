@@ -189,23 +189,36 @@ def test_sigterm_to_one_of_two_processes_ends_both_well(shapes_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_twenty_runs_that_were_stopped_at_random_end_as_an_undisturbed_one(
+def test_a_run_stopped_at_twenty_random_points_is_always_the_undisturbed_one(
   topology, number, shapes_data, tmp_path
 ):
   long = ["--config.steps=200", "--config.eval_every=70", "--config.save_every=13"]
-  undisturbed = tmp_path / "undisturbed"
+  undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "run"
   _finish(_start(shapes_data, undisturbed, topology, *long))
-  chance, stopped_at = random.Random(topology), []
-  for attempt in range(20):
-    workdir = tmp_path / str(attempt)
+  expected = tiny_run.log(undisturbed)
+  chance, stopped_at = random.Random(f"{topology} {number.name}"), []
+  for point in sorted(chance.sample(range(1, 190), 20)):
+    # What an earlier start has logged beyond its last checkpoint this one cuts off or makes again.
+    began = time.time_ns()
     run = _start(shapes_data, workdir, topology, *long)
-    point, delay = chance.randrange(0, 195), chance.uniform(0, 0.05)
-    _wait(run, lambda: _steps_logged(workdir) >= point)  # noqa: B023
-    time.sleep(delay)
+    _wait(run, lambda: _logged_since(workdir, began) and _steps_logged(workdir) >= point)  # noqa: B023
+    time.sleep(chance.uniform(0, 0.1))
     run.send(number)
     codes = [process.code for process in run.wait(DEADLINE)]
     assert set(codes) == {0 if number == signal.SIGTERM else -number}
-    stopped_at.append((_steps_logged(workdir), _steps_saved(workdir)))
-    _finish(_start(shapes_data, workdir, topology, *long))
-    _assert_the_same(workdir, undisturbed)
+    whole = [line for line in _lines(workdir) if line.endswith("\n")]
+    assert tiny_run.without_clock(whole) == expected[: len(whole)]
+    stopped_at.append((_steps_logged(workdir), max(_steps_saved(workdir), default=0)))
+  _finish(_start(shapes_data, workdir, topology, *long))
+  _assert_the_same(workdir, undisturbed)
   print(f"{topology}, {number.name}: logged and saved when stopped: {stopped_at}")
+
+
+def _lines(workdir: pathlib.Path) -> list[str]:
+  return (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+def _logged_since(workdir: pathlib.Path, began: int) -> bool:
+  """Whether the log was written to after a time in nanoseconds."""
+  log = workdir / "metrics.jsonl"
+  return log.exists() and log.stat().st_mtime_ns > began

@@ -1,0 +1,70 @@
+"""The network that our speed is measured against is our network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+
+from mail_jax.train_step import apply_model, draw_chance, make_loss
+
+torch = pytest.importorskip("torch", reason="needs torch and transformers: make extras")
+pytest.importorskip("transformers", reason="needs torch and transformers: make extras")
+
+pytestmark = pytest.mark.extras
+
+
+@pytest.fixture(scope="module")
+def pair():
+  """Our model, its variables, and the twin with the same parameters, on a batch with every kind of row."""
+  from benchmarks import torch_twin
+
+  config = tiny_model.make_config(slots=16)
+  config.image_size = 96  # the twin's full-frame view is pooled, so its 12 cells divide the image
+  config.model.depth = 2
+  variables = tiny_model.random_variables(config)
+  inputs = tiny_model.make_inputs(config, count=4)
+  rng = np.random.default_rng(1)
+  batch = {name: inputs[name] for name in ("image", "tokens", "num_tokens")}
+  batch |= {
+    "instances": inputs["planes"],
+    "num_instances": np.array([16, 5, 0, 1], np.int32),
+    "target": rng.random((4, 96, 96)) < 0.5,
+    "weight": np.ones(4, np.float32),
+  }
+  # One target is an instance, so that a choice is right; the others are none of them.
+  batch["target"][1] = (inputs["planes"][1, 0] >> 2) & 1
+  twin = torch_twin.Twin(config, tiny_model.VOCAB)
+  torch_twin.load(twin, variables)
+  return config, variables, batch, twin, torch_twin.to_torch(batch, 16)
+
+
+def test_the_twin_says_what_our_model_says(pair):
+  config, variables, batch, twin, theirs = pair
+  ours = jax.jit(lambda v, b: apply_model(tiny_model.make(config), v, b))(variables, batch)
+  with torch.no_grad():
+    logits, choice = twin.eval()(theirs)
+  np.testing.assert_allclose(logits.numpy(), ours.logits, atol=1e-3)
+  np.testing.assert_allclose(choice.numpy(), ours.selection_logits, rtol=1e-5, atol=1e-3)
+
+
+def test_the_twin_learns_what_our_model_learns(pair):
+  from benchmarks import torch_twin
+
+  config, variables, batch, twin, theirs = pair
+  model = tiny_model.make(config)
+  loss_fn = make_loss(model, dict(config.loss), 1, True)
+  drawn = draw_chance(model, jax.tree.map(jnp.asarray, batch), jax.random.key(0), 0.0, 0.0)
+  counted = {1: jnp.float32(4)}
+  grad = jax.jit(jax.value_and_grad(lambda p: loss_fn(p, variables["batch_stats"], drawn, counted, jax.random.key(0))[0]))  # fmt: skip
+  loss, grads = grad(variables["params"])
+  twin.train().zero_grad()
+  said = torch_twin.loss_of(twin, theirs)
+  said.backward()
+  assert said.item() == pytest.approx(float(loss), rel=1e-5)
+  norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm().item()
+  expected = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+  assert norm == pytest.approx(expected, rel=1e-4)
+  np.testing.assert_allclose(twin.kind.grad.numpy(), grads["type"], rtol=1e-3, atol=1e-4)
+  kernel = grads["decoder"]["stage0"]["conv"]["kernel"].transpose(3, 2, 0, 1)
+  np.testing.assert_allclose(twin.decoder.convs[0].weight.grad.numpy(), kernel, rtol=1e-3, atol=1e-4)  # fmt: skip
