@@ -1,3 +1,4 @@
+# ruff: noqa: D102  (forward() is what its class says)
 """MaIL in PyTorch, as its users would write it today: what our speed is measured against, and nothing else.
 
 The transformer is that of `transformers`' ViLT with PyTorch's fused attention; the rest is `torch.nn`, channels first.
@@ -332,6 +333,28 @@ class Training:
       with torch.no_grad():
         torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.config.ema_decay)
     return loss.detach()
+
+
+class OneDNNLinear(nn.Linear):
+  """A linear layer as a 1x1 convolution, which PyTorch gives to oneDNN: on some CPUs its MKL is slower."""
+
+  def forward(self, input: torch.Tensor) -> torch.Tensor:
+    rows = input.reshape(1, -1, input.shape[-1], 1).transpose(1, 2)
+    y = torch.conv2d(rows, self.weight[:, :, None, None], self.bias)
+    return y.transpose(1, 2).reshape(*input.shape[:-1], -1)
+
+
+def build(
+  config: ConfigDict, vocab_size: int, variables: dict[str, Any], how: str, device: str
+) -> Twin:
+  """The twin with our variables on a device; `how` oneDNN takes it for the linear layers."""
+  twin = Twin(config, vocab_size)
+  load(twin, variables)
+  if how == "oneDNN":
+    for module in twin.modules():
+      if isinstance(module, nn.Linear):
+        module.__class__ = OneDNNLinear
+  return twin.to(device)
 
 
 def to_torch(batch: dict[str, np.ndarray], max_instances: int, device: str = "cpu") -> Batch:

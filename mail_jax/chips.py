@@ -129,3 +129,31 @@ def peak_flops(chip: Chip, dtype: str) -> float:
   if dtype not in ("float32", "bfloat16"):
     raise InputError(f"config.model.dtype {dtype!r} is not one of float32, bfloat16")
   return chip.flops
+
+
+# Dense bf16 and TF32, which JAX multiplies float32 in by default; NVIDIA's data sheets halve what they print "with
+# sparsity". By how JAX names a device, without its memory and form.
+_GPUS = {
+  "NVIDIA H200": (989.4e12, 494.7e12),  # nvidia.com/en-us/data-center/h200
+  "NVIDIA H100": (989.4e12, 494.7e12),  # SXM; nvidia.com/en-us/data-center/h100
+  "NVIDIA A100": (312e12, 156e12),  # nvidia.com/en-us/data-center/a100
+  "NVIDIA L4": (121e12, 60e12),  # nvidia.com/en-us/data-center/l4
+  "NVIDIA L40S": (362e12, 183e12),  # nvidia.com/en-us/data-center/l40s
+}
+_TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+
+
+def peak_flops_of(kind: str, dtype: str) -> float | None:
+  """Operations a second of matrix products on a device, by JAX's name for it.
+
+  Args:
+    kind: `jax.Device.device_kind`, such as `TPU v5 lite` or `NVIDIA H100 80GB HBM3`.
+    dtype: as for `peak_flops`.
+
+  Returns:
+    None for a device that is not known, such as a CPU.
+  """
+  if kind in _TPUS:
+    return peak_flops(CHIPS[_TPUS[kind]], dtype)
+  names = [name for name in _GPUS if re.match(rf"{name}\b", kind)]
+  return _GPUS[names[0]][0 if dtype == "bfloat16" else 1] if names else None

@@ -1,0 +1,181 @@
+"""The same network by several programs, each in a process of its own, that take turns at the same work.
+
+A contestant is started with a folder, finds there what it is to start from (`variables.npz`, which ours writes), and
+answers commands, one line of JSON each. While one works the others wait and take no core.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline import parallel
+from mail_jax.config import load_config
+
+VOCAB = 30522  # BERT's word pieces
+OURS, PEERS = "mail_jax", ("eager", "compiled", "oneDNN")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what every comparison of models asks for; further arguments are `--config.KEY=VALUE`."""
+  parser.add_argument("--config", default="configs/refcoco.py:unc", metavar="FILE.py[:ARGUMENT]")
+  parser.add_argument("--batch_size", type=int, nargs="+", required=True)
+  parser.add_argument("--peers", nargs="*", choices=PEERS, default=["eager", "compiled"])
+  parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
+  parser.add_argument("--repeats", type=int, default=3, help="times in a turn")
+  parser.add_argument("--json", metavar="FILE")
+  parser.add_argument("--contestant", help=argparse.SUPPRESS)
+  parser.add_argument("--folder", help=argparse.SUPPRESS)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Any, ConfigDict]:
+  """The arguments and the config: without dropout of instances, which the peers do not have."""
+  args, rest = parser.parse_known_args(argv)
+  for extra in rest:
+    if not extra.startswith("--config."):
+      parser.error(f"unrecognized argument: {extra}")
+  still = ["augment.instance_dropout=0.0", "augment.all_instances_dropout=0.0"]
+  return args, load_config(args.config, [*still, *rest])
+
+
+class Contestant:
+  """A process that measures one program."""
+
+  def __init__(self, module: str, name: str, folder: str, batch_size: int, arguments: list[str]):
+    """Starts `python -m module --contestant name` with the arguments that this process was given."""
+    cores = str(parallel.available_cores())
+    environment = {**os.environ, "OMP_NUM_THREADS": cores, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    command = [sys.executable, "-m", module, *arguments, "--batch_size", str(batch_size)]
+    self.name = name
+    self._process = subprocess.Popen(
+      [*command, "--contestant", name, "--folder", folder],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+  def ask(self, what: str, **arguments: Any) -> Any:
+    """Sends a command and waits for the answer.
+
+    Raises:
+      RuntimeError: the process ended; what it said is on stderr.
+    """
+    assert self._process.stdin and self._process.stdout
+    try:
+      self._process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      pass
+    answer = self._process.stdout.readline()
+    if not answer:
+      raise RuntimeError(f"{self.name} ended with exit code {self._process.wait()}")
+    return json.loads(answer)
+
+  def close(self) -> None:
+    """Ends the process."""
+    assert self._process.stdin
+    self._process.stdin.close()
+    try:
+      self._process.wait(20)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+
+
+def serve(commands: dict[str, Callable[..., Any]]) -> None:
+  """Answers commands until there are no more; whatever else is printed goes to stderr."""
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  for line in sys.stdin:
+    command = json.loads(line)
+    answers.write(json.dumps(commands[command.pop("what")](**command)) + "\n")
+    answers.flush()
+
+
+def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: int) -> float:
+  """Seconds that one of several runs in a row takes; the last is waited for."""
+  began = time.perf_counter()
+  for _ in range(repeats):
+    last = run()
+  finish(last)
+  return (time.perf_counter() - began) / repeats
+
+
+class PeakMemory:
+  """The most memory that was used since `reset`: of the accelerator, else of this process."""
+
+  def __init__(self, accelerator: Callable[[], int] | None = None):
+    """Args: accelerator: bytes at most, where there is one."""
+    self._accelerator = accelerator
+
+  def reset(self) -> None:
+    """Forgets what compiling and loading took; an accelerator's is not forgotten."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+  def bytes(self) -> int:
+    """Bytes at most."""
+    if self._accelerator:
+      return self._accelerator()
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+
+def jax_memory() -> PeakMemory:
+  """Of JAX's first device."""
+  device = jax.devices()[0]
+  if device.platform == "cpu":
+    return PeakMemory()
+  return PeakMemory(lambda: device.memory_stats()["peak_bytes_in_use"])
+
+
+def make_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
+  """A batch as the loader makes it: photos of noise, boxes as instances, one of them the target, full sentences."""
+  rng, size = np.random.default_rng(0), config.image_size
+  groups = max(1, -(-config.max_instances // 16))
+  planes = np.zeros((batch_size, groups, size, size), np.uint16)
+  for row, k in np.ndindex(batch_size, config.max_instances):
+    (top, left), (tall, wide) = rng.integers(0, size // 2, 2), rng.integers(size // 8, size // 2, 2)
+    planes[row, k // 16, top : top + tall, left : left + wide] |= np.uint16(1 << k % 16)
+  return {
+    "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+    "instances": planes,
+    "num_instances": np.full(batch_size, config.max_instances, np.int32),
+    "tokens": rng.integers(1, VOCAB, (batch_size, config.max_tokens), np.int32),
+    "num_tokens": np.full(batch_size, config.max_tokens, np.int32),
+    "target": (planes[:, 0] >> 3 & 1).astype(bool),
+    "weight": np.ones(batch_size, np.float32),
+  }
+
+
+def write_variables(folder: str, variables: Any) -> None:
+  """Writes our variables where the other contestants find them."""
+  flat = {"/".join(path): np.asarray(x) for path, x in _flatten(variables)}
+  np.savez(pathlib.Path(folder) / "variables.npz", **flat)  # pyright: ignore[reportArgumentType]
+
+
+def read_variables(folder: str) -> dict[str, Any]:
+  """Reads what `write_variables` wrote."""
+  tree: dict[str, Any] = {}
+  with np.load(pathlib.Path(folder) / "variables.npz") as arrays:
+    for name in arrays.files:
+      *parents, leaf = name.split("/")
+      node = tree
+      for part in parents:
+        node = node.setdefault(part, {})
+      node[leaf] = arrays[name]
+  return tree
+
+
+def _flatten(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, (*path, name))
+    else:
+      yield (*path, name), value

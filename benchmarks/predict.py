@@ -1,0 +1,160 @@
+"""How long a prediction takes, beside the same network in PyTorch:
+
+  python -m benchmarks.predict --batch_size 1 8 --config.image_size=384 --config.model.dtype=float32
+
+From a batch on the device to logits; each is waited for before the next begins, so that a batch of 1 gives the latency.
+Ours and each peer have the same weights and inputs; their logits must agree before anything is timed. They take turns
+(A B A B), and the figures are medians over the turns. `--peers` are the twin of `benchmarks/torch_twin.py`; compiled, it
+uses CUDA graphs on GPUs.
+"""
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import contestants, paired
+from input_pipeline.errors import run_command
+from mail_jax import chips, flops, sharding
+from mail_jax.program import build_program
+from mail_jax.train_step import apply_model
+
+# Largest difference of two logits: float32 on CPUs, TF32 on GPUs, and with bf16 inside.
+TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
+
+
+def compare(args: Any, config: ConfigDict, batch_size: int, argv: list[str]) -> list[dict[str, Any]]:
+  """Measures every contestant at a batch size; rows of the table."""
+  names = [contestants.OURS, *args.peers]
+  with tempfile.TemporaryDirectory() as folder:
+    started: list[contestants.Contestant] = []
+    try:
+      for name in names:
+        started.append(contestants.Contestant("benchmarks.predict", name, folder, batch_size, argv))
+        logits = np.array(started[-1].ask("start"))
+        first = logits if name == contestants.OURS else first
+        worst = np.abs(logits - first).max()
+        if worst > TOLERANCE[config.model.dtype]:
+          raise RuntimeError(f"{name} has logits up to {worst} from ours: not the same network")
+      runs = {c.name: lambda c=c: c.ask("run", repeats=args.repeats) for c in started}
+      times = paired.interleave(runs, args.rounds)
+      memory = {c.name: c.ask("memory") for c in started}
+    finally:
+      for contestant in started:
+        contestant.close()
+  products = flops.forward_flops(config) * batch_size
+  peak = chips.peak_flops_of(jax.devices()[0].device_kind, config.model.dtype)
+  rows = []
+  for name in names:
+    seconds = statistics.median(times[name])
+    rows.append({
+      "batch": batch_size,
+      "program": name,
+      "ms": seconds * 1e3,
+      "expressions/s": batch_size / seconds,
+      "TFLOP/s": products / seconds / 1e12,
+      "MFU": f"{products / seconds / peak:.1%}" if peak else None,
+      "peak GB": memory[name] / 1e9,
+      "ours is so many times as fast": 1 / paired.ratio(times[contestants.OURS], times[name]),
+    })  # fmt: skip
+  return rows
+
+
+def _some(logits: np.ndarray) -> list[float]:
+  """Every 97th logit: as many as are compared."""
+  return [float(x) for x in logits.reshape(-1)[::97]]
+
+
+def serve_ours(config: ConfigDict, folder: str) -> None:
+  """Our network, as `mail_jax.predict` runs it."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  program = build_program(config, contestants.VOCAB, mesh)
+  variables = program.create().variables
+  contestants.write_variables(folder, jax.device_get(variables))
+  batch = jax.device_put(contestants.make_batch(config, config.batch_size))
+  predict = jax.jit(lambda variables, batch: apply_model(program.model, variables, batch).logits)
+  memory = contestants.jax_memory()
+
+  def run() -> jax.Array:
+    return jax.block_until_ready(predict(variables, batch))
+
+  def start() -> list[float]:
+    logits = np.asarray(run())
+    memory.reset()
+    return _some(logits)
+
+  contestants.serve({
+    "start": start,
+    "run": lambda repeats: contestants.time_repeats(run, lambda _: None, repeats),
+    "memory": memory.bytes,
+  })  # fmt: skip
+
+
+def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
+  """The twin."""
+  import torch
+
+  from benchmarks import torch_twin
+
+  on_gpu = torch.cuda.is_available()
+  device = "cuda" if on_gpu else "cpu"
+  arrays = contestants.make_batch(config, config.batch_size)
+  batch = torch_twin.to_torch(arrays, config.max_instances, device)
+  memory = contestants.PeakMemory(torch.cuda.max_memory_allocated if on_gpu else None)
+  variables = contestants.read_variables(folder)
+  twin: Any = torch_twin.build(config, contestants.VOCAB, variables, name, device).eval()
+  if name == "compiled":
+    twin = torch.compile(twin, mode="reduce-overhead" if on_gpu else "default")
+  half = config.model.dtype == "bfloat16"
+
+  def run() -> torch.Tensor:
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=half):
+      logits, _ = twin(batch)
+    if on_gpu:
+      torch.cuda.synchronize()
+    return logits
+
+  def start() -> list[float]:
+    for _ in range(3):  # CUDA graphs are recorded in the second
+      logits = run().float().cpu().numpy()
+    memory.reset()
+    return _some(logits)
+
+  with contextlib.nullcontext():
+    contestants.serve({
+      "start": start,
+      "run": lambda repeats: contestants.time_repeats(run, lambda _: None, repeats),
+      "memory": memory.bytes,
+    })  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  contestants.add_arguments(parser)
+  args, config = contestants.parse(parser, argv)
+  if args.contestant:
+    with config.unlocked():
+      config.batch_size = args.batch_size[0]
+    if args.contestant == contestants.OURS:
+      return serve_ours(config, args.folder)
+    return serve_peer(args.contestant, config, args.folder)
+  rows = []
+  for batch_size in args.batch_size:
+    with config.unlocked():
+      config.batch_size = batch_size
+    rows += compare(args, config, batch_size, sys.argv[1:] if argv is None else argv)
+  print(f"{paired.machine()}\n\n{paired.table(rows)}")
+  paired.write_json(args.json, {"config": config.to_dict(), "rows": rows})
+
+
+if __name__ == "__main__":
+  run_command(main)
