@@ -257,7 +257,7 @@ def _iterate(
   dataset: tf.data.Dataset, source: Source, blame: Callable[[int], None]
 ) -> Iterator[Fields]:
   """Yields batches; `blame` looks for the reason why one, counted from 0, could not be read."""
-  iterator = dataset.as_numpy_iterator()
+  iterator = record_reader.iterate(dataset)
   for number in itertools.count():
     try:
       batch = next(iterator)

@@ -147,7 +147,7 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
   dataset = record_reader.read(source).map(decoded, num_parallel_calls=threads).prefetch(threads)
   dataset = dataset.with_options(record_reader.options(threads))
   done = 0
-  for row, record in enumerate(dataset.as_numpy_iterator()):
+  for row, record in enumerate(record_reader.iterate(dataset)):
     image[row], instances[row] = record["image"], record["instances"]
     num_instances[row] = record["num_instances"]
     bits = record["target"].reshape(len(record["target"]), -1)
