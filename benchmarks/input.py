@@ -140,6 +140,8 @@ def peer(args: argparse.Namespace, folder: pathlib.Path) -> tuple[Any, float]:
 
 def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> float:
   """Fails where the two disagree; returns how far the photos are apart, in levels."""
+  import tensorflow as tf
+
   from input_pipeline import preprocess, record_reader, records, train_samples
   from input_pipeline.tokenizer import WordPieceTokenizer
 
@@ -155,7 +157,7 @@ def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> 
     "count": refs["normalised"].row_lengths(),
     "normalised": refs["normalised"].flat_values,
   }
-  sample = train_samples.decode(fields, mine["ref"], shape)
+  sample = train_samples.decode(fields, tf.constant(mine["ref"]), shape)
   theirs = samples.sample(index, 0)
   count = theirs["num_instances"]
   assert count == min(len(record["instance_score"]), args.max_instances)
@@ -236,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--max_tokens", type=int, default=20)
   parser.add_argument("--expressions_per_image", type=int, default=4)
   parser.add_argument("--batch_size", type=int, default=16)
-  parser.add_argument("--batches", type=int, default=16, help="timed in a turn")
+  parser.add_argument("--batches", type=int, default=32, help="timed in a turn")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--compare", type=int, default=64, help="samples that must agree")
   parser.add_argument("--workers", type=int, default=parallel.available_cores())
