@@ -88,7 +88,7 @@ def _stream(groups, start, count) -> list[tuple[int, int]]:
 EXPECTED = sorted((image_id, n) for image_id, refs in REFS_OF.items() for n in range(refs))
 
 
-@pytest.mark.parametrize("most", [2, 3, 8])
+@pytest.mark.parametrize("most", [2, 8])
 def test_an_epoch_is_every_ref_once_in_another_order(data_dir, most):
   seen = _stream(_groups(data_dir, most), 0, 2 * REFS)
   assert sorted(seen[:REFS]) == sorted(seen[REFS:]) == EXPECTED
@@ -117,7 +117,7 @@ def test_a_stream_from_anywhere_is_the_rest_of_the_whole_one(data_dir):
   groups = _groups(data_dir)
   whole = _stream(groups, 0, 3 * REFS)
 
-  @settings(max_examples=6, deadline=None)
+  @settings(max_examples=4, deadline=None)
   @given(st.integers(0, 2 * REFS + REFS // 2))
   def check(start):
     assert _stream(groups, start, 10) == whole[start : start + 10]
