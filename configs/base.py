@@ -96,6 +96,8 @@ def get_config() -> ConfigDict:
 
   c.loader = ConfigDict()
   c.loader.cache = False  # keep decoded images in memory
+  # Samples of an image, at most, that share one decoding in an epoch; not with `cache`. Their order is another one.
+  c.loader.expressions_per_image = 1
   c.loader.shuffle_buffer = 4096  # refs
   c.loader.threads = 2  # of the input pipeline
   return c

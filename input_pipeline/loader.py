@@ -5,7 +5,8 @@ that a run that starts again at step n gets what it would have got. Pixels are h
 ops; text stays text until the batch is whole, and is tokenized on the host.
 
 Training reads in one of two ways. Streaming keeps a few thousand undecoded samples in memory and
-decodes each as it comes. With `cache` every image is decoded and resized once, all of them are held
+decodes each as it comes, or, with `expressions_per_image`, once for several of its samples
+(`shared_images.py`). With `cache` every image is decoded and resized once, all of them are held
 in memory, and every epoch is a permutation of all refs.
 """
 
@@ -19,7 +20,7 @@ from typing import NoReturn
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment, eval_rows, record_reader, train_samples
+from input_pipeline import augment, eval_rows, record_reader, shared_images, train_samples
 from input_pipeline.errors import InputError
 from input_pipeline.preprocess import exchange_left_right
 from input_pipeline.record_reader import Fields, Shape, Source
@@ -66,6 +67,7 @@ def train_batches(
   flip: bool = True,
   jitter: float = 0.0,
   cache: bool = False,
+  expressions_per_image: int = 1,
   shuffle_buffer: int = 4096,
   threads: int = 2,
   process_index: int = 0,
@@ -89,6 +91,8 @@ def train_batches(
     flip: mirror half of the samples, with left and right exchanged in the text.
     jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
     cache: decode and resize every image once and hold all in memory.
+    expressions_per_image: samples of an image, at most, that share one decoding in an epoch; each has a chance of its
+      own. 1 spreads an image's samples over the whole shuffle buffer. Not with `cache`.
     shuffle_buffer: refs to shuffle among where nothing is cached; their images stay undecoded.
     threads: worker threads of the pipeline.
     process_index: which process this is; each reads its own share of the records.
@@ -101,9 +105,20 @@ def train_batches(
 
   Raises:
     InputError: the data set or split is not there, too small for the processes or too large for the
-      cache, or, perhaps only when a batch is asked for, an image cannot be decoded.
+      cache, `expressions_per_image` comes with `cache`, or, perhaps only when a batch is asked for, an
+      image cannot be decoded.
   """
-  _check_positive(batch_size=batch_size, image_size=image_size, shuffle_buffer=shuffle_buffer)
+  _check_positive(
+    batch_size=batch_size,
+    image_size=image_size,
+    shuffle_buffer=shuffle_buffer,
+    expressions_per_image=expressions_per_image,
+  )
+  if cache and expressions_per_image > 1:
+    raise InputError(
+      f"expressions_per_image is {expressions_per_image}, but cache decodes every image once for all epochs; "
+      "set expressions_per_image to 1, or cache to False"
+    )
   source = record_reader.open_source(data_dir, name, split, process_index, process_count)
   shape = Shape(image_size, record_reader.num_planes(max_instances))
   key, start = train_samples.key_of(seed, process_index), start_step * batch_size
@@ -111,8 +126,11 @@ def train_batches(
   undecoded = functools.partial(
     train_samples.streamed, source, key, buffer=shuffle_buffer, threads=threads
   )
+  groups = shared_images.Groups(source, key, expressions_per_image, shuffle_buffer, threads)
   if cache:
     samples = train_samples.cached(_load(source, shape, threads), key, start, threads)
+  elif expressions_per_image > 1:
+    samples = shared_images.decoded(groups, start, shape)
   else:
     samples = undecoded(start).map(decode, num_parallel_calls=threads)
   change = functools.partial(augment.augment, flip=flip, jitter=jitter)
@@ -120,7 +138,11 @@ def train_batches(
   dataset = samples.map(change, num_parallel_calls=threads).batch(batch_size).prefetch(2)
 
   def blame(batch: int) -> None:
-    suspects = undecoded(start + batch * batch_size).take(batch_size)
+    first = start + batch * batch_size
+    if expressions_per_image > 1:
+      suspects = shared_images.suspects(groups, first, batch_size)
+    else:
+      suspects = undecoded(first).take(batch_size)
     record_reader.raise_undecodable(source, suspects, decode)
 
   batches = _iterate(dataset.with_options(record_reader.options(threads)), source, blame)
@@ -257,7 +279,7 @@ def _iterate(
   dataset: tf.data.Dataset, source: Source, blame: Callable[[int], None]
 ) -> Iterator[Fields]:
   """Yields batches; `blame` looks for the reason why one, counted from 0, could not be read."""
-  iterator = dataset.as_numpy_iterator()
+  iterator = record_reader.iterate(dataset)
   for number in itertools.count():
     try:
       batch = next(iterator)

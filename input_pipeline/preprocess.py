@@ -1,8 +1,8 @@
 """Text, image and mask preparation that training, evaluation, prediction and export share.
 
 Numpy and Pillow only: prediction imports this on machines without the training pipeline.
-`loader.py` does the same to images and planes with native ops; `tests/test_loader.py` holds the two
-together.
+The training pipeline decodes with native ops, and resizes images and planes by these functions;
+`tests/test_loader.py` holds the two together.
 """
 
 import io
@@ -11,7 +11,7 @@ import re
 import unicodedata
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8, UInt16
+from jaxtyping import Bool, Int64, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.errors import InputError
@@ -113,10 +113,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 def resize_image(
   image: UInt8[np.ndarray, "h w 3"], size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-  """Resizes to a square with an antialiased triangle filter, without keeping the aspect ratio.
-
-  Agrees with the training pipeline within 1 level of 255.
-  """
+  """Resizes to a square with an antialiased triangle filter, without keeping the aspect ratio."""
   if image.shape[:2] == (size, size):
     return image
   return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
@@ -132,15 +129,13 @@ def nearest_indices(length: int, size: int) -> Int64[np.ndarray, "{size}"]:
 
 
 def resize_planes(
-  planes: UInt16[np.ndarray, "g h w"], size: int
-) -> UInt16[np.ndarray, "g {size} {size}"]:
-  """Resizes bit planes to a square by nearest neighbour, half-pixel centres.
-
-  Picks the same pixels as the training pipeline.
-  """
+  planes: Shaped[np.ndarray, "g h w"], size: int
+) -> Shaped[np.ndarray, "g {size} {size}"]:
+  """Resizes bit planes, or masks, to a square by nearest neighbour, half-pixel centres."""
   _, height, width = planes.shape
-  rows, columns = nearest_indices(height, size), nearest_indices(width, size)
-  return planes[:, rows[:, None], columns[None, :]]
+  # Rows first: whole ones are copied at the speed of memory. A third of the time of one index of both.
+  rows = planes.take(nearest_indices(height, size), axis=1)
+  return rows.take(nearest_indices(width, size), axis=2)
 
 
 def open_image(image: str | os.PathLike | bytes | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:

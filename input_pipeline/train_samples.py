@@ -54,7 +54,8 @@ def _uint64(value: int) -> tf.Tensor:
   return tf.constant(value, tf.uint64)
 
 
-def _epoch_seed(key: int, epoch: tf.Tensor) -> tf.Tensor:
+def epoch_seed(key: int, epoch: tf.Tensor) -> tf.Tensor:
+  """Returns what the order of an epoch starts from."""
   mixed = _mix(_uint64(key) + tf.cast(epoch, tf.uint64) * _uint64(_GOLDEN))
   return tf.cast(tf.bitwise.right_shift(mixed, _uint64(1)), tf.int64)
 
@@ -74,32 +75,42 @@ def streamed(source: Source, key: int, start: int, buffer: int, threads: int) ->
   first, skipped = divmod(start, record_reader.count_refs(source)) if start else (0, 0)
 
   def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-    seed = _epoch_seed(key, epoch)
-    order = _permutation(len(source.files), seed)
-    shards = [tf.gather(column, order) for column in record_reader.shards(source)]
-    examples = tf.data.Dataset.from_tensor_slices(tuple(shards)).interleave(
-      record_reader.read_shard, cycle_length=_OPEN_SHARDS, block_length=16
-    )
-    samples = examples.map(record_reader.parse, num_parallel_calls=threads).flat_map(_refs)
+    seed = epoch_seed(key, epoch)
+    samples = records_of_epoch(source, seed, threads).flat_map(by_refs)
     samples = samples.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
     return samples.skip(tf.where(epoch == first, tf.constant(skipped, tf.int64), 0))
 
   return tf.data.Dataset.range(first, tf.int64.max).flat_map(one_epoch)
 
 
-def _refs(record: Fields) -> tf.data.Dataset:
-  """The record once for each of its refs, with the ref's index; the tensors are shared."""
+def records_of_epoch(source: Source, seed: tf.Tensor, threads: int) -> tf.data.Dataset:
+  """Returns all records, undecoded, by shards in an order of the epoch's own."""
+  order = _permutation(len(source.files), seed)
+  shards = [tf.gather(column, order) for column in record_reader.shards(source)]
+  examples = tf.data.Dataset.from_tensor_slices(tuple(shards)).interleave(
+    record_reader.read_shard, cycle_length=_OPEN_SHARDS, block_length=16
+  )
+  return examples.map(record_reader.parse, num_parallel_calls=threads)
+
+
+def by_refs(record: Fields, step: int = 1) -> tf.data.Dataset:
+  """Returns the record once for every `step` of its refs, with the first one's index; the tensors are shared."""
   count = tf.size(record["ref_id"], out_type=tf.int64)
-  same = tf.data.Dataset.from_tensors(record).repeat(count)
-  return tf.data.Dataset.zip(same, tf.data.Dataset.range(count))
+  same = tf.data.Dataset.from_tensors(record).repeat()
+  return tf.data.Dataset.zip(same, tf.data.Dataset.range(0, count, step))
 
 
 def decode(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
   """Decodes and resizes one ref of a record."""
+  return pick(record | record_reader.decode_record(record, shape), ref, shape)
+
+
+def pick(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
+  """Returns one ref, decoded, of a record whose image and planes are."""
   start = tf.reduce_sum(record["count"][:ref])
   target = record_reader.decode_target(record["target"][ref])
   return {
-    **record_reader.decode_record(record, shape),
+    **{key: record[key] for key in ("image", "instances", "num_instances")},
     "target": record_reader.resize_target(target, shape.image_size),
     "sentences": record["normalised"][start : start + record["count"][ref]],
   }
@@ -147,7 +158,7 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
   dataset = record_reader.read(source).map(decoded, num_parallel_calls=threads).prefetch(threads)
   dataset = dataset.with_options(record_reader.options(threads))
   done = 0
-  for row, record in enumerate(dataset.as_numpy_iterator()):
+  for row, record in enumerate(record_reader.iterate(dataset)):
     image[row], instances[row] = record["image"], record["instances"]
     num_instances[row] = record["num_instances"]
     bits = record["target"].reshape(len(record["target"]), -1)
@@ -198,7 +209,7 @@ def cached(cache: Cache, key: int, start: int, threads: int) -> tf.data.Dataset:
   first, skipped = divmod(start, refs)
 
   def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-    order = _permutation(refs, _epoch_seed(key, epoch))
+    order = _permutation(refs, epoch_seed(key, epoch))
     return tf.data.Dataset.from_tensor_slices(order[tf.where(epoch == first, skipped, 0) :])
 
   def sample(ref: tf.Tensor) -> Fields:

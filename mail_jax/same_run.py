@@ -11,6 +11,8 @@ from mail_jax.config import to_json
 
 # What a run may be resumed with another value of: where it runs, and how often it tells of itself.
 MAY_CHANGE = ("mesh.", "placement", "accumulate", "loader.threads", "log_every")
+# Keys that runs of before do not have, with what those runs did.
+_ADDED = {"loader.expressions_per_image": 1}
 
 
 def check_same(
@@ -21,7 +23,7 @@ def check_same(
   Raises:
     InputError: names the first key that differs.
   """
-  before, after = _flat(meta["config"]), _flat(to_json(config))
+  before, after = _ADDED | _flat(meta["config"]), _ADDED | _flat(to_json(config))
   for key in sorted(before.keys() | after.keys()):
     if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
       raise InputError(

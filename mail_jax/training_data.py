@@ -76,6 +76,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       flip=config.augment.flip,
       jitter=config.augment.jitter,
       cache=config.loader.cache,
+      expressions_per_image=config.loader.expressions_per_image,
       shuffle_buffer=config.loader.shuffle_buffer,
       threads=config.loader.threads,
       **shared,

@@ -2,7 +2,10 @@
 
 import pytest
 
+from input_pipeline import loader
 from input_pipeline.errors import InputError
+from input_pipeline.tokenizer import SentencePieceTokenizer
+from mail_jax import checkpoint, same_run, training_data
 from mail_jax.config import from_json, load_config, to_json
 
 DEMO = "configs/demo.py"
@@ -109,3 +112,25 @@ def test_a_recipe_knows_where_it_lies(tmp_path, monkeypatch):
   )
   assert load_config("recipe.py").file == str((tmp_path / "recipe.py").resolve())
   assert [path.name for path in tmp_path.iterdir()] == ["recipe.py"]
+
+
+def test_a_run_from_before_there_was_a_key_goes_on_as_what_it_was():
+  tokenizer = SentencePieceTokenizer.train(["the left cup", "a red one", "that dog there"], 300)
+  config = load_config(DEMO)
+  before = to_json(config)
+  del before["loader"]["expressions_per_image"]
+  meta = {"config": before, "tokenizer": checkpoint.pack_bytes(tokenizer.to_bytes())}
+  same_run.check_same(meta, config, tokenizer, "runs/demo")
+  other = load_config(DEMO, ["loader.expressions_per_image=4"])
+  with pytest.raises(InputError, match=r"loader\.expressions_per_image = 1, not 4"):
+    same_run.check_same(meta, other, tokenizer, "runs/demo")
+
+
+def test_what_the_config_says_of_reading_reaches_the_loader(shapes_data, monkeypatch):
+  asked = {}
+  monkeypatch.setattr(loader, "train_batches", lambda *_, **options: iter([asked.update(options)]))
+  overrides = ["loader.cache=False", "loader.expressions_per_image=3", "loader.threads=5"]
+  config = load_config(DEMO, [*overrides, "vocab_size=300"])
+  training_data.open_data(config, shapes_data).train(7)
+  assert asked["expressions_per_image"] == 3 and asked["threads"] == 5
+  assert asked["start_step"] == 7 and not asked["cache"]

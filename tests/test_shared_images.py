@@ -1,0 +1,210 @@
+"""`expressions_per_image`: one decoding for several samples of an image, and what it leaves as it was."""
+
+import collections
+import io
+import itertools
+import subprocess
+import sys
+
+import half_records
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from input_pipeline import (
+  builder,
+  example,
+  loader,
+  preprocess,
+  record_reader,
+  records,
+  shared_images,
+)
+from input_pipeline.errors import InputError
+from input_pipeline.tokenizer import SentencePieceTokenizer
+
+NAME, SIZE = "refcoco_unc", 8
+REFS_OF = {1: 1, 2: 4, 3: 2, 4: 7, 5: 3, 6: 1, 7: 5, 8: 2, 9: 4, 10: 3, 11: 6}
+REFS = sum(REFS_OF.values())
+
+
+def _record(image_id: int, refs: int) -> records.ImageRecord:
+  """A picture of one gray, which tells its id; row n alone is the target of ref n."""
+  side = 12 + image_id
+  buffer = io.BytesIO()
+  Image.fromarray(np.full((side, side, 3), 20 * image_id, np.uint8)).save(buffer, "PNG")
+  targets = np.eye(8, dtype=bool)[:, preprocess.nearest_indices(8, side)]
+  rows = tuple(
+    records.Ref(
+      ref_id=10 * image_id + n,
+      ann_ids=(n,),
+      target=np.repeat(targets[n][:, None], side, axis=1),
+      sentences=tuple(f"the row {n} of {image_id}, {word}" for word in ("please", "now")),
+    )
+    for n in range(refs)
+  )
+  instances = records.no_instances(side, side)
+  return records.ImageRecord(
+    buffer.getvalue(), image_id, f"{image_id}.png", side, side, instances, rows
+  )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+  folder = str(tmp_path_factory.mktemp("rows"))
+  rows = [example.encode_record(_record(*item)) for item in REFS_OF.items()]
+  broken = [row | {"image": row["image"][: 60 if row["image_id"] == 6 else None]} for row in rows]
+  source = half_records._Records(train=rows, testA=broken)
+  builder.write_dataset(folder, NAME, source, {})
+  return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data_dir) -> SentencePieceTokenizer:
+  return SentencePieceTokenizer.train(loader.train_sentences(data_dir, NAME), 300)
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+  monkeypatch.setattr(shared_images, "MIXED", 3)
+
+
+def _groups(data_dir, most=3, key=5, buffer=12) -> shared_images.Groups:
+  source = record_reader.open_source(data_dir, NAME, "train")
+  return shared_images.Groups(source, key, most, buffer, threads=2)
+
+
+def _stream(groups, start, count) -> list[tuple[int, int]]:
+  """(image, number of the ref) of decoded samples."""
+  samples = shared_images.decoded(groups, start, record_reader.Shape(SIZE, 1)).take(count)
+  return [
+    (round(int(sample["image"][0, 0, 0]) / 20), int(sample["target"][:, 0].argmax()))
+    for sample in samples.with_options(record_reader.options(2)).as_numpy_iterator()
+  ]
+
+
+EXPECTED = sorted((image_id, n) for image_id, refs in REFS_OF.items() for n in range(refs))
+
+
+@pytest.mark.parametrize("most", [2, 8])
+def test_an_epoch_is_every_ref_once_in_another_order(data_dir, most):
+  seen = _stream(_groups(data_dir, most), 0, 2 * REFS)
+  assert sorted(seen[:REFS]) == sorted(seen[REFS:]) == EXPECTED
+  assert seen[:REFS] != seen[REFS:]
+
+
+def test_a_window_has_the_refs_of_its_groups_and_no_others(data_dir):
+  groups = _groups(data_dir)
+  seen = _stream(groups, 0, REFS)
+  # Independently: the groups in their order, cut by hand.
+  order = [
+    [(int(record["image_id"]), n) for n in range(ref, min(ref + 3, len(record["ref_id"])))]
+    for record, ref in shared_images.suspects(groups, 0, 100).as_numpy_iterator()
+  ]
+  assert sorted(itertools.chain(*order[:17])) == EXPECTED
+  shuffled, done = 0, 0
+  for first in range(0, 17, 3):
+    window = list(itertools.chain(*order[first : min(first + 3, 17)]))
+    assert sorted(seen[done : done + len(window)]) == sorted(window)
+    shuffled += seen[done : done + len(window)] != window
+    done += len(window)
+  assert done == REFS and shuffled > 3
+
+
+def test_a_stream_from_anywhere_is_the_rest_of_the_whole_one(data_dir):
+  groups = _groups(data_dir)
+  whole = _stream(groups, 0, 3 * REFS)
+
+  @settings(max_examples=4, deadline=None)
+  @given(st.integers(0, 2 * REFS + REFS // 2))
+  def check(start):
+    assert _stream(groups, start, 10) == whole[start : start + 10]
+
+  check()
+  for start in (REFS - 1, REFS):
+    assert _stream(groups, start, 10) == whole[start : start + 10]
+
+
+def _batches(data_dir, tokenizer, count, **options):
+  arguments = {"batch_size": 4, "image_size": SIZE, "max_instances": 16, "max_tokens": 24}
+  arguments |= {"seed": 1, "jitter": 0.2, "shuffle_buffer": 12, **options}
+  return list(itertools.islice(loader.train_batches(data_dir, NAME, tokenizer, **arguments), count))
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_a_run_that_starts_later_gets_the_same_batches(data_dir, tokenizer, step):
+  whole = _batches(data_dir, tokenizer, 15, expressions_per_image=4)
+  rest = _batches(data_dir, tokenizer, 15 - step, expressions_per_image=4, start_step=step)
+  for one, other in zip(whole[step:], rest, strict=True):
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_every_sample_has_a_chance_of_its_own(data_dir, tokenizer):
+  """Those of one image are not all mirrored, have other light, and draw their own sentence."""
+  batches = _batches(data_dir, tokenizer, 140, expressions_per_image=8)
+  light = collections.defaultdict(set)
+  drawn = set()
+  for row in half_records.rows_of(batches):
+    text = tokenizer.decode(row["tokens"][: row["num_tokens"]])
+    drawn.add(text)
+    light[text.partition(",")[0].rpartition(" ")[2]].add(int(row["image"][0, 0, 0]))
+  assert len(drawn) == 2 * REFS
+  assert all(len(seen) > 1 for seen in light.values())
+
+
+def test_one_expression_an_image_is_what_there_was_before_there_was_a_choice(data_dir, tokenizer):
+  """Images, refs and last words that commit 93f163d drew with the same seed."""
+  rows = half_records.rows_of(_batches(data_dir, tokenizer, 5, jitter=0.0, expressions_per_image=1))
+  images = [round(int(row["image"][0, 0, 0]) / 20) for row in rows]
+  texts = [tokenizer.decode(row["tokens"][: row["num_tokens"]]) for row in rows]
+  assert images == [4, 10, 4, 8, 4, 8, 4, 3, 5, 4, 9, 10, 6, 4, 7, 7, 4, 3, 9, 7]
+  assert [int(row["target"][:, 0].argmax()) for row in rows] == list(
+    map(int, "11304160020205130114")
+  )
+  assert "".join(text.rpartition(" ")[2][0] for text in texts) == "pnnppnnnppnppppnpnnp"
+
+
+def test_an_image_is_decoded_once_for_its_samples(data_dir, monkeypatch):
+  seen = collections.Counter()
+  resize = preprocess.resize_image
+
+  def counted(image, size):
+    seen[round(int(image[0, 0, 0]) / 20)] += 1
+    return resize(image, size)
+
+  monkeypatch.setattr(preprocess, "resize_image", counted)
+  shape = record_reader.Shape(SIZE, 1)
+  # One epoch and no more, so that nothing is read ahead of the next.
+  groups = _groups(data_dir, most=3)
+  whole = shared_images.decoded(groups, 0, shape).with_options(record_reader.options(1))
+  iterator = whole.as_numpy_iterator()
+  for _ in range(REFS):
+    next(iterator)
+  assert seen == {image_id: -(-refs // 3) for image_id, refs in REFS_OF.items()}
+
+
+def test_an_image_that_cannot_be_decoded_is_named(data_dir, tokenizer):
+  with pytest.raises(InputError, match=r"refcoco_unc/testA: image 6\.png .*image_id 6"):
+    _batches(data_dir, tokenizer, REFS, split="testA", expressions_per_image=4)
+
+
+def test_wrong_numbers_are_refused(data_dir, tokenizer):
+  with pytest.raises(InputError, match="expressions_per_image is 2, but cache decodes"):
+    _batches(data_dir, tokenizer, 1, expressions_per_image=2, cache=True)
+  with pytest.raises(InputError, match="expressions_per_image is 0; it must be at least 1"):
+    _batches(data_dir, tokenizer, 1, expressions_per_image=0)
+
+
+def test_a_program_ends_while_its_pipeline_runs(data_dir):
+  """Threads that call Python while it ends never return; TF would wait for them for ever."""
+  program = f"""
+from input_pipeline import loader, tokenizer
+words = tokenizer.SentencePieceTokenizer.train(loader.train_sentences({data_dir!r}, {NAME!r}), 300)
+batches = loader.train_batches({data_dir!r}, {NAME!r}, words, batch_size=2, image_size=480,
+                               max_instances=1, max_tokens=8, seed=0)
+next(batches)
+"""
+  subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
