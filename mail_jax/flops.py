@@ -47,6 +47,9 @@ def train_step_flops(config: ConfigDict) -> float:
   for product in products(config):
     share = 1 / config.decode_every if product.decoded else 1.0
     total += product.flops * (1 + product.gradients) * share
+  if config.max_instances and config.model.selection != "none":
+    # Which instances are meant: the pixels that they share with the target, and how many they are.
+    total += 2 * _matmul(config.max_instances, config.image_size**2, 1)
   return total * config.batch_size
 
 
@@ -66,6 +69,8 @@ def products(config: ConfigDict) -> Iterator[Product]:
     yield from _instance_tokens(config)
   yield from _encoder(config, tokens)
   if count:
+    lines = _matmul(side, config.image_size, config.image_size)
+    yield Product("selection/coverage", count * (lines + _matmul(side, config.image_size, side)), gradients=0)
     yield from _selection(config, patches)
   yield from _decoder(config, side)
 
@@ -85,6 +90,7 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
   lines = _matmul(crop + frame, size, size)
   grids = _matmul(crop, size, crop) + _matmul(frame, size, frame)
   yield Product("mask/views", count * (lines + grids), gradients=0)
+  yield Product("mask/areas", _matmul(count, size**2, 1), gradients=0)
   features = crop**2 + frame**2 + _BOX
   if config.model.appearance:
     seen = _matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins)
@@ -135,6 +141,9 @@ def _decoder(config: ConfigDict, side: int) -> Iterator[Product]:
   # The image, the chosen mask, and where both are, how much a pixel looks like what is inside.
   image, mask = model.image_path, model.mask_path and masked
   guides = 3 * image + mask + (image and mask)
+  if mask:
+    chosen = _matmul(1, config.max_instances, config.image_size**2)
+    yield Product("decoder/chosen", chosen, gradients=int(model.selection != "none"), decoded=True)
   channels, last = model.width * (1 + masked) + 8, len(model.decoder_widths) - 1
   for stage, width in enumerate(model.decoder_widths):
     channels += guides * (4 if stage == last else 1)

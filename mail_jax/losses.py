@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from mail_jax.models import instances
+
 
 def binary_cross_entropy(
   logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]
 ) -> Float[Array, "b"]:
   """Mean binary cross-entropy over the pixels of each example, in nats."""
-  return optax.sigmoid_binary_cross_entropy(logits, target.astype(jnp.float32)).mean((1, 2))
+  # -log sigmoid(x) = softplus(x) - x: one logarithm a pixel, not one for each class.
+  return (jax.nn.softplus(logits) - jnp.where(target, logits, 0)).mean((1, 2))
 
 
 def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[Array, "b"]:
@@ -26,8 +29,8 @@ def instance_iou(
   masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
 ) -> Float[Array, "b k"]:
   """IoU of each instance mask with the target, in [0, 1]; 0 where both are empty."""
-  both = (masks & target[:, None]).sum((2, 3), dtype=jnp.int32)
-  area = masks.sum((2, 3), dtype=jnp.int32) + target.sum((1, 2), dtype=jnp.int32)[:, None]
+  both = instances.overlap(masks, target)
+  area = instances.areas(masks) + target.sum((1, 2), dtype=jnp.float32)[:, None]
   return both / jnp.maximum(area - both, 1)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mail_jax import checkpoint, distributed, sharding
+from mail_jax import checkpoint, chips, distributed, flops, sharding
 from mail_jax.budget import Budget, steps_from
 from mail_jax.config import load_config, to_json
 from mail_jax.evaluators.segmentation import SegmentationEvaluator
@@ -50,6 +50,7 @@ class Trainer:
     self.program = build_program(
       config, data.tokenizer.vocab_size, sharding.make_mesh(**config.mesh)
     )
+    self.peak_rate = peak_rate(config)
     steps = steps_from(config.steps, config.epochs, data.samples, config.batch_size)
     self.budget = Budget(steps, config.minutes, config.optimizer.warmup_steps)
     learning_rate_from(config, config.optimizer.warmup_steps, self.budget.steps)
@@ -171,12 +172,14 @@ class Trainer:
     values = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
     rate, wait = self.rate.lap(step)
     values |= {"lr": lr, "samples_per_second": rate, "data_wait": wait}
+    values |= {"mfu": rate / self.peak_rate} if self.peak_rate else {}
     self.progress.row(step, values | {"seconds": self.goodput.seconds()})
     steps = self.budget.steps
     left = duration((steps - step) * self.config.batch_size / rate) if steps else "?"
     of = f"/{steps}" if steps else ""
+    used = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
     self.progress.line(
-      f"step {step}{of}  loss {values['loss']:.4f}  {rate:.0f} samples/s  data wait {wait:.1%}  {left} left"
+      f"step {step}{of}  loss {values['loss']:.4f}  {rate:.0f} samples/s{used}  data wait {wait:.1%}  {left} left"
     )
 
   def _evaluate(self, step: int) -> dict[str, int | float] | None:
@@ -232,6 +235,17 @@ def fetch(window: list[dict[str, Any]], step: int) -> list[dict[str, float]]:
         f"the loss is {row['loss']} at step {number}; lower config.optimizer.lr"
       )
   return rows
+
+
+def peak_rate(config: ConfigDict) -> float | None:
+  """Samples a second if all devices did nothing but the products of the model, at their peak; None on unknown ones.
+
+  What a run reaches of it is its MFU, model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B).
+  """
+  peak = chips.peak_flops_of(jax.devices()[0].device_kind, config.model.dtype)
+  if peak is None:
+    return None
+  return peak * jax.device_count() * config.batch_size / flops.train_step_flops(config)
 
 
 def eval_variables(state: TrainState, config: ConfigDict) -> Any:

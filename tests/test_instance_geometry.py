@@ -149,9 +149,14 @@ def test_nothing_looks_like_an_empty_region(masks):
   assert not np.asarray(instances.likeness(pixels, jnp.asarray(masks[:, 4], float))).any()
 
 
+def colour_and_texture(pixels: np.ndarray, masks: np.ndarray):
+  area = jnp.asarray(masks.sum((2, 3)), jnp.float32)
+  return instances.colour_and_texture(jnp.asarray(pixels), jnp.asarray(masks), area)
+
+
 def test_colour_and_texture_are_statistics_of_the_pixels_inside(masks):
   pixels = np.random.default_rng(4).normal(size=(2, SIZE, 20, 3)).astype(np.float32)
-  colour, texture = instances.colour_and_texture(jnp.asarray(pixels), jnp.asarray(masks))
+  colour, texture = colour_and_texture(pixels, masks)
   for b, k in np.ndindex(2, 5):
     inside = np.argwhere(masks[b, k])
     if not len(inside):
@@ -183,7 +188,7 @@ def test_texture_tells_stripes_of_any_direction_from_dots_and_from_nothing():
   pixels = np.stack([np.repeat(p[..., None], 3, -1) for p in patterns.values()]).astype(np.float32)
   inside = np.zeros((len(patterns), 1, 32, 32), bool)
   inside[:, :, 4:28, 4:28] = True
-  _, texture = instances.colour_and_texture(jnp.asarray(pixels), jnp.asarray(inside))
+  _, texture = colour_and_texture(pixels, inside)
   found = dict(zip(patterns, np.asarray(texture)[:, 0, 3:], strict=True))
   assert not found["plain"].any()
   for stripes in ("upright", "lying", "slanted"):

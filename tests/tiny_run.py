@@ -11,7 +11,7 @@ from configs import base
 CHECKOUT = pathlib.Path(__file__).parents[1]
 STEPS, EVAL_EVERY, SAVE_EVERY = 24, 8, 4
 # What a clock measured; everything else in a log is repeatable.
-_CLOCKED = ("samples_per_second", "data_wait", "seconds")
+_CLOCKED = ("samples_per_second", "data_wait", "mfu", "seconds")
 
 
 def get_config() -> ConfigDict:

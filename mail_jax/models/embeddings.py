@@ -100,8 +100,9 @@ class InstanceEmbedding(nn.Module):
       "frame": frames * 2 - 1,
       "box": instances.box_features(box, height, width),
     }
+    area = instances.areas(masks)
     if self.appearance:
-      colour, texture = instances.colour_and_texture(pixels, masks)
+      colour, texture = instances.colour_and_texture(pixels, masks, area)
       groups |= {
         "pixels": 2 * self._seen(crops, pixels, box),
         "colour": 2 * colour,
@@ -117,7 +118,6 @@ class InstanceEmbedding(nn.Module):
     x = jax.nn.gelu(hidden / len(groups) ** 0.5)
     x = nn.Dense(self.width, dtype=self.dtype, name="project")(x).astype(jnp.float32)
     if self.neighbours:
-      area = masks.sum((2, 3), dtype=jnp.float32)
       x += Neighbours(self.width, name="neighbours")(x, box, area)
     return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
 

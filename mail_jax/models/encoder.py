@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from input_pipeline.errors import InputError
 from mail_jax.models.attention import attend
+from mail_jax.models.dense import Dense
 
 
 class Block(nn.Module):
@@ -36,9 +37,9 @@ class Block(nn.Module):
       raise InputError(f"model.width {width} is not a multiple of model.heads {self.heads}")
     drop = nn.Dropout(self.dropout, deterministic=not train)
     y = nn.LayerNorm(epsilon=1e-6, name="norm1")(x).astype(self.dtype)
-    qkv = nn.DenseGeneral((3, self.heads, width // self.heads), dtype=self.dtype, name="qkv")(y)
+    qkv = Dense((3, self.heads, width // self.heads), dtype=self.dtype, name="qkv")(y)
     y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], lengths, self.backend)
-    y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="out")(y)
+    y = Dense((width,), axes=2, dtype=self.dtype, name="out")(y)
     x = x + drop(y).astype(x.dtype)
     y = nn.LayerNorm(epsilon=1e-6, name="norm2")(x).astype(self.dtype)
     y = nn.Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_in")(y)

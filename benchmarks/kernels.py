@@ -1,0 +1,93 @@
+"""Where the time of a training step goes, by kind of kernel:
+
+  python -m benchmarks.kernels --batch_size 32
+
+Profiles a few steps with JAX's profiler and adds up what ran on the device. On CPUs several run at once, so that the
+sum may exceed the time of the step.
+"""
+
+import argparse
+import collections
+import pathlib
+import re
+import tempfile
+
+import jax
+import numpy as np
+
+from benchmarks import contestants, paired
+from input_pipeline.errors import run_command
+from mail_jax import sharding
+from mail_jax.program import build_program
+
+STEPS = 3
+# The first that is found in the name of a kernel decides; XLA names fusions after what is in them.
+KINDS = (
+  ("attention", r"flash|fmha|sdpa|mha_"),
+  ("convolutions", r"conv(?!ert)|cudnn|wgrad|dgrad|fprop"),
+  ("matrix products", r"gemm|cutlass|cublas|nvjet|xmma|dot|ynn"),
+  ("copies and transpositions", r"copy|transpose|memcpy|memset"),
+  ("reductions", r"reduce"),
+  ("other fusions", r"fusion|loop|input|wrapped"),
+)
+
+
+def kind_of(kernel: str) -> str:
+  """The kind of a kernel, by its name."""
+  return next((kind for kind, found in KINDS if re.search(found, kernel.lower())), "others")
+
+
+def kernels(folder: str) -> dict[str, tuple[float, int]]:
+  """Seconds and calls of each kernel in the newest profile of a folder."""
+  newest = sorted(pathlib.Path(folder).rglob("*.xplane.pb"))[-1]
+  found: dict[str, tuple[float, int]] = collections.defaultdict(lambda: (0.0, 0))
+  planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
+  on_device = [plane for plane in planes if re.match(r"/device:(GPU|TPU)", plane.name)]
+  for plane in on_device or planes:
+    for line in plane.lines:
+      if on_device and not re.search(r"Stream|XLA Ops", line.name):
+        continue
+      for event in line.events:
+        # On CPUs the host's own events are between those of the kernels, which are named as in the program.
+        if on_device or re.fullmatch(r"[a-z][a-z_\-]*(\.\d+)?", event.name):
+          seconds, calls = found[event.name]
+          found[event.name] = seconds + event.duration_ns / 1e9, calls + 1
+  return found
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  contestants.add_arguments(parser)
+  args, config = contestants.parse(parser, argv)
+  with config.unlocked():
+    config.batch_size = args.batch_size[0]
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  program = build_program(config, contestants.VOCAB, mesh)
+  batch = sharding.global_batch(mesh, contestants.make_batch(config, config.batch_size))
+  state, lr = program.create(), np.float32(config.optimizer.lr)
+  for _ in range(2):
+    state, metrics = jax.block_until_ready(program.step(state, batch, lr))
+  del metrics
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      for _ in range(STEPS):
+        state, _ = jax.block_until_ready(program.step(state, batch, lr))
+    found = kernels(folder)
+  kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+  for name, (seconds, calls) in found.items():
+    kinds[kind_of(name)][0] += seconds / STEPS
+    kinds[kind_of(name)][1] += calls / STEPS
+  total = sum(seconds for seconds, _ in kinds.values())
+  rows = [
+    {"kind": kind, "ms a step": seconds * 1e3, "share": f"{seconds / total:.1%}", "kernels": round(calls)}
+    for kind, (seconds, calls) in sorted(kinds.items(), key=lambda item: -item[1][0])
+  ]  # fmt: skip
+  print(f"{paired.machine()}\n\n{paired.table(rows)}")
+  paired.write_json(args.json, {"config": config.to_dict(), "rows": rows})
+
+
+if __name__ == "__main__":
+  run_command(main)
