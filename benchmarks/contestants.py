@@ -5,12 +5,16 @@ answers commands, one line of JSON each. While one works the others wait and tak
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,11 +23,97 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import paired
 from input_pipeline import parallel
+from mail_jax import chips
 from mail_jax.config import load_config
 
 VOCAB = 30522  # BERT's word pieces
 OURS, PEERS = "mail_jax", ("eager", "compiled", "oneDNN")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+  """A comparison of programs that do the same.
+
+  Attributes:
+    module: whose command it is, such as `benchmarks.train_step`.
+    describe: for the help of the command.
+    work: what the rate counts, such as `samples`.
+    flops: operations of a config's work, at its batch size.
+    tolerance: how far what two programs answer to `start` may be apart, by the dtype of the model.
+    serve_ours: runs our program: (config, folder).
+    serve_peer: runs a peer: (name, config, folder).
+  """
+
+  module: str
+  describe: str | None
+  work: str
+  flops: Callable[[ConfigDict], float]
+  tolerance: dict[str, float]
+  serve_ours: Callable[[ConfigDict, str], None]
+  serve_peer: Callable[[str, ConfigDict, str], None]
+
+  def main(self, argv: list[str] | None = None) -> None:
+    """The command: measures everyone at every batch size and prints the table; or is one of the contestants."""
+    parser = argparse.ArgumentParser(
+      description=self.describe, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    args, config = parse(parser, argv)
+    rows = []
+    for batch_size in args.batch_size:
+      with config.unlocked():
+        config.batch_size = batch_size
+      if args.contestant == OURS:
+        self.serve_ours(config, args.folder)
+      elif args.contestant:
+        self.serve_peer(args.contestant, config, args.folder)
+      else:
+        rows += self._compare(args, config, sys.argv[1:] if argv is None else argv)
+    if rows:
+      print(f"{paired.machine()}\n\n{paired.table(rows)}")
+      paired.write_json(args.json, {"config": config.to_dict(), "rows": rows})
+
+  def _compare(self, args: Any, config: ConfigDict, argv: list[str]) -> list[dict[str, Any]]:
+    """Rows of the table for a batch size.
+
+    Raises:
+      RuntimeError: a program does not compute what ours does.
+    """
+    names, started = [OURS, *args.peers], []
+    limit = self.tolerance[config.model.dtype]
+    with tempfile.TemporaryDirectory() as folder:
+      try:
+        answers = []
+        for name in names:
+          started.append(Contestant(self.module, name, folder, config.batch_size, argv))
+          answers.append(np.array(started[-1].ask("start")))
+          apart = np.abs(answers[-1] - answers[0]).max()
+          if not apart <= limit:
+            raise RuntimeError(f"{name} is up to {apart} from ours: not the same network")
+        runs = {c.name: functools.partial(c.ask, "run", repeats=args.repeats) for c in started}
+        times = paired.interleave(runs, args.rounds)
+        memory = {c.name: c.ask("memory") for c in started}
+      finally:
+        for contestant in started:
+          contestant.close()
+    products = self.flops(config)
+    peak = chips.peak_flops_of(jax.devices()[0].device_kind, config.model.dtype)
+    medians = {name: statistics.median(times[name]) for name in names}
+    return [
+      {
+        "batch": config.batch_size,
+        "program": name,
+        "ms": seconds * 1e3,
+        f"{self.work}/s": config.batch_size / seconds,
+        "TFLOP/s": products / seconds / 1e12,
+        "MFU": f"{products / seconds / peak:.1%}" if peak else None,
+        "peak GB": memory[name] / 1e9,
+        "ours is so many times as fast": 1 / paired.ratio(times[OURS], times[name]),
+      }
+      for name, seconds in medians.items()
+    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +192,8 @@ def serve(commands: dict[str, Callable[..., Any]]) -> None:
 def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: int) -> float:
   """Seconds that one of several runs in a row takes; the last is waited for."""
   began = time.perf_counter()
-  for _ in range(repeats):
+  last = run()
+  for _ in range(repeats - 1):
     last = run()
   finish(last)
   return (time.perf_counter() - began) / repeats

@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
   batch = sharding.global_batch(mesh, contestants.make_batch(config, config.batch_size))
   state, lr = program.create(), np.float32(config.optimizer.lr)
   for _ in range(2):
-    state, metrics = jax.block_until_ready(program.step(state, batch, lr))
-  del metrics
+    state, _ = jax.block_until_ready(program.step(state, batch, lr))
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       for _ in range(STEPS):

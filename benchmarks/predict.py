@@ -2,68 +2,26 @@
 
   python -m benchmarks.predict --batch_size 1 8 --config.image_size=384 --config.model.dtype=float32
 
-From a batch on the device to logits; each is waited for before the next begins, so that a batch of 1 gives the latency.
-Ours and each peer have the same weights and inputs; their logits must agree before anything is timed. They take turns
-(A B A B), and the figures are medians over the turns. `--peers` are the twin of `benchmarks/torch_twin.py`; compiled, it
-uses CUDA graphs on GPUs.
+From a batch on the device to logits; each is waited for, so that a batch of 1 gives the latency. Ours and each peer
+have the same weights and inputs; their logits must agree before anything is timed. They take turns (A B A B), and the
+figures are medians over the turns. `--peers` are the twin of `benchmarks/torch_twin.py`; compiled, it uses CUDA graphs
+on GPUs.
 """
 
-import argparse
-import contextlib
-import statistics
-import sys
-import tempfile
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import contestants, paired
+from benchmarks import contestants
 from input_pipeline.errors import run_command
-from mail_jax import chips, flops, sharding
+from mail_jax import flops, sharding
 from mail_jax.program import build_program
 from mail_jax.train_step import apply_model
 
 # Largest difference of two logits: float32 on CPUs, TF32 on GPUs, and with bf16 inside.
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
-
-
-def compare(args: Any, config: ConfigDict, batch_size: int, argv: list[str]) -> list[dict[str, Any]]:
-  """Measures every contestant at a batch size; rows of the table."""
-  names = [contestants.OURS, *args.peers]
-  with tempfile.TemporaryDirectory() as folder:
-    started: list[contestants.Contestant] = []
-    try:
-      for name in names:
-        started.append(contestants.Contestant("benchmarks.predict", name, folder, batch_size, argv))
-        logits = np.array(started[-1].ask("start"))
-        first = logits if name == contestants.OURS else first
-        worst = np.abs(logits - first).max()
-        if worst > TOLERANCE[config.model.dtype]:
-          raise RuntimeError(f"{name} has logits up to {worst} from ours: not the same network")
-      runs = {c.name: lambda c=c: c.ask("run", repeats=args.repeats) for c in started}
-      times = paired.interleave(runs, args.rounds)
-      memory = {c.name: c.ask("memory") for c in started}
-    finally:
-      for contestant in started:
-        contestant.close()
-  products = flops.forward_flops(config) * batch_size
-  peak = chips.peak_flops_of(jax.devices()[0].device_kind, config.model.dtype)
-  rows = []
-  for name in names:
-    seconds = statistics.median(times[name])
-    rows.append({
-      "batch": batch_size,
-      "program": name,
-      "ms": seconds * 1e3,
-      "expressions/s": batch_size / seconds,
-      "TFLOP/s": products / seconds / 1e12,
-      "MFU": f"{products / seconds / peak:.1%}" if peak else None,
-      "peak GB": memory[name] / 1e9,
-      "ours is so many times as fast": 1 / paired.ratio(times[contestants.OURS], times[name]),
-    })  # fmt: skip
-  return rows
 
 
 def _some(logits: np.ndarray) -> list[float]:
@@ -98,7 +56,7 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
   """The twin."""
-  import torch
+  import torch  # pyright: ignore[reportMissingImports]
 
   from benchmarks import torch_twin
 
@@ -121,40 +79,29 @@ def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
     return logits
 
   def start() -> list[float]:
-    for _ in range(3):  # CUDA graphs are recorded in the second
-      logits = run().float().cpu().numpy()
+    run()
+    run()  # CUDA graphs are recorded in the second
+    logits = run().float().cpu().numpy()
     memory.reset()
     return _some(logits)
 
-  with contextlib.nullcontext():
-    contestants.serve({
-      "start": start,
-      "run": lambda repeats: contestants.time_repeats(run, lambda _: None, repeats),
-      "memory": memory.bytes,
-    })  # fmt: skip
+  contestants.serve({
+    "start": start,
+    "run": lambda repeats: contestants.time_repeats(run, lambda _: None, repeats),
+    "memory": memory.bytes,
+  })  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> None:
-  """The command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  contestants.add_arguments(parser)
-  args, config = contestants.parse(parser, argv)
-  if args.contestant:
-    with config.unlocked():
-      config.batch_size = args.batch_size[0]
-    if args.contestant == contestants.OURS:
-      return serve_ours(config, args.folder)
-    return serve_peer(args.contestant, config, args.folder)
-  rows = []
-  for batch_size in args.batch_size:
-    with config.unlocked():
-      config.batch_size = batch_size
-    rows += compare(args, config, batch_size, sys.argv[1:] if argv is None else argv)
-  print(f"{paired.machine()}\n\n{paired.table(rows)}")
-  paired.write_json(args.json, {"config": config.to_dict(), "rows": rows})
+CONTEST = contestants.Contest(
+  "benchmarks.predict",
+  __doc__,
+  "expressions",
+  lambda config: flops.forward_flops(config) * config.batch_size,
+  TOLERANCE,
+  serve_ours,
+  serve_peer,
+)
 
 
 if __name__ == "__main__":
-  run_command(main)
+  run_command(CONTEST.main)

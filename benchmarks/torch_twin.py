@@ -1,4 +1,4 @@
-# ruff: noqa: D102  (forward() is what its class says)
+# ruff: noqa: D102, D103  (what forward() and the geometry do, `mail_jax.models` says)
 """MaIL in PyTorch, as its users would write it today: what our speed is measured against, and nothing else.
 
 The transformer is that of `transformers`' ViLT with PyTorch's fused attention; the rest is `torch.nn`, channels first.
@@ -9,12 +9,12 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from ml_collections import ConfigDict
-from torch import nn
-from transformers import ViltConfig
-from transformers.models.vilt.modeling_vilt import ViltLayer, ViltSelfAttention
+from torch import nn  # pyright: ignore[reportMissingImports]
+from transformers import ViltConfig  # pyright: ignore[reportMissingImports]
+from transformers.models.vilt.modeling_vilt import ViltLayer, ViltSelfAttention  # pyright: ignore[reportMissingImports]
 
 # As in `mail_jax.models`: resolutions of an instance's views, octaves of its box, kinds of neighbours.
 CROP, FRAME, PIXELS, OCTAVES = 16, 12, 8, 5
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
     )  # fmt: skip
     self.layers = nn.ModuleList(ViltLayer(config) for _ in range(depth))
     for layer in self.layers:
-      layer.attention.attention = FusedAttention(config)
+      layer.attention.attention = FusedAttention(config)  # pyright: ignore[reportAttributeAccessIssue]
     self.norm = nn.LayerNorm(width, eps=1e-6)
 
   def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -217,7 +217,8 @@ class Twin(nn.Module):
       .transpose(1, 2)
       .unflatten(2, (rows, -1))
     )
-    maps = torch.cat([maps, self.coordinates.expand(len(maps), -1, -1, -1).to(maps.dtype)], 1)
+    where: torch.Tensor = self.coordinates  # pyright: ignore[reportAssignmentType]
+    maps = torch.cat([maps, where.expand(len(maps), -1, -1, -1).to(maps.dtype)], 1)
     guide = torch.cat([pixels, chosen, likeness(pixels, chosen.detach())], 1)
     return self.decoder(maps, guide) + self.gain * (chosen[:, 0] - 0.5), choice
 
@@ -331,7 +332,8 @@ class Training:
     self.optimizer.step()
     if self.config.ema_decay:
       with torch.no_grad():
-        torch._foreach_lerp_(self.averaged, self.parameters, 1 - self.config.ema_decay)
+        lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+        lerp(self.averaged, self.parameters, 1 - self.config.ema_decay)
     return loss.detach()
 
 

@@ -8,63 +8,19 @@ clipping, AdamW and the moving average. `--peers` are the twin of `benchmarks/to
 CPUs with its linear layers through oneDNN. Whoever has a GPU gets it.
 """
 
-import argparse
-import statistics
-import sys
-import tempfile
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import contestants, paired
+from benchmarks import contestants
 from input_pipeline.errors import run_command
-from mail_jax import chips, flops, sharding
+from mail_jax import flops, sharding
 from mail_jax.program import build_program
 
-# Relative difference of the losses of two programs: float32, and with bf16 inside.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-
-
-def compare(
-  args: Any, config: ConfigDict, batch_size: int, argv: list[str]
-) -> list[dict[str, Any]]:
-  """Measures every contestant at a batch size; rows of the table."""
-  names = [contestants.OURS, *args.peers]
-  with tempfile.TemporaryDirectory() as folder:
-    started: list[contestants.Contestant] = []
-    try:
-      for name in names:
-        started.append(
-          contestants.Contestant("benchmarks.train_step", name, folder, batch_size, argv)
-        )
-        loss = started[-1].ask("start")
-        first = loss if name == contestants.OURS else first
-        if abs(loss - first) > TOLERANCE[config.model.dtype] * abs(first):
-          raise RuntimeError(f"{name} has the loss {loss}, ours is {first}: not the same network")
-      runs = {c.name: lambda c=c: c.ask("run", repeats=args.repeats) for c in started}
-      times = paired.interleave(runs, args.rounds)
-      memory = {c.name: c.ask("memory") for c in started}
-    finally:
-      for contestant in started:
-        contestant.close()
-  products = flops.train_step_flops(config)
-  peak = chips.peak_flops_of(jax.devices()[0].device_kind, config.model.dtype)
-  rows = []
-  for name in names:
-    seconds = statistics.median(times[name])
-    rows.append({
-      "batch": batch_size,
-      "program": name,
-      "ms a step": seconds * 1e3,
-      "samples/s": batch_size / seconds,
-      "TFLOP/s": products / seconds / 1e12,
-      "MFU": f"{products / seconds / peak:.1%}" if peak else None,
-      "peak GB": memory[name] / 1e9,
-      "ours is so many times as fast": 1 / paired.ratio(times[contestants.OURS], times[name]),
-    })  # fmt: skip
-  return rows
+# Difference of the losses, which are about 3, of two programs: float32, and with bf16 inside.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 def serve_ours(config: ConfigDict, folder: str) -> None:
@@ -96,7 +52,7 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
   """The twin's step."""
-  import torch
+  import torch  # pyright: ignore[reportMissingImports]
 
   from benchmarks import torch_twin
 
@@ -123,27 +79,16 @@ def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
   })  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> None:
-  """The command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  contestants.add_arguments(parser)
-  args, config = contestants.parse(parser, argv)
-  if args.contestant:
-    with config.unlocked():
-      config.batch_size = args.batch_size[0]
-    if args.contestant == contestants.OURS:
-      return serve_ours(config, args.folder)
-    return serve_peer(args.contestant, config, args.folder)
-  rows = []
-  for batch_size in args.batch_size:
-    with config.unlocked():
-      config.batch_size = batch_size
-    rows += compare(args, config, batch_size, sys.argv[1:] if argv is None else argv)
-  print(f"{paired.machine()}\n\n{paired.table(rows)}")
-  paired.write_json(args.json, {"config": config.to_dict(), "rows": rows})
+CONTEST = contestants.Contest(
+  "benchmarks.train_step",
+  __doc__,
+  "samples",
+  flops.train_step_flops,
+  TOLERANCE,
+  serve_ours,
+  serve_peer,
+)
 
 
 if __name__ == "__main__":
-  run_command(main)
+  run_command(CONTEST.main)

@@ -70,7 +70,9 @@ def products(config: ConfigDict) -> Iterator[Product]:
   yield from _encoder(config, tokens)
   if count:
     lines = _matmul(side, config.image_size, config.image_size)
-    yield Product("selection/coverage", count * (lines + _matmul(side, config.image_size, side)), gradients=0)
+    yield Product(
+      "selection/coverage", count * (lines + _matmul(side, config.image_size, side)), gradients=0
+    )
     yield from _selection(config, patches)
   yield from _decoder(config, side)
 

@@ -56,8 +56,11 @@ def test_the_twin_learns_what_our_model_learns(pair):
   loss_fn = make_loss(model, dict(config.loss), 1, True)
   drawn = draw_chance(model, jax.tree.map(jnp.asarray, batch), jax.random.key(0), 0.0, 0.0)
   counted = {1: jnp.float32(4)}
-  grad = jax.jit(jax.value_and_grad(lambda p: loss_fn(p, variables["batch_stats"], drawn, counted, jax.random.key(0))[0]))  # fmt: skip
-  loss, grads = grad(variables["params"])
+
+  def loss_of(params):
+    return loss_fn(params, variables["batch_stats"], drawn, counted, jax.random.key(0))[0]
+
+  loss, grads = jax.jit(jax.value_and_grad(loss_of))(variables["params"])
   twin.train().zero_grad()
   said = torch_twin.loss_of(twin, theirs)
   said.backward()

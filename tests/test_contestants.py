@@ -1,0 +1,90 @@
+"""The comparisons of programs run to their end, and refuse to compare what is not the same."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_run
+
+from benchmarks import contestants, evaluate, kernels, predict, train_step
+
+TINY = ["--config", tiny_run.__file__, "--config.image_size=96", "--config.max_instances=16"]
+TURNS = ["--rounds", "2", "--repeats", "1"]
+
+
+def run(contest: contestants.Contest, tmp_path, *more: str) -> list[dict]:
+  path = tmp_path / "table.json"
+  contest.main([*TINY, *TURNS, "--json", str(path), *more])
+  return json.loads(path.read_text())["rows"]
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("module", [train_step, predict])
+def test_every_program_is_measured_at_every_batch_size(module, tmp_path, capsys):
+  pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  rows = run(module.CONTEST, tmp_path, "--batch_size", "1", "2", "--peers", "eager", "oneDNN")
+  assert [(row["batch"], row["program"]) for row in rows] == [
+    (batch, name) for batch in (1, 2) for name in ("mail_jax", "eager", "oneDNN")
+  ]
+  for row in rows:
+    assert row["ms"] > 0
+    assert row["peak GB"] > 0.1
+    assert row["MFU"] is None
+  assert {row["ours is so many times as fast"] for row in rows if row["program"] == "mail_jax"} == {
+    1
+  }
+  assert "| mail_jax |" in capsys.readouterr().out
+
+
+@pytest.mark.extras
+def test_other_weights_are_noticed_before_anything_is_timed(tmp_path, monkeypatch):
+  pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  # The peer's own process answers what it is asked for; here its answer is falsified.
+  ask = contestants.Contestant.ask
+
+  def other(self, what, **arguments):
+    answer = ask(self, what, **arguments)
+    return list(np.array(answer) + 1) if self.name == "eager" and what == "start" else answer
+
+  monkeypatch.setattr(contestants.Contestant, "ask", other)
+  with pytest.raises(RuntimeError, match=r"eager is up to 1\S* from ours: not the same network"):
+    run(predict.CONTEST, tmp_path, "--batch_size", "1", "--peers", "eager")
+
+
+def test_an_evaluation_is_compared_with_its_model(shapes_data, tmp_path, capsys):
+  path = tmp_path / "table.json"
+  evaluate.main(
+    ["--config", tiny_run.__file__, "--data_dir", shapes_data, "--data", "shapes/val",
+     "--sentences", "20", "--rounds", "1", "--json", str(path)]
+  )  # fmt: skip
+  result = json.loads(path.read_text())
+  assert result["sentences"] == 20
+  assert [row["what"] for row in result["rows"]] == ["evaluation", "model"]
+  assert "| evaluation |" in capsys.readouterr().out
+
+
+def test_kernels_are_added_up_by_kind(tmp_path):
+  path = tmp_path / "table.json"
+  kernels.main([*TINY, "--batch_size", "2", "--json", str(path)])
+  rows = json.loads(path.read_text())["rows"]
+  assert sum(float(row["share"].rstrip("%")) for row in rows) == pytest.approx(100, abs=1)
+  assert {"matrix products", "other fusions"} <= {row["kind"] for row in rows}
+
+
+@pytest.mark.parametrize(
+  ("kernel", "kind"),
+  [
+    ("sm90_xmma_gemm_bf16bf16_bf16f32", "matrix products"),
+    ("nvjet_hsh_128x256_64x4", "matrix products"),
+    ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "attention"),
+    ("sm90_xmma_fprop_implicit_gemm_bf16", "convolutions"),
+    ("loop_convert_fusion", "other fusions"),
+    ("input_reduce_fusion_3", "reductions"),
+    ("wrapped_transpose", "copies and transpositions"),
+    ("custom-thing", "others"),
+  ],
+)
+def test_a_kernel_has_the_kind_that_its_name_says(kernel, kind):
+  assert kernels.kind_of(kernel) == kind
