@@ -37,14 +37,14 @@ $(READY): $(VENV)/.python-$(VERSION) requirements.txt requirements-dev.txt
 	@touch $@
 
 test: $(READY)  ## the tests that take minutes together, on two processes
-	$(PY) -m pytest -q -n 2 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(PY) -m pytest -q -m slow
 
 extras: $(READY)  ## the tests that need what is not required (torch, transformers, ...), which this installs
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "extras and not slow"
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow"
 
 # Apache Beam asks for older versions of what the other packages share, so it has an environment of its own.
 $(BEAM)/.installed: requirements-beam.txt
