@@ -7,6 +7,7 @@ answers commands, one line of JSON each. While one works the others wait and tak
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import paired
 from input_pipeline import parallel
+from input_pipeline.errors import InputError
 from mail_jax import chips
 from mail_jax.config import load_config
 
@@ -61,6 +63,8 @@ class Contest:
     )
     add_arguments(parser)
     args, config = parse(parser, argv)
+    if args.peers:
+      _check_peers(config)
     rows = []
     for batch_size in args.batch_size:
       with config.unlocked():
@@ -138,6 +142,18 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Any,
   return args, load_config(args.config, [*still, *rest])
 
 
+def _check_peers(config: ConfigDict) -> None:
+  missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+  if missing:
+    raise InputError(
+      f"--peers needs {' and '.join(missing)}: pip install -r requirements-extras.txt, or --peers without a name"
+    )
+  if config.model.mask_tokens != "instance" or not config.max_instances:
+    raise InputError(
+      "--peers: the twin is the `instance` preset; for others write --peers without a name"
+    )
+
+
 class Contestant:
   """A process that measures one program."""
 
@@ -179,26 +195,6 @@ class Contestant:
       self._process.kill()
 
 
-def serve(commands: dict[str, Callable[..., Any]]) -> None:
-  """Answers commands until there are no more; whatever else is printed goes to stderr."""
-  answers = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)
-  for line in sys.stdin:
-    command = json.loads(line)
-    answers.write(json.dumps(commands[command.pop("what")](**command)) + "\n")
-    answers.flush()
-
-
-def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: int) -> float:
-  """Seconds that one of several runs in a row takes; the last is waited for."""
-  began = time.perf_counter()
-  last = run()
-  for _ in range(repeats - 1):
-    last = run()
-  finish(last)
-  return (time.perf_counter() - began) / repeats
-
-
 class PeakMemory:
   """The most memory that was used since `reset`: of the accelerator, else of this process."""
 
@@ -216,6 +212,61 @@ class PeakMemory:
       return self._accelerator()
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+
+def open_peer(name: str, config: ConfigDict, folder: str) -> tuple[Any, Any, str, PeakMemory]:
+  """The twin with our variables, its batch, where both are, and what measures its memory."""
+  import torch  # pyright: ignore[reportMissingImports]
+
+  from benchmarks import torch_twin, torch_weights
+
+  on_gpu = torch.cuda.is_available()
+  device = "cuda" if on_gpu else "cpu"
+  twin = torch_twin.Twin(config, VOCAB)
+  torch_weights.load(twin, read_variables(folder))
+  if name == "oneDNN":
+    torch_twin.use_onednn(twin)
+  arrays = make_batch(config, config.batch_size)
+  batch = torch_twin.to_torch(arrays, config.max_instances, device)
+  memory = PeakMemory(torch.cuda.max_memory_allocated if on_gpu else None)
+  return twin.to(device), batch, device, memory
+
+
+def serve(
+  start: Callable[[], Any], run: Callable[[], Any], finish: Callable[[Any], Any], memory: PeakMemory
+) -> None:
+  """Answers what `Contest` asks: `start` gives what is compared, `run` is what is timed, `finish` waits for it."""
+
+  def first() -> Any:
+    answer = start()
+    memory.reset()
+    return answer
+
+  answer_commands({
+    "start": first,
+    "run": lambda repeats: time_repeats(run, finish, repeats),
+    "memory": memory.bytes,
+  })  # fmt: skip
+
+
+def answer_commands(commands: dict[str, Callable[..., Any]]) -> None:
+  """Answers commands until there are no more; whatever else is printed goes to stderr."""
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  for line in sys.stdin:
+    command = json.loads(line)
+    answers.write(json.dumps(commands[command.pop("what")](**command)) + "\n")
+    answers.flush()
+
+
+def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: int) -> float:
+  """Seconds that one of several runs in a row takes; the last is waited for."""
+  began = time.perf_counter()
+  last = run()
+  for _ in range(repeats - 1):
+    last = run()
+  finish(last)
+  return (time.perf_counter() - began) / repeats
 
 
 def jax_memory() -> PeakMemory:

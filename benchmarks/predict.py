@@ -8,8 +8,6 @@ figures are medians over the turns. `--peers` are the twin of `benchmarks/torch_
 on GPUs.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -42,31 +40,15 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
   def run() -> jax.Array:
     return jax.block_until_ready(predict(variables, batch))
 
-  def start() -> list[float]:
-    logits = np.asarray(run())
-    memory.reset()
-    return _some(logits)
-
-  contestants.serve({
-    "start": start,
-    "run": lambda repeats: contestants.time_repeats(run, lambda _: None, repeats),
-    "memory": memory.bytes,
-  })  # fmt: skip
+  contestants.serve(lambda: _some(np.asarray(run())), run, lambda _: None, memory)
 
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
   """The twin."""
   import torch  # pyright: ignore[reportMissingImports]
 
-  from benchmarks import torch_twin
-
-  on_gpu = torch.cuda.is_available()
-  device = "cuda" if on_gpu else "cpu"
-  arrays = contestants.make_batch(config, config.batch_size)
-  batch = torch_twin.to_torch(arrays, config.max_instances, device)
-  memory = contestants.PeakMemory(torch.cuda.max_memory_allocated if on_gpu else None)
-  variables = contestants.read_variables(folder)
-  twin: Any = torch_twin.build(config, contestants.VOCAB, variables, name, device).eval()
+  twin, batch, device, memory = contestants.open_peer(name, config, folder)
+  twin, on_gpu = twin.eval(), device == "cuda"
   if name == "compiled":
     twin = torch.compile(twin, mode="reduce-overhead" if on_gpu else "default")
   half = config.model.dtype == "bfloat16"
@@ -81,15 +63,9 @@ def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
   def start() -> list[float]:
     run()
     run()  # CUDA graphs are recorded in the second
-    logits = run().float().cpu().numpy()
-    memory.reset()
-    return _some(logits)
+    return _some(run().float().cpu().numpy())
 
-  contestants.serve({
-    "start": start,
-    "run": lambda repeats: contestants.time_repeats(run, lambda _: None, repeats),
-    "memory": memory.bytes,
-  })  # fmt: skip
+  contestants.serve(start, run, lambda _: None, memory)
 
 
 CONTEST = contestants.Contest(

@@ -1,8 +1,8 @@
-# ruff: noqa: D102, D103  (what forward() and the geometry do, `mail_jax.models` says)
+# ruff: noqa: D102  (forward() is what its class says)
 """MaIL in PyTorch, as its users would write it today: what our speed is measured against, and nothing else.
 
 The transformer is that of `transformers`' ViLT with PyTorch's fused attention; the rest is `torch.nn`, channels first.
-`load` gives it our parameters; then it says the same as our model (`tests/test_torch_twin.py`).
+`torch_weights.load` gives it our parameters; then it says the same as our model (`tests/test_torch_twin.py`).
 """
 
 import math
@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from torch import nn  # pyright: ignore[reportMissingImports]
 from transformers import ViltConfig  # pyright: ignore[reportMissingImports]
 from transformers.models.vilt.modeling_vilt import ViltLayer, ViltSelfAttention  # pyright: ignore[reportMissingImports]
+
+from input_pipeline import records
 
 # As in `mail_jax.models`: resolutions of an instance's views, octaves of its box, kinds of neighbours.
 CROP, FRAME, PIXELS, OCTAVES = 16, 12, 8, 5
@@ -224,6 +226,7 @@ class Twin(nn.Module):
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
+  """Twice the resolution, bilinear, as `decoder.upsample2`."""
   return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
@@ -237,6 +240,7 @@ def coordinates(side: int) -> torch.Tensor:
 
 
 def boxes(masks: torch.Tensor) -> torch.Tensor:
+  """Top, left, bottom, right in pixels, as `instances.boxes`."""
   sides = []
   for occupied in (masks.any(3), masks.any(2)):
     occupied = occupied.to(torch.uint8)
@@ -246,6 +250,7 @@ def boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def crop_weights(low: torch.Tensor, high: torch.Tensor, bins: int, size: int) -> torch.Tensor:
+  """Averages over equal bins, as `instances.crop_weights`."""
   step = ((high - low) / bins).clamp(min=1e-6)[..., None, None]
   start = low[..., None, None] + step * torch.arange(bins, device=low.device)[:, None]
   pixel = torch.arange(size, device=low.device)
@@ -253,6 +258,7 @@ def crop_weights(low: torch.Tensor, high: torch.Tensor, bins: int, size: int) ->
 
 
 def box_features(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
+  """What a box says, as `instances.box_features`."""
   top, left, bottom, right = (box / torch.tensor([height, width] * 2, device=box.device)).unbind(-1)
   tall, wide = bottom - top, right - left
   linear = torch.stack([top, left, bottom, right, tall, wide], -1) * 2 - 1
@@ -264,6 +270,7 @@ def box_features(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def colour_and_texture(pixels: torch.Tensor, inside: torch.Tensor):
+  """What is seen inside, as `instances.colour_and_texture`."""
   down = (pixels[:, :, 2:] - pixels[:, :, :-2])[..., 1:-1]
   right = (pixels[..., 2:] - pixels[..., :-2])[:, :, 1:-1]
   pairs = ((right, right), (down, down), (right, down))
@@ -283,6 +290,7 @@ def colour_and_texture(pixels: torch.Tensor, inside: torch.Tensor):
 
 
 def likeness(pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+  """How alike each pixel is, as `instances.likeness`."""
   area = weights.sum((2, 3), keepdim=True)
   mean = (pixels * weights).sum((2, 3), keepdim=True) / area.clamp(min=1e-6)
   return torch.exp(-4.0 * (pixels - mean).square().sum(1, keepdim=True)) * (area > 0)
@@ -346,124 +354,18 @@ class OneDNNLinear(nn.Linear):
     return y.transpose(1, 2).reshape(*input.shape[:-1], -1)
 
 
-def build(
-  config: ConfigDict, vocab_size: int, variables: dict[str, Any], how: str, device: str
-) -> Twin:
-  """The twin with our variables on a device; `how` oneDNN takes it for the linear layers."""
-  twin = Twin(config, vocab_size)
-  load(twin, variables)
-  if how == "oneDNN":
-    for module in twin.modules():
-      if isinstance(module, nn.Linear):
-        module.__class__ = OneDNNLinear
-  return twin.to(device)
+def use_onednn(twin: Twin) -> None:
+  """Gives the linear layers to oneDNN."""
+  for module in twin.modules():
+    if isinstance(module, nn.Linear):
+      module.__class__ = OneDNNLinear
 
 
 def to_torch(batch: dict[str, np.ndarray], max_instances: int, device: str = "cpu") -> Batch:
   """Our batch as PyTorch's users have it: masks unpacked to one byte a pixel."""
-  bits = np.arange(16, dtype=np.uint16)[:, None, None]
-  planes = (batch["instances"][:, :, None] >> bits) & np.uint16(1)
-  masks = planes.reshape(len(planes), -1, *planes.shape[-2:])[:, :max_instances].astype(bool)
+  masks = np.stack([records.unpack_planes(planes, max_instances) for planes in batch["instances"]])
   arrays = {
     name: batch[name] for name in ("image", "tokens", "num_tokens", "target") if name in batch
   }
   arrays |= {"masks": masks, "valid": np.arange(max_instances) < batch["num_instances"][:, None]}
   return {name: torch.from_numpy(np.array(x)).to(device) for name, x in arrays.items()}
-
-
-def load(twin: Twin, variables: dict[str, Any]) -> None:
-  """Gives the twin our parameters and batch statistics."""
-  params, stats = variables["params"], variables["batch_stats"]
-  state: dict[str, Any] = {
-    "cls": params["image"]["cls"], "position": params["image"]["position"], "kind": params["type"],
-    "gain": params["mask_gain"], "words.weight": params["text"]["words"]["embedding"],
-    "text_position": params["text"]["position"],
-  }  # fmt: skip
-  patches = np.asarray(params["image"]["patches"]["kernel"])
-  tiles = patches.reshape(twin.patch, twin.patch, 3, -1)
-  state |= {
-    "patches.weight": tiles.transpose(3, 2, 0, 1),
-    "patches.bias": params["image"]["patches"]["bias"],
-  }
-  state |= _norm("text_norm", params["text"]["norm"])
-  state |= _mask(params["mask"]) | _encoder(params["encoder"])
-  for name in ("score_in", "score_out", "null"):
-    state |= _linear(f"selection.{name}", params["selection"][name])
-  state |= _decoder(params["decoder"], stats["decoder"])
-  own = twin.state_dict()
-  for name, value in state.items():
-    own[name].copy_(torch.from_numpy(np.array(value)))
-  missing = {
-    name for name in own if name != "coordinates" and "num_batches" not in name
-  } - state.keys()
-  assert not missing, missing
-
-
-def _linear(name: str, layer: dict[str, Any]) -> dict[str, Any]:
-  kernel, bias = np.asarray(layer["kernel"]), np.asarray(layer["bias"]).reshape(-1)
-  return {f"{name}.weight": kernel.reshape(-1, len(bias)).T, f"{name}.bias": bias}
-
-
-def _norm(name: str, layer: dict[str, Any]) -> dict[str, Any]:
-  return {f"{name}.weight": layer["scale"], f"{name}.bias": layer["bias"]}
-
-
-def _mask(params: dict[str, Any]) -> dict[str, Any]:
-  state = _linear("mask.project", params["project"]) | _norm("mask.norm", params["norm"])
-  for name in ("crop", "frame", "box", "pixels", "colour", "texture"):
-    layer = params[name]
-    if name == "pixels":  # channels last in ours
-      kernel = np.asarray(layer["kernel"]).reshape(PIXELS, PIXELS, 3, -1).transpose(2, 0, 1, 3)
-      layer = layer | {"kernel": kernel}
-    state |= _linear(f"mask.groups.{name}", layer)
-  beside = params["neighbours"]
-  state |= _norm("mask.neighbours.norm", beside["norm"])
-  state |= {"mask.neighbours.sharpness": beside["sharpness"]}
-  # Ours flattens heads, sides, steps; so does the twin.
-  for name in ("kinds", "project"):
-    state |= _linear(f"mask.neighbours.{name}", beside[name])
-  return state
-
-
-def _encoder(params: dict[str, Any]) -> dict[str, Any]:
-  state = _norm("encoder.norm", params["norm"])
-  for i in range(sum(name.startswith("block") for name in params)):
-    block, name = params[f"block{i:02d}"], f"encoder.layers.{i}"
-    state |= _norm(f"{name}.layernorm_before", block["norm1"])
-    state |= _norm(f"{name}.layernorm_after", block["norm2"])
-    for j, part in enumerate(("query", "key", "value")):
-      width = block["norm1"]["scale"].shape[0]
-      layer = {
-        "kernel": np.asarray(block["qkv"]["kernel"])[:, j].reshape(width, width),
-        "bias": np.asarray(block["qkv"]["bias"])[j],
-      }
-      state |= _linear(f"{name}.attention.attention.{part}", layer)
-    state |= _linear(f"{name}.attention.output.dense", block["out"])
-    state |= _linear(f"{name}.intermediate.dense", block["mlp_in"])
-    state |= _linear(f"{name}.output.dense", block["mlp_out"])
-  return state
-
-
-def _decoder(params: dict[str, Any], stats: dict[str, Any]) -> dict[str, Any]:
-  state: dict[str, Any] = {}
-  stages = sum(name.startswith("stage") for name in params)
-  for i in range(stages):
-    stage, norm = params[f"stage{i}"], f"decoder.norms.{i}"
-    kernel = np.asarray(stage["conv"]["kernel"])  # [3, 3, in, out]
-    if (
-      i == stages - 1
-    ):  # a tile's four pixels: ours row, column, channel; PyTorch's channel, row, column
-      joined = kernel.shape[2] - 20
-      tile = kernel[:, :, joined:].reshape(3, 3, 4, 5, -1).swapaxes(2, 3)
-      kernel = np.concatenate([kernel[:, :, :joined], tile.reshape(3, 3, 20, -1)], 2)
-    state[f"decoder.convs.{i}.weight"] = kernel.transpose(3, 2, 0, 1)
-    state |= _norm(norm, stage["norm"])
-    held = stats[f"stage{i}"]["norm"]
-    state |= {f"{norm}.running_mean": held["mean"], f"{norm}.running_var": held["var"]}
-  for name in ("logits", "detail"):
-    kernel, bias = params[name]["kernel"], params[name]["bias"]
-    state |= {
-      f"decoder.{name}.weight": np.asarray(kernel).transpose(3, 2, 0, 1),
-      f"decoder.{name}.bias": bias,
-    }
-  return state

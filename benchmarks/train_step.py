@@ -40,43 +40,24 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
     contestants.write_variables(folder, jax.device_get(held["state"].variables))
     loss = float(step()["loss"])
     jax.block_until_ready(step())
-    memory.reset()
     return loss
 
-  contestants.serve({
-    "start": start,
-    "run": lambda repeats: contestants.time_repeats(step, lambda m: jax.block_until_ready((m, held["state"])), repeats),
-    "memory": memory.bytes,
-  })  # fmt: skip
+  contestants.serve(start, step, lambda m: jax.block_until_ready((m, held["state"])), memory)
 
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
   """The twin's step."""
-  import torch  # pyright: ignore[reportMissingImports]
-
+  twin, batch, _, memory = contestants.open_peer(name, config, folder)
   from benchmarks import torch_twin
 
-  on_gpu = torch.cuda.is_available()
-  device = "cuda" if on_gpu else "cpu"
-  arrays = contestants.make_batch(config, config.batch_size)
-  batch = torch_twin.to_torch(arrays, config.max_instances, device)
-  memory = contestants.PeakMemory(torch.cuda.max_memory_allocated if on_gpu else None)
-  twin = torch_twin.build(
-    config, contestants.VOCAB, contestants.read_variables(folder), name, device
-  )
   step = torch_twin.Training(twin, config, compiled=name == "compiled")
 
   def start() -> float:
     loss = step(batch).item()
     step(batch).item()
-    memory.reset()
     return loss
 
-  contestants.serve({
-    "start": start,
-    "run": lambda repeats: contestants.time_repeats(lambda: step(batch), lambda loss: loss.item(), repeats),
-    "memory": memory.bytes,
-  })  # fmt: skip
+  contestants.serve(start, lambda: step(batch), lambda loss: loss.item(), memory)
 
 
 CONTEST = contestants.Contest(

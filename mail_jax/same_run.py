@@ -23,7 +23,7 @@ def check_same(
   Raises:
     InputError: names the first key that differs.
   """
-  before, after = _ADDED | _flat(meta["config"]), _ADDED | _flat(to_json(config))
+  before, after = _ADDED | _flat(meta["config"]), _flat(to_json(config))
   for key in sorted(before.keys() | after.keys()):
     if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
       raise InputError(

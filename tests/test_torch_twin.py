@@ -17,7 +17,7 @@ pytestmark = pytest.mark.extras
 @pytest.fixture(scope="module")
 def pair():
   """Our model, its variables, and the twin with the same parameters, on a batch with every kind of row."""
-  from benchmarks import torch_twin
+  from benchmarks import torch_twin, torch_weights
 
   config = tiny_model.make_config(slots=16)
   config.image_size = 96  # the twin's full-frame view is pooled, so its 12 cells divide the image
@@ -35,7 +35,7 @@ def pair():
   # One target is an instance, so that a choice is right; the others are none of them.
   batch["target"][1] = (inputs["planes"][1, 0] >> 2) & 1
   twin = torch_twin.Twin(config, tiny_model.VOCAB)
-  torch_twin.load(twin, variables)
+  torch_weights.load(twin, variables)
   return config, variables, batch, twin, torch_twin.to_torch(batch, 16)
 
 
