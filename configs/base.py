@@ -56,7 +56,11 @@ def get_config() -> ConfigDict:
   c.model.selection = "hard"  # hard | soft | none
   c.model.mask_path = True
   c.model.image_path = True
-  c.model.backend = "xla"  # xla | cudnn
+  c.model.backend = "xla"  # of the attention: xla | cudnn (NVIDIA) | tpu
+  # What the backward pass computes again to save memory: none | products (what lies between them) | block (all of it)
+  c.model.remat = "none"
+  c.model.scan = False  # the blocks are one program in a loop: deep models compile sooner
+  c.model.round_tokens = 1  # the sequence is padded to a multiple of so many tokens
   c.model.dtype = "float32"  # float32 | bfloat16 (accelerators)
 
   c.loss = ConfigDict()
@@ -98,6 +102,8 @@ def get_config() -> ConfigDict:
   c.loader.cache = False  # keep decoded images in memory
   # Samples of an image, at most, that share one decoding in an epoch; not with `cache`. Their order is another one.
   c.loader.expressions_per_image = 1
+  # Shorter rows of tokens that a batch may have, such as (8, 12), where its texts fit; not with several processes.
+  c.loader.text_lengths = ()
   c.loader.shuffle_buffer = 4096  # refs
   c.loader.threads = 2  # of the input pipeline
   return c

@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -62,6 +62,7 @@ def train_batches(
   image_size: int,
   max_instances: int,
   max_tokens: int,
+  text_lengths: Sequence[int] = (),
   seed: int,
   start_step: int = 0,
   flip: bool = True,
@@ -86,6 +87,8 @@ def train_batches(
     image_size: side of the square that images and masks are resized to, in pixels.
     max_instances: how many instance masks count, best first.
     max_tokens: length of a row of tokens.
+    text_lengths: shorter rows that a batch may have where its texts fit, such as (8, 12); each costs a compilation.
+      With several processes all rows have `max_tokens`, for nobody knows how long the others' texts are.
     seed: of order, sentences and augmentation.
     start_step: the batch to begin with, the same as in a run from the beginning.
     flip: mirror half of the samples, with left and right exchanged in the text.
@@ -114,6 +117,11 @@ def train_batches(
     shuffle_buffer=shuffle_buffer,
     expressions_per_image=expressions_per_image,
   )
+  if text_lengths and not 0 < min(text_lengths) <= max(text_lengths) <= max_tokens:
+    raise InputError(
+      f"text_lengths {tuple(text_lengths)} must be between 1 and max_tokens, {max_tokens}"
+    )
+  lengths = (*(sorted(text_lengths) if process_count == 1 else ()), max_tokens)
   if cache and expressions_per_image > 1:
     raise InputError(
       f"expressions_per_image is {expressions_per_image}, but cache decodes every image once for all epochs; "
@@ -146,7 +154,7 @@ def train_batches(
     record_reader.raise_undecodable(source, suspects, decode)
 
   batches = _iterate(dataset.with_options(record_reader.options(threads)), source, blame)
-  return (_finish_train(batch, tokenizer, max_instances, max_tokens) for batch in batches)
+  return (_finish_train(batch, tokenizer, max_instances, lengths) for batch in batches)
 
 
 def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
@@ -157,7 +165,7 @@ def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
 
 
 def _finish_train(
-  batch: Fields, tokenizer: Tokenizer, max_instances: int, max_tokens: int
+  batch: Fields, tokenizer: Tokenizer, max_instances: int, lengths: Sequence[int]
 ) -> Fields:
   texts = [text.decode() for text in batch.pop("sentence")]
   flipped = batch.pop("flipped")
@@ -165,10 +173,11 @@ def _finish_train(
     exchange_left_right(text) if mirrored else text
     for text, mirrored in zip(texts, flipped, strict=True)
   ]
-  tokens, num_tokens, _ = tokenizer(texts, max_tokens)
+  tokens, num_tokens, _ = tokenizer(texts, lengths[-1])
+  length = next(length for length in lengths if length >= num_tokens.max())
   return batch | {
     "num_instances": np.minimum(batch["num_instances"], np.int32(max_instances)),
-    "tokens": tokens,
+    "tokens": tokens[:, :length],
     "num_tokens": num_tokens,
     "weight": np.ones(len(texts), np.float32),
   }

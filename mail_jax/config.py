@@ -92,4 +92,9 @@ def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
   if fields["dtype"] not in ("float32", "bfloat16"):
     raise InputError(f"config.model.dtype {fields['dtype']!r} is not one of float32, bfloat16")
   fields["dtype"] = jnp.dtype(fields["dtype"])
-  return MaIL(vocab_size=vocab_size, max_instances=config.max_instances, **fields)
+  return MaIL(
+    vocab_size=vocab_size,
+    max_instances=config.max_instances,
+    max_tokens=config.max_tokens,
+    **fields,
+  )

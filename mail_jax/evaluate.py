@@ -61,7 +61,11 @@ def compile_measure(
   """Makes what the evaluator runs: every process gives its rows of a batch, and has the results of all."""
   mesh = sharding.make_mesh()
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  measure = jax.jit(make_measure(model.model), in_shardings=(same, spread), out_shardings=same)
+  measure = jax.jit(
+    sharding.traced_on(mesh, make_measure(model.model)),
+    in_shardings=(same, spread),
+    out_shardings=same,
+  )
   return lambda variables, batch: measure(variables, sharding.global_batch(mesh, batch))
 
 

@@ -16,8 +16,9 @@ from mail_jax import sharding
 from mail_jax.config import make_model
 from mail_jax.evaluators.segmentation import make_measure
 from mail_jax.models import instances
-from mail_jax.models.mail import MaIL
-from mail_jax.optim import make_optimizer_from
+from mail_jax.models.attention import runs_on
+from mail_jax.models.mail import IN_DTYPE, MaIL
+from mail_jax.optim import make_optimizer_from, path_name
 from mail_jax.train_step import TrainState, create_state, make_train_step
 
 
@@ -52,9 +53,11 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   """Builds the programs of a whole config on a mesh.
 
   Raises:
-    InputError: the batch does not divide by the devices, or a rule of placement does not fit.
+    InputError: the batch does not divide by the devices, these have no such attention, or a rule of placement does not
+      fit.
   """
   _check_batch(config, mesh)
+  _check_backend(config, mesh)
   model, optimizer = make_model(config, vocab_size), make_optimizer_from(config)
   create = functools.partial(
     create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
@@ -62,7 +65,10 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   shapes = jax.eval_shape(create)
   placed = sharding.state_sharding(mesh, shapes, config.placement)
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  gather, scatter = sharding.make_gather_and_scatter(mesh, placed.variables["params"])
+  params = shapes.variables["params"]
+  gather, scatter = sharding.make_gather_and_scatter(
+    mesh, placed.variables["params"], _dtypes_of_use(model, params)
+  )
   step = make_train_step(
     model,
     optimizer,
@@ -87,9 +93,16 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
     batch=sharding.shapes_at(batch_shapes(config), dict.fromkeys(batch_shapes(config), spread)),
     create=jax.jit(create, out_shardings=placed),
     step=jax.jit(
-      step, in_shardings=(placed, spread, same), out_shardings=(placed, same), donate_argnums=0
+      sharding.traced_on(mesh, step),
+      in_shardings=(placed, spread, same),
+      out_shardings=(placed, same),
+      donate_argnums=0,
     ),
-    measure=jax.jit(make_measure(model), in_shardings=(judged, spread), out_shardings=same),
+    measure=jax.jit(
+      sharding.traced_on(mesh, make_measure(model)),
+      in_shardings=(judged, spread),
+      out_shardings=same,
+    ),
   )
 
 
@@ -107,6 +120,21 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     "weight": ((rows,), jnp.float32),
   }
   return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def _dtypes_of_use(model: MaIL, params: Any) -> Any:
+  """The dtype in which the model reads each of its parameters."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: model.dtype if IN_DTYPE.match(path_name(path)) else x.dtype, params
+  )
+
+
+def _check_backend(config: ConfigDict, mesh: Mesh) -> None:
+  platform = mesh.devices.flat[0].platform
+  if not runs_on(config.model.backend, platform):
+    raise InputError(
+      f"config.model.backend {config.model.backend!r} does not run on {platform}; set it to 'xla'"
+    )
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:

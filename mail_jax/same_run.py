@@ -10,9 +10,12 @@ from mail_jax import checkpoint, distributed
 from mail_jax.config import to_json
 
 # What a run may be resumed with another value of: where it runs, and how often it tells of itself.
-MAY_CHANGE = ("mesh.", "placement", "accumulate", "loader.threads", "log_every")
+MAY_CHANGE = (
+  "mesh.", "placement", "accumulate", "loader.threads", "log_every",
+  "model.backend", "model.remat", "model.round_tokens",
+)  # fmt: skip
 # Keys that runs of before do not have, with what those runs did.
-_ADDED = {"loader.expressions_per_image": 1}
+_ADDED = {"loader.expressions_per_image": 1, "loader.text_lengths": [], "model.scan": False}
 
 
 def check_same(

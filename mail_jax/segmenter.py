@@ -59,6 +59,8 @@ class Segmenter:
   def __init__(self, model: trained.Trained):
     """Args: model: as `trained.load` returns it."""
     self._trained = model
+    # One device does it; the others would only do the same.
+    self._variables = jax.tree.map(lambda x: x.addressable_data(0), model.variables)
 
     def predict(variables, batch, canvas):
       output = apply_model(model.model, variables, batch)
@@ -93,7 +95,7 @@ class Segmenter:
     masks = preprocess.check_instances(instances, height, width)
     batch, was_cut = self._prepare(pixels, [expression], masks)
     canvas = (-(-height // _CANVAS) * _CANVAS, -(-width // _CANVAS) * _CANVAS)
-    probability, weights = jax.device_get(self._predict(self._trained.variables, batch, canvas))
+    probability, weights = jax.device_get(self._predict(self._variables, batch, canvas))
     count = int(batch["num_instances"][0])
     best = int(np.argmax(weights[0]))
     return Segmentation(

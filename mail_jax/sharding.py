@@ -1,10 +1,12 @@
 """Mesh and placement: the only file that knows the topology."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -114,7 +116,7 @@ def _explicit(name: str, leaf, rule: Rule, mesh: AnyMesh) -> P:
 
 
 def make_gather_and_scatter(
-  mesh: Mesh, placed: Tree
+  mesh: AnyMesh, placed: Tree, dtypes: Tree
 ) -> tuple[Callable[[Tree], Tree], Callable[[Tree], Tree]]:
   """What brings parameters to every device before they are used, and gradients back to where the parameters are kept.
 
@@ -123,6 +125,8 @@ def make_gather_and_scatter(
   Args:
     mesh: of all devices.
     placed: where each parameter is kept.
+    dtypes: in which each parameter travels to the other devices. Its gradient comes in that dtype, too, and is summed
+      in its own.
 
   Returns:
     Two functions, to be called in the traced program; they do nothing where the parameters are on every device.
@@ -131,17 +135,35 @@ def make_gather_and_scatter(
 
   def gather(params: Tree) -> Tree:
     return jax.tree.map(
-      lambda x, s: x if s == everywhere else jax.lax.with_sharding_constraint(x, everywhere),
+      lambda x, s, dtype: (
+        x if s == everywhere else jax.lax.with_sharding_constraint(x.astype(dtype), everywhere)
+      ),
       params,
       placed,
+      dtypes,
     )
 
   def scatter(grads: Tree) -> Tree:
     return jax.tree.map(
-      lambda x, s: x if s == everywhere else jax.lax.with_sharding_constraint(x, s), grads, placed
+      lambda x, s: (
+        x if s == everywhere else jax.lax.with_sharding_constraint(x.astype(jnp.float32), s)
+      ),
+      grads,
+      placed,
     )
 
   return gather, scatter
+
+
+def traced_on(mesh: Mesh, function: Callable[..., Tree]) -> Callable[..., Tree]:
+  """A function, to be jitted for a mesh, in which those kernels that each device calls by itself find that mesh."""
+
+  @functools.wraps(function)
+  def traced(*args: Tree) -> Tree:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return traced
 
 
 def shapes_at(shapes: Tree, places: Tree) -> Tree:

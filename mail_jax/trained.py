@@ -12,6 +12,7 @@ from input_pipeline import tokenizer as tokenizers
 from input_pipeline.errors import InputError
 from mail_jax import checkpoint, sharding
 from mail_jax.config import from_json, make_model
+from mail_jax.models.attention import runs_on
 from mail_jax.models.mail import MaIL
 from mail_jax.optim import make_optimizer_from
 from mail_jax.train_step import create_state
@@ -62,6 +63,8 @@ def load(workdir: str, which: str = "best") -> Trained:
     assert step is not None  # the constructor has looked
     meta = checkpoints.meta(step)
     config = from_json(meta["config"])
+    if not runs_on(config.model.backend, jax.default_backend()):
+      config.model.backend = "xla"  # a checkpoint of any machine is of use on any other
     tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
     model = make_model(config, tokenizer.vocab_size)
     create = functools.partial(

@@ -71,6 +71,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       config.dataset,
       tokenizer,
       batch_size=sharding.local_batch_size(mesh, config.batch_size),
+      text_lengths=config.loader.text_lengths,
       seed=config.seed,
       start_step=start_step,
       flip=config.augment.flip,

@@ -236,6 +236,21 @@ def test_a_model_is_loaded_from_the_next_best_checkpoint_where_the_best_is_damag
   assert f"{best} is damaged (state/manifest.ocdbt has other bytes" in capsys.readouterr().err
 
 
+def test_a_model_of_another_machine_is_loaded_with_attention_that_runs_here(
+  finished_run, monkeypatch
+):
+  meta = Checkpoints.meta
+
+  def trained_on_a_tpu(self, step):
+    found = meta(self, step)
+    model = found["config"]["model"] | {"backend": "tpu"}
+    return found | {"config": found["config"] | {"model": model}}
+
+  expected = trained.load(str(finished_run)).model
+  monkeypatch.setattr(Checkpoints, "meta", trained_on_a_tpu)
+  assert trained.load(str(finished_run)).model == expected
+
+
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_if_nothing_had_been(
   finished_run, shapes_data, tmp_path, capsys
 ):

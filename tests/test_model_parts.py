@@ -65,7 +65,7 @@ def test_attention_in_bfloat16_returns_bfloat16_near_the_exact_result():
 
 def test_unknown_attention_backend_is_named():
   x = jnp.zeros((1, 2, 1, 4))
-  with pytest.raises(InputError, match=r"model\.backend 'cuda' is not one of xla, cudnn"):
+  with pytest.raises(InputError, match=r"model\.backend 'cuda' is not one of xla, cudnn, tpu"):
     attend(x, x, x, jnp.array([2]), "cuda")
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
@@ -12,7 +13,8 @@ from configs import base, demo, refcoco_small
 from input_pipeline import records
 from input_pipeline.errors import InputError
 from mail_jax.config import make_model
-from mail_jax.models.mail import Output
+from mail_jax.models.mail import IN_DTYPE, Output
+from mail_jax.optim import path_name
 
 Inputs = dict[str, np.ndarray]
 
@@ -223,6 +225,28 @@ def test_each_modality_matters(config, variables, inputs, output, field):
     assert not np.allclose(before, after, atol=1e-4)
 
 
+@pytest.mark.parametrize("preset", ["instance", "paper"])
+def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
+  config = tiny_model.make_config(preset, dtype="bfloat16")
+  variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
+  expected = tiny_model.run(config, variables, inputs)
+
+  def changes(wanted) -> bool:
+    params = jax.tree_util.tree_map_with_path(
+      lambda path, x: x.astype(jnp.bfloat16) if wanted(path_name(path)) else x, variables["params"]
+    )
+    found = tiny_model.run(config, variables | {"params": params}, inputs)
+    return not same(found, expected, atol=1e-5)
+
+  names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
+  # None is left out that could travel so: all kernels are among them, or matter.
+  others = [name for name in names if name.endswith("kernel") and not IN_DTYPE.match(name)]
+  assert others
+  assert not changes(IN_DTYPE.match)
+  for kernel in others:
+    assert changes(kernel.__eq__), kernel
+
+
 @pytest.mark.parametrize(
   "recipe", [base.get_config(), demo.get_config("paper"), refcoco_small.get_config()]
 )
@@ -242,7 +266,7 @@ def test_recipes_make_models_with_a_logit_a_pixel(recipe):
     ({"heads": 3}, r"model\.width 16 is not a multiple of model\.heads 3"),
     ({"mask_tokens": "boxes"}, r"model\.mask_tokens 'boxes' is not one of instance, stacked"),
     ({"selection": "first"}, r"model\.selection 'first' is not one of soft, hard, none"),
-    ({"backend": "flash"}, r"model\.backend 'flash' is not one of xla, cudnn"),
+    ({"backend": "flash"}, r"model\.backend 'flash' is not one of xla, cudnn, tpu"),
     ({"norm": "layer"}, r"model\.norm 'layer' is not one of batch, group"),
     ({"dtype": "float31"}, r"config\.model\.dtype 'float31'"),
   ],

@@ -9,11 +9,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import mesh_training
 import numpy as np
 import pytest
 import tiny_model
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import refcoco
@@ -147,6 +148,28 @@ def test_parameters_that_are_cut_are_gathered_and_others_are_not(results):
   assert gathered["1x8"] >= gathered["8x1"] + len(_cut(8))
 
 
+def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_summed_in_float32():
+  mesh = AbstractMesh((2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+  placed = {
+    name: NamedSharding(mesh, spec)
+    for name, spec in {"kernel": P(None, "fsdp"), "words": P("fsdp"), "small": P()}.items()
+  }
+  dtypes = {"kernel": jnp.bfloat16, "words": jnp.float32, "small": jnp.bfloat16}
+  given = {name: jax.ShapeDtypeStruct((8, 8), jnp.float32) for name in placed}
+  gather, scatter = sharding.make_gather_and_scatter(mesh, placed, dtypes)
+  there = jax.eval_shape(gather, given)
+  assert {name: x.dtype for name, x in there.items()} == dtypes | {"small": jnp.float32}
+  moves = [
+    eqn.invars[0].aval.dtype
+    for eqn in jax.make_jaxpr(gather)(given).eqns
+    if eqn.primitive.name == "sharding_constraint"
+  ]
+  assert sorted(map(str, moves)) == ["bfloat16", "float32"]
+  assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(scatter, there))} == {
+    jnp.dtype("float32")
+  }
+
+
 def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer():
   """With 5 % more for what is too small to be cut."""
   config = refcoco.get_config()
@@ -208,12 +231,14 @@ def test_impossible_mesh_names_its_place_in_the_config(data, fsdp):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    ({"model": {"backend": "tpu"}}, r"config\.model\.backend 'tpu' does not run on cpu; set it to 'xla'"),
+    ({"model": {"backend": "cudnn"}}, r"config\.model\.backend 'cudnn' does not run on cpu"),
     ({"batch_size": 6, "accumulate": 4}, r"batch_size 6 does not divide by 1 devices times config\.accumulate 4"),
     ({"decode_every": 3, "batch_size": 8}, r"batch_size 8 .* times config\.decode_every 3"),
     ({"accumulate": 0}, r"config\.accumulate is 0; it must be at least 1"),
   ],
 )  # fmt: skip
-def test_a_batch_that_cannot_be_divided_is_refused(changes, message):
+def test_a_program_that_cannot_be_is_refused(changes, message):
   config = mesh_training.make_config(**changes)
   with pytest.raises(InputError, match=message):
     build_program(config, mesh_training.VOCAB, make_mesh(1, 1, jax.devices()[:1]))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.errors import InputError
 from input_pipeline.tokenizer import SentencePieceTokenizer
-from mail_jax import train
+from mail_jax import train, trained
 from mail_jax.config import load_config
 from mail_jax.pretrained import vilt
 from mail_jax.pretrained.weights import open_weights
@@ -236,6 +236,23 @@ def test_a_run_starts_from_the_checkpoint_and_its_vocabulary(
     np.testing.assert_array_equal(params["type"][0], params["type"][1])
     assert params["image"]["position"].shape == (1 + 16, 32)  # 3 x 3 became 4 x 4
   trainer.checkpoints.close()
+
+
+def test_a_run_whose_blocks_are_stacked_starts_from_the_same_weights(
+  tiny_folder, shapes_data, tmp_path
+):
+  options = ("--config.model.scan=True", "--config.steps=1", "--config.eval_split=")
+  trainer = start(tiny_folder, shapes_data, tmp_path, *options)
+  params = jax.device_get(trainer.state.variables["params"])
+  pretrained = vilt.load(tiny_folder)
+  for name in ("qkv/kernel", "mlp_in/bias"):
+    layer, _, kind = name.partition("/")
+    found = params["encoder"]["blocks"][layer][kind]
+    np.testing.assert_array_equal(
+      found[0].reshape(-1), pretrained.parameters[f"encoder/block00/{name}"].reshape(-1)
+    )
+  trainer.run()
+  assert trained.load(str(tmp_path), "last").step == 1
 
 
 def test_training_from_a_checkpoint_resumes_without_it(tiny_folder, shapes_data, tmp_path):

@@ -4,11 +4,22 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from input_pipeline.errors import InputError
 
-Backend = Literal["xla", "cudnn"]
+Backend = Literal["xla", "cudnn", "tpu"]
+# Where the kernels run, in JAX's names; `xla` runs everywhere.
+_PLATFORM = {"cudnn": "gpu", "tpu": "tpu"}
+# A TPU's vectors have so many lanes, and its kernel works on blocks of so many tokens, or twice or four times as many.
+_LANES = 128
+# What the kernel lets one choose; at our lengths a row of blocks is all there is, so all are the same.
+_BLOCK_SIDES = (
+  "block_q", "block_k", "block_k_major",
+  "block_q_dkv", "block_q_major_dkv", "block_k_dkv", "block_k_major_dkv",
+  "block_q_dq", "block_k_dq", "block_k_major_dq",
+)  # fmt: skip
 
 
 def attend(
@@ -26,7 +37,8 @@ def attend(
     value: the same.
     lengths: tokens of each sequence that count; padding comes last, so a length says it all and no mask tensor is
       needed (cuDNN's fused kernel takes lengths, not masks).
-    backend: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs, for bfloat16 and float16.
+    backend: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs, for bfloat16 and float16; `tpu` is that
+      of TPUs, JAX's flash attention, where each device has its share of the examples.
 
   Returns:
     One vector per token and head. What stands at the padding is finite and means nothing.
@@ -35,6 +47,8 @@ def attend(
     raise InputError(f"model.backend {backend!r} is not one of {', '.join(get_args(Backend))}")
   if backend == "xla":
     return _attend_xla(query, key, value, lengths)
+  if backend == "tpu":
+    return _attend_tpu(query, key, value, lengths)
   return jax.nn.dot_product_attention(
     query,
     key,
@@ -52,3 +66,43 @@ def _attend_xla(query, key, value, lengths):
   counts = jnp.arange(key.shape[1]) < lengths[:, None]
   scores += jnp.where(counts, 0.0, -1e9)[:, None, None]
   return jnp.einsum("bnts,bsne->btne", jax.nn.softmax(scores, -1).astype(value.dtype), value)
+
+
+def _attend_tpu(query, key, value, lengths):
+  """JAX's kernel, in which the scores never leave the chip; XLA cannot split it, so each device calls it by itself."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return _attend_tpu_alone(query, key, value, lengths)
+  spread = PartitionSpec(mesh.axis_names)
+  return jax.shard_map(_attend_tpu_alone, in_specs=spread, out_specs=spread, check_vma=False)(
+    query, key, value, lengths
+  )
+
+
+def _attend_tpu_alone(query, key, value, lengths):
+  # Elsewhere there may be no such kernel to import.
+  from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+
+  tokens = query.shape[1]
+  padded = -(-tokens // _LANES) * _LANES
+  block = max(b for b in (_LANES, 2 * _LANES, 3 * _LANES, 4 * _LANES) if padded % b == 0)
+  query, key, value = (
+    jnp.pad(x, ((0, 0), (0, padded - tokens), (0, 0), (0, 0))).swapaxes(1, 2)
+    for x in (query, key, value)
+  )
+  # Tokens attend to those of their own segment. Padding is a segment of its own, so that no row is empty.
+  segment = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
+  out = tpu.flash_attention(
+    query,
+    key,
+    value,
+    segment_ids=tpu.SegmentIds(segment, segment),
+    sm_scale=query.shape[-1] ** -0.5,
+    block_sizes=tpu.BlockSizes(**dict.fromkeys(_BLOCK_SIDES, block), block_b=1),
+  )
+  return out.swapaxes(1, 2)[:, :tokens]
+
+
+def runs_on(backend: str, platform: str) -> bool:
+  """Whether a backend runs on devices of a platform, such as `cpu`, `gpu` or `tpu`."""
+  return _PLATFORM.get(backend, platform) == platform

@@ -1,13 +1,26 @@
 """The trimodal transformer encoder: pre-LN blocks as in ViT and ViLT."""
 
+import re
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from input_pipeline.errors import InputError
 from mail_jax.models.attention import attend
 from mail_jax.models.dense import Dense
+
+# What the backward pass may keep of a block, by `Encoder.remat`; what it may not keep it computes again.
+_KEPT = {
+  "block": jax.checkpoint_policies.nothing_saveable,
+  "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMAT = ("none", *_KEPT)
+# The parameters of all blocks lie here in one, each with a first dimension of `depth`, where `Encoder.scan` is set.
+STACK = "blocks"
 
 
 class Block(nn.Module):
@@ -52,6 +65,10 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: number of blocks; the others are `Block`'s.
+    remat: what training computes again in the backward pass instead of keeping it: `none`, `block` (all but the input
+      of each block: the least memory, a third more products), or `products` (what lies between the matrix products).
+    scan: whether the blocks are one program that runs `depth` times, which compiles in the time of one of them. Their
+      parameters then lie stacked (`STACK`), in place of `block00`, `block01`, ...; `stack_blocks` makes these of those.
   """
 
   depth: int
@@ -60,14 +77,54 @@ class Encoder(nn.Module):
   dropout: float = 0.0
   backend: str = "xla"
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+  remat: str = "none"
+  scan: bool = False
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b t d"], lengths: Int[Array, "b"], train: bool = False
   ) -> Float[Array, "b t d"]:
     """Encodes packed sequences; what stands at the padding means nothing."""
-    for i in range(self.depth):
-      x = Block(
-        self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name=f"block{i:02d}"
-      )(x, lengths, train)
+    if self.scan:
+      stack = nn.scan(
+        lambda block, x, _: (block(x, lengths, train), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=self.depth,
+      )
+      x, _ = stack(self._block(STACK), x, None)
+    else:
+      for i in range(self.depth):
+        x = self._block(block_name(i))(x, lengths, train)
     return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+
+  def _block(self, name: str) -> Any:
+    if self.remat not in REMAT:
+      raise InputError(f"model.remat {self.remat!r} is not one of {', '.join(REMAT)}")
+    kind: Any = Block
+    if self.remat != "none":
+      # In a loop XLA has nothing to merge the second computation with.
+      kind = nn.remat(
+        Block, policy=_KEPT[self.remat], prevent_cse=not self.scan, static_argnums=(3,)
+      )
+    return kind(self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name=name)
+
+
+def block_name(index: int) -> str:
+  """Name of the parameters of a block that is not stacked."""
+  return f"block{index:02d}"
+
+
+def stack_blocks(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Stacks what belongs to the blocks, as `Encoder.scan` wants it; the rest stays.
+
+  Args:
+    parameters: by name, as in `encoder/block00/qkv/kernel`; all of each block or the same part of each.
+  """
+  stacked, rows = {}, {}
+  for name, value in sorted(parameters.items()):
+    if found := re.fullmatch(r"encoder/block(\d+)/(.*)", name):
+      rows.setdefault(found[2], []).append(value)
+    else:
+      stacked[name] = value
+  return stacked | {f"encoder/{STACK}/{name}": np.stack(row) for name, row in rows.items()}

@@ -1,6 +1,7 @@
 """MaIL: one transformer over instance masks, an image and an expression (arXiv 2111.10747)."""
 
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -49,13 +50,20 @@ def every(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
   return x.reshape(-1, count, *x.shape[1:])[:, 0] if count > 1 else x
 
 
+# Paths of the parameters that the model reads in its `dtype` alone, so that they need not be given in more: kernels of
+# products and convolutions, but for those that are computed in float32.
+IN_DTYPE = re.compile(r"^(encoder|image|mask(?!/neighbours)|decoder/stage\d+)/.*kernel$")
+
+
 class MaIL(nn.Module):
   """The whole network; `configs/base.py` says what each attribute is set to.
 
   Attributes:
     vocab_size: word pieces of the tokenizer.
+    max_tokens: word pieces that there are positions for, a call may have fewer; 0: as many as at the first call.
     max_instances: K, slots for instance masks; 0 is the bimodal baseline and costs no token.
-    width, depth, heads, mlp_ratio, dropout, backend: see `Encoder`.
+    width, depth, heads, mlp_ratio, dropout, backend, remat, scan: see `Encoder`.
+    round_tokens: the sequence is padded to a multiple of so many tokens.
     patch_size: P, a power of two, in pixels.
     mask_tokens: `instance` (one token each, the default) or `stacked` (the paper's figure, as we read it).
     appearance: whether the token of an instance sees the image inside its mask.
@@ -84,7 +92,11 @@ class MaIL(nn.Module):
   mask_path: bool = True
   image_path: bool = True
   norm: str = "batch"
+  max_tokens: int = 0
   backend: str = "xla"
+  remat: str = "none"
+  scan: bool = False
+  round_tokens: int = 1
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
@@ -124,7 +136,9 @@ class MaIL(nn.Module):
     v_image = embeddings.ImageEmbedding(self.width, self.patch_size, self.dtype, name="image")(
       pixels
     )
-    v_text = embeddings.TextEmbedding(self.width, self.vocab_size, name="text")(tokens)
+    v_text = embeddings.TextEmbedding(self.width, self.vocab_size, self.max_tokens, name="text")(
+      tokens
+    )
     v_mask, mask_valid = self._mask_tokens(masks, valid, pixels)
     z_image, z_mask = self._encode(
       v_image + kind[0], v_mask + kind[1], v_text + kind[2], mask_valid, num_tokens, train
@@ -151,6 +165,8 @@ class MaIL(nn.Module):
       raise InputError(
         f"model.decoder_widths has {len(self.decoder_widths)} stages; model.patch_size {self.patch_size} needs {need:g}"
       )
+    if self.round_tokens < 1:
+      raise InputError(f"model.round_tokens is {self.round_tokens}; it must be at least 1")
     if self.mask_tokens not in ("instance", "stacked"):
       raise InputError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
 
@@ -175,10 +191,15 @@ class MaIL(nn.Module):
     batch, image_len, mask_len = v_image.shape[0], v_image.shape[1], v_mask.shape[1]
     text_valid = instances.count_valid(num_tokens, v_text.shape[1])
     valid = jnp.concatenate([jnp.ones((batch, image_len), bool), mask_valid, text_valid], 1)
-    packed, lengths, where = pack(jnp.concatenate([v_image, v_mask, v_text], 1), valid)
-    encoder = Encoder(
-      self.depth, self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name="encoder"
+    joined = jnp.concatenate([v_image, v_mask, v_text], 1)
+    more = -joined.shape[1] % self.round_tokens
+    packed, lengths, where = pack(
+      jnp.pad(joined, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
     )
+    encoder = Encoder(
+      self.depth, self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, self.remat, self.scan,
+      name="encoder",
+    )  # fmt: skip
     encoded = encoder(packed, lengths, train)
     where = where[:, image_len : image_len + mask_len]
     return encoded[:, :image_len], jnp.take_along_axis(encoded, where[..., None], axis=1)

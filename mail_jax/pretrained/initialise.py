@@ -1,5 +1,6 @@
 """How a run starts from weights that others trained: `config.init`."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
+from mail_jax.models.encoder import stack_blocks
 from mail_jax.optim import path_name
 from mail_jax.pretrained import vilt
 
@@ -72,6 +74,8 @@ def fit(pretrained: vilt.Pretrained, config: ConfigDict, shapes: Tree) -> dict[s
   leaves = jax.tree_util.tree_leaves_with_path(shapes)
   by_name = {path_name(path): leaf.shape for path, leaf in leaves}
   side = config.image_size // config.model.patch_size
+  if config.model.scan:
+    pretrained = dataclasses.replace(pretrained, parameters=stack_blocks(pretrained.parameters))
   fitted = vilt.fit(pretrained, by_name, (side, side))
   return fitted | start_new_parts(fitted, by_name)
 
