@@ -134,14 +134,15 @@ def make_gather_and_scatter(
   everywhere = replicated(mesh)
 
   def gather(params: Tree) -> Tree:
-    return jax.tree.map(
-      lambda x, s, dtype: (
-        x if s == everywhere else jax.lax.with_sharding_constraint(x.astype(dtype), everywhere)
-      ),
-      params,
-      placed,
-      dtypes,
-    )
+    def one(x: jax.Array, place: NamedSharding, dtype: Any) -> jax.Array:
+      if place == everywhere:
+        return x
+      if x.dtype != dtype:
+        # Told twice where it is, for else the compiler sends the wider one and converts it there.
+        x = jax.lax.with_sharding_constraint(x.astype(dtype), place)
+      return jax.lax.with_sharding_constraint(x, everywhere)
+
+    return jax.tree.map(one, params, placed, dtypes)
 
   def scatter(grads: Tree) -> Tree:
     return jax.tree.map(

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+from typing import Any
 
 import jax
 import pytest
@@ -25,16 +26,16 @@ pytestmark = [
 SLICE = chips.parse_topology("v5e:2x2")
 
 
-def make_config(fsdp: int = 1):
+def make_config(fsdp: int = 1, **model: Any):
   """The tiny run with an encoder that is worth cutting, and without the rest of what takes long to compile."""
   config = tiny_run.get_config()
   config.max_instances, config.batch_size, config.mesh.fsdp = 0, 64, fsdp
-  config.model.width, config.model.norm = 256, "group"
+  config.model.update(width=256, norm="group", **model)
   return config.lock()
 
 
-def _compile(fsdp: int) -> jax.stages.Compiled:
-  program = ahead.make_program(make_config(fsdp), 320, ahead.open_topology(SLICE))
+def _compile(fsdp: int, **model: Any) -> jax.stages.Compiled:
+  program = ahead.make_program(make_config(fsdp, **model), 320, ahead.open_topology(SLICE))
   return ahead.compile_step(program, "quick")[0]
 
 
@@ -71,6 +72,38 @@ def test_copies_of_the_model_sum_their_gradients(copies):
   # In float32, or in the bf16 of the products that make them.
   assert 2 * parameters < found["all-reduce"].bytes < 4.2 * parameters
   assert found["all-reduce"].sent == pytest.approx(2 * 3 / 4 * found["all-reduce"].bytes)
+
+
+def test_nothing_but_gradients_and_numbers_is_sent_between_copies(copies):
+  """Not the activations: whatever has a chip's share of the examples in a dimension stays on its chip."""
+  module, leaves = hlo.parse(copies.as_text()), _parameters()
+  sent = [
+    operand
+    for instruction, _ in module.walk()
+    if instruction.opcode.startswith("all-reduce") and not instruction.opcode.endswith("-done")
+    for operand in module.operands(instruction)
+  ]
+  elements = sum(shape.elements for operand in sent for shape in operand.shapes)
+  # Each gradient once, but for those that are zero, and a handful of losses.
+  assert 0.999 * leaves < elements < leaves + 100
+
+
+def test_attention_of_tpus_is_a_kernel_on_each_chip():
+  compiled = _compile(fsdp=1, backend="tpu", dtype="bfloat16")
+  kernels = re.findall(r'custom_call_target="tpu_custom_call"', compiled.as_text())
+  # Forward, gradients of the queries, gradients of keys and values.
+  assert len(kernels) == 3 * make_config().model.depth
+  found = collectives.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)
+  assert list(found) == ["all-reduce"]
+
+
+def test_parameters_travel_in_bfloat16_where_they_are_used_in_it(cut):
+  half = _compile(fsdp=4, dtype="bfloat16")
+  gathered = [
+    collectives.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)["all-gather"].bytes
+    for compiled in (half, cut)
+  ]
+  assert gathered[0] < 0.6 * gathered[1]
 
 
 def test_a_model_that_is_cut_takes_a_quarter_and_is_gathered(copies, cut):
