@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from benchmarks import contestants, evaluate, kernels, predict, train_step
+from benchmarks import contestants, evaluate, growth, kernels, loop, predict, train_step
+from input_pipeline.errors import InputError
 
 TINY = ["--config", tiny_run.__file__, "--config.image_size=96", "--config.max_instances=16"]
 TURNS = ["--rounds", "2", "--repeats", "1"]
@@ -51,6 +52,32 @@ def test_other_weights_are_noticed_before_anything_is_timed(tmp_path, monkeypatc
   monkeypatch.setattr(contestants.Contestant, "ask", other)
   with pytest.raises(RuntimeError, match=r"eager is up to 1\S* from ours: not the same network"):
     run(predict.CONTEST, tmp_path, "--batch_size", "1", "--peers", "eager")
+
+
+def test_the_loop_is_compared_with_its_step(tmp_path, capsys):
+  path = tmp_path / "table.json"
+  small = ["--config", tiny_run.__file__, "--config.model.depth=1"]
+  loop.main([*small, "--steps", "5", "--rounds", "1", "--json", str(path)])
+  around, bare = json.loads(path.read_text())["rows"]
+  assert around["ms a step"] > 0
+  assert float(around["times the bare step"]) == pytest.approx(
+    around["ms a step"] / bare["ms a step"], rel=1e-2
+  )
+  with pytest.raises(InputError, match=r"--steps 5: at least as many as config\.log_every, 6"):
+    loop.main([*small, "--steps", "5", "--config.log_every=6"])
+
+
+@pytest.mark.parametrize("how", [[], ["--train"]])
+def test_growth_has_a_row_a_change_and_the_config_itself_is_one(how, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(growth, "SIZES", {"small": (16, 1, 2), "as it is": (32, 1, 2)})
+  path = tmp_path / "table.json"
+  growth.main(
+    ["--config", tiny_run.__file__, "--what", "model", "--rounds", "1", "--json", str(path), *how]
+  )
+  small, same = json.loads(path.read_text())["rows"]
+  assert (same["time"], same["products"]) == (1, 1)
+  assert 0 < small["products"] < 1
+  assert small["ms"] > 0
 
 
 def test_an_evaluation_is_compared_with_its_model(shapes_data, tmp_path, capsys):

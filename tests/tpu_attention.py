@@ -22,9 +22,7 @@ def difference() -> float:
   """Largest difference of results or gradients, rows spread over all devices; some rows have hardly any token."""
   rows = max(2, jax.device_count())
   draw = np.random.default_rng(0).normal
-  query, key, value, weight = (
-    draw(size=(rows, TOKENS, 2, 8)).astype(np.float32) for _ in range(4)
-  )
+  query, key, value, weight = (draw(size=(rows, TOKENS, 2, 8)).astype(np.float32) for _ in range(4))
   lengths = jnp.array([TOKENS, 3] * (rows // 2))
   counts = (jnp.arange(TOKENS) < lengths[:, None])[..., None, None]
 

@@ -1,0 +1,100 @@
+"""What the loop of training costs around its step:
+
+  python -m benchmarks.loop --config configs/demo.py --steps 200
+
+Trains as `mail_jax.train` does, logging and metrics included, on a batch that lies in the memory of the host, and then
+calls the same compiled step with nothing around it, on the same batch on the device. They take turns (A B A B); the
+figures are medians over the turns. Compiling, evaluations and checkpoints are left out.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import statistics
+import tempfile
+
+import jax
+import numpy as np
+
+from benchmarks import contestants, paired
+from input_pipeline import tokenizer
+from input_pipeline.errors import InputError, run_command
+from mail_jax import sharding, train
+from mail_jax.config import load_config
+from mail_jax.training_data import Data
+
+# Steps before anything is measured.
+_WARM_UP = 10
+
+
+def loop_seconds(workdir: pathlib.Path) -> float:
+  """Seconds a step of the loop, from the log of a run: all that is no compiling, evaluation or checkpoint."""
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  first, last = (
+    sum(row["seconds"][phase] for phase in ("step", "data", "other")) for row in (rows[0], rows[-1])
+  )
+  return (last - first) / (rows[-1]["step"] - rows[0]["step"])
+
+
+def step_seconds(trainer: train.Trainer, batch: dict[str, np.ndarray], steps: int) -> float:
+  """Seconds of a bare step, one ahead of the device as in the loop."""
+  spread, lr = sharding.global_batch(trainer.program.mesh, batch), np.float32(0)
+
+  def run(count: int) -> None:
+    before = None
+    for _ in range(count):
+      trainer.state, metrics = trainer.program.step(trainer.state, spread, lr)
+      jax.block_until_ready(before)
+      before = metrics
+    jax.block_until_ready(trainer.state)
+
+  run(_WARM_UP)
+  return paired.seconds(lambda: run(steps)) / steps
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--config", default="configs/demo.py", metavar="FILE.py[:ARGUMENT]")
+  parser.add_argument("--steps", type=int, default=200, help="measured in a turn")
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--json", metavar="FILE")
+  args, rest = parser.parse_known_args(argv)
+  config = load_config(args.config, rest).unlock()
+  if args.steps < config.log_every:
+    raise InputError(
+      f"--steps {args.steps}: at least as many as config.log_every, {config.log_every}"
+    )
+  warm_up = -(-_WARM_UP // config.log_every) * config.log_every
+  config.update(steps=warm_up + args.steps, epochs=0.0, minutes=0.0, eval_split="")
+  config.save_every = config.steps
+  words = tokenizer.SentencePieceTokenizer.train(
+    [f"the {i}th red thing left of blue thing {i * i}" for i in range(500)], 300
+  )
+  batch = contestants.make_batch(config, config.batch_size)
+  batch["tokens"] %= words.vocab_size
+  held = Data(words, lambda _: itertools.repeat(batch), samples=1)
+  times: dict[str, list[float]] = {"the loop": [], "the bare step": []}
+  for _ in range(args.rounds):
+    with tempfile.TemporaryDirectory() as folder:
+      trainer = train.Trainer(config, folder, held)
+      trainer.run()
+      times["the loop"].append(loop_seconds(pathlib.Path(folder)))
+      times["the bare step"].append(step_seconds(trainer, batch, args.steps))
+  rows = [
+    {
+      "": name,
+      "ms a step": 1e3 * statistics.median(seconds),
+      "times the bare step": f"{paired.ratio(seconds, times['the bare step']):.3f}",
+    }
+    for name, seconds in times.items()
+  ]
+  print(f"{paired.machine()}\n\n{paired.table(rows)}")
+  paired.write_json(args.json, {"steps": args.steps, "rows": rows})
+
+
+if __name__ == "__main__":
+  run_command(main)
