@@ -20,13 +20,14 @@ def run(contest: contestants.Contest, tmp_path, *more: str) -> list[dict]:
 
 
 @pytest.mark.extras
-@pytest.mark.parametrize("module", [train_step, predict])
-def test_every_program_is_measured_at_every_batch_size(module, tmp_path, capsys):
+@pytest.mark.parametrize(("module", "batches"), [(train_step, (1,)), (predict, (1, 2))])
+def test_every_program_is_measured_at_every_batch_size(module, batches, tmp_path, capsys):
   pytest.importorskip("torch")
   pytest.importorskip("transformers")
-  rows = run(module.CONTEST, tmp_path, "--batch_size", "1", "2", "--peers", "eager", "oneDNN")
+  sizes = map(str, batches)
+  rows = run(module.CONTEST, tmp_path, "--peers", "eager", "oneDNN", "--batch_size", *sizes)
   assert [(row["batch"], row["program"]) for row in rows] == [
-    (batch, name) for batch in (1, 2) for name in ("mail_jax", "eager", "oneDNN")
+    (batch, name) for batch in batches for name in ("mail_jax", "eager", "oneDNN")
   ]
   for row in rows:
     assert row["ms"] > 0
@@ -67,7 +68,7 @@ def test_the_loop_is_compared_with_its_step(tmp_path, capsys):
     loop.main([*small, "--steps", "5", "--config.log_every=6"])
 
 
-@pytest.mark.parametrize("how", [[], ["--train"]])
+@pytest.mark.parametrize("how", [[], pytest.param(["--train"], marks=pytest.mark.slow)])
 def test_growth_has_a_row_a_change_and_the_config_itself_is_one(how, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(growth, "SIZES", {"small": (16, 1, 2), "as it is": (32, 1, 2)})
   path = tmp_path / "table.json"
