@@ -125,8 +125,8 @@ def make_gather_and_scatter(
   Args:
     mesh: of all devices.
     placed: where each parameter is kept.
-    dtypes: in which each parameter travels to the other devices. Its gradient comes in that dtype, too, and is summed
-      in its own.
+    dtypes: in which each parameter travels to the other devices. Its gradient comes in that dtype, too, and is kept in
+      float32; in which of the two the devices' parts are summed is the compiler's choice.
 
   Returns:
     Two functions, to be called in the traced program; they do nothing where the parameters are on every device.

@@ -148,7 +148,7 @@ def test_parameters_that_are_cut_are_gathered_and_others_are_not(results):
   assert gathered["1x8"] >= gathered["8x1"] + len(_cut(8))
 
 
-def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_summed_in_float32():
+def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_kept_in_float32():
   mesh = AbstractMesh((2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
   placed = {
     name: NamedSharding(mesh, spec)
