@@ -2,7 +2,8 @@
 
 The order of the samples and what is done to each are pure functions of (seed, epoch, position), so
 that a run that starts again at step n gets what it would have got. Pixels are handled by native
-ops; text stays text until the batch is whole, and is tokenized on the host.
+ops; text stays text until the batch is whole, and is tokenized on the host, by a thread that keeps
+two batches ready.
 
 Training reads in one of two ways. Streaming keeps a few thousand undecoded samples in memory and
 decodes each as it comes, or, with `expressions_per_image`, once for several of its samples
@@ -22,6 +23,7 @@ import tensorflow as tf
 
 from input_pipeline import augment, eval_rows, record_reader, shared_images, train_samples
 from input_pipeline.errors import InputError
+from input_pipeline.prefetch import prefetch
 from input_pipeline.preprocess import exchange_left_right
 from input_pipeline.record_reader import Fields, Shape, Source
 from input_pipeline.tokenizer import Tokenizer
@@ -154,7 +156,7 @@ def train_batches(
     record_reader.raise_undecodable(source, suspects, decode)
 
   batches = _iterate(dataset.with_options(record_reader.options(threads)), source, blame)
-  return (_finish_train(batch, tokenizer, max_instances, lengths) for batch in batches)
+  return prefetch(_finish_train(batch, tokenizer, max_instances, lengths) for batch in batches)
 
 
 def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
@@ -251,7 +253,7 @@ def eval_batches(
     for _ in range(math.ceil(share / batch_size) - math.ceil((last - first) / batch_size)):
       yield eval_rows.no_rows(shape)
 
-  return (
+  return prefetch(
     eval_rows.number(
       eval_rows.fill(
         _finish_eval(batch, tokenizer, max_instances, max_tokens), batch_size, image_size, canvas
