@@ -148,9 +148,9 @@ def _check_peers(config: ConfigDict) -> None:
     raise InputError(
       f"--peers needs {' and '.join(missing)}: pip install -r requirements-extras.txt, or --peers without a name"
     )
-  if config.model.mask_tokens != "instance" or not config.max_instances:
+  if config.model.mask_tokens != "instance" or not config.max_instances or config.model.scan:
     raise InputError(
-      "--peers: the twin is the `instance` preset; for others write --peers without a name"
+      "--peers: the twin is the `instance` preset without `model.scan`; for others write --peers without a name"
     )
 
 

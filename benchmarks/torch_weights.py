@@ -6,6 +6,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 from benchmarks.torch_twin import PIXELS, Twin
+from mail_jax.models.encoder import block_name
 
 
 def load(twin: Twin, variables: dict[str, Any]) -> None:
@@ -65,7 +66,7 @@ def _mask(params: dict[str, Any]) -> dict[str, Any]:
 def _encoder(params: dict[str, Any]) -> dict[str, Any]:
   state = _norm("encoder.norm", params["norm"])
   for i in range(sum(name.startswith("block") for name in params)):
-    block, name = params[f"block{i:02d}"], f"encoder.layers.{i}"
+    block, name = params[block_name(i)], f"encoder.layers.{i}"
     state |= _norm(f"{name}.layernorm_before", block["norm1"])
     state |= _norm(f"{name}.layernorm_after", block["norm2"])
     for j, part in enumerate(("query", "key", "value")):

@@ -119,11 +119,7 @@ def train_batches(
     shuffle_buffer=shuffle_buffer,
     expressions_per_image=expressions_per_image,
   )
-  if text_lengths and not 0 < min(text_lengths) <= max(text_lengths) <= max_tokens:
-    raise InputError(
-      f"text_lengths {tuple(text_lengths)} must be between 1 and max_tokens, {max_tokens}"
-    )
-  lengths = (*(sorted(text_lengths) if process_count == 1 else ()), max_tokens)
+  lengths = _row_lengths(text_lengths, max_tokens, process_count)
   if cache and expressions_per_image > 1:
     raise InputError(
       f"expressions_per_image is {expressions_per_image}, but cache decodes every image once for all epochs; "
@@ -157,6 +153,17 @@ def train_batches(
 
   batches = _iterate(dataset.with_options(record_reader.options(threads)), source, blame)
   return prefetch(_finish_train(batch, tokenizer, max_instances, lengths) for batch in batches)
+
+
+def _row_lengths(
+  text_lengths: Sequence[int], max_tokens: int, process_count: int
+) -> tuple[int, ...]:
+  """All lengths that a row of tokens may have, the shortest first."""
+  if any(not isinstance(n, int) or not 0 < n <= max_tokens for n in text_lengths):
+    raise InputError(
+      f"text_lengths {tuple(text_lengths)} must be between 1 and max_tokens, {max_tokens}"
+    )
+  return (*(sorted(text_lengths) if process_count == 1 else ()), max_tokens)
 
 
 def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:

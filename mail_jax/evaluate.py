@@ -14,7 +14,8 @@ from input_pipeline import drawing, records, storage, writing
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
 from mail_jax import distributed, sharding, trained
-from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
+from mail_jax.evaluators.segmentation import SegmentationEvaluator
+from mail_jax.program import jit_measure
 from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
 
@@ -60,12 +61,7 @@ def compile_measure(
 ) -> Callable[[Any, dict[str, Any]], dict[str, jax.Array]]:
   """Makes what the evaluator runs: every process gives its rows of a batch, and has the results of all."""
   mesh = sharding.make_mesh()
-  spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  measure = jax.jit(
-    sharding.traced_on(mesh, make_measure(model.model)),
-    in_shardings=(same, spread),
-    out_shardings=same,
-  )
+  measure = jit_measure(model.model, mesh, sharding.replicated(mesh))
   return lambda variables, batch: measure(variables, sharding.global_batch(mesh, batch))
 
 
@@ -97,8 +93,7 @@ def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
 
 def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], count: int) -> Any:
   """A contact sheet of predictions, `count` sentences spread evenly over each split; one process draws it."""
-  # A copy of its own: the others take no part in what it computes.
-  variables = jax.tree.map(lambda x: x.addressable_data(0), model.variables)
+  variables = model.on_one_device()
 
   @jax.jit
   def predict(variables, batch):

@@ -65,9 +65,8 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   shapes = jax.eval_shape(create)
   placed = sharding.state_sharding(mesh, shapes, config.placement)
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  params = shapes.variables["params"]
   gather, scatter = sharding.make_gather_and_scatter(
-    mesh, placed.variables["params"], _dtypes_of_use(model, params)
+    mesh, placed.variables["params"], _dtypes_of_use(model, shapes.variables["params"])
   )
   step = make_train_step(
     model,
@@ -98,11 +97,22 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
       out_shardings=(placed, same),
       donate_argnums=0,
     ),
-    measure=jax.jit(
-      sharding.traced_on(mesh, make_measure(model)),
-      in_shardings=(judged, spread),
-      out_shardings=same,
-    ),
+    measure=jit_measure(model, mesh, judged),
+  )
+
+
+def jit_measure(model: MaIL, mesh: Mesh, placed: Any) -> Any:
+  """What an evaluation counts of a batch, on every device: (variables, batch) -> counts.
+
+  Args:
+    model: the network.
+    mesh: of the devices that the batch is spread over.
+    placed: where the variables are.
+  """
+  return jax.jit(
+    sharding.traced_on(mesh, make_measure(model)),
+    in_shardings=(placed, sharding.batch_sharding(mesh)),
+    out_shardings=sharding.replicated(mesh),
   )
 
 

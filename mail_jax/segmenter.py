@@ -59,8 +59,7 @@ class Segmenter:
   def __init__(self, model: trained.Trained):
     """Args: model: as `trained.load` returns it."""
     self._trained = model
-    # One device does it; the others would only do the same.
-    self._variables = jax.tree.map(lambda x: x.addressable_data(0), model.variables)
+    self._variables = model.on_one_device()
 
     def predict(variables, batch, canvas):
       output = apply_model(model.model, variables, batch)

@@ -23,7 +23,7 @@ class Trained:
   """What a checkpoint holds, ready to be applied.
 
   Attributes:
-    config: of the run.
+    config: of the run; its attention is one that runs here.
     model: the network.
     variables: {"params", "batch_stats"}, the moving average where the run kept one, on every device.
     tokenizer: of the run.
@@ -35,6 +35,10 @@ class Trained:
   variables: Any
   tokenizer: tokenizers.Tokenizer
   step: int
+
+  def on_one_device(self) -> Any:
+    """The variables on the first device of this process alone, for what the others need no part in."""
+    return jax.tree.map(lambda x: x.addressable_data(0), self.variables)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from input_pipeline.errors import InputError
 Backend = Literal["xla", "cudnn", "tpu"]
 # Where the kernels run, in JAX's names; `xla` runs everywhere.
 _PLATFORM = {"cudnn": "gpu", "tpu": "tpu"}
-# A TPU's vectors have so many lanes, and its kernel works on blocks of so many tokens, or twice or four times as many.
+# A TPU's vectors have so many lanes, and its kernel works on blocks of up to four times as many tokens.
 _LANES = 128
 # What the kernel lets one choose; at our lengths a row of blocks is all there is, so all are the same.
 _BLOCK_SIDES = (
@@ -85,7 +85,7 @@ def _attend_tpu_alone(query, key, value, lengths):
 
   tokens = query.shape[1]
   padded = -(-tokens // _LANES) * _LANES
-  block = max(b for b in (_LANES, 2 * _LANES, 3 * _LANES, 4 * _LANES) if padded % b == 0)
+  block = max(size for size in range(_LANES, 5 * _LANES, _LANES) if padded % size == 0)
   query, key, value = (
     jnp.pad(x, ((0, 0), (0, padded - tokens), (0, 0), (0, 0))).swapaxes(1, 2)
     for x in (query, key, value)

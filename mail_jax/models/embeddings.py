@@ -53,20 +53,19 @@ class TextEmbedding(nn.Module):
   """Word + position embedding, LayerNorm (BERT, ViLT).
 
   Attributes:
-    max_tokens: word pieces that there are positions for; 0: as many as at the first call.
+    max_tokens: word pieces that there are positions for; a call may have fewer.
   """
 
   width: int
   vocab_size: int
-  max_tokens: int = 0
+  max_tokens: int
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
     """Returns one token per word piece; position i is the i-th word piece."""
     words = nn.Embed(self.vocab_size, self.width, embedding_init=_INIT, name="words")(tokens)
-    length = tokens.shape[1]
-    position = self.param("position", _INIT, (self.max_tokens or length, self.width))
-    return nn.LayerNorm(epsilon=1e-12, name="norm")(words + position[:length])  # BERT's
+    position = self.param("position", _INIT, (self.max_tokens, self.width))
+    return nn.LayerNorm(epsilon=1e-12, name="norm")(words + position[: tokens.shape[1]])  # BERT's
 
 
 class InstanceEmbedding(nn.Module):

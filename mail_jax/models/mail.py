@@ -60,7 +60,7 @@ class MaIL(nn.Module):
 
   Attributes:
     vocab_size: word pieces of the tokenizer.
-    max_tokens: word pieces that there are positions for, a call may have fewer; 0: as many as at the first call.
+    max_tokens: word pieces that there are positions for; a call may have fewer.
     max_instances: K, slots for instance masks; 0 is the bimodal baseline and costs no token.
     width, depth, heads, mlp_ratio, dropout, backend, remat, scan: see `Encoder`.
     round_tokens: the sequence is padded to a multiple of so many tokens.
@@ -77,6 +77,7 @@ class MaIL(nn.Module):
   """
 
   vocab_size: int
+  max_tokens: int
   max_instances: int
   width: int
   depth: int
@@ -92,7 +93,6 @@ class MaIL(nn.Module):
   mask_path: bool = True
   image_path: bool = True
   norm: str = "batch"
-  max_tokens: int = 0
   backend: str = "xla"
   remat: str = "none"
   scan: bool = False
