@@ -94,7 +94,8 @@ def train_batches(
     seed: of order, sentences and augmentation.
     start_step: the batch to begin with, the same as in a run from the beginning.
     flip: mirror half of the samples, with left and right exchanged in the text.
-    jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
+    jitter: brightness, contrast and saturation are to change by factors in [1 - jitter, 1 + jitter], which come with
+      the batch.
     cache: decode and resize every image once and hold all in memory.
     expressions_per_image: samples of an image, at most, that share one decoding in an epoch; each has a chance of its
       own. 1 spreads an image's samples over the whole shuffle buffer. Not with `cache`.
@@ -106,7 +107,7 @@ def train_batches(
   Returns:
     Batches of `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s], `num_instances` int32
     [b], `tokens` int32 [b, l], `num_tokens` int32 [b], `target` bool [b, s, s], `weight` float32
-    [b] (ones). Some arrays are read-only.
+    [b] (ones), and with jitter `light` float32 [b, 3], the factors. Some arrays are read-only.
 
   Raises:
     InputError: the data set or split is not there, too small for the processes or too large for the

@@ -119,8 +119,15 @@ def make_optimizer(
     rates = by_rule(params, decay_rules, "decay_rules")
     return jax.tree.map(lambda u, p, r: u + weight_decay * r * p, updates, params, rates)
 
+  def clip_by_global_norm(updates, params=None):
+    del params
+    # `optax.clip_by_global_norm` divides each element, and XLA writes the quotients to memory before it goes on; a
+    # product becomes part of the two passes that read it.
+    scale = clip / jnp.maximum(optax.global_norm(updates), clip)
+    return jax.tree.map(lambda u: u * scale, updates)
+
   return optax.chain(
-    optax.clip_by_global_norm(clip),
+    optax.stateless(clip_by_global_norm),
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
     optax.stateless(decay),
     optax.stateless(scale_by_rules),

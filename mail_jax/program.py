@@ -129,6 +129,7 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     "target": ((rows, size, size), jnp.bool_),
     "weight": ((rows,), jnp.float32),
   }
+  shapes |= {"light": ((rows, 3), jnp.float32)} if config.augment.jitter else {}
   return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 

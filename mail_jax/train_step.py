@@ -10,6 +10,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt16
 
 from mail_jax import losses
+from mail_jax.colours import change_colours
 from mail_jax.models import instances
 from mail_jax.models.mail import MaIL, Output, every
 
@@ -90,6 +91,15 @@ def split_batch(batch: Batch, parts: int, keep: int = 1) -> Batch:
     return jnp.moveaxis(runs, 1, 0).reshape(parts, -1, *x.shape[1:])
 
   return jax.tree.map(split, batch)
+
+
+def change_light(batch: Batch) -> Batch:
+  """Gives the photos of a batch the light that the loader has drawn for them, if it has."""
+  if "light" not in batch:
+    return batch
+  changed = batch | {"image": change_colours(batch["image"], batch["light"])}
+  del changed["light"]
+  return changed
 
 
 def draw_chance(model: MaIL, batch: Batch, key: PRNGKeyArray, each: float, every: float) -> Batch:
@@ -235,7 +245,9 @@ def make_train_step(
     state: TrainState, batch: Batch, lr: Float[Array, ""]
   ) -> tuple[TrainState, Metrics]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    batch = draw_chance(model, batch, keys[0], instance_dropout, all_instances_dropout)
+    batch = draw_chance(
+      model, change_light(batch), keys[0], instance_dropout, all_instances_dropout
+    )
     grads, (metrics, batch_stats) = gradients(state.variables, batch, keys[1])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.variables["params"])
     params = jax.tree.map(lambda p, u: p + lr * u, state.variables["params"], updates)

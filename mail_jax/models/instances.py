@@ -17,14 +17,15 @@ def unpack_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Array, "
 def patch_coverage(masks: Bool[Array, "b k h w"], patch_size: int) -> Float[Array, "b k n"]:
   """Share of each patch that each instance covers, in [0, 1]; patches row by row.
 
-  As products with matrices that add up rows and columns: exact in any precision, for all factors are whole and small.
+  As products with matrices that add up columns and rows: exact in any precision, for all factors are whole and small.
+  Columns come first, since they lie as a product of matrices wants them; rows first would transpose every mask.
   """
   batch, count, height, width = masks.shape
   rows, cols = (
     jnp.repeat(jnp.eye(size // patch_size), patch_size, axis=1) for size in (height, width)
   )
-  lines = jnp.einsum("iy,bkyx->bkix", rows, masks.astype(jnp.float32))
-  covered = jnp.einsum("bkix,jx->bkij", lines, cols)
+  lines = jnp.einsum("bkyx,jx->bkyj", masks.astype(jnp.float32), cols)
+  covered = jnp.einsum("iy,bkyj->bkij", rows, lines)
   return covered.reshape(batch, count, len(rows) * len(cols)) / patch_size**2
 
 
@@ -134,8 +135,13 @@ def colour_and_texture(
   channels = pixels.shape[-1]
   down = (pixels[:, 2:] - pixels[:, :-2])[:, :, 1:-1]
   right = (pixels[:, :, 2:] - pixels[:, :, :-2])[:, 1:-1]
+  # Channel by channel: a sum over so few of them is slow on CPUs.
   tensor = jnp.stack(
-    [(a * b).sum(-1) for a, b in ((right, right), (down, down), (right, down))], -1
+    [
+      sum(a[..., c] * b[..., c] for c in range(channels))
+      for a, b in ((right, right), (down, down), (right, down))
+    ],
+    -1,
   )
   tensor = jnp.pad(tensor, ((0, 0), (1, 1), (1, 1), (0, 0)))  # no gradient at the border
   maps = jnp.concatenate([pixels, pixels**2, tensor], -1).reshape(batch, -1, 2 * channels + 3)
