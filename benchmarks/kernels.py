@@ -1,6 +1,7 @@
-"""Where the time of a training step goes, by kind of kernel:
+"""Where the time of a training step goes, by kind of kernel, or by part of the model:
 
   python -m benchmarks.kernels --batch_size 32
+  python -m benchmarks.kernels --batch_size 4 --by part --config.image_size=384 --config.model.dtype=float32
 
 Profiles a few steps with JAX's profiler and adds up what ran on the device. On CPUs several run at once, so that the
 sum may exceed the time of the step.
@@ -30,11 +31,37 @@ KINDS = (
   ("reductions", r"reduce"),
   ("other fusions", r"fusion|loop|input|wrapped"),
 )
+# The first that is found in where a kernel is from decides: the path of the operation that it computes, as JAX
+# writes it into the program.
+PARTS = (
+  ("decoder", r"decode"),
+  ("encoder: products of qkv, out and the MLP", r"encoder.*/(qkv|out|mlp_\w+)/.*dot_general"),
+  ("encoder: attention and the rest", r"encode"),
+  ("instance masks and selection", r"mask|select|MaIL/(convert|bkyx|\w*->)"),
+  ("embeddings of image and text", r"/(image|text)/"),
+  ("optimizer, average and loss", r""),
+)
 
 
 def kind_of(kernel: str) -> str:
   """The kind of a kernel, by its name."""
   return next((kind for kind, found in KINDS if re.search(found, kernel.lower())), "others")
+
+
+def origins(program: str) -> dict[str, str]:
+  """Where each kernel of a compiled program is from: the path of its operation, empty where it says none."""
+  named = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE)
+  return {
+    name: found[1] if (found := re.search(r'op_name="([^"]*)"', rest)) else ""
+    for name, rest in named
+  }
+
+
+def part_of(origin: str) -> str:
+  """The part of the model that a kernel belongs to."""
+  if not origin:
+    return "not said (copies and fusions that the compiler made)"
+  return next(part for part, found in PARTS if re.search(found, origin))
 
 
 def kernels(folder: str) -> dict[str, tuple[float, int]]:
@@ -61,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   contestants.add_arguments(parser)
+  parser.add_argument("--by", choices=("kind", "part"), default="kind")
   args, config = contestants.parse(parser, argv)
   with config.unlocked():
     config.batch_size = args.batch_size[0]
@@ -70,19 +98,21 @@ def main(argv: list[str] | None = None) -> None:
   state, lr = program.create(), np.float32(config.optimizer.lr)
   for _ in range(2):
     state, _ = jax.block_until_ready(program.step(state, batch, lr))
+  came_from = origins(program.step.lower(state, batch, lr).compile().as_text())
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       for _ in range(STEPS):
         state, _ = jax.block_until_ready(program.step(state, batch, lr))
     found = kernels(folder)
-  kinds: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+  groups: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
   for name, (seconds, calls) in found.items():
-    kinds[kind_of(name)][0] += seconds / STEPS
-    kinds[kind_of(name)][1] += calls / STEPS
-  total = sum(seconds for seconds, _ in kinds.values())
+    group = groups[kind_of(name) if args.by == "kind" else part_of(came_from.get(name, ""))]
+    group[0] += seconds / STEPS
+    group[1] += calls / STEPS
+  total = sum(seconds for seconds, _ in groups.values())
   rows = [
-    {"kind": kind, "ms a step": seconds * 1e3, "share": f"{seconds / total:.1%}", "kernels": round(calls)}
-    for kind, (seconds, calls) in sorted(kinds.items(), key=lambda item: -item[1][0])
+    {args.by: group, "ms a step": seconds * 1e3, "share": f"{seconds / total:.1%}", "kernels": round(calls)}
+    for group, (seconds, calls) in sorted(groups.items(), key=lambda item: -item[1][0])
   ]  # fmt: skip
   print(f"{paired.machine()}\n\n{paired.table(rows)}")
   paired.write_json(args.json, {"config": config.to_dict(), "rows": rows})

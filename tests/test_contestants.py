@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
@@ -116,3 +118,21 @@ def test_kernels_are_added_up_by_kind(tmp_path):
 )
 def test_a_kernel_has_the_kind_that_its_name_says(kernel, kind):
   assert kernels.kind_of(kernel) == kind
+
+
+def test_kernels_are_added_up_by_the_part_that_they_are_from():
+  @jax.jit
+  def program(x):
+    with jax.named_scope("MaIL/encoder/block00/qkv"):
+      x = x @ x.T
+    with jax.named_scope("MaIL/decoder/stage0"):
+      x = jnp.sort(x, axis=0)
+    return x.sum()
+
+  text = program.lower(jnp.ones((96, 96))).compile().as_text()
+  origins = [where for where in kernels.origins(text).values() if where]
+  assert {kernels.part_of(where) for where in origins if "MaIL" in where} == {
+    "encoder: products of qkv, out and the MLP",
+    "decoder",
+  }
+  assert kernels.part_of("jit(train_step)/mul") == "optimizer, average and loss"
