@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from input_pipeline.errors import InputError
 from mail_jax.resize import resize_cubic, resize_logits, squash_masks
 
-Masks = tuple[Bool[Array, "b y x"], Bool[Array, "b y x"]]
+Masks = tuple[Bool[Array, "b rows cols"], Bool[Array, "b rows cols"]]
 # LAVT's input, to which its targets are resized as well (arXiv 2112.02244; test.py, transforms.py of its code).
 LAVT_SIDE = 480
 # Above this probability CRIS says that a pixel is the referent's (arXiv 2111.15174; engine/engine.py of its code).
