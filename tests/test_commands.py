@@ -365,7 +365,8 @@ def test_train_names_what_is_wrong(shapes_data, tmp_path, monkeypatch, options, 
 )
 def test_the_command_prints_one_line_and_exits_with_2(command, error, tmp_path, monkeypatch):
   """As a user sees it, without the settings that tests make."""
-  monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+  for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):
+    monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv("PYTHONPATH", str(tiny_run.CHECKOUT))
   (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
   words = command.replace("RECIPE", tiny_run.__file__).split()

@@ -161,6 +161,7 @@ def _stop_at_call(monkeypatch, number: int) -> None:
   monkeypatch.setattr("mail_jax.preemption.Preemption.reached", reached)
 
 
+@pytest.mark.slow
 def test_when_one_of_two_processes_is_killed_the_other_ends_and_both_go_on(shapes_data, tmp_path):
   undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "run"
   first = _start(shapes_data, undisturbed, "two processes")
@@ -177,6 +178,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_both_go_on(shape
   _assert_the_same(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_ends_both_well(shapes_data, tmp_path):
   run = _start(shapes_data, tmp_path, "two processes", "--config.steps=2000")
   _wait(run, lambda: _is_beyond_a_checkpoint(tmp_path))
