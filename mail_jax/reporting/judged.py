@@ -1,0 +1,26 @@
+"""What a model was given and what became of it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mail_jax.reporting.outcomes import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """A split and the model's results on it.
+
+  Attributes:
+    name: DATASET/SPLIT.
+    metrics: fractions and counts by their name.
+    rows: a sentence each, in the order of the data; at least one.
+    groups: metrics of a part of the sentences, by what parts them (`by_size`, `by_words`) and the name of the part.
+    instances: who made its instance masks, as `leakage.recall` says.
+  """
+
+  name: str
+  metrics: Mapping[str, int | float]
+  rows: Sequence[Row]
+  groups: Mapping[str, Mapping[str, Mapping[str, int | float]]]
+  instances: Mapping[str, Any]
