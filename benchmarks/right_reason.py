@@ -136,7 +136,7 @@ def score(
   """Evaluates; the selection accuracy is None where no instance is right, so none can be chosen."""
   evaluator = SegmentationEvaluator(measure, lambda: batches)
   result: Result = dict(evaluator.run(variables))
-  if not (evaluator.rows["best_iou"] > 0.5).any():
+  if not (evaluator.rows["oracle_iou"] > 0.5).any():
     result["selection_accuracy"] = None
   return {name: result[name] for name in COLUMNS}, evaluator
 
@@ -183,7 +183,7 @@ def judge(
         "--size, --seed and --eval_scenes"
       )
     yield "exact instance masks", result
-  yield "best raw instance mask", score_raw(plain.rows["best_iou"])
+  yield "best raw instance mask", score_raw(plain.rows["oracle_iou"])
   yield "picked raw instance mask", score_raw(plain.rows["chosen_iou"])
 
 

@@ -21,7 +21,14 @@ from typing import NoReturn
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment, eval_rows, record_reader, shared_images, train_samples
+from input_pipeline import (
+  augment,
+  builder,
+  eval_rows,
+  record_reader,
+  shared_images,
+  train_samples,
+)
 from input_pipeline.errors import InputError
 from input_pipeline.prefetch import prefetch
 from input_pipeline.preprocess import exchange_left_right
@@ -52,6 +59,17 @@ def num_refs(data_dir: str, name: str, split: str) -> int:
     InputError: the data set or the split is not there.
   """
   return record_reader.count_refs(record_reader.open_source(data_dir, name, split))
+
+
+def splits(data_dir: str, name: str) -> list[str]:
+  """Returns the names of the splits of a data set: `train`, `val`, and the others by their names.
+
+  Raises:
+    InputError: the data set is not there.
+  """
+  first = ("train", "val")
+  found = set(builder.open_dataset(data_dir, name).info.splits)
+  return [*(split for split in first if split in found), *sorted(found.difference(first))]
 
 
 def train_batches(

@@ -115,6 +115,27 @@ def fingerprint(path: str) -> str:
     raise InputError(f"{path}: {error.strerror}; docs/data.md says which files go where") from error
 
 
+def fingerprint_split(data_dir: str, name: str, split: str) -> str:
+  """Returns the first 64 bits of a SHA-256 over the records of a split: equal ones, equal records in equal files.
+
+  Raises:
+    InputError: there are no such records, or they cannot be read.
+  """
+  folder = open_dir(data_dir, name)
+  digest = hashlib.sha256()
+  try:
+    paths = sorted(folder.glob(f"{BUILDER_NAME}-{split}.tfrecord-*"))
+    if not paths:
+      raise InputError(f"{folder}: there is no file of records of {split}; prepare {name} again")
+    for path in paths:
+      digest.update(f"{path.name}\n".encode())
+      with path.open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())  # pyright: ignore[reportArgumentType]
+  except OSError as error:
+    raise InputError(f"{folder}: {error.strerror or error}") from error
+  return digest.hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def staging(data_dir: str, name: str) -> Iterator[str]:
   """A folder to write a data set to; it takes its final place when the block ends without error.

@@ -1,19 +1,34 @@
-"""Metrics of a checkpoint, at original resolution, every sentence once, on all devices of all hosts:
+"""Metrics of a checkpoint, every sentence once, on all devices of all hosts; and whether two checkpoints differ:
 
-python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes/val --json metrics.json
+python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes --json demo.json --samples demo.jsonl
+python -m mail_jax.evaluate --compare demo.jsonl other.jsonl
+
+docs/evaluation.md says what the metrics are.
 """
 
 import argparse
+import functools
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from input_pipeline import drawing, records, storage, writing
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
-from mail_jax import distributed, sharding, trained
+from mail_jax import (
+  distributed,
+  evaluation_table,
+  fingerprints,
+  paired_comparison,
+  sentence_rows,
+  sharding,
+  trained,
+)
+from mail_jax.evaluators import breakdowns, protocols, segmentation
 from mail_jax.evaluators.segmentation import SegmentationEvaluator
 from mail_jax.program import jit_measure
 from mail_jax.resize import resize_logits
@@ -57,32 +72,94 @@ def open_batches(
 
 
 def compile_measure(
-  model: trained.Trained,
+  model: trained.Trained, protocol: protocols.Protocol = protocols.ORIGINAL
 ) -> Callable[[Any, dict[str, Any]], dict[str, jax.Array]]:
   """Makes what the evaluator runs: every process gives its rows of a batch, and has the results of all."""
   mesh = sharding.make_mesh()
-  measure = jit_measure(model.model, mesh, sharding.replicated(mesh))
+  measure = jit_measure(model.model, mesh, sharding.replicated(mesh), protocol)
   return lambda variables, batch: measure(variables, sharding.global_batch(mesh, batch))
 
 
-def table(results: dict[str, dict[str, int | float]]) -> str:
-  """Metrics as a table in percent, one row a split."""
-  columns = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
-  rows = [["", *columns]]
-  for name, metrics in results.items():
-    rows.append(
-      [
-        name,
-        *(f"{metrics[c]:.0f}" if c == "sentences" else f"{100 * metrics[c]:.2f}" for c in columns),
-      ]
-    )
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  return "\n".join(
-    row[0].ljust(widths[0])
-    + "  "
-    + "  ".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
-    for row in rows
-  )
+def summarise(
+  columns: Mapping[str, np.ndarray], protocol: protocols.Protocol
+) -> Iterator[tuple[str, int | float]]:
+  """All metrics of sentences, as fractions: those that every data set has, and those that only this one's rows ask for.
+
+  Args:
+    columns: as `sentence_rows.columns` gives them.
+    protocol: by which they were counted.
+  """
+  for summary in _summaries(columns):
+    yield from summary(columns, protocol)
+
+
+def _summaries(columns: Mapping[str, np.ndarray]) -> list[Callable[..., Any]]:
+  """What is told of sentences like these: each takes the columns and the protocol, and yields (name, value)."""
+  del columns
+  return [segmentation.summarise]
+
+
+def evaluate_split(
+  model: trained.Trained,
+  data_dir: str,
+  name: str,
+  batch_size: int = 0,
+  protocol: str = "original",
+  measure: Callable[[Any, dict[str, Any]], dict[str, jax.Array]] | None = None,
+) -> tuple[dict[str, Any], list[sentence_rows.Row]]:
+  """Evaluates one split; all processes take part, and all have the result.
+
+  Args:
+    model: what is judged.
+    data_dir: what `prepare` was given.
+    name: DATASET/SPLIT.
+    batch_size: over all devices of all processes; 0: as in training. It changes no metric.
+    protocol: `original`, `lavt` or `cris`.
+    measure: of `compile_measure`, for the same model and protocol; by default it is compiled.
+
+  Returns:
+    The metrics as fractions, with `by_size` and `by_words` the same of kinds of sentences; and a row a sentence, in the
+    order of the data, with the keys of `sentence_rows.FIELDS`. The metrics follow from the rows.
+
+  Raises:
+    InputError: no such protocol, data set or split.
+  """
+  how = protocols.find(protocol)
+  measure = measure or compile_measure(model, how)
+  batches = open_batches(model, data_dir, name, batch_size=batch_size)
+  evaluator = SegmentationEvaluator(measure, lambda: batches, how)
+  for _ in evaluator.run(model.variables):
+    pass  # what it yields follows from the rows, as what is said below does
+  shares = distributed.everyone(evaluator.meta)
+  meta = sorted((row for share in shares for row in share), key=lambda row: row["index"])
+  rows = sentence_rows.make(name, evaluator.rows, meta, how, model.config.max_instances)
+  columns = sentence_rows.columns(rows)
+  summary = functools.partial(summarise, protocol=how)
+  return dict(summary(columns)) | breakdowns.breakdowns(columns, summary), rows
+
+
+def find_splits(data_dir: str, data: Sequence[str]) -> list[str]:
+  """Returns DATASET/SPLIT for each of `data`, each once; a DATASET stands for all of its splits but `train`.
+
+  Raises:
+    InputError: there is no such data set or split.
+  """
+  from input_pipeline import loader
+
+  names = []
+  for name in data:
+    dataset, slash, split = name.partition("/")
+    if not dataset or (slash and not split):
+      raise InputError(f"--data {name}: write DATASET or DATASET/SPLIT, such as refcoco_unc/val")
+    if slash:
+      loader.num_refs(data_dir, dataset, split)  # a wrong name is told now
+    found = [split] if slash else [s for s in loader.splits(data_dir, dataset) if s != "train"]
+    if not found:
+      raise InputError(
+        f"--data {name}: it has no split but train; write {name}/train to evaluate that"
+      )
+    names += [f"{dataset}/{split}" for split in found]
+  return list(dict.fromkeys(names))
 
 
 def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
@@ -150,6 +227,22 @@ def _tile(batch, row, masks, chosen, i):
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
+  words = sys.argv[1:] if argv is None else argv
+  if any(word.partition("=")[0] == "--compare" for word in words):
+    paired_comparison.main(words)
+    return
+  args = _parser().parse_args(words)
+  distributed.initialize(args, saves_on_sigterm=False)
+  if args.overlays and distributed.is_main():
+    drawing.check_writable(args.overlays)
+  model = trained.load(args.checkpoint, args.which)
+  names = find_splits(args.data_dir, args.data)
+  results, rows = evaluate(model, args.data_dir, names, args.batch_size, args.protocol)
+  if distributed.is_main():
+    write_report(model, results, rows, args)
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -158,13 +251,22 @@ def main(argv: list[str] | None = None) -> None:
     "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
   )
   parser.add_argument(
-    "--data", required=True, action="append", metavar="DATASET/SPLIT", help="may be given again"
+    "--data",
+    required=True,
+    action="append",
+    metavar="DATASET[/SPLIT]",
+    help="may be given again; without SPLIT, all splits but train",
   )
   parser.add_argument(
-    "--json",
-    metavar="OUT",
-    help="write the metrics as fractions, and whose instance masks they rest on",
+    "--protocol",
+    choices=tuple(protocols.PROTOCOLS),
+    default="original",
+    help="how masks are compared: ours (default), or as LAVT or CRIS do it, to compare with their numbers",
   )
+  parser.add_argument(
+    "--json", metavar="OUT", help="write the metrics as fractions, and what they were measured on"
+  )
+  parser.add_argument("--samples", metavar="OUT.jsonl", help="write a row a sentence")
   parser.add_argument("--overlays", metavar="OUT.png", help="draw a contact sheet of predictions")
   parser.add_argument(
     "--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)"
@@ -176,47 +278,76 @@ def main(argv: list[str] | None = None) -> None:
     metavar="B",
     help="sentences at a time, over all devices (default: as in training); it changes no metric",
   )
+  parser.add_argument(
+    "--compare",
+    nargs=2,
+    metavar=("A.jsonl", "B.jsonl"),
+    help="compare two files of --samples, and evaluate nothing; of the other options only --json counts",
+  )
   distributed.add_arguments(parser)
-  args = parser.parse_args(argv)
-
-  distributed.initialize(args, saves_on_sigterm=False)
-  if args.overlays and distributed.is_main():
-    drawing.check_writable(args.overlays)
-  model = trained.load(args.checkpoint, args.which)
-  results = evaluate(model, args.data_dir, args.data, args.batch_size)
-  if distributed.is_main():
-    write_report(model, results, args)
+  return parser
 
 
 def evaluate(
-  model: trained.Trained, data_dir: str, names: Sequence[str], batch_size: int = 0
-) -> dict[str, dict[str, int | float]]:
-  """Metrics of each of `names`, which are DATASET/SPLIT; all processes take part."""
-  measure, results = compile_measure(model), {}
-  # All are opened first, so that a wrong name is told at once.
-  opened = [(name, open_batches(model, data_dir, name, batch_size=batch_size)) for name in names]
-  for name, batches in opened:
-    evaluator = SegmentationEvaluator(measure, lambda batches=batches: batches)
-    results[name] = dict(evaluator.run(model.variables))
-    results[name]["text_cut"] = float(evaluator.rows["cut"].mean())
-  return results
+  model: trained.Trained,
+  data_dir: str,
+  names: Sequence[str],
+  batch_size: int = 0,
+  protocol: str = "original",
+) -> tuple[dict[str, dict[str, Any]], list[sentence_rows.Row]]:
+  """Evaluates each of `names`, which are DATASET/SPLIT, by one compiled program; see `evaluate_split`."""
+  measure = compile_measure(model, protocols.find(protocol))
+  results, rows = {}, []
+  for name in names:
+    results[name], found = evaluate_split(model, data_dir, name, batch_size, protocol, measure)
+    rows += found
+  return results, rows
+
+
+def describe(
+  model: trained.Trained, data_dir: str, names: Sequence[str], protocol: str
+) -> dict[str, dict[str, Any]]:
+  """What the metrics of each of `names`, which are DATASET/SPLIT, were measured on, and how."""
+  prints = {
+    "model": fingerprints.of_model(model),
+    "config": fingerprints.of_config(model.config),
+  }
+  found = {}
+  for name in names:
+    dataset, _, split = name.partition("/")
+    data = storage.fingerprint_split(data_dir, dataset, split)
+    found[name] = {
+      "protocol": protocol,
+      "instances": recall_instances(data_dir, name),
+      "step": model.step,
+      "fingerprints": prints | {"data": data},
+    }
+  return found
 
 
 def write_report(
-  model: trained.Trained, results: dict[str, dict[str, int | float]], args: argparse.Namespace
+  model: trained.Trained,
+  results: dict[str, dict[str, Any]],
+  rows: list[sentence_rows.Row],
+  args: argparse.Namespace,
 ) -> None:
   """Prints the metrics and writes what was asked for."""
-  print(f"{args.checkpoint}, step {model.step}; percent\n{table(results)}")
-  instances = {name: recall_instances(args.data_dir, name) for name in results}
-  for line in leakage.warnings(instances):
+  how = "" if args.protocol == "original" else f", protocol {args.protocol}"
+  print(f"{args.checkpoint}, step {model.step}{how}; percent\n{evaluation_table.metrics(results)}")
+  for line in leakage.warnings({name: recall_instances(args.data_dir, name) for name in results}):
     print(line)
+  print(f"\n{evaluation_table.kinds(results)}")
+  if args.samples:
+    sentence_rows.write(args.samples, rows)
+    print(f"wrote {args.samples}")
   if args.json:
-    report = {name: row | {"instances": instances[name]} for name, row in results.items()}
+    about = describe(model, args.data_dir, list(results), args.protocol)
+    report = {name: found | about[name] for name, found in results.items()}
     writing.write_whole(args.json, json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.json}")
   if args.overlays:
-    share = -(-args.overlay_count // len(args.data))
-    drawing.save(draw_sheet(model, args.data_dir, args.data, share), args.overlays)
+    share = -(-args.overlay_count // len(results))
+    drawing.save(draw_sheet(model, args.data_dir, list(results), share), args.overlays)
     print(f"wrote {args.overlays} ({drawing.legend()})")
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import InputError
 from mail_jax import sharding
 from mail_jax.config import make_model
+from mail_jax.evaluators.protocols import ORIGINAL, Protocol
 from mail_jax.evaluators.segmentation import make_measure
 from mail_jax.models import instances
 from mail_jax.models.attention import runs_on
@@ -101,16 +102,17 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   )
 
 
-def jit_measure(model: MaIL, mesh: Mesh, placed: Any) -> Any:
+def jit_measure(model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGINAL) -> Any:
   """What an evaluation counts of a batch, on every device: (variables, batch) -> counts.
 
   Args:
     model: the network.
     mesh: of the devices that the batch is spread over.
     placed: where the variables are.
+    protocol: by which it counts.
   """
   return jax.jit(
-    sharding.traced_on(mesh, make_measure(model)),
+    sharding.traced_on(mesh, make_measure(model, protocol)),
     in_shardings=(placed, sharding.batch_sharding(mesh)),
     out_shardings=sharding.replicated(mesh),
   )

@@ -26,7 +26,7 @@ def check_same(
   Raises:
     InputError: names the first key that differs.
   """
-  before, after = _ADDED | _flat(meta["config"]), _flat(to_json(config))
+  before, after = _ADDED | flat(meta["config"]), flat(to_json(config))
   for key in sorted(before.keys() | after.keys()):
     if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
       raise InputError(
@@ -40,11 +40,12 @@ def check_same(
     )
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A nested config as one level of names with dots."""
+  found = {}
   for key, value in data.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat
+    found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return found
 
 
 def move_old(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:

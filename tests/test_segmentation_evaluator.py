@@ -150,20 +150,20 @@ def test_metrics_follow_from_the_integers(cases, evaluated):
 
 def test_choices_are_judged_by_the_raw_masks(cases, evaluated):
   rows, metrics = evaluated[0].rows, evaluated[1]
-  chosen_iou, best_iou = [], []
+  chosen_iou, oracle_iou = [], []
   for case, chosen in zip(cases, rows["chosen"], strict=True):
     iou = [coco_mask.iou([encode(m)], [encode(case.target)], [0])[0, 0] for m in case.masks]
     best = max(range(SLOTS + 1), key=lambda k, case=case: case.selection_logits[k])
     assert chosen == best
     chosen_iou.append(iou[best] if best < SLOTS else 0)
-    best_iou.append(max(iou))
+    oracle_iou.append(max(iou))
   np.testing.assert_allclose(rows["chosen_iou"], chosen_iou, rtol=1e-6)
-  np.testing.assert_allclose(rows["best_iou"], best_iou, rtol=1e-6)
-  right = [c > 0.5 for c, b in zip(chosen_iou, best_iou, strict=True) if b > 0.5]
+  np.testing.assert_allclose(rows["oracle_iou"], oracle_iou, rtol=1e-6)
+  right = [c > 0.5 for c, b in zip(chosen_iou, oracle_iou, strict=True) if b > 0.5]
   assert 0 < len(right) < CASES
   np.testing.assert_allclose(metrics["selection_accuracy"], sum(right) / len(right))
   np.testing.assert_allclose(metrics["picked_mIoU"], np.mean(chosen_iou), rtol=1e-6)
-  np.testing.assert_allclose(metrics["oracle_mIoU"], np.mean(best_iou), rtol=1e-6)
+  np.testing.assert_allclose(metrics["oracle_mIoU"], np.mean(oracle_iou), rtol=1e-6)
 
 
 def test_batch_size_changes_nothing(cases, evaluated):
@@ -226,7 +226,7 @@ def test_summary_of_four_sentences_by_hand():
     "union": np.array([10, 4, 10, 0]),
     # The second has no instance over 0.5, so it cannot be chosen rightly and is left out.
     "chosen_iou": np.array([0.75, 0.25, 0.0, 0.5]),
-    "best_iou": np.array([0.75, 0.5, 0.75, 1.0]),
+    "oracle_iou": np.array([0.75, 0.5, 0.75, 1.0]),
     "chosen": np.array([0, 1, 3, 2]),
   }
   metrics = dict(summarise(rows))
@@ -239,7 +239,7 @@ def test_summary_of_four_sentences_by_hand():
 def test_pixels_of_many_large_images_do_not_overflow():
   big = np.full(3, 2**31 - 1, np.int32)
   assert dict(summarise({
-    "intersection": big, "union": big, "chosen_iou": np.ones(3), "best_iou": np.ones(3)
+    "intersection": big, "union": big, "chosen_iou": np.ones(3), "oracle_iou": np.ones(3)
   }))["oIoU"] == 1  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Overall IoU, mean IoU and precision@X, one definition (docs/architecture.md, Evaluation)."""
+"""Overall IoU, mean IoU and precision@X (docs/evaluation.md)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,8 +9,8 @@ import numpy as np
 
 from input_pipeline.errors import InputError
 from mail_jax import losses
+from mail_jax.evaluators.protocols import ORIGINAL, Protocol
 from mail_jax.models.mail import MaIL, Output
-from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
 
 Batch = dict[str, Any]
@@ -18,16 +18,20 @@ Variables = Any  # {"params", "batch_stats"}
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def make_measure(model: MaIL) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
+def make_measure(
+  model: MaIL, protocol: Protocol = ORIGINAL
+) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
   """Makes the function that runs the model on a batch and counts pixels on the device (to be jitted)."""
 
   def measure(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    return count(apply_model(model, variables, batch), batch, model.max_instances)
+    return count(apply_model(model, variables, batch), batch, model.max_instances, protocol)
 
   return measure
 
 
-def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Array]:
+def count(
+  output: Output, batch: Batch, max_instances: int, protocol: Protocol = ORIGINAL
+) -> dict[str, jax.Array]:
   """Integers and choices from which every metric follows.
 
   Args:
@@ -35,52 +39,68 @@ def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Arr
     batch: with `original_target` (bool [b, y, x], zero beyond the image) and `original_size` (int [b, 2]); what it
       says of its rows, `index`, `total` and `cut`, is part of the result.
     max_instances: K.
+    protocol: which pixels are compared.
 
   Returns:
-    `intersection` and `union` in pixels of the original image; `chosen`, the slot with the largest selection
-    logit, k for none; `chosen_iou` and `best_iou` of the raw instance masks with the target, at the model's
-    resolution (0 without instances).
+    `intersection` and `union` in pixels of the protocol; `height`, `width` and `area`, of the target, in pixels of the
+    original image; `chosen`, the slot with the largest selection logit, k for none; `chosen_iou` and `oracle_iou`, of
+    the chosen and of the best raw instance mask with the target, at the model's resolution (0 without instances).
   """
-  truth = batch["original_target"]
-  size = batch["original_size"]
-  # Outside the image the resized logits are 0, so never positive.
-  predicted = resize_logits(output.logits, size, truth.shape[1:]) > 0
+  truth, size = batch["original_target"], batch["original_size"]
+  predicted, true = protocol.masks(output.logits, truth, size)
   result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
   result |= {
-    "intersection": (predicted & truth).sum((1, 2), dtype=jnp.int32),
-    "union": (predicted | truth).sum((1, 2), dtype=jnp.int32),
+    "intersection": (predicted & true).sum((1, 2), dtype=jnp.int32),
+    "union": (predicted | true).sum((1, 2), dtype=jnp.int32),
+    "height": size[:, 0],
+    "width": size[:, 1],
+    "area": truth.sum((1, 2), dtype=jnp.int32),
     "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
   }
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
-    return result | {"chosen_iou": zero, "best_iou": zero}
+    return result | {"chosen_iou": zero, "oracle_iou": zero}
   iou = losses.instance_iou(output.masks, batch["target"])
   chosen_iou = jnp.take_along_axis(
     jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1
   )[:, 0]
-  return result | {"chosen_iou": chosen_iou, "best_iou": iou.max(1)}
+  return result | {"chosen_iou": chosen_iou, "oracle_iou": iou.max(1)}
 
 
-def summarise(rows: dict[str, np.ndarray]) -> Iterator[tuple[str, int | float]]:
-  """Metrics from one row a sentence, as fractions; 0/0 counts 1, both being empty."""
-  intersection, union = rows["intersection"].astype(np.int64), rows["union"].astype(np.int64)
-  iou = np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
+def summarise(
+  columns: Mapping[str, np.ndarray], protocol: Protocol = ORIGINAL
+) -> Iterator[tuple[str, int | float]]:
+  """Metrics of at least one sentence, as fractions.
+
+  Args:
+    columns: a value a sentence of what `count` returns; with `image_id` and `ref_id` the refs are counted, with `cut`
+      the texts that were cut.
+    protocol: by which they were counted.
+  """
+  intersection, union = (columns[name].astype(np.int64) for name in ("intersection", "union"))
+  iou = protocol.iou(intersection, union)
   yield "sentences", len(iou)
-  yield "oIoU", float(intersection.sum() / union.sum()) if union.sum() else 1.0
+  if "ref_id" in columns:
+    yield (
+      "refs",
+      len(set(zip(columns["image_id"].tolist(), columns["ref_id"].tolist(), strict=True))),
+    )
+  yield "oIoU", float(intersection.sum() / union.sum()) if union.sum() else protocol.empty
   yield "mIoU", float(iou.mean())
   for threshold in THRESHOLDS:
-    yield f"P@{threshold}", float((iou >= threshold).mean())
-  findable = rows["best_iou"] > 0.5
-  yield (
-    "selection_accuracy",
-    float((rows["chosen_iou"][findable] > 0.5).mean()) if findable.any() else 0.0,
-  )
-  yield "picked_mIoU", float(rows["chosen_iou"].mean())
-  yield "oracle_mIoU", float(rows["best_iou"].mean())
+    yield f"P@{threshold}", float(protocol.reaches(iou, threshold).mean())
+  chosen_iou, oracle_iou = (columns[name].astype(float) for name in ("chosen_iou", "oracle_iou"))
+  findable = oracle_iou > 0.5
+  right = float((chosen_iou[findable] > 0.5).mean()) if findable.any() else 0.0
+  yield "selection_accuracy", right
+  yield "picked_mIoU", float(chosen_iou.mean())
+  yield "oracle_mIoU", float(oracle_iou.mean())
+  if "cut" in columns:
+    yield "text_cut", float(columns["cut"].mean())
 
 
 class SegmentationEvaluator:
-  """Overall IoU, mean IoU and precision@X at original resolution; what the instance masks would score.
+  """Overall IoU, mean IoU and precision@X; what the instance masks would score.
 
   `selection_accuracy` is the share of sentences whose chosen instance overlaps the target by IoU > 0.5, among
   those where some instance does. `picked_mIoU` and `oracle_mIoU` are the mean IoU of the chosen and of the best
@@ -91,6 +111,7 @@ class SegmentationEvaluator:
     self,
     measure: Callable[[Variables, Batch], dict[str, jax.Array]],
     batches: Callable[[], Iterable[Batch]],
+    protocol: Protocol = ORIGINAL,
   ):
     """Takes what runs the model and what it runs on.
 
@@ -98,9 +119,11 @@ class SegmentationEvaluator:
       measure: as `make_measure` makes it, jitted; where a batch is spread over several processes its results are on
         all of them.
       batches: starts one pass over the sentences, as `loader.eval_batches` does: `index` says which one a row is.
+      protocol: by which `measure` counts.
     """
     self._measure = measure
     self._batches = batches
+    self._protocol = protocol
     self.rows: dict[str, np.ndarray] = {}
     self.meta: list[dict[str, Any]] = []
 
@@ -108,7 +131,7 @@ class SegmentationEvaluator:
     """Yields (name, value).
 
     Afterwards `rows` holds one row a sentence, in the order of the data, whatever the batches and however many
-    processes read them; `meta` has what is known of the sentences that this process read.
+    processes read them; `meta` has what is known of the sentences that this process read, `index` of each among it.
 
     Raises:
       InputError: there is no sentence.
@@ -117,13 +140,20 @@ class SegmentationEvaluator:
     results: list[dict[str, Any]] = []
     self.meta = []
     for batch in self._batches():
-      self.meta.extend(row for row in batch.get("meta", []) if row is not None)
+      self.meta.extend(_known(batch))
       arrays = {name: value for name, value in batch.items() if name != "meta"}
       results.append(self._measure(variables, arrays))
       if len(results) > 1:  # one batch ahead of the device
         results[-2] = jax.device_get(results[-2])
     self.rows = in_order(jax.device_get(results))
-    yield from summarise(self.rows)
+    yield from summarise(self.rows, self._protocol)
+
+
+def _known(batch: Batch) -> Iterator[dict[str, Any]]:
+  """What is known of each sentence of a batch, with its number."""
+  for row, index in zip(batch.get("meta", []), batch["index"], strict=False):
+    if row is not None:
+      yield {"index": int(index), **row}
 
 
 def in_order(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -1,0 +1,64 @@
+"""The metrics of an evaluation as tables in percent, for people."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+COUNTS = ("sentences", "refs")
+# What a table of kinds of sentences shows; the rest is in the JSON.
+_OF_A_KIND = ("sentences", "oIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "selection_accuracy", "oracle_mIoU")  # fmt: skip
+_INDENT = "  "
+_KINDS = {
+  "by_size": "target, pixels of the photo (small: below 32 x 32, medium: below 96 x 96)",
+  "by_words": "words of the sentence",
+}
+
+
+def metrics(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """The metrics of every split, a row a split; a dash where it has no such metric."""
+  columns = list(
+    dict.fromkeys(c for found in results.values() for c in found if _is_metric(found[c]))
+  )
+  rows = [["", *columns], *([name, *_cells(found, columns)] for name, found in results.items())]
+  return text(rows)
+
+
+def kinds(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """The metrics of kinds of sentences, a row a kind of each split."""
+  return text([["", *_OF_A_KIND], *_kinds(results)])
+
+
+def _kinds(results: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+  for breakdown, title in _KINDS.items():
+    yield [title]
+    for name, found in results.items():
+      for kind, metrics in found[breakdown].items():
+        yield [f"{_INDENT}{name} {kind}", *_cells(metrics, _OF_A_KIND)]
+
+
+def _is_metric(value: Any) -> bool:
+  return isinstance(value, (int, float))
+
+
+def _cells(found: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+  return [_cell(column, found.get(column)) for column in columns]
+
+
+def _cell(column: str, value: Any) -> str:
+  if not _is_metric(value):
+    return "-"
+  return f"{value:.0f}" if column in COUNTS else f"{100 * value:.2f}"
+
+
+def text(rows: Sequence[Sequence[str]]) -> str:
+  """Rows one below the other, in columns; a row of one cell is a title."""
+  whole = [row for row in rows if len(row) > 1]
+  widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+    ).rstrip()
+    if len(row) > 1
+    else row[0]
+    for row in rows
+  )
