@@ -112,7 +112,9 @@ def test_a_list_is_read_in_every_form(name, packed, tmp_path):
   assert trained_on.text == f"{name}, 2 images (sha256 {digest[:16]})"
 
 
-_GZIP = gzip.compress(b"[1, 2]" * 99, mtime=0)  # no time of day: every test process must name the cases alike
+_GZIP = gzip.compress(
+  b"[1, 2]" * 99, mtime=0
+)  # no time of day: every test process must name the cases alike
 
 
 @pytest.mark.parametrize(

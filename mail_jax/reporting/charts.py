@@ -37,9 +37,7 @@ def lines(
     mark: an x with a dashed line through it.
   """
   frame = Frame(x, y)
-  return axes.drawing(
-    frame.width, frame.height, says, _lines(frame, series, say_point, mark)
-  )
+  return axes.drawing(frame.width, frame.height, says, _lines(frame, series, say_point, mark))
 
 
 def _lines(
@@ -69,7 +67,9 @@ def _lines(
       )
 
 
-def columns(values: Sequence[float], x: Scale, y: Scale, says: str, say: Sequence[str], number: int) -> str:
+def columns(
+  values: Sequence[float], x: Scale, y: Scale, says: str, say: Sequence[str], number: int
+) -> str:
   """Returns a histogram: columns side by side, which fill the x axis.
 
   Args:

@@ -1,15 +1,15 @@
-"""What a model was given and what became of it."""
+"""A split and what a model made of it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mail_jax.reporting.outcomes import Row
+from mail_jax.sentence_rows import Row
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-  """A split and the model's results on it.
+  """The results of a split.
 
   Attributes:
     name: DATASET/SPLIT.

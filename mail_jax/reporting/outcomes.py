@@ -1,13 +1,11 @@
 """What became of the sentences of a split, counted from its rows: the P@X curve, the histogram, and why some failed."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-Row = Mapping[str, Any]
-"""A sentence, as `evaluate --samples` writes it."""
+from mail_jax.sentence_rows import Row
 
 STEPS = 100
 """The P@X curve has a point each hundredth from 0 to 1."""
@@ -45,8 +43,12 @@ class Reason:
 
 REASONS = (
   Reason("found", "the mask has an IoU of at least 0.5", "found"),
-  Reason("poor outline", "the right instance was chosen, and the mask is below 0.5 all the same", "poor"),
-  Reason("wrong instance", "an instance mask fits the target, and another or none was chosen", "wrong"),
+  Reason(
+    "poor outline", "the right instance was chosen, and the mask is below 0.5 all the same", "poor"
+  ),
+  Reason(
+    "wrong instance", "an instance mask fits the target, and another or none was chosen", "wrong"
+  ),
   Reason("no instance fits", "no instance mask overlaps the target by more than 0.5", "none"),
 )
 

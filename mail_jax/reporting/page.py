@@ -84,7 +84,9 @@ def write(report: Report) -> str:
 
 def _header(report: Report) -> Iterator[str]:
   yield f'<header><h1>{escape(report.run)}</h1><p class="about">{escape(report.about)}</p>'
-  links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in _SECTIONS.items())
+  links = "".join(
+    f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in _SECTIONS.items()
+  )
   yield f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
 
 
@@ -96,11 +98,15 @@ def _results(report: Report) -> Iterator[str]:
   yield from _tiles(report.splits)
   yield "</ul>"
   names = list(dict.fromkeys(name for split in report.splits for name in split.metrics))
-  rows = [[split.name, *(write_metric(split.metrics.get(name)) for name in names)] for split in report.splits]
+  rows = [
+    [split.name, *(write_metric(split.metrics.get(name)) for name in names)]
+    for split in report.splits
+  ]
   yield from html_page.table("metrics of every split", ["", *names], rows)
   yield '<p class="small">In percent, but for counts.</p>'
-  yield "<details><summary>What the columns mean</summary>"
-  yield from html_page.table("meanings", ["", ""], [*_MEANINGS.items()])
+  yield '<details class="facts"><summary>What the columns mean</summary>'
+  known = {name: text for name, text in _MEANINGS.items() if name in names or name == "P@X"}
+  yield from html_page.table("meanings", ["metric", "meaning"], [*known.items()])
   yield "</details>"
 
 
@@ -131,7 +137,7 @@ def _provenance(report: Report) -> Iterator[str]:
   yield '<div class="facts">'
   for heading, facts in report.facts.items():
     yield f"<div><h3>{escape(heading)}</h3>"
-    yield from html_page.table(heading, ["", ""], [*facts.items()])
+    yield from html_page.table(heading, ["what", "is"], [*facts.items()])
     yield "</div>"
   yield "</div>"
   yield "<details><summary>The whole config</summary>"

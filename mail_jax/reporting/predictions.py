@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from input_pipeline import drawing, example, preprocess, records
+from input_pipeline import drawing, example, records
 from input_pipeline.errors import InputError
-from mail_jax.reporting.outcomes import Row
 from mail_jax.segmenter import Segmentation, Segmenter
+from mail_jax.sentence_rows import Row
 
 KINDS = {
   "best": "the highest IoU where there is a target, one sentence of an image; of equals chance decides, always alike",
@@ -109,9 +109,7 @@ def draw(
   return [found[i] for i in range(len(rows))]
 
 
-def _records(
-  data_dir: str, name: str, wanted: Mapping[int, Any]
-) -> Iterator[records.ImageRecord]:
+def _records(data_dir: str, name: str, wanted: Mapping[int, Any]) -> Iterator[records.ImageRecord]:
   """The records of the images that are wanted, each once; it ends when there is none left."""
   # The only import that needs more than this package's own requirements.
   from input_pipeline import stored_records
@@ -133,7 +131,7 @@ def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: in
   result = segmenter(record.image, row["sentence"], record.instances.masks)
   union = int((ref.target | result.mask).sum())
   iou = int((ref.target & result.mask).sum()) / union if union else 1.0
-  jpeg, width, height = _encode(result, ref.target, limit)
+  jpeg, width, height = encode(result, ref.target, limit)
   return Drawn(row, jpeg, width, height, len(result.instances), iou)
 
 
@@ -144,9 +142,7 @@ def _unknown(row: Row) -> InputError:
   )
 
 
-def overlay(
-  result: Segmentation, target: np.ndarray, side: int
-) -> UInt8[np.ndarray, "h w 3"]:
+def overlay(result: Segmentation, target: np.ndarray, side: int) -> UInt8[np.ndarray, "h w 3"]:
   """Returns the photo with the mask in blue, the outlines of the target in white and of the chosen instance in yellow.
 
   Args:
@@ -165,7 +161,7 @@ def overlay(
   )
 
 
-def _encode(result: Segmentation, target: np.ndarray, limit: int) -> tuple[bytes, int, int]:
+def encode(result: Segmentation, target: np.ndarray, limit: int) -> tuple[bytes, int, int]:
   """The picture as a JPEG of the best quality, and then of the best size, that the limit allows."""
   side = _SIDE
   while True:

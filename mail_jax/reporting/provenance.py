@@ -3,39 +3,38 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from input_pipeline import storage
 from mail_jax.config import to_json
-from mail_jax.reporting.judged import Judged
 from mail_jax.trained import Trained
 
 _PACKAGES = ("mail_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
 
 
 def facts(
-  model: Trained, data_dir: str, splits: Sequence[Judged], written: str
+  model: Trained, data_dir: str, described: Mapping[str, Mapping[str, Any]], written: str
 ) -> dict[str, dict[str, str]]:
   """Returns headings, each with names and what they are.
 
   Args:
     model: that was judged.
     data_dir: what `prepare` was given.
-    splits: that it was judged on.
+    described: what `evaluate.describe` says of the splits that it was judged on; at least one.
     written: when.
   """
-  found = {"Model": _model(model)}
-  for name in dict.fromkeys(split.name.rpartition("/")[0] for split in splits):
-    found[f"Data: {name}"] = _data(storage.read_metadata(data_dir, name) or {}, name, splits)
+  prints = {name: about["fingerprints"] for name, about in described.items()}
+  found = {"Model": _model(model, next(iter(prints.values())))}
+  splits: dict[str, dict[str, str]] = {}
+  for name, own in prints.items():
+    dataset, _, split = name.rpartition("/")
+    splits.setdefault(dataset, {})[split] = own["data"]
+  for dataset, own in splits.items():
+    found[f"Data: {dataset}"] = _data(storage.read_metadata(data_dir, dataset) or {}, own)
   return found | {"Written by": _programs(written)}
-
-
-def count_parameters(model: Trained) -> int:
-  """Returns how many numbers the model has learned."""
-  return sum(x.size for x in jax.tree.leaves(model.variables["params"]))
 
 
 def config_text(model: Trained) -> str:
@@ -43,34 +42,38 @@ def config_text(model: Trained) -> str:
   return json.dumps(to_json(model.config), indent=2)
 
 
-def _model(model: Trained) -> dict[str, str]:
+def _model(model: Trained, prints: Mapping[str, str]) -> dict[str, str]:
   config = model.config
   parts = config.model
+  # An exported program holds its parameters itself.
+  numbers = sum(x.size for x in jax.tree.leaves(model.variables.get("params", {})))
   return {
-    "parameters": f"{count_parameters(model):,}",
+    **({"parameters": f"{numbers:,}"} if numbers else {}),
     "step": f"{model.step:,}",
     "encoder": f"{parts.depth} blocks of width {parts.width}, {parts.heads} heads",
     "image": f"{config.image_size} x {config.image_size} pixels, patches of {parts.patch_size}",
-    "instances": f"up to {config.max_instances}, as `{parts.mask_tokens}` tokens, `{parts.selection}` selection",
+    "instances": f"up to {config.max_instances}, {parts.mask_tokens} tokens, {parts.selection} selection",
     "text": f"up to {config.max_tokens} of {model.tokenizer.vocab_size:,} word pieces",
     "started from": config.init or "random weights",
     "trained on": f"{config.dataset}, batches of {config.batch_size}, seed {config.seed}",
+    "fingerprint": prints["model"],
+    "of the config": prints["config"],
   }
 
 
-def _data(metadata: Mapping[str, Any], name: str, splits: Sequence[Judged]) -> dict[str, str]:
+def _data(metadata: Mapping[str, Any], prints: Mapping[str, str]) -> dict[str, str]:
+  """What is known of a data set, and of its splits that have these fingerprints."""
   source = metadata.get("instances", {})
   found = {
     "version": storage.VERSION,
     "instance masks": f"{source.get('from', 'unknown')}, trained on {source.get('trained_on', 'unknown')}",
   }
-  for split in splits:
-    dataset, _, part = split.name.rpartition("/")
-    counts = metadata.get("counts", {}).get(part, {})
-    if dataset == name and counts:
-      found[part] = ", ".join(f"{value:,} {what}" for what, value in counts.items() if type(value) is int)
+  for split, fingerprint in prints.items():
+    counts = metadata.get("counts", {}).get(split, {})
+    sizes = [f"{value:,} {what}" for what, value in counts.items() if type(value) is int]
+    found[split] = ", ".join([*sizes, f"fingerprint {fingerprint}"])
   for key, value in metadata.get("arguments", {}).items():
-    found[f"prepare: {key}"] = str(value)
+    found[f"prepared with {key}"] = str(value)
   return found
 
 

@@ -75,7 +75,9 @@ def _histogram(split: Judged, number: int, alone: bool) -> str:
   chart = charts.columns(counts, x, axes.covering(counts, ""), says, say, number)
   title = "Sentences by IoU" if alone else f"Sentences by IoU, {split.name}"
   rows = [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]
-  return panel(title, chart, "", "How many sentences have a mask of that IoU.", (["IoU", "sentences"], rows))
+  return panel(
+    title, chart, "", "How many sentences have a mask of that IoU.", (["IoU", "sentences"], rows)
+  )
 
 
 def _reasons(splits: Sequence[Judged]) -> str:
@@ -98,7 +100,9 @@ def _reasons(splits: Sequence[Judged]) -> str:
     "Found or not, and why: "
     + "; ".join(f"{name} {', '.join(text for text, _, _ in parts)}" for name, parts in bars),
   )
-  key = charts.key_of([(f"{reason.name}: {reason.meaning}", f"swatch {reason.look}") for reason in REASONS])
+  key = charts.key_of(
+    [(f"{reason.name}: {reason.meaning}", f"swatch {reason.look}") for reason in REASONS]
+  )
   text = "Of the sentences with a target, in percent."
   return panel("Found or not, and why", chart, key, text, (["", *(r.name for r in REASONS)], table))
 
@@ -107,7 +111,11 @@ def _ceiling(splits: Sequence[Judged]) -> str:
   marks = (
     ("picked_mIoU", "the chosen instance mask as it is", "picked"),
     ("mIoU", "the model's mask", "mask"),
-    ("oracle_mIoU", "the best instance mask: the ceiling of any method that only picks one", "oracle"),
+    (
+      "oracle_mIoU",
+      "the best instance mask: the ceiling of any method that only picks one",
+      "oracle",
+    ),
   )
   rows = [
     (

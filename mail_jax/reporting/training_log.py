@@ -38,7 +38,9 @@ def _row(where: str, line: str) -> dict[str, Any]:
   try:
     row = json.loads(line)
   except json.JSONDecodeError as error:
-    raise InputError(f"{where}: {error}; remove the line, or the file to do without curves") from error
+    raise InputError(
+      f"{where}: {error}; remove the line, or the file to do without curves"
+    ) from error
   step = row.get("step") if isinstance(row, dict) else None
   if type(step) is not int:
     raise InputError(
