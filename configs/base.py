@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
   c.eval_batch_size = 64
   c.eval_split = "val"
   c.eval_every = 1000  # steps
-  c.eval_sentences = 1000  # of the split, in training; 0 is all of it
+  c.eval_sentences = 0  # of the split, in training; 0 is all of it, so that `best` is the best
   c.save_every = 500  # steps
   c.log_every = 50  # steps
   c.best_metric = "mIoU"

@@ -48,7 +48,6 @@ def get_config(argument: str = "unc") -> ConfigDict:
   c.epochs = 40.0
   c.batch_size = 32
   c.eval_batch_size = 32
-  c.eval_sentences = 0
   c.eval_every = 2000
   c.save_every = 1000
   c.best_metric = "oIoU"

@@ -1,4 +1,7 @@
-"""Evaluates a run as one of several processes, and writes what it found: `python tests/evaluated_by_several.py`."""
+"""Evaluates a run as one of several processes, and writes what it found: `python tests/evaluated_by_several.py`.
+
+Besides, the rows of all sentences of the last data, at the last batch size, in PROCESS.jsonl.
+"""
 
 import argparse
 import json
@@ -8,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mail_jax import distributed, evaluate, sharding, trained
+from mail_jax import distributed, evaluate, sentence_rows, sharding, trained
 from mail_jax.evaluators.segmentation import SegmentationEvaluator, count
 from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
@@ -64,6 +67,10 @@ def main() -> None:
         [row[k] for k in ("image_id", "ref_id", "sentence_index")] for row in evaluator.meta
       ]
   out = pathlib.Path(args.out)
+  _, rows = evaluate.evaluate_split(
+    model, args.data_dir, args.data[-1], args.batch_sizes[-1], measure=measure
+  )
+  sentence_rows.write(out / f"{jax.process_index()}.jsonl", rows)
   np.savez(out / f"{jax.process_index()}.npz", **found)
   (out / f"{jax.process_index()}.json").write_text(json.dumps(read))
 

@@ -17,13 +17,14 @@ import refer_layout
 import tiny_run
 from PIL import Image
 
-from input_pipeline import storage
+from input_pipeline import builder, storage
 from input_pipeline.errors import InputError
-from mail_jax import evaluate, predict, train
+from mail_jax import evaluate, fingerprints, predict, train, trained
 from mail_jax.segmenter import Segmenter
 
-METRICS = ("sentences", "oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
-METRICS += ("selection_accuracy", "oracle_mIoU")
+COUNTS = ("sentences", "refs")
+METRICS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
+METRICS += ("selection_accuracy", "picked_mIoU", "oracle_mIoU", "text_cut")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Evaluation:
   """What one run of `evaluate` left behind."""
 
   metrics: dict[str, dict[str, Any]]
+  rows: list[dict[str, Any]]
   sheet: pathlib.Path
   printed: str
 
@@ -41,21 +43,26 @@ def evaluation(finished_run, shapes_data, tmp_path_factory) -> Evaluation:
   command = ["--checkpoint", str(finished_run), "--data_dir", shapes_data]
   command += ["--data", "shapes/val", "--data", "shapes/testC"]
   command += ["--json", str(folder / "new" / "metrics.json")]
+  command += ["--samples", str(folder / "new" / "rows.jsonl")]
   command += ["--overlays", str(folder / "sheet.png"), "--overlay_count", "8"]
   with contextlib.redirect_stdout(printed):
     evaluate.main(command)
   metrics = json.loads((folder / "new" / "metrics.json").read_text())
-  return Evaluation(metrics, folder / "sheet.png", printed.getvalue())
+  rows = (folder / "new" / "rows.jsonl").read_text().splitlines()
+  return Evaluation(
+    metrics, [json.loads(row) for row in rows], folder / "sheet.png", printed.getvalue()
+  )
 
 
 def test_evaluate_writes_fractions_of_every_split(evaluation, shapes_data):
   assert list(evaluation.metrics) == ["shapes/val", "shapes/testC"]
   counts = (storage.read_metadata(shapes_data, "shapes") or {})["counts"]
   for name, metrics in evaluation.metrics.items():
-    assert set(METRICS) <= set(metrics)
-    assert metrics["sentences"] == counts[name.partition("/")[2]]["sentences"]
-    assert all(0 <= metrics[key] <= 1 for key in METRICS[1:])
-    precisions = [metrics[key] for key in METRICS[3:8]]
+    assert {*COUNTS, *METRICS} <= set(metrics)
+    for key in COUNTS:
+      assert metrics[key] == counts[name.partition("/")[2]][key]
+    assert all(0 <= metrics[key] <= 1 for key in METRICS)
+    precisions = [metrics[key] for key in METRICS[2:7]]
     assert precisions == sorted(precisions, reverse=True)
     assert metrics["oracle_mIoU"] > 0.7  # of the simulated detector's best mask
 
@@ -65,8 +72,121 @@ def test_evaluate_prints_percent(evaluation):
   for row in rows:
     name, *cells = row.split()
     shown = dict(zip(header.split(), map(float, cells), strict=True))
-    for key in METRICS[1:]:
+    for key in COUNTS:
+      assert shown[key] == evaluation.metrics[name][key]
+    for key in METRICS:
       assert shown[key] == pytest.approx(100 * evaluation.metrics[name][key], abs=0.006)
+  assert max(map(len, evaluation.printed.splitlines())) < 160
+
+
+def by_hand(rows: list[dict[str, Any]]) -> dict[str, float]:
+  """The metrics of rows, one after the other."""
+  iou = [row["intersection"] / row["union"] if row["union"] else 1 for row in rows]
+  can = [row for row in rows if row["oracle_iou"] > 0.5]
+  found = {f"P@0.{x}": sum(value >= x / 10 for value in iou) / len(rows) for x in range(5, 10)}
+  return found | {
+    "sentences": len(rows),
+    "refs": len({row["ref_id"] for row in rows}),
+    "oIoU": sum(row["intersection"] for row in rows) / sum(row["union"] for row in rows),
+    "mIoU": sum(iou) / len(rows),
+    "selection_accuracy": sum(row["chosen_iou"] > 0.5 for row in can) / max(1, len(can)),
+    "picked_mIoU": sum(row["chosen_iou"] for row in rows) / len(rows),
+    "oracle_mIoU": sum(row["oracle_iou"] for row in rows) / len(rows),
+    "text_cut": sum(row["cut"] for row in rows) / len(rows),
+  }
+
+
+SIZES = {"small": (1, 1024), "medium": (1024, 9216), "large": (9216, 10**9)}
+LENGTHS = {"1-2": (1, 3), "3-5": (3, 6), "6-10": (6, 11), "11+": (11, 10**9)}
+
+
+@pytest.mark.parametrize("name", ["shapes/val", "shapes/testC"])
+def test_rows_of_sentences_say_all_that_the_metrics_say(evaluation, name):
+  rows, metrics = [r for r in evaluation.rows if r["data"] == name], evaluation.metrics[name]
+  found = {key: metrics[key] for key in (*COUNTS, *METRICS)}
+  assert found == pytest.approx(by_hand(rows), abs=1e-12)
+  for breakdown, field, kinds in (("by_size", "area", SIZES), ("by_words", "words", LENGTHS)):
+    groups = {
+      kind: [row for row in rows if least <= row[field] < limit]
+      for kind, (least, limit) in kinds.items()
+    }
+    groups = {kind: group for kind, group in groups.items() if group}
+    assert metrics[breakdown].keys() == groups.keys() and len(groups) > 1
+    for kind, group in groups.items():
+      assert metrics[breakdown][kind] == pytest.approx(by_hand(group), abs=1e-12)
+
+
+def test_rows_are_the_sentences_of_the_data_in_their_order(evaluation, shapes_data):
+  found = iter(evaluation.rows)
+  for name in evaluation.metrics:
+    dataset, _, split = name.partition("/")
+    records = builder.open_dataset(shapes_data, dataset).as_dataset(split=split)
+    index = 0
+    for record in records:
+      refs = record["refs"]
+      for ref_id, texts, target in zip(
+        refs["ref_id"], refs["sentences"], refs["target"], strict=True
+      ):
+        for number, text in enumerate(texts):
+          row = next(found)
+          assert (row["data"], row["index"], row["protocol"]) == (name, index, "original")
+          assert row["image_id"] == int(record["image_id"]) and row["ref_id"] == int(ref_id)
+          assert (row["sentence_index"], row["sentence"]) == (number, text.numpy().decode())
+          assert row["words"] == len(row["sentence"].split())
+          pixels = np.asarray(Image.open(io.BytesIO(target.numpy())))
+          assert (row["height"], row["width"], row["area"]) == (*pixels.shape, (pixels > 0).sum())
+          index += 1
+  assert next(found, None) is None
+
+
+def test_the_json_says_what_was_measured_on_what(evaluation, finished_run, shapes_data):
+  prints = {name: metrics["fingerprints"] for name, metrics in evaluation.metrics.items()}
+  model = trained.load(str(finished_run))
+  for name, found in evaluation.metrics.items():
+    assert found["protocol"] == "original" and found["step"] == model.step
+    assert found["instances"]["from"] == "shapes"
+    split = name.partition("/")[2]
+    assert prints[name]["data"] == storage.fingerprint_split(shapes_data, "shapes", split)
+    assert prints[name]["model"] == fingerprints.of_model(model)
+    assert prints[name]["config"] == fingerprints.of_config(model.config)
+
+
+def test_a_second_table_has_the_kinds_of_sentences(evaluation):
+  lines = evaluation.printed.splitlines()
+  for name, metrics in evaluation.metrics.items():
+    for breakdown in ("by_size", "by_words"):
+      for kind, found in metrics[breakdown].items():
+        (line,) = (line for line in lines if line.split()[:2] == [name, kind])
+        sentences, overall = line.split()[2:4]
+        assert int(sentences) == found["sentences"]
+        assert float(overall) == pytest.approx(100 * found["oIoU"], abs=0.006)
+
+
+def test_a_data_set_stands_for_all_its_splits_but_train(shapes_data):
+  tests = ["shapes/val", "shapes/testA", "shapes/testB", "shapes/testC"]
+  assert evaluate.find_splits(shapes_data, ["shapes"]) == tests
+  again = ["shapes/testB", "shapes", "shapes/train"]
+  found = evaluate.find_splits(shapes_data, again)
+  assert found == ["shapes/testB", "shapes/val", "shapes/testA", "shapes/testC", "shapes/train"]
+
+
+def test_a_protocol_of_another_paper_is_named_wherever_its_numbers_are(
+  evaluation, finished_run, shapes_data, tmp_path, capsys
+):
+  command = ["--checkpoint", str(finished_run), "--data_dir", shapes_data, "--data", "shapes/val"]
+  out, rows = tmp_path / "m.json", tmp_path / "r.jsonl"
+  command += ["--protocol", "lavt", "--json", str(out), "--samples", str(rows)]
+  evaluate.main(command)
+  assert "protocol lavt" in capsys.readouterr().out.splitlines()[0]
+  metrics = json.loads(out.read_text())["shapes/val"]
+  found = [json.loads(row) for row in rows.read_text().splitlines()]
+  assert metrics["protocol"] == "lavt" and {row["protocol"] for row in found} == {"lavt"}
+  ours = [row for row in evaluation.rows if row["data"] == "shapes/val"]
+  for key in ("sentence", "area", "height", "chosen", "chosen_iou"):
+    assert [row[key] for row in found] == [row[key] for row in ours]
+  # The same pixels, at 480 x 480 instead of 96 x 96.
+  unions = np.array([[row["union"] for row in rows] for rows in (found, ours)], float)
+  assert unions[0].sum() == pytest.approx(25 * unions[1].sum(), rel=0.05)
 
 
 def test_the_contact_sheet_has_a_cell_a_prediction(evaluation):
@@ -182,7 +302,9 @@ def test_predict_says_that_the_annotations_do_not_know_a_photo(finished_run, lay
   ("options", "message"),
   [
     (["--data_dir", "nowhere"], r"nowhere: shapes is not prepared there; run .*prepare"),
-    (["--data", "shapes"], r"--data shapes: write DATASET/SPLIT, such as"),
+    (["--data", "shapes/"], r"--data shapes/: write DATASET or DATASET/SPLIT, such as"),
+    (["--data", "/val"], r"--data /val: write DATASET or DATASET/SPLIT, such as"),
+    (["--data", "refcoco"], r"'refcoco': unknown; the known ones are shapes, refcoco_unc"),
     (["--data", "shapes/testZ"], r"has no split 'testZ'; it has .*testC"),
     (["--data", "refcoco/val"], r"'refcoco': unknown; the known ones are shapes, refcoco_unc"),
     (["--data", "refcoco_unc/val"], r"refcoco_unc is not prepared there; run .*prepare"),
@@ -191,6 +313,7 @@ def test_predict_says_that_the_annotations_do_not_know_a_photo(finished_run, lay
     (["--overlays", "nowhere/s.png"], r"nowhere/s\.png: the folder nowhere does not exist"),
     (["--overlays", "s.doc"], r"s\.doc: unknown kind of picture"),
     (["--json", "file/m.json"], r"file/m\.json cannot be written"),
+    (["--samples", "file/r.jsonl"], r"file/r\.jsonl cannot be written"),
   ],
 )
 def test_evaluate_names_what_is_wrong(

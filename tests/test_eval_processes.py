@@ -3,17 +3,22 @@
 import itertools
 import json
 import pathlib
+from typing import Any
 
+import evaluated_by_several
 import numpy as np
 import pytest
 import several_processes
 import tiny_run
 
 from input_pipeline import builder, prepare
-from mail_jax import train
+from mail_jax import evaluate as evaluate_command
+from mail_jax import train, trained
+from mail_jax.evaluators.segmentation import SegmentationEvaluator
 
 SCRIPT = str(tiny_run.CHECKOUT / "tests" / "evaluated_by_several.py")
-Sizes = dict[int, list[int]]  # batch sizes for each number of processes
+# Batch sizes for each number of processes and of devices that each has.
+Sizes = dict[tuple[int, int], list[int]]
 
 
 class Evaluated:
@@ -21,6 +26,7 @@ class Evaluated:
 
   def __init__(self, folder: pathlib.Path, count: int):
     self.rows = [dict(np.load(folder / f"{index}.npz")) for index in range(count)]
+    self.lines = [(folder / f"{index}.jsonl").read_text() for index in range(count)]
     self._read = [json.loads((folder / f"{index}.json").read_text()) for index in range(count)]
 
   def read(self, key: str) -> list[list[list[int]]]:
@@ -35,18 +41,21 @@ def evaluate(
   names: list[str],
   sizes: Sizes,
   limit: int | None,
-) -> dict[int, Evaluated]:
-  """Evaluates by so many processes, of one device each, at these batch sizes; all at the same time."""
-  started = {}
-  for count in sizes:
-    (folder / str(count)).mkdir()
+) -> dict[tuple[int, int], Evaluated]:
+  """Evaluates by so many processes, of so many devices each, at these batch sizes; all at the same time."""
+  started, found = {}, {}
+  for (count, devices), batch_sizes in sizes.items():
+    out = folder / f"{count}x{devices}"
+    out.mkdir()
     options = ["--checkpoint", str(run), "--data_dir", data_dir, "--data", *names]
-    options += ["--batch_sizes", *map(str, sizes[count]), "--out", str(folder / str(count))]
+    options += ["--batch_sizes", *map(str, batch_sizes), "--out", str(out)]
     options += ["--limit", str(limit)] if limit else []
-    started[count] = several_processes.start(count, SCRIPT, *options)
+    environment = several_processes.devices(devices)
+    started[out, count] = several_processes.start(count, SCRIPT, *options, environment=environment)
+    found[count, devices] = out, count
   for processes in started.values():
     assert {process.code for process in processes.wait(3600)} == {0}
-  return {count: Evaluated(folder / str(count), count) for count in sizes}
+  return {key: Evaluated(*where) for key, where in found.items()}
 
 
 def sentences(data_dir: str, name: str, limit: int | None = None) -> list[list[int]]:
@@ -62,10 +71,10 @@ def sentences(data_dir: str, name: str, limit: int | None = None) -> list[list[i
 
 
 def check_every_sentence_came_once(
-  found: dict[int, Evaluated], sizes: Sizes, name: str, expected: list[list[int]]
+  found: dict[tuple[int, int], Evaluated], sizes: Sizes, name: str, expected: list[list[int]]
 ) -> None:
-  for count, evaluated in found.items():
-    for size in sizes[count]:
+  for (count, devices), evaluated in found.items():
+    for size in sizes[count, devices]:
       shares = evaluated.read(f"{size}/{name}")
       assert list(itertools.chain(*shares)) == expected
       assert len(shares) == count and all(shares), "every process has a share"
@@ -73,7 +82,7 @@ def check_every_sentence_came_once(
         assert len(rows[f"{size}/{name}/union"]) == len(expected)
 
 
-def check_all_processes_found_the_same(found: dict[int, Evaluated]) -> None:
+def check_all_processes_found_the_same(found: dict[tuple[int, int], Evaluated]) -> None:
   for evaluated in found.values():
     for other in evaluated.rows[1:]:
       assert other.keys() == evaluated.rows[0].keys()
@@ -81,19 +90,17 @@ def check_all_processes_found_the_same(found: dict[int, Evaluated]) -> None:
         np.testing.assert_array_equal(other[name], values, err_msg=name)
 
 
-def check_the_same_pixels_are_counted(found: dict[int, Evaluated], sizes: Sizes, name: str) -> str:
+def check_the_same_pixels_are_counted(
+  found: dict[tuple[int, int], Evaluated], sizes: Sizes, name: str
+) -> str:
   """Compares every integer with that of one process and the first batch size; returns the figures."""
-  first = _rows(found, 1, sizes[1][0], name)
+  first = _rows(found[1, 1], sizes[1, 1][0], name)
   different = compared = close = 0
-  for count, size in [(n, size) for n in sizes for size in sizes[n]]:
-    rows = _rows(found, count, size, name)
-    tolerated = np.maximum(first["close"], rows["close"])
-    close = max(close, int(tolerated.sum()))
-    for column in ("intersection", "union"):
-      error = np.abs(rows[column] - first[column])
-      assert (error <= tolerated).all(), (name, count, size, column)
-      different += int((error > 0).sum())
-      compared += len(error)
+  for places, size in [(key, size) for key in sizes for size in sizes[key]]:
+    rows = _rows(found[places], size, name)
+    close = max(close, int(np.maximum(first["close"], rows["close"]).sum()))
+    different += count_differences(rows, first, (name, places, size))
+    compared += 2 * len(rows["union"])
   union, total = int(first["union"].sum()), len(first["union"])
   assert len(set(first["union"].tolist())) > total / 4, "the sentences can hardly be told apart"
   assert close < union / 100, "so many pixels at the threshold would hide anything"
@@ -103,26 +110,76 @@ def check_the_same_pixels_are_counted(found: dict[int, Evaluated], sizes: Sizes,
   )
 
 
-def _rows(found: dict[int, Evaluated], count: int, size: int, name: str) -> dict[str, np.ndarray]:
+def check_rows_are_gathered(
+  found: dict[tuple[int, int], Evaluated], name: str, expected: list[list[int]]
+) -> None:
+  """Every process has the rows of all sentences, in the order of the data, and they are the same everywhere."""
+  keys = ("image_id", "ref_id", "sentence_index")
+  texts = set()
+  for evaluated in found.values():
+    assert len(set(evaluated.lines)) == 1
+    rows = [json.loads(line) for line in evaluated.lines[0].splitlines()]
+    assert [[row[key] for key in keys] for row in rows] == expected
+    assert [row["index"] for row in rows] == list(range(len(expected)))
+    assert {row["data"] for row in rows} == {name}
+    texts.add(tuple((row["sentence"], row["area"], row["height"], row["cut"]) for row in rows))
+  assert len(texts) == 1
+
+
+def count_differences(rows: dict[str, Any], first: dict[str, Any], where: Any) -> int:
+  """How many integers differ; none by more pixels than are too close to the threshold to tell."""
+  tolerated, different = np.maximum(first["close"], rows["close"]), 0
+  for column in ("intersection", "union"):
+    error = np.abs(rows[column] - first[column])
+    assert (error <= tolerated).all(), (where, column)
+    different += int((error > 0).sum())
+  for column in ("height", "width", "area", "cut"):
+    np.testing.assert_array_equal(rows[column], first[column])
+  return different
+
+
+def _rows(evaluated: Evaluated, size: int, name: str) -> dict[str, np.ndarray]:
   prefix = f"{size}/{name}/"
-  rows = found[count].rows[0]
+  rows = evaluated.rows[0]
   return {key.removeprefix(prefix): rows[key] for key in rows if key.startswith(prefix)}
 
 
-def test_any_number_of_processes_and_any_batch_size_find_the_same(
+def test_any_number_of_processes_and_devices_and_any_batch_size_find_the_same(
   finished_run, shapes_data, tmp_path
 ):
-  name, sizes, limit = "shapes/val", {1: [32], 2: [7], 3: [1]}, 40
+  name, sizes, limit = "shapes/val", {(1, 1): [32], (2, 2): [7], (3, 1): [1]}, 40
   expected = sentences(shapes_data, name, limit)
   assert len(expected) == limit
   found = evaluate(tmp_path, finished_run, shapes_data, [name], sizes, limit)
   check_every_sentence_came_once(found, sizes, name, expected)
   check_all_processes_found_the_same(found)
+  check_rows_are_gathered(found, name, sentences(shapes_data, name))
   print(check_the_same_pixels_are_counted(found, sizes, name))
 
 
+def test_the_order_in_which_sentences_come_changes_no_integer(finished_run, shapes_data):
+  model = trained.load(str(finished_run), "last")
+  measure = evaluated_by_several.make_measure(model)
+  batches = list(evaluate_command.open_batches(model, shapes_data, "shapes/val", 40, 8))
+  assert len(batches) == 5
+  fields = [{k: v for k, v in batch.items() if k != "meta"} for batch in batches]
+  whole = {name: np.concatenate([batch[name] for batch in fields]) for name in fields[0]}
+  order = np.random.default_rng(0).permutation(40)
+  shuffled = [
+    {name: values[rows] for name, values in whole.items()} for rows in order.reshape(4, 10)
+  ]
+  found = []
+  for these in (fields, shuffled):
+    evaluator = SegmentationEvaluator(measure, lambda these=these: these)
+    dict(evaluator.run(model.variables))
+    found.append(evaluator.rows)
+  count_differences(*found, "shuffled")
+  np.testing.assert_allclose(*(rows["oracle_iou"] for rows in found), rtol=0)
+  assert len(set(found[0]["union"].tolist())) > 10, "the sentences can hardly be told apart"
+
+
 @pytest.mark.slow
-def test_on_real_photos_any_number_of_processes_and_any_batch_size_find_the_same(
+def test_on_real_photos_any_number_of_processes_and_devices_and_any_batch_size_find_the_same(
   realdata, tmp_path
 ):
   annotations = realdata / "coco/annotations/instances_train2014.json"
@@ -138,9 +195,10 @@ def test_on_real_photos_any_number_of_processes_and_any_batch_size_find_the_same
   words = [f"--config.{key}={value}" for key, value in overrides.items()]
   train.main(tiny_run.arguments(data_dir, run, *words, "--config.eval_split="))
   names = [f"refcoco_unc/{split}" for split in ("train", "val", "testA", "testB")]
-  sizes = {count: [32, 1, 7] for count in (1, 2, 3)}
+  sizes = {places: [32, 1, 7] for places in ((1, 1), (1, 4), (2, 2), (3, 1))}
   found = evaluate(tmp_path, run, data_dir, names, sizes, None)
   check_all_processes_found_the_same(found)
+  check_rows_are_gathered(found, names[-1], sentences(data_dir, names[-1]))
   for name in names:
     check_every_sentence_came_once(found, sizes, name, sentences(data_dir, name))
     print(check_the_same_pixels_are_counted(found, sizes, name))

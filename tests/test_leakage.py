@@ -305,7 +305,8 @@ def _evaluate(run: pathlib.Path, data_dir: pathlib.Path, *splits: str) -> tuple[
   assert [line.split()[0] for line in lines[2 : 2 + len(splits)]] == [
     f"refcoco_unc/{split}" for split in splits
   ]
-  return json.loads(out.read_text()), lines[2 + len(splits) : -1]
+  below = lines[2 + len(splits) : -1]
+  return json.loads(out.read_text()), below[: below.index("")]  # then the kinds of sentences
 
 
 def test_evaluate_says_below_its_table_what_the_numbers_rest_on(finished_run, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import pathlib
 import shutil
 import time
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import tiny_run
 
+from input_pipeline import storage
 from input_pipeline.errors import InputError
-from mail_jax import checkpoint, train, trained
+from mail_jax import checkpoint, evaluate, orbax_settings, train, trained
 from mail_jax.budget import Budget
 
 
@@ -93,6 +95,38 @@ def test_best_and_last_of_a_run_are_what_its_log_says(finished_run):
   assert trained.load(str(finished_run), "last").step == tiny_run.STEPS
   last_two = {tiny_run.STEPS, tiny_run.STEPS - tiny_run.SAVE_EVERY}
   assert tiny_run.steps_kept(finished_run) == sorted(last_two | {best})
+
+
+def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
+  shapes_data, tmp_path, monkeypatch
+):
+  """Every checkpoint is kept, and judged anew by the command."""
+  everything = lambda self, checkpoints, *, context: [True] * len(checkpoints)  # noqa: E731
+  monkeypatch.setattr(orbax_settings.LastTwoAndBest, "should_preserve", everything)
+  run, every = tmp_path / "run", 8
+  keys = {"eval_sentences": 0, "eval_every": every, "save_every": every, "ema_decay": 0.0}
+  words = [f"--config.{key}={value}" for key, value in keys.items()]
+  train.main(tiny_run.arguments(shapes_data, run, *words, "--config.optimizer.lr=0.02"))
+  steps, scores, measure = tiny_run.steps_kept(run), {}, None
+  assert steps == list(range(every, tiny_run.STEPS + 1, every))
+  for step in steps:
+    alone = tmp_path / str(step)
+    shutil.copytree(run / "checkpoints" / str(step), alone / "checkpoints" / str(step))
+    model = trained.load(str(alone), "last")
+    measure = measure or evaluate.compile_measure(model)
+    found, _ = evaluate.evaluate_split(model, shapes_data, "shapes/val", measure=measure)
+    scores[step] = found["mIoU"]
+  assert len(set(scores.values())) == len(scores)
+  out = tmp_path / "m.json"
+  command = ["--checkpoint", str(run), "--which", "best", "--data_dir", shapes_data]
+  evaluate.main([*command, "--data", "shapes/val", "--json", str(out)])
+  best = json.loads(out.read_text())["shapes/val"]
+  assert best["step"] == max(scores, key=lambda step: scores[step])
+  assert best["mIoU"] == max(scores.values())
+  counts = (storage.read_metadata(shapes_data, "shapes") or {})["counts"]["val"]
+  assert best["sentences"] == counts["sentences"]
+  logged = {row["step"]: row["val/mIoU"] for row in tiny_run.log(run) if "val/mIoU" in row}
+  assert logged == pytest.approx(scores, abs=1e-4)  # pixels at the threshold
 
 
 def test_minutes_become_a_number_of_steps_that_a_resumed_run_keeps(shapes_data, tmp_path, capsys):

@@ -1,0 +1,65 @@
+"""Fingerprints: the same for the same, another one as soon as anything differs that makes a difference."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from input_pipeline import storage
+from input_pipeline.errors import InputError
+from mail_jax import fingerprints, trained
+
+
+@pytest.fixture(scope="module")
+def model(finished_run) -> trained.Trained:
+  return trained.load(str(finished_run), "last")
+
+
+def test_a_model_that_is_loaded_again_has_the_same_fingerprint(model, finished_run):
+  again = trained.load(str(finished_run), "last")
+  assert fingerprints.of_model(again) == fingerprints.of_model(model)
+  assert len(fingerprints.of_model(model)) == 16
+
+
+def test_one_bit_of_one_parameter_makes_another_model(model):
+  seen = {fingerprints.of_model(model)}
+  leaves, structure = jax.tree.flatten(model.variables)
+  for number in (0, len(leaves) // 2, len(leaves) - 1):
+    changed = list(leaves)
+    values = np.array(leaves[number])
+    values.reshape(-1)[-1] = np.nextafter(values.reshape(-1)[-1], np.float32(9))
+    changed[number] = jax.device_put(values, leaves[number].sharding)
+    other = dataclasses.replace(model, variables=jax.tree.unflatten(structure, changed))
+    seen.add(fingerprints.of_model(other))
+  assert len(seen) == 4
+
+
+def test_where_a_run_worked_is_no_part_of_its_config(model):
+  config = model.config.copy_and_resolve_references()
+  config.mesh.fsdp, config.log_every, config.model.backend = 8, 7, "cudnn"
+  assert fingerprints.of_config(config) == fingerprints.of_config(model.config)
+  config.optimizer.lr *= 2
+  assert fingerprints.of_config(config) != fingerprints.of_config(model.config)
+  other = dataclasses.replace(model, config=config)
+  assert fingerprints.of_model(other) != fingerprints.of_model(model)
+
+
+def test_a_split_is_known_by_its_records(shapes_data, tmp_path):
+  found = {s: storage.fingerprint_split(shapes_data, "shapes", s) for s in ("val", "testA")}
+  assert found["val"] != found["testA"]
+  copied = tmp_path / "data"
+  shutil.copytree(shapes_data, copied)
+  assert storage.fingerprint_split(str(copied), "shapes", "val") == found["val"]
+  folder = pathlib.Path(storage.dataset_dir(str(copied), "shapes"))
+  (path,) = folder.glob("*-val.tfrecord-*")
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  assert storage.fingerprint_split(str(copied), "shapes", "val") != found["val"]
+  assert storage.fingerprint_split(str(copied), "shapes", "testA") == found["testA"]
+  path.unlink()
+  with pytest.raises(InputError, match=r"no file of records of val; prepare shapes again"):
+    storage.fingerprint_split(str(copied), "shapes", "val")

@@ -1,0 +1,121 @@
+"""`evaluate --compare`: which rows pair up, what is told of them, and what is refused."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import InputError
+from mail_jax import evaluate, paired_comparison, sentence_rows
+
+Rows = list[dict[str, Any]]
+
+
+def make_rows(seed: int, images: int = 40, data: str = "refcoco_unc/val") -> Rows:
+  """Two refs an image, one to three sentences each."""
+  rng = np.random.default_rng(seed)
+  rows = []
+  for number in range(4 * images):
+    union = 100 + number
+    intersection = int(rng.integers(union + 1))
+    row = {"data": data, "protocol": "original", "index": number, "image_id": number // 4}
+    row |= {"file_name": f"{number // 4}.jpg", "ref_id": number // 2, "sentence_index": number % 2}
+    row |= {"sentence": f"the thing {number}", "words": 3, "height": 48, "width": 64, "area": 50}
+    row |= {"intersection": intersection, "union": union, "iou": intersection / union}
+    row |= {"chosen": 0, "chosen_iou": float(rng.random()), "oracle_iou": 0.9, "cut": False}
+    rows.append(row)
+  return rows
+
+
+def test_metrics_and_wins_are_those_of_the_rows():
+  a, b = make_rows(0), make_rows(1)
+  found = paired_comparison.compare(paired_comparison.pair(a, b[::-1]), resamples=2000)
+  assert (found["sentences"], found["images"]) == (160, 40)
+  for name, rows in (("a", a), ("b", b)):
+    overall = sum(r["intersection"] for r in rows) / sum(r["union"] for r in rows)
+    assert found["metrics"]["oIoU"][name] == pytest.approx(overall, rel=1e-12)
+    mean = sum(r["iou"] for r in rows) / len(rows)
+    assert found["metrics"]["mIoU"][name] == pytest.approx(mean, rel=1e-12)
+    right = sum(r["chosen_iou"] > 0.5 for r in rows) / len(rows)
+    assert found["metrics"]["selection_accuracy"][name] == pytest.approx(right, rel=1e-12)
+  for numbers in found["metrics"].values():
+    assert numbers["difference"] == numbers["b"] - numbers["a"]
+    assert numbers["low"] < numbers["difference"] < numbers["high"]
+  wins = [sum(x["iou"] > y["iou"] for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a))]
+  assert found["wins"] == {"a": wins[0], "b": wins[1], "neither": len(a) - sum(wins)}
+
+
+def test_the_same_rows_do_not_differ_and_the_same_question_has_the_same_answer():
+  a, b = make_rows(0), make_rows(1)
+  same = paired_comparison.compare(paired_comparison.pair(a, a))
+  assert {n[key] for n in same["metrics"].values() for key in ("difference", "low", "high")} == {0}
+  assert same["wins"] == {"a": 0, "b": 0, "neither": 160}
+  once, again = (paired_comparison.compare(paired_comparison.pair(a, b)) for _ in range(2))
+  assert once == again
+
+
+def test_the_twenty_sentences_that_differ_most_come_first():
+  a, b = make_rows(0), make_rows(1)
+  shown = paired_comparison.most_different(paired_comparison.pair(a, b))
+  differences = [abs(row["iou_b"] - row["iou_a"]) for row in shown]
+  every = sorted((abs(x["iou"] - y["iou"]) for x, y in zip(a, b, strict=True)), reverse=True)
+  assert differences == every[:20]
+  assert all(row["sentence"] == f"the thing {2 * row['ref_id'] + row['sentence_index']}" for row in shown)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda rows: rows[:-2], r"B: 2 of the 160 sentences of A are missing, .*: refcoco_unc/val, image 39, ref 79,"),
+    (lambda rows: rows + make_rows(0, 1, "other/val"), r"A: 4 of the 164 sentences of B are missing, .*: other/val"),
+    (lambda rows: [*rows, rows[0]], r"B: refcoco_unc/val, image 0, ref 0, sentence 0 comes more than once"),
+    (lambda rows: [rows[0] | {"sentence": "x"}, *rows[1:]], r"sentence is 'the thing 0' in A and 'x' in B"),
+    (lambda rows: [rows[0] | {"area": 51}, *rows[1:]], r"val, image 0, ref 0, sentence 0: area is 50 in A and 51 in B"),
+    (lambda rows: [r | {"protocol": "lavt"} for r in rows], r"protocol is 'original' in A and .lavt. in B"),
+  ],
+)  # fmt: skip
+def test_rows_that_do_not_pair_up_are_named(change, message):
+  with pytest.raises(InputError, match=message):
+    paired_comparison.pair(make_rows(0), change(make_rows(1)))
+
+
+def test_rows_of_several_protocols_are_not_summed_up():
+  rows = make_rows(0)
+  rows[5]["protocol"] = "cris"
+  with pytest.raises(InputError, match=r"A: the rows of refcoco_unc/val are of several protocols"):
+    paired_comparison.report(rows, rows, ("A", "B"))
+
+
+def write(folder: pathlib.Path, name: str, seed: int) -> str:
+  rows = make_rows(seed) + make_rows(seed + 7, images=10, data="refcoco_unc/testA")
+  sentence_rows.write(folder / name, rows)
+  return str(folder / name)
+
+
+def test_the_command_prints_every_split_and_writes_the_fractions(tmp_path, capsys):
+  files, out = (
+    [write(tmp_path, name, seed) for name, seed in (("a", 0), ("b", 1))],
+    tmp_path / "c.json",
+  )
+  evaluate.main(["--compare", *files, "--json", str(out)])
+  printed, found = capsys.readouterr().out, json.loads(out.read_text())
+  assert list(found["data"]) == ["refcoco_unc/val", "refcoco_unc/testA"]
+  assert found["resamples"] >= 2000 and len(found["most_different"]) == 20
+  lines = printed.splitlines()
+  line = next(line for line in lines if line.startswith("mIoU"))
+  numbers = found["data"]["refcoco_unc/val"]["metrics"]["mIoU"]
+  shown = [float(cell) for cell in line.split()[1:]]
+  expected = [100 * numbers[key] for key in ("a", "b", "difference", "low", "high")]
+  assert shown == pytest.approx(expected, abs=0.006)
+  assert any(line.startswith("warning: refcoco_unc/testA: 10 images are few") for line in lines)
+  assert not any(line.startswith("warning: refcoco_unc/val") for line in lines)
+  assert lines[-1] == f"wrote {out}"
+
+
+def test_the_command_names_what_is_wrong_and_writes_nothing(tmp_path):
+  good, out = write(tmp_path, "a", 0), tmp_path / "c.json"
+  with pytest.raises(InputError, match=r"nowhere\.jsonl: No such file"):
+    evaluate.main([f"--json={out}", "--compare", good, str(tmp_path / "nowhere.jsonl")])
+  assert not out.exists()

@@ -1,0 +1,310 @@
+"""Every pixel that an evaluation counts, of 500 sentences from files on disk, against pycocotools, Pillow and loops.
+
+The model is a table of logits, one map a sentence; records, loader, protocols and evaluator are the real ones.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import refer_layout
+from PIL import Image
+from pycocotools import mask as coco_mask
+from test_segmentation_evaluator import interpolate
+
+from input_pipeline import loader, prepare
+from input_pipeline.errors import InputError
+from input_pipeline.tokenizer import SentencePieceTokenizer
+from mail_jax.evaluators import protocols
+from mail_jax.evaluators.segmentation import SegmentationEvaluator, count, summarise
+from mail_jax.models.mail import Output
+
+SIDE, OBJECTS, SENTENCES = 24, 5, 5
+# Height and width: portrait, landscape, square, beyond 640 pixels, and sides at which Pillow's rounding matters.
+SIZES = ((90, 60), (60, 90), (64, 128), (33, 32), (7, 11), (96, 96), (75, 50))
+SIZES += ((480, 704), (660, 500), (640, 64))
+IMAGES = 2 * len(SIZES)
+CASES = IMAGES * OBJECTS * SENTENCES
+# Where the probability, or the logit, is closer to the threshold, float32 and float64 may disagree.
+MARGIN = 1e-5
+
+
+def polygon(rng: np.random.Generator, height: int, width: int, corners: int) -> list[float]:
+  """Random corners around a random centre; not of whole pixels, and partly beyond the image."""
+  centre, reach = rng.uniform(0, (width, height)), rng.uniform(1, (width / 2 + 1, height / 2 + 1))
+  angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+  points = centre + reach * np.stack([np.cos(angles), np.sin(angles)], 1)
+  return np.clip(points, 0, (width, height)).round(2).ravel().tolist()
+
+
+def segmentations(rng: np.random.Generator, height: int, width: int) -> list[Any]:
+  """Overlapping polygons, run lengths, distant parts, a single pixel, and a large polygon."""
+  first = polygon(rng, height, width, 5)
+  x, y = (int(n) for n in rng.integers(0, (width, height)))
+  corner = refer_layout.rectangle
+  pixels = rng.random((height, width)) < rng.uniform(0.1, 0.9)
+  _, starts = np.unique(np.cumsum(np.diff(pixels.T.ravel(), prepend=0) != 0), return_counts=True)
+  runs = starts.tolist() if not pixels.T.ravel()[0] else [0, *starts.tolist()]
+  return [
+    [first, [value + 0.8 for value in first]],
+    {"counts": runs, "size": [height, width]},
+    [corner(0, 0, 2, 3), corner(width - 2, height - 3, width, height), corner(width // 2, 0, width // 2 + 1, height)],
+    [corner(x, y, x + 1, y + 1)],
+    [polygon(rng, height, width, 12)],
+  ]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """Photos with annotations, prepared, and a table of logits for their sentences; `meta` in the order of the data."""
+
+  data_dir: str
+  meta: list[dict[str, Any]]
+  truth: list[Any]
+  """Run lengths by pycocotools, straight from the annotations."""
+  logits: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> Judged:
+  folder, rng = tmp_path_factory.mktemp("judged"), np.random.default_rng(0)
+  (folder / "train2014").mkdir()
+  refs, images, annotations = [], [], []
+  for number in range(IMAGES):
+    height, width = SIZES[number % len(SIZES)]
+    name = f"COCO_train2014_{number:012d}.jpg"
+    pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+    grey = number % 3 == 0
+    Image.fromarray(pixels).convert("L" if grey else "RGB").save(folder / "train2014" / name)
+    images.append({"id": number, "file_name": name, "height": height, "width": width})
+    for which, segmentation in enumerate(segmentations(rng, height, width)):
+      key = OBJECTS * number + which
+      common = {"id": key, "image_id": number, "category_id": 47, "iscrowd": 0, "area": 9.0}
+      annotations.append(common | {"segmentation": segmentation})
+      refs.append(_ref(key, number, name))
+  content = {"images": images, "annotations": annotations, "categories": []}
+  layout = refer_layout.ReferLayout(
+    "refcoco_unc", folder / "refer", folder / "train2014", refs, content
+  ).write()
+  prepare.main(layout.arguments(folder / "data"))
+  sizes = {row["id"]: (row["height"], row["width"]) for row in images}
+  masks = {row["id"]: _runs(row["segmentation"], *sizes[row["image_id"]]) for row in annotations}
+  batches = open_batches(str(folder / "data"), 50)
+  meta = [row for batch in batches for row in batch["meta"] if row is not None]
+  truth = [masks[row["ref_id"]] for row in meta]
+  logits = [draw_logits(rng, runs, i) for i, runs in enumerate(truth)]
+  return Judged(str(folder / "data"), meta, truth, np.stack(logits))
+
+
+def _ref(key: int, image_id: int, name: str) -> dict[str, Any]:
+  sentences = [
+    {"raw": f"thing {key} {i}", "sent": f"thing {key} {i}", "sent_id": SENTENCES * key + i, "tokens": []}
+    for i in range(SENTENCES)
+  ]  # fmt: skip
+  ids = [sentence["sent_id"] for sentence in sentences]
+  ref = {"ref_id": key, "ann_id": key, "category_id": 47, "image_id": image_id, "split": "val"}
+  return ref | {"file_name": name, "sent_ids": ids, "sentences": sentences}
+
+
+def _runs(segmentation: Any, height: int, width: int) -> Any:
+  runs = coco_mask.frPyObjects(segmentation, height, width)
+  return coco_mask.merge(runs) if isinstance(runs, list) else runs
+
+
+def draw_logits(rng: np.random.Generator, runs: Any, number: int) -> np.ndarray:
+  """Noise, or something like the target, or nothing; never too close to the threshold at the original size."""
+  height, width = runs["size"]
+  kind = number % SENTENCES
+  noise = rng.normal(size=(SIDE, SIDE))
+  if kind == 0:
+    return np.full((SIDE, SIDE), -3, np.float32)
+  if kind == 1:
+    return _clear(noise + rng.uniform(-1, 1), height, width)
+  mask = Image.fromarray(255 * coco_mask.decode(runs)).resize((SIDE, SIDE), Image.Resampling.BOX)
+  return _clear(np.asarray(mask) / 32 - 4 + (0, 0, 0.2, 1, 3)[kind] * noise, height, width)
+
+
+def _clear(logits: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Shifts logits, which shifts what they are interpolated to, so that zero lies in the largest gap around it."""
+  logits = logits.astype(np.float32)
+  values = resize(bilinear, logits, height, width).ravel()
+  near = np.sort(np.append(values[np.abs(values) < 0.1], [-0.1, 0.1]))
+  gap = np.argmax(np.diff(near))
+  assert near[gap + 1] - near[gap] > 4 * MARGIN
+  return (logits - (near[gap] + near[gap + 1]) / 2).astype(np.float32)
+
+
+def bilinear(size: int) -> np.ndarray:
+  return interpolate(np.eye(SIDE), size)
+
+
+def cubic(size: int) -> np.ndarray:
+  """OpenCV's cubic, a = -3/4, tap by tap; what lies beyond the map is 0."""
+  a, weights = -0.75, np.zeros((size, SIDE))
+  for i in range(size):
+    at = (i + 0.5) * SIDE / size - 0.5
+    for tap in range(math.floor(at) - 1, math.floor(at) + 3):
+      x = abs(at - tap)
+      inner, outer = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+      if 0 <= tap < SIDE:
+        weights[i, tap] = inner if x <= 1 else outer
+  return weights
+
+
+def resize(kernel: Any, values: np.ndarray, height: int, width: int) -> np.ndarray:
+  return kernel(height) @ values.astype(float) @ kernel(width).T
+
+
+def open_batches(data_dir: str, batch_size: int) -> Any:
+  tokenizer = SentencePieceTokenizer.train(["the left cup", "a red one", "that dog there"], 300)
+  return loader.eval_batches(
+    data_dir, "refcoco_unc", "val", tokenizer, batch_size=batch_size, image_size=SIDE,
+    max_instances=0, max_tokens=8,
+  )  # fmt: skip
+
+
+def counted(judged: Judged, name: str, batch_size: int = 50) -> dict[str, np.ndarray]:
+  protocol, table = protocols.find(name), jax.numpy.asarray(judged.logits)
+
+  @jax.jit
+  def measure(variables, batch):
+    del variables
+    logits = table[jax.numpy.maximum(batch["index"], 0)]
+    none = jax.numpy.zeros((len(logits), 1))
+    output = Output(logits, none[:, :0], none, jax.numpy.zeros((len(logits), 0, SIDE, SIDE), bool))
+    return count(output, batch, 0, protocol)
+
+  evaluator = SegmentationEvaluator(
+    measure, lambda: open_batches(judged.data_dir, batch_size), protocol
+  )
+  metrics = dict(evaluator.run({}))
+  assert metrics == dict(summarise(evaluator.rows, protocol))
+  return evaluator.rows
+
+
+def test_integers_of_500_sentences_are_those_of_pycocotools(judged):
+  rows = counted(judged, "original")
+  assert len(rows["intersection"]) == CASES == 500
+  for i, runs in enumerate(judged.truth):
+    predicted = resize(bilinear, judged.logits[i], *runs["size"]) > 0
+    pair = [coco_mask.encode(np.asfortranarray(predicted.astype(np.uint8))), runs]
+    both, either = (coco_mask.merge(pair, intersect=intersect) for intersect in (True, False))
+    found = [int(rows[name][i]) for name in ("intersection", "union", "area", "height", "width")]
+    expected = [*(int(coco_mask.area(mask)) for mask in (both, either, runs)), *runs["size"]]
+    assert found == expected, judged.meta[i]
+
+
+def test_the_500_sentences_are_as_different_as_they_should_be(judged):
+  rows = counted(judged, "original", 64)
+  assert (rows["area"] == 1).sum() >= CASES / OBJECTS
+  assert (rows["intersection"] == 0).sum() >= CASES / SENTENCES
+  iou = rows["intersection"] / rows["union"]
+  assert (iou > 0.9).sum() > 10 and len(set(iou.tolist())) > CASES / 3
+  assert {tuple(runs["size"]) for runs in judged.truth} == set(SIZES)
+
+
+def check(rows: dict[str, np.ndarray], i: int, values: np.ndarray, truth: np.ndarray) -> int:
+  """Compares a sentence with values that are positive where the referent is; returns the pixels too close to tell."""
+  predicted, close = values > 0, np.abs(values) < MARGIN
+  for name, mask in (("intersection", predicted & truth), ("union", predicted | truth)):
+    assert abs(int(rows[name][i]) - int(mask.sum())) <= close.sum(), (name, i)
+  return int(close.sum())
+
+
+def test_lavt_compares_squares_of_480_with_a_target_that_pillow_squashed(judged):
+  rows, close = counted(judged, "lavt"), 0
+  for i, runs in enumerate(judged.truth):
+    target = Image.fromarray(coco_mask.decode(runs)).resize((480, 480), Image.Resampling.NEAREST)
+    values = resize(bilinear, judged.logits[i], 480, 480)
+    close += check(rows, i, values, np.asarray(target) > 0)
+    assert rows["area"][i] == coco_mask.area(runs)  # sizes of targets are those of the photo
+  assert close < 1e-5 * CASES * 480**2
+  assert (rows["union"] == 0).any(), "a target of one pixel can be lost"
+
+
+def test_cris_compares_probabilities_over_035_at_the_original_size(judged):
+  rows, close, pixels = counted(judged, "cris"), 0, 0
+  for i, runs in enumerate(judged.truth):
+    probability = resize(cubic, 1 / (1 + np.exp(-judged.logits[i].astype(float))), *runs["size"])
+    close += check(rows, i, probability - 0.35, coco_mask.decode(runs) > 0)
+    pixels += probability.size
+  assert close < 1e-4 * pixels
+
+
+def test_papers_count_precision_and_emptiness_in_their_own_ways():
+  rows = {
+    "intersection": np.array([1, 3, 0]),
+    "union": np.array([2, 5, 0]),
+    "chosen_iou": np.zeros(3),
+    "oracle_iou": np.zeros(3),
+  }
+  found = {name: dict(summarise(rows, how)) for name, how in protocols.PROTOCOLS.items()}
+  shown = {
+    name: [metrics[key] for key in ("mIoU", "P@0.5", "P@0.6")] for name, metrics in found.items()
+  }
+  assert shown["original"] == pytest.approx([2.1 / 3, 1, 2 / 3])
+  assert shown["lavt"] == pytest.approx([1.1 / 3, 2 / 3, 1 / 3])
+  assert shown["cris"] == pytest.approx([1.1 / 3, 1 / 3, 0])
+
+
+SCORED = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "selection_accuracy", "picked_mIoU")  # fmt: skip
+
+
+def judge(name: str, predicted: np.ndarray, truth: np.ndarray, chosen: int) -> dict[str, Any]:
+  """Metrics of masks of 480 x 480 pixels, at which every protocol compares what it is given."""
+  how, rows = protocols.find(name), len(truth)
+  selection = np.zeros((rows, 3), np.float32)
+  selection[:, chosen] = 1
+  masks = np.stack([~truth, truth], 1)
+  logits = np.where(predicted, 8, -8).astype(np.float32)
+  batch = {
+    "original_target": truth,
+    "target": truth,
+    "original_size": np.full((rows, 2), 480, np.int32),
+  }
+  found = count(Output(logits, selection[:, :2], selection, masks), batch, 2, how)
+  return dict(summarise(jax.device_get(found), how))
+
+
+@pytest.fixture(scope="module")
+def targets() -> np.ndarray:
+  rng = np.random.default_rng(1)
+  masks = np.zeros((4, 480, 480), bool)
+  for mask in masks:
+    top, left = rng.integers(0, 300, 2)
+    mask[top : top + 170, left : left + 150] = rng.random((170, 150)) < 0.9
+  masks[3] = False
+  masks[3, 479, 479] = True
+  return masks
+
+
+@pytest.mark.parametrize("name", protocols.PROTOCOLS)
+def test_the_perfect_answer_scores_one_in_every_metric_and_an_empty_one_zero(targets, name):
+  perfect = judge(name, targets, targets, chosen=1)
+  assert {perfect[metric] for metric in (*SCORED, "oracle_mIoU")} == {1}
+  empty = judge(name, np.zeros_like(targets), targets, chosen=2)
+  assert {empty[metric] for metric in SCORED} == {0}
+  assert empty["oracle_mIoU"] == 1  # of the masks that were there
+
+
+@pytest.mark.parametrize("name", protocols.PROTOCOLS)
+def test_the_target_of_another_ref_scores_what_brute_force_says(targets, name):
+  found = judge(name, np.roll(targets, 1, axis=0), targets, chosen=0)
+  pixels = [set(zip(*np.nonzero(mask), strict=True)) for mask in targets]
+  pairs = [
+    (len(pixels[i - 1] & pixels[i]), len(pixels[i - 1] | pixels[i])) for i in range(len(pixels))
+  ]
+  assert any(both for both, _ in pairs)
+  assert found["oIoU"] == sum(both for both, _ in pairs) / sum(either for _, either in pairs)
+  assert found["mIoU"] == pytest.approx(sum(b / e for b, e in pairs) / len(pairs), rel=1e-12)
+  assert found["selection_accuracy"] == 0
+
+
+def test_a_protocol_that_is_unknown_is_named():
+  with pytest.raises(
+    InputError, match=r"--protocol mattnet: the protocols are original, lavt, cris"
+  ):
+    protocols.find("mattnet")

@@ -1,0 +1,130 @@
+"""Rows of sentences: written, read again, and refused where they are not what was written."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import InputError
+from mail_jax import sentence_rows
+from mail_jax.evaluators import breakdowns, protocols
+from mail_jax.evaluators.segmentation import summarise
+
+COUNTED = {
+  "intersection": np.array([5, 0, 90], np.int32),
+  "union": np.array([10, 0, 100], np.int32),
+  "height": np.array([48, 48, 700], np.int32),
+  "width": np.array([64, 64, 500], np.int32),
+  "area": np.array([8, 0, 10_000], np.int32),
+  "chosen": np.array([1, 2, 0], np.int32),
+  "chosen_iou": np.array([0.5, 0, 0.1], np.float32),
+  "oracle_iou": np.array([0.75, 0, 0.9], np.float32),
+  "cut": np.array([False, True, False]),
+}
+SENTENCES = ("  The left  CUP ", "nobody", "die Tasse, ganz \u201elinks\u201c")
+META = [
+  {"index": i, "image_id": -7 * i, "file_name": f"{i}.jpg", "ref_id": 3 * i, "sentence_index": 0, "sentence": text}
+  for i, text in enumerate(SENTENCES)
+]  # fmt: skip
+
+
+def make(**more: np.ndarray) -> list[dict[str, Any]]:
+  return sentence_rows.make("shapes/val", COUNTED | more, META, protocols.ORIGINAL, 2)
+
+
+def test_a_row_says_where_it_is_from_and_what_was_counted():
+  rows = make()
+  assert rows[0] == {
+    "data": "shapes/val", "protocol": "original", "index": 0, "image_id": 0, "file_name": "0.jpg", "ref_id": 0,
+    "sentence_index": 0, "sentence": "  The left  CUP ", "words": 3, "height": 48, "width": 64, "area": 8,
+    "intersection": 5, "union": 10, "iou": 0.5, "chosen": 1, "chosen_iou": 0.5, "oracle_iou": 0.75, "cut": False,
+  }  # fmt: skip
+  assert list(rows[0]) == list(sentence_rows.FIELDS)
+  assert [row["chosen"] for row in rows] == [1, None, 0]
+  assert [row["iou"] for row in rows] == [0.5, 1, 0.9]
+  assert [row["words"] for row in rows] == [3, 1, 4]
+
+
+def test_what_only_some_models_say_is_kept():
+  (first, *_) = make(no_target_probability=np.array([0.25, 1, 0], np.float32))
+  assert first["no_target_probability"] == 0.25
+
+
+def test_rows_are_read_as_they_were_written_and_give_the_same_metrics(tmp_path):
+  rows = make()
+  sentence_rows.write(tmp_path / "rows.jsonl", rows)
+  lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+  assert [json.loads(line) for line in lines] == rows
+  assert sentence_rows.read(tmp_path / "rows.jsonl") == rows
+  found = dict(summarise(sentence_rows.columns(rows)))
+  assert found["refs"] == 3 and found["text_cut"] == pytest.approx(1 / 3)
+  for name, value in summarise(COUNTED):
+    assert found[name] == pytest.approx(value, abs=1e-7)
+
+
+def broken(**changes: Any) -> str:
+  return json.dumps(make()[0] | changes)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("", r"rows\.jsonl: there is no row in it"),
+    ("\n", r"rows\.jsonl, line 1: it is no JSON"),
+    (broken()[:-20], r"rows\.jsonl, line 1: it is no JSON .*write the file again"),
+    (broken() + "\n[1]\n", r"rows\.jsonl, line 2: it is no JSON object"),
+    ('{"data": "shapes/val"}', r"rows\.jsonl, line 1: there is no 'protocol'"),
+    (broken(area=True), r"line 1: area is True, which is not a whole number"),
+    (broken(area=1.5), r"line 1: area is 1\.5, which is not a whole number"),
+    (broken(sentence=None), r"line 1: sentence is None, which is not text"),
+    (broken(cut=0), r"line 1: cut is 0, which is not true or false"),
+    (broken(union=-1), r"line 1: union is -1; it cannot be negative"),
+    (broken(union=4), r"line 1: the intersection, 5, is larger than the union, 4"),
+    (broken(iou=1.5), r"line 1: iou is 1\.5; it must be between 0 and 1"),
+    (broken(chosen_iou=float("nan")), r"line 1: chosen_iou is nan; it must be between"),
+    (broken(no_target_probability="no"), r"no_target_probability is 'no', which is not a number"),
+    (broken(protocol="mine"), r"line 1: protocol 'mine': the protocols are original, lavt, cris"),
+  ],
+)
+def test_what_is_wrong_with_a_file_is_named_with_its_line(tmp_path, text, message):
+  path = tmp_path / "rows.jsonl"
+  path.write_text(text)
+  with pytest.raises(InputError, match=message) as caught:
+    sentence_rows.read(path)
+  assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_of_text_is_named(tmp_path):
+  (tmp_path / "photo.jsonl").write_bytes(b"\xff\xd8\xff\xe0")
+  messages = {"nowhere.jsonl": "No such file", "": "directory", "photo.jsonl": "no text"}
+  for name, message in messages.items():
+    with pytest.raises(InputError, match=message):
+      sentence_rows.read(pathlib.Path(tmp_path / name))
+
+
+def test_kinds_of_sentences_have_the_metrics_of_those_sentences_alone():
+  areas = np.array([0, 1, 1023, 1024, 9215, 9216, 10**6])
+  columns = {"area": areas, "words": np.array([1, 2, 3, 5, 6, 10, 11])}
+  found = breakdowns.breakdowns(columns, lambda part: [("areas", part["area"].tolist())])
+  assert found == {
+    "by_size": {
+      "none": {"areas": [0]},
+      "small": {"areas": [1, 1023]},
+      "medium": {"areas": [1024, 9215]},
+      "large": {"areas": [9216, 10**6]},
+    },
+    "by_words": {
+      "1-2": {"areas": [0, 1]},
+      "3-5": {"areas": [1023, 1024]},
+      "6-10": {"areas": [9215, 9216]},
+      "11+": {"areas": [10**6]},
+    },
+  }
+
+
+def test_a_kind_without_sentences_is_left_out():
+  columns = {"area": np.array([5]), "words": np.array([4])}
+  found = breakdowns.breakdowns(columns, lambda part: [("sentences", len(part["area"]))])
+  assert found == {"by_size": {"small": {"sentences": 1}}, "by_words": {"3-5": {"sentences": 1}}}
