@@ -121,7 +121,4 @@ def picture(pixels: UInt8[np.ndarray, "h w 3"], what: str) -> str:
 def embed(jpeg: bytes, width: int, height: int, what: str) -> str:
   """Returns a JPEG of that many pixels as part of the page; `what` it shows is for those who cannot see it."""
   data = base64.b64encode(jpeg).decode()
-  return (
-    f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{escape(what)}" '
-    'decoding="async">'
-  )
+  return f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{escape(what)}">'

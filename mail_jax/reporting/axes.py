@@ -6,31 +6,32 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from input_pipeline.html_page import escape
 
-COLOURS = 6
-"""Classes `c0` to `c5` of the page's look; a seventh series looks like the first."""
+Number = int | float
+COLOURS = 7
+"""Classes `c0` to `c6` of the page's look; an eighth series looks like the first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
   """An axis: the values that it shows, and how they are written."""
 
-  low: float
-  high: float
+  low: Number
+  high: Number
   ticks: Sequence[float]
-  write: Callable[[float], str]
+  write: Callable[[Number], str]
   title: str = ""
 
-  def share(self, value: float) -> float:
+  def share(self, value: Number) -> float:
     """Returns where a value stands between the ends, in [0, 1]; values beyond stand at an end."""
     return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
 
-def percent(value: float) -> str:
+def percent(value: Number) -> str:
   """Writes a fraction as whole percent."""
   return f"{100 * value:.0f}"
 
 
-def plain(value: float) -> str:
+def plain(value: Number) -> str:
   """Writes a number in few characters: 12k, 3.5, 0.004."""
   size = abs(value)
   for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -44,7 +45,7 @@ def fractions(title: str) -> Scale:
   return Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), percent, title)
 
 
-def covering(values: Iterable[float], title: str, from_zero: bool = True) -> Scale:
+def covering(values: Iterable[Number], title: str, from_zero: bool = True) -> Scale:
   """Returns a scale with round ends on which all values are.
 
   Args:
@@ -58,10 +59,16 @@ def covering(values: Iterable[float], title: str, from_zero: bool = True) -> Sca
     low, high = min(low, 0.0), max(high, 0.0)
   if high == low:
     high = low + (abs(low) or 1.0)
-  step = _round_step((high - low) / 4)
+  step = _round_step((high - low) / 5)
   first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
   ticks = [number * step for number in range(first, last + 1)]
   return Scale(ticks[0], ticks[-1], ticks, plain, title)
+
+
+def until(end: Number, title: str) -> Scale:
+  """Returns a scale from 0 to exactly this end, above 0, with round ticks."""
+  ticks = [tick for tick in covering([end], title).ticks if tick <= end]
+  return Scale(0.0, end, ticks, plain, title)
 
 
 def _round_step(wanted: float) -> float:
@@ -76,14 +83,14 @@ class Frame:
 
   x: Scale
   y: Scale
-  width: float = 400
-  height: float = 250
-  left: float = 46
-  bottom: float = 42
-  right: float = 14
-  top: float = 12
+  width: Number = 400
+  height: Number = 250
+  left: Number = 46
+  bottom: Number = 42
+  right: Number = 14
+  top: Number = 12
 
-  def at(self, x: float, y: float) -> tuple[float, float]:
+  def at(self, x: Number, y: Number) -> tuple[float, float]:
     """Returns where a point is drawn."""
     across, up = self.width - self.left - self.right, self.height - self.top - self.bottom
     return (
@@ -107,7 +114,7 @@ class Frame:
     yield f'<text class="title middle" x="{(x + end) / 2:.1f}" y="{self.height - 5:.1f}">{escape(self.x.title)}</text>'
 
 
-def drawing(width: float, height: float, says: str, parts: Iterable[str]) -> str:
+def drawing(width: Number, height: Number, says: str, parts: Iterable[str]) -> str:
   """Returns a chart as a picture that those who cannot see it are told of.
 
   Args:

@@ -1,4 +1,4 @@
-"""Charts as SVG, made without a program in the page: lines, columns, bars, shares of a whole, dots on a scale.
+"""Charts as SVG, made without a program in the page: lines, columns, bars, shares of a whole.
 
 The look, light and dark, is the page's: elements have classes and no colours. Whatever is pointed at says its number.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from input_pipeline.html_page import escape
 from mail_jax.reporting import axes
-from mail_jax.reporting.axes import Frame, Scale, colour
+from mail_jax.reporting.axes import Frame, Number, Scale, colour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ def lines(
   y: Scale,
   says: str,
   say_point: Callable[[str, float, float], str],
-  mark: float | None = None,
+  mark: Number | None = None,
 ) -> str:
   """Returns a chart of lines.
 
@@ -44,7 +44,7 @@ def _lines(
   frame: Frame,
   series: Sequence[Series],
   say_point: Callable[[str, float, float], str],
-  mark: float | None,
+  mark: Number | None,
 ) -> Iterator[str]:
   yield from frame.draw()
   if mark is not None and frame.x.low <= mark <= frame.x.high:
@@ -68,7 +68,7 @@ def _lines(
 
 
 def columns(
-  values: Sequence[float], x: Scale, y: Scale, says: str, say: Sequence[str], number: int
+  values: Sequence[Number], x: Scale, y: Scale, says: str, say: Sequence[str], number: int
 ) -> str:
   """Returns a histogram: columns side by side, which fill the x axis.
 
@@ -128,7 +128,7 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], says: str) -> str:
   return axes.drawing(_WIDTH, height, says, draw())
 
 
-def _bar(bar: Bar, top: float) -> Iterator[str]:
+def _bar(bar: Bar, top: Number) -> Iterator[str]:
   full = _WIDTH - 52
   yield f'<rect class="track" x="0" y="{top}" width="{full}" height="{_BAR}" rx="2"/>'
   text = "-" if bar.value is None else f"{100 * bar.value:.1f}"
@@ -165,32 +165,6 @@ def shares(rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], says: s
         left += wide
 
   return axes.drawing(_WIDTH, len(rows) * 56 - 6, says, draw())
-
-
-def dots(rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], says: str) -> str:
-  """Returns a line from 0 to 1 for each row, with dots on it that are joined from the first to the last.
-
-  Args:
-    rows: (name, dots); a dot is (what it says, where it is, its class in the page's look).
-    says: what the chart shows, in words.
-  """
-  scale = axes.fractions("")
-
-  def draw() -> Iterator[str]:
-    for i, (name, found) in enumerate(rows):
-      top = i * 56
-      yield f'<text class="label" x="0" y="{top + 16}">{escape(name)}</text>'
-      places = [8 + scale.share(value) * (_WIDTH - 16) for _, value, _ in found]
-      yield f'<path class="grid" d="M8 {top + 34}H{_WIDTH - 8}"/>'
-      yield f'<path class="join" d="M{min(places):.1f} {top + 34}H{max(places):.1f}"/>'
-      for (text, _, look), left in zip(found, places, strict=True):
-        yield f'<circle class="dot {look}" cx="{left:.1f}" cy="{top + 34}" r="7"><title>{escape(text)}</title></circle>'
-    bottom = len(rows) * 56
-    for tick in scale.ticks:
-      left = 8 + scale.share(tick) * (_WIDTH - 16)
-      yield f'<text class="tick middle" x="{left:.1f}" y="{bottom + 8}">{axes.percent(tick)}</text>'
-
-  return axes.drawing(_WIDTH, len(rows) * 56 + 14, says, draw())
 
 
 def key(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The learning curves of a run: its losses, what it was judged by, its speed, and where the time went."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mail_jax.reporting import axes, charts, training_log
@@ -10,6 +11,7 @@ from mail_jax.reporting.training_log import Curve
 
 _LOSSES = ("loss", "bce", "dice", "selection", "no_target")
 _LOSS_TEXT = "The loss and its terms, before they are weighed; a point is the mean of the steps since the last one."
+_JUDGED = ("mIoU", "oIoU", "gIoU", "P@0.5", "P@0.9", "selection_accuracy", "oracle_mIoU")
 _JUDGED_TEXT = "On the sentences that the run was judged by as it trained, perhaps not all of the split. Percent."
 _TIME = {
   "step": "c0", "data": "c1", "evaluation": "c2", "checkpoint": "c3", "compile": "c4", "other": "c5",
@@ -42,7 +44,7 @@ def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) 
   if losses:
     yield _panel("Loss", losses, step, _LOSS_TEXT)
   for split, judged in _by_split(curves).items():
-    yield _panel(f"Metrics on {split}", judged, step, _JUDGED_TEXT, shares=True)
+    yield _panel(f"Metrics on {split}", judged, step, _JUDGED_TEXT, _percent)
   alone = {
     "lr": ("Learning rate", "Of the step; parts of the model may have a multiple of it."),
     "samples_per_second": ("Samples a second", "Over all devices, while training."),
@@ -52,34 +54,34 @@ def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) 
   }
   for name, (title, text) in alone.items():
     if name in curves:
-      shares = name in ("mfu", "data_wait")
-      yield _panel(title, {name: curves[name]}, step, text, shares)
+      write = _percent if name in ("mfu", "data_wait") else axes.plain
+      yield _panel(title, {name: curves[name]}, step, text, write)
   if sum(spent.values()) > 0:
     yield _time(spent)
 
 
 def _by_split(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
-  """The metrics of `SPLIT/METRIC`, at most as many as have a colour; counts are none."""
-  found: dict[str, dict[str, Curve]] = {}
-  for name, curve in curves.items():
-    split, slash, metric = name.rpartition("/")
-    if slash and max(y for _, y in curve) <= 1 and not metric.startswith("P@"):
-      found.setdefault(split, {})[metric] = curve
-  for split, judged in found.items():
-    for x in ("0.5", "0.9"):
-      if f"{split}/P@{x}" in curves:
-        judged[f"P@{x}"] = curves[f"{split}/P@{x}"]
-    found[split] = dict([*judged.items()][: axes.COLOURS])
-  return found
+  """The metrics of `SPLIT/METRIC` by split, those of _JUDGED that are there."""
+  splits = dict.fromkeys(name.rpartition("/")[0] for name in curves if "/" in name)
+  found = {
+    split: {
+      metric: curves[f"{split}/{metric}"] for metric in _JUDGED if f"{split}/{metric}" in curves
+    }
+    for split in splits
+  }
+  return {split: judged for split, judged in found.items() if judged}
 
 
 def _panel(
-  title: str, curves: Mapping[str, Curve], step: int, text: str, shares: bool = False
+  title: str,
+  curves: Mapping[str, Curve],
+  step: int,
+  text: str,
+  write: Callable[[axes.Number], str] = axes.plain,
 ) -> str:
-  write = _percent if shares else axes.plain
   values = [y for curve in curves.values() for _, y in curve]
-  y = axes.fractions("") if shares else axes.covering(values, "")
-  x = axes.covering([x for curve in curves.values() for x, _ in curve], "step")
+  y = dataclasses.replace(axes.covering(values, ""), write=write)
+  x = axes.until(max(x for curve in curves.values() for x, _ in curve), "step")
   ends = ", ".join(f"{name} {write(curve[-1][1])}" for name, curve in curves.items())
   steps = sorted({x for curve in curves.values() for x, _ in curve})
   looked_up = {name: dict(curve) for name, curve in curves.items()}
@@ -97,8 +99,8 @@ def _panel(
   return panel(title, chart, charts.key([*curves]), text, (["step", *curves], table))
 
 
-def _percent(value: float) -> str:
-  return f"{100 * value:.1f}"
+def _percent(value: axes.Number) -> str:
+  return f"{100 * value:.3g}"
 
 
 def _time(spent: Mapping[str, float]) -> str:
@@ -108,5 +110,5 @@ def _time(spent: Mapping[str, float]) -> str:
   chart = charts.shares([("", parts)], f"Where the time went: {', '.join(texts.values())}")
   key = charts.key_of([(name, f"swatch {_TIME.get(name, 'none')}") for name in spent])
   rows = [[name, f"{value:,.1f}", _percent(value / total)] for name, value in spent.items()]
-  text = "Percent of the wall time of the run's last start; `step` is training."
+  text = "Percent of the wall time of the run's last start; step is training."
   return panel("Where the time went", chart, key, text, (["phase", "seconds", "percent"], rows))

@@ -52,9 +52,9 @@ def _figure(one: Drawn, name_data: bool) -> str:
 
 def _which(one: Drawn) -> str:
   row, count = one.row, one.instances
-  best = f"the best of {count} has {row['oracle_iou']:.2f}"
+  best = f"the best has {row['oracle_iou']:.2f}"
   if not count:
     return "the photo has no instance mask"
   if row["chosen"] is None:
-    return f"no instance chosen; {best}"
-  return f"instance {row['chosen'] + 1} chosen, which has {row['chosen_iou']:.2f}; {best}"
+    return f"none of {count} instances chosen; {best}"
+  return f"instance {row['chosen'] + 1} of {count} chosen, with {row['chosen_iou']:.2f}; {best}"

@@ -14,9 +14,9 @@ from mail_jax.segmenter import Segmentation, Segmenter
 from mail_jax.sentence_rows import Row
 
 KINDS = {
-  "best": "the highest IoU where there is a target, one sentence of an image; of equals chance decides, always alike",
-  "worst": "the lowest IoU, likewise",
-  "random": "any image as likely as another, and any of its sentences; always alike",
+  "best": "highest IoU first, one sentence a photo; where several have the same, chance decides, alike on every run",
+  "worst": "lowest IoU first, one sentence a photo; where several have the same, chance decides, alike on every run",
+  "random": "any photo as likely as another, and any of its sentences; alike on every run",
 }
 _SIDE = 560
 """Of a drawn photo, in pixels: sharp at the width of a phone and of a column."""
@@ -137,8 +137,8 @@ def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: in
 
 def _unknown(row: Row) -> InputError:
   return InputError(
-    f"{row['data']}: the data has no sentence {row['sentence']!r} of ref {row['ref_id']}, image {row['image_id']}; were "
-    "the rows written from other data?"
+    f"{row['data']}: the data has no sentence {row['sentence']!r} of ref {row['ref_id']}, image {row['image_id']}; "
+    "were the rows written from other data?"
   )
 
 

@@ -108,40 +108,26 @@ def _reasons(splits: Sequence[Judged]) -> str:
 
 
 def _ceiling(splits: Sequence[Judged]) -> str:
-  marks = (
-    ("picked_mIoU", "the chosen instance mask as it is", "picked"),
-    ("mIoU", "the model's mask", "mask"),
-    (
-      "oracle_mIoU",
-      "the best instance mask: the ceiling of any method that only picks one",
-      "oracle",
-    ),
-  )
-  rows = [
-    (
-      split.name,
-      [
-        (f"{meaning}: {_percent(split.metrics[name])} %", float(split.metrics[name]), look)
-        for name, meaning, look in marks
-        if name in split.metrics
-      ],
-    )
-    for split in splits
-  ]
-  chart = charts.dots(
-    rows,
-    "Mean IoU: "
-    + "; ".join(f"{name}: {', '.join(text for text, _, _ in found)}" for name, found in rows),
-  )
-  key = charts.key_of([(meaning, f"dot-mark {look}") for _, meaning, look in marks])
-  table = [
-    [split.name, *(_percent(split.metrics.get(name)) for name, _, _ in marks)] for split in splits
-  ]
+  marks = {
+    "picked_mIoU": "the chosen instance mask, as it is",
+    "mIoU": "the model's mask",
+    "oracle_mIoU": "the best instance mask",
+  }
+  groups = []
+  for split in splits:
+    bars = []
+    for number, (name, meaning) in enumerate(marks.items()):
+      value = split.metrics.get(name)
+      says = f"{split.name}, {meaning}: mean IoU {_percent(value)} %"
+      bars.append(Bar(None if value is None else float(value), says, number))
+    groups.append((split.name, bars))
+  table = [[split.name, *(_percent(split.metrics.get(name)) for name in marks)] for split in splits]
   return panel(
     "What the instance masks allow",
-    chart,
-    key,
-    "Mean IoU in percent. A model that draws outlines of its own can pass the ceiling.",
+    charts.bars(groups, "; ".join(bar.says for _, bars in groups for bar in bars)),
+    charts.key([*marks.values()]),
+    "Mean IoU in percent. The best mask is the ceiling of any method that only picks one; a model that draws its own "
+    "outline can pass it.",
     (["", "chosen mask", "model", "best mask"], table),
   )
 

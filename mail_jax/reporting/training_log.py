@@ -80,6 +80,6 @@ def thin(curve: Curve, points: int = POINTS) -> Curve:
 
 
 def time_spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """Returns the seconds that the last start of a run spent on each phase, the longest first; empty if none was logged."""
+  """Returns the seconds that the last start of a run spent on each phase, the longest first; empty if none is known."""
   logged = [row["seconds"] for row in rows if isinstance(row.get("seconds"), dict)]
   return dict(sorted(logged[-1].items(), key=lambda item: -item[1])) if logged else {}
