@@ -82,8 +82,9 @@ demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; re
 	  --data_dir data --workdir $(RUN) --move_old
 	$(PY) -m mail_jax.evaluate --checkpoint $(RUN) --data_dir data \
 	  --data shapes/val --data shapes/testA --data shapes/testB --data shapes/testC \
-	  --json $(RUN)/metrics.json --overlays $(RUN)/overlays.png
-	@echo "Look at $(RUN)/overlays.png; the numbers are in $(RUN)/metrics.json."
+	  --json $(RUN)/metrics.json --samples $(RUN)/samples.jsonl --overlays $(RUN)/overlays.png
+	$(PY) -m mail_jax.report $(RUN) --data_dir data --samples $(RUN)/samples.jsonl
+	@echo "Open $(RUN)/report.html in a browser; the numbers are in $(RUN)/metrics.json."
 
 pins: $(READY)  ## the newest versions that pyproject.toml allows, into requirements*.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check uv

@@ -92,10 +92,10 @@ def fitting_size(height: int, width: int, side: int) -> tuple[int, int]:
   return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def encode_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
-  """Writes a picture as a JPEG of middling quality; the same bytes for the same pixels."""
+def encode_jpeg(picture: UInt8[np.ndarray, "h w 3"], quality: int = 80) -> bytes:
+  """Writes a picture as a JPEG of middling quality, or another of 1 to 95; the same bytes for the same pixels."""
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, format="JPEG", quality=80, optimize=True)
+  Image.fromarray(picture).save(buffer, format="JPEG", quality=quality, optimize=True)
   return buffer.getvalue()
 
 
