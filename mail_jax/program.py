@@ -101,16 +101,17 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   )
 
 
-def jit_measure(model: MaIL, mesh: Mesh, placed: Any) -> Any:
+def jit_measure(model: MaIL, mesh: Mesh, placed: Any, apply: Any = None) -> Any:
   """What an evaluation counts of a batch, on every device: (variables, batch) -> counts.
 
   Args:
     model: the network.
     mesh: of the devices that the batch is spread over.
     placed: where the variables are.
+    apply: runs in place of the network; see `make_measure`.
   """
   return jax.jit(
-    sharding.traced_on(mesh, make_measure(model)),
+    sharding.traced_on(mesh, make_measure(model, apply)),
     in_shardings=(placed, sharding.batch_sharding(mesh)),
     out_shardings=sharding.replicated(mesh),
   )

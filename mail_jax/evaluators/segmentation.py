@@ -1,5 +1,6 @@
 """Overall IoU, mean IoU and precision@X, one definition (docs/architecture.md, Evaluation)."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -18,11 +19,19 @@ Variables = Any  # {"params", "batch_stats"}
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def make_measure(model: MaIL) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
-  """Makes the function that runs the model on a batch and counts pixels on the device (to be jitted)."""
+def make_measure(
+  model: MaIL, apply: Callable[[Variables, Batch], Output] | None = None
+) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
+  """Makes the function that runs the model on a batch and counts pixels on the device (to be jitted).
+
+  Args:
+    model: the network.
+    apply: runs in place of it, as `trained.Trained.apply` does.
+  """
+  apply = apply or functools.partial(apply_model, model)
 
   def measure(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    return count(apply_model(model, variables, batch), batch, model.max_instances)
+    return count(apply(variables, batch), batch, model.max_instances)
 
   return measure
 

@@ -1,0 +1,124 @@
+"""Models that hold their weights themselves: written once, and run in place of the network."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax import export
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import InputError
+from mail_jax.exported import folder as folders
+from mail_jax.exported.forward import INPUTS, Variables, as_output, input_specs, make_forward, output_specs
+from mail_jax.models.mail import MaIL, Output
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# What each format needs besides our own requirements, and how it is installed.
+_EXTRA = 'pip install "mail_jax[export]"'
+
+
+def write(form: str, place: epath.Path, config: ConfigDict, model: MaIL, variables: Variables) -> None:
+  """Writes a model in a format of `folder.PLACES` but `safetensors`.
+
+  Args:
+    form: which one.
+    place: the file, or folder, to be made; on this machine.
+    config: whole.
+    model: of the config, with an attention that runs everywhere.
+    variables: of the model, on the host.
+
+  Raises:
+    InputError: what writes that format is not installed.
+  """
+  specs = input_specs(config, export.symbolic_shape("b")[0])
+  forward = make_forward(model)
+  if form == "stablehlo":
+    inside = jax.jit(functools.partial(forward, variables))
+    place.write_bytes(export.export(inside, platforms=PLATFORMS)(*specs).serialize())
+  elif form == "saved_model":
+    from input_pipeline import saved_model
+
+    saved_model.write(str(place), forward, variables, dict(zip(INPUTS, specs, strict=True)), PLATFORMS)
+  elif form == "onnx":
+    from mail_jax.exported import onnx_model
+
+    place.write_bytes(onnx_model.build(forward, variables, dict(zip(INPUTS, specs, strict=True))))
+  else:
+    raise InputError(f"--format {form!r} is not one of {', '.join(folders.PLACES)}")
+
+
+def check_installed(form: str) -> None:
+  """Looks for what writes a format.
+
+  Raises:
+    InputError: it is not installed.
+  """
+  if form == "onnx":
+    try:
+      import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+      raise InputError(f"--format onnx needs the package onnx: {_EXTRA}") from error
+
+
+def open_forward(
+  form: str, place: epath.Path, config: ConfigDict, model: MaIL
+) -> Callable[[Variables, Mapping[str, jax.Array]], Output]:
+  """Opens a model that `write` wrote: (nothing, batch) -> Output, to be called or traced.
+
+  Raises:
+    InputError: it cannot be opened, or what runs it is not installed.
+  """
+  try:
+    call = _OPEN[form](place)
+  except InputError:
+    raise
+  except Exception as error:  # three libraries, each with errors of its own
+    reason = str(error).strip().split("\n")[0]
+    raise InputError(f"--checkpoint {place}: it cannot be opened ({reason})") from error
+  in_jax = form == "stablehlo"
+
+  def forward(variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
+    del variables  # they are inside
+    inputs = [batch[name] for name in INPUTS]
+    if in_jax:
+      named = call(*inputs)
+    else:
+      named = jax.pure_callback(call, output_specs(model, config, inputs[0].shape[0]), *inputs)
+    return as_output(model, named, batch)
+
+  return forward
+
+
+def _open_stablehlo(place: epath.Path) -> Callable[..., Any]:
+  return export.deserialize(bytearray(place.read_bytes())).call
+
+
+def _open_saved_model(place: epath.Path) -> Callable[..., Any]:
+  from input_pipeline import saved_model
+
+  return _named(saved_model.load(str(place), INPUTS))
+
+
+def _open_onnx(place: epath.Path) -> Callable[..., Any]:
+  try:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise InputError(f"--checkpoint {place}: it needs onnxruntime: {_EXTRA}") from error
+  session = onnxruntime.InferenceSession(place.read_bytes())
+  names = [output.name for output in session.get_outputs()]
+
+  def run(*inputs: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(names, session.run(names, dict(zip(INPUTS, inputs, strict=True))), strict=True))
+
+  return _named(run)
+
+
+def _named(run: Callable[..., dict[str, np.ndarray]]) -> Callable[..., dict[str, np.ndarray]]:
+  """Gives NumPy arrays to a library, whatever the caller has."""
+  return lambda *inputs: run(*map(np.asarray, inputs))
+
+
+_OPEN = {"stablehlo": _open_stablehlo, "saved_model": _open_saved_model, "onnx": _open_onnx}
