@@ -56,8 +56,7 @@ def export(
   if model.forward is not None:
     raise InputError(f"--checkpoint {checkpoint}: it holds no parameters; export from a run or its safetensors")
   variables = jax.device_get(model.on_one_device())
-  with writing.whole_folder(out, overwrite) as staging:
-    place = epath.Path(staging)
+  with writing.whole_folder(out, overwrite) as place:
     for form in formats:
       _write_format(form, place, model, variables)
     _write_scripts(formats, place, model)
@@ -89,7 +88,7 @@ def _check(out: str, formats: tuple[str, ...], overwrite: bool) -> None:
     folder.read_about(epath.Path(there))  # nothing else is ever replaced
 
 
-def _write_format(form: str, place: epath.Path, model: trained.Trained, variables: Any) -> None:
+def _write_format(form: str, place: pathlib.Path, model: trained.Trained, variables: Any) -> None:
   if form == "safetensors":
     (place / folder.PLACES[form]).write_bytes(weights.to_bytes(variables))
     return
@@ -101,7 +100,7 @@ def _write_format(form: str, place: epath.Path, model: trained.Trained, variable
   artifacts.write(form, place / folder.PLACES[form], config, network, variables)
 
 
-def _write_scripts(formats: tuple[str, ...], place: epath.Path, model: trained.Trained) -> None:
+def _write_scripts(formats: tuple[str, ...], place: pathlib.Path, model: trained.Trained) -> None:
   kind = model.tokenizer.kind
   (place / folder.TOKENIZERS[kind]).write_bytes(model.tokenizer.file_bytes())
   scripts = [standalone.SCRIPTS[form][0] for form in formats if form in standalone.SCRIPTS]
@@ -115,7 +114,7 @@ def _write_scripts(formats: tuple[str, ...], place: epath.Path, model: trained.T
 
 
 def _describe(
-  model: trained.Trained, variables: Any, formats: tuple[str, ...], place: epath.Path
+  model: trained.Trained, variables: Any, formats: tuple[str, ...], place: pathlib.Path
 ) -> dict[str, Any]:
   """What `config.json` holds."""
   config = to_json(model.config)

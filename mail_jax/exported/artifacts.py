@@ -1,6 +1,7 @@
 """Models that hold their weights themselves: written once, and run in place of the network."""
 
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,12 +21,12 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 _EXTRA = 'pip install "mail_jax[export]"'
 
 
-def write(form: str, place: epath.Path, config: ConfigDict, model: MaIL, variables: Variables) -> None:
+def write(form: str, place: pathlib.Path, config: ConfigDict, model: MaIL, variables: Variables) -> None:
   """Writes a model in a format of `folder.PLACES` but `safetensors`.
 
   Args:
     form: which one.
-    place: the file, or folder, to be made; on this machine.
+    place: the file, or folder, to be made.
     config: whole.
     model: of the config, with an attention that runs everywhere.
     variables: of the model, on the host.

@@ -90,7 +90,8 @@ def _definitions(source: str, names: Sequence[str] | None) -> Iterator[str]:
 
 def _defined(node: ast.stmt) -> set[str]:
   if isinstance(node, ast.Assign):
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    names = (name for target in node.targets for name in ast.walk(target))
+    return {name.id for name in names if isinstance(name, ast.Name)}
   return {getattr(node, "name", "")}
 
 

@@ -128,7 +128,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, int | float]:
   return {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-def _cell(name: str, value: float | None) -> str:
+def _cell(name: str, value: int | float | None) -> str:
   if value is None:
     return ""
   return f"{value:.0f}" if isinstance(value, int) or name in ("sentences", "refs") else f"{100 * value:.2f}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -115,11 +116,11 @@ def _formats(folder: epath.Path, about: dict[str, Any]) -> str:
   )
 
 
-def list_files(folder: epath.Path) -> dict[str, list[Any]]:
+def list_files(folder: pathlib.Path) -> dict[str, list[Any]]:
   """Size and SHA-256 of every file that others may rely on; the card may be edited."""
   found = {}
-  for path in sorted(folder.glob("**/*")):
-    name = str(path.relative_to(folder))
+  for path in sorted(folder.rglob("*")):
+    name = path.relative_to(folder).as_posix()
     if path.is_file() and name not in (README, ABOUT):
       data = path.read_bytes()
       found[name] = [len(data), hashlib.sha256(data).hexdigest()]
