@@ -24,7 +24,8 @@ def get_config() -> ConfigDict:
   c = tiny_run.get_config()
   c.max_instances, c.max_tokens, c.vocab_size = 4, 8, 300
   c.steps, c.eval_every, c.save_every = 4, 4, 4
-  c.model.width, c.model.heads, c.model.decoder_widths = 8, 2, (8, 4, 4)
+  c.model.width, c.model.heads = 4, 2
+  c.model.patch_size, c.model.decoder_widths = 4, (4, 4)
   c.model.mlp_ratio = 2.0
   return c
 

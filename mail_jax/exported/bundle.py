@@ -7,6 +7,7 @@ from. Annotations are left out, for what they are written with is not on every m
 import ast
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 
 _HEADER = '''"""What the exported model beside this file is given of a photo, and what its logits mean at the photo's size.
@@ -56,8 +57,14 @@ def preprocessing(kind: str, package: str) -> str:
     imports |= _imports(source)
   body = "\n\n\n".join([*parts, f"ModelTokenizer = {_CLASSES[kind]}"]) + "\n"
   used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
-  lines = sorted({line for name, line in imports.items() if name in used})
+  lines = sorted({line for name, line in imports.items() if name in used}, key=_order)
   return "\n".join([_HEADER.format(package=package), *lines, "", ""]) + "\n" + body
+
+
+def _order(statement: str) -> tuple[bool, str]:
+  """Python's own modules first."""
+  module = statement.split()[1].partition(".")[0]
+  return module not in sys.stdlib_module_names, statement
 
 
 def _imports(source: str) -> dict[str, str]:
