@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
-from PIL import Image
 
 from input_pipeline.errors import InputError
 from input_pipeline.preprocess import (
@@ -64,7 +63,9 @@ def prepare(
   return batch | {"tokens": tokens, "num_tokens": num_tokens}, was_cut
 
 
-def read_masks(paths: Sequence[str], height: int, width: int) -> Bool[np.ndarray, "k {height} {width}"]:
+def read_masks(
+  paths: Sequence[str], height: int, width: int
+) -> Bool[np.ndarray, "k {height} {width}"]:
   """Reads instance masks of a photo from files, in that order.
 
   Args:
@@ -85,7 +86,7 @@ def read_masks(paths: Sequence[str], height: int, width: int) -> Bool[np.ndarray
         raise InputError(f"{path}: masks are [k, height, width], not {list(masks.shape)}")
       masks = masks != 0
     else:
-      masks = (open_image(path) > 127).any(-1)[None]
+      masks = (open_image(path).max(-1) > 127)[None]
     found.append(check_instances(masks, height, width))
   return np.concatenate(found)
 

@@ -1,7 +1,6 @@
-"""Models as SavedModels of TensorFlow, through jax2tf: the same StableHLO that `jax.export` makes, with the weights as
-variables beside it."""
+"""Models as SavedModels of TensorFlow: StableHLO inside the operation that XLA made for it, its weights beside it."""
 
-import functools
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,40 +9,65 @@ import numpy as np
 SIGNATURE = "serving_default"
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled-to-be function of weights and inputs, as `jax.export` describes it.
+
+  Attributes:
+    module: StableHLO, serialised as a portable artifact of a version that TensorFlow knows.
+    version: of the calling convention.
+    platforms: where it runs, in the names of `jax.export`.
+    kept: of weights and inputs, in this order, those that the function takes; it has no use for the others.
+    outputs: shapes and dtypes by name, in the order of the results; a size that is no number is any.
+  """
+
+  module: bytes
+  version: int
+  platforms: tuple[str, ...]
+  kept: tuple[int, ...]
+  outputs: Mapping[str, Any]
+
+
 def write(
-  path: str,
-  function: Callable[..., Mapping[str, Any]],
-  variables: Any,
-  inputs: Mapping[str, Any],
-  platforms: Sequence[str],
+  path: str, program: Program, weights: Mapping[str, np.ndarray], inputs: Mapping[str, Any]
 ) -> None:
-  """Writes a function of JAX.
+  """Writes a program with its weights, as the signature `serving_default`.
 
   Args:
     path: the folder to be made.
-    function: (variables, *inputs) -> outputs by name.
-    variables: a nest of arrays.
-    inputs: shapes and dtypes by name, in the order of the arguments; their first axis is any number of examples.
-    platforms: where it will run, in the names of `jax.export`.
+    program: takes the weights and then the inputs.
+    weights: by name, in the order of the arguments.
+    inputs: shapes and dtypes by name, in the order of the arguments; a size that is no number is any.
   """
   import tensorflow as tf
-  from jax.experimental import jax2tf
+  from tensorflow.compiler.tf2xla.python import xla  # where jax2tf has the operation from, too
 
-  converted = jax2tf.convert(
-    function,
-    polymorphic_shapes=[None, *["b, ..."] * len(inputs)],
-    with_gradient=False,
-    native_serialization_platforms=tuple(platforms),
-  )
-  module, held = tf.Module(), tf.nest.map_structure(tf.Variable, variables)
-  module.held = tf.nest.flatten(held)  # what a module has is what is saved
+  module = tf.Module()
+  # What a module has is what is saved.
+  module.held = [tf.Variable(value, name=name, trainable=False) for name, value in weights.items()]
+
+  def run(*arrays):
+    given = [*module.held, *arrays]
+    results: Any = xla.call_module(
+      [tf.convert_to_tensor(given[i]) for i in program.kept],
+      version=program.version,
+      module=program.module,
+      Sout=[_sizes(spec) for spec in program.outputs.values()],
+      Tout=[tf.as_dtype(np.dtype(spec.dtype)) for spec in program.outputs.values()],
+      platforms=[platform.upper() for platform in program.platforms],
+    )
+    return dict(zip(program.outputs, results, strict=True))
+
   specs = [
-    tf.TensorSpec((None, *spec.shape[1:]), tf.as_dtype(np.dtype(spec.dtype)), name)
+    tf.TensorSpec(_sizes(spec), tf.as_dtype(np.dtype(spec.dtype)), name)
     for name, spec in inputs.items()
   ]
-  run = tf.function(functools.partial(converted, held), input_signature=specs, autograph=False)
-  module.run = run
-  tf.saved_model.save(module, path, signatures={SIGNATURE: run})
+  module.run = tf.function(run, input_signature=specs, autograph=False)
+  tf.saved_model.save(module, path, signatures={SIGNATURE: module.run})
+
+
+def _sizes(spec: Any) -> list[int | None]:
+  return [size if isinstance(size, int) else None for size in spec.shape]
 
 
 def load(path: str, inputs: Sequence[str]) -> Callable[..., dict[str, np.ndarray]]:
@@ -51,11 +75,10 @@ def load(path: str, inputs: Sequence[str]) -> Callable[..., dict[str, np.ndarray
   import tensorflow as tf
 
   loaded: Any = tf.saved_model.load(path)
-  signature = loaded.signatures[SIGNATURE]
 
   def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
     given = {name: tf.constant(array) for name, array in zip(inputs, arrays, strict=True)}
-    return {name: value.numpy() for name, value in signature(**given).items()}
+    # Variables live as long as what was loaded does.
+    return {key: value.numpy() for key, value in loaded.signatures[SIGNATURE](**given).items()}
 
-  run.keep = loaded  # pyright: ignore[reportFunctionMemberAccess]  # its variables live as long as it does
   return run

@@ -54,7 +54,9 @@ def export(
   splits = card.read_metrics(metrics) if metrics else {}
   model = trained.load(checkpoint, which)
   if model.forward is not None:
-    raise InputError(f"--checkpoint {checkpoint}: it holds no parameters; export from a run or its safetensors")
+    raise InputError(
+      f"--checkpoint {checkpoint}: it holds no parameters; export from a run or its safetensors"
+    )
   variables = jax.device_get(model.on_one_device())
   with writing.whole_folder(out, overwrite) as place:
     for form in formats:
@@ -95,7 +97,9 @@ def _write_format(form: str, place: pathlib.Path, model: trained.Trained, variab
   config = copy.deepcopy(model.config)
   config.model.backend = "xla"  # the attention that runs everywhere
   if form == "onnx":
-    config.model.dtype = "float32"  # its runtimes hardly know bfloat16; parameters are float32 anyway
+    config.model.dtype = (
+      "float32"  # its runtimes hardly know bfloat16; parameters are float32 anyway
+    )
   network = make_model(config, model.tokenizer.vocab_size)
   artifacts.write(form, place / folder.PLACES[form], config, network, variables)
 
@@ -158,14 +162,18 @@ def main(argv: list[str] | None = None) -> None:
     metavar="A,B",
     help=f"of {', '.join(folder.PLACES)} (default: safetensors, which mail_jax loads)",
   )
-  parser.add_argument("--metrics", metavar="JSON", help="what mail_jax.evaluate --json wrote, for the card")
+  parser.add_argument(
+    "--metrics", metavar="JSON", help="what mail_jax.evaluate --json wrote, for the card"
+  )
   parser.add_argument(
     "--overwrite", action="store_true", help="replace what was exported there before"
   )
   args = parser.parse_args(argv)
   formats = tuple(dict.fromkeys(filter(None, args.format.replace(" ", "").split(","))))
   sizes = export(args.checkpoint, args.out, formats, args.which, args.metrics, args.overwrite)
-  print(f"wrote {args.out}: {', '.join(f'{form} {size / 1e6:.1f} MB' for form, size in sizes.items())}")
+  print(
+    f"wrote {args.out}: {', '.join(f'{form} {size / 1e6:.1f} MB' for form, size in sizes.items())}"
+  )
 
 
 if __name__ == "__main__":

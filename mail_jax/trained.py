@@ -80,8 +80,8 @@ def load(workdir: str, which: str = "best") -> Trained:
   """Loads a checkpoint, or an exported model.
 
   Args:
-    workdir: of the training run, a folder or an address in a bucket; or what `mail_jax.export` wrote: the folder, or one
-      of the formats in it, such as `FOLDER/model.onnx`.
+    workdir: of the training run, a folder or an address in a bucket; or what `mail_jax.export` wrote: the folder, or
+      one of the formats in it, such as `FOLDER/model.onnx`.
     which: `best` by the run's metric (the last one where none was evaluated), or `last`; where that one is damaged the
       next best, or the one before, with a warning.
 

@@ -40,7 +40,9 @@ def run(model: trained.Trained, batch: dict[str, np.ndarray]) -> Output:
   return jax.device_get(jax.jit(model.apply)(model.on_one_device(), batch))
 
 
-def assert_alike(ours: trained.Trained, theirs: trained.Trained, batch: dict[str, np.ndarray]) -> float:
+def assert_alike(
+  ours: trained.Trained, theirs: trained.Trained, batch: dict[str, np.ndarray]
+) -> float:
   """Compares everything that two models say; returns the largest difference of a logit."""
   found, expected = run(ours, batch), run(theirs, batch)
   np.testing.assert_allclose(found.selection_logits, expected.selection_logits, atol=1e-4)
@@ -82,10 +84,17 @@ def run_script(script: pathlib.Path, *arguments: str, cwd: pathlib.Path) -> str:
   """Runs a script of an exported folder as a user does who has none of our packages; returns what it prints."""
   environment = {"PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
   for package in ("mail_jax", "input_pipeline"):
-    probe = subprocess.run([sys.executable, "-c", f"import {package}"], cwd=cwd, env=environment, capture_output=True)
+    probe = subprocess.run(
+      [sys.executable, "-c", f"import {package}"], cwd=cwd, env=environment, capture_output=True
+    )
     assert b"ModuleNotFoundError" in probe.stderr
   done = subprocess.run(
-    [sys.executable, str(script), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    [sys.executable, str(script), *arguments],
+    cwd=cwd,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert done.returncode == 0, done.stderr
   return done.stdout

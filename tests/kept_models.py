@@ -1,4 +1,4 @@
-"""The models in `tests/data`, made once by the first version of mail_jax that exported any: `python tests/kept_models.py`.
+"""The models in `tests/data`, made once, by the first version that exported any: `python tests/kept_models.py`.
 
 They are never made anew: that what follows still reads them is what they are for. `make` says how they came about.
 """
@@ -37,7 +37,9 @@ def make() -> None:
 
   DATA.mkdir()
   with tempfile.TemporaryDirectory() as folder:
-    prepare.main(["--dataset", "shapes", "--data_dir", folder, "--train_scenes", "24", "--eval_scenes", "12"])
+    prepare.main(
+      ["--dataset", "shapes", "--data_dir", folder, "--train_scenes", "24", "--eval_scenes", "12"]
+    )
     run = pathlib.Path(folder) / "run"
     train.main(["--config", __file__, "--data_dir", folder, "--workdir", str(run)])
     for old in sorted((run / "checkpoints").iterdir()):
@@ -50,7 +52,11 @@ def make() -> None:
   output = exported_models.run(model, batch)
   tokens = model.tokenizer([SENTENCE], model.config.max_tokens)[0]
   np.savez_compressed(
-    EXPECTED, **batch, logits=output.logits, selection_logits=output.selection_logits, sentence_tokens=tokens
+    EXPECTED,
+    **batch,
+    logits=output.logits,
+    selection_logits=output.selection_logits,
+    sentence_tokens=tokens,
   )
   sizes = {str(p.relative_to(DATA)): p.stat().st_size for p in DATA.rglob("*") if p.is_file()}
   print(json.dumps(sizes, indent=1), sum(sizes.values()), jax.__version__)

@@ -233,5 +233,3 @@ def test_an_export_that_fails_leaves_the_one_before(exported, tmp_path, monkeypa
   export.export(str(exported), str(out), ("safetensors",), overwrite=True)
   assert not (out / "stale").exists()
   assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.extras
 B = "b"  # stands for any number of examples
 
 
-def _build(function: Callable[..., dict[str, Any]], variables: Any, inputs: dict[str, Any]) -> bytes:
+def _build(
+  function: Callable[..., dict[str, Any]], variables: Any, inputs: dict[str, Any]
+) -> bytes:
   pytest.importorskip("onnx")
   from mail_jax.exported import onnx_model
 
@@ -119,13 +121,31 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
   **{
     name: [(getattr(lax, name), [_floats(B, 3)])]
-    for name in ("abs", "ceil", "cos", "erf", "erfc", "exp", "exp2", "floor", "logistic", "neg", "sign", "sin", "square", "tanh")
+    for name in (
+      "abs",
+      "ceil",
+      "cos",
+      "erf",
+      "erfc",
+      "exp",
+      "exp2",
+      "floor",
+      "logistic",
+      "neg",
+      "sign",
+      "sin",
+      "square",
+      "tanh",
+    )
   },
   **{
-    name: [(lambda x, f=getattr(lax, name): f(jnp.abs(x) + 0.1), [_floats(B, 3)])]
+    name: [(lambda x, name=name: getattr(lax, name)(jnp.abs(x) + 0.1), [_floats(B, 3)])]
     for name in ("log", "rsqrt", "sqrt")
   },
-  **{name: [(getattr(lax, name), [_floats(B, 3), _floats(B, 3)])] for name in ("add", "div", "mul", "sub")},
+  **{
+    name: [(getattr(lax, name), [_floats(B, 3), _floats(B, 3)])]
+    for name in ("add", "div", "mul", "sub")
+  },
   **{
     name: [
       (getattr(lax, name), [_floats(B, 3), _floats(B, 3)]),
@@ -191,7 +211,9 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
       [_floats(B, 6, 7, 3), _floats(3, 3, 3, 4)],
     ),
     (
-      lambda x, k: lax.conv_general_dilated(x, k, (2, 1), ((0, 1), (2, 0)), dimension_numbers=_NHWC),
+      lambda x, k: lax.conv_general_dilated(
+        x, k, (2, 1), ((0, 1), (2, 0)), dimension_numbers=_NHWC
+      ),
       [_floats(B, 6, 7, 3), _floats(3, 2, 3, 4)],
     ),
   ],
@@ -209,8 +231,14 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
     (lambda x: jnp.pad(x, ((0, 0), (0, 3))), [_bools(B, 3)]),
   ],
   "rev": [(lambda x: x[..., ::-1], [_bools(B, 3)])],
-  "reshape": [(lambda x: x.reshape(-1, 6), [_floats(B, 2, 3)]), (lambda x: x.reshape(x.shape[0], 3, 2), [_floats(B, 6)])],
-  "stack": [(lambda x, y, axis=axis: jnp.stack([x, y], axis), [_floats(B, 3)] * 2) for axis in (1, -1)],
+  "reshape": [
+    (lambda x: x.reshape(-1, 6), [_floats(B, 2, 3)]),
+    (lambda x: x.reshape(x.shape[0], 3, 2), [_floats(B, 6)]),
+  ],
+  "stack": [
+    (lambda x, y, axis=axis: jnp.stack([x, y], axis), [_floats(B, 3)] * 2) for axis in (1, -1)
+  ],
+  "unstack": [(lambda x: lax.unstack(x, 1)[2] - lax.unstack(x, 1)[0], [_floats(B, 3, 2)])],
   "squeeze": [(lambda x: lax.squeeze(x, (1,)), [_floats(B, 1, 3)])],
   "transpose": [(lambda x: x.transpose(0, 2, 1), [_floats(B, 2, 3)])],
   "optimization_barrier": [(lax.optimization_barrier, [_floats(B, 3)])],
@@ -258,7 +286,10 @@ def test_each_primitive_does_in_onnx_what_it_does_in_jax(name):
       key: jax.ShapeDtypeStruct(tuple(batch if s == B else s for s in shape), dtype)
       for key, (shape, dtype) in named.items()
     }
-    concrete = [jax.ShapeDtypeStruct([2 if s == batch else s for s in v.shape], v.dtype) for v in specs.values()]
+    concrete = [
+      jax.ShapeDtypeStruct([2 if s == batch else s for s in v.shape], v.dtype)
+      for v in specs.values()
+    ]
     met |= _primitives(jax.make_jaxpr(run)({}, *concrete).jaxpr)
     model = _build(run, {}, specs)
     for count in (1, 4):

@@ -20,16 +20,18 @@ PHOTOS = 100
 @pytest.fixture(scope="module")
 def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
   """Photos, what was asked about each, and the instances in it; every fourth without these."""
-  refs = plain_pickle.load(str(realdata / "refer/refcoco/refs(unc).p"))
-  refs += plain_pickle.load(str(realdata / "refer/refcoco+/refs(unc).p"))
-  masks = providers.open_provider(f"coco:{realdata}/coco/annotations/instances_train2014.json").provider
-  rows, photos = [], realdata / "coco/train2014"
-  for ref in refs:
-    name = ref["file_name"].rsplit("_", 1)[0] + ".jpg"
-    if ref["split"] == "train" or not (photos / name).is_file() or len(rows) == PHOTOS:
-      continue
-    pixels = preprocess.open_image(photos / name)
-    found = masks.propose([pixels], [ref["image_id"]])[0].masks
+  refs = []
+  for name in ("refcoco+/refs(unc).p", "refcocog/refs(umd).p", "refcoco/refs(unc).p"):
+    refs += plain_pickle.load(str(realdata / "refer" / name))
+  # One of each photo; where people were asked, what they said.
+  by_photo = {ref["image_id"]: ref for ref in sorted(refs, key=lambda ref: ref["split"] != "train")}
+  masks = providers.open_provider(
+    f"coco:{realdata}/coco/annotations/instances_train2014.json"
+  ).provider
+  rows = []
+  for image_id, ref in sorted(by_photo.items())[:PHOTOS]:
+    pixels = preprocess.open_image(realdata / f"coco/train2014/COCO_train2014_{image_id:012}.jpg")
+    found = masks.propose([pixels], [image_id])[0].masks
     text = ref["sentences"][len(rows) % len(ref["sentences"])]["raw"]
     rows.append((pixels, text, found if len(rows) % 4 else found[:0]))
   assert len(rows) == PHOTOS
@@ -55,7 +57,9 @@ def _logits(model: trained.Trained, asked: list, batch_size: int) -> list[np.nda
   resize = jax.jit(resize_logits, static_argnums=2)
   canvas = tuple(max(pixels.shape[i] for pixels, _, _ in asked) for i in (0, 1))
   sizes = [np.array([pixels.shape[:2]], np.int32) for pixels, _, _ in asked]
-  resized = [np.asarray(resize(one[None], size, canvas)) for one, size in zip(found, sizes, strict=True)]
+  resized = [
+    np.asarray(resize(one[None], size, canvas)) for one, size in zip(found, sizes, strict=True)
+  ]
   return [r[0, : s[0, 0], : s[0, 1]] for r, s in zip(resized, sizes, strict=True)]
 
 
@@ -72,7 +76,9 @@ def _check(place: pathlib.Path, form: str, asked: list) -> None:
       assert not (differs & (np.abs(ours) > exported_models.MARGIN)).any()
       close, pixels = close + int(differs.sum()), pixels + differs.size
     assert largest < 1e-4
-    print(f"{form}, by {batch_size}: logits within {largest:.1e}; {close} of {pixels} pixels differ")
+    print(
+      f"{form}, by {batch_size}: logits within {largest:.1e}; {close} of {pixels} pixels differ"
+    )
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "saved_model"])

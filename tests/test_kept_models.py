@@ -34,7 +34,9 @@ def test_a_kept_model_says_what_it_said(model):
 
 
 def test_a_kept_model_predicts_and_is_exported_again(model, tmp_path):
-  shape = Segmenter(model)(exported_models.save_photo(tmp_path / "photo.png"), "the star").mask.shape
+  shape = Segmenter(model)(
+    exported_models.save_photo(tmp_path / "photo.png"), "the star"
+  ).mask.shape
   assert shape == (61, 90)
   export.export(str(tmp_path / "kept"), str(tmp_path / "again"))
   assert trained.load(str(tmp_path / "again")).step == 4

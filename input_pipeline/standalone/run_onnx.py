@@ -1,6 +1,6 @@
 """A mask for a photo and a sentence, by the model beside this file:
 
-python run_onnx.py photo.jpg "the leftmost star" mask.png [instance masks, best first: a.png b.png ... or masks.npy]
+python run_onnx.py photo.jpg "the leftmost star" mask.png [masks.npy, or a.png b.png ...: instances, best first]
 """
 
 import json
@@ -8,8 +8,8 @@ import pathlib
 import sys
 
 import onnxruntime
-from preprocessing import ModelTokenizer, mask_from_logits, open_image, prepare, read_masks  # pyright: ignore
 from PIL import Image
+from preprocessing import ModelTokenizer, mask_from_logits, open_image, prepare, read_masks  # pyright: ignore
 
 here = pathlib.Path(__file__).resolve().parent
 about = json.loads((here / "config.json").read_text())
@@ -23,7 +23,7 @@ inputs, _ = prepare(pixels, [text], masks, tokenizer, **about["inputs"])
 
 session = onnxruntime.InferenceSession(here / "model.onnx")
 names = [output.name for output in session.get_outputs()]
-outputs = dict(zip(names, session.run(names, inputs), strict=True))
+outputs: dict = dict(zip(names, session.run(names, inputs), strict=True))
 
 mask = mask_from_logits(outputs["logits"][0], height, width, outputs.get("no_target", [None])[0])
 Image.fromarray(mask).convert("L").save(out)  # white where the referent is

@@ -1,6 +1,6 @@
 """A mask for a photo and a sentence, by the model beside this file:
 
-python run_saved_model.py photo.jpg "the leftmost star" mask.png [instance masks, best first: a.png b.png ... or masks.npy]
+python run_saved_model.py photo.jpg "the leftmost star" mask.png [masks.npy, or a.png b.png ...: instances, best first]
 """
 
 import json
@@ -8,8 +8,8 @@ import pathlib
 import sys
 
 import tensorflow as tf
-from preprocessing import ModelTokenizer, mask_from_logits, open_image, prepare, read_masks  # pyright: ignore
 from PIL import Image
+from preprocessing import ModelTokenizer, mask_from_logits, open_image, prepare, read_masks  # pyright: ignore
 
 here = pathlib.Path(__file__).resolve().parent
 about = json.loads((here / "config.json").read_text())

@@ -1,6 +1,6 @@
 """A mask for a photo and a sentence, by the model beside this file:
 
-python run_stablehlo.py photo.jpg "the leftmost star" mask.png [instance masks, best first: a.png b.png ... or masks.npy]
+python run_stablehlo.py photo.jpg "the leftmost star" mask.png [masks.npy, or a.png b.png ...: instances, best first]
 """
 
 import json
@@ -9,8 +9,8 @@ import sys
 
 import jax
 import jax.export
-from preprocessing import ModelTokenizer, mask_from_logits, open_image, prepare, read_masks  # pyright: ignore
 from PIL import Image
+from preprocessing import ModelTokenizer, mask_from_logits, open_image, prepare, read_masks  # pyright: ignore
 
 here = pathlib.Path(__file__).resolve().parent
 about = json.loads((here / "config.json").read_text())
@@ -22,7 +22,7 @@ masks = read_masks(mask_files, height, width)
 tokenizer = ModelTokenizer((here / about["tokenizer"]["file"]).read_bytes())
 inputs, _ = prepare(pixels, [text], masks, tokenizer, **about["inputs"])
 
-model = jax.export.deserialize((here / "model.stablehlo").read_bytes())
+model = jax.export.deserialize(bytearray((here / "model.stablehlo").read_bytes()))
 order = ("image", "instances", "num_instances", "tokens", "num_tokens")
 outputs = jax.device_get(model.call(*(inputs[name] for name in order)))
 

@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 
-_HEADER = '''"""What the exported model beside this file is given of a photo, and what its logits mean at the photo's size.
+_HEADER = '''"""What the model beside this file is given of a photo, and what its logits mean at the photo's size.
 
 Put together by `mail_jax.export` from the source of mail_jax (Apache-2.0), so that it is the same code; do not edit.
 It needs NumPy, Pillow and the package {package}.
@@ -122,7 +122,7 @@ def _without(lines: Sequence[bytes], first: int, node: ast.AST) -> bytes:
       cuts.append((len(text[:begin].rstrip()), _end(inner.returns, at)))
     if isinstance(inner, ast.FunctionDef) and inner.name in _LEFT_OUT:
       begin = min([inner.lineno, *(d.lineno for d in inner.decorator_list)])
-      cuts.append((start[begin - 1], start[min(inner.end_lineno + 1, len(lines))]))
+      cuts.append((start[begin - 1], start[min((inner.end_lineno or 0) + 1, len(lines))]))
   kept, position = b"", start[first]
   for begin, end in sorted(cuts):
     if begin >= position:

@@ -21,9 +21,10 @@ tags:
 - jax
 ---
 """
-_LICENCE = """What the weights may be used for is for whoever trained them to say, here and in `license` above, and depends
-on what they were trained on. mail_jax itself is under Apache-2.0. The photos of COCO stand under the terms of Flickr's users,
-some of them non-commercial; annotations of COCO are under CC BY 4.0; RefCOCO's and its relatives' have terms of their own."""
+_LICENCE = """What the weights may be used for is for whoever trained them to say, here and in `license` above,
+and depends on what they were trained on. mail_jax itself is under Apache-2.0. The photos of COCO stand under the
+terms of Flickr's users, some of them non-commercial; annotations of COCO are under CC BY 4.0; those of RefCOCO and its relatives have
+terms of their own."""
 
 
 def read_metrics(path: str) -> Splits:
@@ -59,7 +60,12 @@ def write(about: Mapping[str, Any], tokenizer_package: str, splits: Splits) -> s
     tokenizer_package: what the scripts need to read text.
     splits: from `read_metrics`; may be empty.
   """
-  parts = [_title(about), _use(about, tokenizer_package), _metrics(about, splits), _origin(about, splits)]
+  parts = [
+    _title(about),
+    _use(about, tokenizer_package),
+    _metrics(about, splits),
+    _origin(about, splits),
+  ]
   return _FRONT + "\n\n".join([*parts, f"## Licence\n\n{_LICENCE}"]) + "\n"
 
 
@@ -95,14 +101,15 @@ result.mask  # at the photo's size
   if not rows:
     return text
   return "\n".join([
-    f"{text}\n\nWithout mail_jax, each of these runs by itself, with a photo, a sentence and instance masks (or none):\n",
+    f"{text}\n\nWithout mail_jax, each of these runs by itself on a photo, a sentence and instance masks (or none):\n",
     "| | script | needs |",
     "| --- | --- | --- |",
     *rows,
     '\n```\npython FOLDER/SCRIPT photo.jpg "the leftmost star" mask.png masks.npy\n```\n',
-    "They take `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s] (bit k % 16 of plane k // 16 is instance k),",
-    "`num_instances`, `tokens` and `num_tokens` int32, and give `logits` [b, s, s], `selection_logits` [b, k + 1] (the last",
-    f"one: none of them) for any b. `{standalone.PREPROCESSING}` makes the one from a photo, and a mask from the other.",
+    "They take `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s] (bit k % 16 of plane k // 16: instance k),",
+    "`num_instances`, `tokens` and `num_tokens` int32, and give `logits` [b, s, s] and `selection_logits` [b, k + 1]",
+    "(the last one: none of them) for any b.",
+    f"`{standalone.PREPROCESSING}` makes the one from a photo, and a mask from the other.",
   ])  # fmt: skip
 
 
@@ -118,9 +125,13 @@ def _metrics(about: Mapping[str, Any], splits: Splits) -> str:
   if kept:
     some = f"{config['eval_sentences']} sentences" if config["eval_sentences"] else "all sentences"
     numbers = ", ".join(f"{name} {_cell(name, value)}" for name, value in _numbers(kept).items())
-    parts.append(f"In training, on {some} of `{config['dataset']}/{config['eval_split']}` at most: {numbers}.")
+    parts.append(
+      f"In training, on {some} of `{config['dataset']}/{config['eval_split']}` at most: {numbers}."
+    )
   if not splits and not kept:
-    parts.append("Unknown: this checkpoint was not evaluated, and no `--metrics` were given when it was exported.")
+    parts.append(
+      "Unknown: this checkpoint was not evaluated, and no `--metrics` were given when it was exported."
+    )
   return "\n".join(parts).rstrip()
 
 
@@ -131,7 +142,11 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, int | float]:
 def _cell(name: str, value: int | float | None) -> str:
   if value is None:
     return ""
-  return f"{value:.0f}" if isinstance(value, int) or name in ("sentences", "refs") else f"{100 * value:.2f}"
+  return (
+    f"{value:.0f}"
+    if isinstance(value, int) or name in ("sentences", "refs")
+    else f"{100 * value:.2f}"
+  )
 
 
 def _origin(about: Mapping[str, Any], splits: Splits) -> str:
@@ -152,8 +167,8 @@ def _instances(splits: Splits) -> str:
   found = {name: row["instances"] for name, row in splits.items() if "instances" in row}
   if not found:
     return (
-      "the checkpoint does not say whose they were, nor what their detector had seen. `mail_jax.evaluate` says it beside "
-      "its numbers; `--metrics` brings that here."
+      "the checkpoint does not say whose they were, nor what their detector had seen. `mail_jax.evaluate` says it "
+      "beside its numbers; `--metrics` brings that here."
     )
   who = sorted({f"{f['from']}, learned from {f['trained_on']}" for f in found.values()})
   said = leakage.warnings(found)

@@ -13,7 +13,7 @@ ABOUT = "config.json"
 README = "README.md"
 FORMAT = "mail_jax"
 VERSION = 1  # of what lies in a folder; a version reads what older ones wrote
-# A format, and where it lies in the folder; the first is the one that `mail_jax` itself loads, the others run elsewhere.
+# A format, and where it lies in the folder; the first is what `mail_jax` itself loads, the others run elsewhere.
 PLACES = {
   "safetensors": "model.safetensors",
   "stablehlo": "model.stablehlo",
@@ -109,7 +109,9 @@ def check_place(folder: epath.Path, about: dict[str, Any], form: str) -> epath.P
 
 
 def _formats(folder: epath.Path, about: dict[str, Any]) -> str:
-  there = [form for form, place in PLACES.items() if any(n.startswith(place) for n in about["files"])]
+  there = [
+    form for form, place in PLACES.items() if any(n.startswith(place) for n in about["files"])
+  ]
   return (
     f"the folder has {', '.join(there) or 'no model'}; "
     f"python -m mail_jax.export --checkpoint {folder} makes others from safetensors"

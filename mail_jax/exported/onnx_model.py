@@ -100,7 +100,9 @@ def build(
   leaves = jax.tree_util.tree_leaves_with_path(variables)
   arrays = [np.asarray(leaf) for _, leaf in leaves]
   if sum(array.nbytes for array in arrays) >= _LARGEST:
-    raise InputError("--format onnx: the weights are larger than 2 GB, more than one .onnx file holds")
+    raise InputError(
+      "--format onnx: the weights are larger than 2 GB, more than one .onnx file holds"
+    )
   specs, many = _traced_with([array.shape for array in arrays], inputs)
   closed, shapes = jax.make_jaxpr(function, return_shape=True)(variables, *specs.values())
   graph = Graph(next(iter(inputs)), many)
@@ -122,7 +124,10 @@ def build(
     [numpy_helper.from_array(a, name) for name, a in graph.weights.items() if name in used],
   )
   model = helper.make_model(
-    made, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION, producer_name="mail_jax"
+    made,
+    opset_imports=[helper.make_opsetid("", _OPSET)],
+    ir_version=_IR_VERSION,
+    producer_name="mail_jax",
   )
   onnx.checker.check_model(model, full_check=True)
   return model.SerializeToString()
@@ -132,7 +137,9 @@ def _traced_with(
   weights: Sequence[tuple[int, ...]], inputs: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
   """The inputs with a number in place of the symbol, and that number."""
-  sizes = {size for shape in (*weights, *(spec.shape for spec in inputs.values())) for size in shape}
+  sizes = {
+    size for shape in (*weights, *(spec.shape for spec in inputs.values())) for size in shape
+  }
   known = [size for size in sizes if isinstance(size, int) and size]
   many = next(prime for prime in _MANY if all(size % prime for size in known))
   specs = {
@@ -144,7 +151,9 @@ def _traced_with(
 
 def _declare(name: str, spec: Any, many: int) -> Any:
   dims = ["b" if size == many else size for size in spec.shape]
-  return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), dims)
+  return helper.make_tensor_value_info(
+    name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), dims
+  )
 
 
 def _needed(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
@@ -161,11 +170,13 @@ def convert(graph: Graph, closed: core.ClosedJaxpr, arguments: Sequence[Value]) 
   """Adds what a jaxpr does with its arguments; returns its results."""
   from mail_jax.exported.onnx_table import TABLE
 
-  values: dict[Any, Value] = dict(zip(closed.jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
+  values: dict[Any, Value] = dict(
+    zip(closed.jaxpr.constvars, map(np.asarray, closed.consts), strict=True)
+  )
   values |= dict(zip(closed.jaxpr.invars, arguments, strict=True))
 
   def read(atom: Any) -> Value:
-    return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+    return np.asarray(atom.val, _dtype(atom)) if isinstance(atom, core.Literal) else values[atom]
 
   for equation in closed.jaxpr.eqns:
     given, name = [read(atom) for atom in equation.invars], equation.primitive.name
@@ -182,6 +193,10 @@ def convert(graph: Graph, closed: core.ClosedJaxpr, arguments: Sequence[Value]) 
   return [read(atom) for atom in closed.jaxpr.outvars]
 
 
+def _dtype(atom: Any) -> Any:
+  return atom.aval.dtype
+
+
 def _closed(jaxpr: Any) -> core.ClosedJaxpr:
   return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
 
@@ -194,6 +209,9 @@ def _unroll(graph: Graph, equation: Any, given: Sequence[Value]) -> list[Value]:
   if len(equation.outvars) != len(carry) or equation.params["reverse"]:
     raise NotImplementedError(f"onnx: a loop that collects values, or runs backwards: {equation}")
   for i in range(length):
-    row = [x[i] if isinstance(x, np.ndarray) else graph.add("Gather", x, np.int64(i), axis=0) for x in rows]
+    row = [
+      x[i] if isinstance(x, np.ndarray) else graph.add("Gather", x, np.array(i), axis=0)
+      for x in rows
+    ]
     carry = convert(graph, equation.params["jaxpr"], [*fixed, *carry, *row])
   return carry

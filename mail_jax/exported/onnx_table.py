@@ -4,7 +4,7 @@ Types that onnxruntime's operators lack go through the next wider one that they 
 """
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,15 @@ def _same(graph: Graph, equation: Any, *inputs: Value) -> list[Value]:
 
 def _logical(boolean: str, bitwise: str) -> Row:
   def row(graph: Graph, equation: Any, *inputs: Value) -> str:
-    return graph.add(boolean if _dtype(equation) == bool else bitwise, *inputs)
+    return graph.add(boolean if _is_bool(equation.outvars) else bitwise, *inputs)
 
   return row
 
 
 def _shift_right(graph: Graph, equation: Any, x: Value, by: Value) -> str:
-  wide = graph.add("BitShift", graph.cast(x, np.uint32), graph.cast(by, np.uint32), direction="RIGHT")
+  wide = graph.add(
+    "BitShift", graph.cast(x, np.uint32), graph.cast(by, np.uint32), direction="RIGHT"
+  )
   return graph.cast(wide, _dtype(equation))
 
 
@@ -49,7 +51,7 @@ def _reduce(op: str, through: Any = None) -> Row:
 
 def _argmax(graph: Graph, equation: Any, x: Value) -> str:
   (axis,) = equation.params["axes"]
-  x = graph.cast(x, np.int32) if _dtype_in(equation) == bool else x
+  x = graph.cast(x, np.int32) if _is_bool(equation.invars) else x
   return graph.cast(graph.add("ArgMax", x, axis=axis, keepdims=0), _dtype(equation))
 
 
@@ -58,14 +60,14 @@ def _sort(graph: Graph, equation: Any, *inputs: Value) -> list[str]:
   axis, key = equation.params["dimension"], inputs[0]
   if equation.params["num_keys"] != 1:
     raise NotImplementedError(f"onnx: sorting by several keys: {equation}")
-  key = graph.cast(key, np.int32) if _dtype_in(equation) == bool else key
+  key = graph.cast(key, np.int32) if _is_bool(equation.invars) else key
   size = np.array([equation.invars[0].aval.shape[axis]], np.int64)
   _, order = graph.add("TopK", key, size, outputs=2, axis=axis, largest=0, sorted=1)
   return [graph.add("GatherElements", x, order, axis=axis) for x in inputs]
 
 
 def _gather(graph: Graph, equation: Any, x: Value, where: Value) -> str:
-  """Whole rows of x, whose first axes are batch axes and then those that are looked up; all indices must be in range."""
+  """Whole rows of x, whose first axes are batch axes and then those that are looked up; indices are in range."""
   numbers, shape = equation.params["dimension_numbers"], equation.invars[0].aval.shape
   batch = tuple(range(len(numbers.operand_batching_dims)))
   looked_up = tuple(range(len(batch), len(batch) + len(numbers.start_index_map)))
@@ -87,13 +89,17 @@ def _slice(graph: Graph, equation: Any, x: Value) -> Value:
   parameters, shape = equation.params, equation.invars[0].aval.shape
   steps = parameters["strides"] or (1,) * len(shape)
   axes = [
-    i for i, size in enumerate(shape) if parameters["limit_indices"][i] != size or parameters["start_indices"][i] or steps[i] != 1
+    i
+    for i, size in enumerate(shape)
+    if parameters["limit_indices"][i] != size or parameters["start_indices"][i] or steps[i] != 1
   ]
   begin, end = ([parameters[name][i] for i in axes] for name in ("start_indices", "limit_indices"))
   return _cut(graph, x, axes, begin, end, [steps[i] for i in axes])
 
 
-def _cut(graph: Graph, x: Value, axes: list, begin: list, end: list, steps: list | None = None) -> str:
+def _cut(
+  graph: Graph, x: Value, axes: list, begin: list, end: list, steps: list | None = None
+) -> str:
   parts = [np.array(part, np.int64) for part in (begin, end, axes, steps or [1] * len(axes))]
   return graph.add("Slice", x, *parts) if axes else graph.add("Identity", x)
 
@@ -126,9 +132,7 @@ def _iota(graph: Graph, equation: Any, *_: Value) -> Value:
 
 def _concatenate(graph: Graph, equation: Any, *inputs: Value) -> str:
   axis = equation.params["dimension"]
-  filled = [
-    x for x, atom in zip(inputs, equation.invars, strict=True) if atom.aval.shape[axis]
-  ]
+  filled = [x for x, atom in zip(inputs, equation.invars, strict=True) if atom.aval.shape[axis]]
   return graph.add("Concat", *filled, axis=axis)
 
 
@@ -138,11 +142,20 @@ def _stack(graph: Graph, equation: Any, *inputs: Value) -> str:
   return graph.add("Concat", *(graph.reshape(x, shape) for x in inputs), axis=axis)
 
 
+def _unstack(graph: Graph, equation: Any, x: Value) -> list[str]:
+  axis = equation.params["axis"]
+  return [graph.add("Gather", x, np.array(i), axis=axis) for i in range(len(equation.outvars))]
+
+
 def _pad(graph: Graph, equation: Any, x: Value, value: Value) -> str:
   low, high, inside = zip(*equation.params["padding_config"], strict=True)
   if any(inside):
     raise NotImplementedError(f"onnx: padding between values: {equation}")
-  return graph.add("Pad", x, np.array([*low, *high], np.int64), value) if any(low + high) else graph.add("Identity", x)
+  return (
+    graph.add("Pad", x, np.array([*low, *high], np.int64), value)
+    if any(low + high)
+    else graph.add("Identity", x)
+  )
 
 
 def _split(graph: Graph, equation: Any, x: Value) -> Any:
@@ -154,24 +167,30 @@ def _split(graph: Graph, equation: Any, x: Value) -> Any:
 
 
 def _select(graph: Graph, equation: Any, which: Value, *cases: Value) -> str:
-  if len(cases) != 2 or _dtype_in(equation) != bool:
+  if len(cases) != 2 or not _is_bool(equation.invars):
     raise NotImplementedError(f"onnx: a choice of more than two: {equation}")
   no, yes = cases
-  if _dtype(equation) != bool:
+  if not _is_bool(equation.outvars):
     return graph.add("Where", which, yes, no)
-  return graph.cast(graph.add("Where", which, graph.cast(yes, np.uint8), graph.cast(no, np.uint8)), bool)
+  return graph.cast(
+    graph.add("Where", which, graph.cast(yes, np.uint8), graph.cast(no, np.uint8)), bool
+  )
 
 
 def _integer_pow(graph: Graph, equation: Any, x: Value) -> str:
   power = equation.params["y"]
-  return graph.add("Mul", x, x) if power == 2 else graph.add("Pow", x, np.asarray(power, _dtype(equation)))
+  return (
+    graph.add("Mul", x, x)
+    if power == 2
+    else graph.add("Pow", x, np.asarray(power, _dtype(equation)))
+  )
 
 
 def _dot_general(graph: Graph, equation: Any, x: Value, y: Value) -> str:
   """MatMul where it is one as it stands, which runtimes know best; else Einsum."""
   (over_x, over_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
   rank_x, rank_y = (len(atom.aval.shape) for atom in equation.invars)
-  if _dtype_in(equation) != np.float32:
+  if equation.invars[0].aval.dtype != np.float32:
     raise NotImplementedError(f"onnx: products of other numbers than float32: {equation}")
   is_last = len(over_x) == 1 and over_x[0] == rank_x - 1
   if is_last and rank_y == 2 and over_y == (0,) and not batch_x:
@@ -212,8 +231,8 @@ def _dtype(equation: Any) -> Any:
   return equation.outvars[0].aval.dtype
 
 
-def _dtype_in(equation: Any) -> Any:
-  return equation.invars[0].aval.dtype
+def _is_bool(atoms: Sequence[Any]) -> bool:
+  return atoms[0].aval.dtype == np.dtype(bool)
 
 
 TABLE: dict[str, Row] = {
@@ -283,6 +302,7 @@ TABLE: dict[str, Row] = {
   "split": _split,
   "stack": _stack,
   "squeeze": lambda g, e, x: g.add("Squeeze", x, np.array(e.params["dimensions"], np.int64)),
+  "unstack": _unstack,
   "transpose": lambda g, e, x: g.add("Transpose", x, perm=e.params["permutation"]),
   # nothing
   "copy": _same,

@@ -48,5 +48,7 @@ def from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:
 
   variables = jax.tree_util.tree_map_with_path(take, shapes)
   if arrays:
-    raise InputError(f"{name}: {min(arrays)} is no variable of the model that config.json describes")
+    raise InputError(
+      f"{name}: {min(arrays)} is no variable of the model that config.json describes"
+    )
   return variables
