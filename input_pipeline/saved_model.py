@@ -6,6 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.errors import InputError
+
+try:
+  import tensorflow as tf
+  from tensorflow.compiler.tf2xla.python import xla  # where jax2tf has the operation from, too
+except ImportError as error:
+  raise InputError(
+    "a SavedModel is written and read with TensorFlow: pip install tensorflow"
+  ) from error
+
 SIGNATURE = "serving_default"
 
 
@@ -39,9 +49,6 @@ def write(
     weights: by name, in the order of the arguments.
     inputs: shapes and dtypes by name, in the order of the arguments; a size that is no number is any.
   """
-  import tensorflow as tf
-  from tensorflow.compiler.tf2xla.python import xla  # where jax2tf has the operation from, too
-
   module = tf.Module()
   # What a module has is what is saved.
   module.held = [tf.Variable(value, name=name, trainable=False) for name, value in weights.items()]
@@ -72,8 +79,6 @@ def _sizes(spec: Any) -> list[int | None]:
 
 def load(path: str, inputs: Sequence[str]) -> Callable[..., dict[str, np.ndarray]]:
   """Opens what `write` wrote, as a function of NumPy arrays in the order of `inputs`."""
-  import tensorflow as tf
-
   loaded: Any = tf.saved_model.load(path)
 
   def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:

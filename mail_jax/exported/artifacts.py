@@ -102,11 +102,11 @@ def check_installed(form: str) -> None:
   Raises:
     InputError: it is not installed.
   """
+  # Each says itself what it lacks.
   if form == "onnx":
-    try:
-      import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-      raise InputError(f"--format onnx needs the package onnx: {_EXTRA}") from error
+    from mail_jax.exported import onnx_model  # noqa: F401
+  elif form == "saved_model":
+    from input_pipeline import saved_model  # noqa: F401
 
 
 def open_forward(

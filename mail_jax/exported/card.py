@@ -21,10 +21,10 @@ tags:
 - jax
 ---
 """
-_LICENCE = """What the weights may be used for is for whoever trained them to say, here and in `license` above,
-and depends on what they were trained on. mail_jax itself is under Apache-2.0. The photos of COCO stand under the
-terms of Flickr's users, some of them non-commercial; annotations of COCO are under CC BY 4.0; those of RefCOCO and its relatives have
-terms of their own."""
+_LICENCE = """What the weights may be used for is for whoever trained them to say, here and in `license` above, and
+depends on what they were trained on. mail_jax itself is under Apache-2.0. The photos of COCO stand under the terms of
+Flickr's users, some of them non-commercial; annotations of COCO are under CC BY 4.0; those of RefCOCO and its relatives
+have terms of their own."""
 
 
 def read_metrics(path: str) -> Splits:

@@ -14,7 +14,9 @@ try:
   import onnx  # pyright: ignore[reportMissingImports]
   from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 except ImportError as error:
-  raise InputError('ONNX models need the package onnx: pip install "mail_jax[export]"') from error
+  raise InputError(
+    '--format onnx needs the package onnx: pip install "mail_jax[export]"'
+  ) from error
 
 # The first operator set with all that the table uses, and the version of the format that came with it: what is older
 # runs on more runtimes.
