@@ -5,7 +5,6 @@ of its own first and renamed when it is complete: what is under its final name i
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline import remote
+from input_pipeline import remote, writing
 from input_pipeline.errors import InputError
 
 BUILDER_NAME = "referring_segmentation"
@@ -30,7 +29,6 @@ CONFIGS = {
   "refcocog_umd": "refcocog_umd",
   "refcocog_google": "refcocog_google",
 }
-_STAGING = ".incomplete-"
 
 
 def dataset_dir(data_dir: str, name: str) -> str:
@@ -154,14 +152,14 @@ def staging(data_dir: str, name: str) -> Iterator[str]:
   made = [folder for folder in (path, *path.parents) if not folder.exists()]
   try:
     os.makedirs(data_dir, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=_STAGING, dir=data_dir)
+    folder = tempfile.mkdtemp(prefix=writing.STAGING, dir=data_dir)
   except OSError as error:
     raise InputError(
       f"--data_dir {data_dir}: {error.strerror}; name a folder that can be written to"
     ) from error
   try:
-    with _locked(folder):
-      _remove_abandoned(data_dir)
+    with writing.locked(folder):
+      writing.remove_abandoned(data_dir)
       yield folder
       _replace(dataset_dir(folder, name), dataset_dir(data_dir, name), folder)
   finally:
@@ -169,28 +167,6 @@ def staging(data_dir: str, name: str) -> Iterator[str]:
     for parent in made:
       with contextlib.suppress(OSError):
         parent.rmdir()  # Succeeds only where it is empty.
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[bool]:
-  """Holds a folder's lock, which the system drops with the process; yields whether it was free."""
-  handle = os.open(folder, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      yield True
-    except BlockingIOError:
-      yield False
-  finally:
-    os.close(handle)
-
-
-def _remove_abandoned(data_dir: str) -> None:
-  """Removes what killed processes left; a folder whose writer lives is locked."""
-  for path in pathlib.Path(data_dir).glob(_STAGING + "*"):
-    with contextlib.suppress(FileNotFoundError), _locked(str(path)) as free:
-      if free:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace(new: str, final: str, folder: str) -> None:

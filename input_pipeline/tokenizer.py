@@ -15,11 +15,11 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from input_pipeline import sentencepiece_training as training
 from input_pipeline import writing
 from input_pipeline.basic_tokens import basic_tokens
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.preprocess import empty_text, normalise_text
+from input_pipeline.sentencepiece_training import BOS, EOS, PAD, UNK, train_model
 
 # Below this many texts, starting threads costs more than they save (measured on 2 cores).
 _THREADED_BATCH = 4096
@@ -83,6 +83,10 @@ class Tokenizer(abc.ABC):
     """The whole tokenizer, for the checkpoint; `from_bytes` undoes it."""
 
   @abc.abstractmethod
+  def file_bytes(self) -> bytes:
+    """The file that the tokenizer was made of; `of_kind` undoes it."""
+
+  @abc.abstractmethod
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, whole and without marks; an `InputError` for an empty one."""
 
@@ -136,6 +140,10 @@ class WordPieceTokenizer(Tokenizer):
     """The vocabulary, marked as one."""
     return _mark(self.kind, self._vocab)
 
+  def file_bytes(self) -> bytes:
+    """The vocabulary, one piece a line."""
+    return self._vocab
+
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, whole and without marks; an `InputError` for an empty one."""
     pieces: list[list[int]] = [[]] * len(texts)
@@ -179,7 +187,7 @@ class SentencePieceTokenizer(Tokenizer):
     of = self._processor
     self.pad_id, self.unk_id = of.pad_id(), of.unk_id()
     self.bos_id, self.eos_id = of.bos_id(), of.eos_id()
-    expected = (training.PAD, training.UNK, training.BOS, training.EOS)
+    expected = (PAD, UNK, BOS, EOS)
     if (self.pad_id, self.unk_id, self.bos_id, self.eos_id) != expected:
       raise InputError(
         f"tokenizer: {name} needs pad, unk, bos, eos with the ids 0, 1, 2, 3; train it with "
@@ -200,7 +208,7 @@ class SentencePieceTokenizer(Tokenizer):
       InputError: no sentence, an empty one, or a vocabulary too small for the bytes, the special
         tokens and the characters.
     """
-    return cls(training.train_model(sentences, vocab_size))
+    return cls(train_model(sentences, vocab_size))
 
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
     """The normalised text of ids; special tokens and padding are skipped."""
@@ -211,8 +219,7 @@ class SentencePieceTokenizer(Tokenizer):
     """The model, marked as one."""
     return _mark(self.kind, self._model)
 
-  @property
-  def model(self) -> bytes:
+  def file_bytes(self) -> bytes:
     """The bytes of a `.model` file, as SentencePiece's own tools read it."""
     return self._model
 
@@ -241,6 +248,17 @@ def from_bytes(data: bytes) -> Tokenizer:
   if name not in _KINDS:
     raise InputError(f"tokenizer: these bytes are none of {', '.join(_KINDS)}")
   return _KINDS[name](content, f"the {name} tokenizer")
+
+
+def of_kind(kind: str, data: bytes, name: str) -> Tokenizer:
+  """A tokenizer from the bytes of the file that a user would have of it, a vocabulary or a SentencePiece model.
+
+  Raises:
+    InputError: an unknown kind, or bytes of something else.
+  """
+  if kind not in _KINDS:
+    raise InputError(f"tokenizer: {name} is of the kind {kind!r}, none of {', '.join(_KINDS)}")
+  return _KINDS[kind](data, name)
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
@@ -299,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
 
   sentences = _read_sentences(args.train_from, args.data_dir)
   tokenizer = SentencePieceTokenizer.train(sentences, args.vocab_size)
-  writing.write_whole(args.out, tokenizer.model)
+  writing.write_whole(args.out, tokenizer.file_bytes())
   lengths = np.array([len(row) + 2 for row in tokenizer.encode(sentences)])
   print(
     f"wrote {args.out}: {tokenizer.vocab_size} ids from {len(sentences)} expressions; "

@@ -1,11 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 from input_pipeline.errors import InputError
+
+STAGING = ".incomplete-"  # how the folders begin in which something is being written
 
 
 @contextlib.contextmanager
@@ -50,3 +55,74 @@ def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
   """Writes text or bytes; see `whole_file`."""
   with whole_file(path) as temporary:
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[pathlib.Path]:
+  """Gives a folder to write to, which gets its own name when the context ends well.
+
+  After an error or an interrupt nothing of it is left. What a killed process left is removed by the next one.
+
+  Args:
+    path: of the folder; its parents are made where they are missing.
+    overwrite: replaces what stands there, at the very end.
+
+  Raises:
+    InputError: something stands there already, or the system refuses it; what stood there before still does.
+  """
+  target = pathlib.Path(path)
+  check_free(target, overwrite)
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = pathlib.Path(tempfile.mkdtemp(prefix=STAGING, dir=target.parent))
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+  try:
+    with locked(str(staging)):
+      remove_abandoned(str(target.parent))
+      new = staging / "new"
+      new.mkdir()
+      yield new
+      if target.exists():
+        check_free(target, overwrite)
+        target.rename(staging / "replaced")
+      new.rename(target)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
+  """Looks whether a folder can be put where it is wanted, before anything takes long.
+
+  Raises:
+    InputError: something stands there, and is not to be replaced.
+  """
+  target = pathlib.Path(path)
+  if target.exists() and not target.is_dir():
+    raise InputError(f"{path} is a file; name a folder")
+  if target.exists() and not overwrite and any(target.iterdir()):
+    raise InputError(f"{path} is there already; add --overwrite to replace it")
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[bool]:
+  """Holds a folder's lock, which the system drops with the process; yields whether it was free."""
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield True
+    except BlockingIOError:
+      yield False
+  finally:
+    os.close(handle)
+
+
+def remove_abandoned(parent: str) -> None:
+  """Removes what killed processes left in a folder; a staging folder whose writer lives is locked."""
+  for path in pathlib.Path(parent).glob(STAGING + "*"):
+    with contextlib.suppress(FileNotFoundError), locked(str(path)) as free:
+      if free:
+        shutil.rmtree(path, ignore_errors=True)

@@ -45,7 +45,8 @@ class Checkpoints:
     self._place = remote.folder(workdir, self._option) / FOLDER
     if read_only and not self._place.is_dir():
       raise InputError(
-        f"--checkpoint {workdir}: there is no {self._place}; give the --workdir of a training run"
+        f"--checkpoint {workdir}: there is no {self._place}; give the --workdir of a training run, or a folder that "
+        "mail_jax.export wrote"
       )
     self._copy = mirror.Mirror(str(self._place)) if mirror.is_needed(workdir) else None
     self._folder = self._place if self._copy is None else self._copy.local

@@ -32,7 +32,6 @@ from mail_jax.evaluators import breakdowns, protocols, segmentation
 from mail_jax.evaluators.segmentation import SegmentationEvaluator
 from mail_jax.program import jit_measure
 from mail_jax.resize import resize_logits
-from mail_jax.train_step import apply_model
 
 
 def open_batches(
@@ -76,7 +75,7 @@ def compile_measure(
 ) -> Callable[[Any, dict[str, Any]], dict[str, jax.Array]]:
   """Makes what the evaluator runs: every process gives its rows of a batch, and has the results of all."""
   mesh = sharding.make_mesh()
-  measure = jit_measure(model.model, mesh, sharding.replicated(mesh), protocol)
+  measure = jit_measure(model.model, mesh, sharding.replicated(mesh), protocol, model.apply)
   return lambda variables, batch: measure(variables, sharding.global_batch(mesh, batch))
 
 
@@ -174,7 +173,7 @@ def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], coun
 
   @jax.jit
   def predict(variables, batch):
-    output = apply_model(model.model, variables, batch)
+    output = model.apply(variables, batch)
     shape = batch["original_target"].shape[1:]
     return resize_logits(
       output.logits, batch["original_size"], shape

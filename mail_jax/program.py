@@ -102,7 +102,9 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   )
 
 
-def jit_measure(model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGINAL) -> Any:
+def jit_measure(
+  model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGINAL, apply: Any = None
+) -> Any:
   """What an evaluation counts of a batch, on every device: (variables, batch) -> counts.
 
   Args:
@@ -110,9 +112,10 @@ def jit_measure(model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGI
     mesh: of the devices that the batch is spread over.
     placed: where the variables are.
     protocol: by which it counts.
+    apply: runs in place of the network; see `make_measure`.
   """
   return jax.jit(
-    sharding.traced_on(mesh, make_measure(model, protocol)),
+    sharding.traced_on(mesh, make_measure(model, protocol, apply)),
     in_shardings=(placed, sharding.batch_sharding(mesh)),
     out_shardings=sharding.replicated(mesh),
   )

@@ -1,16 +1,14 @@
 """The Python API: a photo and expressions in, masks out."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from input_pipeline import drawing, preprocess, records
+from input_pipeline import drawing, one_photo, preprocess
 from mail_jax import trained
 from mail_jax.resize import resize_logits
-from mail_jax.train_step import apply_model
 
 # Results are made on canvases of a multiple of this many pixels, so that few sizes are compiled.
 _CANVAS = 64
@@ -62,7 +60,7 @@ class Segmenter:
     self._variables = model.on_one_device()
 
     def predict(variables, batch, canvas):
-      output = apply_model(model.model, variables, batch)
+      output = model.apply(variables, batch)
       logits = resize_logits(output.logits, batch["original_size"], canvas)
       return jax.nn.sigmoid(logits), jax.nn.softmax(output.selection_logits, -1)
 
@@ -70,7 +68,7 @@ class Segmenter:
 
   @classmethod
   def load(cls, workdir: str, which: str = "best") -> "Segmenter":
-    """Loads the best (or the `last`) checkpoint of a training run; see `trained.load`."""
+    """Loads the best (or the `last`) checkpoint of a training run, or an exported model; see `trained.load`."""
     return cls(trained.load(workdir, which))
 
   def __call__(
@@ -92,7 +90,12 @@ class Segmenter:
     pixels = preprocess.open_image(image)
     height, width = pixels.shape[:2]
     masks = preprocess.check_instances(instances, height, width)
-    batch, was_cut = self._prepare(pixels, [expression], masks)
+    config = self._trained.config
+    batch, was_cut = one_photo.prepare(
+      pixels, [expression], masks, self._trained.tokenizer,
+      image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
+    )  # fmt: skip
+    batch["original_size"] = np.array([pixels.shape[:2]], np.int32)
     canvas = (-(-height // _CANVAS) * _CANVAS, -(-width // _CANVAS) * _CANVAS)
     probability, weights = jax.device_get(self._predict(self._variables, batch, canvas))
     count = int(batch["num_instances"][0])
@@ -107,26 +110,3 @@ class Segmenter:
       chosen=best if best < count else None,
       was_cut=bool(was_cut[0]),
     )
-
-  def _prepare(
-    self,
-    pixels: UInt8[np.ndarray, "h w 3"],
-    expressions: Sequence[str],
-    masks: Bool[np.ndarray, "k h w"],
-  ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "b"]]:
-    config, count = self._trained.config, len(expressions)
-    texts = [preprocess.normalise_text(expression) for expression in expressions]
-    tokens, num_tokens, was_cut = self._trained.tokenizer(texts, config.max_tokens)
-    masks = masks[: config.max_instances]
-    planes = records.pack_planes(masks)
-    empty = records.pack_planes(np.zeros((config.max_instances, *masks.shape[1:]), bool))
-    planes = np.concatenate([planes, empty[len(planes) :]])
-    size = config.image_size
-    batch = {
-      "image": preprocess.resize_image(pixels, size),
-      "instances": preprocess.resize_planes(planes, size),
-      "num_instances": np.int32(len(masks)),
-      "original_size": np.array(pixels.shape[:2], np.int32),
-    }
-    batch = {name: np.repeat(np.asarray(value)[None], count, 0) for name, value in batch.items()}
-    return batch | {"tokens": tokens, "num_tokens": num_tokens}, was_cut

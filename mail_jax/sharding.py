@@ -182,6 +182,14 @@ def global_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Arra
   }
 
 
+def on_every_device(mesh: Mesh, tree: Tree) -> Tree:
+  """Puts arrays that every process has on every device."""
+  everywhere = replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(everywhere, x, x.shape), tree
+  )
+
+
 def local_batch_size(mesh: Mesh, batch_size: int) -> int:
   """Rows that this process gives so that every device has equally many and all have at least `batch_size` together."""
   return -(-batch_size // mesh.size) * len(mesh.local_devices)

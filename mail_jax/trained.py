@@ -3,31 +3,38 @@
 import argparse
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
+from input_pipeline import remote
 from input_pipeline import tokenizer as tokenizers
 from input_pipeline.errors import InputError
 from mail_jax import checkpoint, sharding
 from mail_jax.config import from_json, make_model
+from mail_jax.exported import artifacts, folder, weights
 from mail_jax.models.attention import runs_on
-from mail_jax.models.mail import MaIL
+from mail_jax.models.mail import MaIL, Output
 from mail_jax.optim import make_optimizer_from
-from mail_jax.train_step import create_state
+from mail_jax.train_step import TrainState, apply_model, create_state
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What a checkpoint holds, ready to be applied.
+  """What a checkpoint or an exported model holds, ready to be applied.
 
   Attributes:
     config: of the run; its attention is one that runs here.
     model: the network.
-    variables: {"params", "batch_stats"}, the moving average where the run kept one, on every device.
+    variables: {"params", "batch_stats"}, the moving average where the run kept one, on every device; empty where
+      `forward` holds them.
     tokenizer: of the run.
     step: updates that the parameters have seen.
+    metrics: of the evaluation in training, where there was one.
+    forward: runs in place of the network, if it is not None; see `artifacts.open_forward`.
   """
 
   config: ConfigDict
@@ -35,6 +42,19 @@ class Trained:
   variables: Any
   tokenizer: tokenizers.Tokenizer
   step: int
+  metrics: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+  forward: Callable[[Any, Mapping[str, jax.Array]], Output] | None = None
+
+  def apply(self, variables: Any, batch: Mapping[str, jax.Array]) -> Output:
+    """Runs the model on a batch, as at test time; to be called or traced.
+
+    Args:
+      variables: of this model, wherever they are by now.
+      batch: see docs/architecture.md.
+    """
+    if self.forward is not None:
+      return self.forward(variables, batch)
+    return apply_model(self.model, variables, dict(batch))
 
   def on_one_device(self) -> Any:
     """The variables on the first device of this process alone, for what the others need no part in."""
@@ -42,49 +62,90 @@ class Trained:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options that say which checkpoint a command loads: `--checkpoint` and `--which`."""
-  parser.add_argument("--checkpoint", required=True, help="the --workdir of a training run")
+  """Adds the options that say which model a command loads: `--checkpoint` and `--which`."""
   parser.add_argument(
-    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
+    "--checkpoint",
+    required=True,
+    help="the --workdir of a training run, or what mail_jax.export wrote: the folder, or one format in it",
+  )
+  parser.add_argument(
+    "--which",
+    choices=("best", "last"),
+    default="best",
+    help="which checkpoint of a run (default: best)",
   )
 
 
 def load(workdir: str, which: str = "best") -> Trained:
-  """Loads a checkpoint.
+  """Loads a checkpoint, or an exported model.
 
   Args:
-    workdir: of the training run; a folder or an address in a bucket.
+    workdir: of the training run, a folder or an address in a bucket; or what `mail_jax.export` wrote: the folder, or
+      one of the formats in it, such as `FOLDER/model.onnx`.
     which: `best` by the run's metric (the last one where none was evaluated), or `last`; where that one is damaged the
       next best, or the one before, with a warning.
 
   Raises:
-    InputError: no such folder or no whole checkpoint in it.
+    InputError: no such folder, no whole checkpoint in it, or no whole exported model.
   """
+  found = folder.find(remote.folder(workdir, "--checkpoint"), workdir)
+  return _load_run(workdir, which) if found is None else _load_exported(*found)
+
+
+def _load_run(workdir: str, which: str) -> Trained:
   checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
   try:
     step = checkpoints.best() if which == "best" else None
     step = checkpoints.latest() if step is None else step
     assert step is not None  # the constructor has looked
     meta = checkpoints.meta(step)
-    config = from_json(meta["config"])
-    if not runs_on(config.model.backend, jax.default_backend()):
-      config.model.backend = "xla"  # a checkpoint of any machine is of use on any other
+    config = _config_for_here(meta["config"])
     tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
     model = make_model(config, tokenizer.vocab_size)
-    create = functools.partial(
-      create_state,
-      model,
-      make_optimizer_from(config),
-      config.image_size,
-      config.max_tokens,
-      config.seed,
-    )
     field = "averaged" if config.ema_decay else "variables"
-    shapes = {field: getattr(jax.eval_shape(create), field)}
+    shapes = {field: getattr(_state_shapes(model, config), field)}
     everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
     variables = checkpoints.restore(step, checkpoint.abstract_like(shapes, everywhere))[field]
+    metrics = checkpoints.metrics(step)
   except (KeyError, FileNotFoundError) as error:
     raise InputError(f"--checkpoint {workdir}: the checkpoint is not complete ({error})") from error
   finally:
     checkpoints.close()
-  return Trained(config, model, variables, tokenizer, step)
+  return Trained(config, model, variables, tokenizer, step, metrics)
+
+
+def _load_exported(place: epath.Path, form: str) -> Trained:
+  about = folder.read_about(place)
+  config = _config_for_here(about["config"])
+  kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
+  tokenizer = tokenizers.of_kind(kind, folder.read_file(place, about, name), str(place / name))
+  model = make_model(config, tokenizer.vocab_size)
+  variables, forward = {}, None
+  if form == "safetensors":
+    name = folder.PLACES[form]
+    shapes = _state_shapes(model, config).variables
+    arrays = weights.from_bytes(folder.read_file(place, about, name), shapes, str(place / name))
+    variables = sharding.on_every_device(sharding.make_mesh(), arrays)
+  else:
+    forward = artifacts.open_forward(form, folder.check_place(place, about, form), config, model)
+  return Trained(config, model, variables, tokenizer, about["step"], about["metrics"], forward)
+
+
+def _config_for_here(data: dict[str, Any]) -> ConfigDict:
+  """The config of any machine, with an attention that runs on this one."""
+  config = from_json(data)
+  if not runs_on(config.model.backend, jax.default_backend()):
+    config.model.backend = "xla"
+  return config
+
+
+def _state_shapes(model: MaIL, config: ConfigDict) -> TrainState:
+  create = functools.partial(
+    create_state,
+    model,
+    make_optimizer_from(config),
+    config.image_size,
+    config.max_tokens,
+    config.seed,
+  )
+  return jax.eval_shape(create)

@@ -64,6 +64,28 @@ def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def exported(finished_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """The finished run in every format that needs nothing but our requirements; not to be changed."""
+  from mail_jax import export
+
+  folder = tmp_path_factory.mktemp("exported") / "tiny"
+  export.export(str(finished_run), str(folder), ("safetensors", "stablehlo", "saved_model"))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def exported_onnx(exported: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """The same as ONNX, which needs packages that are not required; not to be changed."""
+  from mail_jax import export
+
+  pytest.importorskip("onnx")
+  pytest.importorskip("onnxruntime")
+  folder = tmp_path_factory.mktemp("exported") / "onnx"
+  export.export(str(exported), str(folder), ("safetensors", "onnx"))
+  return folder
+
+
+@pytest.fixture(scope="session")
 def five_photos(realdata) -> list[np.ndarray]:
   """Five real photos of three sizes."""
   folder = realdata / "coco/train2014"

@@ -47,7 +47,7 @@ def either(request, tokenizer, wordpiece) -> Tokenizer:
 def test_a_row_is_bos_pieces_eos_and_padding(tokenizer):
   tokens, lengths, was_cut = tokenizer(["the red star", "a leftmost green ring"], 32)
   assert tokens.shape == (2, 32) and not was_cut.any()
-  reference = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+  reference = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.file_bytes())
   for row, length, text in zip(
     tokens, lengths, ["the red star", "a leftmost green ring"], strict=True
   ):

@@ -1,5 +1,6 @@
 """Overall IoU, mean IoU and precision@X (docs/evaluation.md)."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,12 +20,21 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def make_measure(
-  model: MaIL, protocol: Protocol = ORIGINAL
+  model: MaIL,
+  protocol: Protocol = ORIGINAL,
+  apply: Callable[[Variables, Batch], Output] | None = None,
 ) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
-  """Makes the function that runs the model on a batch and counts pixels on the device (to be jitted)."""
+  """Makes the function that runs the model on a batch and counts pixels on the device (to be jitted).
+
+  Args:
+    model: the network.
+    protocol: by which it counts.
+    apply: runs in place of the network, as `trained.Trained.apply` does.
+  """
+  apply = apply or functools.partial(apply_model, model)
 
   def measure(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    return count(apply_model(model, variables, batch), batch, model.max_instances, protocol)
+    return count(apply(variables, batch), batch, model.max_instances, protocol)
 
   return measure
 

@@ -1,0 +1,105 @@
+"""What the tests of exported models share: batches, photos, and the comparison of two models."""
+
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tiny_model
+from ml_collections import ConfigDict
+from PIL import Image
+
+from input_pipeline import records
+from mail_jax import trained
+from mail_jax.models.mail import Output
+
+# Pixels whose logit is closer to the threshold may fall on either side of it.
+MARGIN = 1e-4
+
+
+def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """A batch of noise with rectangles for instances; the first example has none, the last one all slots full."""
+  rng = np.random.default_rng(seed)
+  size, slots = config.image_size, config.max_instances
+  boxes = [tiny_model.random_boxes(rng, slots, size) for _ in range(count)]
+  return {
+    "image": rng.integers(0, 256, (count, size, size, 3), np.uint8),
+    "instances": np.stack([records.pack_planes(masks) for masks in boxes]),
+    "num_instances": np.linspace(0, slots, count).astype(np.int32),
+    "tokens": rng.integers(1, 20, (count, config.max_tokens), np.int32),
+    "num_tokens": rng.integers(3, config.max_tokens + 1, count, np.int32),
+  }
+
+
+def run(model: trained.Trained, batch: dict[str, np.ndarray]) -> Output:
+  """What a model says of a batch, on the host."""
+  return jax.device_get(jax.jit(model.apply)(model.on_one_device(), batch))
+
+
+def assert_alike(
+  ours: trained.Trained, theirs: trained.Trained, batch: dict[str, np.ndarray]
+) -> float:
+  """Compares everything that two models say; returns the largest difference of a logit."""
+  found, expected = run(ours, batch), run(theirs, batch)
+  np.testing.assert_allclose(found.selection_logits, expected.selection_logits, atol=1e-4)
+  np.testing.assert_allclose(found.rho, expected.rho, atol=1e-4)
+  np.testing.assert_array_equal(found.masks, expected.masks)
+  assert found.logits.shape == expected.logits.shape
+  difference = float(np.abs(found.logits - expected.logits).max())
+  assert difference < 1e-4
+  assert expected.logits.std() > 1e-3  # not all the same
+  return difference
+
+
+def assert_same_mask(found: np.ndarray, probability: np.ndarray) -> None:
+  """A mask is what a probability says, but for pixels that are too close to the threshold."""
+  assert found.shape == probability.shape
+  wrong = found != (probability > 0.5)
+  assert not (wrong & (np.abs(probability - 0.5) > MARGIN)).any()
+
+
+def save_photo(path: pathlib.Path, seed: int = 0) -> np.ndarray:
+  """Saves a photo of smooth noise, neither square nor of the model's size, and returns its pixels."""
+  rng = np.random.default_rng(seed)
+  small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+  pixels = np.asarray(small.resize((90, 61), Image.Resampling.BICUBIC))
+  Image.fromarray(pixels).save(path)
+  return pixels
+
+
+def edit_config(folder: pathlib.Path, **changes: dict[str, Any]) -> None:
+  """Changes parts of the config in an exported folder."""
+  path = folder / "config.json"
+  about = json.loads(path.read_text())
+  for part, values in changes.items():
+    about["config"][part].update(values)
+  path.write_text(json.dumps(about))
+
+
+def run_script(script: pathlib.Path, *arguments: str, cwd: pathlib.Path) -> str:
+  """Runs a script of an exported folder as a user does who has none of our packages; returns what it prints."""
+  environment = {"PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+  for package in ("mail_jax", "input_pipeline"):
+    probe = subprocess.run(
+      [sys.executable, "-c", f"import {package}"], cwd=cwd, env=environment, capture_output=True
+    )
+    assert b"ModuleNotFoundError" in probe.stderr
+  done = subprocess.run(
+    [sys.executable, str(script), *arguments],
+    cwd=cwd,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def sum_of(path: pathlib.Path) -> str:
+  """SHA-256 of a file."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,238 @@
+"""Exported folders: what is in them, and that each format is the checkpoint it came of."""
+
+import contextlib
+import hashlib
+import io
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import exported_models
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from input_pipeline.errors import InputError
+from mail_jax import evaluate, export, predict, trained
+from mail_jax.exported import folder
+
+FORMATS = ("stablehlo", "saved_model")
+
+
+def test_an_exported_folder_is_the_checkpoint_it_came_of(exported, finished_run):
+  ours, theirs = trained.load(str(finished_run)), trained.load(str(exported))
+  assert (theirs.step, theirs.model, theirs.config) == (ours.step, ours.model, ours.config)
+  assert theirs.tokenizer.to_bytes() == ours.tokenizer.to_bytes()
+  assert dict(theirs.metrics) == dict(ours.metrics) and ours.metrics
+  jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
+
+
+def test_the_weights_are_plain_safetensors_by_their_paths(exported, finished_run):
+  arrays = safetensors.numpy.load_file(exported / "model.safetensors")
+  variables = trained.load(str(finished_run)).variables
+  assert len(arrays) == len(jax.tree.leaves(variables))
+  kernel = variables["params"]["encoder"]["block00"]["qkv"]["kernel"]
+  np.testing.assert_array_equal(arrays["params/encoder/block00/qkv/kernel"], kernel)
+  assert arrays["params/mask_gain"].shape == ()
+
+
+def test_every_file_is_listed_with_its_sum(exported):
+  about = json.loads((exported / "config.json").read_text())
+  files = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()}
+  assert set(about["files"]) == files - {"config.json", "README.md"}
+  for name, (size, digest) in about["files"].items():
+    data = (exported / name).read_bytes()
+    assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_the_artifact_is_for_every_platform_and_any_number_of_examples(exported):
+  artifact = jax.export.deserialize(bytearray((exported / "model.stablehlo").read_bytes()))
+  assert set(artifact.platforms) == {"cpu", "cuda", "tpu"}
+  assert {str(spec.shape[0]) for spec in (*artifact.in_avals, *artifact.out_avals)} == {"b"}
+
+
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format_gives_the_logits_of_the_checkpoint(exported, form, count):
+  model = trained.load(str(exported))
+  batch = exported_models.random_batch(model.config, count)
+  exported_models.assert_alike(trained.load(str(exported / folder.PLACES[form])), model, batch)
+
+
+def _table(place: pathlib.Path, data_dir: str) -> list[str]:
+  """What `evaluate` prints of a model, without its name."""
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
+    evaluate.main(["--checkpoint", str(place), "--data_dir", data_dir, "--data", "shapes/val"])
+  return printed.getvalue().splitlines()[1:]
+
+
+@pytest.fixture(scope="module")
+def table_of_the_run(finished_run, shapes_data) -> list[str]:
+  return _table(finished_run, shapes_data)
+
+
+@pytest.mark.parametrize("form", ["safetensors", *FORMATS])
+def test_evaluate_gives_the_same_table_on_each_format(
+  exported, table_of_the_run, shapes_data, form
+):
+  place = exported if form == "safetensors" else exported / folder.PLACES[form]
+  assert len(table_of_the_run) > 1
+  assert _table(place, shapes_data) == table_of_the_run
+
+
+def test_predict_takes_the_folder_and_a_format_in_it(exported, finished_run, tmp_path):
+  exported_models.save_photo(tmp_path / "photo.png")
+  masks = []
+  for place in (finished_run, exported, exported / "model.stablehlo"):
+    command = ["--checkpoint", str(place), "--image", str(tmp_path / "photo.png")]
+    out = ["--out", str(tmp_path / "overlay.png"), "--mask", str(tmp_path / "mask.png")]
+    predict.main([*command, "--text", "the star", *out])
+    masks.append((tmp_path / "mask.png").read_bytes())
+  assert masks[0] == masks[1] == masks[2]
+
+
+def test_what_was_exported_can_be_exported_again(exported, tmp_path):
+  export.main(["--checkpoint", str(exported), "--out", str(tmp_path / "again")])
+  again, before = tmp_path / "again" / "model.safetensors", exported / "model.safetensors"
+  assert again.read_bytes() == before.read_bytes()
+  with pytest.raises(InputError, match="holds no parameters"):
+    export.export(str(exported / "model.stablehlo"), str(tmp_path / "third"))
+  assert not (tmp_path / "third").exists()
+
+
+def test_a_bfloat16_model_is_exported_as_it_is(exported, tmp_path):
+  wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+  shutil.copytree(exported, wide)
+  exported_models.edit_config(wide, model={"dtype": "bfloat16"})
+  export.export(str(wide), str(narrow), ("stablehlo",))
+  batch = exported_models.random_batch(trained.load(str(wide)).config, 3)
+  expected = exported_models.run(trained.load(str(wide)), batch)
+  found = exported_models.run(trained.load(str(narrow / "model.stablehlo")), batch)
+  exact = exported_models.run(trained.load(str(exported)), batch)
+  error = np.abs(expected.logits - exact.logits).max()
+  assert error > 1e-4  # it really computes in bfloat16
+  # Rounded where the program has them rounded, but a compiler may round elsewhere.
+  assert np.abs(found.logits - expected.logits).max() <= error
+
+
+def test_the_card_says_how_good_it_is_and_where_it_comes_from(finished_run, shapes_data, tmp_path):
+  metrics = tmp_path / "metrics.json"
+  command = ["--checkpoint", str(finished_run), "--data_dir", shapes_data, "--data", "shapes/testA"]
+  evaluate.main([*command, "--json", str(metrics)])
+  export.main([
+    "--checkpoint", str(finished_run), "--out", str(tmp_path / "out"), "--metrics", str(metrics)
+  ])  # fmt: skip
+  card = (tmp_path / "out" / "README.md").read_text()
+  row = json.loads(metrics.read_text())["shapes/testA"]
+  line = next(line for line in card.splitlines() if line.startswith("| shapes/testA"))
+  assert f"| {100 * row['mIoU']:.2f} |" in line and f"| {row['sentences']} |" in line
+  kept = trained.load(str(finished_run)).metrics
+  assert f"mIoU {100 * kept['mIoU']:.2f}" in card
+  step = trained.load(str(finished_run)).step
+  assert "`shapes`" in card and f"step {step}" in card and "Licence" in card
+  assert row["instances"]["from"] in card
+
+
+def _spoil(exported: pathlib.Path, tmp_path: pathlib.Path, how: str) -> str:
+  """A copy of an exported folder with one thing wrong; returns what to give to --checkpoint."""
+  place = tmp_path / "spoiled"
+  shutil.copytree(exported, place)
+  name, _, what = how.partition(" ")
+  path = place / name
+  if what == "gone":
+    path.unlink()
+  elif what == "flipped":
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+  elif what == "cut":
+    path.write_bytes(path.read_bytes()[:-100])
+  elif what == "foreign":
+    path.write_text('{"architectures": ["ViltModel"]}')
+  elif what == "no json":
+    path.write_text("{")
+  elif what == "newer":
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"format_version": 2}))
+  elif what == "other config":
+    exported_models.edit_config(place, model={"width": 64})
+  return str(place)
+
+
+@pytest.mark.parametrize(
+  ("how", "form", "message"),
+  [
+    ("model.safetensors gone", "", r"model\.safetensors: No such file"),
+    ("model.safetensors flipped", "", r"model\.safetensors: it has other bytes than were exported"),
+    ("model.safetensors cut", "", r"model\.safetensors: it has other bytes"),
+    ("model.stablehlo flipped", "model.stablehlo", r"model\.stablehlo: it has other bytes"),
+    ("saved_model/saved_model.pb cut", "saved_model", r"saved_model\.pb: it has other bytes"),
+    ("tokenizer.model gone", "", r"tokenizer\.model: No such file"),
+    ("config.json foreign", "", r"config\.json: it is not of a model that mail_jax exported"),
+    ("config.json no json", "", r"config\.json: it is not of a model that mail_jax exported"),
+    ("config.json newer", "", r"format_version is 2, this mail_jax reads up to 1"),
+    ("config.json gone", "model.stablehlo", r"there is no config\.json beside it"),
+    ("config.json other config", "", r"params/\S+ has the shape .*config\.json describes"),
+    ("README.md untouched", "model.onnx", r"model\.onnx: not exported; the folder has safetensors"),
+    ("README.md untouched", "README.md", r"none of model\.safetensors, model\.stablehlo"),
+  ],
+)
+def test_what_is_wrong_with_a_folder_is_told_in_one_line(exported, tmp_path, how, form, message):
+  place = _spoil(exported, tmp_path, how)
+  with pytest.raises(InputError, match=message):
+    trained.load(f"{place}/{form}" if form else place)
+
+
+def test_a_card_may_be_edited(exported, tmp_path):
+  shutil.copytree(exported, tmp_path / "copy")
+  (tmp_path / "copy" / "README.md").write_text("ours")
+  trained.load(str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--format", "tflite"], r"--format 'tflite' is not one of safetensors, stablehlo"),
+    (["--format", ""], r"--format '' is not one of"),
+    (["--out", "gs://bucket/model"], r"name a folder on this machine"),
+    (["--metrics", "nowhere.json"], r"--metrics nowhere\.json: it cannot be read"),
+    (["--metrics", "{empty}"], r"has no metrics; mail_jax\.evaluate --json writes them"),
+    (["--checkpoint", "nowhere"], r"--checkpoint nowhere: there is no"),
+    (["--out", "{taken}"], r"taken is there already; add --overwrite"),
+    (["--out", "{taken}", "--overwrite"], r"not of a model that mail_jax exported"),
+    (["--out", "{empty}"], r"empty\.json is a file; name a folder"),
+  ],
+)
+def test_wrong_options_leave_nothing_behind(exported, tmp_path, options, message):
+  taken, empty = tmp_path / "taken", tmp_path / "empty.json"
+  taken.mkdir()
+  (taken / "precious").write_text("1")
+  empty.write_text("{}")
+  options = [option.format(taken=taken, empty=empty) for option in options]
+  defaults = ["--checkpoint", str(exported), "--out", str(tmp_path / "out")]
+  with pytest.raises(InputError, match=message):
+    export.main([*defaults, *options])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.json", "taken"]
+  assert (taken / "precious").read_text() == "1"
+
+
+def test_an_export_that_fails_leaves_the_one_before(exported, tmp_path, monkeypatch):
+  out = tmp_path / "deep" / "out"
+  export.export(str(exported), str(out))
+  before = (out / "config.json").read_bytes()
+
+  def fail(*_: Any) -> str:
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(export.card, "write", fail)
+    with pytest.raises(KeyboardInterrupt):
+      export.export(str(exported), str(out), ("safetensors",), overwrite=True)
+  assert (out / "config.json").read_bytes() == before
+  assert [path.name for path in out.parent.iterdir()] == ["out"]
+  (out / "stale").write_text("1")
+  export.export(str(exported), str(out), ("safetensors",), overwrite=True)
+  assert not (out / "stale").exists()
+  assert [path.name for path in out.parent.iterdir()] == ["out"]

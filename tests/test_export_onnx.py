@@ -1,0 +1,333 @@
+"""ONNX: the whole model, its variants, and each primitive by itself, run by onnxruntime and compared with JAX."""
+
+from collections.abc import Callable
+from typing import Any
+
+import exported_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+from jax import lax
+
+from mail_jax import evaluate, export, trained
+from mail_jax.exported import forward
+
+pytestmark = pytest.mark.extras
+B = "b"  # stands for any number of examples
+
+
+def _build(
+  function: Callable[..., dict[str, Any]], variables: Any, inputs: dict[str, Any]
+) -> bytes:
+  pytest.importorskip("onnx")
+  from mail_jax.exported import onnx_model
+
+  return onnx_model.build(function, variables, inputs)
+
+
+def _run(model: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  session = pytest.importorskip("onnxruntime").InferenceSession(model)
+  names = [output.name for output in session.get_outputs()]
+  return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_onnx_gives_the_logits_of_the_checkpoint(exported_onnx, count):
+  model = trained.load(str(exported_onnx))
+  batch = exported_models.random_batch(model.config, count)
+  exported_models.assert_alike(trained.load(str(exported_onnx / "model.onnx")), model, batch)
+
+
+def test_evaluate_gives_the_same_numbers_on_onnx(exported_onnx, shapes_data):
+  found, expected = (
+    evaluate.evaluate(trained.load(str(place)), shapes_data, ["shapes/val"])
+    for place in (exported_onnx / "model.onnx", exported_onnx)
+  )
+  assert evaluate.table(found) == evaluate.table(expected)
+
+
+def test_of_a_bfloat16_model_onnx_is_in_float32(exported, tmp_path):
+  pytest.importorskip("onnx")
+  import shutil
+
+  shutil.copytree(exported, tmp_path / "narrow")
+  exported_models.edit_config(tmp_path / "narrow", model={"dtype": "bfloat16"})
+  export.export(str(tmp_path / "narrow"), str(tmp_path / "out"), ("onnx",))
+  model = trained.load(str(exported))
+  batch = exported_models.random_batch(model.config, 2)
+  found = trained.load(str(tmp_path / "out" / "model.onnx"))
+  assert found.config.model.dtype == "bfloat16"
+  np.testing.assert_allclose(
+    exported_models.run(found, batch).logits, exported_models.run(model, batch).logits, atol=1e-4
+  )
+
+
+VARIANTS = {
+  "paper": ("paper", 18, {}),
+  "no instances": ("instance", 0, {}),
+  "group norm, soft": ("instance", 5, {"norm": "group", "selection": "soft"}),
+  "no selection": ("instance", 5, {"selection": "none", "image_path": False}),
+  "in a loop": ("instance", 5, {"scan": True, "depth": 3}),
+  "in a loop, computed again": ("instance", 5, {"scan": True, "depth": 2, "remat": "block"}),
+  "padded sequence, bare masks": (
+    "instance",
+    5,
+    {"round_tokens": 8, "appearance": False, "neighbours": False, "mask_path": False},
+  ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_of_the_model_is_the_same_in_onnx(name):
+  preset, slots, model = VARIANTS[name]
+  config = tiny_model.make_config(preset, slots, **model)
+  network, variables = tiny_model.make(config), tiny_model.random_variables(config)
+  run = forward.make_forward(network)
+  specs = forward.input_specs(config, jax.export.symbolic_shape("b")[0])
+  model = _build(run, variables, dict(zip(forward.INPUTS, specs, strict=True)))
+  for count in (1, 3):
+    batch = exported_models.random_batch(config, count, seed=count)
+    expected = jax.jit(run)(variables, *(batch[key] for key in forward.INPUTS))
+    found = _run(model, batch)
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+      np.testing.assert_allclose(found[key], value, atol=1e-4, rtol=1e-5)
+
+
+def _floats(*shape: Any) -> tuple[tuple[Any, ...], Any]:
+  return shape, np.float32
+
+
+def _ints(*shape: Any) -> tuple[tuple[Any, ...], Any]:
+  return shape, np.int32
+
+
+def _bools(*shape: Any) -> tuple[tuple[Any, ...], Any]:
+  return shape, np.bool_
+
+
+def _words(*shape: Any) -> tuple[tuple[Any, ...], Any]:
+  return shape, np.uint16
+
+
+def _take(x, index):
+  return jnp.take_along_axis(x, index % x.shape[1], axis=1)
+
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+# A primitive, and calls that use it: the function and the shapes of its arguments.
+CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
+  **{
+    name: [(getattr(lax, name), [_floats(B, 3)])]
+    for name in (
+      "abs",
+      "ceil",
+      "cos",
+      "erf",
+      "erfc",
+      "exp",
+      "exp2",
+      "floor",
+      "logistic",
+      "neg",
+      "sign",
+      "sin",
+      "square",
+      "tanh",
+    )
+  },
+  **{
+    name: [(lambda x, name=name: getattr(lax, name)(jnp.abs(x) + 0.1), [_floats(B, 3)])]
+    for name in ("log", "rsqrt", "sqrt")
+  },
+  **{
+    name: [(getattr(lax, name), [_floats(B, 3), _floats(B, 3)])]
+    for name in ("add", "div", "mul", "sub")
+  },
+  **{
+    name: [
+      (getattr(lax, name), [_floats(B, 3), _floats(B, 3)]),
+      (getattr(lax, name), [_ints(B, 3), _ints(B, 3)]),
+    ]
+    for name in ("max", "min", "lt", "le", "gt", "ge", "eq", "ne")
+  },
+  "integer_pow": [(lambda x, y=y: lax.integer_pow(x, y), [_floats(B, 3)]) for y in (2, 3, -1)],
+  "pow": [(lambda x, y: lax.pow(jnp.abs(x) + 0.1, y), [_floats(B, 3), _floats(B, 3)])],
+  "rem": [(lambda x: lax.rem(x, jnp.int32(5)), [_ints(B, 3)])],
+  "not": [(lax.bitwise_not, [_bools(B, 3)]), (lax.bitwise_not, [_ints(B, 3)])],
+  "and": [(lax.bitwise_and, [_bools(B, 3)] * 2), (lax.bitwise_and, [_words(B, 3)] * 2)],
+  "or": [(lax.bitwise_or, [_bools(B, 3)] * 2), (lax.bitwise_or, [_words(B, 3)] * 2)],
+  "xor": [(lax.bitwise_xor, [_bools(B, 3)] * 2), (lax.bitwise_xor, [_words(B, 3)] * 2)],
+  "shift_right_logical": [
+    (lambda x: x[..., None] >> jnp.arange(16, dtype=jnp.uint16), [_words(B, 3)])
+  ],
+  "convert_element_type": [
+    (lambda x: x.astype(jnp.int32), [_floats(B, 3)]),
+    (lambda x: x.astype(bool), [_words(B, 3)]),
+    (lambda x: x.astype(jnp.float32), [_bools(B, 3)]),
+  ],
+  "clamp": [(lambda x: lax.clamp(-0.5, x, jnp.float32(0.7)), [_floats(B, 3)])],
+  "select_n": [
+    (jnp.where, [_bools(B, 3), _floats(B, 3), _floats(B, 3)]),
+    (jnp.where, [_bools(B, 3), _bools(B, 3), _bools(B, 3)]),
+    (jnp.where, [_bools(B, 3), _ints(B, 3), _ints(B, 3)]),
+  ],
+  "argmax": [
+    (lambda x: jnp.argmax(x, 1), [_floats(B, 5)]),
+    (lambda x: lax.argmax(x, 1, jnp.int32), [_bools(B, 5)]),  # the first of equals
+  ],
+  **{
+    name: [(lambda x, f=f: f(x, axis=(1, 2)), [kind(B, 3, 4)]) for kind in kinds]
+    for name, f, kinds in (
+      ("reduce_and", jnp.all, [_bools]),
+      ("reduce_or", jnp.any, [_bools]),
+      ("reduce_max", jnp.max, [_floats, _ints]),
+      ("reduce_min", jnp.min, [_floats, _ints]),
+      ("reduce_sum", jnp.sum, [_floats, _ints]),
+    )
+  },
+  "sort": [
+    (lambda x: jnp.argsort(x, axis=1, stable=True), [_bools(B, 9)]),
+    (lambda x: jnp.sort(x, axis=1), [_floats(B, 9)]),
+    (lambda x: jnp.argsort(x % 3, axis=1, stable=True), [_ints(B, 9)]),
+  ],
+  "gather": [
+    (lambda x, i: _take(x, i[..., None]), [_floats(B, 5, 4), _ints(B, 3)]),
+    (_take, [_floats(B, 5), _ints(B, 3)]),
+    (lambda x, i: jnp.take(x, i % 6, axis=0), [_floats(6, 4), _ints(B, 3)]),
+  ],
+  "dot_general": [
+    (jnp.matmul, [_floats(B, 3, 4), _floats(4, 5)]),
+    (jnp.matmul, [_floats(B, 3, 4), _floats(B, 4, 5)]),
+    (lambda x, y: jnp.einsum("btne,bsne->bnts", x, y), [_floats(B, 3, 2, 4), _floats(B, 5, 2, 4)]),
+    (lambda x, y: jnp.einsum("iy,bkyx->bkix", x, y), [_floats(2, 3), _floats(B, 4, 3, 5)]),
+    (lambda x, y: jnp.einsum("bkiy,byxc->bkixc", x, y), [_floats(B, 2, 3, 4), _floats(B, 4, 5, 6)]),
+  ],
+  "conv_general_dilated": [
+    (
+      lambda x, k: lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=_NHWC),
+      [_floats(B, 6, 7, 3), _floats(3, 3, 3, 4)],
+    ),
+    (
+      lambda x, k: lax.conv_general_dilated(
+        x, k, (2, 1), ((0, 1), (2, 0)), dimension_numbers=_NHWC
+      ),
+      [_floats(B, 6, 7, 3), _floats(3, 2, 3, 4)],
+    ),
+  ],
+  "broadcast_in_dim": [
+    (lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], 4, 3)), [_floats(B, 3)]),
+    (lambda x, y: jnp.broadcast_to(y, (x.shape[0], 2, 3)), [_floats(B), _floats(1, 3)]),
+    (lambda x: jnp.zeros((x.shape[0], 2), bool), [_floats(B)]),
+  ],
+  "iota": [(lambda x: x + lax.broadcasted_iota(jnp.int32, (x.shape[0], 3), 1), [_ints(B, 3)])],
+  "concatenate": [(lambda x, y: jnp.concatenate([x, y], 1), [_floats(B, 2), _floats(B, 3)])],
+  "slice": [(lambda x: x[:, 1:6:2, :-1], [_floats(B, 7, 3)])],
+  "split": [(lambda x: jnp.concatenate(jnp.split(x, [1, 3], -1)[::-1], -1), [_floats(B, 6)])],
+  "pad": [
+    (lambda x: jnp.pad(x, ((0, 0), (1, 2))), [_floats(B, 3)]),
+    (lambda x: jnp.pad(x, ((0, 0), (0, 3))), [_bools(B, 3)]),
+  ],
+  "rev": [(lambda x: x[..., ::-1], [_bools(B, 3)])],
+  "reshape": [
+    (lambda x: x.reshape(-1, 6), [_floats(B, 2, 3)]),
+    (lambda x: x.reshape(x.shape[0], 3, 2), [_floats(B, 6)]),
+  ],
+  "stack": [
+    (lambda x, y, axis=axis: jnp.stack([x, y], axis), [_floats(B, 3)] * 2) for axis in (1, -1)
+  ],
+  "unstack": [(lambda x: lax.unstack(x, 1)[2] - lax.unstack(x, 1)[0], [_floats(B, 3, 2)])],
+  "squeeze": [(lambda x: lax.squeeze(x, (1,)), [_floats(B, 1, 3)])],
+  "transpose": [(lambda x: x.transpose(0, 2, 1), [_floats(B, 2, 3)])],
+  "optimization_barrier": [(lax.optimization_barrier, [_floats(B, 3)])],
+  "stop_gradient": [(lax.stop_gradient, [_floats(B, 3)])],
+  "copy": [(lambda x: lax.copy_p.bind(x), [_floats(B, 3)])],
+}
+
+
+# What a version of JAX writes in other primitives.
+MAY_BE_ABSENT = {"stack", "square", "stop_gradient"}
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+  """Names of all primitives of a jaxpr and of those in it."""
+  names = set()
+  for equation in jaxpr.eqns:
+    names.add(equation.primitive.name)
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      names |= _primitives(inner) if hasattr(inner, "eqns") else set()
+  return names
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  if dtype == np.float32:
+    return rng.normal(size=shape).astype(dtype)
+  low, high = {np.bool_: (0, 2), np.int32: (-20, 20), np.uint16: (0, 2**16)}[dtype]
+  return rng.integers(low, high, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_primitive_does_in_onnx_what_it_does_in_jax(name):
+  batch = jax.export.symbolic_shape("b")[0]
+  met = set()
+  for function, arguments in CASES[name]:
+    named = {f"x{i}": argument for i, argument in enumerate(arguments)}
+    # The first input says how many examples there are.
+    named = dict(sorted(named.items(), key=lambda item: item[1][0][0] != B))
+    order = [int(key[1:]) for key in named]
+
+    def run(_, *inputs, function=function, order=order):
+      return {"out": function(*(inputs[order.index(i)] for i in range(len(order))))}
+
+    specs = {
+      key: jax.ShapeDtypeStruct(tuple(batch if s == B else s for s in shape), dtype)
+      for key, (shape, dtype) in named.items()
+    }
+    concrete = [
+      jax.ShapeDtypeStruct([2 if s == batch else s for s in v.shape], v.dtype)
+      for v in specs.values()
+    ]
+    met |= _primitives(jax.make_jaxpr(run)({}, *concrete).jaxpr)
+    model = _build(run, {}, specs)
+    for count in (1, 4):
+      rng = np.random.default_rng(count)
+      inputs = {
+        key: _draw(rng, tuple(count if s == B else s for s in shape), dtype)
+        for key, (shape, dtype) in named.items()
+      }
+      expected = np.asarray(run({}, *map(jnp.asarray, inputs.values()))["out"])
+      found = _run(model, inputs)["out"]
+      assert found.dtype == expected.dtype
+      np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+  assert name in met or name in MAY_BE_ABSENT
+
+
+def test_every_row_of_the_table_is_compared_with_jax():
+  pytest.importorskip("onnx")
+  from mail_jax.exported.onnx_table import TABLE
+
+  assert set(TABLE) == set(CASES)
+
+
+def test_what_the_table_lacks_is_named():
+  pytest.importorskip("onnx")
+  spec = {"x": jax.ShapeDtypeStruct((3,), np.float32)}
+  with pytest.raises(NotImplementedError, match="primitive cumsum"):
+    _build(lambda _, x: {"out": jnp.cumsum(x)}, {}, spec)
+  with pytest.raises(NotImplementedError, match="takes no whole rows"):
+    _build(lambda _, x: {"out": x[jnp.array([1, 2])[:, None] + jnp.arange(1)] + lax.gather(
+      x, jnp.zeros((1, 1), jnp.int32), lax.GatherDimensionNumbers((1,), (), (0,)), (2,))[0]}, {}, spec)  # fmt: skip
+
+
+def test_the_file_is_one_and_passes_the_checker(exported_onnx):
+  onnx = pytest.importorskip("onnx")
+  model = onnx.load(str(exported_onnx / "model.onnx"))
+  onnx.checker.check_model(model, full_check=True)
+  assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [
+    (name, "b") for name in forward.INPUTS
+  ]
+  assert {o.name for o in model.graph.output} == {"logits", "selection_logits"}
+  assert any(w.name == "params/encoder/block00/qkv/kernel" for w in model.graph.initializer)

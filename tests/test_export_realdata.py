@@ -1,0 +1,91 @@
+"""Exported models on what people asked about real photos: the masks of the checkpoint, pixel by pixel."""
+
+import pathlib
+
+import exported_models
+import jax
+import numpy as np
+import pytest
+
+from input_pipeline import instances as providers
+from input_pipeline import one_photo, preprocess
+from input_pipeline.sources import plain_pickle
+from mail_jax import trained
+from mail_jax.exported import folder
+from mail_jax.resize import resize_logits
+
+PHOTOS = 100
+
+
+@pytest.fixture(scope="module")
+def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
+  """Photos, what was asked about each, and the instances in it; every fourth without these."""
+  refs = []
+  for name in ("refcoco+/refs(unc).p", "refcocog/refs(umd).p", "refcoco/refs(unc).p"):
+    refs += plain_pickle.load(str(realdata / "refer" / name))
+  # One of each photo; where people were asked, what they said.
+  by_photo = {ref["image_id"]: ref for ref in sorted(refs, key=lambda ref: ref["split"] != "train")}
+  masks = providers.open_provider(
+    f"coco:{realdata}/coco/annotations/instances_train2014.json"
+  ).provider
+  rows = []
+  for image_id, ref in sorted(by_photo.items())[:PHOTOS]:
+    pixels = preprocess.open_image(realdata / f"coco/train2014/COCO_train2014_{image_id:012}.jpg")
+    found = masks.propose([pixels], [image_id])[0].masks
+    text = ref["sentences"][len(rows) % len(ref["sentences"])]["raw"]
+    rows.append((pixels, text, found if len(rows) % 4 else found[:0]))
+  assert len(rows) == PHOTOS
+  return rows
+
+
+def _logits(model: trained.Trained, asked: list, batch_size: int) -> list[np.ndarray]:
+  """Logits at the size of each photo."""
+  config, variables = model.config, model.on_one_device()
+  apply = jax.jit(lambda variables, batch: model.apply(variables, batch).logits)
+  prepared = [
+    one_photo.prepare(
+      pixels, [text], masks, model.tokenizer,
+      image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
+    )[0]
+    for pixels, text, masks in asked
+  ]  # fmt: skip
+  found = []
+  for start in range(0, len(prepared), batch_size):
+    rows = prepared[start : start + batch_size]
+    batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    found.extend(np.asarray(apply(variables, batch)))
+  resize = jax.jit(resize_logits, static_argnums=2)
+  canvas = tuple(max(pixels.shape[i] for pixels, _, _ in asked) for i in (0, 1))
+  sizes = [np.array([pixels.shape[:2]], np.int32) for pixels, _, _ in asked]
+  resized = [
+    np.asarray(resize(one[None], size, canvas)) for one, size in zip(found, sizes, strict=True)
+  ]
+  return [r[0, : s[0, 0], : s[0, 1]] for r, s in zip(resized, sizes, strict=True)]
+
+
+def _check(place: pathlib.Path, form: str, asked: list) -> None:
+  """Compares a format with the parameters beside it, by ones and by sevens."""
+  expected = _logits(trained.load(str(place)), asked, 10)
+  model = trained.load(str(place / folder.PLACES[form]))
+  assert any((logits > 0).any() and (logits < 0).any() for logits in expected)
+  for batch_size in (1, 7):
+    close, pixels, largest = 0, 0, 0.0
+    for found, ours in zip(_logits(model, asked, batch_size), expected, strict=True):
+      largest = max(largest, float(np.abs(found - ours).max()))
+      differs = (found > 0) != (ours > 0)
+      assert not (differs & (np.abs(ours) > exported_models.MARGIN)).any()
+      close, pixels = close + int(differs.sum()), pixels + differs.size
+    assert largest < 1e-4
+    print(
+      f"{form}, by {batch_size}: logits within {largest:.1e}; {close} of {pixels} pixels differ"
+    )
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "saved_model"])
+def test_masks_of_real_photos_are_those_of_the_checkpoint(exported, asked, form):
+  _check(exported, form, asked)
+
+
+@pytest.mark.extras
+def test_masks_of_real_photos_are_those_of_the_checkpoint_in_onnx(exported_onnx, asked):
+  _check(exported_onnx, "onnx", asked)

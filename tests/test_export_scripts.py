@@ -1,0 +1,220 @@
+"""Exported models run where there is no mail_jax, and prepare photos and text as it does."""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import sys
+from types import ModuleType
+
+import exported_models
+import jax
+import numpy as np
+import pytest
+import tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from input_pipeline import one_photo, preprocess, records, standalone, tokenizer
+from mail_jax.exported import bundle
+from mail_jax.resize import resize_logits
+from mail_jax.segmenter import Segmenter
+
+RESIZE = jax.jit(resize_logits, static_argnums=2)
+WORDS = [
+  "[PAD]",
+  "[UNK]",
+  "[CLS]",
+  "[SEP]",
+  "the",
+  "left",
+  "##most",
+  "star",
+  "cafe",
+  "!",
+  ",",
+  "red",
+  "##s",
+  "a",
+]
+TEXTS = [
+  "The LEFTMOST star!", "café, red stars", "\uff26\uff35\uff2c\uff2c\u3000\uff57ide", "a\u200bb\u00a0c",
+  "日本 star", "İstanbul", "  two   spaces ", "ﬁne ① Ⅳ", "x" * 120, "emoji 🙂 star", "tab\tand\nline",
+]  # fmt: skip
+
+
+def _load(text: str, folder: pathlib.Path) -> ModuleType:
+  """A module from its text."""
+  path = folder / "shipped_preprocessing.py"
+  path.write_text(text)
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope="module")
+def tokenizers(exported) -> dict[str, tokenizer.Tokenizer]:
+  """A tokenizer of each kind."""
+  return {
+    "wordpiece": tokenizer.WordPieceTokenizer("\n".join(WORDS).encode()),
+    "sentencepiece": tokenizer.SentencePieceTokenizer((exported / "tokenizer.model").read_bytes()),
+  }
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "sentencepiece"])
+def pair(request, tokenizers, tmp_path_factory) -> tuple[ModuleType, tokenizer.Tokenizer, object]:
+  """What is shipped with a model of each kind of tokenizer, our tokenizer, and the shipped one."""
+  package = standalone.TOKENIZER_PACKAGES[request.param]
+  text = bundle.preprocessing(request.param, package)
+  module = _load(text, tmp_path_factory.mktemp("shipped"))
+  ours = tokenizers[request.param]
+  return module, ours, module.ModelTokenizer(ours.file_bytes())
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
+def test_what_is_shipped_needs_only_what_its_first_lines_say(kind):
+  text = bundle.preprocessing(kind, standalone.TOKENIZER_PACKAGES[kind])
+  names = set()
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.Import):
+      names |= {alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+      names.add((node.module or "").partition(".")[0])
+  allowed = {"numpy", "PIL", standalone.TOKENIZER_PACKAGES[kind]}
+  assert names - sys.stdlib_module_names <= allowed
+  assert standalone.TOKENIZER_PACKAGES[kind] in text.split('"""')[1]
+
+
+@given(
+  size=st.integers(1, 90),
+  height=st.integers(1, 90),
+  count=st.integers(0, 20),
+  seed=st.integers(0, 9),
+)
+def test_shipped_code_prepares_what_ours_prepares(pair, size, height, count, seed):
+  shipped, ours, theirs = pair
+  rng = np.random.default_rng(seed)
+  pixels = rng.integers(0, 256, (height, size, 3), np.uint8)
+  masks = rng.random((count, height, size)) < 0.5
+  arguments = {"image_size": 32, "max_instances": 18, "max_tokens": 8}
+  expected, cut = one_photo.prepare(pixels, TEXTS, masks, ours, **arguments)
+  found, also_cut = shipped.prepare(pixels, TEXTS, masks, theirs, **arguments)
+  assert set(found) == set(expected)
+  for name, value in expected.items():
+    assert found[name].dtype == value.dtype
+    np.testing.assert_array_equal(found[name], value)
+  np.testing.assert_array_equal(also_cut, cut)
+
+
+def test_a_photo_is_prepared_by_the_functions_of_the_loader():
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (45, 70, 3), np.uint8)
+  masks = rng.random((3, 45, 70)) < 0.5
+  word_pieces = tokenizer.WordPieceTokenizer("\n".join(WORDS).encode())
+  batch, cut = one_photo.prepare(
+    pixels, ["The red star"], masks, word_pieces, image_size=32, max_instances=17, max_tokens=4
+  )
+  np.testing.assert_array_equal(batch["image"][0], preprocess.resize_image(pixels, 32))
+  planes = preprocess.resize_planes(masks, 32)
+  np.testing.assert_array_equal(records.unpack_planes(batch["instances"][0], 3), planes)
+  assert batch["instances"].shape == (1, 2, 32, 32)
+  assert batch["num_instances"].tolist() == [3] and cut.tolist() == [True]
+  assert batch["tokens"].tolist() == [[2, 4, 11, 3]]
+
+
+@given(height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 99))
+def test_masks_are_those_of_the_device_at_the_size_of_the_photo(height, width, seed):
+  logits = np.random.default_rng(seed).normal(size=(16, 16)).astype(np.float32)
+  resized = RESIZE(logits[None], np.array([[height, width]]), (72, 80))[0, :height, :width]
+  found = one_photo.mask_from_logits(logits, height, width)
+  wrong = found != (np.asarray(resized) > 0)
+  assert not (wrong & (np.abs(resized) > exported_models.MARGIN)).any()
+  assert found.any() or (resized < exported_models.MARGIN).all()
+
+
+def test_a_model_that_sees_no_target_gives_an_empty_mask():
+  logits = np.ones((4, 4), np.float32)
+  assert one_photo.mask_from_logits(logits, 5, 6, -0.1).all()
+  assert not one_photo.mask_from_logits(logits, 5, 6, 0.1).any()
+
+
+@pytest.mark.parametrize(
+  ("kind", "message"),
+  [
+    ("flat.npy", r"\[k, height, width\]"),
+    ("text.npy", "NumPy can read"),
+    ("other.png", "the masks are 4 x 4"),
+  ],
+)
+def test_masks_that_do_not_fit_are_told(tmp_path, kind, message):
+  path = tmp_path / kind
+  if kind == "flat.npy":
+    np.save(path, np.zeros((4, 4), bool))
+  elif kind == "text.npy":
+    path.write_text("masks")
+  else:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+  with pytest.raises(ValueError, match=message):
+    one_photo.read_masks([str(path)], 8, 8)
+
+
+def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> None:
+  """Runs the script of a format on photos, with instance masks of both kinds and without, beside our own prediction."""
+  pixels = exported_models.save_photo(tmp_path / "photo.png")
+  masks = tiny_model.random_boxes(np.random.default_rng(1), 4, 61)
+  masks = np.pad(masks, ((0, 0), (0, 0), (0, 29)))
+  np.save(tmp_path / "masks.npy", masks)
+  for i, mask in enumerate(masks):
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"{i}.png")
+  segmenter = Segmenter.load(str(folder))
+  script = folder / standalone.SCRIPTS[form][0]
+  cases = {"masks.npy": masks, "": None, "0.png 1.png 2.png 3.png": masks}
+  count = len(cases) if form == "onnx" else 1  # which starts in no time
+  for given_masks, instances in list(cases.items())[:count]:
+    printed = exported_models.run_script(
+      script, "photo.png", "The leftmost STAR", "mask.png", *given_masks.split(), cwd=tmp_path
+    )
+    expected = segmenter(pixels, "The leftmost STAR", instances)
+    with Image.open(tmp_path / "mask.png") as image:
+      found = np.asarray(image)
+    assert set(np.unique(found)) <= {0, 255}
+    exported_models.assert_same_mask(found > 0, expected.probability)
+    chosen = "no instance" if expected.chosen is None else f"instance {expected.chosen + 1}"
+    assert f"{chosen} of {0 if instances is None else 4} chosen" in printed
+  assert len(script.read_text().splitlines()) <= 45
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "saved_model"])
+def test_the_script_of_a_format_runs_without_us(exported, tmp_path, form):
+  _check_script(exported, tmp_path, form)
+
+
+@pytest.mark.extras
+def test_the_script_of_onnx_runs_without_us(exported_onnx, tmp_path):
+  _check_script(exported_onnx, tmp_path, "onnx")
+
+
+def test_real_sentences_become_the_same_tokens_and_real_photos_the_same_pixels(realdata, pair):
+  shipped, ours, theirs = pair
+  refs = json.loads((realdata / "refcocos" / "refcocos.json").read_text())
+  texts = sorted({text for text in _strings(refs) if text.strip()})[:400]
+  assert len(texts) >= 50
+  for found, expected in zip(theirs(texts, 12), ours(texts, 12), strict=True):
+    np.testing.assert_array_equal(found, expected)
+  for path in sorted((realdata / "coco/train2014").glob("*.jpg"))[:12]:
+    pixels = preprocess.open_image(str(path))
+    np.testing.assert_array_equal(shipped.open_image(str(path)), pixels)
+    np.testing.assert_array_equal(
+      shipped.resize_image(pixels, 96), preprocess.resize_image(pixels, 96)
+    )
+
+
+def _strings(data: object) -> list[str]:
+  """Every text in a nest of JSON."""
+  if isinstance(data, str):
+    return [data]
+  inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+  return [text for value in inner for text in _strings(value)]
