@@ -25,9 +25,13 @@ def of_config(config: ConfigDict) -> str:
 
 
 def of_model(model: Trained) -> str:
-  """Fingerprint of all that a model's answers come from: parameters, statistics, config and tokenizer."""
+  """Fingerprint of all that a model's answers come from: parameters, statistics, config and tokenizer.
+
+  That of a model that holds its parameters itself, such as an ONNX file, is of its files.
+  """
   digest = hashlib.sha256(of_config(model.config).encode())
   digest.update(model.tokenizer.to_bytes())
+  digest.update("".join(f"{name} {sha256}\n" for name, sha256 in model.files.items()).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(model.on_one_device()):
     values = np.ascontiguousarray(leaf)
     digest.update(f"{path_name(path)} {values.dtype} {values.shape}\n".encode())

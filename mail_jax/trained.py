@@ -35,6 +35,7 @@ class Trained:
     step: updates that the parameters have seen.
     metrics: of the evaluation in training, where there was one.
     forward: runs in place of the network, if it is not None; see `artifacts.open_forward`.
+    files: names and SHA-256 of the files that `forward` is, for whoever asks which model this is.
   """
 
   config: ConfigDict
@@ -44,6 +45,7 @@ class Trained:
   step: int
   metrics: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
   forward: Callable[[Any, Mapping[str, jax.Array]], Output] | None = None
+  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def apply(self, variables: Any, batch: Mapping[str, jax.Array]) -> Output:
     """Runs the model on a batch, as at test time; to be called or traced.
@@ -120,15 +122,19 @@ def _load_exported(place: epath.Path, form: str) -> Trained:
   kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
   tokenizer = tokenizers.of_kind(kind, folder.read_file(place, about, name), str(place / name))
   model = make_model(config, tokenizer.vocab_size)
-  variables, forward = {}, None
+  variables, forward, files = {}, None, {}
   if form == "safetensors":
     name = folder.PLACES[form]
     shapes = _state_shapes(model, config).variables
     arrays = weights.from_bytes(folder.read_file(place, about, name), shapes, str(place / name))
     variables = sharding.on_every_device(sharding.make_mesh(), arrays)
   else:
-    forward = artifacts.open_forward(form, folder.check_place(place, about, form), config, model)
-  return Trained(config, model, variables, tokenizer, about["step"], about["metrics"], forward)
+    path = folder.check_place(place, about, form)
+    forward = artifacts.open_forward(form, path, config, model)
+    files = {name: about["files"][name][1] for name in folder.names_of(about, form)}
+  return Trained(
+    config, model, variables, tokenizer, about["step"], about["metrics"], forward, files
+  )
 
 
 def _config_for_here(data: dict[str, Any]) -> ConfigDict:

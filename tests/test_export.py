@@ -1,6 +1,7 @@
 """Exported folders: what is in them, and that each format is the checkpoint it came of."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 from input_pipeline.errors import InputError
-from mail_jax import evaluate, export, predict, trained
+from mail_jax import evaluate, export, fingerprints, predict, trained
 from mail_jax.exported import folder
 
 FORMATS = ("stablehlo", "saved_model")
@@ -236,3 +237,12 @@ def test_an_export_that_fails_leaves_the_one_before(exported, tmp_path, monkeypa
   export.export(str(exported), str(out), ("safetensors",), overwrite=True)
   assert not (out / "stale").exists()
   assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_an_exported_model_is_known_by_its_fingerprint(exported, finished_run):
+  """Parameters alone are the run's; a file that holds its own is another model when a byte of it differs."""
+  run = fingerprints.of_model(trained.load(str(finished_run)))
+  assert fingerprints.of_model(trained.load(str(exported))) == run
+  program = trained.load(str(exported / "model.stablehlo"))
+  other = dataclasses.replace(program, files=dict.fromkeys(program.files, "0" * 64))
+  assert len({run, fingerprints.of_model(program), fingerprints.of_model(other)}) == 3

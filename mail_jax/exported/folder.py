@@ -99,13 +99,18 @@ def check_place(folder: epath.Path, about: dict[str, Any], form: str) -> epath.P
   Raises:
     InputError: the folder does not have that format, or a file of it is missing or has other bytes.
   """
-  place = PLACES[form]
-  names = [name for name in about["files"] if name == place or name.startswith(f"{place}/")]
+  place, names = PLACES[form], names_of(about, form)
   if not names:
     raise InputError(f"{folder / place}: not exported; {_formats(folder, about)}")
   for name in names:
     read_file(folder, about, name)
   return folder / place
+
+
+def names_of(about: dict[str, Any], form: str) -> list[str]:
+  """The files that the model of a format is made of."""
+  place = PLACES[form]
+  return [name for name in about["files"] if name == place or name.startswith(f"{place}/")]
 
 
 def _formats(folder: epath.Path, about: dict[str, Any]) -> str:
