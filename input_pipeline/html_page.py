@@ -35,7 +35,7 @@ a { color: var(--accent) }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0 }
 caption { color: var(--quiet); font-size: .85rem; padding: .2rem 0; text-align: left }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .65rem; text-align: right; white-space: nowrap }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: right; white-space: nowrap }
 thead th { color: var(--quiet); font-size: .85rem; font-weight: 600; vertical-align: bottom }
 tbody th { font-weight: 600 }
 th:first-child { padding-left: .2rem; text-align: left }
@@ -45,6 +45,7 @@ th.inner { font-weight: 400; padding-left: 1.4rem }
 .pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)) }
 figure { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; margin: 0; overflow: hidden }
 figure img { display: block; height: auto; width: 100% }
+figure img { background: var(--line); max-height: 28rem; object-fit: contain }
 figcaption { padding: .6rem .85rem .8rem }
 figcaption p { margin: 0; overflow-wrap: anywhere }
 ul { margin: .4rem 0 0; padding-left: 1.2rem }

@@ -360,6 +360,7 @@ def test_train_names_what_is_wrong(shapes_data, tmp_path, monkeypatch, options, 
       "evaluate --checkpoint begun --data_dir d --data shapes/val",
       "error: --checkpoint begun: ",
     ),
+    ("report begun --out nowhere/r.html", "error: nowhere/r.html: the folder nowhere does not"),
     ("predict --checkpoint w --image i.jpg --text cup --out o.png", "error: image i.jpg: No such"),
   ],
 )

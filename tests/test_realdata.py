@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import html_pages
 import numpy as np
 import pytest
 import tiny_run
@@ -22,9 +23,9 @@ METRICS = {"sentences", "oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0
 PHOTOS = 4
 
 
-def _run(module: str, **options: str | pathlib.Path | list[str]) -> str:
+def _run(module: str, *words: str, **options: str | pathlib.Path | list[str]) -> str:
   """Runs a command of the project and returns what it printed; an option may be given many times."""
-  command = [sys.executable, "-m", module]
+  command = [sys.executable, "-m", module, *words]
   for name, values in options.items():
     for value in values if isinstance(values, list) else [values]:
       command += [f"--{name}", str(value)]
@@ -88,6 +89,19 @@ def test_it_learns_real_photos_and_answers_what_people_asked(workdir, data_dir, 
     assert row.keys() >= METRICS
     assert row["sentences"] == counts[name.partition("/")[2]]["sentences"]
   assert metrics["refcoco_unc/train"]["mIoU"] >= 0.75
+
+
+def test_the_report_draws_real_photos_of_all_shapes(workdir, data_dir, tmp_path):
+  splits = [f"refcoco_unc/{split}" for split in ("val", "testA", "testB")]
+  page = tmp_path / "report.html"
+  printed = _run("mail_jax.report", str(workdir), data_dir=data_dir, data=splits, out=page)
+  assert f"wrote {page}" in printed
+  text = page.read_text()
+  sizes = html_pages.check_needs_nothing(text)
+  assert any(width < height for width, height in sizes)
+  assert any(width > height for width, height in sizes)
+  assert len(text.encode()) < 10_000_000
+  assert "the instance masks are the annotations themselves" in text
 
 
 def test_real_photos_are_predicted_at_their_own_size(workdir, realdata, tmp_path):

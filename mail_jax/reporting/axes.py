@@ -66,8 +66,8 @@ def covering(values: Iterable[Number], title: str, from_zero: bool = True) -> Sc
 
 
 def until(end: Number, title: str) -> Scale:
-  """Returns a scale from 0 to exactly this end, above 0, with round ticks."""
-  ticks = [tick for tick in covering([end], title).ticks if tick <= end]
+  """Returns a scale of whole numbers from 0 to exactly this end, above 0, with round ticks."""
+  ticks = [tick for tick in covering([end], title).ticks if tick <= end and tick == round(tick)]
   return Scale(0.0, end, ticks, plain, title)
 
 

@@ -42,6 +42,8 @@ def _figure(one: Drawn, name_data: bool) -> str:
     f"ref {row['ref_id']}",
     f"target of {row['area']:,} pixels ({size_of(row['area'])})" if row["area"] else "no target",
   ]
+  if "no_target_probability" in row:
+    facts.append(f"nothing meant: {row['no_target_probability']:.0%} sure")
   return (
     f"<figure>{html_page.embed(one.jpeg, one.width, one.height, what)}<figcaption>"
     f'<p class="said" dir="auto">{escape(row["sentence"])}</p>'

@@ -18,10 +18,9 @@ KINDS = {
   "worst": "lowest IoU first, one sentence a photo; where several have the same, chance decides, alike on every run",
   "random": "any photo as likely as another, and any of its sentences; alike on every run",
 }
-_SIDE = 560
-"""Of a drawn photo, in pixels: sharp at the width of a phone and of a column."""
+_SIDES = (560, 420, 315, 236, 177)
+"""Of a drawn photo, in pixels; the first is sharp at the width of a phone and of a column."""
 _QUALITIES = (82, 70, 58, 46, 34)
-_SMALLEST = 160
 _SEED = 0
 
 
@@ -150,7 +149,7 @@ def overlay(result: Segmentation, target: np.ndarray, side: int) -> UInt8[np.nda
     target: bool, of the photo's size.
     side: the longer side of the picture, in pixels.
   """
-  size = drawing.fitting_size(*target.shape, side)
+  size = drawing.fitting_size(target.shape[0], target.shape[1], side)
   photo = np.asarray(Image.fromarray(result.image).resize(size, Image.Resampling.LANCZOS))
   chosen = None if result.chosen is None else result.instances[result.chosen]
   return drawing.overlay(
@@ -162,14 +161,21 @@ def overlay(result: Segmentation, target: np.ndarray, side: int) -> UInt8[np.nda
 
 
 def encode(result: Segmentation, target: np.ndarray, limit: int) -> tuple[bytes, int, int]:
-  """The picture as a JPEG of the best quality, and then of the best size, that the limit allows."""
-  side = _SIDE
-  while True:
+  """Returns the picture as a JPEG of the best size, and of that the best quality, that the limit allows.
+
+  Args:
+    result, target: see `overlay`.
+    limit: bytes; not kept by what is as small and coarse as pictures become.
+
+  Returns:
+    The file's bytes, and the picture's width and height in pixels.
+  """
+  jpeg, width, height = b"", 0, 0
+  for side in _SIDES:
     pixels = overlay(result, target, side)
+    height, width = pixels.shape[:2]
     for quality in _QUALITIES:
       jpeg = drawing.encode_jpeg(pixels, quality)
       if len(jpeg) <= limit:
-        return jpeg, pixels.shape[1], pixels.shape[0]
-    if side <= _SMALLEST:
-      return jpeg, pixels.shape[1], pixels.shape[0]
-    side = max(_SMALLEST, side * 3 // 4)
+        return jpeg, width, height
+  return jpeg, width, height
