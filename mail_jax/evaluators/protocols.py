@@ -53,7 +53,7 @@ def _original(
   logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
 ) -> Masks:
   # Outside the image the resized logits are 0, so never positive.
-  return resize_logits(logits, size, truth.shape[1:]) > 0, truth
+  return resize_logits(logits, size, (truth.shape[1], truth.shape[2])) > 0, truth
 
 
 def _lavt(
@@ -67,7 +67,7 @@ def _lavt(
 def _cris(
   logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
 ) -> Masks:
-  probability = resize_cubic(jax.nn.sigmoid(logits), size, truth.shape[1:])
+  probability = resize_cubic(jax.nn.sigmoid(logits), size, (truth.shape[1], truth.shape[2]))
   return probability > CRIS_THRESHOLD, truth
 
 
