@@ -80,7 +80,8 @@ def _panel(
   write: Callable[[axes.Number], str] = axes.plain,
 ) -> str:
   values = [y for curve in curves.values() for _, y in curve]
-  y = dataclasses.replace(axes.covering(values, ""), write=write)
+  tick = _percent_tick if write is _percent else write
+  y = dataclasses.replace(axes.covering(values, ""), write=tick)
   x = axes.until(max(x for curve in curves.values() for x, _ in curve), "step")
   ends = ", ".join(f"{name} {write(curve[-1][1])}" for name, curve in curves.items())
   steps = sorted({x for curve in curves.values() for x, _ in curve})
@@ -100,6 +101,10 @@ def _panel(
 
 
 def _percent(value: axes.Number) -> str:
+  return f"{100 * value:.1f}"
+
+
+def _percent_tick(value: axes.Number) -> str:
   return f"{100 * value:.3g}"
 
 
