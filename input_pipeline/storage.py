@@ -29,6 +29,8 @@ CONFIGS = {
   "refcoco+_unc": "refcocoplus_unc",
   "refcocog_umd": "refcocog_umd",
   "refcocog_google": "refcocog_google",
+  "grefcoco_unc": "grefcoco_unc",
+  "phrasecut": "phrasecut",
 }
 _STAGING = ".incomplete-"
 

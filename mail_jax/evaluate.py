@@ -14,7 +14,9 @@ from input_pipeline import drawing, records, storage, writing
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
 from mail_jax import distributed, sharding, trained
+from mail_jax.evaluators import generalized
 from mail_jax.evaluators.segmentation import SegmentationEvaluator
+from mail_jax.models.mail import find_mask
 from mail_jax.program import jit_measure
 from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
@@ -73,7 +75,7 @@ def table(results: dict[str, dict[str, int | float]]) -> str:
     rows.append(
       [
         name,
-        *(f"{metrics[c]:.0f}" if c == "sentences" else f"{100 * metrics[c]:.2f}" for c in columns),
+        *(_cell(c, metrics.get(c)) for c in columns),
       ]
     )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -83,6 +85,12 @@ def table(results: dict[str, dict[str, int | float]]) -> str:
     + "  ".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
     for row in rows
   )
+
+
+def _cell(column: str, value: float | None) -> str:
+  if value is None:
+    return ""  # another data set's metric
+  return f"{value:.0f}" if column in ("sentences", "no_targets") else f"{100 * value:.2f}"
 
 
 def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
@@ -99,9 +107,8 @@ def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], coun
   def predict(variables, batch):
     output = apply_model(model.model, variables, batch)
     shape = batch["original_target"].shape[1:]
-    return resize_logits(
-      output.logits, batch["original_size"], shape
-    ) > 0, output.selection_logits.argmax(-1)
+    logits = resize_logits(output.logits, batch["original_size"], shape)
+    return find_mask(logits, output.no_target), output.selection_logits.argmax(-1)
 
   tiles, captions = [], []
   for name in names:
@@ -198,6 +205,8 @@ def evaluate(
   for name, batches in opened:
     evaluator = SegmentationEvaluator(measure, lambda batches=batches: batches)
     results[name] = dict(evaluator.run(model.variables))
+    own = generalized.summarise(name.rpartition("/")[0], evaluator.rows)
+    results[name] = own or results[name]
     results[name]["text_cut"] = float(evaluator.rows["cut"].mean())
   return results
 

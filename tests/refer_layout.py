@@ -1,4 +1,4 @@
-"""A tiny data set in the layout of lichengunc/refer, for tests to damage."""
+"""A tiny data set in the layout of lichengunc/refer, or of gRefCOCO, for tests to damage."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ SPLITS = {
   "refcoco+_unc": ("refcoco+", "refs(unc).p", ("train", "val", "testA", "testB")),
   "refcocog_umd": ("refcocog", "refs(umd).p", ("train", "val", "test")),
   "refcocog_google": ("refcocog", "refs(google).p", ("train", "val")),
+  "grefcoco_unc": ("grefcoco", "grefs(unc).json", ("train", "val", "testA", "testB")),
 }
 
 
@@ -40,9 +41,12 @@ class ReferLayout:
     return self.images / self.instances["images"][number]["file_name"]
 
   def write(self) -> "ReferLayout":
-    """Writes refs as Python 2 did (protocol 2), and the annotations."""
+    """Writes refs as Python 2 did (protocol 2), or as JSON, and the annotations."""
     self.refs_path.parent.mkdir(parents=True, exist_ok=True)
-    self.refs_path.write_bytes(pickle.dumps(self.refs, protocol=2))
+    if self.refs_path.suffix == ".json":
+      self.refs_path.write_text(json.dumps(self.refs))
+    else:
+      self.refs_path.write_bytes(pickle.dumps(self.refs, protocol=2))
     self.instances_path.write_text(json.dumps(self.instances))
     return self
 
@@ -92,6 +96,23 @@ def make_layout(folder: pathlib.Path, dataset: str = "refcoco_unc") -> ReferLayo
       )
   instances = {"images": image_rows, "annotations": annotations, "categories": []}
   return ReferLayout(dataset, folder / "refer", images, refs, instances).write()
+
+
+def make_generalised(folder: pathlib.Path) -> ReferLayout:
+  """The same as gRefCOCO: of each photo one ref means both objects, one nothing, one the second object alone."""
+  layout = make_layout(folder, "grefcoco_unc")
+  refs = []
+  for image_id, row in ((row["image_id"], row) for row in layout.refs[::2]):
+    of_both = {"ann_id": [10 * image_id, 10 * image_id + 1], "category_id": [47, 47]}
+    of_none = {"ann_id": [-1], "category_id": [-1], "no_target": True}
+    of_one = {"ann_id": [10 * image_id + 1], "category_id": [47]}
+    for which, fields in enumerate((of_both, of_none, of_one)):
+      text = ("both cups", "the dog", "bigger cup")[which]
+      ref_id = 3 * (image_id - 100) + which
+      sentences = [{"raw": text, "sent": text, "sent_id": ref_id, "tokens": text.split()}]
+      refs.append(row | {"no_target": False} | fields | {"ref_id": ref_id, "sentences": sentences})
+  layout.refs = refs
+  return layout.write()
 
 
 def _annotations(image_id: int) -> list[dict[str, Any]]:

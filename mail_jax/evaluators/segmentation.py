@@ -9,7 +9,7 @@ import numpy as np
 
 from input_pipeline.errors import InputError
 from mail_jax import losses
-from mail_jax.models.mail import MaIL, Output
+from mail_jax.models.mail import MaIL, Output, find_mask
 from mail_jax.resize import resize_logits
 from mail_jax.train_step import apply_model
 
@@ -37,20 +37,29 @@ def count(output: Output, batch: Batch, max_instances: int) -> dict[str, jax.Arr
     max_instances: K.
 
   Returns:
-    `intersection` and `union` in pixels of the original image; `chosen`, the slot with the largest selection
-    logit, k for none; `chosen_iou` and `best_iou` of the raw instance masks with the target, at the model's
-    resolution (0 without instances).
+    `intersection`, `union` and `area` (of the target) in pixels of the original image; `chosen`, the slot with the
+    largest selection logit, k for none; `chosen_iou` and `best_iou` of the raw instance masks with the target, at the
+    model's resolution (0 without instances). Of a model that says whether anything is meant, `no_target_probability`,
+    and `raw_union`, with the mask that it would have drawn: `intersection` and `union` are of an empty one where it
+    says no.
   """
   truth = batch["original_target"]
   size = batch["original_size"]
   # Outside the image the resized logits are 0, so never positive.
-  predicted = resize_logits(output.logits, size, truth.shape[1:]) > 0
+  logits = resize_logits(output.logits, size, truth.shape[1:])
+  predicted = find_mask(logits, output.no_target)
   result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
   result |= {
     "intersection": (predicted & truth).sum((1, 2), dtype=jnp.int32),
     "union": (predicted | truth).sum((1, 2), dtype=jnp.int32),
+    "area": truth.sum((1, 2), dtype=jnp.int32),
     "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
   }
+  if output.no_target is not None:
+    result |= {
+      "no_target_probability": jax.nn.sigmoid(output.no_target),
+      "raw_union": (find_mask(logits, None) | truth).sum((1, 2), dtype=jnp.int32),
+    }
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
     return result | {"chosen_iou": zero, "best_iou": zero}
