@@ -87,7 +87,7 @@ def table(results: dict[str, dict[str, int | float]]) -> str:
   )
 
 
-def _cell(column: str, value: float | None) -> str:
+def _cell(column: str, value: int | float | None) -> str:
   if value is None:
     return ""  # another data set's metric
   return f"{value:.0f}" if column in ("sentences", "no_targets") else f"{100 * value:.2f}"

@@ -67,7 +67,7 @@ def test_records_have_the_photo_the_phrases_and_the_union_of_the_instances(tmp_p
   layout = make_layout(tmp_path)
   prepare.main(layout.arguments(tmp_path / "out"))
   printed = capsys.readouterr()
-  assert "miniv           2         4          4" in printed.out
+  assert "miniv            2         4          4" in printed.out
   assert "phrases: train 4 of 310,816; val 4 of 19,495" in printed.err
   stored = {fields["image_id"]: fields for fields in _records(tmp_path / "out", "val")}
   assert sorted(stored) == [2002, 2003]
@@ -113,6 +113,7 @@ def test_masks_that_are_looked_up_are_those_of_visual_genomes_ids(tmp_path):
   path.write_text(json.dumps(rows))
   prepare.main(layout.arguments(tmp_path / "out", "--instances", f"results:{path}"))
   assert all(len(fields["instance_score"]) == 1 for fields in _records(tmp_path / "out", "val"))
+  path = tmp_path / "of_coco.json"
   path.write_text(json.dumps([row | {"image_id": row["image_id"] - 1500} for row in rows]))
   with pytest.raises(InputError, match=r"masks for none of the 8 images of phrasecut"):
     prepare.main(layout.arguments(tmp_path / "other", "--instances", f"results:{path}"))

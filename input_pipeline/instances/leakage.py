@@ -193,7 +193,7 @@ def provenance(
     coco_ids: the COCO ids of those that are COCO's, for each split; without, all of `splits` are.
   """
   found = {
-    split: check(trained_on, split, ids, coco_ids and coco_ids[split])
+    split: check(trained_on, split, ids, None if coco_ids is None else coco_ids[split])
     for split, ids in splits.items()
   }
   return {
