@@ -15,7 +15,9 @@ SPLITS = {
   "refcoco+_unc": ("refcoco+", "refs(unc).p", ("train", "val", "testA", "testB")),
   "refcocog_umd": ("refcocog", "refs(umd).p", ("train", "val", "test")),
   "refcocog_google": ("refcocog", "refs(google).p", ("train", "val")),
-  "grefcoco_unc": ("grefcoco", "grefs(unc).json", ("train", "val", "testA", "testB")),
+}
+_ALL = SPLITS | {
+  "grefcoco_unc": ("grefcoco", "grefs(unc).json", ("train", "val", "testA", "testB"))
 }
 
 
@@ -31,11 +33,11 @@ class ReferLayout:
 
   @property
   def refs_path(self) -> pathlib.Path:
-    return self.root / SPLITS[self.dataset][0] / SPLITS[self.dataset][1]
+    return self.root / _ALL[self.dataset][0] / _ALL[self.dataset][1]
 
   @property
   def instances_path(self) -> pathlib.Path:
-    return self.root / SPLITS[self.dataset][0] / "instances.json"
+    return self.root / _ALL[self.dataset][0] / "instances.json"
 
   def image_path(self, number: int) -> pathlib.Path:
     return self.images / self.instances["images"][number]["file_name"]
@@ -68,7 +70,7 @@ def make_layout(folder: pathlib.Path, dataset: str = "refcoco_unc") -> ReferLayo
   images.mkdir(parents=True)
   rng = np.random.default_rng(0)
   refs, image_rows, annotations = [], [], []
-  for number, split in enumerate(SPLITS[dataset][2]):
+  for number, split in enumerate(_ALL[dataset][2]):
     image_id = 100 + number
     name = f"COCO_train2014_{image_id:012d}.jpg"
     pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
