@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   c.accumulate = 1  # micro-batches that a batch is taken in, one after the other
   c.decode_every = 1  # training decodes one example of so many; the selection learns from all
   # Training decodes the instance that is meant instead of the one that is chosen, so that the decoder does not learn
-  # from wrong choices; the choice learns from its own loss. With `hard` selection.
+  # from wrong choices; the choice learns from its own loss. With `hard` and `multi` selection.
   c.decode_meant = True
   c.eval_batch_size = 64
   c.eval_split = "val"
@@ -53,7 +53,10 @@ def get_config() -> ConfigDict:
   c.model.mask_tokens = "instance"  # instance | stacked
   c.model.appearance = True  # an instance's token sees the image inside its mask
   c.model.neighbours = True  # it knows how many instances like it lie on each side
-  c.model.selection = "hard"  # hard | soft | none
+  c.model.selection = "hard"  # hard | soft | multi (several may be meant) | none
+  c.model.no_target = (
+    False  # says whether anything is meant, for data with expressions that mean nothing
+  )
   c.model.mask_path = True
   c.model.image_path = True
   c.model.backend = "xla"  # of the attention: xla | cudnn (NVIDIA) | tpu
@@ -67,6 +70,7 @@ def get_config() -> ConfigDict:
   c.loss.bce = 1.0
   c.loss.dice = 1.0
   c.loss.selection = 1.0
+  c.loss.no_target = 1.0  # only of a model that says it
 
   c.augment = ConfigDict()
   c.augment.flip = True  # left and right are exchanged in the text too

@@ -21,7 +21,16 @@ from tqdm import tqdm
 from input_pipeline import parallel, storage, tfds_settings
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
-from input_pipeline.sources import Made, Skipped, Source, photos, refer, scene_set
+from input_pipeline.sources import (
+  Made,
+  Skipped,
+  Source,
+  photo_set,
+  photos,
+  phrasecut,
+  readers,
+  scene_set,
+)
 
 tfds_settings.apply()
 _LINE_EVERY = 30  # seconds, where nobody watches
@@ -65,8 +74,8 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     tfds.core.BuilderConfig(name=config) for config in storage.CONFIGS.values()
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    "Put refcoco/, refcoco+/ and refcocog/ into refer/, and the COCO photos into train2014/; "
-    "docs/data.md says where to get them."
+    "Put refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/ into refer/, and the COCO photos into "
+    "train2014/; docs/data.md says where to get them."
   )
 
   # Nothing is downloaded; and TFDS's search for checksums needs a package that it does not declare.
@@ -179,11 +188,23 @@ def _default_source(
   if name == "shapes":
     return scene_set.SceneSet(), {}
   manual = os.fspath(dl_manager.manual_dir)
-  reader = refer.RefReader(name, os.path.join(manual, "refer"))
-  make = photos.PhotoMaker(f"coco:{reader.annotations_path}")
-  provenance = leakage.provenance("coco", leakage.TrainedOn("ground-truth"), reader.splits)
-  source = refer.ReferSet(reader, os.path.join(manual, "train2014"), make, provenance)
-  return source, {"refs": storage.fingerprint(reader.refs_path), "instances": "coco"}
+  root, images = os.path.join(manual, "refer"), os.path.join(manual, "train2014")
+  if name == phrasecut.DATASET:
+    images = os.path.join(root, phrasecut.FOLDER, "images")
+  reader = readers.open_reader(name, root)
+  # Without annotations of COCO's there is nothing to make masks of.
+  provider, argument, trained_on = (
+    ("coco", f":{reader.annotations_path}", "ground-truth")
+    if reader.annotations_path
+    else ("none", "", "nothing")
+  )
+  make = photos.PhotoMaker(provider + argument)
+  provenance = leakage.provenance(
+    provider, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
+  )
+  refs, _ = readers.locate(name, root, None)
+  arguments = {"refs": ",".join(map(storage.fingerprint, refs)), "instances": provider}
+  return photo_set.PhotoSet(reader, images, make, provenance), arguments
 
 
 def write_dataset(

@@ -3,6 +3,8 @@
     python -m input_pipeline.prepare --dataset shapes --data_dir data
     python -m input_pipeline.prepare --dataset refcoco_unc --refer_root refer \
         --images train2014 --instances coco:instances_train2014.json --data_dir data
+    python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
+        --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL --data_dir data
 
 A data set that is there already is left as it is. docs/data.md says where files come from.
 """
@@ -18,7 +20,7 @@ from input_pipeline import errors, parallel, remote, storage
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
 from input_pipeline.instances.postprocess import Selection
-from input_pipeline.sources import Source, photos, refer, scene_set
+from input_pipeline.sources import Source, photo_set, photos, readers, scene_set
 
 # The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
 # before that, and the processes that make scenes import this module again.
@@ -39,16 +41,18 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--beam", metavar="OPTIONS", help='run on Apache Beam, such as --beam="--runner=FlinkRunner"'
   )
-  family = parser.add_argument_group("RefCOCO family")
-  family.add_argument("--refer_root", help="folder with refcoco/, refcoco+/, refcocog/")
-  family.add_argument("--images", help="folder with the COCO train2014 photos")
+  family = parser.add_argument_group("RefCOCO family, gRefCOCO and PhraseCut")
   family.add_argument(
+    "--refer_root", help="folder with refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/"
+  )
+  family.add_argument("--images", help="folder with the photos: COCO train2014, or Visual Genome's")
+  annotations = family.add_argument(
     "--annotations", help="COCO file with the refs' objects (default: instances.json beside them)"
   )
   family.add_argument(
     "--on_error", choices=("stop", "skip"), help="what to do with a broken image (default: stop)"
   )
-  masks = parser.add_argument_group("instance masks, of the RefCOCO family (docs/instances.md)")
+  masks = parser.add_argument_group("instance masks, of all but shapes (docs/instances.md)")
   masks.add_argument(
     "--instances", metavar="NAME[:ARG]", help="coco:FILE, results:FILE, huggingface:MODEL, ..."
   )
@@ -77,7 +81,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   shapes.add_argument("--noise", choices=scene_set.NOISES, help="of the simulated detector")
   args = parser.parse_args(argv)
   refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
-  foreign = refer_only if args.dataset == "shapes" else _SHAPES_ONLY
+  foreign = refer_only if args.dataset == "shapes" else list(_SHAPES_ONLY)
+  foreign += [annotations.dest] if args.dataset == "phrasecut" else []
   for name in foreign:
     if getattr(args, name) is not None:
       parser.error(f"--{name} is not for --dataset {args.dataset}")
@@ -100,11 +105,12 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
   for name in ("refer_root", "images", "instances"):
     if getattr(args, name) is None:
       raise InputError(f"--dataset {args.dataset} needs --{name}; docs/data.md has an example")
-  refs, annotations = refer.locate(args.dataset, args.refer_root, args.annotations)
+  readers.check_provider(args.dataset, args.instances)
+  refs, annotations = readers.locate(args.dataset, args.refer_root, args.annotations)
   provider, _, argument = args.instances.partition(":")
   files = ",".join(_identify(part) for part in argument.split(","))
   return {
-    "refs": _identify(refs),
+    "refs": ",".join(map(_identify, refs)),
     "annotations": _identify(annotations),
     "images": os.path.abspath(args.images),
     "instances": f"{provider}:{files}" if argument else provider,
@@ -136,7 +142,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   if args.dataset == "shapes":
     return scene_set.SceneSet(**described, workers=args.workers)
   said = None if args.trained_on is None else leakage.parse(args.trained_on)
-  reader = refer.RefReader(args.dataset, args.refer_root, args.annotations)
+  reader = readers.open_reader(args.dataset, args.refer_root, args.annotations)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
   make = photos.PhotoMaker(
@@ -150,26 +156,28 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   provider = make.provider().provider
   _check_images(args.instances, provider, reader)
   trained_on = leakage.of_provider(provider, said)
-  provenance = leakage.provenance(args.instances.partition(":")[0], trained_on, reader.splits)
+  provenance = leakage.provenance(
+    args.instances.partition(":")[0], trained_on, reader.splits, reader.coco_ids()
+  )
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
-  return refer.ReferSet(
+  return photo_set.PhotoSet(
     reader,
     os.path.abspath(args.images),
     make,
     provenance,
     _default(args.workers, _useful_workers(provider, reader)),
-    _default(args.batch_size, refer.BATCH_SIZE),
+    _default(args.batch_size, photo_set.BATCH_SIZE),
   )
 
 
-def _categories(args: argparse.Namespace, reader: refer.RefReader) -> str:
+def _categories(args: argparse.Namespace, reader: photo_set.Reader) -> str:
   """The file whose list of categories the masks must keep to; a detector's results mean the refs' by default."""
   looked_up = args.instances.partition(":")[0] == "results"
   return args.categories or (reader.annotations_path if looked_up else "")
 
 
-def _useful_workers(provider: Any, reader: refer.RefReader) -> int:
+def _useful_workers(provider: Any, reader: photo_set.Reader) -> int:
   """As many processes as there are cores, unless starting them takes longer than the work."""
   if not getattr(provider, "parallel", False):
     return 1
@@ -177,7 +185,7 @@ def _useful_workers(provider: Any, reader: refer.RefReader) -> int:
   return max(1, min(parallel.available_cores(), images // _IMAGES_A_WORKER))
 
 
-def _check_images(spec: str, provider: Any, reader: refer.RefReader) -> None:
+def _check_images(spec: str, provider: Any, reader: photo_set.Reader) -> None:
   """Masks that are looked up must be of these photos: another set's file is told at once."""
   if not hasattr(provider, "image_ids"):
     return

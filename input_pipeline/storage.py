@@ -28,6 +28,8 @@ CONFIGS = {
   "refcoco+_unc": "refcocoplus_unc",
   "refcocog_umd": "refcocog_umd",
   "refcocog_google": "refcocog_google",
+  "grefcoco_unc": "grefcoco_unc",
+  "phrasecut": "phrasecut",
 }
 
 

@@ -13,6 +13,15 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import InputError
 from mail_jax.models.mail import MaIL
 
+# Keys that configs of before do not have, with what the code of then did.
+ADDED = {
+  "loader.expressions_per_image": 1,
+  "loader.text_lengths": [],
+  "model.scan": False,
+  "model.no_target": False,
+  "loss.no_target": 1.0,
+}
+
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """Loads a recipe.
@@ -67,14 +76,19 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> ConfigDict:
-  """Undoes `to_json`."""
+  """Undoes `to_json`; a key that was added since gets the value of what was done without it."""
 
   def tuples(value):
     if isinstance(value, dict):
       return {k: tuples(v) for k, v in value.items()}
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-  return ConfigDict(tuples(data))
+  filled = dict(data)
+  for path, value in ADDED.items():
+    part, _, key = path.partition(".")
+    if part in filled:
+      filled[part] = {key: value} | filled[part]
+  return ConfigDict({key: tuples(value) for key, value in filled.items()})
 
 
 def make_model(config: ConfigDict, vocab_size: int) -> MaIL:

@@ -28,8 +28,9 @@ from mail_jax import (
   sharding,
   trained,
 )
-from mail_jax.evaluators import breakdowns, protocols, segmentation
+from mail_jax.evaluators import breakdowns, generalized, protocols, segmentation
 from mail_jax.evaluators.segmentation import SegmentationEvaluator
+from mail_jax.models.mail import find_mask
 from mail_jax.program import jit_measure
 from mail_jax.resize import resize_logits
 
@@ -80,22 +81,17 @@ def compile_measure(
 
 
 def summarise(
-  columns: Mapping[str, np.ndarray], protocol: protocols.Protocol
+  columns: Mapping[str, np.ndarray], protocol: protocols.Protocol, name: str
 ) -> Iterator[tuple[str, int | float]]:
-  """All metrics of sentences, as fractions: those that every data set has, and those that only this one's rows ask for.
+  """All metrics of sentences, as fractions: those that every data set has, and those that only this one has.
 
   Args:
     columns: as `sentence_rows.columns` gives them.
     protocol: by which they were counted.
+    name: of the data that they are from, DATASET/SPLIT.
   """
-  for summary in _summaries(columns):
-    yield from summary(columns, protocol)
-
-
-def _summaries(columns: Mapping[str, np.ndarray]) -> list[Callable[..., Any]]:
-  """What is told of sentences like these: each takes the columns and the protocol, and yields (name, value)."""
-  del columns
-  return [segmentation.summarise]
+  found = dict(segmentation.summarise(columns, protocol))
+  yield from generalized.with_own(found, name.partition("/")[0], columns).items()
 
 
 def evaluate_split(
@@ -133,7 +129,7 @@ def evaluate_split(
   meta = sorted((row for share in shares for row in share), key=lambda row: row["index"])
   rows = sentence_rows.make(name, evaluator.rows, meta, how, model.config.max_instances)
   columns = sentence_rows.columns(rows)
-  summary = functools.partial(summarise, protocol=how)
+  summary = functools.partial(summarise, protocol=how, name=name)
   return dict(summary(columns)) | breakdowns.breakdowns(columns, summary), rows
 
 
@@ -161,6 +157,12 @@ def find_splits(data_dir: str, data: Sequence[str]) -> list[str]:
   return list(dict.fromkeys(names))
 
 
+def _cell(column: str, value: int | float | None) -> str:
+  if value is None:
+    return ""  # another data set's metric
+  return f"{value:.0f}" if column in ("sentences", "no_targets") else f"{100 * value:.2f}"
+
+
 def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
   """Who made the instance masks of `name`, which is DATASET/SPLIT, and what that means for its numbers."""
   dataset, _, split = name.rpartition("/")
@@ -175,9 +177,8 @@ def draw_sheet(model: trained.Trained, data_dir: str, names: Sequence[str], coun
   def predict(variables, batch):
     output = model.apply(variables, batch)
     shape = batch["original_target"].shape[1:]
-    return resize_logits(
-      output.logits, batch["original_size"], shape
-    ) > 0, output.selection_logits.argmax(-1)
+    logits = resize_logits(output.logits, batch["original_size"], shape)
+    return find_mask(logits, output.no_target), output.selection_logits.argmax(-1)
 
   tiles, captions = [], []
   for name in names:

@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-COUNTS = ("sentences", "refs")
+COUNTS = ("sentences", "refs", "no_targets")
 # What a table of kinds of sentences shows; the rest is in the JSON.
-_OF_A_KIND = ("sentences", "oIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "selection_accuracy", "oracle_mIoU")  # fmt: skip
+_OF_A_KIND = (
+  "sentences", "oIoU", "gIoU", "cIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc",
+  "selection_accuracy", "oracle_mIoU",
+)  # fmt: skip
 _INDENT = "  "
 _KINDS = {
   "by_size": "target, pixels of the photo (small: below 32 x 32, medium: below 96 x 96)",
@@ -24,15 +27,16 @@ def metrics(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def kinds(results: Mapping[str, Mapping[str, Any]]) -> str:
   """The metrics of kinds of sentences, a row a kind of each split."""
-  return text([["", *_OF_A_KIND], *_kinds(results)])
+  columns = [c for c in _OF_A_KIND if any(c in found for found in results.values())]
+  return text([["", *columns], *_kinds(results, columns)])
 
 
-def _kinds(results: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+def _kinds(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> Iterator[list[str]]:
   for breakdown, title in _KINDS.items():
     yield [title]
     for name, found in results.items():
       for kind, metrics in found[breakdown].items():
-        yield [f"{_INDENT}{name} {kind}", *_cells(metrics, _OF_A_KIND)]
+        yield [f"{_INDENT}{name} {kind}", *_cells(metrics, columns)]
 
 
 def _is_metric(value: Any) -> bool:

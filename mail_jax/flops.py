@@ -75,6 +75,8 @@ def products(config: ConfigDict) -> Iterator[Product]:
     )
     yield from _selection(config, patches)
   yield from _decoder(config, side)
+  if model.no_target:
+    yield Product("no_target", _matmul(1, width, 1))
 
 
 def _matmul(rows: int, inner: int, cols: int) -> float:
@@ -164,7 +166,7 @@ def _convolution(size: int, channels: int, width: int) -> float:
 
 
 def shares(config: ConfigDict) -> dict[str, float]:
-  """Which part of the forward pass does how much of it, as fractions: image, mask, encoder, selection, decoder."""
+  """Which part of the forward pass does how much of it, as fractions: image, mask, encoder and so on."""
   parts: dict[str, float] = {}
   for product in products(config):
     name = product.part.partition("/")[0]

@@ -1,4 +1,4 @@
-"""What training minimises: BCE and Dice on the pixels, cross-entropy on the instances."""
+"""What training minimises: BCE and Dice on the pixels, cross-entropy on the instances and on there being a target."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,10 @@ def binary_cross_entropy(
 
 
 def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[Array, "b"]:
-  """Dice loss of each example, in [0, 1] (V-Net, arXiv 1606.04797, with sums in the denominator)."""
+  """Dice loss of each example, in [0, 1] (V-Net, arXiv 1606.04797, with sums in the denominator).
+
+  Of an empty target it is s / (s + 1), s being the sum of the probabilities: 0 where nothing is predicted.
+  """
   probability = jax.nn.sigmoid(logits)
   truth = target.astype(jnp.float32)
   overlap = (probability * truth).sum((1, 2))
@@ -50,3 +53,38 @@ def selection_cross_entropy(
   none = 1 - hit.max(1, keepdims=True, initial=0.0)
   truth = jnp.concatenate([hit, none], 1)
   return optax.softmax_cross_entropy(logits, truth / truth.sum(1, keepdims=True))
+
+
+def instance_share(
+  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
+) -> Float[Array, "b k"]:
+  """Share of each instance mask that lies inside the target, in [0, 1]; 0 for an empty mask.
+
+  Where several objects are meant, each of them is inside and none has the whole target's IoU.
+  """
+  return instances.overlap(masks, target) / jnp.maximum(instances.areas(masks), 1)
+
+
+def gate_cross_entropy(
+  logits: Float[Array, "b j"], share: Float[Array, "b k"], valid: Bool[Array, "b k"]
+) -> Float[Array, "b"]:
+  """Binary cross-entropy of each instance's gate with whether more than half of the instance is inside the target.
+
+  Args:
+    logits: of each instance, and of "none of them" last, j = k + 1; a gate's logit is the difference.
+    share: see `instance_share`.
+    valid: slots that hold an instance.
+
+  Returns:
+    In nats, the mean over the instances of each example; 0 without any.
+  """
+  gates = jnp.where(valid, logits[:, :-1] - logits[:, -1:], 0)
+  each = optax.sigmoid_binary_cross_entropy(gates, (share > 0.5).astype(jnp.float32)) * valid
+  return each.sum(1) / jnp.maximum(valid.sum(1), 1)
+
+
+def no_target_cross_entropy(
+  logits: Float[Array, "b"], target: Bool[Array, "b h w"]
+) -> Float[Array, "b"]:
+  """Binary cross-entropy of saying that nothing is meant with whether the target is empty, in nats."""
+  return optax.sigmoid_binary_cross_entropy(logits, (~target.any((1, 2))).astype(jnp.float32))

@@ -55,7 +55,10 @@ def main(argv: list[str] | None = None) -> None:
   if result.was_cut:
     print("the text is longer than the model reads: its end was cut off")
   share = f"{result.mask.mean():.1%} of the photo"
-  if result.chosen is None:
+  nothing = result.no_target_probability
+  if nothing is not None and nothing > 0.5:
+    print(f"{args.out}: nothing in the photo is meant ({nothing:.0%} sure)")
+  elif result.chosen is None:
     print(f"{args.out}: {share}; no instance was chosen of {len(result.instances)}")
   else:
     sure = result.instance_probability[result.chosen]

@@ -162,9 +162,9 @@ def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _judge(data_dir: str, found: Mapping[str, Sequence[Row]]) -> list[Judged]:
   """Computes the metrics of rows that were written before."""
   evaluate.find_splits(data_dir, [*found])
-  summary = functools.partial(evaluate.summarise, protocol=protocols.ORIGINAL)
   splits = []
   for name, rows in found.items():
+    summary = functools.partial(evaluate.summarise, protocol=protocols.ORIGINAL, name=name)
     columns = sentence_rows.columns(rows)
     metrics = dict(summary(columns)) | breakdowns.breakdowns(columns, summary)
     splits.append(_judged(data_dir, name, metrics, rows))

@@ -7,15 +7,13 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import InputError
 from input_pipeline.tokenizer import Tokenizer
 from mail_jax import checkpoint, distributed
-from mail_jax.config import to_json
+from mail_jax.config import ADDED, to_json
 
 # What a run may be resumed with another value of: where it runs, and how often it tells of itself.
 MAY_CHANGE = (
   "mesh.", "placement", "accumulate", "loader.threads", "log_every",
   "model.backend", "model.remat", "model.round_tokens",
 )  # fmt: skip
-# Keys that runs of before do not have, with what those runs did.
-_ADDED = {"loader.expressions_per_image": 1, "loader.text_lengths": [], "model.scan": False}
 
 
 def check_same(
@@ -26,7 +24,7 @@ def check_same(
   Raises:
     InputError: names the first key that differs.
   """
-  before, after = _ADDED | flat(meta["config"]), flat(to_json(config))
+  before, after = ADDED | flat(meta["config"]), flat(to_json(config))
   for key in sorted(before.keys() | after.keys()):
     if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
       raise InputError(

@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from input_pipeline import drawing, one_photo, preprocess
 from mail_jax import trained
+from mail_jax.models.mail import find_mask
 from mail_jax.resize import resize_logits
 
 # Results are made on canvases of a multiple of this many pixels, so that few sizes are compiled.
@@ -22,11 +23,14 @@ class Segmentation:
     image: the photo, RGB.
     expression: as it was given.
     mask: where the referent is, at the photo's size.
-    probability: of each pixel, in [0, 1]; the mask is where it exceeds 0.5.
+    probability: of each pixel, in [0, 1]; the mask is where it exceeds 0.5, and empty where nothing is meant.
     instances: the instance masks that the model chose from, best score first.
-    instance_probability: of each instance to be the one that is meant; with that of "none of them" they sum to 1.
-    chosen: index of the instance that is meant; None for none of them.
+    instance_probability: of each instance to be the one that is meant; with that of "none of them" they sum to 1. Of a
+      model for several referents (`model.selection` is `multi`): of each to be one of those that are meant.
+    chosen: index of the instance that is meant, the likeliest of several; None for none of them.
     was_cut: whether the expression was longer than the model reads.
+    no_target_probability: that nothing in the photo is meant; above 0.5 the mask is empty. None of a model that does
+      not say (`model.no_target`).
   """
 
   image: UInt8[np.ndarray, "h w 3"]
@@ -37,6 +41,7 @@ class Segmentation:
   instance_probability: Float32[np.ndarray, "k"]
   chosen: int | None
   was_cut: bool
+  no_target_probability: float | None = None
 
   def overlay(self) -> UInt8[np.ndarray, "h w 3"]:
     """The photo with the mask in blue and the outline of the chosen instance in yellow."""
@@ -62,9 +67,18 @@ class Segmenter:
     def predict(variables, batch, canvas):
       output = model.apply(variables, batch)
       logits = resize_logits(output.logits, batch["original_size"], canvas)
-      return jax.nn.sigmoid(logits), jax.nn.softmax(output.selection_logits, -1)
+      nothing = None if output.no_target is None else jax.nn.sigmoid(output.no_target)
+      mask = find_mask(logits, output.no_target)
+      return jax.nn.sigmoid(logits), mask, self._weigh(output.selection_logits), nothing
 
     self._predict = jax.jit(predict, static_argnames="canvas")
+
+  def _weigh(self, logits: Float[jax.Array, "b j"]) -> Float[jax.Array, "b j"]:
+    """Probabilities of the instances, and of none of them last."""
+    if self._trained.config.model.selection == "multi":
+      # Each has a gate of its own, and none is right where all are shut.
+      return jax.nn.sigmoid(logits - logits[:, -1:])
+    return jax.nn.softmax(logits, -1)
 
   @classmethod
   def load(cls, workdir: str, which: str = "best") -> "Segmenter":
@@ -97,16 +111,21 @@ class Segmenter:
     )  # fmt: skip
     batch["original_size"] = np.array([pixels.shape[:2]], np.int32)
     canvas = (-(-height // _CANVAS) * _CANVAS, -(-width // _CANVAS) * _CANVAS)
-    probability, weights = jax.device_get(self._predict(self._variables, batch, canvas))
+    probability, mask, weights, nothing = jax.device_get(
+      self._predict(self._variables, batch, canvas)
+    )
     count = int(batch["num_instances"][0])
     best = int(np.argmax(weights[0]))
+    no_target = None if nothing is None else float(nothing[0])
+    found = best < count and not (no_target is not None and no_target > 0.5)
     return Segmentation(
       image=pixels,
       expression=expression,
-      mask=probability[0, :height, :width] > 0.5,
+      mask=mask[0, :height, :width],
       probability=probability[0, :height, :width],
       instances=masks[:count],
       instance_probability=weights[0, :count],
-      chosen=best if best < count else None,
+      chosen=best if found else None,
       was_cut=bool(was_cut[0]),
+      no_target_probability=no_target,
     )

@@ -34,7 +34,7 @@ FIELDS: dict[str, type] = {
   "cut": bool,
 }
 """The keys of a row, in their order, and the types of the values; `chosen` may be null (docs/evaluation.md)."""
-OPTIONAL: dict[str, type] = {"no_target_probability": float}
+OPTIONAL: dict[str, type] = {"no_target_probability": float, "raw_union": int}
 """Keys that rows have where the model says such a thing."""
 
 _SHARES = ("iou", "chosen_iou", "oracle_iou", "no_target_probability")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mail_jax import checkpoint, chips, distributed, flops, sharding
 from mail_jax.budget import Budget, steps_from
 from mail_jax.config import load_config, to_json
+from mail_jax.evaluators import generalized
 from mail_jax.evaluators.segmentation import SegmentationEvaluator
 from mail_jax.goodput import Goodput, Rate
 from mail_jax.optim import learning_rate_from
@@ -190,11 +191,11 @@ class Trainer:
         metrics = dict(evaluator.run(eval_variables(self.state, self.config)))
       except _Interrupted:
         return None
+    metrics = generalized.with_own(metrics, self.config.dataset, evaluator.rows)
     row = {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()}
     self.progress.row(step, row | {"seconds": self.goodput.seconds()})
-    shown = "  ".join(
-      f"{k} {metrics[k]:.3f}" for k in ("mIoU", "oIoU", "P@0.5", "selection_accuracy")
-    )
+    names = ("mIoU", "oIoU", "P@0.5", "selection_accuracy", "gIoU", "cIoU", "N-acc", "T-acc")
+    shown = "  ".join(f"{k} {metrics[k]:.3f}" for k in names if k in metrics)
     self.progress.line(f"step {step}  {self.config.eval_split}: {shown}")
     return metrics
 

@@ -128,11 +128,13 @@ def make_loss(
     planes, valid = batch["instances"], batch["valid"]
     if "slots" in batch:
       planes, valid = take_slots(batch["slots"], planes, valid)
-    iou, meant = None, None
+    truth, meant = None, None
     if model.max_instances and model.selection != "none":
       masks = instances.unpack_planes(planes, model.max_instances) & valid[:, :, None, None]
-      iou = losses.instance_iou(masks, batch["target"])
-      meant = find_meant(iou) if decode_meant else None
+      overlap = losses.instance_share if model.selection == "multi" else losses.instance_iou
+      truth = overlap(masks, batch["target"])
+      if decode_meant:
+        meant = truth > 0.5 if model.selection == "multi" else find_meant(truth)
     output, updated = model.apply(
       {"params": params, "batch_stats": batch_stats},
       batch["image"], planes, valid, batch["tokens"], batch["num_tokens"],
@@ -145,8 +147,12 @@ def make_loss(
       "bce": losses.binary_cross_entropy(output.logits, target),
       "dice": losses.dice(output.logits, target),
     }
-    if iou is not None:
-      terms["selection"] = losses.selection_cross_entropy(output.selection_logits, iou)
+    if truth is not None and model.selection == "multi":
+      terms["selection"] = losses.gate_cross_entropy(output.selection_logits, truth, valid)
+    elif truth is not None:
+      terms["selection"] = losses.selection_cross_entropy(output.selection_logits, truth)
+    if output.no_target is not None:
+      terms["no_target"] = losses.no_target_cross_entropy(output.no_target, batch["target"])
     metrics = {name: weighted_mean(term, batch["weight"], counted) for name, term in terms.items()}
     loss = sum((weights[name] * value for name, value in metrics.items()), jnp.zeros(()))
     return loss, (metrics | {"loss": loss}, updated.get("batch_stats", {}))
@@ -230,11 +236,11 @@ def make_train_step(
   Args:
     model, optimizer: as the config describes them.
     seed: of all chance in training.
-    loss_weights: of the terms `bce`, `dice` and `selection`.
+    loss_weights: of the terms `bce`, `dice`, `selection` and `no_target`.
     instance_dropout, all_instances_dropout: see `drop_instances`.
     ema_decay: of the moving average.
     decode_every: decodes one example of so many.
-    decode_meant: decodes the instance that is meant, not the one that is chosen.
+    decode_meant: decodes the instance (with `multi` selection those) that is meant, not the one that is chosen.
     accumulate: micro-batches of a batch; see `make_gradients`.
     gather, scatter: see `sharding.make_gather_and_scatter`.
   """

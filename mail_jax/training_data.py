@@ -14,10 +14,12 @@ from input_pipeline.tokenizer import (
   WordPieceTokenizer,
   open_tokenizer,
 )
-from mail_jax import sharding
+from mail_jax import distributed, sharding
 from mail_jax.pretrained import initialise
 
 Batch = dict[str, np.ndarray]
+NO_TARGET = ("grefcoco_unc",)
+"""Data sets with expressions that mean nothing in their image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,4 +97,10 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
     )
 
   samples = loader.num_refs(data_dir, config.dataset, "train")
+  if config.dataset in NO_TARGET and not config.model.no_target and distributed.is_main():
+    print(
+      f"warning: some expressions of {config.dataset} mean nothing, and this model can only say so by an empty mask; "
+      "--config.model.no_target=True gives it an output for that",
+      flush=True,
+    )
   return Data(tokenizer, train_batches, eval_batches if config.eval_split else None, samples)

@@ -1,4 +1,4 @@
-"""A tiny data set in the layout of lichengunc/refer, for tests to damage."""
+"""A tiny data set in the layout of lichengunc/refer, or of gRefCOCO, for tests to damage."""
 
 import dataclasses
 import json
@@ -16,6 +16,9 @@ SPLITS = {
   "refcocog_umd": ("refcocog", "refs(umd).p", ("train", "val", "test")),
   "refcocog_google": ("refcocog", "refs(google).p", ("train", "val")),
 }
+_ALL = SPLITS | {
+  "grefcoco_unc": ("grefcoco", "grefs(unc).json", ("train", "val", "testA", "testB"))
+}
 
 
 @dataclasses.dataclass
@@ -30,19 +33,22 @@ class ReferLayout:
 
   @property
   def refs_path(self) -> pathlib.Path:
-    return self.root / SPLITS[self.dataset][0] / SPLITS[self.dataset][1]
+    return self.root / _ALL[self.dataset][0] / _ALL[self.dataset][1]
 
   @property
   def instances_path(self) -> pathlib.Path:
-    return self.root / SPLITS[self.dataset][0] / "instances.json"
+    return self.root / _ALL[self.dataset][0] / "instances.json"
 
   def image_path(self, number: int) -> pathlib.Path:
     return self.images / self.instances["images"][number]["file_name"]
 
   def write(self) -> "ReferLayout":
-    """Writes refs as Python 2 did (protocol 2), and the annotations."""
+    """Writes refs as Python 2 did (protocol 2), or as JSON, and the annotations."""
     self.refs_path.parent.mkdir(parents=True, exist_ok=True)
-    self.refs_path.write_bytes(pickle.dumps(self.refs, protocol=2))
+    if self.refs_path.suffix == ".json":
+      self.refs_path.write_text(json.dumps(self.refs))
+    else:
+      self.refs_path.write_bytes(pickle.dumps(self.refs, protocol=2))
     self.instances_path.write_text(json.dumps(self.instances))
     return self
 
@@ -64,7 +70,7 @@ def make_layout(folder: pathlib.Path, dataset: str = "refcoco_unc") -> ReferLayo
   images.mkdir(parents=True)
   rng = np.random.default_rng(0)
   refs, image_rows, annotations = [], [], []
-  for number, split in enumerate(SPLITS[dataset][2]):
+  for number, split in enumerate(_ALL[dataset][2]):
     image_id = 100 + number
     name = f"COCO_train2014_{image_id:012d}.jpg"
     pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -92,6 +98,23 @@ def make_layout(folder: pathlib.Path, dataset: str = "refcoco_unc") -> ReferLayo
       )
   instances = {"images": image_rows, "annotations": annotations, "categories": []}
   return ReferLayout(dataset, folder / "refer", images, refs, instances).write()
+
+
+def make_generalised(folder: pathlib.Path) -> ReferLayout:
+  """The same as gRefCOCO: of each photo one ref means both objects, one nothing, one the second object alone."""
+  layout = make_layout(folder, "grefcoco_unc")
+  refs = []
+  for image_id, row in ((row["image_id"], row) for row in layout.refs[::2]):
+    of_both = {"ann_id": [10 * image_id, 10 * image_id + 1], "category_id": [47, 47]}
+    of_none = {"ann_id": [-1], "category_id": [-1], "no_target": True}
+    of_one = {"ann_id": [10 * image_id + 1], "category_id": [47]}
+    for which, fields in enumerate((of_both, of_none, of_one)):
+      text = ("both cups", "the dog", "bigger cup")[which]
+      ref_id = 3 * (image_id - 100) + which
+      sentences = [{"raw": text, "sent": text, "sent_id": ref_id, "tokens": text.split()}]
+      refs.append(row | {"no_target": False} | fields | {"ref_id": ref_id, "sentences": sentences})
+  layout.refs = refs
+  return layout.write()
 
 
 def _annotations(image_id: int) -> list[dict[str, Any]]:

@@ -126,6 +126,31 @@ def test_a_run_from_before_there_was_a_key_goes_on_as_what_it_was():
     same_run.check_same(meta, other, tokenizer, "runs/demo")
 
 
+def test_a_config_from_before_there_was_a_key_says_what_was_done_then():
+  config = load_config(DEMO)
+  before = to_json(config)
+  for part, key in (("model", "no_target"), ("loss", "no_target"), ("model", "scan")):
+    del before[part][key]
+  del before["loader"]["text_lengths"]
+  again = from_json(before)
+  assert again.to_dict() == config.to_dict()
+  assert again.model.no_target is False
+  assert isinstance(again.loader.text_lengths, tuple)
+  # What a config says is not replaced.
+  said = to_json(load_config(DEMO, ["model.no_target=True", "loss.no_target=0.5"]))
+  assert (from_json(said).model.no_target, from_json(said).loss.no_target) == (True, 0.5)
+
+
+@pytest.mark.parametrize("recipe", ["grefcoco", "phrasecut"])
+def test_recipes_for_several_targets_have_a_gate_an_instance(recipe):
+  config = load_config(f"configs/{recipe}.py")
+  assert config.model.selection == "multi"
+  assert config.model.no_target == (recipe == "grefcoco")
+  assert load_config(f"configs/{recipe}.py:large").batch_size == 1024
+  with pytest.raises(InputError, match=rf"configs/{recipe}\.py:unc: write nothing, or large"):
+    load_config(f"configs/{recipe}.py:unc")
+
+
 def test_what_the_config_says_of_reading_reaches_the_loader(shapes_data, monkeypatch):
   asked = {}
   monkeypatch.setattr(loader, "train_batches", lambda *_, **options: iter([asked.update(options)]))

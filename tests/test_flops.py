@@ -28,6 +28,8 @@ def make_config(kind: str) -> ConfigDict:
     config.max_instances = 0
   if kind == "no selection":
     config.model.selection = "none"
+  if kind == "generalised":
+    config.model.update(selection="multi", no_target=True)
   if kind == "plain tokens":
     config.model.update(appearance=False, neighbours=False, image_path=False, norm="group")
     config.accumulate = 2
@@ -78,7 +80,7 @@ def count_convolution(equation: Any) -> float:
   return 2.0 * taps * batch * width * kernel[numbers.rhs_spec[1]]
 
 
-@pytest.mark.parametrize("kind", ["instance", "paper", "bimodal", "plain tokens"])
+@pytest.mark.parametrize("kind", ["instance", "paper", "bimodal", "plain tokens", "generalised"])
 def test_a_step_has_the_products_that_we_count(kind):
   counted = count_products(traced(kind).jaxpr.jaxpr)
   assert flops.train_step_flops(make_config(kind)) == pytest.approx(counted, rel=1e-9)

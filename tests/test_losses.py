@@ -1,6 +1,7 @@
 """Losses against numpy in float64, and instance IoU against pycocotools."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -90,3 +91,45 @@ def test_selection_is_right_at_instances_over_half_the_target_and_else_at_none()
 def test_selection_without_slots_costs_nothing():
   found = selection_cross_entropy(np.ones((2, 1), np.float32), np.zeros((2, 0), np.float32))
   np.testing.assert_array_equal(found, [0, 0])
+
+
+def test_dice_of_an_empty_target_grows_with_what_is_predicted():
+  nothing = np.zeros((3, 5, 4), bool)
+  logits = np.stack([np.full((5, 4), value, np.float32) for value in (-100, 0, 100)])
+  np.testing.assert_allclose(dice(logits, nothing), [0, 10 / 11, 20 / 21], atol=1e-6)
+
+
+def test_share_of_an_instance_is_what_lies_inside_the_target():
+  rng = np.random.default_rng(4)
+  masks, target = rng.random((3, 5, 9, 8)) < 0.5, rng.random((3, 9, 8)) < 0.5
+  masks[0, 0], target[2] = False, False
+  found = np.asarray(jax.jit(losses.instance_share)(masks, target))
+  for b, k in np.ndindex(3, 5):
+    expected = (masks[b, k] & target[b]).sum() / max(masks[b, k].sum(), 1)
+    np.testing.assert_allclose(found[b, k], expected, atol=1e-6)
+  assert found[0, 0] == 0
+  assert not found[2].any()
+
+
+def test_gates_are_right_where_more_than_half_of_an_instance_is_inside():
+  share = np.array([[0.9, 0.5, 0.6, 1.0], [0.0, 0.2, 1.0, 0.0]], np.float32)
+  valid = np.array([[True, True, True, False], [False] * 4])
+  logits = np.random.default_rng(5).normal(size=(2, 5)).astype(np.float32)
+  logits[0, 3] = -1e9  # a slot without an instance
+  open_ = 1 / (1 + np.exp(logits[0, 4] - logits[0, :3].astype(float)))
+  expected = -np.log([open_[0], 1 - open_[1], open_[2]]).mean()
+  found = jax.jit(losses.gate_cross_entropy)(logits, share, valid)
+  np.testing.assert_allclose(found, [expected, 0], rtol=1e-5)
+  inputs = [jnp.array(x) for x in (logits, share, valid)]
+  gradient = jax.grad(lambda *x: losses.gate_cross_entropy(*x).sum())(*inputs)
+  assert np.isfinite(gradient).all()
+
+
+def test_saying_that_nothing_is_meant_is_right_where_the_target_is_empty():
+  target = np.zeros((3, 4, 4), bool)
+  target[1, 2, 3] = True
+  logits = np.array([2.0, 2.0, -1.0], np.float32)
+  likelihood = sigmoid(logits)
+  expected = -np.log([likelihood[0], 1 - likelihood[1], likelihood[2]])
+  found = jax.jit(losses.no_target_cross_entropy)(logits, target)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -47,14 +47,14 @@ def check_output(output: Output, inputs: Inputs, config: ConfigDict) -> None:
   assert output.rho.shape == (count, slots)
   assert output.selection_logits.shape == (count, slots + 1)
   assert output.masks.shape == (count, slots, size, size)
-  assert all(np.isfinite(array).all() for array in output)
+  assert all(np.isfinite(array).all() for array in jax.tree.leaves(output))
   assert (output.rho > -1e-6).all()
   assert (output.rho < 1 + 1e-6).all()
   assert not output.rho[~inputs["valid"]].any()
 
 
 def same(left: Output, right: Output, atol: float = 1e-5) -> bool:
-  return all(np.allclose(a, b, atol=atol) for a, b in zip(left, right, strict=True))
+  return jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=atol), left, right))
 
 
 def test_instance_preset_gives_a_logit_a_pixel_and_a_weight_a_slot(config, inputs, output):
@@ -178,7 +178,7 @@ def test_examples_of_a_batch_do_not_see_each_other(config, variables, inputs, ou
   other = tiny_model.make_inputs(config, seed=1)
   mixed = {name: np.concatenate([inputs[name][:1], other[name][1:]]) for name in inputs}
   found = tiny_model.run(config, variables, mixed)
-  assert same(Output(*(a[:1] for a in output)), Output(*(a[:1] for a in found)))
+  assert same(*(jax.tree.map(lambda a: a[:1], whole) for whole in (output, found)))
   assert not np.allclose(found.logits[1:], output.logits[1:], atol=1e-2)
 
 
@@ -265,7 +265,7 @@ def test_recipes_make_models_with_a_logit_a_pixel(recipe):
     ({"patch_size": 12}, r"image_size 32 is not a multiple of config\.model\.patch_size 12"),
     ({"heads": 3}, r"model\.width 16 is not a multiple of model\.heads 3"),
     ({"mask_tokens": "boxes"}, r"model\.mask_tokens 'boxes' is not one of instance, stacked"),
-    ({"selection": "first"}, r"model\.selection 'first' is not one of soft, hard, none"),
+    ({"selection": "first"}, r"model\.selection 'first' is not one of soft, hard, multi, none"),
     ({"backend": "flash"}, r"model\.backend 'flash' is not one of xla, cudnn, tpu"),
     ({"norm": "layer"}, r"model\.norm 'layer' is not one of batch, group"),
     ({"dtype": "float31"}, r"config\.model\.dtype 'float31'"),

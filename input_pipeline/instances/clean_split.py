@@ -122,7 +122,7 @@ def _warn_of_excerpt(name: str, path: str, splits: list[str]) -> None:
   lacking = [
     f"{split} has {splits.count(split):,} of {published.refs:,} refs"
     for split, published in refer.LAYOUTS[name].splits.items()
-    if split != "train" and splits.count(split) < published.refs
+    if published and split != "train" and splits.count(split) < published.refs
   ]
   if lacking:
     print(

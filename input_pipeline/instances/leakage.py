@@ -1,8 +1,9 @@
 """What a detector was trained on, and whether a split is judged on photos that it has seen.
 
-Every photo of RefCOCO, RefCOCO+ and RefCOCOg is one of COCO train2014, those of val and test too, and a stock detector
-was trained on all of train2014 with the very masks that are to be predicted. COCO 2017 only dealt the same photos out
-anew: a photo has the same id in both years' files, so lists of either compare with the ids of refs.
+Every photo of RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO is one of COCO train2014, those of val and test too, and a stock
+detector was trained on all of train2014 with the very masks that are to be predicted. COCO 2017 only dealt the same
+photos out anew: a photo has the same id in both years' files, so lists of either compare with the ids of refs. Of
+PhraseCut's photos, which are Visual Genome's, a part is COCO's, and its list of images has their COCO ids.
 """
 
 import dataclasses
@@ -104,33 +105,44 @@ def of_provider(provider: Any, said: TrainedOn | None) -> TrainedOn:
   return said or TrainedOn(declared)
 
 
-def check(trained_on: TrainedOn, split: str, image_ids: Collection[int]) -> Finding:
-  """Compares a split of the RefCOCO family with what a detector was trained on.
+def check(
+  trained_on: TrainedOn,
+  split: str,
+  image_ids: Collection[int],
+  coco_ids: Collection[int] | None = None,
+) -> Finding:
+  """Compares a split with what a detector was trained on.
 
   Args:
     trained_on: what that was.
     split: its name; that the training images are among those of `train` is as it should be.
-    image_ids: COCO ids of its images.
+    image_ids: of its images.
+    coco_ids: the COCO ids of those that are COCO's; without, `image_ids` are COCO's.
   """
-  images = len(image_ids)
+  images, of_coco = len(image_ids), image_ids if coco_ids is None else coco_ids
   if trained_on.image_ids is not None:
-    found = trained_on.image_ids.intersection(image_ids)
+    found = trained_on.image_ids.intersection(of_coco)
     seen, sentence = len(found), _of_list(trained_on.text, found, images) if found else None
   else:
     seen, sentence = {
-      "unknown": (None, _of_unknown()),
+      "unknown": (None, _of_unknown(len(of_coco), images)),
       "nothing": (0, None),
       "ground-truth": (images, _of_annotations()),
-      "coco": (images, _of_coco()),
+      "coco": (len(of_coco), _of_coco(len(of_coco), images)),
       "other": (0, None),
     }[trained_on.text]
   return Finding(images, seen, sentence if split != _TRAIN else None)
 
 
-def _of_unknown() -> str:
+def _of_unknown(of_coco: int, images: int) -> str:
+  photos = (
+    "these very photos (COCO train2014)"
+    if of_coco == images
+    else f"COCO, of which {of_coco:,} of these photos are"
+  )
   return (
     "what the detector behind the instance masks was trained on is unknown, and stock detectors were "
-    f"trained on these very photos (COCO train2014); {_SAY_SO}"
+    f"trained on {photos}; {_SAY_SO}"
   )
 
 
@@ -141,7 +153,14 @@ def _of_annotations() -> str:
   )
 
 
-def _of_coco() -> str:
+def _of_coco(of_coco: int, images: int) -> str | None:
+  if of_coco < images:
+    return (
+      f"the detector behind the instance masks was trained on COCO, and {of_coco:,} of these {images:,} photos are "
+      "COCO's"
+      if of_coco
+      else None
+    )
   return (
     "the detector behind the instance masks was trained on COCO, and that is on all of these photos and "
     f"their true masks; {_CLEAN}"
@@ -160,7 +179,10 @@ def _of_list(text: str, found: frozenset[int], images: int) -> str:
 
 
 def provenance(
-  provider: str, trained_on: TrainedOn, splits: Mapping[str, Collection[int]]
+  provider: str,
+  trained_on: TrainedOn,
+  splits: Mapping[str, Collection[int]],
+  coco_ids: Mapping[str, Collection[int]] | None = None,
 ) -> dict[str, Any]:
   """Returns what a data set's metadata keeps of its instance masks.
 
@@ -168,8 +190,12 @@ def provenance(
     provider: who made them, by its name on the command line.
     trained_on: what they were learned from.
     splits: the ids of the images of each split.
+    coco_ids: the COCO ids of those that are COCO's, for each split; without, all of `splits` are.
   """
-  found = {split: check(trained_on, split, ids) for split, ids in splits.items()}
+  found = {
+    split: check(trained_on, split, ids, None if coco_ids is None else coco_ids[split])
+    for split, ids in splits.items()
+  }
   return {
     "instances": {"from": provider, "trained_on": trained_on.text},
     "leakage": {split: dataclasses.asdict(finding) for split, finding in found.items()},

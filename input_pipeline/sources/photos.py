@@ -13,7 +13,7 @@ from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
 from input_pipeline.errors import InputError
 from input_pipeline.instances import Selected, UnknownImage, open_provider
 from input_pipeline.instances.postprocess import Selection
-from input_pipeline.sources import Made, Skipped, Task
+from input_pipeline.sources import Made, Skipped, Task, phrasecut_polygons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,11 @@ class Photo:
   annotations: str
   """The file that the segmentations are from, for errors."""
   refs: list[dict[str, Any]]
-  """`ref_id`, `ann_ids`, `segmentations` (COCO's, one an annotation) and `sentences`."""
+  """`ref_id`, `ann_ids`, `segmentations`, `sentences`. The target is the union of the segmentations; none of them, and
+  nothing is meant."""
+  rule: str = "coco"
+  """What the segmentations are, and which pixels they cover: `coco` (polygons or run lengths, one an annotation, as
+  pycocotools has them) or `phrasecut` (polygons, one list an instance, see `phrasecut_polygons`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +130,7 @@ def make_record(photo: Photo, data: bytes, instances: records.Instances) -> reco
     instances: at the photo's size.
 
   Raises:
-    InputError: a segmentation is unusable, or covers nothing.
+    InputError: a segmentation is unusable, or those of a ref cover nothing.
   """
   refs = tuple(
     records.Ref(ref["ref_id"], tuple(ref["ann_ids"]), _target(photo, ref), tuple(ref["sentences"]))
@@ -151,33 +155,43 @@ def read_photo(path: str, size: tuple[int, int]) -> tuple[bytes, UInt8[np.ndarra
       data = file.read()
   except OSError as error:
     raise InputError(
-      f"image {path}: {error.strerror}; --images names the folder of the COCO train2014 photos, "
-      "and docs/data.md says where to get them"
+      f"image {path}: {error.strerror}; --images names the folder of the photos, and docs/data.md says where to get "
+      "them"
     ) from error
   photo = preprocess.decode_image(data, path)
   if photo.shape[:2] != size:
     raise InputError(
       f"image {path} is {photo.shape[1]} x {photo.shape[0]} pixels, but its annotations are for "
-      f"{size[1]} x {size[0]}; use the original COCO photos"
+      f"{size[1]} x {size[0]}; use the original photos"
     )
   return data, photo
 
 
 def _target(photo: Photo, ref: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
   target = np.zeros((photo.height, photo.width), bool)
-  for ann_id, segmentation in zip(ref["ann_ids"], ref["segmentations"], strict=True):
+  rasterise = _RULES[photo.rule]
+  for number, segmentation in enumerate(ref["segmentations"]):
     try:
-      target |= decode_segmentation(segmentation, photo.height, photo.width)
+      target |= rasterise(segmentation, photo.height, photo.width)
     except ValueError as error:
       raise InputError(
-        f"COCO annotations {photo.annotations}: annotation {ann_id} of ref {ref['ref_id']} has no usable "
-        f"segmentation ({error}); is the file damaged?"
+        f"{_name(photo, ref, number)} has no usable segmentation ({error}); is the file damaged?"
       ) from error
-  if not target.any():
-    raise InputError(
-      f"{photo.annotations}: annotation {ref['ann_ids'][0]} of ref {ref['ref_id']} covers no pixel"
-    )
+  if ref["segmentations"] and not target.any():
+    raise InputError(f"{_name(photo, ref, 0)} covers no pixel")
   return target
+
+
+def _name(photo: Photo, ref: dict[str, Any], number: int) -> str:
+  """A segmentation of a ref, for errors."""
+  if photo.rule == "coco":
+    which = f"COCO annotations {photo.annotations}: annotation {ref['ann_ids'][number]}"
+  else:
+    which = f"{photo.annotations}: instance {number}"
+  return f"{which} of ref {ref['ref_id']}"
+
+
+_RULES = {"coco": decode_segmentation, "phrasecut": phrasecut_polygons.decode}
 
 
 @functools.cache

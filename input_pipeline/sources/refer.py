@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of github.com/lichengunc/refer.
+"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of github.com/lichengunc/refer (gRefCOCO: `grefer.py`).
 
 `ROOT/refcoco/refs(unc).p` and `ROOT/refcoco/instances.json`, and so on for `refcoco+` and
 `refcocog`; photos are COCO train2014. Everything is checked before anything is written: what does
@@ -7,16 +7,13 @@ not fit together is an `InputError` that names the ref.
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from input_pipeline import preprocess
 from input_pipeline.coco_annotations import CocoAnnotations
 from input_pipeline.errors import InputError
-from input_pipeline.sources import Task, photos, plain_pickle
-
-BATCH_SIZE = 4
-"""Photos that a provider of instances gets at once, unless someone says otherwise."""
+from input_pipeline.sources import photos, plain_pickle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +30,8 @@ class Layout:
 
   folder: str
   refs_file: str
-  splits: Mapping[str, Published]
+  splits: Mapping[str, Published | None]
+  """None where nobody has published how many refs and sentences a split has."""
 
 
 # Refs as the authors publish them (github.com/lichengunc/refer, counted by TFDS's ref_coco);
@@ -81,7 +79,10 @@ class Row:
   """One ref as its file has it, checked."""
 
   ref_id: int
-  ann_id: int
+  ann_ids: tuple[int, ...]
+  """What is meant; empty where nothing is."""
+  categories: tuple[int, ...]
+  """Which categories the ref says that has; empty where it does not say."""
   image_id: int
   split: str
   sentences: tuple[str, ...]
@@ -91,10 +92,14 @@ class RefReader:
   """The refs of one data set, checked against their annotations.
 
   Attributes:
+    layout: where the data set lies, and its splits.
     rows: every ref, in the file's order.
     splits: for each split that has refs, its image ids, ascending. The google split of RefCOCOg
       shares images between its splits; the others do not.
   """
+
+  layouts: ClassVar[Mapping[str, Layout]] = LAYOUTS
+  """The data sets that this class reads."""
 
   def __init__(self, dataset: str, refer_root: str, annotations: str | None = None):
     """Reads refs and annotations.
@@ -108,23 +113,27 @@ class RefReader:
     Raises:
       InputError: a file is missing or damaged, or the files do not belong together.
     """
-    self.dataset = dataset
-    self.refs_path, self.annotations_path = locate(dataset, refer_root, annotations)
-    loaded = plain_pickle.load(self.refs_path)
+    self.dataset, self.layout = dataset, self.layouts[dataset]
+    self.refs_path, self.annotations_path = locate(self.layout, refer_root, annotations)
+    loaded = self._load(self.refs_path)
     if not isinstance(loaded, list) or not loaded:
       raise InputError(f"{self.refs_path}: not a list of refs; is it another file, renamed?")
     self._annotations = CocoAnnotations(self.annotations_path)
     self.rows = [self._read_row(number, fields) for number, fields in enumerate(loaded)]
     self._check_published()
-    self._check_annotations(loaded)
+    self._check_annotations()
     self._rows_of: dict[tuple[str, int], list[Row]] = {}
     for row in self.rows:
       self._rows_of.setdefault((row.split, row.image_id), []).append(row)
     self.splits = {
       split: sorted({row.image_id for row in self.rows if row.split == split})
-      for split in LAYOUTS[dataset].splits
+      for split in self.layout.splits
       if any(row.split == split for row in self.rows)
     }
+
+  def coco_ids(self) -> dict[str, list[int]]:
+    """Returns the COCO ids of the photos of each split: all photos are COCO's."""
+    return self.splits
 
   def count(self, split: str) -> Published:
     """Returns the number of refs and sentences of a split; zeros if the file does not have it."""
@@ -133,11 +142,10 @@ class RefReader:
 
   def warning(self) -> str | None:
     """Returns how the data differs from the published data set, None where it is complete."""
-    published = LAYOUTS[self.dataset].splits
     differences = [
       f"{split} {found.refs:,} / {found.sentences:,} of {expected.refs:,} / {expected.sentences:,}"
-      for split, expected in published.items()
-      if (found := self.count(split)) != expected
+      for split, expected in self.layout.splits.items()
+      if expected is not None and (found := self.count(split)) != expected
     ]
     if not differences:
       return None
@@ -165,15 +173,7 @@ class RefReader:
       images: the folder of photos.
     """
     height, width = self._annotations.size(image_id)
-    refs = [
-      {
-        "ref_id": row.ref_id,
-        "ann_ids": [row.ann_id],
-        "segmentations": [(self._annotations.annotation(row.ann_id) or {}).get("segmentation")],
-        "sentences": list(row.sentences),
-      }
-      for row in self._rows_of[split, image_id]
-    ]
+    refs = [self._ref(row) for row in self._rows_of[split, image_id]]
     path = self.image_path(images, image_id)
     return photos.Photo(path, image_id, height, width, self.annotations_path, refs)
 
@@ -182,14 +182,11 @@ class RefReader:
     where = f"{self.refs_path}, ref number {number}"
     if not isinstance(fields, dict):
       raise InputError(f"{where}: a {type(fields).__name__} instead of a dict; is it another file?")
-    for key in ("ref_id", "ann_id", "image_id"):
-      if type(fields.get(key)) is not int:
-        raise InputError(
-          f"{where}: {key} is {fields.get(key)!r}, not a whole number; is this a refs file of "
-          "another project (gRefCOCO has several ann_id a ref)?"
-        )
+    for key in ("ref_id", "image_id"):
+      _check_whole(where, key, fields.get(key))
+    ann_ids, categories = self._ids(where, fields)
     where = f"{self.refs_path}, ref {fields['ref_id']}"
-    allowed = LAYOUTS[self.dataset].splits
+    allowed = self.layout.splits
     if fields.get("split") not in allowed:
       raise InputError(
         f"{where}: split {fields.get('split')!r}, but {self.dataset} has {', '.join(allowed)}; "
@@ -199,29 +196,51 @@ class RefReader:
     if not isinstance(sentences, list) or not sentences:
       raise InputError(f"{where}: no sentences; every ref needs one")
     texts = tuple(_sentence(where, index, row) for index, row in enumerate(sentences))
-    return Row(fields["ref_id"], fields["ann_id"], fields["image_id"], fields["split"], texts)
+    return Row(fields["ref_id"], ann_ids, categories, fields["image_id"], fields["split"], texts)
 
-  def _check_annotations(self, loaded: list[dict[str, Any]]) -> None:
-    """Checks that each ref means an annotation of its own image and category, and is there once."""
-    of_refs = [self._annotations.annotation(row.ann_id) for row in self.rows]
-    missing = [row for row, found in zip(self.rows, of_refs, strict=True) if found is None]
+  def _load(self, path: str) -> Any:
+    """The content of the refs file."""
+    return plain_pickle.load(path)
+
+  def _ids(self, where: str, fields: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The annotations that a ref means, and the categories that it says they have."""
+    _check_whole(where, "ann_id", fields.get("ann_id"))
+    return (fields["ann_id"],), (fields["category_id"],) if "category_id" in fields else ()
+
+  def _ref(self, row: Row) -> dict[str, Any]:
+    """A ref as `photos.Photo` has it; the union of its annotations is the target."""
+    meant = self._meant(row)
+    return {
+      "ref_id": row.ref_id,
+      "ann_ids": [annotation["id"] for annotation in meant],
+      "segmentations": [annotation.get("segmentation") for annotation in meant],
+      "sentences": list(row.sentences),
+    }
+
+  def _meant(self, row: Row) -> list[dict[str, Any]]:
+    """The annotations of a ref."""
+    return [self._annotations.annotation(ann_id) or {"id": ann_id} for ann_id in row.ann_ids]
+
+  def _check_annotations(self) -> None:
+    """Checks that each ref means annotations of its own image and categories, and is there once."""
+    pairs = [
+      (row, ann_id, self._annotations.annotation(ann_id))
+      for row in self.rows
+      for ann_id in row.ann_ids
+    ]
+    missing = [(row, ann_id) for row, ann_id, found in pairs if found is None]
     if missing:
+      row, ann_id = missing[0]
       raise InputError(
-        f"{self.refs_path}, ref {missing[0].ref_id}: ann_id {missing[0].ann_id} is not in "
-        f"{self.annotations_path} ({len(missing)} of {len(self.rows)} refs are not); do the two "
-        "files belong together? If another COCO file has these annotations, name it with "
-        "--annotations FILE"
+        f"{self.refs_path}, ref {row.ref_id}: ann_id {ann_id} is not in "
+        f"{self.annotations_path} ({len({row.ref_id for row, _ in missing})} of {len(self.rows)} refs are not); do the "
+        "two files belong together? If another COCO file has these annotations, name it with --annotations FILE"
       )
-    seen: set[int] = set()
-    for row, fields, annotation in zip(self.rows, loaded, of_refs, strict=True):
+    for row, ann_id, annotation in pairs:
       assert annotation is not None
-      for key in ("image_id", "category_id"):
-        if key in fields and fields[key] != annotation.get(key):
-          raise InputError(
-            f"{self.refs_path}, ref {row.ref_id}: {key} {fields[key]}, but its annotation "
-            f"{row.ann_id} has {annotation.get(key)} in {self.annotations_path}; do the two files "
-            "belong together?"
-          )
+      self._check_annotation(row, ann_id, annotation)
+    seen: set[int] = set()
+    for row in self.rows:
       if self._annotations.image(row.image_id) is None:
         raise InputError(
           f"{self.refs_path}, ref {row.ref_id}: image {row.image_id} is not among the images of "
@@ -231,9 +250,19 @@ class RefReader:
         raise InputError(f"{self.refs_path}: ref {row.ref_id} is there twice; is the file damaged?")
       seen.add(row.ref_id)
 
+  def _check_annotation(self, row: Row, ann_id: int, annotation: dict[str, Any]) -> None:
+    said = {"image_id": (row.image_id,), "category_id": row.categories}
+    for key, values in said.items():
+      if values and annotation.get(key) not in values:
+        raise InputError(
+          f"{self.refs_path}, ref {row.ref_id}: {key} {', '.join(map(str, values))}, but its annotation "
+          f"{ann_id} has {annotation.get(key)} in {self.annotations_path}; do the two files "
+          "belong together?"
+        )
+
   def _check_published(self) -> None:
     """Recognises the complete refs of another data set: RefCOCO and RefCOCO+ share annotations."""
-    for other, layout in LAYOUTS.items():
+    for other, layout in self.layouts.items():
       same = [self.count(split) == expected for split, expected in layout.splits.items()]
       if other != self.dataset and all(same):
         raise InputError(
@@ -242,25 +271,32 @@ class RefReader:
         )
 
 
-def locate(dataset: str, refer_root: str, annotations: str | None) -> tuple[str, str]:
+def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[str, str]:
   """Returns the paths of the refs and of their annotations.
 
   Raises:
     InputError: the folder or a file is not there.
   """
-  layout = LAYOUTS[dataset]
   folder = os.path.join(refer_root, layout.folder)
   refs = os.path.join(folder, layout.refs_file)
   instances = annotations or os.path.join(folder, "instances.json")
   if not os.path.isdir(folder):
     raise InputError(
       f"--refer_root {refer_root}: there is no folder {layout.folder} in it; docs/data.md says "
-      f"where to get {dataset} and what goes where"
+      "where to get it and what goes where"
     )
   for path in (refs, instances):
     if not os.path.isfile(path):
-      raise InputError(f"{path}: no such file; docs/data.md says where to get {dataset}")
+      raise InputError(f"{path}: no such file; docs/data.md says where to get it")
   return refs, instances
+
+
+def _check_whole(where: str, key: str, value: Any) -> None:
+  if type(value) is not int:
+    raise InputError(
+      f"{where}: {key} is {value!r}, not a whole number; is this a refs file of "
+      "another project (gRefCOCO has several ann_id a ref)?"
+    )
 
 
 def _sentence(where: str, index: int, fields: Any) -> str:
@@ -276,58 +312,3 @@ def _sentence(where: str, index: int, fields: Any) -> str:
       "text; correct it or remove it from the file"
     ) from error
   return text
-
-
-class ReferSet:
-  """A data set of the RefCOCO family as a source of examples, one an image and split."""
-
-  def __init__(
-    self,
-    reader: RefReader,
-    images: str,
-    make: photos.PhotoMaker,
-    provenance: dict[str, Any],
-    workers: int = 1,
-    batch_size: int = BATCH_SIZE,
-  ):
-    """Checks that every photo is there, so that a missing one is found in a second.
-
-    Args:
-      reader: the refs.
-      images: the folder of photos.
-      make: what makes examples of them.
-      provenance: where its instance masks come from, `leakage.provenance`.
-      workers: number of processes.
-      batch_size: photos that the provider of instances gets at once.
-
-    Raises:
-      InputError: the folder or, unless `make.skip` is on, a photo is missing.
-    """
-    if not os.path.isdir(images):
-      raise InputError(f"--images {images}: no such folder; docs/data.md says what goes where")
-    self._reader, self._images, self._batch_size = reader, images, batch_size
-    self.make, self.provenance, self.workers = make, provenance, workers
-    self.splits = {split: len(image_ids) for split, image_ids in reader.splits.items()}
-    if not make.skip:
-      self._check_photos()
-
-  def _check_photos(self) -> None:
-    needed = sorted({image_id for ids in self._reader.splits.values() for image_id in ids})
-    missing = [
-      path
-      for path in (self._reader.image_path(self._images, image_id) for image_id in needed)
-      if not os.path.isfile(path)
-    ]
-    if missing:
-      raise InputError(
-        f"image {missing[0]}: no such file ({len(missing):,} of {len(needed):,} images are "
-        "missing); --images names the folder of the COCO train2014 photos"
-      )
-
-  def tasks(self, split: str) -> Iterator[Task]:
-    """Yields the photos of a split, ordered by image id."""
-    image_ids = self._reader.splits[split]
-    for first in range(0, len(image_ids), self._batch_size):
-      batch = image_ids[first : first + self._batch_size]
-      found = [self._reader.photo(split, image_id, self._images) for image_id in batch]
-      yield {"photos": [dict(vars(photo)) for photo in found]}

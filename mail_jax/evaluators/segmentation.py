@@ -11,7 +11,7 @@ import numpy as np
 from input_pipeline.errors import InputError
 from mail_jax import losses
 from mail_jax.evaluators.protocols import ORIGINAL, Protocol
-from mail_jax.models.mail import MaIL, Output
+from mail_jax.models.mail import MaIL, Output, empty_where_nothing
 from mail_jax.train_step import apply_model
 
 Batch = dict[str, Any]
@@ -55,9 +55,12 @@ def count(
     `intersection` and `union` in pixels of the protocol; `height`, `width` and `area`, of the target, in pixels of the
     original image; `chosen`, the slot with the largest selection logit, k for none; `chosen_iou` and `oracle_iou`, of
     the chosen and of the best raw instance mask with the target, at the model's resolution (0 without instances).
+    Of a model that says whether anything is meant, `no_target_probability`, and `raw_union`, with the mask that it
+    would have drawn: `intersection` and `union` are of an empty one where it says no.
   """
   truth, size = batch["original_target"], batch["original_size"]
-  predicted, true = protocol.masks(output.logits, truth, size)
+  drawn, true = protocol.masks(output.logits, truth, size)
+  predicted = empty_where_nothing(drawn, output.no_target)
   result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
   result |= {
     "intersection": (predicted & true).sum((1, 2), dtype=jnp.int32),
@@ -67,6 +70,11 @@ def count(
     "area": truth.sum((1, 2), dtype=jnp.int32),
     "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
   }
+  if output.no_target is not None:
+    result |= {
+      "no_target_probability": jax.nn.sigmoid(output.no_target),
+      "raw_union": (drawn | true).sum((1, 2), dtype=jnp.int32),
+    }
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
     return result | {"chosen_iou": zero, "oracle_iou": zero}

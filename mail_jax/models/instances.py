@@ -169,6 +169,12 @@ def weighted_sum(
   return total.reshape(batch, height, width)
 
 
+def union(weights: Float[Array, "b k"], masks: Bool[Array, "b k h w"]) -> Float[Array, "b h w"]:
+  """The weighted sum, at most 1: with weights of 0 and 1 the union of masks that may overlap."""
+  total = weighted_sum(weights, masks)
+  return jnp.where(total > 1, 1, total)  # not a minimum, which halves the gradient at 1
+
+
 def likeness(
   pixels: Float[Array, "b h w c"], weights: Float[Array, "b h w"], sharpness: float = 4.0
 ) -> Float[Array, "b h w 1"]:

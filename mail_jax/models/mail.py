@@ -24,12 +24,28 @@ class Output(NamedTuple):
     rho: weight of each instance in the decoder, in [0, 1].
     selection_logits: how much each instance is meant; the last one is for "none of them".
     masks: the instance masks that the model saw.
+    no_target: positive where nothing in the image is meant; None of a model that does not say (`MaIL.no_target`).
   """
 
   logits: Float[Array, "c h w"]
   rho: Float[Array, "b k"]
   selection_logits: Float[Array, "b j"]
   masks: Bool[Array, "b k h w"]
+  no_target: Float[Array, "b"] | None = None
+
+
+def empty_where_nothing(
+  masks: Bool[Array, "b y x"], no_target: Float[Array, "b"] | None
+) -> Bool[Array, "b y x"]:
+  """Empties the masks of expressions by which nothing is meant, with a probability above 0.5 (`Output.no_target`)."""
+  return masks if no_target is None else masks & (no_target <= 0)[:, None, None]
+
+
+def find_mask(
+  logits: Float[Array, "b y x"], no_target: Float[Array, "b"] | None
+) -> Bool[Array, "b y x"]:
+  """Where the referent is: the way from logits, perhaps resized, and `Output.no_target` to a mask."""
+  return empty_where_nothing(logits > 0, no_target)
 
 
 def pack(
@@ -68,7 +84,8 @@ class MaIL(nn.Module):
     mask_tokens: `instance` (one token each, the default) or `stacked` (the paper's figure, as we read it).
     appearance: whether the token of an instance sees the image inside its mask.
     neighbours: whether it knows how many instances like it lie on each side.
-    selection: `soft`, `hard` or `none`; see `mask_selection.select`.
+    selection: `soft`, `hard`, `multi` or `none`; see `mask_selection.select`.
+    no_target: whether the model says of each expression whether anything is meant, from the class token.
     mask_path: the selected raw mask joins the decoder's stages and its logits.
     image_path: the raw image joins the decoder's stages.
     decoder_widths: channels of the log2(P) stages.
@@ -90,6 +107,7 @@ class MaIL(nn.Module):
   appearance: bool = True
   neighbours: bool = True
   selection: str = "hard"
+  no_target: bool = False
   mask_path: bool = True
   image_path: bool = True
   norm: str = "batch"
@@ -109,7 +127,7 @@ class MaIL(nn.Module):
     num_tokens: Int[Array, "b"],
     train: bool = False,
     decode_every: int = 1,
-    meant: Int[Array, "b"] | None = None,
+    meant: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
   ) -> Output:
     """Segments the referent of each expression.
 
@@ -122,7 +140,8 @@ class MaIL(nn.Module):
       train: batch statistics and dropout of training.
       decode_every: decodes one example of each run of so many, the first, and leaves out the logits of the others
         (see `every`); training may do so, for the decoder learns sooner than the selection and costs as much.
-      meant: the instance to decode where training knows it, k for none of them; see `mask_selection.select`.
+      meant: what to decode where training knows it: the instance, k for none of them, or, with `multi`, which of them;
+        see `mask_selection.select`.
     """
     self._check()
     rows, cols = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
@@ -154,10 +173,14 @@ class MaIL(nn.Module):
     coordinates = jnp.broadcast_to(coordinate_map(rows, cols), (*maps[0].shape[:3], 8))
     chosen = None
     if self.mask_path and self.max_instances:
-      chosen = instances.weighted_sum(every(rho, decode_every), every(masks, decode_every))
+      add = instances.union if self.selection == "multi" else instances.weighted_sum
+      chosen = add(every(rho, decode_every), every(masks, decode_every))
     grid = jnp.concatenate([*maps, coordinates], -1)
     logits = self._decode(grid, every(pixels, decode_every), chosen, train)
-    return Output(logits, rho, selection_logits, masks)
+    no_target = None
+    if self.no_target:
+      no_target = nn.Dense(1, name="no_target_logit")(summary.astype(jnp.float32))[..., 0]
+    return Output(logits, rho, selection_logits, masks, no_target)
 
   def _check(self) -> None:
     if 2 ** len(self.decoder_widths) != self.patch_size:

@@ -29,7 +29,7 @@ def select(
   null: Float[Array, "b"],
   valid: Bool[Array, "b k"],
   how: str,
-  meant: Int[Array, "b"] | None = None,
+  meant: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
 ) -> Float[Array, "b k"]:
   """Weights rho of the instances.
 
@@ -38,14 +38,21 @@ def select(
     null: logit of "none of them", so that a referent that the detector missed selects nothing.
     valid: slots that hold an instance.
     how: `soft` is the softmax over instances and none; `hard` its top 1, with the gradient of `soft`
-      (straight-through); `none` gives every instance the weight 1.
-    meant: the instance to select instead of the top 1, k for none of them, where training knows it; `hard` only.
+      (straight-through); `multi` is a gate an instance, open where its score exceeds that of none, with the gradient of
+      the sigmoid of the difference, for expressions that mean several objects; `none` gives every instance the weight
+      1.
+    meant: what to select instead, where training knows it: with `hard` the instance, k for none of them; with `multi`
+      which of them.
 
   Returns:
     rho in [0, 1], zero at slots without an instance.
   """
   if how == "none":
     return valid.astype(scores.dtype)
+  if how == "multi":
+    soft = jax.nn.sigmoid(scores - null[:, None]) * valid
+    gates = soft > 0.5 if meant is None else meant
+    return soft + jax.lax.stop_gradient((gates & valid) - soft)
   masked = jnp.where(valid, scores, -1e9)
   soft = jax.nn.softmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
   soft = soft[:, :-1] * valid
@@ -57,7 +64,7 @@ def select(
     )
     hard = jax.nn.one_hot(best, scores.shape[1] + 1)[:, :-1]
     return soft + jax.lax.stop_gradient(hard - soft)
-  raise InputError(f"model.selection {how!r} is not one of soft, hard, none")
+  raise InputError(f"model.selection {how!r} is not one of soft, hard, multi, none")
 
 
 class MaskSelection(nn.Module):
@@ -79,7 +86,7 @@ class MaskSelection(nn.Module):
     summary: Float[Array, "b d"],
     coverage: Float[Array, "b k n"],
     valid: Bool[Array, "b k"],
-    meant: Int[Array, "b"] | None = None,
+    meant: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
   ) -> tuple[Float[Array, "b n d"], Float[Array, "b k"], Float[Array, "b j"]]:
     """Selects.
 

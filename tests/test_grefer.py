@@ -1,0 +1,225 @@
+"""gRefCOCO: several targets, one or none, from its files to records; what is refused and how it is said."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from pycocotools.coco import COCO
+from refer_layout import HEIGHT, WIDTH, make_generalised
+
+from input_pipeline import builder, loader, prepare, records, storage, stored_records
+from input_pipeline.errors import InputError
+from input_pipeline.instances import __main__ as instances_command
+from input_pipeline.sources import grefer, photos
+from input_pipeline.tokenizer import SentencePieceTokenizer
+
+
+def _record(reader, split, image_id, images):
+  photo = reader.photo(split, image_id, str(images))
+  data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
+  return photos.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
+
+
+def test_several_annotations_are_united_and_none_is_an_empty_target(tmp_path):
+  layout = make_generalised(tmp_path)
+  reader = grefer.GRefReader("grefcoco_unc", str(layout.root))
+  assert reader.splits == {"train": [100], "val": [101], "testA": [102], "testB": [103]}
+  both, nothing, one = _record(reader, "val", 101, layout.images).refs
+  assert (both.ann_ids, nothing.ann_ids, one.ann_ids) == ((1010, 1011), (), (1011,))
+  # 10 x 10 and 12 x 12 pixels, of which 4 x 4 are shared; and 30 x 30 pixels apart from them.
+  assert [int(ref.target.sum()) for ref in (both, nothing, one)] == [100 + 144 - 16 + 900, 0, 900]
+  assert nothing.target.shape == (HEIGHT, WIDTH)
+  assert nothing.sentences == ("the dog",)
+
+
+def test_a_single_number_is_a_list_of_one(tmp_path):
+  layout = make_generalised(tmp_path)
+  layout.refs[0].update(ann_id=1000, category_id=47)
+  layout.write()
+  reader = grefer.GRefReader("grefcoco_unc", str(layout.root))
+  assert reader.rows[0].ann_ids == (1000,)
+
+
+def test_crowds_are_no_part_of_a_target(tmp_path):
+  layout = make_generalised(tmp_path)
+  layout.refs[0]["ann_id"] = [1001, 1002]
+  layout.write()
+  reader = grefer.GRefReader("grefcoco_unc", str(layout.root))
+  ref = _record(reader, "train", 100, layout.images).refs[0]
+  assert (ref.ann_ids, int(ref.target.sum())) == ((1001,), 900)
+  layout.refs[0]["ann_id"] = [1002]
+  layout.write()
+  reader = grefer.GRefReader("grefcoco_unc", str(layout.root))
+  with pytest.raises(InputError, match=r"ref 0: every annotation it names is a crowd"):
+    _record(reader, "train", 100, layout.images)
+
+
+def test_annotations_that_cover_nothing_are_still_refused(tmp_path):
+  layout = make_generalised(tmp_path)
+  outside = [[70.0, 50.0, 80.0, 50.0, 80.0, 60.0]]
+  for row in layout.instances["annotations"][:2]:
+    row["segmentation"] = outside
+  layout.write()
+  reader = grefer.GRefReader("grefcoco_unc", str(layout.root))
+  with pytest.raises(InputError, match=r"annotation 1000 of ref 0 covers no pixel"):
+    _record(reader, "train", 100, layout.images)
+
+
+def _set(**fields):
+  return lambda layout: layout.refs[0].update(fields)
+
+
+_DAMAGES = {
+  "an unknown annotation": (_set(ann_id=[1000, 7]), r"ref 0: ann_id 7 is not in .*\(1 of 12 refs"),
+  "one of another photo": (_set(ann_id=[1000, 1011]), r"image_id 100, but its annotation 1011 has"),
+  "another category": (_set(category_id=[1, 2]), r"category_id 1, 2, but its annotation 1000 has"),
+  "text for a number": (
+    _set(ann_id=["1000"]),
+    r"ann_id is \['1000'\], not a list of whole numbers",
+  ),
+  "no list at all": (_set(ann_id=None), r"ann_id is None, not a list of whole numbers"),
+  "an empty list": (_set(ann_id=[]), r"ann_id is \[\]; it must be .*\[-1\] for none"),
+  "none and one": (_set(ann_id=[-1, 1000]), r"ann_id is \[-1, 1000\]; it must be different"),
+  "one twice": (_set(ann_id=[1000, 1000]), r"it must be different annotations"),
+  "what denies itself": (_set(no_target=True), r"no_target is True, but ann_id is \[1000, 1001\]"),
+  "another's split": (_set(split="test"), r"ref 0: split 'test', but grefcoco_unc has train"),
+  "an empty sentence": (
+    lambda layout: layout.refs[1]["sentences"][0].update(raw=" ", sent=""),
+    r"ref 1, sentence 0 \(sent_id 1\): the sentence is empty",
+  ),
+  "a ref twice": (lambda layout: layout.refs.append(layout.refs[1]), r"ref 1 is there twice"),
+}
+
+
+@pytest.mark.parametrize("damage", list(_DAMAGES))
+def test_a_ref_that_does_not_fit_is_named(tmp_path, damage):
+  layout = make_generalised(tmp_path)
+  change, message = _DAMAGES[damage]
+  change(layout)
+  layout.write()
+  with pytest.raises(InputError, match=message) as caught:
+    grefer.GRefReader("grefcoco_unc", str(layout.root))
+  assert str(layout.refs_path) in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"", r"not a JSON file"),
+    (b'[{"ref_id": 0', r"not a JSON file"),
+    (b"\x80\x02]q\x00.", r"not a JSON file"),  # a pickle under the name
+    (b"[" * 100_000, r"not a JSON file"),
+    (b"{}", r"not a list of refs"),
+    (b'["ref"]', r"ref number 0: a str instead of a dict"),
+  ],
+)
+def test_what_is_no_refs_file_is_one_line(tmp_path, content, message):
+  layout = make_generalised(tmp_path)
+  layout.refs_path.write_bytes(content)
+  with pytest.raises(InputError, match=message) as caught:
+    grefer.GRefReader("grefcoco_unc", str(layout.root))
+  assert "grefs(unc).json" in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["grefcoco", "grefs(unc).json", "instances.json"])
+def test_what_is_missing_is_named(tmp_path, missing):
+  layout = make_generalised(tmp_path)
+  (found,) = tmp_path.rglob(missing)
+  found.rename(tmp_path / "elsewhere")
+  with pytest.raises(InputError, match=r"docs/data\.md"):
+    grefer.GRefReader("grefcoco_unc", str(layout.root))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> str:
+  folder = tmp_path_factory.mktemp("grefcoco")
+  layout = make_generalised(folder)
+  prepare.main(layout.arguments(folder / "data"))
+  return str(folder / "data")
+
+
+def test_records_keep_refs_that_mean_nothing(prepared):
+  counts = (storage.read_metadata(prepared, "grefcoco_unc") or {})["counts"]
+  assert counts["testB"] == {"records": 1, "refs": 3, "sentences": 3}
+  (fields,) = stored_records.read(prepared, "grefcoco_unc", "testB")
+  assert [ref["ann_ids"] for ref in fields["refs"]] == [[1030, 1031], [], [1031]]
+  areas = [int(records.decode_target(ref["target"]).sum()) for ref in fields["refs"]]
+  assert areas == [1128, 0, 900]
+
+
+def test_a_photo_of_which_nothing_is_meant_is_a_record(tmp_path):
+  layout = make_generalised(tmp_path)
+  layout.refs = [ref for ref in layout.refs if ref["ann_id"] == [-1] or ref["split"] != "val"]
+  prepare.main(layout.write().arguments(tmp_path / "data"))
+  (fields,) = stored_records.read(str(tmp_path / "data"), "grefcoco_unc", "val")
+  assert [ref["ann_ids"] for ref in fields["refs"]] == [[]]
+
+
+def test_the_loader_gives_empty_targets(prepared):
+  tokenizer = SentencePieceTokenizer.train(["both cups", "the dog", "bigger cup"], 300)
+  shape = {"image_size": 32, "max_instances": 4, "max_tokens": 8}
+  (batch,) = loader.eval_batches(prepared, "grefcoco_unc", "val", tokenizer, batch_size=3, **shape)
+  assert batch["original_target"].sum((1, 2)).tolist() == [1128, 0, 900]
+  assert batch["target"].any((1, 2)).tolist() == [True, False, True]
+  for cache in (False, True):
+    batches = loader.train_batches(
+      prepared, "grefcoco_unc", tokenizer, batch_size=6, seed=0, cache=cache, **shape
+    )
+    # Two epochs of three refs.
+    assert (~next(batches)["target"].any((1, 2))).sum() == 2
+
+
+def test_the_report_leaves_out_what_means_nothing(prepared, tmp_path, capsys):
+  paths = [str(tmp_path / "report.json"), str(tmp_path / "report.html")]
+  instances_command.main(["report", "--data_dir", prepared, "--json", paths[0], "--html", paths[1]])
+  assert "grefcoco_unc/val" in capsys.readouterr().out
+  figures = json.loads((tmp_path / "report.json").read_text())["splits"]["grefcoco_unc/val"]
+  assert figures["refs_without_target"] == 1
+  assert figures["all"]["refs"] == 2
+  # One ref is an instance, the other two of them, of which the larger has 900 of 1128 pixels.
+  assert figures["all"]["mIoU"] == pytest.approx((1 + 900 / 1128) / 2)
+
+
+def test_tfds_builds_it_from_its_manual_folder(tmp_path):
+  layout = make_generalised(tmp_path / "manual")
+  made = builder.ReferringSegmentation(config="grefcoco_unc", data_dir=tmp_path / "data")
+  config = tfds.download.DownloadConfig(manual_dir=layout.root.parent)
+  made.download_and_prepare(download_config=config)
+  metadata = storage.read_metadata(str(tmp_path / "data"), "grefcoco_unc") or {}
+  assert metadata["counts"]["val"] == {"records": 1, "refs": 3, "sentences": 3}
+  assert metadata["leakage"]["val"]["seen"] == 1
+
+
+def test_real_refs_have_the_unions_that_pycocotools_gives(realdata):
+  reader = grefer.GRefReader("grefcoco_unc", str(realdata / "refer"))
+  counts = {split: reader.count(split) for split in reader.splits}
+  assert {split: count.refs for split, count in counts.items()} == {"train": 404, "val": 105}
+  assert reader.warning() is None  # nobody has published what to compare with
+  reference = COCO(str(realdata / "refer/grefcoco/instances.json"))
+  empty = several = 0
+  for split, image_ids in reader.splits.items():
+    for image_id in image_ids[:25]:
+      for ref in _record(reader, split, image_id, realdata / "coco/train2014").refs:
+        masks = [reference.annToMask(row) for row in reference.loadAnns(ref.ann_ids)]
+        expected = np.any(masks, axis=0) if masks else np.zeros_like(ref.target)
+        np.testing.assert_array_equal(ref.target, expected)
+        empty, several = empty + (not masks), several + (len(masks) > 1)
+  assert empty >= 10
+  assert several >= 30
+
+
+def test_real_data_is_prepared(realdata, tmp_path):
+  annotations = realdata / "coco/annotations/instances_train2014.json"
+  options = {"dataset": "grefcoco_unc", "refer_root": realdata / "refer"}
+  options |= {"images": realdata / "coco/train2014", "instances": f"coco:{annotations}"}
+  options |= {"data_dir": tmp_path}
+  prepare.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+  counts = (storage.read_metadata(str(tmp_path), "grefcoco_unc") or {})["counts"]
+  assert (counts["train"]["refs"], counts["val"]["refs"]) == (404, 105)
+  stored = stored_records.read(str(tmp_path), "grefcoco_unc", "val")
+  refs = [ref for fields in stored for ref in fields["refs"]]
+  assert sum(not ref["ann_ids"] for ref in refs) == 18
+  assert all(records.decode_target(ref["target"]).any() == bool(ref["ann_ids"]) for ref in refs)

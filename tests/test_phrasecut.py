@@ -1,0 +1,240 @@
+"""PhraseCut: targets by the toolkit's pixel rule, what is prepared, what is refused and how it is said."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+from phrasecut_layout import HEIGHT, WIDTH, make_layout
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from input_pipeline import builder, prepare, records, storage, stored_records
+from input_pipeline.errors import InputError
+from input_pipeline.sources import photos, phrasecut, phrasecut_polygons
+
+points = st.tuples(st.floats(-5, WIDTH + 5), st.floats(-5, HEIGHT + 5))
+polygons = st.lists(st.lists(points.map(list), max_size=6), max_size=3)
+
+
+def by_the_toolkit(shapes: list) -> np.ndarray:
+  """The rule as its description has it: every polygon alone, whole coordinates, outline and inside, then their sum."""
+  total = np.zeros((HEIGHT, WIDTH), int)
+  for shape in shapes:
+    if len(shape) >= 2:
+      alone = Image.new("L", (WIDTH, HEIGHT))
+      whole = [(int(x), int(y)) for x, y in shape]
+      ImageDraw.Draw(alone).polygon(whole, outline=1, fill=1)
+      total += np.asarray(alone)
+  return total > 0
+
+
+@given(polygons)
+def test_polygons_cover_what_the_toolkit_says(shapes):
+  found = phrasecut_polygons.decode(shapes, HEIGHT, WIDTH)
+  np.testing.assert_array_equal(found, by_the_toolkit(shapes))
+
+
+@given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 30), st.integers(1, 20))
+def test_a_rectangle_has_its_outline_which_cocos_rule_cuts_in_half(left, top, width, height):
+  right, bottom = left + width, top + height
+  corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+  found = phrasecut_polygons.decode([corners], HEIGHT, WIDTH)
+  expected = np.zeros((HEIGHT, WIDTH), bool)
+  expected[top : bottom + 1, left : right + 1] = True
+  np.testing.assert_array_equal(found, expected)
+  runs = coco_mask.frPyObjects([np.ravel(corners).tolist()], HEIGHT, WIDTH)
+  coco = coco_mask.decode(coco_mask.merge(runs)).astype(bool)
+  assert int(coco.sum()) == width * height
+  assert found[coco].all()
+
+
+@pytest.mark.parametrize(
+  "shapes", ["polygon", None, [3], [[3]], [[[1]]], [[[1, "x"]]], [[[1, float("nan")]]]]
+)
+def test_what_is_no_polygon_is_refused(shapes):
+  with pytest.raises(ValueError, match=r"is no (list|point)"):
+    phrasecut_polygons.decode(shapes, HEIGHT, WIDTH)
+
+
+def _records(data_dir, split):
+  return list(stored_records.read(str(data_dir), "phrasecut", split))
+
+
+def test_records_have_the_photo_the_phrases_and_the_union_of_the_instances(tmp_path, capsys):
+  layout = make_layout(tmp_path)
+  prepare.main(layout.arguments(tmp_path / "out"))
+  printed = capsys.readouterr()
+  assert "miniv            2         4          4" in printed.out
+  assert "phrases: train 4 of 310,816; val 4 of 19,495" in printed.err
+  stored = {fields["image_id"]: fields for fields in _records(tmp_path / "out", "val")}
+  assert sorted(stored) == [2002, 2003]
+  fields = stored[2003]
+  assert fields["image"] == (layout.images / "2003.jpg").read_bytes()
+  assert (fields["file_name"], fields["height"], fields["width"]) == ("2003.jpg", HEIGHT, WIDTH)
+  for ref, task in zip(fields["refs"], layout.tasks["val"][2:], strict=True):
+    expected = by_the_toolkit([shape for instance in task["Polygons"] for shape in instance])
+    np.testing.assert_array_equal(records.decode_target(ref["target"]), expected)
+    assert (ref["ann_ids"], ref["sentences"]) == (task["ann_ids"], [task["phrase"]])
+  # The number of a task in its file.
+  assert [ref["ref_id"] for ref in fields["refs"]] == [2, 3]
+  assert [ref["normalised"] for ref in fields["refs"]] == [["two white cups"], ["cup on table"]]
+
+
+def test_only_the_splits_that_are_there_are_prepared(tmp_path):
+  layout = make_layout(tmp_path)
+  for split in ("train", "test"):
+    (layout.folder / f"refer_{split}.json").unlink()
+  prepare.main(layout.arguments(tmp_path / "out"))
+  metadata = storage.read_metadata(str(tmp_path / "out"), "phrasecut") or {}
+  assert set(metadata["counts"]) == {"val", "miniv"}
+
+
+def test_the_toolkits_rule_and_not_cocos_makes_the_target(tmp_path):
+  layout = make_layout(tmp_path)
+  reader = phrasecut.PhraseCutReader(str(layout.root))
+  photo = reader.photo("train", 2000, str(layout.images))
+  data, _ = photos.read_photo(photo.path, (HEIGHT, WIDTH))
+  record = photos.make_record(photo, data, records.no_instances(HEIGHT, WIDTH))
+  # 10 x 10 and 12 x 12 pixels with their outlines, of which 4 x 4 are shared.
+  assert int(record.refs[0].target[:22, :22].sum()) == 100 + 144 - 16
+
+
+def test_masks_that_are_looked_up_are_those_of_visual_genomes_ids(tmp_path):
+  layout = make_layout(tmp_path)
+  box = [float(value) for value in (2, 3, 12, 3, 12, 13, 2, 13)]
+  rows = [
+    {"image_id": n, "category_id": 9, "segmentation": [box], "score": 0.5}
+    for n in range(2000, 2008)
+  ]
+  path = tmp_path / "detections.json"
+  path.write_text(json.dumps(rows))
+  prepare.main(layout.arguments(tmp_path / "out", "--instances", f"results:{path}"))
+  assert all(len(fields["instance_score"]) == 1 for fields in _records(tmp_path / "out", "val"))
+  path = tmp_path / "of_coco.json"
+  path.write_text(json.dumps([row | {"image_id": row["image_id"] - 1500} for row in rows]))
+  with pytest.raises(InputError, match=r"masks for none of the 8 images of phrasecut"):
+    prepare.main(layout.arguments(tmp_path / "other", "--instances", f"results:{path}"))
+
+
+def test_masks_that_are_found_by_cocos_ids_are_refused(tmp_path):
+  layout = make_layout(tmp_path)
+  with pytest.raises(InputError, match=r"--instances coco:x\.json: .*Visual Genome's; take a"):
+    prepare.main(layout.arguments(tmp_path / "out", "--instances", "coco:x.json"))
+
+
+def test_felzenszwalbs_regions_need_no_ids(tmp_path):
+  pytest.importorskip("skimage")
+  layout = make_layout(tmp_path)
+  prepare.main(layout.arguments(tmp_path / "out", "--instances", "felzenszwalb"))
+  assert {fields["instances_from"] for fields in _records(tmp_path / "out", "test")} == {
+    "felzenszwalb"
+  }
+
+
+def test_a_detector_has_seen_the_photos_that_are_cocos(tmp_path):
+  layout = make_layout(tmp_path)
+  box = [float(value) for value in (2, 3, 12, 3, 12, 13, 2, 13)]
+  path, seen = tmp_path / "detections.json", tmp_path / "seen.txt"
+  path.write_text(
+    json.dumps(
+      [
+        {"image_id": n, "category_id": 0, "segmentation": [box], "score": 0.5}
+        for n in range(2000, 2008)
+      ]
+    )
+  )
+  seen.write_text("501\n2002\n")  # COCO's name of 2003; and a photo of COCO's that is not 2002 here
+  for what, split, count in ((str(seen), "val", 1), (str(seen), "test", 0), ("coco", "test", 1)):
+    prepare.main(
+      layout.arguments(
+        tmp_path / "out", "--instances", f"results:{path}", "--trained_on", what, "--overwrite"
+      )
+    )
+    metadata = storage.read_metadata(str(tmp_path / "out"), "phrasecut") or {}
+    finding = metadata["leakage"][split]
+    assert finding["seen"] == count
+    assert (finding["warning"] is not None) == bool(count)
+  assert "1 of these 2 photos are COCO's" in finding["warning"]
+
+
+def test_tfds_builds_it_from_its_manual_folder(tmp_path):
+  layout = make_layout(tmp_path / "manual")
+  layout.root.rename(tmp_path / "manual/refer")
+  made = builder.ReferringSegmentation(config="phrasecut", data_dir=tmp_path / "data")
+  config = tfds.download.DownloadConfig(manual_dir=tmp_path / "manual")
+  made.download_and_prepare(download_config=config)
+  metadata = storage.read_metadata(str(tmp_path / "data"), "phrasecut") or {}
+  assert metadata["counts"]["test"] == {"records": 2, "refs": 4, "sentences": 4}
+  assert metadata["instances"] == {"from": "none", "trained_on": "nothing"}
+
+
+def _task(**fields):
+  return lambda layout: layout.tasks["val"][1].update(fields)
+
+
+def _image(**fields):
+  return lambda layout: layout.image_data[2].update(fields)
+
+
+def _repeat(layout):
+  layout.tasks["val"].append(layout.tasks["val"][1])
+
+
+_OUTSIDE = [[[[200, 200], [210, 200], [210, 210]]]]
+_DAMAGES = {
+  "no image": (_task(image_id=None), r"refer_val\.json, task number 1 \(2002__1\): image_id is N"),
+  "no name": (_task(task_id=None), r"task number 1 \(None\): task_id is None"),
+  "an unknown image": (_task(image_id=7), r"image_data_split\.json: image 7 is not in it \(1 of 9"),
+  "no polygons": (_task(Polygons=[]), r"task number 1 .*: no Polygons; refer_input files"),
+  "damaged polygons": (
+    _task(Polygons=[[3]]),
+    r"refer_val\.json: instance 0 of ref 1 has no usable",
+  ),
+  "nothing inside": (_task(Polygons=_OUTSIDE), r"instance 0 of ref 1 covers no pixel"),
+  "text for an id": (_task(ann_ids=["a"]), r"ann_ids is \['a'\], not a list of whole numbers"),
+  "an empty phrase": (_task(phrase=" "), r"task number 1 .*: the phrase is empty or no text"),
+  "a number for a phrase": (_task(phrase=3), r"task number 1 .*: the phrase is empty or no text"),
+  "a task twice": (_repeat, r"task number 4 \(2002__1\): the task is there twice"),
+  "no tasks": (lambda layout: layout.tasks["val"].clear(), r"refer_val\.json: no tasks"),
+  "no size": (_image(height=None), r"image 2002: height is None, not a number of pixels"),
+  "text for COCO's id": (_image(coco_id="7"), r"image 2002: coco_id is '7'"),
+  "another size": (_image(height=HEIGHT + 1), r"2002\.jpg is 64 x 48 pixels, but .* for 64 x 49"),
+}
+
+
+@pytest.mark.parametrize("damage", list(_DAMAGES))
+def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, damage):
+  layout = make_layout(tmp_path)
+  change, message = _DAMAGES[damage]
+  change(layout)
+  layout.write()
+  with pytest.raises(InputError, match=message) as caught:
+    prepare.main(layout.arguments(tmp_path / "out"))
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("missing", ["VGPhraseCut_v0", "image_data_split.json", "images"])
+def test_what_is_missing_is_named(tmp_path, missing):
+  layout = make_layout(tmp_path)
+  (found,) = tmp_path.rglob(missing)
+  found.rename(tmp_path / "elsewhere")
+  with pytest.raises(InputError, match=r"docs/data\.md"):
+    prepare.main(layout.arguments(tmp_path / "out"))
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path):
+  layout = make_layout(tmp_path)
+  (layout.folder / "refer_val.json").write_text('[{"task_id": ')
+  with pytest.raises(InputError, match=r"refer_val\.json: not a whole JSON file"):
+    prepare.main(layout.arguments(tmp_path / "out"))
+
+
+def test_it_has_no_annotations_of_cocos(tmp_path, capsys):
+  layout = make_layout(tmp_path)
+  with pytest.raises(SystemExit):
+    prepare.main(layout.arguments(tmp_path / "out", "--annotations", "instances.json"))
+  assert "--annotations is not for --dataset phrasecut" in capsys.readouterr().err
