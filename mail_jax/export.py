@@ -20,7 +20,7 @@ from input_pipeline import remote, standalone, writing
 from input_pipeline.errors import InputError, run_command
 from mail_jax import trained
 from mail_jax.config import make_model, to_json
-from mail_jax.exported import artifacts, bundle, card, folder, weights
+from mail_jax.exported import artifacts, bundle, card, folder, forward, weights
 
 # Whose versions the card tells, where they are installed.
 _PACKAGES = ("jax", "flax", "numpy", "safetensors", "onnx")
@@ -97,9 +97,9 @@ def _write_format(form: str, place: pathlib.Path, model: trained.Trained, variab
   config = copy.deepcopy(model.config)
   config.model.backend = "xla"  # the attention that runs everywhere
   if form == "onnx":
-    config.model.dtype = (
-      "float32"  # its runtimes hardly know bfloat16; parameters are float32 anyway
-    )
+    # Its runtimes hardly know bfloat16; parameters are float32 anyway.
+    config.model.dtype = "float32"
+    config, variables = forward.without_loop(config, variables)
   network = make_model(config, model.tokenizer.vocab_size)
   artifacts.write(form, place / folder.PLACES[form], config, network, variables)
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_run
 
 from input_pipeline.errors import InputError
 from mail_jax import evaluate, export, fingerprints, predict, trained
@@ -52,6 +53,13 @@ def test_the_artifact_is_for_every_platform_and_any_number_of_examples(exported)
   artifact = jax.export.deserialize(bytearray((exported / "model.stablehlo").read_bytes()))
   assert set(artifact.platforms) == {"cpu", "cuda", "tpu"}
   assert {str(spec.shape[0]) for spec in (*artifact.in_avals, *artifact.out_avals)} == {"b"}
+
+
+def test_no_file_says_where_it_was_made(exported, finished_run):
+  for path in exported.rglob("*"):
+    data = path.read_bytes() if path.is_file() else b""
+    for place in (tiny_run.CHECKOUT, finished_run, exported.parent):
+      assert str(place).encode() not in data, path
 
 
 @pytest.mark.parametrize("count", [1, 7])

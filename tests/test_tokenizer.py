@@ -267,7 +267,7 @@ def test_the_command_trains_on_a_data_set(shapes_data, tmp_path):
   arguments = ["--train_from", "shapes", "--data_dir", shapes_data, "--vocab_size", "400"]
   tokenizers.main([*arguments, "--out", str(tmp_path / "f.model")])
   expected = SentencePieceTokenizer.train(loader.train_sentences(shapes_data, "shapes"), 400)
-  assert (tmp_path / "f.model").read_bytes() == expected.model
+  assert (tmp_path / "f.model").read_bytes() == expected.file_bytes()
 
 
 def test_the_command_names_a_file_that_it_cannot_read(tmp_path):

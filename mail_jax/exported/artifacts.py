@@ -1,5 +1,6 @@
 """Models that hold their weights themselves: written once, and run in place of the network."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from mail_jax.models.mail import MaIL, Output
 from mail_jax.optim import path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_STABLEHLO = "1.8.0"  # of a year before the TensorFlow that we ask for (2.21, which knows 1.13)
+_STABLEHLO = "1.8.0"  # what reads SavedModels knows 1.13 (docs/export.md)
 # What a name stands for in its place, since such readers find the shapes of neither composites nor calls; and no paths
 # of the files that the program was written in.
 _PLAIN = "builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)"
@@ -55,7 +56,9 @@ def write(
   forward = make_forward(model)
   if form == "stablehlo":
     inside = jax.jit(functools.partial(forward, variables))
-    place.write_bytes(export.export(inside, platforms=PLATFORMS)(*specs).serialize())
+    exported = export.export(inside, platforms=PLATFORMS)(*specs)
+    module = _for_older_readers(exported.mlir_module_serialized)
+    place.write_bytes(dataclasses.replace(exported, mlir_module_serialized=module).serialize())
   elif form == "saved_model":
     _write_saved_model(place, forward, variables, named)
   elif form == "onnx":
@@ -87,7 +90,7 @@ def _write_saved_model(
 
 
 def _for_older_readers(module: bytes) -> bytes:
-  """The same StableHLO as a portable artifact of an older version: other frameworks' readers lag behind JAX."""
+  """The same StableHLO as a portable artifact of an older version: who reads it may lag behind this JAX."""
   stablehlo.register_stablehlo_passes()
   with ir.Context() as context:
     stablehlo.register_dialect(context)

@@ -1,5 +1,6 @@
 """The function that an exported model is: five arrays in, logits and scores out."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mail_jax.models import instances
+from mail_jax.models.encoder import STACK, block_name
 from mail_jax.models.mail import MaIL, Output
 from mail_jax.models.mask_selection import select
 from mail_jax.train_step import apply_model
@@ -33,6 +35,24 @@ def make_forward(model: MaIL) -> Callable[..., dict[str, jax.Array]]:
     return {name: value.astype(jnp.float32) for name, value in named.items()}
 
   return forward
+
+
+def without_loop(config: ConfigDict, variables: Variables) -> tuple[ConfigDict, Variables]:
+  """The same model as one whose blocks are written out one after the other, for formats without such loops.
+
+  Args:
+    config: whole; its `model.scan` says whether there is a loop.
+    variables: of its model.
+  """
+  if not config.model.scan:
+    return config, variables
+  config = copy.deepcopy(config)
+  config.model.scan = False
+  encoder = dict(variables["params"]["encoder"])
+  stacked = encoder.pop(STACK)
+  for i in range(config.model.depth):
+    encoder[block_name(i)] = jax.tree.map(lambda x, i=i: x[i], stacked)
+  return config, variables | {"params": variables["params"] | {"encoder": encoder}}
 
 
 def input_specs(config: ConfigDict, batch: Any) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -184,8 +184,6 @@ def convert(graph: Graph, closed: core.ClosedJaxpr, arguments: Sequence[Value]) 
     given, name = [read(atom) for atom in equation.invars], equation.primitive.name
     if name in _CALLS:
       results = convert(graph, _closed(equation.params[_CALLS[name]]), given)
-    elif name == "scan":
-      results = _unroll(graph, equation, given)
     elif name in TABLE:
       results = TABLE[name](graph, equation, *given)
     else:
@@ -201,19 +199,3 @@ def _dtype(atom: Any) -> Any:
 
 def _closed(jaxpr: Any) -> core.ClosedJaxpr:
   return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
-
-
-def _unroll(graph: Graph, equation: Any, given: Sequence[Value]) -> list[Value]:
-  """A loop of known length as what it does, over and over; it may not collect anything on its way."""
-  counts, length = equation.params["num_consts"], equation.params["length"]
-  carried = counts + equation.params["num_carry"]
-  fixed, carry, rows = given[:counts], list(given[counts:carried]), given[carried:]
-  if len(equation.outvars) != len(carry) or equation.params["reverse"]:
-    raise NotImplementedError(f"onnx: a loop that collects values, or runs backwards: {equation}")
-  for i in range(length):
-    row = [
-      x[i] if isinstance(x, np.ndarray) else graph.add("Gather", x, np.array(i), axis=0)
-      for x in rows
-    ]
-    carry = convert(graph, equation.params["jaxpr"], [*fixed, *carry, *row])
-  return carry
