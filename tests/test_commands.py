@@ -111,7 +111,8 @@ def test_rows_of_sentences_say_all_that_the_metrics_say(evaluation, name):
       for kind, (least, limit) in kinds.items()
     }
     groups = {kind: group for kind, group in groups.items() if group}
-    assert metrics[breakdown].keys() == groups.keys() and len(groups) > 1
+    assert metrics[breakdown].keys() == groups.keys()
+    assert len(groups) > 1 or breakdown == "by_size"  # few small scenes: perhaps of one size
     for kind, group in groups.items():
       assert metrics[breakdown][kind] == pytest.approx(by_hand(group), abs=1e-12)
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 from jax import lax
 
-from mail_jax import evaluate, export, trained
+from mail_jax import evaluate, evaluation_table, export, trained
 from mail_jax.exported import forward
 
 pytestmark = pytest.mark.extras
@@ -42,10 +42,10 @@ def test_onnx_gives_the_logits_of_the_checkpoint(exported_onnx, count):
 
 def test_evaluate_gives_the_same_numbers_on_onnx(exported_onnx, shapes_data):
   found, expected = (
-    evaluate.evaluate(trained.load(str(place)), shapes_data, ["shapes/val"])
+    evaluate.evaluate(trained.load(str(place)), shapes_data, ["shapes/val"])[0]
     for place in (exported_onnx / "model.onnx", exported_onnx)
   )
-  assert evaluate.table(found) == evaluate.table(expected)
+  assert evaluation_table.metrics(found) == evaluation_table.metrics(expected)
 
 
 def test_of_a_bfloat16_model_onnx_is_in_float32(exported, tmp_path):

@@ -163,5 +163,7 @@ def test_without_instances_nothing_is_selected(scored, how):
 
 
 def test_unknown_selection_is_named(scored):
-  with pytest.raises(InputError, match=r"model\.selection 'first' is not one of soft, hard, multi, none"):
+  with pytest.raises(
+    InputError, match=r"model\.selection 'first' is not one of soft, hard, multi, none"
+  ):
     select(*scored, "first")
