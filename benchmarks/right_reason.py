@@ -162,7 +162,7 @@ def judge(
   Raises:
     InputError: the two do not hold the same sentences.
   """
-  measure = jax.jit(make_measure(model.model, model.apply))
+  measure = jax.jit(make_measure(model.model, apply=model.apply))
   marks = model.tokenizer.bos_id, model.tokenizer.eos_id
   result, plain = score(measure, model.variables, open_batches())
   yield "as it is", result

@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 
-import onnxruntime
+import onnxruntime  # pyright: ignore
 from PIL import Image
 from preprocessing import ModelTokenizer, mask_from_logits, open_image, prepare, read_masks  # pyright: ignore
 
