@@ -103,7 +103,8 @@ def _ratio(pair: np.ndarray) -> float:
 
 def most_different(pairs: Sequence[Pair], count: int = SHOWN) -> list[dict[str, Any]]:
   """The sentences whose IoU differs most, the largest difference first, then in the order of the data."""
-  order = sorted(range(len(pairs)), key=lambda i: -abs(pairs[i][1]["iou"] - pairs[i][0]["iou"]))
+  differ = [i for i, (a, b) in enumerate(pairs) if a["iou"] != b["iou"]]
+  order = sorted(differ, key=lambda i: -abs(pairs[i][1]["iou"] - pairs[i][0]["iou"]))
   about = (*_KEY, "file_name", "sentence")
   return [
     {field: a[field] for field in about} | {"iou_a": a["iou"], "iou_b": b["iou"]}
@@ -150,6 +151,8 @@ def text(found: dict[str, Any]) -> str:
       lines.append(
         f"warning: {name}: {split['images']} images are few; the intervals are too narrow"
       )
+  if not found["most_different"]:
+    return "\n".join([*lines, "\nEvery sentence has the same IoU in both."])
   lines.append(f"\nThe {len(found['most_different'])} sentences that differ most:")
   rows = [["A", "B", "", ""]]
   for row in found["most_different"]:

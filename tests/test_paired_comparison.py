@@ -119,3 +119,9 @@ def test_the_command_names_what_is_wrong_and_writes_nothing(tmp_path):
   with pytest.raises(InputError, match=r"nowhere\.jsonl: No such file"):
     evaluate.main([f"--json={out}", "--compare", good, str(tmp_path / "nowhere.jsonl")])
   assert not out.exists()
+
+
+def test_models_that_agree_everywhere_are_said_to(tmp_path, capsys):
+  files = [write(tmp_path, name, 0) for name in ("a", "b")]
+  evaluate.main(["--compare", *files])
+  assert "Every sentence has the same IoU in both." in capsys.readouterr().out

@@ -136,7 +136,8 @@ def _metrics(about: Mapping[str, Any], splits: Splits) -> str:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, int | float]:
-  return {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+  numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+  return {k: v for k, v in numbers.items() if k != "step"}  # of the checkpoint, no metric
 
 
 def _cell(name: str, value: int | float | None) -> str:
