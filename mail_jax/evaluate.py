@@ -101,6 +101,7 @@ def evaluate_split(
   batch_size: int = 0,
   protocol: str = "original",
   measure: Callable[[Any, dict[str, Any]], dict[str, jax.Array]] | None = None,
+  limit: int | None = None,
 ) -> tuple[dict[str, Any], list[sentence_rows.Row]]:
   """Evaluates one split; all processes take part, and all have the result.
 
@@ -111,6 +112,7 @@ def evaluate_split(
     batch_size: over all devices of all processes; 0: as in training. It changes no metric.
     protocol: `original`, `lavt` or `cris`.
     measure: of `compile_measure`, for the same model and protocol; by default it is compiled.
+    limit: stop after so many sentences.
 
   Returns:
     The metrics as fractions, with `by_size` and `by_words` the same of kinds of sentences; and a row a sentence, in the
@@ -121,7 +123,7 @@ def evaluate_split(
   """
   how = protocols.find(protocol)
   measure = measure or compile_measure(model, how)
-  batches = open_batches(model, data_dir, name, batch_size=batch_size)
+  batches = open_batches(model, data_dir, name, limit, batch_size)
   evaluator = SegmentationEvaluator(measure, lambda: batches, how)
   for _ in evaluator.run(model.variables):
     pass  # what it yields follows from the rows, as what is said below does

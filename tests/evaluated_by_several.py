@@ -68,7 +68,7 @@ def main() -> None:
       ]
   out = pathlib.Path(args.out)
   _, rows = evaluate.evaluate_split(
-    model, args.data_dir, args.data[-1], args.batch_sizes[-1], measure=measure
+    model, args.data_dir, args.data[-1], args.batch_sizes[-1], measure=measure, limit=args.limit
   )
   sentence_rows.write(out / f"{jax.process_index()}.jsonl", rows)
   np.savez(out / f"{jax.process_index()}.npz", **found)
