@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -11,14 +12,18 @@ from typing import Any
 
 import exported_models
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_model
 import tiny_run
+from etils import epath
 
 from input_pipeline.errors import InputError
 from mail_jax import evaluate, export, fingerprints, predict, trained
-from mail_jax.exported import folder
+from mail_jax.exported import artifacts, folder
+from mail_jax.train_step import apply_model
 
 FORMATS = ("stablehlo", "saved_model")
 
@@ -254,3 +259,20 @@ def test_an_exported_model_is_known_by_its_fingerprint(exported, finished_run):
   program = trained.load(str(exported / "model.stablehlo"))
   other = dataclasses.replace(program, files=dict.fromkeys(program.files, "0" * 64))
   assert len({run, fingerprints.of_model(program), fingerprints.of_model(other)}) == 3
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_model_of_several_or_no_referents_says_the_same_when_exported(form, tmp_path):
+  config = tiny_model.make_config(slots=5, selection="multi", no_target=True)
+  network, variables = tiny_model.make(config), tiny_model.random_variables(config)
+  place = tmp_path / folder.PLACES[form]
+  artifacts.write(form, place, config, network, variables)
+  run = artifacts.open_forward(form, epath.Path(place), config, network)
+  batch = jax.tree.map(jnp.asarray, exported_models.random_batch(config, 3))
+  found, expected = (
+    run({}, batch),
+    jax.jit(functools.partial(apply_model, network))(variables, batch),
+  )
+  assert expected.no_target is not None and np.ptp(expected.no_target) > 0.01
+  for name, value in expected._asdict().items():
+    np.testing.assert_allclose(getattr(found, name), value, atol=1e-4, err_msg=name)

@@ -69,6 +69,7 @@ VARIANTS = {
   "no instances": ("instance", 0, {}),
   "group norm, soft": ("instance", 5, {"norm": "group", "selection": "soft"}),
   "no selection": ("instance", 5, {"selection": "none", "image_path": False}),
+  "several or nothing meant": ("instance", 5, {"selection": "multi", "no_target": True}),
   "in a loop": ("instance", 5, {"scan": True, "depth": 3}),
   "in a loop, computed again": ("instance", 5, {"scan": True, "depth": 2, "remat": "block"}),
   "padded sequence, bare masks": (

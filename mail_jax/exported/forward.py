@@ -29,9 +29,8 @@ def make_forward(model: MaIL) -> Callable[..., dict[str, jax.Array]]:
   def forward(variables: Variables, *inputs: jax.Array) -> dict[str, jax.Array]:
     output = apply_model(model, variables, dict(zip(INPUTS, inputs, strict=True)))
     named = {"logits": output.logits, "selection_logits": output.selection_logits}
-    no_target = getattr(output, "no_target", None)
-    if no_target is not None:
-      named["no_target"] = no_target
+    if output.no_target is not None:
+      named["no_target"] = output.no_target
     return {name: value.astype(jnp.float32) for name, value in named.items()}
 
   return forward
@@ -90,5 +89,5 @@ def as_output(model: MaIL, named: Named, batch: Mapping[str, jax.Array]) -> Outp
   rho = jnp.zeros((scores.shape[0], 0))
   if model.max_instances:
     rho = select(scores[:, :-1], scores[:, -1], valid, model.selection)
-  more = {"no_target": named["no_target"]} if "no_target" in named else {}
-  return Output(named["logits"], rho, scores, masks & valid[:, :, None, None], **more)
+  shown = masks & valid[:, :, None, None]
+  return Output(named["logits"], rho, scores, shown, named.get("no_target"))
