@@ -231,13 +231,14 @@ def write_dataset(
 
     download.beam_options = beam_pipeline.parse_options(beam_options)
   with storage.staging(data_dir, name) as folder:
-    builder = ReferringSegmentation(
-      source=source,
-      arguments=arguments,
-      on_beam=beam_options is not None,
-      config=_config(name),
-      data_dir=folder,
-    )
+    with _quiet_tfds():
+      builder = ReferringSegmentation(
+        source=source,
+        arguments=arguments,
+        on_beam=beam_options is not None,
+        config=_config(name),
+        data_dir=folder,
+      )
     with _quiet_tfds(), _clear_errors(beam_options is not None):
       builder.download_and_prepare(download_config=download)
     storage.write_timing(folder, name, builder.seconds)

@@ -47,8 +47,8 @@ def config_name(name: str) -> str:
     return CONFIGS[name]
   if not _OWN_NAME.fullmatch(name) or name in CONFIGS.values():
     raise InputError(
-      f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}, and data of your own has a name of letters, "
-      "digits and _"
+      f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}, and data of your own has a name of "
+      "letters, digits and _"
     )
   return name
 

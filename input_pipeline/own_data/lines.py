@@ -1,4 +1,4 @@
-"""A line of a user's own data: which keys it may have, and what they hold. docs/your_own_data.md is written from this."""
+"""A line of a user's own data: which keys it may have, and what they hold (docs/your_own_data.md says it in words)."""
 
 import dataclasses
 import difflib
@@ -125,7 +125,7 @@ def _check_sentences(value: Any, wrongs: list[Wrong]) -> tuple[str, ...]:
       preprocess.normalise_text(sentence)
     except InputError as error:
       wrongs.append(Wrong("empty sentence", f"number {number + 1}: {error}"))
-  return tuple(value)
+  return tuple(sentence for sentence in value if isinstance(sentence, str))
 
 
 def _check_target(value: Any, wrongs: list[Wrong]) -> tuple[Mask, ...]:
@@ -133,7 +133,7 @@ def _check_target(value: Any, wrongs: list[Wrong]) -> tuple[Mask, ...]:
   for number, mask in enumerate(masks):
     where = f"number {number + 1}: " if isinstance(value, list) else ""
     _check_mask(mask, (), where, wrongs)
-  return tuple(masks)
+  return tuple(mask for mask in masks if isinstance(mask, dict))
 
 
 def _check_instances(value: Any, wrongs: list[Wrong]) -> tuple[Mask, ...]:
@@ -155,7 +155,7 @@ def _check_instances(value: Any, wrongs: list[Wrong]) -> tuple[Mask, ...]:
     if not _is_whole(category) or not 0 <= category < 2**31:
       text = f"category must be a whole number from 0, not {_short(category)}"
       wrongs.append(Wrong("wrong type", where + text))
-  return tuple(value)
+  return tuple(mask for mask in value if isinstance(mask, dict))
 
 
 def _check_mask(mask: Any, more: tuple[str, ...], where: str, wrongs: list[Wrong]) -> None:
@@ -229,10 +229,11 @@ def _check_split(value: Any, wrongs: list[Wrong]) -> str:
   return value
 
 
-def _check_id(value: Any, wrongs: list[Wrong]) -> int:
-  if not _is_whole(value) or not 0 <= value < _MAX_ID:
-    wrongs.append(Wrong("wrong type", f"must be a whole number from 0, not {_short(value)}"))
-  return value
+def _check_id(value: Any, wrongs: list[Wrong]) -> int | None:
+  if _is_whole(value) and 0 <= value < _MAX_ID:
+    return value
+  wrongs.append(Wrong("wrong type", f"must be a whole number from 0, not {_short(value)}"))
+  return None
 
 
 def _is_whole(value: Any) -> bool:

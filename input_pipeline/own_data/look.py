@@ -1,7 +1,7 @@
 """The command that draws lines: photos with what their sentences mean."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
   parser = subparsers.add_parser(
     "look",
     help="draw lines of the file: photos with what is meant",
-    description="Draws lines, evenly many from everywhere in the file: what is meant in blue, instances outlined.",
+    description="Draws lines from everywhere in the file: what is meant in blue, instances outlined in yellow.",
   )
   parser.add_argument("file", metavar="FILE.jsonl")
   parser.add_argument("--out", required=True, metavar="OUT.png", help="the picture")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     captions.append(f"line {line.number}, {line.split}: {' / '.join(line.sentences)}")
   drawing.save(drawing.contact_sheet(tiles, captions), args.out)
   print(
-    f"wrote {args.out}: {len(tiles)} of {len(found.facts):,} lines; blue is meant, outlines are instances"
+    f"wrote {args.out}: {len(tiles)} of {len(found.facts):,} lines; blue is meant, yellow outlines are instances"
   )
 
 
@@ -68,24 +68,26 @@ def _draw(line: lines.Line, places: masks.Places) -> UInt8[np.ndarray, "h w 3"]:
     path = places.image(line.image)
     with open(path, "rb") as file:
       _, pixels = photo_bytes.stored_upright(file.read(), path)
-    target = _union(line.target, line, places, *pixels.shape[:2])
-    instances = [_union([mask], line, places, *pixels.shape[:2]) for mask in line.instances or ()]
+    shape = (pixels.shape[0], pixels.shape[1])
+    target = _union(line.target, line, places, shape)
+    instances = [_union([mask], line, places, shape) for mask in line.instances or ()]
   except OSError as error:
     raise InputError(f"line {line.number}: image {line.image}: {error.strerror}") from error
   except Wrong as wrong:
     raise InputError(str(wrong.at(line.number))) from wrong
-  size = drawing.fitting_size(*pixels.shape[:2], _TILE)
-  picture = drawing.overlay(drawing.stretch(pixels, size), drawing.stretch(target, size))
+  size = drawing.fitting_size(*shape, _TILE)
+  meant = drawing.stretch(target, size)
+  picture = drawing.overlay(drawing.stretch(pixels, size), meant, meant)
   for mask in instances:
     picture = drawing.outline(picture, drawing.stretch(mask, size), drawing.CHOSEN)
   return picture
 
 
 def _union(
-  found, line: lines.Line, places: masks.Places, height: int, width: int
-) -> Bool[np.ndarray, "{height} {width}"]:
-  union = np.zeros((height, width), bool)
+  found: Iterable[lines.Mask], line: lines.Line, places: masks.Places, size: tuple[int, int]
+) -> Bool[np.ndarray, "{size[0]} {size[1]}"]:
+  union = np.zeros(size, bool)
   for mask in found:
     for part in masks.resolve(mask, line.image, places):
-      union |= masks.rasterise(part, height, width)
+      union |= masks.rasterise(part, *size)
   return union

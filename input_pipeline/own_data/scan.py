@@ -199,6 +199,8 @@ def _number_images(facts: Sequence[Facts]) -> tuple[dict[str, int], list[Problem
       problems.append(Problem(row.number, "image with two ids", text))
   owners: dict[int, str] = {}
   for row in facts:
+    if row.image in ids:
+      continue
     earlier = said.get(row.image)
     image_id = earlier.image_id if earlier is not None else None
     ids[row.image] = image_id = _hash(row.image) if image_id is None else image_id

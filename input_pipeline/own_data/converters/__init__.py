@@ -1,4 +1,4 @@
-"""What annotation tools export, as lines of a user's own data: `coco.py` and `label_studio.py` read, `collect.py` writes."""
+"""What annotation tools export, as lines of own data: `coco.py` and `label_studio.py` read, `collect.py` writes."""
 
 import collections
 import dataclasses

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,10 +124,14 @@ def find_images(names: Sequence[str], folder: str) -> tuple[dict[str, str], list
     plain = name.replace("\\", "/")
     last = plain.rpartition("/")[2]
     paths = there.get(last) or there.get(_UPLOADED.sub("", last, count=1), [])
-    best = max(
-      paths, key=lambda path: len(os.path.commonprefix([path[::-1], plain[::-1]])), default=""
-    )
+    best = max(paths, key=lambda path: _shared_end(path, plain), default="")
     if not best:
       missing.append(name)
     found[name] = best or plain.lstrip("/")
   return found, missing
+
+
+def _shared_end(a: str, b: str) -> int:
+  """How many folders and file names two paths have in common, from their ends."""
+  pairs = zip(reversed(a.split("/")), reversed(b.split("/")), strict=False)
+  return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

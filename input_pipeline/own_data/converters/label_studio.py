@@ -39,8 +39,8 @@ def read(path: str, options: Options) -> Export:
   if coco.is_coco(content):
     if CATEGORY not in options.text_keys:
       raise InputError(
-        f"{path}: Label Studio's COCO export holds no text that was written beside a region; export as JSON, or take the "
-        f"names of categories for expressions with --text {CATEGORY}"
+        f"{path}: Label Studio's COCO export holds no text that was written beside a region; export as JSON, or take "
+        f"the names of categories for expressions with --text {CATEGORY}"
       )
     return coco.read_content(content, path, options)
   if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
@@ -168,7 +168,7 @@ def _rectangle(row: Mapping[str, Any], options: Options) -> Mask | None:
   height, width = _size(row)
   value = row["value"]
   w, h = value["width"] * width / 100, value["height"] * height / 100
-  return _turned([(0, 0), (w, 0), (w, h), (0, h)], value, height, width)
+  return _turned([(0.0, 0.0), (w, 0.0), (w, h), (0.0, h)], value, height, width)
 
 
 def _ellipse(row: Mapping[str, Any], options: Options) -> Mask:
