@@ -98,7 +98,7 @@ class LineChecker:
       return 0
     if any(mask is None for mask in drawn):
       return None
-    area = int(np.logical_or.reduce([mask for mask in drawn if mask is not None]).sum())
+    area = int(np.count_nonzero(masks.union([mask for mask in drawn if mask is not None])))
     if not area:
       text = "it covers no pixel; if nothing is meant, write null"
       problems.append(Problem(line.number, "mask covers nothing", f"target: {text}"))
@@ -127,7 +127,7 @@ class LineChecker:
       parts = masks.resolve(mask, line.image, self.places)
       if size is None:
         return None
-      return np.logical_or.reduce([masks.rasterise(part, *size) for part in parts])
+      return masks.union([masks.rasterise(part, *size) for part in parts])
     except Wrong as wrong:
       problems.append(wrong.at(line.number, where))
       return None
