@@ -11,17 +11,8 @@ _QUANTILES = (0.0, 0.5, 1.0)
 
 def describe(found: Scan) -> Iterator[str]:
   """Yields lines of text: counts of each split, sentences an image, sizes of what is meant."""
-  names = (
-    "split",
-    "images",
-    "lines",
-    "sentences",
-    "nothing meant",
-    "an image: least",
-    "median",
-    "most",
-  )
-  yield f"{names[0]:10}{names[1]:>10}{names[2]:>10}{names[3]:>11}{names[4]:>15}   sentences {names[5]} / median / most"
+  heads = f"{'split':10}{'images':>10}{'lines':>10}{'sentences':>11}{'nothing meant':>15}"
+  yield f"{heads}   sentences an image: least / median / most"
   for split, facts in found.splits().items():
     counts = np.quantile(list(sentences_an_image(facts).values()), _QUANTILES)
     empty = sum(row.area == 0 for row in facts)
