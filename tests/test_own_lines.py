@@ -272,3 +272,11 @@ def test_validate_counts_what_there_is(folder, capsys):
   assert printed[1].split()[:5] == ["train", "1", "2", "3", "1"]
   assert printed[2].split()[:5] == ["val", "1", "1", "1", "0"]
   assert printed[-1].endswith("nothing is wrong")
+
+
+def test_to_predict_a_line_needs_no_target():
+  row = {"image": "a.png", "sentences": ["the square"]}
+  assert [problem.kind for problem in lines.parse(1, json.dumps(row))[1]] == ["missing key"]
+  read, told = lines.parse(1, json.dumps(row), targets=False)
+  assert told == [] and read is not None
+  assert (read.image, read.sentences, read.target) == ("a.png", ("the square",), ())
