@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-WAIT = 90  # seconds; the first answer of a photo's size is compiled
+WAIT = 40  # seconds; the first answer of a photo's size is compiled
 
 
 class Browser:
@@ -45,18 +46,21 @@ class Browser:
     found = self.driver.find_elements(By.CSS_SELECTOR, selector)
     return next((element for element in found if element.is_displayed()), None)
 
-  def until(self, condition):
-    return WebDriverWait(self.driver, WAIT, 0.1).until(lambda _: condition())
+  def until(self, condition, seconds: float = WAIT):
+    return WebDriverWait(self.driver, seconds, 0.1).until(lambda _: condition())
 
   def upload(self, path: pathlib.Path, field: str = "#photo") -> None:
     """Gives a file to an upload field that is empty."""
     self.clear(field)
-    uploading = self.until(
-      lambda: self.driver.find_elements(By.CSS_SELECTOR, f"{field} input[type=file]")
-    )
-    uploading[0].send_keys(str(path))
-    self.until(lambda: not self.driver.find_elements(By.CSS_SELECTOR, f"{field} input[type=file]")
-               or self.messages())  # fmt: skip
+    inputs = (By.CSS_SELECTOR, f"{field} input[type=file]")
+    for _ in range(5):  # the page may not listen yet
+      found = self.driver.find_elements(*inputs)
+      if found:
+        found[0].send_keys(str(path))
+      with contextlib.suppress(TimeoutException):
+        self.until(lambda: not self.driver.find_elements(*inputs), 4)
+        return
+    raise AssertionError(f"{path} was not taken")
 
   def clear(self, field: str) -> None:
     for button in self.driver.find_elements(

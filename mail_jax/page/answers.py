@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -175,13 +176,22 @@ def _read_coco(
   shown = limits.shorten(os.path.basename(masks_file))
   try:
     annotations = coco.CocoInstances(masks_file)
-    image_id = annotations.image_id(os.path.basename(photo))
+    image_id = _only_image(masks_file)
+    if image_id is None:
+      image_id = annotations.image_id(os.path.basename(photo))
     masks = annotations.propose([pixels], [image_id])[0].masks
   except InputError as error:
     raise InputError(
       f"The instance masks in {shown} cannot be used: {_without_folder(str(error), masks_file)}"
     ) from error
   return masks
+
+
+def _only_image(masks_file: str) -> int | None:
+  """The id of the image of a COCO JSON that has one alone; None where it has several."""
+  with open(masks_file, encoding="utf-8") as file:
+    images = json.load(file)["images"]
+  return images[0]["id"] if len(images) == 1 else None
 
 
 def _without_folder(message: str, path: str) -> str:

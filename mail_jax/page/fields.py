@@ -1,9 +1,19 @@
 """Gradio's fields for uploads, which give the file as it came: nothing of it is decoded, and nothing fetched."""
 
+import abc
+from typing import Any
+
 import gradio as gr  # pyright: ignore[reportMissingImports]
 from gradio.data_classes import FileData, ImageData  # pyright: ignore[reportMissingImports]
 
 _FETCHES = ("http:", "https:")
+
+
+class _Unwritten(type(gr.Image)):
+  """Gradio's metaclass, but it writes no stub file into this package when a class is made."""
+
+  def __new__(mcs, name: str, bases: tuple, attrs: dict) -> Any:
+    return abc.ABCMeta.__new__(mcs, name, bases, attrs)
 
 
 class _Uploaded:
@@ -15,7 +25,7 @@ class _Uploaded:
     return await super().async_move_resource_to_block_cache(url_or_file_path)  # pyright: ignore
 
 
-class Photo(_Uploaded, gr.Image):
+class Photo(_Uploaded, gr.Image, metaclass=_Unwritten):
   """A picture to upload; the function gets the path of the file, before anybody has decoded it."""
 
   data_model = ImageData
@@ -29,7 +39,7 @@ class Photo(_Uploaded, gr.Image):
     return None if payload is None else payload.path
 
 
-class MasksFile(_Uploaded, gr.File):
+class MasksFile(_Uploaded, gr.File, metaclass=_Unwritten):
   """A file to upload; the function gets its path."""
 
   data_model = FileData

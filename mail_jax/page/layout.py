@@ -10,12 +10,14 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from input_pipeline.errors import InputError
 from mail_jax.page import examples as examples_of
-from mail_jax.page import words
 from mail_jax.page.answers import KEPT_SECONDS, Answer, Answerer
 from mail_jax.page.fields import MasksFile, Photo
 from mail_jax.page.limits import Limits, shorten
 
-_WAITING = '<div class="waiting" role="note">The answer appears here:<br>the photo with what you described marked in it.</div>'
+_WAITING = (
+  '<div class="waiting" role="note">The answer appears here:<br>'
+  "the photo with what you described marked in it.</div>"
+)
 _LEGEND = (
   '<p class="legend"><span><i class="blue"></i>what you described</span>'
   '<span><i class="yellow"></i>the instance that was chosen</span></p>'

@@ -29,7 +29,7 @@ def fit(
   image: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"], side: int = SIDE
 ) -> tuple[UInt8[np.ndarray, "y x 3"], Bool[np.ndarray, "k y x"]]:
   """Photo and masks with a longer side of `side` pixels: larger ones averaged, smaller ones kept pixel by pixel."""
-  size = drawing.fitting_size(*image.shape[:2], side)
+  size = drawing.fitting_size(image.shape[0], image.shape[1], side)
   if max(image.shape[:2]) > side:
     small = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
   else:
