@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
   provider = providers.open_provider(args.instances)
   with _temporary_folder() as folder:
     model = trained.load(args.checkpoint, args.which)
-    offered = examples.load(args.examples, model.config.dataset, allowed, folder / "examples")
+    dataset = str(model.config.dataset)
+    offered = examples.load(args.examples, dataset, allowed, folder / "examples")
     answerer = Answerer(
       Segmenter(model),
       allowed,
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
       args.instances.partition(":")[0],
     )
     name = os.path.basename(os.path.normpath(args.checkpoint))
-    heading = words.title(name, args.which, model.step, model.config.dataset)
+    heading = words.title(name, args.which, model.step, dataset)
     _serve(args, allowed, answerer, heading, offered)
 
 

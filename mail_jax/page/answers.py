@@ -9,11 +9,11 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
 from input_pipeline import drawing, preprocess
@@ -221,6 +221,6 @@ def _write(result: Segmentation, source: str, place: pathlib.Path, prefix: str) 
 
 
 def _likeliest_first(
-  instances: list[tuple[str, str]], chances: Sequence[float]
+  instances: list[tuple[str, str]], chances: Float32[np.ndarray, "k"]
 ) -> list[tuple[str, str]]:
-  return [instances[k] for k in np.argsort(-np.asarray(chances), kind="stable").tolist()]
+  return [instances[k] for k in np.argsort(-chances, kind="stable").tolist()]

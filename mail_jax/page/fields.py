@@ -12,8 +12,8 @@ _FETCHES = ("http:", "https:")
 class _Unwritten(type(gr.Image)):
   """Gradio's metaclass, but it writes no stub file into this package when a class is made."""
 
-  def __new__(mcs, name: str, bases: tuple, attrs: dict) -> Any:
-    return abc.ABCMeta.__new__(mcs, name, bases, attrs)
+  def __new__(cls, name: str, bases: tuple, attrs: dict) -> Any:
+    return abc.ABCMeta.__new__(cls, name, bases, attrs)
 
 
 class _Uploaded:

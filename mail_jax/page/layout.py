@@ -5,14 +5,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
 from input_pipeline.errors import InputError
 from mail_jax.page import examples as examples_of
+from mail_jax.page import fields
 from mail_jax.page.answers import KEPT_SECONDS, Answer, Answerer
-from mail_jax.page.fields import MasksFile, Photo
 from mail_jax.page.limits import Limits, shorten
+
+# Where Gradio is absent, the type checker sees no arguments of its classes.
+_PHOTO: Any = fields.Photo
+_MASKS_FILE: Any = fields.MasksFile
 
 _WAITING = (
   '<div class="waiting" role="note">The answer appears here:<br>'
@@ -81,7 +86,7 @@ def build(
 
 def _questions(masks_note: str):
   """The fields that a visitor fills in."""
-  photo = Photo(
+  photo = _PHOTO(
     label="Photo",
     sources=["upload", "clipboard"],
     height=320,
@@ -99,7 +104,7 @@ def _questions(masks_note: str):
   find = gr.Button("Find it", variant="primary", size="lg", elem_id="find")
   with gr.Accordion("Instance masks", open=False, elem_id="masks"):
     gr.HTML(f'<p class="note">{html.escape(masks_note)}</p>')
-    masks = MasksFile(
+    masks = _MASKS_FILE(
       label="COCO JSON with the photo's instances",
       file_types=[".json"],
       height=120,
