@@ -91,7 +91,7 @@ CSS = """
 #examples, #instances { height: auto !important; }
 #examples .grid-wrap, #instances .grid-wrap { min-height: 0 !important; max-height: none !important;
   height: auto !important; }
-#examples .grid-container, #instances .grid-container { padding-bottom: 6px;
+#examples .grid-container, #instances .grid-container { padding-bottom: 6px; grid-auto-rows: auto !important;
   grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #examples .thumbnail-lg, #instances .thumbnail-lg { height: auto; aspect-ratio: 1; }
 #instances .gallery-container:has(.preview) { min-height: 380px; }
