@@ -67,6 +67,9 @@ $(APP)/.installed: requirements-app.txt
 app: $(APP)/.installed  ## the tests of the page, with Gradio, which this installs apart (.venv-app/)
 	$(APP)/bin/python -m pytest -q -m app tests/test_app.py tests/test_app_browser.py
 
+page: $(APP)/.installed  ## the demo's model in the browser
+	$(APP)/bin/python -m mail_jax.app --checkpoint $(RUN)
+
 # JAX looks for chips wherever it can import libtpu, so only who asks for it has it on the path.
 $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 	@rm -rf $(LIBTPU)
@@ -109,4 +112,4 @@ clean:  ## removes environments and caches; data/ and runs/ stay
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow extras beam app plan lint demo pins clean
+.PHONY: help setup test test-slow extras beam app page plan lint demo pins clean
