@@ -85,9 +85,11 @@ def open_folder(out: str, settings: Mapping[str, Any], overwrite: bool) -> Itera
       raise InputError(
         f"--out {out}: another command writes into this folder; wait, or name another"
       )
-    if overwrite:
+    if overwrite and (folder / SETTINGS).exists():
       _clear(folder)
-    rows = _read(folder, out, dict(settings))
+      rows = []
+    else:
+      rows = _read(folder, out, dict(settings))
     text = "".join(json.dumps(row) + "\n" for row in rows)
     writing.write_whole(folder / ROWS, text)  # without what was half written
     writing.write_whole(folder / SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
@@ -131,8 +133,6 @@ def _whole_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _clear(folder: pathlib.Path) -> None:
   """Removes what an earlier run has written, and nothing else."""
-  if not (folder / SETTINGS).exists():
-    return
   for row in _whole_rows(folder / ROWS):
     path = pathlib.Path(rooted_paths.inside(str(folder), row["picture"], f"{ROWS}: picture"))
     path.unlink(missing_ok=True)

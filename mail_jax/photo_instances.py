@@ -28,13 +28,14 @@ class PhotoInstances:
     self._one = threading.RLock()  # nobody promises that a detector can be called twice at a time
 
   def of(
-    self, given: Given, pixels: UInt8[np.ndarray, "h w 3"], file_name: str | None
+    self, given: Any, pixels: UInt8[np.ndarray, "h w 3"], file_name: str | None
   ) -> Bool[np.ndarray, "k h w"]:
     """Returns the masks of a photo, best score first; none where nothing is given.
 
     Args:
-      given: masks, bool [k, h, w] or of 0 and 1; COCO's annotations, a file or what it holds: the photo is found in
-        them by its file name, or is their only image; `NAME:ARGUMENT` as `--instances` takes it; or a provider.
+      given: one of `Given`: masks, bool [k, h, w] or of 0 and 1; COCO's annotations, a file or what it holds: the
+        photo is found in them by its file name, or is their only image; `NAME:ARGUMENT` as `--instances` takes it; or a
+        provider.
       pixels: the photo.
       file_name: of the photo, where it has one.
 

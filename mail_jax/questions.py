@@ -144,11 +144,20 @@ def from_lines(path: str, images: str | None) -> Questions:
     told = "; ".join(map(str, problems[:_PROBLEMS]))
     more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
     raise InputError(f"--pairs {path}: {told}{more} (docs/your_own_data.md says what a line holds)")
+  asked = _share_instances(asked)
   if not asked:
     raise InputError(f"--pairs {path}: it has no line; a line is an image and its sentences")
   if annotations:
     annotations = os.path.join(os.path.dirname(os.path.abspath(path)), annotations)
   return Questions({"pairs": digest.hexdigest()}, asked, places.root, annotations)
+
+
+def _share_instances(asked: list[Question]) -> list[Question]:
+  """A photo's instances stand in one of its lines and are those of all."""
+  given = {
+    question.image: question.instances for question in asked if question.instances is not None
+  }
+  return [dataclasses.replace(one, instances=given.get(one.image)) for one in asked]
 
 
 def in_order(
