@@ -9,18 +9,17 @@ import concurrent.futures
 import contextlib
 import io
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from tqdm import tqdm
 
 from input_pipeline import parallel, storage, tfds_settings
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
+from input_pipeline.progress_bar import progress_bar
 from input_pipeline.sources import (
   Made,
   Skipped,
@@ -33,7 +32,6 @@ from input_pipeline.sources import (
 )
 
 tfds_settings.apply()
-_LINE_EVERY = 30  # seconds, where nobody watches
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -132,7 +130,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     else:
       done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
     counts, skipped, seconds = Made([]).counts(), [], 0.0
-    with _progress_bar(split, self._source.splits[split]) as bar:
+    with progress_bar(split, self._source.splits[split], "images") as bar:
       for made in done:
         counts = {name: counts[name] + number for name, number in made.counts().items()}
         skipped += made.skipped
@@ -163,21 +161,6 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       self._made_from["skipped"][split] = [list(row) for row in rows]
     if seconds:  # measured: generated scenes have no provider
       self.seconds[split] = seconds / max(1, counts["records"])
-
-
-def _progress_bar(split: str, total: int) -> tqdm:
-  """A bar with the time left where somebody watches; elsewhere a line now and then."""
-  if sys.stderr.isatty():
-    return tqdm(desc=split, total=total, unit=" images")
-  line = "{desc}: {n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left\n"
-  return tqdm(
-    desc=split,
-    total=total,
-    unit=" images",
-    bar_format=line,
-    mininterval=_LINE_EVERY,
-    delay=_LINE_EVERY,
-  )
 
 
 def _default_source(

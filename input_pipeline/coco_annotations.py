@@ -1,5 +1,6 @@
 """COCO instance annotations: the file behind targets and ground-truth instance masks."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 
 from input_pipeline.errors import InputError
-from input_pipeline.row_index import RowIndex
+from input_pipeline.row_index import RowIndex, RowsInMemory
 
 _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categories")}
 
@@ -17,22 +18,24 @@ _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categor
 class CocoAnnotations:
   """An `instances.json`, indexed by annotation and by image; the index lies on disk (`row_index.py`)."""
 
-  def __init__(self, path: str):
+  def __init__(self, source: str | Mapping[str, Any]):
     """Opens the file.
 
     Args:
-      path: a JSON file with COCO's `images` and `annotations`.
+      source: path of a JSON file with COCO's `images` and `annotations`; or what such a file holds.
 
     Raises:
       InputError: the file is missing or is not of that form.
     """
-    self.path = path
-    if not os.path.isfile(path):
+    self.path = path = source if isinstance(source, str) else "that were given"
+    if isinstance(source, str) and not os.path.isfile(source):
       raise InputError(
         f"COCO annotations {path}: no such file; docs/data.md says where to get instances.json"
       )
     try:
-      self._rows = RowIndex(path, _SECTIONS)
+      self._rows = (
+        RowIndex(source, _SECTIONS) if isinstance(source, str) else RowsInMemory(source, _SECTIONS)
+      )
       first = [next(self._rows.rows(section), None) for section in ("images", "annotations")]
     except InputError as error:
       raise InputError(f"COCO annotations: {error}") from error
@@ -64,6 +67,11 @@ class CocoAnnotations:
     raise InputError(
       f"COCO annotations {self.path} know no image {name}; predict without --instances, or keep the file's COCO name"
     )
+
+  def only_image(self) -> int | None:
+    """Returns the id of the only image that there is; None where there are several."""
+    first = list(itertools.islice(self._rows.rows("images"), 2))
+    return first[0]["id"] if len(first) == 1 else None
 
   def of_image(self, image_id: int) -> list[dict[str, Any]]:
     """Returns the annotations of an image, in the file's order; none if it has none."""

@@ -46,21 +46,41 @@ def prepare(
   Raises:
     InputError: an expression is empty.
   """
+  text, was_cut = prepare_text(expressions, tokenizer, max_tokens=max_tokens)
+  photo = prepare_photo(pixels, masks, image_size=image_size, max_instances=max_instances)
   count = len(expressions)
+  return {
+    name: np.repeat(np.asarray(value)[None], count, 0) for name, value in photo.items()
+  } | text, was_cut
+
+
+def prepare_text(
+  expressions: Sequence[str], tokenizer: Tokenizer, *, max_tokens: int
+) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "b"]]:
+  """The part of `prepare` that is about expressions."""
   tokens, num_tokens, was_cut = tokenizer(
     [normalise_text(expression) for expression in expressions], max_tokens
   )
+  return {"tokens": tokens, "num_tokens": num_tokens}, was_cut
+
+
+def prepare_photo(
+  pixels: UInt8[np.ndarray, "h w 3"],
+  masks: Bool[np.ndarray, "k h w"],
+  *,
+  image_size: int,
+  max_instances: int,
+) -> dict[str, np.ndarray]:
+  """The part of `prepare` that is about the photo, of one example."""
   masks = masks[:max_instances]
   planes = pack_planes(masks)
   empty = pack_planes(np.zeros((max_instances, *masks.shape[1:]), bool))
   planes = np.concatenate([planes, empty[len(planes) :]])
-  batch = {
+  return {
     "image": resize_image(pixels, image_size),
     "instances": resize_planes(planes, image_size),
-    "num_instances": np.int32(len(masks)),
+    "num_instances": np.asarray(len(masks), np.int32),
   }
-  batch = {name: np.repeat(np.asarray(value)[None], count, 0) for name, value in batch.items()}
-  return batch | {"tokens": tokens, "num_tokens": num_tokens}, was_cut
 
 
 def read_masks(

@@ -12,9 +12,15 @@ import unicodedata
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from input_pipeline.errors import InputError
+
+MAX_PIXELS = 89_478_485
+"""Of a photo; above it Pillow warns of a decompression bomb. A photo of so many takes 270 MB as RGB."""
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Of the pictures in a folder."""
 
 _FORMAT_CATEGORIES = ("Cc", "Cf", "Co", "Cs")
 _OTHER_SIDE = {
@@ -83,31 +89,54 @@ def exchange_left_right(text: str) -> str:
   return _SIDE.sub(lambda match: match.group(1) + _OTHER_SIDE[match.group(2)], text)
 
 
-def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def decode_image(
+  data: bytes, name: str, *, upright: bool = True, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
   """Decodes any image that Pillow reads to RGB; an alpha channel is dropped, not blended.
 
   Args:
     data: the file's bytes.
     name: what to call the image if it cannot be decoded.
+    upright: turns it as its EXIF says; data sets whose annotations are for the pixels as they are stored say False.
+    max_pixels: a larger one is refused by what its head says, before it is decoded.
 
   Raises:
-    InputError: the bytes are no complete image.
+    InputError: the bytes are no complete image, or one of too many pixels.
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
-      image.load()
-      if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16 bits at 255; the high byte is what other decoders keep.
-        high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(high[:, :, None], 3, axis=2)
-      if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-      return np.array(image.convert("RGB"))
+      return _rgb(image, name, upright, max_pixels)
+  except InputError:
+    raise
   except UnidentifiedImageError as error:
     what = "it is no picture of a known kind" if data else "it is empty"
     raise InputError(f"image {name} cannot be decoded: {what}") from error
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+  except Image.DecompressionBombError as error:
+    raise InputError(
+      f"image {name} has far more than {max_pixels / 1e6:.0f} megapixels; make it smaller"
+    ) from error
+  except (OSError, SyntaxError, TypeError, ValueError) as error:
     raise InputError(f"image {name} cannot be decoded ({error}); is the file complete?") from error
+
+
+def _rgb(
+  image: Image.Image, name: str, upright: bool, max_pixels: int
+) -> UInt8[np.ndarray, "h w 3"]:
+  if image.width * image.height > max_pixels:
+    raise InputError(
+      f"image {name} has {image.width * image.height / 1e6:.0f} megapixels, and {max_pixels / 1e6:.0f} are the most "
+      "that is read; make it smaller"
+    )
+  image.load()
+  if upright:
+    image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I;16") or image.mode == "I":
+    # Pillow clips 16 bits at 255; the high byte is what other decoders keep.
+    high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    return np.repeat(high[:, :, None], 3, axis=2)
+  if image.mode == "P":
+    image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+  return np.array(image.convert("RGB"))
 
 
 def resize_image(
@@ -138,14 +167,27 @@ def resize_planes(
   return rows.take(nearest_indices(width, size), axis=2)
 
 
-def open_image(image: str | os.PathLike | bytes | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-  """Opens a photo from a path, the bytes of a file, or RGB pixels.
+def open_image(
+  image: str | os.PathLike | bytes | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Opens a photo, upright as its EXIF says.
+
+  Args:
+    image: a path, the bytes of a file, an image of Pillow, or RGB pixels.
+    max_pixels: a larger photo is refused; pixels that are given as an array are taken as they are.
 
   Raises:
-    InputError: no such file, no complete image, or an array of another kind.
+    InputError: no such file, no complete image, too many pixels, or an array of another kind.
   """
   if isinstance(image, bytes):
-    return decode_image(image, "of the given bytes")
+    return decode_image(image, "of the given bytes", max_pixels=max_pixels)
+  if isinstance(image, Image.Image):
+    try:
+      return _rgb(image, "that was given", True, max_pixels)
+    except InputError:
+      raise
+    except (OSError, SyntaxError, TypeError, ValueError) as error:
+      raise InputError(f"image that was given cannot be decoded ({error})") from error
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
       raise InputError(
@@ -154,7 +196,7 @@ def open_image(image: str | os.PathLike | bytes | np.ndarray) -> UInt8[np.ndarra
     return image
   try:
     with open(image, "rb") as file:
-      return decode_image(file.read(), str(image))
+      return decode_image(file.read(), str(image), max_pixels=max_pixels)
   except OSError as error:
     raise InputError(f"image {image}: {error.strerror}") from error
 

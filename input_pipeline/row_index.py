@@ -137,3 +137,36 @@ def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any,
         yield section, ids[0], ids[1], json.dumps(row, separators=(",", ":"))
   except (ijson.JSONError, UnicodeDecodeError) as error:
     raise InputError(f"{path}: not a whole JSON file ({error})") from error
+
+
+class RowsInMemory:
+  """The same of what is in memory already."""
+
+  def __init__(self, data: Mapping[str, Any], sections: Mapping[str, str]):
+    """Looks at the rows.
+
+    Args:
+      data: what the file would hold: an object of arrays.
+      sections: see `RowIndex`; arrays that are a key's own.
+
+    Raises:
+      InputError: an array is none, or holds something else than rows.
+    """
+    self._sections = {}
+    for name in sections:
+      rows = data.get(name, [])
+      if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"`{name}` must be a list of objects")
+      self._sections[name] = rows
+
+  def row(self, section: str, row_id: int) -> dict[str, Any] | None:
+    """Returns the row with that `id`, None where there is none."""
+    return next((row for row in self._sections[section] if row.get("id") == row_id), None)
+
+  def of_image(self, section: str, image_id: int) -> list[dict[str, Any]]:
+    """Returns the rows with that `image_id`, in their order."""
+    return [row for row in self._sections[section] if row.get("image_id") == image_id]
+
+  def rows(self, section: str) -> Iterator[dict[str, Any]]:
+    """Yields all rows of an array, in their order."""
+    return iter(self._sections[section])

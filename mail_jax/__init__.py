@@ -1,1 +1,22 @@
-"""Referring image segmentation with one transformer over masks, image and language."""
+"""Referring image segmentation with one transformer over masks, image and language.
+
+```python
+from mail_jax import Segmenter
+```
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from mail_jax.segmenter import Segmentation, Segmenter
+
+__all__ = ["Segmentation", "Segmenter"]
+
+
+def __getattr__(name: str):
+  """The Python API, imported when it is asked for: commands that only print their help need no JAX."""
+  if name in __all__:
+    from mail_jax import segmenter
+
+    return getattr(segmenter, name)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

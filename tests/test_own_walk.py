@@ -1,5 +1,6 @@
 """The page about a user's own data: its commands are run as they stand there, in an empty folder."""
 
+import json
 import os
 import pathlib
 import re
@@ -22,7 +23,7 @@ def blocks(kind: str) -> list[str]:
 @pytest.mark.slow
 def test_the_walk_of_the_page_works_in_an_empty_folder(tmp_path):
   script = "set -e\n" + "".join(blocks("bash"))
-  assert script.count("python -m ") == 7
+  assert script.count("python -m ") == 8
   folder = tmp_path / "empty"
   folder.mkdir()
   environment = os.environ | {
@@ -39,6 +40,9 @@ def test_the_walk_of_the_page_works_in_an_empty_folder(tmp_path):
   assert "mine/val" in done.stdout
   made = {path.name for path in folder.iterdir()}
   assert {"example", "look.png", "data", "mine.py", "runs", "predictions.png", "ring.png"} <= made
+  rows = (folder / "answers" / "predictions.jsonl").read_text().splitlines()
+  lines_asked = (folder / "example" / "mine.jsonl").read_text().splitlines()
+  assert len(rows) == sum(len(json.loads(line)["sentences"]) for line in lines_asked)
 
 
 def test_the_lines_that_the_page_shows_are_right():

@@ -1,6 +1,7 @@
 """Ground-truth instance masks from COCO annotations: the oracle among the providers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,11 +18,11 @@ class CocoInstances:
   trained_on = "ground-truth"
   parallel = True
 
-  def __init__(self, argument: str):
+  def __init__(self, argument: str | Mapping[str, Any]):
     """Reads the annotations.
 
     Args:
-      argument: path of an `instances.json`.
+      argument: path of an `instances.json`, or what such a file holds.
     """
     if not argument:
       raise InputError("--instances coco: which file? Write --instances coco:instances.json")
@@ -30,6 +31,10 @@ class CocoInstances:
   def image_id(self, file_name: str) -> int:
     """Returns the id of an image by the name of its file; an `InputError` where there is none."""
     return self._annotations.find_image(file_name)
+
+  def only_image(self) -> int | None:
+    """Returns the id of the only image that there is; None where there are several."""
+    return self._annotations.only_image()
 
   def propose(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]

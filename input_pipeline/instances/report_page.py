@@ -84,7 +84,9 @@ def draw(picture: Picture) -> np.ndarray:
   """
   record = example.decode_record(picture.fields)
   size = drawing.fitting_size(record.height, record.width, _SIDE)
-  photo = Image.fromarray(preprocess.decode_image(record.image, record.file_name)).resize(size)
+  photo = Image.fromarray(
+    preprocess.decode_image(record.image, record.file_name, upright=False)
+  ).resize(size)
   shape = (len(record.instances.masks), size[1], size[0])
   masks = [drawing.stretch(mask, size) for mask in record.instances.masks]
   return drawing.instance_overlay(

@@ -31,7 +31,7 @@ def stored_upright(data: bytes, path: str) -> tuple[bytes, UInt8[np.ndarray, "h 
   Raises:
     InputError: the bytes are no complete image.
   """
-  pixels = preprocess.decode_image(data, path)
+  pixels = preprocess.decode_image(data, path, upright=False)
   try:
     with Image.open(io.BytesIO(data)) as image:
       orientation = image.getexif().get(ORIENTATION, 1)

@@ -173,7 +173,7 @@ def read_photo(
   if upright:
     data, photo = photo_bytes.stored_upright(data, path)
   else:
-    photo = preprocess.decode_image(data, path)
+    photo = preprocess.decode_image(data, path, upright=False)  # annotations are for what is stored
   if photo.shape[:2] != size:
     raise InputError(
       f"image {path} is {photo.shape[1]} x {photo.shape[0]} pixels, but its annotations are for "

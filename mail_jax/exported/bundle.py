@@ -23,8 +23,8 @@ _SHARED = (
   (
     "preprocess",
     (
-      "_FORMAT_CATEGORIES", "normalise_text", "empty_text", "_without_control", "decode_image", "open_image",
-      "resize_image", "nearest_indices", "resize_planes", "check_instances",
+      "MAX_PIXELS", "_FORMAT_CATEGORIES", "normalise_text", "empty_text", "_without_control", "decode_image", "_rgb",
+      "open_image", "resize_image", "nearest_indices", "resize_planes", "check_instances",
     ),
   ),
   ("records", ("PLANE_BITS", "pack_planes")),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -18,9 +17,10 @@ from PIL import Image
 
 from input_pipeline import drawing, preprocess
 from input_pipeline.errors import InputError
-from input_pipeline.instances import Selected, coco
+from input_pipeline.instances import Selected
 from mail_jax.page import limits, pictures, words
 from mail_jax.page.examples import Masks
+from mail_jax.photo_instances import PhotoInstances
 from mail_jax.segmenter import Segmentation, Segmenter
 
 KEPT_SECONDS = 3600  # what a visitor was shown can be looked at again for so long
@@ -75,9 +75,7 @@ class Answerer:
     self._examples = examples
     self._provider = None if provider_name == "none" else provider
     self._provider_name = provider_name
-    self._one_provider = (
-      threading.Lock()
-    )  # nobody promises that a detector can be called twice at a time
+    self._instances = PhotoInstances()
     self._turns = _Turns()
 
   def __call__(self, photo: str | None, text: str | None, masks_file: str | None) -> list[Answer]:
@@ -101,10 +99,9 @@ class Answerer:
     masks, source = self._find_masks(path, pixels, masks_file)
     place = pathlib.Path(tempfile.mkdtemp(dir=self._folder))
     with self._turns.of_size(*pixels.shape[:2]):
-      results = (self._segmenter(pixels, expression, masks) for expression in expressions)
       return [
         _write(result, source, place, f"{number}-" if len(expressions) > 1 else "")
-        for number, result in enumerate(results, 1)
+        for number, result in enumerate(self._segmenter(pixels, expressions, masks), 1)
       ]
 
   def _find_masks(
@@ -112,25 +109,30 @@ class Answerer:
   ) -> tuple[Bool[np.ndarray, "k h w"] | None, str]:
     """Instance masks of the photo, and where they come from in words."""
     if masks_file:
-      return _read_coco(masks_file, path, pixels), "those of your file"
+      return self._read_coco(masks_file, path, pixels), "those of your file"
     own = self._examples.of(path)
     if own is not None:
       return own, "those that come with this example"
     if self._provider is None:
       return None, ""
-    name = os.path.basename(path)
-    find = getattr(
-      self._provider.provider, "image_id", None
-    )  # of those that look masks up in a file
-    with self._one_provider:
-      try:
-        proposed = self._provider.propose([pixels], [find(name) if find else 0])[0]
-      except InputError as error:
-        if find:
-          return None, ""  # a file of masks knows its own photos only
-        why = _without_folder(str(error), path)
-        raise InputError(f"The instance masks of this photo could not be made: {why}") from error
-    return proposed.masks, f"from {self._provider_name}"
+    try:
+      return self._instances.of(self._provider, pixels, path), f"from {self._provider_name}"
+    except InputError as error:
+      if hasattr(self._provider.provider, "image_id"):
+        return None, ""  # a file of masks knows its own photos only
+      why = _without_folder(str(error), path)
+      raise InputError(f"The instance masks of this photo could not be made: {why}") from error
+
+  def _read_coco(
+    self, masks_file: str, photo: str, pixels: UInt8[np.ndarray, "h w 3"]
+  ) -> Bool[np.ndarray, "k h w"]:
+    """The instances of a photo in a COCO JSON: by its file name, or of the only image there is."""
+    try:
+      return self._instances.of(pathlib.Path(masks_file), pixels, photo)
+    except InputError as error:
+      shown = limits.shorten(os.path.basename(masks_file))
+      why = _without_folder(str(error), masks_file)
+      raise InputError(f"The instance masks in {shown} cannot be used: {why}") from error
 
   def _sweep(self) -> None:
     """Removes answers that are too old to be asked for again."""
@@ -167,31 +169,6 @@ class _Turns:
       with self._change:
         self._inside -= 1
         self._change.notify_all()
-
-
-def _read_coco(
-  masks_file: str, photo: str, pixels: UInt8[np.ndarray, "h w 3"]
-) -> Bool[np.ndarray, "k h w"]:
-  """The instances of a photo in a COCO JSON: by its file name, or of the only image there is."""
-  shown = limits.shorten(os.path.basename(masks_file))
-  try:
-    annotations = coco.CocoInstances(masks_file)
-    image_id = _only_image(masks_file)
-    if image_id is None:
-      image_id = annotations.image_id(os.path.basename(photo))
-    masks = annotations.propose([pixels], [image_id])[0].masks
-  except InputError as error:
-    raise InputError(
-      f"The instance masks in {shown} cannot be used: {_without_folder(str(error), masks_file)}"
-    ) from error
-  return masks
-
-
-def _only_image(masks_file: str) -> int | None:
-  """The id of the image of a COCO JSON that has one alone; None where it has several."""
-  with open(masks_file, encoding="utf-8") as file:
-    images = json.load(file)["images"]
-  return images[0]["id"] if len(images) == 1 else None
 
 
 def _without_folder(message: str, path: str) -> str:

@@ -16,7 +16,6 @@ from input_pipeline.errors import InputError
 from input_pipeline.sources import shapes
 from mail_jax.page.limits import Limits, check_photo
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SCENES, _SIZE = 8, 96
 _SENTENCES = 3  # of an example are typed for the visitor at most
 
@@ -52,14 +51,16 @@ def load(place: str | None, dataset: str, limits: Limits, folder: pathlib.Path) 
     return generated(folder) if dataset == "shapes" else []
   root = pathlib.Path(place)
   if root.is_dir():
-    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in _ENDINGS)
+    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in preprocess.ENDINGS)
     found = [Example(str(path)) for path in paths[: limits.examples]]
   elif root.is_file():
     found = _read_jsonl(root, limits)
   else:
     raise InputError(f"--examples {place}: no such folder or JSONL file")
   if not found:
-    raise InputError(f"--examples {place}: there is no picture ({', '.join(_ENDINGS)}) in it")
+    raise InputError(
+      f"--examples {place}: there is no picture ({', '.join(preprocess.ENDINGS)}) in it"
+    )
   for example in found:
     check_photo(example.path, limits)
   return found

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from input_pipeline import drawing, example, records
+from input_pipeline import drawing, example, preprocess, records
 from input_pipeline.errors import InputError
 from mail_jax.segmenter import Segmentation, Segmenter
 from mail_jax.sentence_rows import Row
@@ -127,7 +127,8 @@ def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: in
   ref = next((ref for ref in record.refs if ref.ref_id == row["ref_id"]), None)
   if ref is None or row["sentence"] not in ref.sentences:
     raise _unknown(row)
-  result = segmenter(record.image, row["sentence"], record.instances.masks)
+  pixels = preprocess.decode_image(record.image, record.file_name, upright=False)
+  result = segmenter(pixels, row["sentence"], record.instances.masks)
   union = int((ref.target | result.mask).sum())
   iou = int((ref.target & result.mask).sum()) / union if union else 1.0
   jpeg, width, height = encode(result, ref.target, limit)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from input_pipeline import plain_json
+from input_pipeline import plain_json, preprocess
 from input_pipeline.errors import InputError
 from input_pipeline.own_data.converters import CATEGORY, Export, Options, Region, coco, texts_in
 from input_pipeline.own_data.converters.brush import decode_brush
@@ -137,7 +137,7 @@ def _image_of(task: Mapping[str, Any]) -> str | None:
     url = urlsplit(text)
     local = parse_qs(url.query).get("d", [""])[0]  # /data/local-files/?d=folder/photo.jpg
     path = local or unquote(url.path)
-    if path.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")):
+    if path.lower().endswith(preprocess.ENDINGS):
       return path.lstrip("/")
   return None
 

@@ -1,0 +1,146 @@
+"""How long somebody waits for a mask, from the file of a photo to the mask at its size:
+
+  python -m benchmarks.latency --checkpoint runs/demo
+  python -m benchmarks.latency --config configs/refcoco.py:unc --config.model.dtype=float32 --rounds 5
+
+`Segmenter` and ONNX Runtime with the same model, exported, and the same preparation take turns on the same photos;
+their masks must agree before anything is timed. With --config the weights are random, which changes no time.
+Needs onnx and onnxruntime (`make extras`).
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from input_pipeline import one_photo, preprocess
+from input_pipeline.errors import InputError, run_command
+from input_pipeline.sources import shapes
+from input_pipeline.tokenizer import SentencePieceTokenizer
+from mail_jax import trained
+from mail_jax.config import load_config, make_model
+from mail_jax.exported import artifacts
+from mail_jax.segmenter import Segmenter
+from mail_jax.train_step import create_state
+
+_TEXTS = tuple(f"the {size} {shape}" for size in ("large", "small") for shape in shapes.SHAPES)
+_MORE = 8  # expressions that are asked of a photo beside the first
+_CLOSE = 1e-3  # of the probability; pixels that are nearer to 0.5 may differ
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--checkpoint", help="a run or an exported model with parameters")
+  parser.add_argument("--config", help="a recipe instead, with random weights")
+  parser.add_argument("--width", type=int, default=640, help="of the photos (default: 640)")
+  parser.add_argument("--height", type=int, default=480, help="of the photos (default: 480)")
+  parser.add_argument("--rounds", type=int, default=15, help="turns of each (default: 15)")
+  args, overrides = parser.parse_known_args(argv)
+  if (args.checkpoint is None) == (args.config is None):
+    raise InputError("give --checkpoint or --config")
+  began = time.perf_counter()
+  model = trained.load(args.checkpoint) if args.checkpoint else _random(args.config, overrides)
+  loaded = time.perf_counter() - began
+  with tempfile.TemporaryDirectory() as folder:
+    figures = measure(model, pathlib.Path(folder), args.width, args.height, args.rounds)
+  print(json.dumps({"load_s": round(loaded, 2)} | figures))
+
+
+def _random(path: str, overrides: list[str]) -> trained.Trained:
+  config = load_config(path, overrides)
+  tokenizer = SentencePieceTokenizer.train(list(_TEXTS), 300)
+  model = make_model(config, tokenizer.vocab_size)
+  from mail_jax.optim import make_optimizer_from
+
+  state = create_state(
+    model, make_optimizer_from(config), config.image_size, config.max_tokens, config.seed
+  )
+  return trained.Trained(config, model, jax.device_put(state.variables), tokenizer, 0)
+
+
+def measure(
+  model: trained.Trained, folder: pathlib.Path, width: int, height: int, rounds: int
+) -> dict[str, Any]:
+  """Returns milliseconds, medians of `rounds` turns, and the ratio of both within a turn."""
+  photos = _photos(folder, width, height)
+  segmenter, peer = Segmenter(model), _onnx(model, folder)
+  masks = np.zeros((4, height, width), bool)
+  for k in range(4):
+    masks[k, 20 + 90 * k : 110 + 90 * k, 30 : width // 2] = True
+  first = _seconds(lambda: segmenter(photos[0], _TEXTS[0], masks))
+  _check(segmenter(photos[0], _TEXTS[0], masks), peer(photos[0], _TEXTS[0], masks))
+  ours, theirs, more = [], [], []
+  for turn in range(rounds):
+    photo, text = photos[turn % len(photos)], _TEXTS[turn % len(_TEXTS)]
+    ours.append(_seconds(lambda p=photo, t=text: segmenter(p, t, masks)))
+    theirs.append(_seconds(lambda p=photo, t=text: peer(p, t, masks)))
+    all_of_them = _seconds(lambda p=photo: segmenter(p, _TEXTS[: _MORE + 1], masks))
+    more.append((all_of_them - ours[-1]) / _MORE)
+  ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+  return {
+    "first_ms": round(1e3 * first),
+    "photo_ms": round(1e3 * statistics.median(ours), 1),
+    "expression_ms": round(1e3 * statistics.median(more), 1),
+    "onnx_ms": round(1e3 * statistics.median(theirs), 1),
+    "times_as_fast": round(statistics.median(ratios), 2),
+  }
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+  began = time.perf_counter()
+  run()
+  return time.perf_counter() - began
+
+
+def _photos(folder: pathlib.Path, width: int, height: int) -> list[str]:
+  """Generated scenes as JPEGs of that size."""
+  paths = []
+  for index in range(4):
+    scene = Image.fromarray(shapes.make_scene("val", 0, index, size=256).image)
+    paths.append(str(folder / f"{index}.jpg"))
+    scene.resize((width, height)).save(paths[-1], quality=92)
+  return paths
+
+
+def _onnx(model: trained.Trained, folder: pathlib.Path) -> Callable[..., np.ndarray]:
+  """The same model in ONNX Runtime, as `run_onnx.py` beside an exported model runs it."""
+  import onnxruntime  # pyright: ignore[reportMissingImports]
+
+  place = folder / "model.onnx"
+  artifacts.write("onnx", place, model.config, model.model, jax.device_get(model.on_one_device()))
+  session = onnxruntime.InferenceSession(place)
+  names = [output.name for output in session.get_outputs()]
+  sizes = {key: model.config[key] for key in ("image_size", "max_instances", "max_tokens")}
+
+  def segment(photo: str, text: str, masks: np.ndarray) -> np.ndarray:
+    pixels = preprocess.open_image(photo)
+    inputs, _ = one_photo.prepare(pixels, [text], masks, model.tokenizer, **sizes)
+    outputs = dict(zip(names, session.run(names, inputs), strict=True))
+    return one_photo.mask_from_logits(
+      outputs["logits"][0], *pixels.shape[:2], outputs.get("no_target", [None])[0]
+    )
+
+  return segment
+
+
+def _check(ours: Any, theirs: np.ndarray) -> None:
+  wrong = (ours.mask != theirs) & (np.abs(ours.probability - 0.5) > _CLOSE)
+  if wrong.any():
+    print(f"the masks differ in {wrong.sum()} pixels", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  run_command(main)

@@ -1,0 +1,281 @@
+"""`predict` on many photos: what it writes, how it goes on, what it refuses; and that all ways give one mask."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_run
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from input_pipeline.errors import InputError
+from input_pipeline.own_data import __main__ as own_data
+from mail_jax import predict
+from mail_jax.page import answers, limits
+from mail_jax.page.examples import Masks
+from mail_jax.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory) -> pathlib.Path:
+  """Five generated photos with lines about them, as a user's own data; not to be changed."""
+  folder = tmp_path_factory.mktemp("own") / "example"
+  own_data.main(["example", "--out", str(folder), "--train", "1", "--val", "4"])
+  return folder
+
+
+@pytest.fixture(scope="module")
+def segmenter(finished_run) -> Segmenter:
+  return Segmenter.load(str(finished_run))
+
+
+def run(finished_run: pathlib.Path, out: pathlib.Path, *more: object) -> None:
+  predict.main(["--checkpoint", str(finished_run), "--out", str(out), *map(str, more)])
+
+
+def rows_of(out: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def mask_of(row: dict) -> np.ndarray:
+  return coco_mask.decode(row["mask"]).astype(bool)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+  }
+
+
+@pytest.fixture(scope="module")
+def answered(finished_run, example, tmp_path_factory) -> pathlib.Path:
+  """What `predict --pairs` writes; not to be changed."""
+  out = tmp_path_factory.mktemp("answers") / "out"
+  run(finished_run, out, "--pairs", example / "mine.jsonl")
+  return out
+
+
+def test_lines_are_answered_with_their_own_instances(segmenter, example, answered):
+  lines = [json.loads(line) for line in (example / "mine.jsonl").read_text().splitlines()]
+  asked = [(n, line, text) for n, line in enumerate(lines, 1) for text in line["sentences"]]
+  instances = {line["image"]: line["instances"] for line in lines if "instances" in line}
+  assert len(instances) == 5 < len(lines)  # they stand in one line of each photo
+  found = rows_of(answered)
+  assert [(row["line"], row["sentence"]) for row in found] == [(n, text) for n, _, text in asked]
+  for row, (_, line, text) in zip(found[:12], asked, strict=False):
+    given = sorted(instances[line["image"]], key=lambda mask: -mask["score"])
+    masks = np.stack([coco_mask.decode(mask["rle"]).astype(bool) for mask in given])
+    result = segmenter(example / line["image"], text, masks)
+    assert row["instances"] == len(masks)
+    np.testing.assert_array_equal(mask_of(row), result.mask)
+    assert row["instance_probability"] == [float(p) for p in result.instance_probability]
+    assert (row["chosen"], row["was_cut"], row["size"]) == (result.chosen, result.was_cut, [96, 96])
+    assert row["area"] == int(result.mask.sum())
+    with Image.open(answered / row["picture"]) as picture:
+      np.testing.assert_array_equal(np.asarray(picture), result.overlay())
+  assert len({row["picture"] for row in found}) == len(found)
+
+
+def test_of_a_folder_every_picture_is_asked_everything(finished_run, segmenter, example, tmp_path):
+  photos = tmp_path / "photos"
+  (photos / "more").mkdir(parents=True)
+  names = sorted(os.listdir(example / "photos"))[:2]
+  (photos / "a.jpg").write_bytes((example / "photos" / names[0]).read_bytes())
+  (photos / "more" / "b.jpg").write_bytes((example / "photos" / names[1]).read_bytes())
+  Image.open(photos / "a.jpg").save(photos / "a.png")
+  (photos / "notes.txt").write_text("no picture")
+  out = tmp_path / "out"
+  run(finished_run, out, "--image", photos, "--text", "the star", "--text", "red")
+  found = rows_of(out)
+  images = ["a.jpg", "a.png", os.path.join("more", "b.jpg")]
+  assert [(r["image"], r["sentence"]) for r in found] == [
+    (image, text) for image in images for text in ("the star", "red")
+  ]
+  for row in found:
+    result = segmenter(photos / row["image"], row["sentence"])
+    np.testing.assert_array_equal(mask_of(row), result.mask)
+    assert (out / row["picture"]).is_file()
+  # A photo that is added later is all that is asked later.
+  before = contents(out)
+  Image.open(photos / "a.png").save(photos / "c.png")
+  run(finished_run, out, "--image", photos, "--text", "the star", "--text", "red")
+  assert [row["image"] for row in rows_of(out)][-2:] == ["c.png", "c.png"]
+  after = contents(out)
+  assert after["predictions.jsonl"].startswith(before["predictions.jsonl"])
+  assert {name: after[name] for name in before if name.endswith(".png")} == {
+    name: data for name, data in before.items() if name.endswith(".png")
+  }
+
+
+def test_a_run_that_was_cut_off_goes_on_and_ends_as_the_undisturbed_one(
+  finished_run, example, answered, tmp_path, monkeypatch
+):
+  out = tmp_path / "out"
+  out.mkdir()
+  whole = contents(answered)
+  lines = whole["predictions.jsonl"].splitlines(keepends=True)
+  # Seven answers, and half of the eighth row, as after a power cut; its picture is there.
+  (out / "settings.json").write_bytes(whole["settings.json"])
+  (out / "predictions.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:40])
+  for line in lines[:8]:
+    name = json.loads(line)["picture"]
+    (out / name).write_bytes(whole[name])
+  asked = []
+  call = Segmenter.__call__
+  monkeypatch.setattr(
+    Segmenter, "__call__", lambda self, image, texts, *more: asked.extend(texts) or call(self, image, texts, *more)
+  )  # fmt: skip
+  run(finished_run, out, "--pairs", example / "mine.jsonl")
+  assert len(asked) == len(lines) - 7
+  assert contents(out) == whole
+  asked.clear()
+  run(finished_run, out, "--pairs", example / "mine.jsonl")
+  assert not asked
+
+
+def test_a_killed_command_loses_nothing(finished_run, example, answered, tmp_path):
+  out = tmp_path / "out"
+  command = [sys.executable, "-m", "mail_jax.predict", "--checkpoint", str(finished_run)]
+  command += ["--pairs", str(example / "mine.jsonl"), "--out", str(out)]
+  killed = subprocess.Popen(command, cwd=tiny_run.CHECKOUT)
+  deadline = time.monotonic() + 120
+  while not (out / "predictions.jsonl").exists() or not (out / "predictions.jsonl").stat().st_size:
+    assert killed.poll() is None, "ended before it could be killed"
+    assert time.monotonic() < deadline
+    time.sleep(0.001)
+  killed.send_signal(signal.SIGSTOP)
+  # A second command does not write into the same folder.
+  with pytest.raises(InputError, match="another command writes into this folder"):
+    run(finished_run, out, "--pairs", example / "mine.jsonl")
+  killed.send_signal(signal.SIGKILL)
+  killed.wait()
+  run(finished_run, out, "--pairs", example / "mine.jsonl")
+  left = {name for name in contents(out) if not pathlib.Path(name).name.startswith(".")}
+  assert left == contents(answered).keys()
+  for row, expected in zip(rows_of(out), rows_of(answered), strict=True):
+    assert (row["line"], row["number"]) == (expected["line"], expected["number"])
+    np.testing.assert_array_equal(mask_of(row), mask_of(expected))
+
+
+def test_answers_of_something_else_are_not_gone_on_with(finished_run, example, answered, tmp_path):
+  other = tmp_path / "other.jsonl"
+  lines = (example / "mine.jsonl").read_text().splitlines()
+  other.write_text("\n".join(lines[:2]))
+  before = contents(answered)
+  for more, what in (
+    (["--pairs", other, "--images", example], "`pairs` was"),
+    (["--pairs", example / "mine.jsonl", "--instances", "none"], "`instances` was None"),
+  ):
+    with pytest.raises(InputError, match=f"holds answers of another run: its {what}.*--overwrite"):
+      run(finished_run, answered, *more)
+  assert contents(answered) == before
+  out = tmp_path / "out"
+  run(finished_run, out, "--pairs", other, "--images", example)
+  (out / "mine.txt").write_text("not ours")
+  run(finished_run, out, "--pairs", example / "mine.jsonl", "--overwrite")
+  assert contents(out) == before | {"mine.txt": b"not ours"}
+  holds = tmp_path / "holds"
+  holds.mkdir()
+  (holds / "a").write_text("")
+  with pytest.raises(InputError, match="the folder holds other files"):
+    run(finished_run, holds, "--pairs", example / "mine.jsonl", "--overwrite")
+
+
+def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, tmp_path, capsys):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  (photos / "a.jpg").write_text("no picture")
+  first = sorted((example / "photos").iterdir())[0]
+  (photos / "b.jpg").write_bytes(first.read_bytes())
+  (photos / "c.jpg").write_bytes(first.read_bytes()[:-200])
+  out = tmp_path / "out"
+  options = ["--image", photos, "--text", "red"]
+  with pytest.raises(InputError, match=r"a\.jpg cannot be decoded: .*--on_error skip goes on"):
+    run(finished_run, out, *options)
+  with pytest.raises(SystemExit, match="1"):
+    run(finished_run, out, *options, "--on_error", "skip")
+  assert [row["image"] for row in rows_of(out)] == ["b.jpg"]
+  told = capsys.readouterr().err
+  assert "skipped: image" in told
+  assert "2 of 3 photos were skipped" in told
+  # What is mended is asked the next time.
+  (photos / "a.jpg").write_bytes(first.read_bytes())
+  (photos / "c.jpg").unlink()
+  run(finished_run, out, *options)
+  assert [row["image"] for row in rows_of(out)] == ["b.jpg", "a.jpg"]
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--image", "photos", "--text", " "], r"is empty; write what to look for"),
+    (["--image", "empty", "--text", "red"], r"--image empty: there is no picture"),
+    (["--image", "photos", "--text", "red", "--mask", "m.png"], r"--mask is for one photo"),
+    (["--image", "photos", "--text", "red", "--out", "photos/o"], r"lies in the folder of photos"),
+    (["--image", "photos/a.png", "--text", "a", "--text", "b"], r"one photo is asked one thing"),
+    (["--pairs", "nowhere.jsonl"], r"nowhere\.jsonl: No such file"),
+    (["--pairs", "void.jsonl"], r"void\.jsonl: it has no line"),
+    (["--pairs", "bad.jsonl"], r"line 1: the key 'sentences' is missing; line 2: .*\(docs/your"),
+    (["--pairs", "out.jsonl"], r"out\.jsonl: line 1: image: .*leaves the folder"),
+    (["--pairs", "fine.jsonl", "--images", "nowhere"], r"--images nowhere: no such folder"),
+    (["--pairs", "fine.jsonl"], r"fine\.jsonl, line 1: image .*gone\.png: No such file"),
+    (["--pairs", "masks.jsonl"], r"line 1: instances.*; --on_error skip"),
+  ],
+)
+def test_what_is_wrong_is_told_and_no_answer_is_written(
+  finished_run, tmp_path, monkeypatch, options, message
+):
+  monkeypatch.chdir(tmp_path)
+  for name in ("photos", "empty"):
+    pathlib.Path(name).mkdir()
+  Image.new("RGB", (20, 20)).save("photos/a.png")
+  pathlib.Path("void.jsonl").touch()
+  pathlib.Path("bad.jsonl").write_text('{"image": "a.png"}\n{"image": 3, "sentences": ["a"]}\n')
+  line = {"image": "photos/a.png", "sentences": ["red"]}
+  pathlib.Path("out.jsonl").write_text(json.dumps(line | {"image": "../a.png"}))
+  pathlib.Path("fine.jsonl").write_text(json.dumps(line | {"image": "gone.png"}))
+  runs = {"size": [9, 9], "counts": [81]}
+  pathlib.Path("masks.jsonl").write_text(json.dumps(line | {"instances": [{"rle": runs}]}))
+  with pytest.raises(InputError, match=message) as caught:
+    run(finished_run, pathlib.Path("out"), *options)
+  assert "\n" not in str(caught.value)
+  assert not list(tmp_path.rglob("*-1.png"))
+  assert not any((tmp_path / "out").glob("*.png"))
+
+
+def test_api_command_and_page_give_the_same_mask(
+  finished_run, segmenter, example, tmp_path, capsys
+):
+  photo, text = next((example / "photos").iterdir()), "the object on the left"
+  masks = np.zeros((2, 96, 96), bool)
+  masks[0, 10:50, 10:40] = masks[1, 60:90, 30:80] = True
+  rows = []
+  for number, mask in enumerate(masks, 1):
+    runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    runs = {"size": [96, 96], "counts": runs["counts"].decode()}
+    rows.append({"id": number, "image_id": 1, "category_id": 1, "segmentation": runs})
+  image = {"id": 1, "file_name": photo.name, "height": 96, "width": 96}
+  file = tmp_path / "instances.json"
+  file.write_text(json.dumps({"images": [image], "annotations": rows, "categories": []}))
+
+  result = segmenter(photo, text, file)
+  assert result.mask.any()
+  picture, mask = tmp_path / "o.png", tmp_path / "m.png"
+  run(
+    finished_run, picture, "--image", photo, "--text", text, "--instances", file, "--mask", mask, "--json", "-"
+  )  # fmt: skip
+  row = json.loads(capsys.readouterr().out)
+  page = answers.Answerer(segmenter, limits.Limits(), tmp_path / "page", Masks([]))
+  (tmp_path / "page").mkdir()
+  (answer,) = page(str(photo), text, str(file))
+  assert np.array_equal(np.asarray(Image.open(mask)) > 0, result.mask)
+  assert np.array_equal(mask_of(row), result.mask)
+  assert np.array_equal(np.asarray(Image.open(answer.mask)) > 0, result.mask)
+  for path in (picture, answer.overlay):
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), result.overlay())
