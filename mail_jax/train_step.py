@@ -260,9 +260,21 @@ def make_train_step(
     variables = {"params": params, "batch_stats": batch_stats}
     averaged = average(state.averaged, variables, ema_decay, state.step)
     metrics["grad_norm"] = optax.global_norm(grads)
-    return TrainState(state.step + 1, variables, averaged, opt_state), metrics
+    new = TrainState(state.step + 1, variables, averaged, opt_state)
+    sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    metrics["skipped_steps"] = 1.0 - sound
+    return keep_where_unsound(sound, new, state), metrics
 
   return train_step
+
+
+def keep_where_unsound(sound: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+  """The new state, or where the update is not sound the old one, at the new step.
+
+  The update reads what is old anyway, so that the choice becomes part of its passes.
+  """
+  kept = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
+  return kept.replace(step=new.step)
 
 
 def find_meant(iou: Float[Array, "b k"]) -> Int[Array, "b"]:
