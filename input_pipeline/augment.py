@@ -37,6 +37,5 @@ def augment(sample: Fields, draws: tf.Tensor, flip: bool, jitter: float) -> Fiel
     "target": target,
     "sentence": sentences[choice],
     "flipped": flipped,
-    "image_id": sample["image_id"],
-    "ref_id": sample["ref_id"],
+    **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
   }

@@ -270,7 +270,7 @@ def fetch(window: list[dict[str, Any]]) -> list[dict[str, float | None]]:
   return [{k: plain(v) for k, v in metrics.items()} for metrics in jax.device_get(window)]
 
 
-def summarise(rows: list[dict[str, float | None]]) -> dict[str, int | float]:
+def summarise(rows: list[dict[str, Any]]) -> dict[str, int | float]:
   """Means over the steps that were made, where there are any, and `skipped_steps`: how many were not."""
   made = [row for row in rows if not row.pop("skipped_steps")]
   means = {name: float(np.mean([row[name] for row in made])) for name in (made[0] if made else ())}
