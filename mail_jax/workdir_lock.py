@@ -21,7 +21,7 @@ def held(workdir: str) -> Iterator[None]:
   """Holds a workdir inside the context; process 0 does it for all processes of a run.
 
   The lock is the system's, on `workdir/in_use`, and goes with the process that holds it, however it ends: the file
-  stays, and says who was there last. A bucket knows no such locks, and two runs are not kept apart there.
+  stays, empty, or with the name of who was killed. A bucket knows no such locks, and two runs are not kept apart there.
 
   Raises:
     InputError: another run holds it, or the folder cannot be made.
@@ -64,7 +64,10 @@ def _locked(folder: pathlib.Path) -> Iterator[None]:
     file.truncate(0)
     file.write(json.dumps(about) + "\n")
     file.flush()
-    yield
+    try:
+      yield
+    finally:
+      file.truncate(0)  # who was killed is still named
 
 
 def _holder(text: str) -> str:
