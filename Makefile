@@ -6,6 +6,7 @@ MINUTES ?= 15
 VENV := .venv
 PY := $(VENV)/bin/python
 BEAM := .venv-beam
+APP := .venv-app
 LIBTPU := .libtpu
 RUN := runs/demo
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
@@ -56,6 +57,19 @@ $(BEAM)/.installed: requirements-beam.txt
 beam: $(BEAM)/.installed  ## the tests on Apache Beam, which this installs apart
 	$(BEAM)/bin/python -m pytest -q -m beam tests/test_prepare_scale.py
 
+# Gradio asks for an older Pillow and a newer huggingface-hub, so it has an environment of its own, too.
+$(APP)/.installed: requirements-app.txt
+	@rm -rf $(APP)
+	$(PYTHON) -m venv $(APP)
+	$(APP)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-app.txt
+	@touch $@
+
+app: $(APP)/.installed  ## the tests of the page, with Gradio, which this installs apart (.venv-app/)
+	$(APP)/bin/python -m pytest -q -m app tests/test_app.py tests/test_app_browser.py
+
+page: $(APP)/.installed  ## the demo's model in the browser
+	$(APP)/bin/python -m mail_jax.app --checkpoint $(RUN)
+
 # JAX looks for chips wherever it can import libtpu, so only who asks for it has it on the path.
 $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 	@rm -rf $(LIBTPU)
@@ -95,7 +109,7 @@ pins: $(READY)  ## the newest versions that pyproject.toml allows, into requirem
 	grep '^[#-]' requirements-dev.txt | cat - $(VENV)/dev.txt > $(VENV)/pins && mv $(VENV)/pins requirements-dev.txt
 
 clean:  ## removes environments and caches; data/ and runs/ stay
-	rm -rf $(VENV) $(BEAM) $(LIBTPU) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow extras beam plan lint demo pins clean
+.PHONY: help setup test test-slow extras beam app page plan lint demo pins clean

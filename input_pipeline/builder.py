@@ -231,16 +231,24 @@ def write_dataset(
 
     download.beam_options = beam_pipeline.parse_options(beam_options)
   with storage.staging(data_dir, name) as folder:
-    builder = ReferringSegmentation(
-      source=source,
-      arguments=arguments,
-      on_beam=beam_options is not None,
-      config=storage.CONFIGS[name],
-      data_dir=folder,
-    )
+    with _quiet_tfds():
+      builder = ReferringSegmentation(
+        source=source,
+        arguments=arguments,
+        on_beam=beam_options is not None,
+        config=_config(name),
+        data_dir=folder,
+      )
     with _quiet_tfds(), _clear_errors(beam_options is not None):
       builder.download_and_prepare(download_config=download)
     storage.write_timing(folder, name, builder.seconds)
+
+
+def _config(name: str) -> tfds.core.BuilderConfig | str:
+  """TFDS's config of a data set: one of its list, or a new one for data of a user's own."""
+  legal = storage.config_name(name)
+  known = storage.CONFIGS.values()
+  return legal if legal in known else tfds.core.BuilderConfig(name=legal)
 
 
 @contextlib.contextmanager
@@ -281,9 +289,5 @@ def open_dataset(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
   """
   folder = storage.open_dir(data_dir, name)
   if not (folder / "dataset_info.json").exists():
-    raise InputError(
-      f"--data_dir {data_dir}: {name} is not prepared there; run "
-      f"`python -m input_pipeline.prepare --dataset {name} --data_dir {data_dir}` first "
-      "(docs/data.md has its other arguments)"
-    )
+    raise storage.not_prepared(data_dir, name)
   return tfds.builder_from_directory(folder)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,15 +34,47 @@ CONFIGS = {
 }
 
 
-def dataset_dir(data_dir: str, name: str) -> str:
-  """Returns the folder of a data set by the name that users know it by.
+_OWN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+def config_name(name: str) -> str:
+  """Returns TFDS's name of a data set by the name that users know it by: any name but ours may be that of their own.
 
   Raises:
-    InputError: there is no data set of that name.
+    InputError: no data set can have that name.
   """
-  if name not in CONFIGS:
-    raise InputError(f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}")
-  return os.path.join(data_dir, BUILDER_NAME, CONFIGS[name], VERSION)
+  if name in CONFIGS:
+    return CONFIGS[name]
+  if not _OWN_NAME.fullmatch(name) or name in CONFIGS.values():
+    raise InputError(
+      f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}, and data of your own has a name of "
+      "letters, digits and _"
+    )
+  return name
+
+
+def dataset_dir(data_dir: str, name: str) -> str:
+  """Returns the folder of a data set by the name that users know it by; it need not be there.
+
+  Raises:
+    InputError: no data set can have that name.
+  """
+  return os.path.join(data_dir, BUILDER_NAME, config_name(name), VERSION)
+
+
+def not_prepared(data_dir: str, name: str) -> InputError:
+  """The error for a data set that is not there."""
+  if name in CONFIGS:
+    return InputError(
+      f"--data_dir {data_dir}: {name} is not prepared there; run "
+      f"`python -m input_pipeline.prepare --dataset {name} --data_dir {data_dir}` first "
+      "(docs/data.md has its other arguments)"
+    )
+  own = [other for other in prepared(data_dir) if other not in CONFIGS]
+  there = f", and of your own in {data_dir} {', '.join(own)}" if own else ""
+  return InputError(
+    f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}{there} (docs/your_own_data.md)"
+  )
 
 
 def open_dir(data_dir: str, name: str) -> epath.Path:
@@ -80,7 +113,10 @@ def write_timing(data_dir: str, name: str, seconds: dict[str, float]) -> None:
 def prepared(data_dir: str) -> list[str]:
   """Returns the names of the data sets that are prepared in a folder, as users know them."""
   folders = {name: open_dir(data_dir, name) for name in CONFIGS}
-  return [name for name, path in folders.items() if (path / "dataset_info.json").is_file()]
+  known = [name for name, path in folders.items() if (path / "dataset_info.json").is_file()]
+  base = folders["shapes"].parent.parent
+  found = sorted(path.parent.parent.name for path in base.glob(f"*/{VERSION}/dataset_info.json"))
+  return known + [name for name in found if name not in CONFIGS.values()]
 
 
 def read_timing(data_dir: str, name: str) -> dict[str, float]:

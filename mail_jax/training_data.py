@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline import storage
 from input_pipeline.tokenizer import (
   SentencePieceTokenizer,
   Tokenizer,
@@ -111,7 +112,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
     )
 
   samples = loader.num_refs(data_dir, config.dataset, "train")
-  if config.dataset in NO_TARGET and not config.model.no_target and distributed.is_main():
+  if _means_nothing(config, data_dir) and not config.model.no_target and distributed.is_main():
     print(
       f"warning: some expressions of {config.dataset} mean nothing, and this model can only say so by an empty mask; "
       "--config.model.no_target=True gives it an output for that",
@@ -120,3 +121,9 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
   return Data(
     tokenizer, train_batches, eval_batches if config.eval_split else None, samples, describe
   )
+
+
+def _means_nothing(config: ConfigDict, data_dir: str) -> bool:
+  """Whether some expressions of the training data mean nothing; data of a user's own says so itself."""
+  said = (storage.read_metadata(data_dir, config.dataset) or {}).get("no_targets", {})
+  return config.dataset in NO_TARGET or said.get("train", 0) > 0

@@ -17,6 +17,7 @@ PROVIDERS = {
   "huggingface": "input_pipeline.instances.huggingface.HuggingFaceInstances",
   "none": "input_pipeline.instances.none.NoInstances",
   "onnx": "input_pipeline.instances.onnx.OnnxInstances",
+  "own": "input_pipeline.instances.own.OwnInstances",
   "results": "input_pipeline.instances.results.DetectionResults",
 }
 """The class of each provider; its module is imported when it is asked for."""

@@ -135,6 +135,10 @@ def check(
 
 
 def _of_unknown(of_coco: int, images: int) -> str:
+  if images and not of_coco:
+    return (
+      f"who made the instance masks, and from which photos it was learned, is unknown; {_SAY_SO}"
+    )
   photos = (
     "these very photos (COCO train2014)"
     if of_coco == images

@@ -75,11 +75,13 @@ def _datasets(data_dir: str, wanted: list[str] | None) -> list[str]:
       "`python -m input_pipeline.prepare` first (docs/data.md)"
     )
   for name in wanted or ():
-    storage.dataset_dir(data_dir, name)
-    if name not in there:
-      raise InputError(
-        f"--dataset {name}: not prepared in {data_dir}; prepared there: {', '.join(there)}"
-      )
+    if name in there:
+      continue
+    if name not in storage.CONFIGS:
+      raise storage.not_prepared(data_dir, name)
+    raise InputError(
+      f"--dataset {name}: not prepared in {data_dir}; prepared there: {', '.join(there)}"
+    )
   return list(dict.fromkeys(wanted or there))
 
 

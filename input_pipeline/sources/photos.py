@@ -11,9 +11,10 @@ from jaxtyping import Bool, UInt8
 from input_pipeline import example, preprocess, records
 from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
 from input_pipeline.errors import InputError
-from input_pipeline.instances import Selected, UnknownImage, open_provider
+from input_pipeline.instances import Selected, UnknownImage, open_provider, own
 from input_pipeline.instances.postprocess import Selection
-from input_pipeline.sources import Made, Skipped, Task, phrasecut_polygons
+from input_pipeline.own_data import masks
+from input_pipeline.sources import Made, Skipped, Task, photo_bytes, phrasecut_polygons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,12 @@ class Photo:
   nothing is meant."""
   rule: str = "coco"
   """What the segmentations are, and which pixels they cover: `coco` (polygons or run lengths, one an annotation, as
-  pycocotools has them) or `phrasecut` (polygons, one list an instance, see `phrasecut_polygons`)."""
+  pycocotools has them), `phrasecut` (polygons, one list an instance, see `phrasecut_polygons`) or `own` (see
+  `own_data.masks.rasterise`)."""
+  upright: bool = False
+  """Whether the annotations are for the photo as its EXIF turns it; otherwise for the pixels as they are stored."""
+  instances: list[dict[str, Any]] | None = None
+  """The instances that the photo comes with, as `OwnInstances` takes them; None where it comes with none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +88,7 @@ class PhotoMaker:
     )
 
   def _make(self, photos: list[Photo]) -> Made:
-    read = [read_photo(photo.path, (photo.height, photo.width)) for photo in photos]
+    read = [read_photo(p.path, (p.height, p.width), upright=p.upright) for p in photos]
     began = time.monotonic()
     found = self._propose([pixels for _, pixels in read], photos)
     seconds = time.monotonic() - began
@@ -95,8 +101,11 @@ class PhotoMaker:
   def _propose(
     self, images: list[UInt8[np.ndarray, "_ _ 3"]], photos: list[Photo]
   ) -> list[records.Instances]:
-    provider = self.provider()
     ids = [photo.image_id for photo in photos]
+    provider = self.provider()
+    if isinstance(provider.provider, own.OwnInstances):
+      given = {photo.image_id: photo.instances or [] for photo in photos}
+      provider = Selected(own.OwnInstances(given=given), self.selection, self.trained_on)
     try:
       found = provider.propose(images, ids)
     except UnknownImage:
@@ -140,12 +149,15 @@ def make_record(photo: Photo, data: bytes, instances: records.Instances) -> reco
   return records.ImageRecord(data, photo.image_id, name, photo.height, photo.width, instances, refs)
 
 
-def read_photo(path: str, size: tuple[int, int]) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
+def read_photo(
+  path: str, size: tuple[int, int], *, upright: bool = False
+) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
   """Returns a photo's bytes and pixels; decoding it whole is the only way to know it is sound.
 
   Args:
     path: a file.
     size: height and width that it must have.
+    upright: whether it is turned as its EXIF says; otherwise its bytes are those of the file.
 
   Raises:
     InputError: the file is missing, damaged, or of another size.
@@ -158,7 +170,10 @@ def read_photo(path: str, size: tuple[int, int]) -> tuple[bytes, UInt8[np.ndarra
       f"image {path}: {error.strerror}; --images names the folder of the photos, and docs/data.md says where to get "
       "them"
     ) from error
-  photo = preprocess.decode_image(data, path)
+  if upright:
+    data, photo = photo_bytes.stored_upright(data, path)
+  else:
+    photo = preprocess.decode_image(data, path)
   if photo.shape[:2] != size:
     raise InputError(
       f"image {path} is {photo.shape[1]} x {photo.shape[0]} pixels, but its annotations are for "
@@ -186,12 +201,18 @@ def _name(photo: Photo, ref: dict[str, Any], number: int) -> str:
   """A segmentation of a ref, for errors."""
   if photo.rule == "coco":
     which = f"COCO annotations {photo.annotations}: annotation {ref['ann_ids'][number]}"
+  elif photo.rule == "own":
+    which = f"{photo.annotations}: target {number + 1}"
   else:
     which = f"{photo.annotations}: instance {number}"
   return f"{which} of ref {ref['ref_id']}"
 
 
-_RULES = {"coco": decode_segmentation, "phrasecut": phrasecut_polygons.decode}
+_RULES = {
+  "coco": decode_segmentation,
+  "phrasecut": phrasecut_polygons.decode,
+  "own": masks.rasterise,
+}
 
 
 @functools.cache

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from input_pipeline import storage
+
 Rows = Mapping[str, np.ndarray]
 Metrics = dict[str, int | float]
 Summary = Callable[[Rows], Iterator[tuple[str, int | float]]]
@@ -81,8 +83,15 @@ SUMMARIES: dict[str, Summary] = {
 
 
 def summarise(dataset: str, rows: Rows) -> dict[str, int | float]:
-  """The metrics of masks that a data set has of its own, by name; empty for all others."""
-  return dict(SUMMARIES[dataset](rows)) if dataset in SUMMARIES else {}
+  """The metrics of masks that a data set has of its own, by name; empty for all others.
+
+  A user's own data has those of gRefCOCO where some of its expressions mean nothing.
+  """
+  if dataset in SUMMARIES:
+    return dict(SUMMARIES[dataset](rows))
+  # Data of a user's own may have expressions that mean nothing, which the other metrics do not speak of.
+  own = dataset not in storage.CONFIGS and bool((rows["area"] == 0).any())
+  return dict(summarise_gres(rows)) if own else {}
 
 
 def with_own(metrics: Metrics, dataset: str, rows: Rows) -> Metrics:

@@ -1,0 +1,38 @@
+"""The command that writes generated scenes as somebody's own data."""
+
+import argparse
+
+from input_pipeline.errors import InputError
+from input_pipeline.own_data import example
+from input_pipeline.sources import shapes
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+  """Adds `example`."""
+  parser = subparsers.add_parser(
+    "example",
+    help="write generated scenes as data of your own, to try everything on",
+    description="Writes a folder with photos, masks and mine.jsonl: generated scenes as if they were yours.",
+  )
+  parser.add_argument(
+    "--out", required=True, metavar="FOLDER", help="must not be there, or be empty"
+  )
+  parser.add_argument("--train", type=int, default=64, help="photos (default: 64)")
+  parser.add_argument("--val", type=int, default=16, help="photos (default: 16)")
+  parser.add_argument(
+    "--size", type=int, default=96, help="side of a photo in pixels (default: 96)"
+  )
+  parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+  parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  if args.train < 1 or args.val < 0:
+    raise InputError(
+      "--train and --val: at least one photo for train, and no fewer than none for val"
+    )
+  if args.size < shapes.MIN_SIZE or args.seed < 0:
+    raise InputError(f"--size is {shapes.MIN_SIZE} or more, and --seed not negative")
+  counts = example.write(args.out, args.train, args.val, args.size, args.seed)
+  print(f"wrote {args.out}/{example.FILE}: {counts['lines']} lines for {counts['photos']} photos")

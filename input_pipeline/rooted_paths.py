@@ -1,0 +1,25 @@
+"""Paths that a file names and that must stay inside a folder."""
+
+import os
+
+from input_pipeline.errors import InputError
+
+
+def inside(root: str, path: str, name: str) -> str:
+  """Returns the real path of what `path` names inside `root`; it need not be there.
+
+  Args:
+    root: a folder.
+    path: relative to it.
+    name: what to call the path in errors.
+
+  Raises:
+    InputError: the path is absolute, or leaves the folder by `..` or through a link.
+  """
+  if not path or "\0" in path or os.path.isabs(path):
+    raise InputError(f"{name} {path!r}: write a path relative to {root}")
+  real_root = os.path.realpath(root)
+  real = os.path.realpath(os.path.join(real_root, path))
+  if os.path.commonpath([real_root, real]) != real_root:
+    raise InputError(f"{name} {path!r} leaves the folder {root}")
+  return real

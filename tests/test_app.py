@@ -1,0 +1,290 @@
+"""The page of `mail_jax.app`, over HTTP, on a real server."""
+
+import concurrent.futures
+import contextlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import page_server
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from input_pipeline.errors import InputError
+from input_pipeline.sources import shapes
+
+pytestmark = pytest.mark.app
+gradio_client = pytest.importorskip("gradio_client", reason="`make app` installs Gradio")
+pytest.importorskip("gradio", reason="`make app` installs Gradio")
+
+TEXT = "the leftmost star"
+
+
+@pytest.fixture(scope="module")
+def server(finished_run, tmp_path_factory):
+  with page_server.running(finished_run, tmp_path_factory.mktemp("page")) as found:
+    yield found
+
+
+@pytest.fixture(scope="module")
+def client(server):
+  return gradio_client.Client(server.url, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def segmenter(finished_run):
+  from mail_jax.segmenter import Segmenter
+
+  return Segmenter.load(str(finished_run))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> list[pathlib.Path]:
+  """Files of four generated scenes that are no examples of the page, of three sizes."""
+  folder = tmp_path_factory.mktemp("photos")
+  paths = []
+  for index, size in enumerate((96, 96, 140, 64)):
+    paths.append(folder / f"photo {index}.png")
+    Image.fromarray(shapes.make_scene("testA", 3, index, size).image).save(paths[-1])
+  return paths
+
+
+def segment(client, photo, text=TEXT, masks=None):
+  """What the page answers: pictures as arrays, and the summary."""
+  handle = gradio_client.handle_file
+  which, _, overlay, summary, mask, instances = client.predict(
+    photo and handle(str(photo)), text, masks and handle(str(masks)), api_name="/segment"
+  )
+  return {
+    "which": which,
+    "overlay": np.asarray(Image.open(_path(overlay))),
+    "mask": np.asarray(Image.open(_path(mask))),
+    "summary": summary,
+    "instances": _value(instances),
+  }
+
+
+def _value(update):
+  return update.get("value") if isinstance(update, dict) and "__type__" in update else update
+
+
+def _path(given) -> str:
+  given = _value(given)
+  return given["path"] if isinstance(given, dict) else given
+
+
+def coco_file(path: pathlib.Path, masks: np.ndarray, name: str) -> pathlib.Path:
+  height, width = masks.shape[1:]
+  rows = []
+  for k, mask in enumerate(masks):
+    runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    runs = {"size": runs["size"], "counts": runs["counts"].decode()}
+    rows.append({"id": k + 1, "image_id": 5, "category_id": 1, "segmentation": runs})
+  image = {"id": 5, "file_name": name, "height": height, "width": width}
+  data = {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "thing"}]}
+  path.write_text(json.dumps(data))
+  return path
+
+
+def test_the_page_answers_what_segmenter_answers_bit_for_bit(client, segmenter, photos):
+  for photo in photos:
+    expected = segmenter(str(photo), TEXT)
+    found = segment(client, photo)
+    np.testing.assert_array_equal(found["mask"] > 0, expected.mask)
+    np.testing.assert_array_equal(found["overlay"], expected.overlay())
+    assert f"{expected.mask.mean():.1%}" in found["summary"] or not expected.mask.any()
+
+
+def test_masks_in_a_coco_file_are_what_the_model_chooses_from(client, segmenter, photos, tmp_path):
+  masks = shapes.make_scene("testA", 3, 0, 96).targets
+  # It is the only photo of the file, whatever it is called there.
+  found = segment(client, photos[0], TEXT, coco_file(tmp_path / "own.json", masks, "any.png"))
+  # Masks are passed on as the providers sort them: all are equally sure, the larger first.
+  ordered = masks[np.argsort(-masks.sum((1, 2)), kind="stable")]
+  expected = segmenter(str(photos[0]), TEXT, ordered)
+  np.testing.assert_array_equal(found["overlay"], expected.overlay())
+  assert len(found["instances"]) == len(masks) and "your file" in found["summary"]
+
+
+def test_an_example_brings_its_instance_masks_along(client, segmenter, tmp_path):
+  scene = shapes.make_scene("val", 7, 0, 96)
+  Image.fromarray(scene.image).save(tmp_path / "scene.png")
+  found = segment(client, tmp_path / "scene.png")
+  expected = segmenter(scene.image, TEXT, scene.instances.masks)
+  assert len(found["instances"]) == len(expected.instances) > 0
+  np.testing.assert_array_equal(found["overlay"], expected.overlay())
+  assert "come with this example" in found["summary"]
+
+
+def test_every_bad_input_gets_its_sentence_and_the_next_request_an_answer(
+  client, segmenter, photos, tmp_path
+):
+  expected = segmenter(str(photos[0]), TEXT).overlay()
+  for photo, text, message in page_server.bad_inputs(tmp_path, photos[0]):
+    with pytest.raises(Exception) as refused:
+      segment(client, photo, text)
+    said = str(refused.value)
+    assert message in said and "\n" not in said.strip() and "/tmp" not in said, said
+    np.testing.assert_array_equal(segment(client, photos[0])["overlay"], expected)
+
+
+@pytest.mark.parametrize("what", ["size", "name", "form", "json"])
+def test_wrong_masks_get_a_sentence(client, photos, tmp_path, what):
+  masks = np.zeros((1, 96, 96) if what != "size" else (1, 50, 40), bool)
+  masks[0, 5:20, 5:30] = True
+  path = coco_file(tmp_path / "own.json", masks, "other.png" if what == "name" else "photo 0.png")
+  if what == "name":
+    data = json.loads(path.read_text())
+    data["images"].append({"id": 6, "file_name": "third.png", "height": 96, "width": 96})
+    path.write_text(json.dumps(data))
+  if what == "form":
+    path.write_text("[1, 2, 3]")
+  if what == "json":
+    path.write_text("no JSON at all")
+  with pytest.raises(Exception, match=r"The instance masks in own\.json cannot be used") as refused:
+    segment(client, photos[0], TEXT, path)
+  assert "/tmp" not in str(refused.value)
+
+
+def test_twenty_requests_at_a_time_are_all_answered_and_memory_stays(server, segmenter, photos):
+  expected = [segmenter(str(photo), TEXT).overlay() for photo in photos]
+  clients = [gradio_client.Client(server.url, verbose=False) for _ in range(20)]
+
+  def ask(number: int) -> None:
+    found = segment(clients[number], photos[number % len(photos)])
+    np.testing.assert_array_equal(found["overlay"], expected[number % len(photos)])
+
+  with concurrent.futures.ThreadPoolExecutor(20) as pool:
+    list(pool.map(ask, range(20)))  # whatever is allocated once is allocated now
+    before = server.memory()
+    for _ in range(3):
+      list(pool.map(ask, range(20)))
+  after = server.memory()
+  print(f"resident memory: {before:.0f} MB before, {after:.0f} MB after 60 requests")
+  assert after - before < 60
+
+
+def test_who_finds_the_queue_full_is_asked_to_come_back(finished_run, photos, tmp_path):
+  with page_server.running(finished_run, tmp_path, "--max_queue", "1") as server:
+    clients = [gradio_client.Client(server.url, verbose=False) for _ in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+      asked = [pool.submit(segment, client, photos[0]) for client in clients]
+      refused = [str(done.exception()) for done in asked if done.exception()]
+    assert 0 < len(refused) < 8
+    assert all("Queue is full" in message for message in refused), refused
+    assert segment(clients[0], photos[0])["mask"].shape == (96, 96)
+
+
+@pytest.mark.parametrize(
+  "path",
+  [
+    "file=/etc/passwd",
+    "file=../../../../etc/passwd",
+    "file=%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "file=/proc/self/environ",
+    f"file={page_server.CHECKOUT}/pyproject.toml",
+    "file=pyproject.toml",
+    "file=http://127.0.0.1:9/",
+    "file=https://example.invalid/a.png",
+    "file/etc/passwd",
+    "proxy=http://127.0.0.1:9/",
+    "stream/../../etc/passwd",
+    "run/segment",
+    "call/segment",
+    "custom_component/../../etc/passwd",
+    "openapi.json",
+    "deep_link",
+    "vibe-code/",
+  ],
+)
+def test_no_file_of_the_server_can_be_read_and_no_other_address_answers(server, path):
+  status, body = server.ask(f"/gradio_api/{path}")
+  assert status in (403, 404) and b"root:" not in body and b"mail_jax" not in body
+
+
+def test_an_upload_can_only_be_named_by_whoever_uploaded_it_here(server, client, photos):
+  number = next(
+    n for n, d in enumerate(client.config["dependencies"]) if d["api_name"] == "segment"
+  )
+  uploaded = _named(json.loads(server.upload(photos[0]))[0])
+  assert _done(server, number, [uploaded, TEXT, None])["success"]
+  elsewhere = ("/etc/passwd", str(photos[0]), str(page_server.CHECKOUT / "pyproject.toml"))
+  for path in (*elsewhere, "https://127.0.0.1:9/a.png", "/gradio_api/file=/etc/passwd"):
+    for data in ([_named(path), TEXT, None], [uploaded, TEXT, _named(path)]):
+      said = _done(server, number, data)
+      assert not said["success"] and "root:" not in json.dumps(said), path
+
+
+def _named(path: str) -> dict:
+  return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def _done(server, number: int, data: list) -> dict:
+  """The last word of the server about a request that is made by hand."""
+  asked = {"data": data, "fn_index": number, "session_hash": "byhand"}
+  head = {"Content-Type": "application/json"}
+  status, body = server.ask("/gradio_api/queue/join", json.dumps(asked).encode(), **head)
+  assert status == 200, body
+  _, stream = server.ask("/gradio_api/queue/data?session_hash=byhand")
+  messages = [json.loads(line[5:]) for line in stream.split(b"\n") if line.startswith(b"data:")]
+  return next(message for message in messages if message["msg"] == "process_completed")
+
+
+def test_large_uploads_and_large_requests_are_refused(server):
+  edge = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+  head = {"Content-Type": "multipart/form-data; boundary=x"}
+  body = edge + b"0" * 26_000_000 + b"\r\n--x--\r\n"
+  with contextlib.suppress(ConnectionError, OSError):  # it may hang up before all was sent
+    assert server.ask("/gradio_api/upload", body, **head)[0] == 413
+  assert server.ask("/gradio_api/upload", edge + b"0" * 1000 + b"\r\n--x--\r\n", **head)[0] == 200
+  asked = json.dumps({"data": ["x" * 300_000], "fn_index": 0, "session_hash": "a"}).encode()
+  head = {"Content-Type": "application/json"}
+  with contextlib.suppress(ConnectionError, OSError):
+    assert server.ask("/gradio_api/queue/join", asked, **head)[0] == 413
+
+
+def test_expressions_are_text_wherever_they_are_shown(client, photos):
+  text = "<img src=x onerror=alert(1)><script>alert(2)</script> **bold** the star"
+  found = segment(client, photos[0], text)
+  assert "<img" not in found["summary"] and "<script" not in found["summary"]
+  assert "&lt;img src=x onerror=alert(1)&gt;" in found["summary"]
+  with pytest.raises(Exception) as refused:
+    segment(client, photos[0], "<b>" * 400)
+  assert "<b>" not in str(refused.value)
+
+
+def test_the_page_names_no_font_or_script_of_another_host(server):
+  status, body = server.ask("/")
+  assert status == 200
+  for host in (b"fonts.googleapis", b"fonts.gstatic", b"cdnjs", b"jsdelivr", b"unpkg"):
+    assert host not in body
+
+
+def test_nothing_is_left_when_the_page_ends(finished_run, photos, tmp_path):
+  with page_server.running(finished_run, tmp_path) as server:
+    segment(gradio_client.Client(server.url, verbose=False), photos[0])
+    assert list(tmp_path.glob("mail_jax_app_*/answers/*/mask.png"))
+  assert not list(tmp_path.glob("mail_jax_app_*"))
+
+
+def test_a_port_that_is_taken_is_said_in_a_line(server, finished_run):
+  from mail_jax import app
+
+  port = server.url.rpartition(":")[2]
+  command = [
+    sys.executable,
+    "-m",
+    "mail_jax.app",
+    "--checkpoint",
+    str(finished_run),
+    "--port",
+    port,
+  ]
+  done = subprocess.run(command, cwd=page_server.CHECKOUT, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.strip().count("\n") == 0
+  assert f"--port {port}" in done.stderr
+  with pytest.raises(InputError, match="--max_queue 0"):
+    app.main(["--checkpoint", str(finished_run), "--max_queue", "0"])

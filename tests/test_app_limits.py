@@ -1,0 +1,53 @@
+"""What the page takes and says, without Gradio."""
+
+import sys
+
+import pytest
+from PIL import Image, ImageFile
+
+from input_pipeline.errors import InputError
+from mail_jax import app
+from mail_jax.page import examples, limits, words
+
+ALLOWED = limits.Limits()
+
+
+def test_without_gradio_it_says_how_to_install_it(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, "gradio", None)
+  with pytest.raises(InputError, match=r'pip install "mail_jax\[app\]"'):
+    app.main(["--checkpoint", str(tmp_path)])
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+  decoded = []
+  monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
+  for size in ((8000, 5000), (20_000, 20_000)):
+    path = tmp_path / "large.png"
+    Image.new("1", size).save(path)
+    with pytest.raises(InputError, match=r"large\.png has .* megapixels, and this page takes up"):
+      limits.check_photo(str(path), ALLOWED)
+  assert not decoded
+
+
+def test_a_kind_of_picture_that_starts_programs_is_not_opened(tmp_path):
+  path = tmp_path / "drawing.jpg"
+  Image.new("RGB", (8, 8)).save(path, "EPS")
+  with pytest.raises(InputError, match="is not a picture that can be opened here"):
+    limits.check_photo(str(path), ALLOWED)
+
+
+def test_an_expression_is_a_line():
+  assert limits.read_expressions("a star\n\n  the cup \r\n", ALLOWED) == ["a star", "the cup"]
+
+
+def test_the_name_of_a_model_is_text():
+  assert "<b>" not in words.title("<b>run", "best", 1, "shapes")
+
+
+def test_an_example_outside_the_folder_of_its_file_is_refused(tmp_path):
+  home = tmp_path / "home"
+  home.mkdir()
+  Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+  (home / "list.jsonl").write_text('{"image": "../a.png", "sentences": ["x"]}\n')
+  with pytest.raises(InputError, match=r"line 1: image \.\./a\.png is not below the folder"):
+    examples.load(str(home / "list.jsonl"), "refcoco_unc", ALLOWED, tmp_path)

@@ -1,0 +1,251 @@
+"""A user's own data as a data set: what `prepare` makes of lines is what they say."""
+
+import io
+import json
+
+import numpy as np
+import own_files
+import pytest
+import tensorflow as tf
+import tiny_run
+from own_files import SQUARE, line, write_lines, write_photo
+from PIL import Image, ImageDraw, ImageOps
+from pycocotools.coco import COCO
+
+from input_pipeline import example, loader, prepare, storage, stored_records
+from input_pipeline.errors import InputError
+from input_pipeline.own_data import __main__ as command
+from mail_jax import evaluate, train
+from mail_jax.evaluators import generalized
+
+
+def records_of(data_dir, name, split):
+  found = map(example.decode_record, stored_records.read(str(data_dir), name, split))
+  return sorted(found, key=lambda record: record.file_name)
+
+
+def decoded(record):
+  """The pixels that training sees."""
+  return tf.io.decode_jpeg(record.image, channels=3, dct_method="INTEGER_ACCURATE").numpy()
+
+
+def make(folder, *rows, more=(), name="mine.jsonl"):
+  """Prepares lines, and returns the folder of the data."""
+  path = write_lines(folder / name, *rows)
+  data_dir = folder / "data"
+  prepare.main(["--dataset", f"jsonl:{path}", "--data_dir", str(data_dir), *more])
+  return data_dir
+
+
+def test_lines_of_an_image_become_one_record_a_split(tmp_path):
+  for name in "ab":
+    write_photo(tmp_path / f"{name}.png", seed=ord(name))
+  rows = [
+    line("a.png", sentences=["One", "two"]),
+    line("b.png", split="val", ref_id=77),
+    line("a.png", target=None, sentences=["nothing"]),
+    line("a.png", split="night", target=[SQUARE, {"polygons": [[0, 0, 9, 0, 9, 9]]}]),
+  ]
+  data = make(tmp_path, *rows)
+  (a,) = records_of(data, "mine", "train")
+  assert [ref.sentences for ref in a.refs] == [("One", "two"), ("nothing",)]
+  assert [ref.ref_id for ref in a.refs] == [1, 3]
+  assert [bool(ref.target.any()) for ref in a.refs] == [True, False]
+  assert a.image == (tmp_path / "a.png").read_bytes()
+  assert a.instances.source == "none"
+  ((b,), (night,)) = records_of(data, "mine", "val"), records_of(data, "mine", "night")
+  assert [ref.ref_id for ref in b.refs] == [77]
+  assert night.image_id == a.image_id != b.image_id
+  assert night.refs[0].target.sum() > a.refs[0].target.sum()
+  assert loader.splits(str(data), "mine") == ["train", "val", "night"]
+  assert storage.prepared(str(data)) == ["mine"]
+  metadata = storage.read_metadata(str(data), "mine") or {}
+  assert metadata["no_targets"] == {"train": 1, "val": 0, "night": 0}
+
+
+def test_instances_are_those_of_the_lines_best_first(tmp_path):
+  for name in "ab":
+    write_photo(tmp_path / f"{name}.png")
+  other = {"polygons": [[15, 3, 25, 3, 25, 13]]}
+  instances = [SQUARE | {"score": 0.2, "category": 4}, other | {"score": 0.9}]
+  rows = [line(), line(instances=instances), line("b.png")]
+  a, b = records_of(make(tmp_path, *rows, more=["--trained_on", "other"]), "mine", "train")
+  assert a.instances.scores.tolist() == pytest.approx([0.9, 0.2])
+  assert a.instances.categories.tolist() == [0, 4]
+  assert np.array_equal(a.instances.masks[1], a.refs[0].target)
+  assert (a.instances.source, a.instances.trained_on) == ("own", "other")
+  assert len(b.instances.masks) == 0
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+def test_photos_are_stored_as_they_stand_and_their_targets_fit(tmp_path, orientation):
+  picture = Image.new("RGB", (40, 24), "black")
+  ImageDraw.Draw(picture).rectangle((4, 3, 15, 8), fill="white")
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  picture.save(tmp_path / "a.jpg", exif=exif, quality=100)
+  with Image.open(tmp_path / "a.jpg") as stored:
+    upright = np.asarray(ImageOps.exif_transpose(stored))
+  target = upright[..., 0] > 128
+  Image.fromarray(target).save(tmp_path / "m.png")
+  (record,) = records_of(make(tmp_path, line("a.jpg", target={"png": "m.png"})), "mine", "train")
+  assert (record.height, record.width) == upright.shape[:2]
+  assert decoded(record) == pytest.approx(upright, abs=1)
+  assert np.array_equal(record.refs[0].target, target)
+  untouched = record.image == (tmp_path / "a.jpg").read_bytes()
+  assert untouched == (orientation == 1)
+
+
+@pytest.mark.parametrize(("ending", "mode"), [("webp", "RGB"), ("tiff", "RGB"), ("jpg", "CMYK")])
+def test_photos_of_any_kind_are_stored_as_what_training_decodes(tmp_path, ending, mode):
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+  Image.fromarray(pixels).convert(mode).save(tmp_path / f"a.{ending}")
+  (record,) = records_of(make(tmp_path, line(f"a.{ending}")), "mine", "train")
+  with Image.open(tmp_path / f"a.{ending}") as image:
+    expected = np.asarray(image.convert("RGB"))
+  assert np.array_equal(decoded(record), expected)
+
+
+def test_nothing_is_written_where_a_line_is_wrong(tmp_path):
+  write_photo(tmp_path / "a.png")
+  with pytest.raises(InputError, match=r"2 problems in 2 lines, the first: line 2: .*validate"):
+    make(tmp_path, line(), line("none.png"), line(sentences=[]))
+  assert not (tmp_path / "data").exists()
+
+
+def test_wrong_lines_and_broken_photos_can_be_left_out(tmp_path, capsys):
+  write_photo(tmp_path / "a.png")
+  write_photo(tmp_path / "big.jpg", (200, 300))
+  whole = (tmp_path / "big.jpg").read_bytes()
+  (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+  rows = [line(), line("none.png"), "{", line("half.jpg"), line(target=None)]
+  data = make(tmp_path, *rows, more=["--on_error", "skip"])
+  (record,) = records_of(data, "mine", "train")
+  assert [ref.ref_id for ref in record.refs] == [1, 5]
+  printed = capsys.readouterr()
+  assert "left out: line 2: image: " in printed.out
+  assert "left out: line 3: " in printed.out
+  assert "left out of train: 1 images" in printed.out
+  assert "2 lines of" in printed.err
+  with pytest.raises(InputError, match="2 problems"):
+    make(tmp_path, "{", "[", more=["--on_error", "skip", "--overwrite"])
+
+
+def test_an_image_in_two_splits_is_warned_of(tmp_path, capsys):
+  write_photo(tmp_path / "a.png")
+  make(tmp_path, line(), line(split="val"))
+  assert "a.png is in val, and line 1 has it in train: leakage" in capsys.readouterr().err
+
+
+def test_a_data_set_has_a_name_of_its_own(tmp_path):
+  write_photo(tmp_path / "a.png")
+  data = make(tmp_path, line(), name="my-photos v2.jsonl")
+  assert storage.prepared(str(data)) == ["my_photos_v2"]
+  make(tmp_path, line(), more=["--name", "Other"])
+  assert storage.prepared(str(data)) == ["Other", "my_photos_v2"]
+  for name, told in (("shapes", "another data set"), ("a b", "cannot be called")):
+    with pytest.raises(InputError, match=told):
+      make(tmp_path, line(), more=["--name", name])
+  with pytest.raises(InputError, match="cannot be called 'refcocoplus_unc'"):
+    make(tmp_path, line(), more=["--name", "refcocoplus_unc"])
+  with pytest.raises(InputError, match=r"of your own in .* Other, my_photos_v2"):
+    loader.splits(str(data), "mine")
+
+
+def test_the_same_again_is_nothing_to_do_and_another_file_is_refused(tmp_path, capsys):
+  write_photo(tmp_path / "a.png")
+  make(tmp_path, line())
+  make(tmp_path, line())
+  assert "nothing to do" in capsys.readouterr().out
+  with pytest.raises(InputError, match="made otherwise"):
+    make(tmp_path, line(sentences=["another"]))
+
+
+@pytest.mark.parametrize(
+  ("more", "told"),
+  [
+    (["--refer_root", "refer"], "--refer_root is not for"),
+    (["--train_scenes", "3"], "--train_scenes is not for"),
+  ],
+)
+def test_options_of_other_data_sets_are_refused(tmp_path, capsys, more, told):
+  with pytest.raises(SystemExit):
+    make(tmp_path, line(), more=more)
+  assert told in capsys.readouterr().err
+
+
+def test_masks_that_are_looked_up_need_ids_of_images(tmp_path):
+  write_photo(tmp_path / "a.png")
+  own_files.write_coco(tmp_path / "coco.json")
+  spec = ["--instances", f"coco:{tmp_path / 'coco.json'}"]
+  with pytest.raises(InputError, match="have no image_id"):
+    make(tmp_path, line(), more=spec)
+  (record,) = records_of(make(tmp_path, line(image_id=1), more=spec), "mine", "train")
+  assert len(record.instances.masks) == 2
+
+
+def test_photos_with_the_names_of_coco_are_known_to_be_coco_s(tmp_path):
+  write_photo(tmp_path / "COCO_train2014_000000000009.jpg")
+  write_photo(tmp_path / "a.jpg", seed=1)
+  rows = [line("COCO_train2014_000000000009.jpg", split="val"), line("a.jpg", split="val")]
+  rows[0]["instances"] = [SQUARE]
+  data = make(tmp_path, *rows, more=["--trained_on", "coco"])
+  warning = evaluate.recall_instances(str(data), "mine/val")["warning"]
+  assert "trained on COCO, and 1 of these 2 photos" in warning
+
+
+def test_targets_by_annotation_are_coco_s_own(tmp_path, realdata):
+  path = realdata / "coco/annotations/instances_train2014.json"
+  coco = COCO(str(path))
+  chosen = [row for row in coco.loadAnns(coco.getAnnIds(iscrowd=False)) if row["area"] > 500][::300]
+  rows = [
+    line(
+      coco.imgs[row["image_id"]]["file_name"],
+      image_id=row["image_id"],
+      target={"ann_id": row["id"]},
+      ref_id=row["id"],
+    )
+    for row in chosen
+  ]
+  more = ["--images", str(realdata / "coco/train2014"), "--annotations", str(path)]
+  records = records_of(make(tmp_path, *rows, more=more), "mine", "train")
+  targets = {ref.ref_id: ref for record in records for ref in record.refs}
+  assert len(targets) == len(chosen) > 5
+  for row in chosen:
+    assert targets[row["id"]].ann_ids == (row["id"],)
+    assert np.array_equal(targets[row["id"]].target, coco.annToMask(row).astype(bool))
+
+
+def test_the_example_is_trained_on_and_evaluated_by_its_name(tmp_path, capsys):
+  command.main(["example", "--out", str(tmp_path / "ex"), "--train", "10", "--val", "4"])
+  data, run = str(tmp_path / "data"), tmp_path / "run"
+  path = tmp_path / "ex" / "mine.jsonl"
+  prepare.main(["--dataset", f"jsonl:{path}", "--trained_on", "nothing", "--data_dir", data])
+  train.main(tiny_run.arguments(data, run, "--config.dataset=mine", "--config.steps=4"))
+  capsys.readouterr()
+  common = ["--checkpoint", str(run), "--data_dir", data]
+  evaluate.main([*common, "--data", "mine", "--json", str(tmp_path / "m.json")])
+  metrics = json.loads((tmp_path / "m.json").read_text())
+  said = [json.loads(text) for text in path.read_text().splitlines()]
+  sentences = sum(len(row["sentences"]) for row in said if row["split"] == "val")
+  assert metrics["mine/val"]["sentences"] == sentences
+  assert "warning" not in capsys.readouterr().out
+
+
+def test_data_with_expressions_that_mean_nothing_has_their_metrics():
+  counts = {"intersection": [5, 0], "union": [10, 0], "area": [8, 0]}
+  rows = {key: np.array(values) for key, values in counts.items()}
+  assert {"N-acc", "gIoU"} <= set(generalized.summarise("mine", rows))
+  assert generalized.summarise("shapes", rows) == {}
+  assert generalized.summarise("mine", {k: v[:1] for k, v in rows.items()}) == {}
+
+
+def test_look_draws_what_is_meant(tmp_path):
+  write_photo(tmp_path / "a.png", (200, 200))
+  square = {"polygons": [[50, 50, 150, 50, 150, 150, 50, 150]]}
+  path = write_lines(tmp_path / "mine.jsonl", line(target=square))
+  command.main(["look", path, "--out", str(tmp_path / "look.png")])
+  with Image.open(io.BytesIO((tmp_path / "look.png").read_bytes())) as sheet:
+    pixels = np.asarray(sheet.convert("RGB")).astype(float)
+  inside, outside = pixels[80:180, 80:180].mean((0, 1)), pixels[15:50, 15:50].mean((0, 1))
+  assert inside[2] - inside[0] > 60 > abs(outside[2] - outside[0])
