@@ -127,7 +127,7 @@ def _onnx(model: trained.Trained, folder: pathlib.Path) -> Callable[..., np.ndar
   def segment(photo: str, text: str, masks: np.ndarray) -> np.ndarray:
     pixels = preprocess.open_image(photo)
     inputs, _ = one_photo.prepare(pixels, [text], masks, model.tokenizer, **sizes)
-    outputs = dict(zip(names, session.run(names, inputs), strict=True))
+    outputs: dict[str, Any] = dict(zip(names, session.run(names, inputs), strict=True))
     return one_photo.mask_from_logits(
       outputs["logits"][0], *pixels.shape[:2], outputs.get("no_target", [None])[0]
     )

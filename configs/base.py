@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
   c.eval_sentences = 0  # of the split, in training; 0 is all of it, so that `best` is the best
   c.save_every = 500  # steps
   c.log_every = 50  # steps
+  # An update whose loss or gradient is not finite is skipped; so many in a row end the run. 0 never ends it.
+  c.max_skipped_steps = 10
   c.best_metric = "mIoU"
 
   c.model = ConfigDict()
@@ -88,7 +90,7 @@ def get_config() -> ConfigDict:
   c.optimizer.b2 = 0.98
   c.optimizer.eps = 1e-8
   c.optimizer.weight_decay = 0.02
-  c.optimizer.clip = 5.0  # global norm
+  c.optimizer.clip = 5.0  # largest global norm of the gradient; longer ones are scaled down to it
   # Ordered (regex, value) rules; the first that is found in a parameter's path decides.
   c.optimizer.lr_scale = (("^decoder|^mask_gain", 4.0), (".*", 1.0))  # 0 freezes
   c.optimizer.decay_rules = (("(kernel|words/embedding)$", 1.0), (".*", 0.0))

@@ -37,4 +37,5 @@ def augment(sample: Fields, draws: tf.Tensor, flip: bool, jitter: float) -> Fiel
     "target": target,
     "sentence": sentences[choice],
     "flipped": flipped,
+    **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
   }

@@ -93,6 +93,7 @@ def train_batches(
   threads: int = 2,
   process_index: int = 0,
   process_count: int = 1,
+  with_meta: bool = False,
 ) -> Iterator[Fields]:
   """Yields batches without end: every ref once an epoch, with a random sentence of its own.
 
@@ -121,6 +122,7 @@ def train_batches(
     threads: worker threads of the pipeline.
     process_index: which process this is; each reads its own share of the records.
     process_count: how many processes there are.
+    with_meta: adds `meta` to a batch, a list that says of each row which sample it is.
 
   Returns:
     Batches of `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s], `num_instances` int32
@@ -171,7 +173,9 @@ def train_batches(
     record_reader.raise_undecodable(source, suspects, decode)
 
   batches = _iterate(dataset.with_options(record_reader.options(threads)), source, blame)
-  return prefetch(_finish_train(batch, tokenizer, max_instances, lengths) for batch in batches)
+  return prefetch(
+    _finish_train(batch, tokenizer, max_instances, lengths, with_meta) for batch in batches
+  )
 
 
 def _row_lengths(
@@ -193,7 +197,7 @@ def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
 
 
 def _finish_train(
-  batch: Fields, tokenizer: Tokenizer, max_instances: int, lengths: Sequence[int]
+  batch: Fields, tokenizer: Tokenizer, max_instances: int, lengths: Sequence[int], with_meta: bool
 ) -> Fields:
   texts = [text.decode() for text in batch.pop("sentence")]
   flipped = batch.pop("flipped")
@@ -201,6 +205,12 @@ def _finish_train(
     exchange_left_right(text) if mirrored else text
     for text, mirrored in zip(texts, flipped, strict=True)
   ]
+  ids = {name: batch.pop(name).tolist() for name in ("image_id", "ref_id")}
+  if with_meta:
+    columns = ids | {"sentence": texts, "flipped": flipped.tolist()}
+    batch["meta"] = [
+      dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+    ]
   tokens, num_tokens, _ = tokenizer(texts, lengths[-1])
   length = next(length for length in lengths if length >= num_tokens.max())
   return batch | {

@@ -113,6 +113,8 @@ def pick(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
     **{key: record[key] for key in ("image", "instances", "num_instances")},
     "target": record_reader.resize_target(target, shape.image_size),
     "sentences": record["normalised"][start : start + record["count"][ref]],
+    "image_id": record["image_id"],
+    "ref_id": record["ref_id"][ref],
   }
 
 
@@ -131,6 +133,9 @@ class Cache:
   start: tf.Tensor
   count: tf.Tensor
   sentences: tf.Tensor
+  image_id: tf.Tensor
+  """int64 [n]; `ref_id` int64 [refs]."""
+  ref_id: tf.Tensor
 
 
 def load(source: Source, shape: Shape, threads: int) -> Cache:
@@ -148,11 +153,11 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
   instances = _aligned_empty((count, shape.planes, size, size), np.uint16)
   num_instances = np.empty(count, np.int32)
   targets = _aligned_empty((sizes.refs, target_bytes), np.uint8)
-  counts, sentences = [], []
+  counts, sentences, image_ids, ref_ids = [], [], [], []
 
   def decoded(example: tf.Tensor) -> Fields:
     record = record_reader.parse(example)
-    texts = {key: record[key] for key in ("normalised", "count")}
+    texts = {key: record[key] for key in ("normalised", "count", "image_id", "ref_id")}
     return record_reader.decode_all(record, shape) | texts
 
   dataset = record_reader.read(source).map(decoded, num_parallel_calls=threads).prefetch(threads)
@@ -166,6 +171,8 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
     done += len(bits)
     counts.append(record["count"])
     sentences.extend(record["normalised"])
+    image_ids.append(record["image_id"])
+    ref_ids.append(record["ref_id"])
   per_ref = np.concatenate(counts)
   return Cache(
     image=_shared(image),
@@ -176,6 +183,8 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
     start=tf.constant(np.cumsum(per_ref) - per_ref),
     count=tf.constant(per_ref),
     sentences=tf.constant(sentences),
+    image_id=tf.constant(np.array(image_ids, np.int64)),
+    ref_id=tf.constant(np.concatenate(ref_ids)),
   )
 
 
@@ -221,6 +230,8 @@ def cached(cache: Cache, key: int, start: int, threads: int) -> tf.data.Dataset:
       "num_instances": cache.num_instances[record],
       "target": tf.reshape(target[: size * size], [size, size]),
       "sentences": cache.sentences[start : start + cache.count[ref]],
+      "image_id": cache.image_id[record],
+      "ref_id": cache.ref_id[ref],
     }
 
   refs_in_order = tf.data.Dataset.range(first, tf.int64.max).flat_map(one_epoch)

@@ -24,7 +24,7 @@ def describe(result: Segmentation) -> dict[str, Any]:
   """What a row says of an answer (docs/predict.md has the table)."""
   from pycocotools import mask as coco_mask
 
-  encoded = coco_mask.encode(np.asfortranarray(result.mask.astype(np.uint8)))
+  encoded: Any = coco_mask.encode(np.asfortranarray(result.mask.astype(np.uint8)))
   area = int(result.mask.sum())
   return {
     "sentence": result.expression,

@@ -15,6 +15,7 @@ from mail_jax.models.mail import MaIL
 
 # Keys that configs of before do not have, with what the code of then did.
 ADDED = {
+  "max_skipped_steps": 10,
   "loader.expressions_per_image": 1,
   "loader.text_lengths": [],
   "model.scan": False,
@@ -86,7 +87,9 @@ def from_json(data: dict[str, Any]) -> ConfigDict:
   filled = dict(data)
   for path, value in ADDED.items():
     part, _, key = path.partition(".")
-    if part in filled:
+    if not key:
+      filled.setdefault(path, value)
+    elif part in filled:
       filled[part] = {key: value} | filled[part]
   return ConfigDict({key: tuples(value) for key, value in filled.items()})
 

@@ -102,7 +102,7 @@ class Segmenter:
     return cls(trained.load(workdir, which))
 
   @overload
-  def __call__(
+  def __call__(  # pyright: ignore[reportOverlappingOverload]  # text is a sequence of texts too
     self, image: Photo, expression: str, instances: photo_instances.Given = None
   ) -> Segmentation: ...
 

@@ -4,6 +4,7 @@ Start the same command again after any interruption: it goes on from the last ch
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mail_jax import checkpoint, chips, distributed, flops, sharding
+from mail_jax import checkpoint, chips, distributed, flops, sharding, workdir_lock
 from mail_jax.budget import Budget, steps_from
 from mail_jax.config import load_config, to_json
 from mail_jax.evaluators import generalized
@@ -27,6 +28,7 @@ from mail_jax.pretrained import initialise
 from mail_jax.program import build_program
 from mail_jax.progress import Progress, duration
 from mail_jax.same_run import check_same, move_old
+from mail_jax.skipped import Skipped
 from mail_jax.train_step import TrainState
 from mail_jax.training_data import Batch, Data, open_data
 
@@ -43,7 +45,8 @@ class Trainer:
       data: what to train on.
 
     Raises:
-      InputError: the workdir holds a run with another config or tokenizer, or the config asks for what cannot be.
+      InputError: the workdir holds a run with another config or tokenizer, or is in use by one, or the config asks
+        for what cannot be.
     """
     self.goodput, self.preemption = Goodput(), Preemption()
     self.rate = Rate(self.goodput, config.batch_size)
@@ -59,17 +62,30 @@ class Trainer:
     new = not distributed.agree(checkpoint.exists(workdir))
     loaded = initialise.load(config, shapes.variables["params"]) if config.init and new else {}
     # Up to here, whatever is wrong with the config has been refused and nothing was written.
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(workdir_lock.held(workdir))
+      self._open(workdir, shapes, loaded)
+      self._held = stack.pop_all()  # until `run` ends
+
+  def _open(self, workdir: str, shapes: TrainState, loaded: dict[str, np.ndarray]) -> None:
+    """Opens the checkpoints and the log, and makes or restores the state."""
+    config, data = self.config, self.data
     self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
     latest = self.checkpoints.latest()
     # What a line of the log will be the mean of; a run that ends within one leaves it to the next.
     self.window: list[dict[str, jax.Array | float]] = []
+    # The update that was started last, and whether it is skipped.
+    self.waiting: tuple[int, jax.Array] | None = None
+    skipped: dict[str, int] = {}
     if latest is None:
       self.state = self.program.create()
     else:
       meta = self.checkpoints.meta(latest)
       check_same(meta, config, data.tokenizer, workdir)
       self.budget.steps, self.window = meta["steps"], meta["window"]
+      skipped = meta.get("skipped", {})
       self.state = self.checkpoints.restore(latest, shapes)
+    self.skipped = Skipped(workdir, config.max_skipped_steps, skipped)
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
     if loaded:
@@ -89,6 +105,10 @@ class Trainer:
 
   def run(self) -> dict[str, int | float]:
     """Trains to the end, or until it is asked to end; returns the last evaluation."""
+    with self._held:
+      return self._run()
+
+  def _run(self) -> dict[str, int | float]:
     with self.preemption.watch():
       step, metrics = self.start_step, self._catch_up()
       if self.budget.steps and step >= self.budget.steps:
@@ -137,7 +157,7 @@ class Trainer:
         batch = next(batches)
       lr = learning_rate_from(config, step, budget.steps)
       with self.goodput.spend("step"):
-        self._step(batch, lr)
+        self._step(step, batch, lr)
       if budget.after(step):
         self.progress.line(f"{budget.steps} steps fit into {config.minutes:g} minutes")
       done = budget.steps > 0 and step + 1 >= budget.steps
@@ -153,12 +173,25 @@ class Trainer:
         return step + 1, metrics
     raise AssertionError("a count does not end")
 
-  def _step(self, batch: Batch, lr: float) -> None:
+  def _step(self, step: int, batch: Batch, lr: float) -> None:
+    """Starts one update, and waits for the one before."""
     spread = sharding.global_batch(self.program.mesh, batch)
     self.state, new = self.program.step(self.state, spread, np.float32(lr))
-    if self.window:
-      jax.block_until_ready(self.window[-1])  # one step ahead of the device, no more
+    if self.waiting:  # one step ahead of the device, no more
+      self._count_skipped()
     self.window.append(new)
+    self.waiting = (step + 1, new["skipped_steps"])
+
+  def _count_skipped(self) -> None:
+    """Waits for the last update, and looks whether it was made."""
+    if self.waiting:
+      (step, skipped), self.waiting = self.waiting, None
+      self.skipped.after(step, bool(skipped), self._describe)
+
+  def _describe(self, steps: list[int]) -> list[Any]:
+    """Which samples were in the batches of these steps, of all processes."""
+    own = self.data.describe(steps) if self.data.describe else [{"step": step} for step in steps]
+    return [row for rows in distributed.everyone(own) for row in rows]
 
   def _announce(self) -> None:
     parameters = sum(x.size for x in jax.tree.leaves(self.state.variables["params"]))
@@ -169,8 +202,9 @@ class Trainer:
 
   def _log(self, step: int, lr: float) -> None:
     with self.goodput.spend("step"):
-      fetched, self.window = fetch(self.window, step), []
-    values = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+      self._count_skipped()
+      fetched, self.window = fetch(self.window), []
+    values = summarise(fetched)
     rate, wait = self.rate.lap(step)
     values |= {"lr": lr, "samples_per_second": rate, "data_wait": wait}
     values |= {"mfu": rate / self.peak_rate} if self.peak_rate else {}
@@ -179,8 +213,10 @@ class Trainer:
     left = duration((steps - step) * self.config.batch_size / rate) if steps else "?"
     of = f"/{steps}" if steps else ""
     used = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
+    loss = f"{values['loss']:.4f}" if "loss" in values else "none"
+    skipped = f"  {values['skipped_steps']} skipped" if values["skipped_steps"] else ""
     self.progress.line(
-      f"step {step}{of}  loss {values['loss']:.4f}  {rate:.0f} samples/s{used}  data wait {wait:.1%}  {left} left"
+      f"step {step}{of}  loss {loss}{skipped}  {rate:.0f} samples/s{used}  data wait {wait:.1%}  {left} left"
     )
 
   def _evaluate(self, step: int) -> dict[str, int | float] | None:
@@ -208,12 +244,14 @@ class Trainer:
 
   def _save(self, step: int, metrics: dict[str, int | float] | None) -> None:
     with self.goodput.spend("checkpoint"):
+      self._count_skipped()
       meta = {
         "config": to_json(self.config),
         "tokenizer": checkpoint.pack_bytes(self.data.tokenizer.to_bytes()),
         "steps": self.budget.steps,
         "data_position": step,
-        "window": fetch(self.window, step),
+        "window": fetch(self.window),
+        "skipped": self.skipped.meta(),
       }
       self.progress.flush()
       self.checkpoints.save(step, self.state, meta, metrics)
@@ -223,19 +261,20 @@ class _Interrupted(Exception):
   """The run was asked to end during an evaluation."""
 
 
-def fetch(window: list[dict[str, Any]], step: int) -> list[dict[str, float]]:
-  """Metrics of the last steps as numbers of the host, which JSON keeps to the last bit.
+def fetch(window: list[dict[str, Any]]) -> list[dict[str, float | None]]:
+  """Metrics of the last steps as numbers of the host, which JSON keeps to the last bit; None is not finite."""
 
-  Raises:
-    FloatingPointError: a loss is not finite.
-  """
-  rows = [{k: float(v) for k, v in metrics.items()} for metrics in jax.device_get(window)]
-  for number, row in enumerate(rows, step - len(rows) + 1):
-    if not math.isfinite(row["loss"]):
-      raise FloatingPointError(
-        f"the loss is {row['loss']} at step {number}; lower config.optimizer.lr"
-      )
-  return rows
+  def plain(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+  return [{k: plain(v) for k, v in metrics.items()} for metrics in jax.device_get(window)]
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, int | float]:
+  """Means over the steps that were made, where there are any, and `skipped_steps`: how many were not."""
+  made = [row for row in rows if not row.pop("skipped_steps")]
+  means = {name: float(np.mean([row[name] for row in made])) for name in (made[0] if made else ())}
+  return means | {"skipped_steps": len(rows) - len(made)}
 
 
 def peak_rate(config: ConfigDict) -> float | None:
@@ -278,7 +317,8 @@ def main(argv: list[str] | None = None) -> None:
   distributed.initialize(args)
   data = open_data(config, args.data_dir)
   if args.move_old:
-    move_old(args.workdir, config, data.tokenizer)
+    with workdir_lock.held(args.workdir):
+      move_old(args.workdir, config, data.tokenizer)
   Trainer(config, args.workdir, data).run()
 
 

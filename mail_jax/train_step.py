@@ -255,11 +255,20 @@ def make_train_step(
       model, change_light(batch), keys[0], instance_dropout, all_instances_dropout
     )
     grads, (metrics, batch_stats) = gradients(state.variables, batch, keys[1])
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.variables["params"])
-    params = jax.tree.map(lambda p, u: p + lr * u, state.variables["params"], updates)
-    variables = {"params": params, "batch_stats": batch_stats}
-    averaged = average(state.averaged, variables, ema_decay, state.step)
     metrics["grad_norm"] = optax.global_norm(grads)
+    sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    metrics["skipped_steps"] = 1.0 - sound
+
+    def where_sound(new: Tree, old: Tree) -> Tree:
+      return jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
+
+    # Each part keeps what is old by itself: choosing between whole states would hold one of them longer.
+    old = state.variables
+    updates, opt_state = optimizer.update(grads, state.opt_state, old["params"])
+    params = jax.tree.map(lambda p, u: p + lr * jnp.where(sound, u, 0), old["params"], updates)
+    variables = {"params": params, "batch_stats": where_sound(batch_stats, old["batch_stats"])}
+    averaged = average(state.averaged, variables, ema_decay, state.step, sound)
+    opt_state = where_sound(opt_state, state.opt_state)
     return TrainState(state.step + 1, variables, averaged, opt_state), metrics
 
   return train_step
@@ -270,7 +279,12 @@ def find_meant(iou: Float[Array, "b k"]) -> Int[Array, "b"]:
   return jnp.where(iou.max(1) > 0.5, jnp.argmax(iou, 1), iou.shape[1])
 
 
-def average(old: Tree, new: Tree, decay: float, step: Int[Array, ""]) -> Tree:
-  """Exponential moving average, with a shorter memory at the beginning: decay <= (1 + step) / (10 + step)."""
-  keep = jnp.minimum(decay, (1 + step) / (10 + step))
+def average(
+  old: Tree, new: Tree, decay: float, step: Int[Array, ""], sound: Bool[Array, ""] | bool = True
+) -> Tree:
+  """Exponential moving average, with a shorter memory at the beginning: decay <= (1 + step) / (10 + step).
+
+  Where the update is not sound it stays as it was.
+  """
+  keep = jnp.where(sound, jnp.minimum(decay, (1 + step) / (10 + step)), 1.0)
   return jax.tree.map(lambda o, n: o + (1 - keep) * (n - o), old, new)

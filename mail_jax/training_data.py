@@ -32,12 +32,14 @@ class Data:
     train: gives the endless batches from a step on; batch n depends on n alone.
     evaluate: starts one pass over the sentences that judge the model; None for no evaluation.
     samples: of one epoch; needed where the config counts in epochs.
+    describe: says of steps, counted from 1, which samples this process had in their batches; None where nobody knows.
   """
 
   tokenizer: Tokenizer
   train: Callable[[int], Iterator[Batch]]
   evaluate: Callable[[], Iterable[Any]] | None = None
   samples: int = 0
+  describe: Callable[[list[int]], list[dict[str, Any]]] | None = None
 
 
 def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -68,7 +70,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
   shared: dict[str, Any] = {k: config[k] for k in ("image_size", "max_instances", "max_tokens")}
   shared |= {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-  def train_batches(start_step: int) -> Iterator[Batch]:
+  def train_batches(start_step: int, with_meta: bool = False) -> Iterator[Batch]:
     return loader.train_batches(
       data_dir,
       config.dataset,
@@ -77,6 +79,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       text_lengths=config.loader.text_lengths,
       seed=config.seed,
       start_step=start_step,
+      with_meta=with_meta,
       flip=config.augment.flip,
       jitter=config.augment.jitter,
       cache=config.loader.cache,
@@ -85,6 +88,17 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       threads=config.loader.threads,
       **shared,
     )
+
+  def describe(steps: list[int]) -> list[dict[str, Any]]:
+    found = []
+    batches = train_batches(steps[0] - 1, with_meta=True)
+    for step, batch in zip(range(steps[0], steps[-1] + 1), batches, strict=False):
+      first = (step - 1) * len(
+        batch["meta"]
+      )  # of this process, whose samples have numbers of their own
+      named = [{"position": first + row} | sample for row, sample in enumerate(batch["meta"])]
+      found.append({"step": step, "process": jax.process_index(), "samples": named})
+    return found
 
   def eval_batches() -> Iterator[Batch]:
     return loader.eval_batches(
@@ -104,7 +118,9 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       "--config.model.no_target=True gives it an output for that",
       flush=True,
     )
-  return Data(tokenizer, train_batches, eval_batches if config.eval_split else None, samples)
+  return Data(
+    tokenizer, train_batches, eval_batches if config.eval_split else None, samples, describe
+  )
 
 
 def _means_nothing(config: ConfigDict, data_dir: str) -> bool:

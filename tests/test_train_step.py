@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import tiny_model
 
-from mail_jax import train_step
+from mail_jax import sharding, train_step
+from mail_jax.program import build_program
 
 
 def test_what_is_meant_is_the_best_instance_over_one_half_or_none():
@@ -32,3 +35,36 @@ def test_dropout_leaves_out_instances_and_whole_examples_as_often_as_told():
   assert abs((~kept.any(1)).mean() - (0.1 + 0.9 * 0.2**4)) < 0.01
   assert abs(kept.mean() - 0.8 * 0.9) < 0.01
   assert not train_step.drop_instances(jax.random.key(0), ~valid, 0.2, 0.1).any()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step(accumulate):
+  config = tiny_model.make_config(slots=4)
+  config.accumulate, config.batch_size, config.vocab_size = accumulate, 8, tiny_model.VOCAB
+  program = build_program(config, tiny_model.VOCAB, sharding.make_mesh(**config.mesh))
+  inputs = tiny_model.make_inputs(config, 8)
+  batch = {key: inputs[key] for key in ("image", "tokens", "num_tokens")} | {
+    "instances": inputs["planes"],
+    "num_instances": np.full(8, 4, np.int32),
+    "target": np.zeros((8, 32, 32), bool),
+    "weight": np.ones(8, np.float32),
+    "light": np.ones((8, 3), np.float32),
+  }
+  state, metrics = program.step(program.create(), batch, np.float32(1e-3))
+  assert metrics["skipped_steps"] == 0
+  before = jax.device_get(state)
+  # One sample of the second half alone is not finite.
+  broken = batch | {"weight": np.array([1, 1, 1, 1, 1, 1, np.nan, 1], np.float32)}
+  state, metrics = program.step(state, broken, np.float32(1e-3))
+  after = jax.device_get(state)
+  assert metrics["skipped_steps"] == 1
+  assert (before.step, after.step) == (1, 2)
+  for name in ("variables", "averaged", "opt_state"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+  # The next one is made again.
+  state, metrics = program.step(state, batch, np.float32(1e-3))
+  assert metrics["skipped_steps"] == 0
+  changed = jax.tree.map(
+    lambda a, b: (a != b).any(), jax.device_get(state.variables), after.variables
+  )
+  assert any(jax.tree.leaves(changed))

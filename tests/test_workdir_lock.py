@@ -1,0 +1,77 @@
+"""Who trains into a folder has it to themselves."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from input_pipeline.errors import InputError
+from mail_jax import train, workdir_lock
+
+# Holds a folder until it is killed.
+_HOLDER = """
+import sys, time
+from mail_jax import workdir_lock
+with workdir_lock.held(sys.argv[1]):
+  print("held", flush=True)
+  time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """A process that holds `tmp_path`."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", _HOLDER, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=tiny_run.CHECKOUT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == "held\n"
+  yield process
+  process.kill()
+  process.wait()
+
+
+def test_a_second_run_is_told_who_holds_the_folder_and_changes_nothing(
+  holder, shapes_data, tmp_path
+):
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  told = rf"in use by another run \(host {socket.gethostname()}, pid {holder.pid}, since 20\d\d-"
+  for more in ((), ("--move_old",)):
+    with pytest.raises(InputError, match=told):
+      train.main(tiny_run.arguments(shapes_data, tmp_path, *more))
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_folder_of_a_killed_run_is_free(holder, tmp_path):
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  assert str(holder.pid) in (tmp_path / workdir_lock.FILE).read_text()
+  with workdir_lock.held(str(tmp_path)):
+    assert str(os.getpid()) in (tmp_path / workdir_lock.FILE).read_text()
+
+
+def test_a_holder_that_is_half_written_still_holds(tmp_path):
+  with workdir_lock.held(str(tmp_path)):
+    (tmp_path / workdir_lock.FILE).write_text('{"host": "a')
+    with (
+      pytest.raises(InputError, match="who is not known"),
+      workdir_lock.held(str(tmp_path)),
+    ):
+      pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  with (
+    pytest.raises(InputError, match=r"--workdir .*/file/run: .* \(Not a directory\)"),
+    workdir_lock.held(str(tmp_path / "file" / "run")),
+  ):
+    pass
