@@ -128,9 +128,9 @@ def _onnx(model: trained.Trained, folder: pathlib.Path) -> Callable[..., np.ndar
     pixels = preprocess.open_image(photo)
     inputs, _ = one_photo.prepare(pixels, [text], masks, model.tokenizer, **sizes)
     outputs: dict[str, Any] = dict(zip(names, session.run(names, inputs), strict=True))
-    return one_photo.mask_from_logits(
-      outputs["logits"][0], *pixels.shape[:2], outputs.get("no_target", [None])[0]
-    )
+    height, width = pixels.shape[:2]
+    nothing = outputs.get("no_target", [None])[0]
+    return one_photo.mask_from_logits(outputs["logits"][0], height, width, nothing)
 
   return segment
 

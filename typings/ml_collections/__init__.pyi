@@ -1,4 +1,4 @@
-# ml_collections has no types that say what a config holds, and what is inferred of it depends on the order of the files.
+# ml_collections says nothing of what a config holds, and what is inferred depends on the order of the files.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
