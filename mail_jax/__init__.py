@@ -1,1 +1,3 @@
 """Referring image segmentation with one transformer over masks, image and language."""
+
+__version__ = "0.1.0"

@@ -6,7 +6,6 @@ With instance masks: --instances coco:instances.json (the photo is found in it b
 model still answers, from image and text alone.
 """
 
-import argparse
 import os
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from input_pipeline import drawing, preprocess
 from input_pipeline import instances as providers
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import run_command
 from mail_jax import trained
 from mail_jax.segmenter import Segmenter
@@ -29,9 +29,7 @@ def find_instances(spec: str, path: str, image: np.ndarray) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_parser("mail_jax.predict", __doc__)
   trained.add_arguments(parser)
   parser.add_argument("--image", required=True, help="the photo")
   parser.add_argument("--text", required=True, help="what to look for")
