@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     default="127.0.0.1",
     help="the address to listen at; 0.0.0.0 lets others in (default: 127.0.0.1, this machine alone)",
   )
-  parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+  parser.add_argument(
+    "--port", type=int, default=7860, help="the port to listen at (default: 7860)"
+  )
   parser.add_argument(
     "--root_path",
     default="",

@@ -86,7 +86,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     metavar="FILE.jsonl",
     help="rows that `evaluate --samples` wrote for this checkpoint",
   )
-  parser.add_argument("--out", metavar="OUT.html", help="(default: W/report.html)")
+  parser.add_argument("--out", metavar="OUT.html", help="the page (default: W/report.html)")
   parser.add_argument(
     "--count",
     type=int,

@@ -289,10 +289,14 @@ def main(argv: list[str] | None = None) -> None:
   """The command."""
   parser = command_parser("mail_jax.pretrained.vilt", __doc__)
   parser.add_argument(
-    "--checkpoint", required=True, help="a folder or a file; see the docs of `load`"
+    "--checkpoint",
+    required=True,
+    help="a folder of Hugging Face, or a file: its weights, or an original checkpoint of Lightning",
   )
-  parser.add_argument("--vocab", metavar="VOCAB.txt", help="where none lies beside the weights")
-  parser.add_argument("--out", required=True, metavar="OUT.safetensors")
+  parser.add_argument(
+    "--vocab", metavar="VOCAB.txt", help="BERT's vocabulary (default: the one beside the weights)"
+  )
+  parser.add_argument("--out", required=True, metavar="OUT.safetensors", help="what is written")
   args = parser.parse_args(argv)
   if not args.out.endswith(".safetensors"):
     raise InputError(f"--out {args.out}: the name must end in .safetensors")
