@@ -1,4 +1,7 @@
-"""Two models on the same sentences, from what `evaluate --samples` wrote: `evaluate --compare A.jsonl B.jsonl`."""
+"""Two models on the same sentences, from what `evaluate --samples` wrote:
+
+python -m mail_jax.evaluate --compare demo.jsonl other.jsonl --json difference.json
+"""
 
 import json
 import math

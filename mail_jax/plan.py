@@ -186,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     "--effort",
     choices=tuple(ahead.EFFORTS),
     default="full",
-    help="full: as training compiles. quick: a quarter of the time, as much memory, more traffic with HBM",
+    help="full (default): as training compiles. quick: a quarter of the time, as much memory, more traffic with HBM",
   )
   parser.add_argument("--json", metavar="OUT", help="write what was found to a file")
   return parser

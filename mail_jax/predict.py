@@ -34,7 +34,10 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--image", required=True, help="the photo")
   parser.add_argument("--text", required=True, help="what to look for")
   parser.add_argument(
-    "--instances", default="none", metavar="NAME:ARGUMENT", help="where instance masks come from"
+    "--instances",
+    default="none",
+    metavar="NAME:ARGUMENT",
+    help="where instance masks come from: docs/instances.md (default: none)",
   )
   parser.add_argument("--out", required=True, help="the photo with the mask over it")
   parser.add_argument("--mask", help="the mask alone, white on black, at the photo's size")

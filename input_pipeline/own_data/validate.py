@@ -1,7 +1,7 @@
 """Tells everything that is wrong with a file of lines; exit code 2 where anything is.
 
 python -m input_pipeline.own_data validate mine.jsonl
-python -m input_pipeline.own_data validate mine.jsonl --images photos --whole
+python -m input_pipeline.own_data validate mine.jsonl --whole --all
 """
 
 import argparse
