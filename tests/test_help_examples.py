@@ -35,7 +35,7 @@ CHANGED = {
   "safetensors,stablehlo,saved_model,onnx": "safetensors",  # the others: tests/test_export.py
 }
 # They train, or draw a hundred pictures.
-SLOW = ("runs/paper", "--html report.html")
+SLOW = ("runs/paper", "--html report.html", "mail_jax.report")
 
 
 def _marked() -> Iterator[object]:
