@@ -11,8 +11,8 @@ LIBTPU := .libtpu
 RUN := runs/demo
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 READY := $(VENV)/.installed
-RESOLVE := $(PY) -m uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-  --no-annotate --no-header -c requirements-extras.txt
+RESOLVE := $(PY) -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-annotate --no-header --no-emit-index-url -c requirements-extras.txt
 
 # Whoever has turned the cache of compiled modules off would wait for TensorFlow at every start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -79,6 +79,10 @@ $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 plan: $(LIBTPU)/.installed  ## the tests with the TPU compiler, which this installs apart (700 MB)
 	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow"
 
+# With the newest versions that pyproject.toml allows, not the pinned ones, and from a copy: nothing is left in the clone.
+package:  ## installs it as users do, in an environment of its own, and asks every command for help
+	PYTHON=$(PYTHON) tests/installed.sh
+
 lint: $(READY)  ## ruff and pyright
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -100,16 +104,20 @@ demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; re
 	$(PY) -m mail_jax.report $(RUN) --data_dir data --samples $(RUN)/samples.jsonl
 	@echo "Open $(RUN)/report.html in a browser; the numbers are in $(RUN)/metrics.json."
 
-pins: $(READY)  ## the newest versions that pyproject.toml allows, into requirements*.txt
+# Each file has what its extra adds to requirements.txt; its first lines, which say what it is for, stay.
+pins: $(READY)  ## the newest versions that pyproject.toml allows, with their hashes, into requirements*.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
-	$(RESOLVE) -o $(VENV)/run.txt
-	$(RESOLVE) --extra dev -c $(VENV)/run.txt -o $(VENV)/all.txt
-	grep -vxF -f $(VENV)/run.txt $(VENV)/all.txt > $(VENV)/dev.txt
-	grep '^[#-]' requirements.txt | cat - $(VENV)/run.txt > $(VENV)/pins && mv $(VENV)/pins requirements.txt
-	grep '^[#-]' requirements-dev.txt | cat - $(VENV)/dev.txt > $(VENV)/pins && mv $(VENV)/pins requirements-dev.txt
+	$(RESOLVE) --upgrade -o $(VENV)/pins
+	grep '^[#-]' requirements.txt | cat - $(VENV)/pins > $(VENV)/all && mv $(VENV)/all requirements.txt
+	for extra in dev cuda tpu; do \
+	  $(RESOLVE) --upgrade --extra $$extra -c requirements.txt -o $(VENV)/pins \
+	    $$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.txt) && \
+	  grep '^[#-]' requirements-$$extra.txt | cat - $(VENV)/pins > $(VENV)/all && \
+	  mv $(VENV)/all requirements-$$extra.txt || exit; \
+	done
 
 clean:  ## removes environments and caches; data/ and runs/ stay
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow extras beam app page plan lint demo pins clean
+.PHONY: help setup test test-slow extras beam app page plan package lint demo pins clean

@@ -1,11 +1,11 @@
-"""Prepares a data set: images, expressions and instance masks to records.
+r"""Prepares a data set: images, expressions and instance masks to TFRecords.
 
-    python -m input_pipeline.prepare --dataset shapes --data_dir data
-    python -m input_pipeline.prepare --dataset refcoco_unc --refer_root refer \
-        --images train2014 --instances coco:instances_train2014.json --data_dir data
-    python -m input_pipeline.prepare --dataset jsonl:mine.jsonl --data_dir data
-    python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
-        --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL --data_dir data
+python -m input_pipeline.prepare --dataset shapes --data_dir data
+python -m input_pipeline.prepare --dataset refcoco_unc --refer_root refer --images train2014 \
+    --instances coco:instances_train2014.json --data_dir data
+python -m input_pipeline.prepare --dataset jsonl:mine.jsonl --data_dir data
+python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
+    --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL --data_dir data
 
 A data set that is there already is left as it is. docs/data.md says where files come from.
 """
@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from input_pipeline import errors, parallel, remote, storage
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage, own
 from input_pipeline.instances.postprocess import Selection
@@ -32,10 +33,7 @@ _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.prepare",
-    description="Prepares images, expressions and instance masks as TFRecords.",
-  )
+  parser = command_parser("input_pipeline.prepare", __doc__)
   parser.add_argument(
     "--dataset",
     required=True,
@@ -89,11 +87,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     "--allow_empty", action="store_true", default=None, help="no row of an image: it has no masks"
   )
   shapes = parser.add_argument_group("shapes")
-  shapes.add_argument("--train_scenes", type=int, help="(default: 16000)")
-  shapes.add_argument("--eval_scenes", type=int, help="in every other split (default: 500)")
+  shapes.add_argument("--train_scenes", type=int, help="scenes to learn from (default: 16000)")
+  shapes.add_argument("--eval_scenes", type=int, help="scenes in every other split (default: 500)")
   shapes.add_argument("--size", type=int, help="image side in pixels (default: 96)")
-  shapes.add_argument("--seed", type=int, help="(default: 0)")
-  shapes.add_argument("--noise", choices=scene_set.NOISES, help="of the simulated detector")
+  shapes.add_argument("--seed", type=int, help="of all that chance decides (default: 0)")
+  shapes.add_argument(
+    "--noise",
+    choices=scene_set.NOISES,
+    help="mistakes of the simulated detector (default: default); oracle makes none",
+  )
   args = parser.parse_args(argv)
   refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
   foreign = refer_only if args.dataset == "shapes" else list(_SHAPES_ONLY)

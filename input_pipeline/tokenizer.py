@@ -4,7 +4,6 @@ python -m input_pipeline.tokenizer --train_from refcoco_unc --data_dir data --vo
 """
 
 import abc
-import argparse
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from input_pipeline import writing
 from input_pipeline.basic_tokens import basic_tokens
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.preprocess import empty_text, normalise_text
 from input_pipeline.sentencepiece_training import BOS, EOS, PAD, UNK, train_model
@@ -301,9 +301,7 @@ def _read_sentences(train_from: str, data_dir: str | None) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_parser("input_pipeline.tokenizer", __doc__)
   parser.add_argument(
     "--train_from",
     required=True,

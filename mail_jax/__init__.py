@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from mail_jax.segmenter import Segmentation, Segmenter
 
 __all__ = ["Segmentation", "Segmenter"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str):

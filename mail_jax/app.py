@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 
 from input_pipeline import instances as providers
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from mail_jax import trained
 from mail_jax.page import examples, guard, words
@@ -48,16 +49,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_parser("mail_jax.app", __doc__)
   trained.add_arguments(parser)
   parser.add_argument(
     "--host",
     default="127.0.0.1",
     help="the address to listen at; 0.0.0.0 lets others in (default: 127.0.0.1, this machine alone)",
   )
-  parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+  parser.add_argument(
+    "--port", type=int, default=7860, help="the port to listen at (default: 7860)"
+  )
   parser.add_argument(
     "--root_path",
     default="",

@@ -2,8 +2,6 @@
 
 import ast
 import json
-import pathlib
-import runpy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
+from mail_jax import recipes
 from mail_jax.models.mail import MaIL
 
 # Keys that configs of before do not have, with what the code of then did.
@@ -28,20 +27,13 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """Loads a recipe.
 
   Args:
-    spec: `FILE.py` or `FILE.py:ARGUMENT`; the file's `get_config()` gets the argument.
+    spec: a recipe's name or file, and `:ARGUMENT`; see `recipes.make`.
     overrides: `--config.KEY=VALUE` or `KEY=VALUE`, with dots for inner keys.
 
   Raises:
-    InputError: no such file, no `get_config`, an unknown key, or a value of the wrong type.
+    InputError: no such recipe, no `get_config`, an unknown key, or a value of the wrong type.
   """
-  path, _, argument = spec.partition(":")
-  if not pathlib.Path(path).is_file():
-    raise InputError(f"--config {path}: no such file; recipes are in configs/")
-  # Leaves no compiled file beside it.
-  recipe = runpy.run_path(str(pathlib.Path(path).resolve()), run_name="recipe")
-  if "get_config" not in recipe:
-    raise InputError(f"--config {path}: the file defines no get_config()")
-  config = recipe["get_config"](argument) if argument else recipe["get_config"]()
+  config = recipes.make(spec)
   for override in overrides:
     _override(config, override)
   return config.lock()

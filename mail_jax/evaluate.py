@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from input_pipeline import drawing, records, storage, writing
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
 from mail_jax import (
@@ -245,9 +246,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_parser("mail_jax.evaluate", __doc__)
   trained.add_arguments(parser)
   parser.add_argument(
     "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"

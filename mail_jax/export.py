@@ -3,7 +3,6 @@
 python -m mail_jax.export --checkpoint runs/demo --out exported --format safetensors,stablehlo,saved_model,onnx
 """
 
-import argparse
 import copy
 import datetime
 import importlib.metadata
@@ -17,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from input_pipeline import remote, standalone, writing
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from mail_jax import trained
 from mail_jax.config import make_model, to_json
@@ -151,9 +151,7 @@ def _versions() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_parser("mail_jax.export", __doc__)
   trained.add_arguments(parser)
   parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to be made")
   parser.add_argument(

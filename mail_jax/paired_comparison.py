@@ -1,6 +1,8 @@
-"""Two models on the same sentences, from what `evaluate --samples` wrote: `evaluate --compare A.jsonl B.jsonl`."""
+"""Two models on the same sentences, from what `evaluate --samples` wrote:
 
-import argparse
+python -m mail_jax.evaluate --compare demo.jsonl other.jsonl --json difference.json
+"""
+
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import writing
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError
 from mail_jax import evaluation_table, paired_bootstrap, sentence_rows
 from mail_jax.evaluators.protocols import PROTOCOLS
@@ -168,8 +171,14 @@ def _percent(value: float | None, sign: str = "") -> str:
 
 def main(argv: Sequence[str]) -> None:
   """The command `evaluate --compare`."""
-  parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-  parser.add_argument("--compare", nargs=2, required=True, metavar=("A.jsonl", "B.jsonl"))
+  parser = command_parser("mail_jax.evaluate", __doc__)
+  parser.add_argument(
+    "--compare",
+    nargs=2,
+    required=True,
+    metavar=("A.jsonl", "B.jsonl"),
+    help="two files of --samples, on the same sentences",
+  )
   parser.add_argument("--json", metavar="OUT", help="write the differences as fractions")
   args = parser.parse_args(argv)
   a, b = args.compare

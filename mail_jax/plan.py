@@ -1,6 +1,6 @@
 """What a training step needs on TPUs that one does not own, from the real TPU compiler:
 
-python -m mail_jax.plan --config configs/refcoco.py:unc --topology v5e:4x4 --batch_per_chip 8
+python -m mail_jax.plan --config refcoco:unc --topology v5e:4x4 --batch_per_chip 8
 
 No data, no weights and no TPU are needed, but the package libtpu (`make plan`). A step takes minutes to compile.
 """
@@ -19,9 +19,10 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import writing
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.tokenizer import open_tokenizer
-from mail_jax import chips
+from mail_jax import chips, recipes
 from mail_jax.config import load_config
 from mail_jax.planning import ahead, plan_table
 from mail_jax.planning.estimate import Estimate, estimate, memory_of
@@ -161,12 +162,8 @@ def cases(
 
 def make_parser() -> argparse.ArgumentParser:
   """The options of the command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
-    "--config", required=True, metavar="FILE.py[:ARGUMENT]", help="a recipe of configs/"
-  )
+  parser = command_parser("mail_jax.plan", __doc__)
+  recipes.add_argument(parser)
   parser.add_argument(
     "--topology",
     required=True,
@@ -189,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     "--effort",
     choices=tuple(ahead.EFFORTS),
     default="full",
-    help="full: as training compiles. quick: a quarter of the time, as much memory, more traffic with HBM",
+    help="full (default): as training compiles. quick: a quarter of the time, as much memory, more traffic with HBM",
   )
   parser.add_argument("--json", metavar="OUT", help="write what was found to a file")
   return parser

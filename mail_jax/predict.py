@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import drawing, preprocess, writing
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.progress_bar import progress_bar
 from mail_jax import answer_files, questions, trained
@@ -48,9 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_parser("mail_jax.predict", __doc__)
   trained.add_arguments(parser)
   asked = parser.add_mutually_exclusive_group(required=True)
   asked.add_argument("--image", help="a photo, or a folder of photos")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline import remote, writing
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from mail_jax import evaluate, sentence_rows, trained
 from mail_jax.evaluators import breakdowns, protocols
@@ -64,9 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_parser("mail_jax.report", __doc__)
   parser.add_argument("workdir", metavar="W", help="the --workdir of a training run")
   parser.add_argument(
     "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
@@ -87,7 +86,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     metavar="FILE.jsonl",
     help="rows that `evaluate --samples` wrote for this checkpoint",
   )
-  parser.add_argument("--out", metavar="OUT.html", help="(default: W/report.html)")
+  parser.add_argument("--out", metavar="OUT.html", help="the page (default: W/report.html)")
   parser.add_argument(
     "--count",
     type=int,

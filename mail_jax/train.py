@@ -1,9 +1,11 @@
-"""Trains a model: `python -m mail_jax.train --config configs/demo.py --data_dir data --workdir runs/demo`.
+"""Trains a model, or goes on with a run:
+
+python -m mail_jax.train --config demo --data_dir data --workdir runs/demo
+python -m mail_jax.train --config demo:paper --config.minutes=5 --data_dir data --workdir runs/paper
 
 Start the same command again after any interruption: it goes on from the last checkpoint. On SIGTERM it saves first.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -16,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mail_jax import checkpoint, chips, distributed, flops, sharding, workdir_lock
+from input_pipeline.command_line import command_parser
+from mail_jax import checkpoint, chips, distributed, flops, recipes, sharding, workdir_lock
 from mail_jax.budget import Budget, steps_from
 from mail_jax.config import load_config, to_json
 from mail_jax.evaluators import generalized
@@ -295,12 +298,8 @@ def eval_variables(state: TrainState, config: ConfigDict) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
-    "--config", required=True, metavar="FILE.py[:ARGUMENT]", help="a recipe of configs/"
-  )
+  parser = command_parser("mail_jax.train", __doc__)
+  recipes.add_argument(parser)
   parser.add_argument(
     "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
   )

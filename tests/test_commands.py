@@ -331,7 +331,10 @@ def test_evaluate_names_what_is_wrong(
   ("options", "message"),
   [
     (["--data_dir", "nowhere"], r"nowhere: shapes is not prepared there; run .*prepare"),
-    (["--config", "nowhere.py"], r"--config nowhere\.py: no such file; recipes are in configs/"),
+    (
+      ["--config", "nowhere.py"],
+      r"--config nowhere\.py: no such file, and no recipe of mail_jax; there is demo, ",
+    ),
     (["--config", "empty.py"], r"--config empty\.py: the file defines no get_config"),
     (["--config.optimiser.lr=1"], r"--config\.optimiser\.lr: unknown key 'optimiser'; there is"),
     (["--config.steps=many"], r"--config\.steps: 'many' is not of type int"),

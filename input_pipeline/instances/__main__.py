@@ -4,9 +4,8 @@ python -m input_pipeline.instances report --data_dir data
 python -m input_pipeline.instances clean-split --annotations FILE --refer_root refer --out clean.json
 """
 
-import argparse
-
 from input_pipeline import errors
+from input_pipeline.command_line import command_parser
 from input_pipeline.instances import clean_split, report
 
 # Each has add_parser(subparsers), which sets `run` to a function of the parsed arguments.
@@ -19,11 +18,7 @@ def main(argv: list[str] | None = None) -> None:
   Raises:
     InputError: something is wrong with what was given.
   """
-  parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.instances",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command_parser("input_pipeline.instances", __doc__)
   subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
   for command in COMMANDS:
     command.add_parser(subparsers)

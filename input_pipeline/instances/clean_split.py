@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from input_pipeline import writing
+from input_pipeline.command_line import add_subparser
 from input_pipeline.errors import InputError
 from input_pipeline.instances import image_lists
 from input_pipeline.sources import plain_pickle, refer
@@ -30,11 +31,11 @@ _WHERE_PRESENT = {
 
 def add_parser(subparsers: Any) -> None:
   """Adds the command's arguments."""
-  parser = subparsers.add_parser(
+  parser = add_subparser(
+    subparsers,
     "clean-split",
-    help="COCO annotations without the photos of evaluation splits, to train a detector on",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    "COCO annotations without the photos of evaluation splits, to train a detector on",
+    __doc__,
   )
   parser.add_argument("--annotations", required=True, help="COCO file, such as that of train2014")
   parser.add_argument("--refer_root", required=True, help="folder with refcoco/, refcoco+/ ...")

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from input_pipeline import example, storage, writing
+from input_pipeline.command_line import add_subparser
 from input_pipeline.errors import InputError
 from input_pipeline.instances import report_page, report_table
 from input_pipeline.instances.ceiling import CEILING, Ceiling, match_refs
@@ -20,14 +21,17 @@ from input_pipeline.instances.gallery import Gallery
 
 def add_parser(subparsers: Any) -> None:
   """Adds `report` to the commands of `python -m input_pipeline.instances`."""
-  parser = subparsers.add_parser(
-    "report", help="how well masks cover what is meant: the ceiling of methods that pick one"
+  parser = add_subparser(
+    subparsers,
+    "report",
+    "how well masks cover what is meant: the ceiling of methods that pick one",
+    __doc__,
   )
   parser.add_argument(
     "--data_dir", required=True, help="where input_pipeline.prepare wrote records"
   )
   parser.add_argument(
-    "--dataset", nargs="+", metavar="NAME", help="(default: all that are prepared there)"
+    "--dataset", nargs="+", metavar="NAME", help="data sets (default: all that are prepared there)"
   )
   parser.add_argument("--json", metavar="OUT.json", help="write the figures as fractions")
   parser.add_argument("--html", metavar="OUT.html", help="write a page with 100 images drawn")

@@ -6,9 +6,8 @@ python -m input_pipeline.own_data convert --from cvat instances_default.json --i
 python -m input_pipeline.own_data example --out example
 """
 
-import argparse
-
 from input_pipeline import errors
+from input_pipeline.command_line import command_parser
 from input_pipeline.own_data import convert, example_command, look, validate
 
 # Each has add_parser(subparsers), which sets `run` to a function of the parsed arguments.
@@ -21,11 +20,7 @@ def main(argv: list[str] | None = None) -> None:
   Raises:
     InputError: something is wrong with what was given.
   """
-  parser = argparse.ArgumentParser(
-    prog="python -m input_pipeline.own_data",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command_parser("input_pipeline.own_data", __doc__)
   subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
   for command in COMMANDS:
     command.add_parser(subparsers)

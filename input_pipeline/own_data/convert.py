@@ -1,4 +1,9 @@
-"""The command that makes a file of lines of what an annotation tool exported."""
+r"""Makes a file of lines of what an annotation tool exported; validate it afterwards.
+
+python -m input_pipeline.own_data convert --from cvat instances_default.json --images images --out mine.jsonl
+python -m input_pipeline.own_data convert --from label-studio export.json --images images \
+    --split train=0.9 --split val=0.1 --out mine.jsonl
+"""
 
 import argparse
 import json
@@ -6,6 +11,7 @@ import os
 import sys
 
 from input_pipeline import writing
+from input_pipeline.command_line import add_subparser
 from input_pipeline.errors import InputError
 from input_pipeline.own_data import converters
 from input_pipeline.own_data.converters import coco, collect, label_studio
@@ -16,14 +22,21 @@ _SHOWN = 3
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
   """Adds `convert`."""
-  parser = subparsers.add_parser(
+  parser = add_subparser(
+    subparsers,
     "convert",
-    help="make a file of lines of an export of COCO's form, Label Studio or CVAT",
-    description="Makes a file of lines of what an annotation tool exported; validate it afterwards.",
+    "make a file of lines of an export of COCO's form, Label Studio or CVAT",
+    __doc__,
   )
-  parser.add_argument("file", metavar="EXPORT.json")
-  parser.add_argument("--from", dest="form", required=True, choices=list(READERS))
-  parser.add_argument("--out", required=True, metavar="FILE.jsonl")
+  parser.add_argument("file", metavar="EXPORT.json", help="what the tool wrote")
+  parser.add_argument(
+    "--from",
+    dest="form",
+    required=True,
+    choices=list(READERS),
+    help="whose form it has; CVAT's is that of COCO",
+  )
+  parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="what is written")
   parser.add_argument(
     "--images", help="folder with the photos, at any depth (default: that of --out)"
   )

@@ -1,7 +1,11 @@
-"""The command that writes generated scenes as somebody's own data."""
+"""Writes a folder with photos, masks and mine.jsonl: generated scenes as if they were yours.
+
+python -m input_pipeline.own_data example --out example --train 8 --val 4
+"""
 
 import argparse
 
+from input_pipeline.command_line import add_subparser
 from input_pipeline.errors import InputError
 from input_pipeline.own_data import example
 from input_pipeline.sources import shapes
@@ -9,20 +13,21 @@ from input_pipeline.sources import shapes
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
   """Adds `example`."""
-  parser = subparsers.add_parser(
+  parser = add_subparser(
+    subparsers,
     "example",
-    help="write generated scenes as data of your own, to try everything on",
-    description="Writes a folder with photos, masks and mine.jsonl: generated scenes as if they were yours.",
+    "write generated scenes as data of your own, to try everything on",
+    __doc__,
   )
   parser.add_argument(
-    "--out", required=True, metavar="FOLDER", help="must not be there, or be empty"
+    "--out", required=True, metavar="FOLDER", help="what is written: not there yet, or empty"
   )
-  parser.add_argument("--train", type=int, default=64, help="photos (default: 64)")
-  parser.add_argument("--val", type=int, default=16, help="photos (default: 16)")
+  parser.add_argument("--train", type=int, default=64, help="photos to learn from (default: 64)")
+  parser.add_argument("--val", type=int, default=16, help="photos to judge by (default: 16)")
   parser.add_argument(
     "--size", type=int, default=96, help="side of a photo in pixels (default: 96)"
   )
-  parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+  parser.add_argument("--seed", type=int, default=0, help="of all that chance decides (default: 0)")
   parser.set_defaults(run=run)
 
 

@@ -1,4 +1,7 @@
-"""The command that draws lines: photos with what their sentences mean."""
+"""Draws lines from everywhere in the file: what is meant in blue, instances outlined in yellow.
+
+python -m input_pipeline.own_data look mine.jsonl --out look.png --count 6
+"""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -7,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from input_pipeline import drawing
+from input_pipeline.command_line import add_subparser
 from input_pipeline.errors import InputError
 from input_pipeline.own_data import check, lines, masks, problems, scan
 from input_pipeline.own_data.problems import Wrong
@@ -17,12 +21,10 @@ _TILE = 240  # pixels, the longer side
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
   """Adds `look`."""
-  parser = subparsers.add_parser(
-    "look",
-    help="draw lines of the file: photos with what is meant",
-    description="Draws lines from everywhere in the file: what is meant in blue, instances outlined in yellow.",
+  parser = add_subparser(
+    subparsers, "look", "draw lines of the file: photos with what is meant", __doc__
   )
-  parser.add_argument("file", metavar="FILE.jsonl")
+  parser.add_argument("file", metavar="FILE.jsonl", help="docs/your_own_data.md says what it holds")
   parser.add_argument("--out", required=True, metavar="OUT.png", help="the picture")
   parser.add_argument("--images", help="folder that paths start in (default: that of FILE)")
   parser.add_argument(

@@ -1,18 +1,24 @@
-"""The command that tells everything that is wrong with a file of lines."""
+"""Tells everything that is wrong with a file of lines; exit code 2 where anything is.
+
+python -m input_pipeline.own_data validate mine.jsonl
+python -m input_pipeline.own_data validate mine.jsonl --whole --all
+"""
 
 import argparse
 import sys
 
+from input_pipeline.command_line import add_subparser
 from input_pipeline.own_data import problems, scan, summary
 from input_pipeline.own_data.check import How
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
   """Adds `validate`."""
-  parser = subparsers.add_parser(
+  parser = add_subparser(
+    subparsers,
     "validate",
-    help="tell everything that is wrong with a file of lines, with its line",
-    description="Tells everything that is wrong with a file of lines; exit code 2 where anything is.",
+    "tell everything that is wrong with a file of lines, with its line",
+    __doc__,
   )
   parser.add_argument("file", metavar="FILE.jsonl", help="docs/your_own_data.md says what it holds")
   parser.add_argument("--images", help="folder that paths start in (default: that of FILE)")

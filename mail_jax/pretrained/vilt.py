@@ -6,7 +6,6 @@ The written file needs no torch, and carries the vocabulary. A recipe starts fro
 `--config.init=vilt:vilt-b32-mlm` or `--config.init=vilt:vilt_b32.safetensors`.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -18,6 +17,7 @@ import safetensors.numpy
 from jaxtyping import Float32
 
 from input_pipeline import writing
+from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.tokenizer import WordPieceTokenizer
 from mail_jax.pretrained.vilt_names import BLOCK, COUNTERS, ENCODER, PREFIX, Row, rows
@@ -287,14 +287,16 @@ def _load_converted(path: pathlib.Path, metadata: dict[str, str]) -> Pretrained:
 
 def main(argv: list[str] | None = None) -> None:
   """The command."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = command_parser("mail_jax.pretrained.vilt", __doc__)
+  parser.add_argument(
+    "--checkpoint",
+    required=True,
+    help="a folder of Hugging Face, or a file: its weights, or an original checkpoint of Lightning",
   )
   parser.add_argument(
-    "--checkpoint", required=True, help="a folder or a file; see the docs of `load`"
+    "--vocab", metavar="VOCAB.txt", help="BERT's vocabulary (default: the one beside the weights)"
   )
-  parser.add_argument("--vocab", metavar="VOCAB.txt", help="where none lies beside the weights")
-  parser.add_argument("--out", required=True, metavar="OUT.safetensors")
+  parser.add_argument("--out", required=True, metavar="OUT.safetensors", help="what is written")
   args = parser.parse_args(argv)
   if not args.out.endswith(".safetensors"):
     raise InputError(f"--out {args.out}: the name must end in .safetensors")

@@ -1,0 +1,141 @@
+"""`--help` of every command, and `mail-jax`, which has them all."""
+
+import argparse
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+
+import help_pages
+import pytest
+import tiny_run
+
+import mail_jax
+from input_pipeline.command_line import COMMANDS
+from mail_jax import cli
+
+PARSERS = help_pages.parsers()
+EXAMPLES = list(
+  dict.fromkeys(line for p in PARSERS.values() for line in help_pages.examples(p.description))
+)
+CHECKOUT = tiny_run.CHECKOUT
+
+
+def test_every_module_that_can_be_run_is_a_command():
+  runnable = set()
+  for package in ("mail_jax", "input_pipeline"):
+    for path in (CHECKOUT / package).rglob("*.py"):
+      if re.search(r"^if __name__ == .__main__.:", path.read_text(), re.M):
+        name = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
+        runnable.add(name.removesuffix(".__main__"))
+  assert runnable == {command.module for command in COMMANDS.values()} | {"mail_jax"}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_help_says_what_the_command_does_and_shows_it(name):
+  text = PARSERS[name].description or ""
+  assert len(text.splitlines()[0]) > 20
+  shown = help_pages.examples(text)
+  assert shown
+  assert any(line.startswith(f"{PARSERS[name].prog} ") for line in shown)
+  # A terminal of 120 columns shows it without breaking lines.
+  assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_every_argument_says_what_it_is_and_what_it_is_without_it(name):
+  for action in PARSERS[name]._actions:
+    if isinstance(action, argparse._SubParsersAction):
+      assert all(choice.help for choice in action._choices_actions)
+      continue
+    said = action.help or ""
+    label = action.option_strings or action.dest
+    assert re.search(r"[a-z]{2}", re.sub(r"\(default.*?\)", "", said)), label
+    has_default = action.default not in (None, False, [], "", argparse.SUPPRESS)
+    assert not has_default or "default" in said or action.default == 0, label
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_are_understood(example):
+  help_pages.parse(*help_pages.split(example))
+
+
+def test_a_wrong_argument_is_not_understood(capsys):
+  with pytest.raises(SystemExit):
+    help_pages.parse("mail_jax.train", ["--config", "demo", "--data", "data"])
+  assert "error:" in capsys.readouterr().err
+
+
+def _help(run, arguments, monkeypatch, capsys) -> str:
+  monkeypatch.setattr(sys, "argv", ["pytest"])
+  monkeypatch.setenv("COLUMNS", "1000")
+  with pytest.raises(SystemExit) as ended:
+    run([*arguments, "--help"])
+  assert ended.value.code == 0
+  return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_sub_command_has_the_help_of_its_module_under_its_own_name(name, monkeypatch, capsys):
+  theirs = _help(help_pages.main_of(COMMANDS[name].module), [], monkeypatch, capsys)
+  ours = _help(cli.main, [name], monkeypatch, capsys)
+  assert ours.startswith(f"usage: mail-jax {name} [-h]")
+  assert "python -m" not in ours
+  for other, command in COMMANDS.items():
+    theirs = theirs.replace(f"python -m {command.module}", f"mail-jax {other}")
+  assert ours == theirs
+
+
+def test_inner_commands_are_reached(monkeypatch, capsys):
+  text = _help(cli.main, ["own-data", "validate"], monkeypatch, capsys)
+  assert text.startswith("usage: mail-jax own-data validate [-h]")
+  assert "\nmail-jax own-data validate mine.jsonl\n" in text
+
+
+def test_the_list_of_commands_comes_at_once():
+  program = (
+    "import sys; from mail_jax import cli\ntry: cli.main(['--help'])\nfinally: print(*sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True
+  )
+  *text, modules = done.stdout.splitlines()
+  for name, command in COMMANDS.items():
+    assert re.search(rf"^ +{name}\s+{re.escape(command.summary)}$", "\n".join(text), re.M)
+  heavy = {"jax", "flax", "numpy", "PIL", "tensorflow", "tokenizers", "pycocotools"}
+  assert not heavy & set(modules.split())
+
+
+def test_the_version_is_told(capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(["--version"])
+  assert ended.value.code == 0
+  assert capsys.readouterr().out == f"mail_jax {mail_jax.__version__}\n"
+  assert f"\n## [Unreleased]: {mail_jax.__version__}\n" in (CHECKOUT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["--config", "demo"], ["--nothing"]])
+def test_what_is_no_command_is_refused(arguments, capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(arguments)
+  assert ended.value.code == 2
+  assert "mail-jax: error: " in capsys.readouterr().err
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(sys, "argv", ["pytest"])
+  monkeypatch.chdir(tmp_path)
+  for words in ("own-data validate no.jsonl", "train --config no --workdir w --data_dir d"):
+    with pytest.raises(SystemExit) as ended:
+      cli.main(words.split())
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "no such file" in line.lower()
+
+
+def test_the_program_is_installed_under_its_name():
+  project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+  (script,) = project["scripts"].items()
+  entry = importlib.metadata.EntryPoint(*script, "console_scripts")
+  assert script[0] == "mail-jax" and entry.load() is cli.main
