@@ -9,7 +9,7 @@ JSON.
 Many photos, into a folder with a picture an answer and predictions.jsonl: a folder of them, or lines of JSON, each
 with `image`, `sentences` and, if it has them, `instances`. The same command goes on where it was stopped.
 
-python -m mail_jax.predict --checkpoint runs/demo --image photos --text "the leftmost star" --out answers
+python -m mail_jax.predict --checkpoint runs/demo --image photos --text "the leftmost star" --out stars
 python -m mail_jax.predict --checkpoint runs/demo --pairs mine.jsonl --out answers
 """
 
