@@ -128,6 +128,10 @@ def _in_words(result: Segmentation) -> str:
 
 
 def _predict_many(args: argparse.Namespace) -> None:
+  if args.out.lower().endswith(preprocess.ENDINGS):
+    raise InputError(
+      f"--out {args.out}: of several photos it is a folder; name one, such as answers"
+    )
   for option in ("mask", "json"):
     if getattr(args, option):
       raise InputError(f"--{option} is for one photo; predictions.jsonl in --out has it of several")

@@ -264,7 +264,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
   ("option", "value", "message"),
   [
     ("--image", "nowhere.jpg", r"image nowhere\.jpg: No such file"),
-    ("--image", "refer", r"image refer: Is a directory"),
+    ("--image", "refer", r"--out overlay\.png: of several photos it is a folder"),
     ("--image", "cut.jpg", r"image cut\.jpg cannot be decoded.*is the file complete"),
     ("--image", "void.jpg", r"image void\.jpg cannot be decoded: it is empty"),
     ("--image", "text.jpg", r"image text\.jpg cannot be decoded: it is no picture"),
