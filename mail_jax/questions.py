@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from input_pipeline import preprocess
 from input_pipeline.errors import InputError
+from input_pipeline.instances import Selected
 
 _PROBLEMS = 5  # of a file of lines that are told
 
@@ -52,7 +53,7 @@ class Questions:
   root: str = ""
   annotations: str = ""
 
-  def masks_of(self, question: Question, pixels: UInt8[np.ndarray, "h w 3"]) -> object | None:
+  def masks_of(self, question: Question, pixels: UInt8[np.ndarray, "h w 3"]) -> Selected | None:
     """A provider of the masks that came with a line, for its photo alone; None where none came.
 
     Raises:
@@ -60,7 +61,6 @@ class Questions:
     """
     if question.instances is None:
       return None
-    from input_pipeline.instances import Selected
     from input_pipeline.instances.own import OwnInstances
     from input_pipeline.instances.postprocess import Selection
     from input_pipeline.own_data import masks
@@ -106,12 +106,13 @@ def from_folder(folder: str, texts: Sequence[str]) -> Questions:
   return Questions({"texts": list(texts)}, asked)
 
 
-def from_lines(path: str, images: str | None) -> Questions:
+def from_lines(path: str, images: str | None, option: str = "--pairs") -> Questions:
   """Asks what the lines of a file ask; a line needs `image` and `sentences` (docs/your_own_data.md).
 
   Args:
     path: of the file.
     images: the folder that paths of photos start in; the file's own by default.
+    option: that named the file.
 
   Raises:
     InputError: the file cannot be read, a line is wrong, or there is none.
@@ -143,10 +144,12 @@ def from_lines(path: str, images: str | None) -> Questions:
   if problems:
     told = "; ".join(map(str, problems[:_PROBLEMS]))
     more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
-    raise InputError(f"--pairs {path}: {told}{more} (docs/your_own_data.md says what a line holds)")
+    raise InputError(
+      f"{option} {path}: {told}{more} (docs/your_own_data.md says what a line holds)"
+    )
   asked = _share_instances(asked)
   if not asked:
-    raise InputError(f"--pairs {path}: it has no line; a line is an image and its sentences")
+    raise InputError(f"{option} {path}: it has no line; a line is an image and its sentences")
   if annotations:
     annotations = os.path.join(os.path.dirname(os.path.abspath(path)), annotations)
   return Questions({"pairs": digest.hexdigest()}, asked, places.root, annotations)

@@ -1,9 +1,13 @@
 """What the page takes and says, without Gradio."""
 
+import json
+import pathlib
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from pycocotools import mask as coco_mask
 
 from input_pipeline.errors import InputError
 from mail_jax import app
@@ -49,5 +53,22 @@ def test_an_example_outside_the_folder_of_its_file_is_refused(tmp_path):
   home.mkdir()
   Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
   (home / "list.jsonl").write_text('{"image": "../a.png", "sentences": ["x"]}\n')
-  with pytest.raises(InputError, match=r"line 1: image \.\./a\.png is not below the folder"):
+  with pytest.raises(InputError, match=r"--examples .*line 1: image: .*leaves the folder"):
     examples.load(str(home / "list.jsonl"), "refcoco_unc", ALLOWED, tmp_path)
+
+
+def test_lines_of_ones_own_are_examples_with_their_sentences_and_masks(tmp_path):
+  from input_pipeline.own_data import example
+
+  example.write(str(tmp_path / "mine"), 3, 1, 96, 0)
+  lines = [json.loads(line) for line in (tmp_path / "mine" / "mine.jsonl").read_text().splitlines()]
+  found = examples.load(str(tmp_path / "mine" / "mine.jsonl"), "refcoco_unc", ALLOWED, tmp_path)
+  assert [pathlib.Path(one.path).name for one in found] == list(
+    dict.fromkeys(pathlib.Path(line["image"]).name for line in lines)
+  )
+  for one in found:
+    of_photo = [line for line in lines if one.path.endswith(line["image"])]
+    assert one.expressions == tuple(t for line in of_photo for t in line["sentences"])[:3]
+    (given,) = [line["instances"] for line in of_photo if "instances" in line]
+    masks = [coco_mask.decode(mask["rle"]) for mask in sorted(given, key=lambda m: -m["score"])]
+    np.testing.assert_array_equal(one.masks, np.stack(masks).astype(bool))

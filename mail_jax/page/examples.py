@@ -3,18 +3,18 @@
 import dataclasses
 import hashlib
 import io
-import json
-import os
 import pathlib
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from input_pipeline import coco_annotations, preprocess
+from input_pipeline import preprocess
 from input_pipeline.errors import InputError
 from input_pipeline.sources import shapes
+from mail_jax import questions
 from mail_jax.page.limits import Limits, check_photo
+from mail_jax.questions import Question
 
 _SCENES, _SIZE = 8, 96
 _SENTENCES = 3  # of an example are typed for the visitor at most
@@ -39,7 +39,7 @@ def load(place: str | None, dataset: str, limits: Limits, folder: pathlib.Path) 
   """Collects the examples.
 
   Args:
-    place: a folder of pictures, or a JSONL of {"image", "sentences", "instances"}; None for what fits the model.
+    place: a folder of pictures, or a file of lines (docs/your_own_data.md); None for what fits the model.
     dataset: that the model was trained on; a model of `shapes` gets generated scenes.
     limits: of the page; they hold for examples as well.
     folder: where generated pictures may be written.
@@ -80,42 +80,20 @@ def generated(folder: pathlib.Path) -> list[Example]:
 
 
 def _read_jsonl(path: pathlib.Path, limits: Limits) -> list[Example]:
+  """The photos of a user's own lines, a few sentences of each."""
+  asked = questions.from_lines(str(path), None, "--examples")
+  by_photo: dict[str, list[Question]] = {}
+  for question in asked.asked:
+    by_photo.setdefault(question.path, []).append(question)
   found = []
-  with open(path, encoding="utf-8") as file:
-    for number, line in enumerate(file, 1):
-      if len(found) == limits.examples:
-        break
-      if line.strip():
-        found.append(_read_line(line, path.parent, f"--examples {path}, line {number}"))
+  for photo, all_of_it in list(by_photo.items())[: limits.examples]:
+    said = [text for question in all_of_it for text in question.sentences]
+    check_photo(photo, limits)
+    pixels = preprocess.open_image(photo)
+    provider = asked.masks_of(all_of_it[0], pixels)
+    masks = None if provider is None else provider.propose([pixels], [0])[0].masks
+    found.append(Example(photo, tuple(said[:_SENTENCES]), masks))
   return found
-
-
-def _read_line(line: str, root: pathlib.Path, name: str) -> Example:
-  try:
-    row = json.loads(line)
-    image, sentences = row["image"], row.get("sentences", [])
-    if not isinstance(image, str) or not all(isinstance(text, str) for text in sentences):
-      raise TypeError("`image` is a path, and `sentences` a list of texts")
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(f"{name}: no example ({error}); it needs `image` and `sentences`") from error
-  real, home = os.path.realpath(root / image), os.path.realpath(root)
-  if os.path.commonpath([real, home]) != home:
-    raise InputError(f"{name}: image {image} is not below the folder of the file; move it there")
-  return Example(real, tuple(sentences[:_SENTENCES]), _read_masks(row.get("instances"), real, name))
-
-
-def _read_masks(rows, path: str, name: str) -> Bool[np.ndarray, "k h w"] | None:
-  if rows is None:
-    return None
-  height, width = preprocess.open_image(path).shape[:2]
-  masks = [np.zeros((0, height, width), bool)]
-  try:
-    for row in rows:
-      shape = row.get("segmentation", row) if isinstance(row, dict) else row
-      masks.append(coco_annotations.decode_segmentation(shape, height, width)[None])
-  except (ValueError, TypeError) as error:
-    raise InputError(f"{name}: `instances` are no masks of the photo ({error})") from error
-  return np.concatenate(masks)
 
 
 class Masks:
