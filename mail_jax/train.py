@@ -225,7 +225,7 @@ class Trainer:
       batch_size=self.config.batch_size,
       seconds=self.goodput.seconds(),
       spent=self.goodput.line(),
-      places=final_table.places(self.workdir, self.config.log),
+      places=final_table.places(self.workdir, self.config.log.tensorboard),
     )
 
   def _evaluate(self, step: int) -> dict[str, int | float] | None:

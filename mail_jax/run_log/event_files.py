@@ -88,10 +88,9 @@ class TensorBoard:
       side = max(picture.pixels.shape[:2])
       sheet = drawing.contact_sheet([picture.pixels], [picture.caption], columns=1, side=side)
       image = summary_pb2.Summary.Image(
-        width=sheet.width, height=sheet.height, colorspace=3, encoded_image_string=_png(sheet)
+        width=sheet.width, height=sheet.height, colorspace=3, encoded_image_string=_encode(sheet)
       )
-      metadata = summary_pb2.SummaryMetadata(summary_description=drawing.legend())
-      found.append(summary_pb2.Summary.Value(tag=picture.name, image=image, metadata=metadata))
+      found.append(summary_pb2.Summary.Value(tag=picture.name, image=image))
     self._write(step, summary=summary_pb2.Summary(value=found))
     self._file.flush()
 
@@ -226,9 +225,9 @@ def _new_name() -> str:
   return f"events.out.tfevents.{seconds:010d}.{rest:09d}.{socket.gethostname()}.{os.getpid()}"
 
 
-def _png(picture: Image.Image) -> bytes:
+def _encode(picture: Image.Image) -> bytes:
   buffer = io.BytesIO()
-  picture.save(buffer, format="PNG")
+  picture.save(buffer, format="JPEG", quality=90)
   return buffer.getvalue()
 
 

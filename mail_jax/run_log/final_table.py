@@ -72,12 +72,12 @@ def text(
   return "\n".join([*table, *lines])
 
 
-def places(workdir: str, log: Mapping[str, Any]) -> dict[str, str]:
+def places(workdir: str, tensorboard: bool) -> dict[str, str]:
   """Where what the run made is.
 
   Args:
     workdir: of the run.
-    log: `config.log`.
+    tensorboard: whether it has event files.
   """
   found = {"checkpoints": f"{workdir}/checkpoints", "log": f"{workdir}/metrics.jsonl"}
-  return found | ({"tensorboard": f"{workdir}/tensorboard"} if log["tensorboard"] else {})
+  return found | ({"tensorboard": f"{workdir}/tensorboard"} if tensorboard else {})
