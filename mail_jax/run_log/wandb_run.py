@@ -61,7 +61,7 @@ class WandbRun:
       self._wandb = wandb
       self._run = self._begin(options)
       file.write_text(json.dumps({"project": project, "id": self._run.id}) + "\n")
-      self._say(f"wandb: {self._run.url or f'offline, in {self._run.dir}'}")
+      self._say(f"wandb: {self._where()}")
     except Exception as error:  # theirs to fail in any way
       self._give_up(error)
 
@@ -75,10 +75,13 @@ class WandbRun:
     try:
       return self._wandb.init(**options, settings=settings)
     except Exception as error:
-      self._say(
-        f"wandb: {_first_line(error)}; the run is kept in {options['dir']}/wandb, and `wandb sync` sends it"
-      )
+      self._say(f"wandb: {_first_line(error)}; this start is kept offline")
       return self._wandb.init(**options, settings=settings, mode="offline")
+
+  def _where(self) -> str:
+    if not self._run.offline:
+      return self._run.url
+    return f"offline, in {pathlib.Path(self._run.dir).parent}; `wandb sync` sends it"
 
   def row(self, step: int, values: Mapping[str, Any]) -> None:
     """Sends a row of the log; of a step that the service has already it drops what comes again."""
