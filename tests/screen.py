@@ -1,13 +1,16 @@
 """A terminal for tests: a pair of devices, and what a person would see on it."""
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
 import select
 import struct
+import subprocess
 import termios
 import time
+from collections.abc import Iterator
 
 _TOKENS = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|(.)", re.DOTALL)
 
@@ -21,8 +24,9 @@ class Screen:
     self.sent = ""  # all that was written, as it was
 
   def read(self, seconds: float = 0.3) -> str:
-    """Reads until nothing comes for so long; returns all that was written until now."""
-    while select.select([self._reader], [], [], seconds)[0]:
+    """Reads until nothing comes for so long, or for a second; returns all that was written until now."""
+    began = time.monotonic()
+    while time.monotonic() - began < 1 and select.select([self._reader], [], [], seconds)[0]:
       try:
         data = os.read(self._reader, 65536)
       except OSError:  # nobody has the device open any more
@@ -38,6 +42,20 @@ class Screen:
     while text not in self.read(0.05):
       assert time.monotonic() - began < seconds, f"{text!r} did not come: {self.sent}"
     return self.sent
+
+  def read_until_ended(self, process: subprocess.Popen, seconds: float) -> int:
+    """Reads until a program has ended, as it would wait for whoever does not; returns its code."""
+    began = time.monotonic()
+    while process.poll() is None:
+      self.read(0.05)
+      assert time.monotonic() - began < seconds, f"it did not end: {self.sent}"
+    return process.returncode
+
+  @contextlib.contextmanager
+  def as_stdout(self) -> Iterator["Screen"]:
+    """Makes it the standard output of this process, for Python's own code."""
+    with open(os.dup(self.device), "w") as stream, contextlib.redirect_stdout(stream):
+      yield self
 
   def close(self) -> None:
     os.close(self._reader)

@@ -1,5 +1,6 @@
 """What a run tells while it works, on a terminal and without one, and the table at its end."""
 
+import contextlib
 import os
 import re
 import signal
@@ -17,27 +18,25 @@ from mail_jax.progress import Progress
 from mail_jax.run_log import asked_for, final_table, step_line
 from mail_jax.run_log.terminal import Terminal
 
-DEADLINE = 300  # seconds, many times what is needed
+DEADLINE = 120  # seconds, many times what is needed
 
 
 @pytest.fixture
 def screen(monkeypatch):
-  """A terminal as standard output of this process."""
+  """A terminal, on which everything is drawn at once."""
   screen = Screen()
-  with open(os.dup(screen.device), "w") as stream:
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("mail_jax.run_log.terminal._REDRAW_EVERY", 0.0)
-    yield screen
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setattr("mail_jax.run_log.terminal._REDRAW_EVERY", 0.0)
+  yield screen
   screen.close()
 
 
 def test_lines_stay_above_the_one_that_changes_and_that_one_goes_when_the_run_ends(
   screen, tmp_path
 ):
-  with Progress(str(tmp_path), 0) as progress:
+  with screen.as_stdout(), Progress(str(tmp_path), 0) as progress:
     progress.at(1, 10, 0.25)
-    progress.trained("plain", "loss 0.5 and so on", 90.0)
+    progress.trained("plain", "loss 0.5 and so on", 130.0)
     progress.at(2, 10, 0.5)
     progress.line("step 2  val: mIoU 0.5")
     progress.at(3, 10, 0.75)
@@ -49,7 +48,7 @@ def test_lines_stay_above_the_one_that_changes_and_that_one_goes_when_the_run_en
 
 
 def test_an_evaluation_moves_the_line_through_its_sentences(screen, tmp_path):
-  with Progress(str(tmp_path), 0) as progress:
+  with screen.as_stdout(), Progress(str(tmp_path), 0) as progress:
     progress.evaluating(40, "val", 64, 6716)
     assert seen(screen.read())[-1].startswith("step 40  evaluating val |")
     assert seen(screen.read())[-1].endswith("64/6716 sentences")
@@ -57,9 +56,8 @@ def test_an_evaluation_moves_the_line_through_its_sentences(screen, tmp_path):
 
 def test_a_narrow_terminal_gets_one_line_that_is_cut(monkeypatch):
   narrow = Screen(columns=40)
-  with open(os.dup(narrow.device), "w") as stream:
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setenv("TERM", "xterm")
+  with narrow.as_stdout():
     terminal = Terminal()
     terminal.show("step 3/10", "words " * 30, 3, 10)
     drawn = seen(narrow.read())
@@ -70,27 +68,28 @@ def test_a_narrow_terminal_gets_one_line_that_is_cut(monkeypatch):
 
 def test_the_line_is_drawn_a_few_times_a_second_and_not_at_every_step(screen, monkeypatch):
   monkeypatch.setattr("mail_jax.run_log.terminal._REDRAW_EVERY", 3600.0)
-  terminal = Terminal()
-  for step in range(10_000):
-    terminal.show(f"step {step}", "", step, 10_000)
-  assert "step 0" in screen.read() and "step 1" not in screen.read()
-  terminal.close()
+  with screen.as_stdout():
+    terminal = Terminal()
+    for step in range(10_000):
+      terminal.show(f"step {step}", "", step, 10_000)
+    assert "step 0" in screen.read() and "step 1" not in screen.read()
+    terminal.close()
 
 
 @pytest.mark.parametrize("how", ["a pipe", "a dumb terminal"])
-def test_what_is_no_terminal_gets_plain_lines_only(how, monkeypatch, tmp_path, capfd):
-  screen = Screen()
-  if how == "a dumb terminal":
-    monkeypatch.setenv("TERM", "dumb")
-    stream = open(os.dup(screen.device), "w")  # noqa: SIM115
-    monkeypatch.setattr(sys, "stdout", stream)
-  with Progress(str(tmp_path), 0) as progress:
+def test_what_is_no_terminal_gets_plain_lines_only(how, screen, monkeypatch, tmp_path, capsys):
+  monkeypatch.setenv("TERM", "dumb")
+  where = screen.as_stdout() if how == "a dumb terminal" else contextlib.nullcontext()
+  with where, Progress(str(tmp_path), 0) as progress:
     progress.at(1, 10, None)
     progress.trained("step 1/10  the plain line", "live", 90.0)
     progress.evaluating(1, "val", 3, 9)
-  said = screen.read().replace("\r\n", "\n") if how == "a dumb terminal" else capfd.readouterr().out
-  assert said == "[  0:00] step 1/10  the plain line\n"
-  screen.close()
+  said = screen.read() if how == "a dumb terminal" else capsys.readouterr().out
+  assert said.replace("\r\n", "\n") == "[  0:00] step 1/10  the plain line\n"
+
+
+def _mind_ctrl_c() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +111,14 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
     stderr=screen.device,
     cwd=tiny_run.CHECKOUT,
     env=os.environ | {"TERM": "xterm"},
+    # Whoever starts the tests in the background has Ctrl-C ignored.
+    preexec_fn=_mind_ctrl_c,
   )
   try:
     sent = screen.read_until("val: mIoU", DEADLINE)
     screen.read_until("samples/s", DEADLINE)
     run.send_signal(number)
-    assert run.wait(DEADLINE) == code
+    assert screen.read_until_ended(run, DEADLINE) == code
   finally:
     run.kill()
   sent = screen.read()
