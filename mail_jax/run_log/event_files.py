@@ -137,12 +137,16 @@ class TensorBoard:
 
 
 def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-  """Names and numbers of a row: an evaluation's as they are, those of training below `train`, the seconds apart."""
+  """Names and numbers of a row: an evaluation's as they are, those of training below `train`.
+
+  Both kinds of rows say what the time was spent on, and may be of the same step; that of training counts.
+  """
+  trained = "lr" in values
   for name, value in values.items():
     if isinstance(value, Mapping):
-      yield from ((f"{name}/{inner}", float(number)) for inner, number in value.items())
+      yield from ((f"{name}/{k}", float(v)) for k, v in value.items() if trained)
     elif type(value) in (int, float):
-      yield (name if "/" in name else f"train/{name}"), float(value)
+      yield (f"train/{name}" if trained else name), float(value)
 
 
 def find(folder: epath.Path) -> list[epath.Path]:
