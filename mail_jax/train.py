@@ -330,6 +330,7 @@ def main(argv: list[str] | None = None) -> None:
     if not extra.startswith("--config."):
       parser.error(f"unrecognized argument: {extra}")
   config = load_config(args.config, rest)
+  asked_for.check(config)  # before anyone waits for anyone
   distributed.initialize(args)
   data = open_data(config, args.data_dir)
   if args.move_old:

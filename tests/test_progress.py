@@ -88,8 +88,13 @@ def test_what_is_no_terminal_gets_plain_lines_only(how, screen, monkeypatch, tmp
   assert said.replace("\r\n", "\n") == "[  0:00] step 1/10  the plain line\n"
 
 
-def _mind_ctrl_c() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Whoever starts the tests in the background has Ctrl-C ignored.
+_TRAIN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mail_jax import distributed, train
+distributed.run_command(train.main)
+"""
 
 
 @pytest.mark.parametrize(
@@ -104,15 +109,13 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
 ):
   screen = Screen()
   long = ["--config.steps=100000", "--config.log_every=5", "--config.eval_every=20"]
-  command = [sys.executable, "-m", "mail_jax.train"]
+  command = [sys.executable, "-c", _TRAIN]
   run = subprocess.Popen(
     [*command, *tiny_run.arguments(shapes_data, tmp_path, *long, "--config.save_every=1000")],
     stdout=screen.device,
     stderr=screen.device,
     cwd=tiny_run.CHECKOUT,
     env=os.environ | {"TERM": "xterm"},
-    # Whoever starts the tests in the background has Ctrl-C ignored.
-    preexec_fn=_mind_ctrl_c,
   )
   try:
     sent = screen.read_until("val: mIoU", DEADLINE)

@@ -52,9 +52,14 @@ def _history(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
   for file in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
     for record in _records(file):
       if record.HasField("history"):
-        row = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-        values = {key: json.loads(value) for key, value in row.items()}
-        rows.setdefault(values["_step"], {}).update(values)
+        values: dict[str, Any] = {}
+      for item in record.history.item:
+        *parents, name = list(item.nested_key) or [item.key]
+        inside = values
+        for parent in parents:
+          inside = inside.setdefault(parent, {})
+        inside[name] = json.loads(item.value_json)
+      rows.setdefault(values["_step"], {}).update(values)
   return rows
 
 
