@@ -4,6 +4,7 @@ import json
 import pathlib
 import struct
 import sys
+import time
 import types
 from typing import Any
 
@@ -47,12 +48,22 @@ def _records(file: pathlib.Path) -> list[Any]:
   return found
 
 
+def _read(file: pathlib.Path, seconds: float = 60) -> list[Any]:
+  """All records, once the process that writes them has written the last."""
+  began = time.monotonic()
+  while not any(record.HasField("exit") for record in _records(file)):
+    assert time.monotonic() - began < seconds, "the run was not ended"
+    time.sleep(0.1)
+  return _records(file)
+
+
 def _history(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
   rows: dict[int, dict[str, Any]] = {}
   for file in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
-    for record in _records(file):
-      if record.HasField("history"):
-        values: dict[str, Any] = {}
+    for record in _read(file):
+      if not record.HasField("history"):
+        continue
+      values: dict[str, Any] = {}
       for item in record.history.item:
         *parents, name = list(item.nested_key) or [item.key]
         inside = values
@@ -86,7 +97,7 @@ def test_rows_pictures_and_config_arrive_and_a_resumed_run_is_the_same_one(offli
     assert shown["caption"] == "the left cup"
     (file,) = workdir.glob(f"wandb/offline-run-*/files/{shown['path']}")
     np.testing.assert_array_equal(np.asarray(Image.open(file)), PICTURE)
-  (begun,) = [record.run for record in _records(files[0]) if record.HasField("run")][:1]
+  (begun,) = [record.run for record in _read(files[0]) if record.HasField("run")][:1]
   assert (begun.entity, begun.project) == ("team", "project")
   config = {update.key: json.loads(update.value_json) for update in begun.config.update}
   assert config["model"] == {"width": 32}
