@@ -57,7 +57,8 @@ class TensorBoard:
       rows: of the log until then; written where there are no event files yet, as it was not asked for before.
     """
     folder = remote.folder(workdir, "--workdir") / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    if not remote.is_remote(workdir):
+      folder.mkdir(parents=True, exist_ok=True)
     kept = [drop_after(path, start_step if start_step else -1) for path in find(folder)]
     self._file = _open(folder / _new_name())
     self._write(file_version="brain.Event:2")
@@ -150,7 +151,9 @@ def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def find(folder: epath.Path) -> list[epath.Path]:
-  """The event files of a folder, the oldest first."""
+  """The event files of a folder, the oldest first; none where it does not exist."""
+  if not folder.exists():  # in a bucket there are no empty ones
+    return []
   return sorted(path for path in folder.iterdir() if ".tfevents." in path.name)
 
 
