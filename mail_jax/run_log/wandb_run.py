@@ -7,8 +7,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from input_pipeline import remote
 from input_pipeline.errors import InputError
+from mail_jax import distributed
 from mail_jax.run_log.event_files import scalars
 from mail_jax.run_log.fixed_samples import Picture
 
@@ -16,6 +19,8 @@ FILE = "wandb.json"
 """Keeps in the workdir which run it is there, so that a resumed one goes on as the same."""
 # Seconds that the service is waited for: when a run begins, and when it ends with something not sent yet.
 _BEGIN, _END = 60, 120
+# Where several processes end together, the others do not wait for longer.
+_END_TOGETHER = distributed.SHUTDOWN - 10
 
 
 def check_installed() -> None:
@@ -68,9 +73,12 @@ class WandbRun:
   def _begin(self, options: dict[str, Any]) -> Any:
     """Online, or where that fails offline, to be sent later."""
     assert self._wandb is not None
-    # Our terminal is ours, and what is printed is no part of the run.
     settings = self._wandb.Settings(
-      silent=True, console="off", init_timeout=_BEGIN, login_timeout=_BEGIN, finish_timeout=_END
+      silent=True,  # the terminal is ours,
+      console="off",  # and what is printed no part of the run
+      init_timeout=_BEGIN,
+      login_timeout=_BEGIN,
+      finish_timeout=_END if jax.process_count() == 1 else _END_TOGETHER,
     )
     try:
       return self._wandb.init(**options, settings=settings)
