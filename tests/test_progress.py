@@ -1,11 +1,14 @@
 """What a run tells while it works, on a terminal and without one, and the table at its end."""
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -64,6 +67,15 @@ def test_a_narrow_terminal_gets_one_line_that_is_cut(monkeypatch):
     terminal.close()
   assert len(drawn) == 1 and 30 < len(drawn[0]) <= 40
   narrow.close()
+
+
+def test_a_terminal_that_does_not_say_its_size_shows_the_line_too(screen):
+  fcntl.ioctl(screen.device, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+  with screen.as_stdout():
+    terminal = Terminal()
+    terminal.show("step 3/10", "words", 3, 10)
+    assert seen(screen.read())[-1].endswith("| words")
+    terminal.close()
 
 
 def test_the_line_is_drawn_a_few_times_a_second_and_not_at_every_step(screen, monkeypatch):

@@ -9,6 +9,8 @@ from tqdm import tqdm
 # Seconds between two drawings of the line that changes: more than the eye needs, and too few to slow a run.
 _REDRAW_EVERY = 0.2
 _BAR_WIDTH = 14
+# Columns of a terminal that does not say, as in a container.
+_COLUMNS = 120
 
 
 class _Bar(tqdm):
@@ -53,7 +55,8 @@ class Terminal:
       return
     self._drawn = now
     if self._bar is None:
-      self._bar = _Bar(file=sys.stdout, leave=False, dynamic_ncols=True, bar_format=" ", total=1)
+      self._bar = _Bar(file=sys.stdout, leave=False, bar_format=" ", total=1, ncols=1, nrows=20)
+    self._bar.ncols = _columns()
     bar = f"|{{bar:{_BAR_WIDTH}}}| " if of else ""
     self._bar.bar_format = _plain(f"{before} ") + bar + _plain(after)
     self._bar.total, self._bar.n = of or None, min(done, of) if of else done
@@ -68,6 +71,12 @@ class Terminal:
     if self._bar is not None:
       self._bar.close()
       self._bar = None
+
+
+def _columns() -> int:
+  """As many as fit into a line of the terminal as it is now, and no line break after them."""
+  columns = os.get_terminal_size(sys.stdout.fileno()).columns
+  return (columns or _COLUMNS) - 1
 
 
 def _plain(text: str) -> str:
