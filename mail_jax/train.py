@@ -197,9 +197,9 @@ class Trainer:
     left = self._seconds_left(step, values["samples_per_second"])
     where = step_line.position(step, self.budget.steps)
     how = step_line.losses(values, sorted(self.config.loss)) + step_line.skipped(values)
-    speed = step_line.speed(values)
+    speed, wait = step_line.speed(values), step_line.data_wait(values)
     self.progress.trained(
-      f"{where}  {how}  {speed}  {step_line.left(left)}", f"{speed}  {how}", left
+      f"{where}  {how}  {speed}  {wait}  {step_line.left(left)}", f"{speed}  {how}  {wait}", left
     )
 
   def _seconds_left(self, step: int, rate: float) -> float:

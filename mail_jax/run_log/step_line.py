@@ -39,9 +39,14 @@ def losses(values: Mapping[str, Any], parts: Sequence[str]) -> str:
 
 
 def speed(values: Mapping[str, Any]) -> str:
-  """Samples a second, the MFU where the device is known, and the share of the time that waited for data."""
+  """Samples a second, and the MFU where the device is known."""
   used = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
-  return f"{values['samples_per_second']:.0f} samples/s{used}  data wait {values['data_wait']:.1%}"
+  return f"{values['samples_per_second']:.0f} samples/s{used}"
+
+
+def data_wait(values: Mapping[str, Any]) -> str:
+  """The share of the time that waited for data."""
+  return f"data wait {values['data_wait']:.1%}"
 
 
 def skipped(values: Mapping[str, Any]) -> str:
