@@ -36,6 +36,10 @@ class Budget:
     self._began = time.monotonic()
     self._warm = self._began, 0
 
+  def seconds_left(self) -> float:
+    """Of the minutes, however many steps they are."""
+    return self._seconds - (time.monotonic() - self._began)
+
   def after(self, step: int) -> bool:
     """Notes that a step is done; says whether this one fixed the number of steps."""
     now = time.monotonic()

@@ -13,6 +13,7 @@ from mail_jax.config import ADDED, to_json
 MAY_CHANGE = (
   "mesh.", "placement", "accumulate", "loader.threads", "log_every", "max_skipped_steps",
   "model.backend", "model.remat", "model.round_tokens",
+  "log.",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ Start the same command again after any interruption: it goes on from the last ch
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ from mail_jax.optim import learning_rate_from
 from mail_jax.preemption import Preemption
 from mail_jax.pretrained import initialise
 from mail_jax.program import build_program
-from mail_jax.progress import Progress, duration
+from mail_jax.progress import Progress
+from mail_jax.run_log import asked_for, final_table, step_line
 from mail_jax.same_run import check_same, move_old
 from mail_jax.skipped import Skipped
 from mail_jax.train_step import TrainState
@@ -51,6 +53,7 @@ class Trainer:
       InputError: the workdir holds a run with another config or tokenizer, or is in use by one, or the config asks
         for what cannot be.
     """
+    asked_for.check(config)
     self.goodput, self.preemption = Goodput(), Preemption()
     self.rate = Rate(self.goodput, config.batch_size)
     self.config, self.data = config, data
@@ -91,6 +94,10 @@ class Trainer:
     self.skipped = Skipped(workdir, config.max_skipped_steps, skipped)
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
+    if not self._is_finished():
+      asked_for.open_sinks(config, workdir, self.start_step, self.progress)
+    self.samples = asked_for.fixed(config, self.program) if data.evaluate else None
+    self.workdir = workdir
     if loaded:
       self._start_from(loaded)
     self._measure = lambda variables, batch: self.program.measure(
@@ -112,7 +119,7 @@ class Trainer:
       return self._run()
 
   def _run(self) -> dict[str, int | float]:
-    with self.preemption.watch():
+    with self.preemption.watch(), self.progress:
       step, metrics = self.start_step, self._catch_up()
       if self.budget.steps and step >= self.budget.steps:
         self.progress.line(f"finished already: {self.budget.steps} steps")
@@ -126,19 +133,26 @@ class Trainer:
       elif step > self.start_step:
         self.progress.line(f"done: {step} steps")
     if step > self.start_step:
-      self.progress.line(self.goodput.line())
-    self.progress.close()
+      self.progress.line(f"{self.workdir}\n{self._final_table(step)}")
     return metrics or {}
 
   def _catch_up(self) -> dict[str, int | float] | None:
     """Evaluates where the run ended before it could."""
     step = self.start_step
-    if not step or not self._is_due(step) or self.checkpoints.metrics(step):
+    if not step or not self._owes_evaluation():
       return None
     metrics = self._evaluate(step)
     if metrics:
       self._save(step, metrics)
     return metrics
+
+  def _owes_evaluation(self) -> bool:
+    step = self.start_step
+    return self._is_due(step) and not self.checkpoints.metrics(step)
+
+  def _is_finished(self) -> bool:
+    done = self.budget.steps > 0 and self.start_step >= self.budget.steps
+    return done and not self._owes_evaluation()
 
   def _is_due(self, step: int) -> bool:
     """Whether the run is evaluated after so many steps."""
@@ -163,6 +177,7 @@ class Trainer:
         self._step(step, batch, lr)
       if budget.after(step):
         self.progress.line(f"{budget.steps} steps fit into {config.minutes:g} minutes")
+      self.progress.at(step + 1, budget.steps, self._epoch(step + 1))
       done = budget.steps > 0 and step + 1 >= budget.steps
       if done or (step + 1) % config.log_every == 0:
         self._log(step + 1, lr)
@@ -212,19 +227,48 @@ class Trainer:
     values |= {"lr": lr, "samples_per_second": rate, "data_wait": wait}
     values |= {"mfu": rate / self.peak_rate} if self.peak_rate else {}
     self.progress.row(step, values | {"seconds": self.goodput.seconds()})
-    steps = self.budget.steps
-    left = duration((steps - step) * self.config.batch_size / rate) if steps else "?"
-    of = f"/{steps}" if steps else ""
-    used = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
-    loss = f"{values['loss']:.4f}" if "loss" in values else "none"
-    skipped = f"  {values['skipped_steps']} skipped" if values["skipped_steps"] else ""
-    self.progress.line(
-      f"step {step}{of}  loss {loss}{skipped}  {rate:.0f} samples/s{used}  data wait {wait:.1%}  {left} left"
+    self._tell(step, values)
+
+  def _tell(self, step: int, values: dict[str, float]) -> None:
+    """Says how training goes."""
+    left = self._seconds_left(step, values["samples_per_second"])
+    where = step_line.position(step, self.budget.steps)
+    how = step_line.losses(values, sorted(self.config.loss)) + step_line.skipped(values)
+    speed, wait = step_line.speed(values), step_line.data_wait(values)
+    self.progress.trained(
+      f"{where}  {how}  {speed}  {wait}  {step_line.left(left)}", f"{speed}  {how}  {wait}", left
+    )
+
+  def _seconds_left(self, step: int, rate: float) -> float:
+    """Until the run ends, as fast as it is of late and with as many evaluations as there were."""
+    if not self.budget.steps:
+      return self.budget.seconds_left()
+    spent = self.goodput.seconds()
+    overhead, done = spent["evaluation"] + spent["checkpoint"], step - self.start_step
+    return step_line.seconds_left(
+      self.budget.steps - step, self.config.batch_size / rate, overhead, done
+    )
+
+  def _epoch(self, step: int) -> float | None:
+    return step * self.config.batch_size / self.data.samples if self.data.samples else None
+
+  def _final_table(self, step: int) -> str:
+    return final_table.text(
+      final_table.best_and_last(
+        self.progress.rows(), self.config.eval_split, self.config.best_metric
+      ),
+      step=step,
+      start_step=self.start_step,
+      batch_size=self.config.batch_size,
+      seconds=self.goodput.seconds(),
+      spent=self.goodput.line(),
+      places=final_table.places(self.workdir, self.config.log.tensorboard),
     )
 
   def _evaluate(self, step: int) -> dict[str, int | float] | None:
     """Judges the model; None where the run is asked to end meanwhile."""
-    evaluator = SegmentationEvaluator(self._measure, self._evaluation_batches)
+    batches = functools.partial(self._evaluation_batches, step)
+    evaluator = SegmentationEvaluator(self._measure, batches)
     with self.goodput.spend("evaluation"):
       try:
         metrics = dict(evaluator.run(eval_variables(self.state, self.config)))
@@ -233,17 +277,25 @@ class Trainer:
     metrics = generalized.with_own(metrics, self.config.dataset, evaluator.rows)
     row = {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()}
     self.progress.row(step, row | {"seconds": self.goodput.seconds()})
-    names = ("mIoU", "oIoU", "P@0.5", "selection_accuracy", "gIoU", "cIoU", "N-acc", "T-acc")
-    shown = "  ".join(f"{k} {metrics[k]:.3f}" for k in names if k in metrics)
-    self.progress.line(f"step {step}  {self.config.eval_split}: {shown}")
+    self.progress.line(f"step {step}  {step_line.evaluation(self.config.eval_split, metrics)}")
+    if self.samples:
+      with self.goodput.spend("evaluation"):
+        self.progress.pictures(step, self.samples.draw(eval_variables(self.state, self.config)))
     return metrics
 
-  def _evaluation_batches(self) -> Iterator[Any]:
+  def _evaluation_batches(self, step: int) -> Iterator[Any]:
     assert self.data.evaluate is not None
+    done = 0
     for batch in self.data.evaluate():
       if self.preemption.reached():
         raise _Interrupted
+      if self.samples:
+        self.samples.watch(batch)
       yield batch
+      done += int((batch["index"] >= 0).sum()) * jax.process_count()
+      self.progress.evaluating(
+        step, self.config.eval_split, done, int(np.max(batch.get("total", done)))
+      )
 
   def _save(self, step: int, metrics: dict[str, int | float] | None) -> None:
     with self.goodput.spend("checkpoint"):
@@ -258,6 +310,7 @@ class Trainer:
       }
       self.progress.flush()
       self.checkpoints.save(step, self.state, meta, metrics)
+    self.progress.line(f"step {step}  checkpoint")
 
 
 class _Interrupted(Exception):
@@ -313,6 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     if not extra.startswith("--config."):
       parser.error(f"unrecognized argument: {extra}")
   config = load_config(args.config, rest)
+  asked_for.check(config)  # before anyone waits for anyone
   distributed.initialize(args)
   data = open_data(config, args.data_dir)
   if args.move_old:

@@ -48,8 +48,11 @@ class Processes:
     """
     self._reserved = reserved
     self._began = time.monotonic()
-    paths = f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}"
-    base = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    paths = [str(CHECKOUT), str(CHECKOUT / "tests"), os.environ.get("PYTHONPATH", "")]
+    base = os.environ | {
+      "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+      "PYTHONUNBUFFERED": "1",
+    }
     self._started = [
       subprocess.Popen(
         [sys.executable, *(word.replace("{i}", str(index)) for word in command)],

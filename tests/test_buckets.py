@@ -23,6 +23,7 @@ from test_checkpoint import _make, _restore, _save, run_two_processes
 from input_pipeline.errors import InputError
 from mail_jax import checkpoint, manifest, train, trained
 from mail_jax.checkpoint import Checkpoints
+from mail_jax.run_log import event_files
 
 pytestmark = pytest.mark.extras
 
@@ -174,6 +175,33 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(place, finished_run, shapes_da
   assert f"moved to {place}.1" in capsys.readouterr().out
   assert _names(f"{place}/checkpoints") == ["2"]
   assert trained.load(f"{place}.1", "last").step == tiny_run.STEPS
+
+
+def test_event_files_hold_what_was_told_before_a_checkpoint_and_drop_what_is_beyond(
+  place, tmp_path
+):
+  pytest.importorskip("tensorboard")
+  from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+  def steps() -> list[int]:
+    found = []
+    for number, file in enumerate(sorted(epath.Path(f"{place}/tensorboard").iterdir())):
+      copy = tmp_path / str(number)
+      copy.write_bytes(file.read_bytes())
+      events = LegacyEventFileLoader(str(copy)).Load()
+      found += [e.step for e in events for v in e.summary.value if v.tag == "train/loss"]
+    return found
+
+  board = event_files.TensorBoard(place, 0, {"a": 1}, [])
+  for step in (1, 2, 3):
+    board.row(step, {"loss": 0.5, "lr": 0.1})
+  board.flush()
+  board.row(4, {"loss": 0.5, "lr": 0.1})  # and here the process is killed
+  assert steps() == [1, 2, 3]
+  board = event_files.TensorBoard(place, 2, {"a": 1}, [])
+  board.row(3, {"loss": 0.25, "lr": 0.1})
+  board.close()
+  assert steps() == [1, 2, 3]
 
 
 def test_loading_from_a_bucket_does_not_import_tensorflow(place):
