@@ -229,7 +229,7 @@ class Trainer:
     self.progress.row(step, values | {"seconds": self.goodput.seconds()})
     self._tell(step, values)
 
-  def _tell(self, step: int, values: dict[str, float]) -> None:
+  def _tell(self, step: int, values: dict[str, int | float]) -> None:
     """Says how training goes."""
     left = self._seconds_left(step, values["samples_per_second"])
     where = step_line.position(step, self.budget.steps)

@@ -47,7 +47,9 @@ class WandbRun:
       config: of the run, plain data.
       say: prints a line.
     """
-    self._say, self._run, self._wandb = say, None, None
+    self._say = say
+    self._run: Any = None
+    self._wandb: Any = None
     file = remote.folder(workdir, "--workdir") / FILE
     folder = tempfile.mkdtemp(prefix="wandb-") if remote.is_remote(workdir) else workdir
     known = json.loads(file.read_text()) if file.exists() else {}
