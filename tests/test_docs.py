@@ -51,3 +51,13 @@ def test_every_page_of_docs_is_linked_from_the_readme():
 def test_the_readme_is_one_screen():
   lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
   assert len(lines) <= 60
+
+
+def test_the_licence_of_every_pinned_package_is_listed():
+  page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+  listed = set(re.findall(r"^\| ([A-Za-z0-9_.-]+) \|", page, flags=re.M))
+  pinned = set()
+  for file in ROOT.glob("requirements*.txt"):
+    pinned |= set(re.findall(r"^([A-Za-z0-9_.-]+)==", file.read_text(encoding="utf-8"), flags=re.M))
+  assert len(pinned) > 100
+  assert pinned <= listed, sorted(pinned - listed)

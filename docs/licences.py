@@ -1,0 +1,127 @@
+"""Writes docs/licences.md: the licences of all packages in requirements*.txt, as they state them themselves.
+
+    python docs/licences.py
+
+pip (26 knows `License-Expression`) tells what an installation would bring, and installs nothing; what only other systems
+need it does not tell. Python 3.12 or later.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+PAGE = CHECKOUT / "docs" / "licences.md"
+# What each file is for, in the order of the page.
+FILES = {
+  "requirements.txt": "run",
+  "requirements-dev.txt": "dev",
+  "requirements-app.txt": "app",
+  "requirements-extras.txt": "extras",
+  "requirements-beam.txt": "beam",
+  "requirements-plan.txt": "plan",
+  "requirements-tpu.txt": "tpu",
+  "requirements-cuda.txt": "cuda",
+}
+# Said by hand: not installed on Linux, told only in words, or too large to fetch for a look.
+BY_HAND = {
+  "cffi": "MIT-0",
+  "colorama": "BSD-3-Clause",
+  "nest-asyncio": "BSD-2-Clause",
+  "pycparser": "BSD-3-Clause",
+  "libtpu": "Google Cloud Platform Terms of Service",
+  "audioop-lts": "PSF-2.0",
+}
+_TOO_LARGE = ("nvidia-", "jax-cuda13-", "torch")
+_CLASSIFIERS = {
+  "Apache Software License": "Apache-2.0",
+  "BSD License": "BSD",
+  "ISC License (ISCL)": "ISC",
+  "MIT License": "MIT",
+  "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+  "Python Software Foundation License": "PSF-2.0",
+}
+_HEAD = """# Licences
+
+Ours is [Apache-2.0](../LICENSE). Those of data sets and of weights are in [data.md](data.md#licences), and beside every
+data set there; of a model that is trained on photos with terms of their own you have to judge.
+
+Below is what the packages in `requirements*.txt` say of themselves, as `python docs/licences.py` found it. None of them
+is part of this repository, and nothing of them is copied into it. *Needed for*: `run` is what `pip install` brings; the
+others are the files of that name ([install.md](install.md)).
+
+| package | version | licence | needed for |
+| --- | --- | --- | --- |
+"""
+
+
+def pins(name: str) -> dict[str, list[str]]:
+  """The packages of a file of requirements with their versions; more than one where Python decides."""
+  found: dict[str, list[str]] = {}
+  for line in (CHECKOUT / name).read_text().splitlines():
+    if match := re.match(r"([A-Za-z0-9._-]+)==([^ ;\\]+)", line):
+      found.setdefault(re.sub(r"[._]", "-", match[1]).lower(), []).append(match[2])
+  return found
+
+
+def licence(metadata: dict) -> str:
+  """What a package says of itself, as short as it can be said."""
+  if metadata.get("license_expression"):
+    return metadata["license_expression"]
+  names = [
+    row.rpartition(" :: ")[2]
+    for row in metadata.get("classifier", [])
+    if row.startswith("License :: ") and row != "License :: OSI Approved"
+  ]
+  said = (metadata.get("license") or "").strip().splitlines()
+  if len(said) == 1 and len(said[0]) < 40 and (not names or names == ["BSD License"]):
+    return said[0]
+  return " AND ".join(_CLASSIFIERS.get(name, name) for name in names) or "not stated"
+
+
+def _report(name: str) -> list[dict]:
+  """The metadata of what an installation of a file would bring."""
+  lines = [
+    f"{package}=={versions[-1]}"
+    for package, versions in pins(name).items()
+    if not package.startswith(_TOO_LARGE) and package not in BY_HAND
+  ]
+  with tempfile.TemporaryDirectory() as folder:
+    wanted, out = pathlib.Path(folder, "wanted.txt"), pathlib.Path(folder, "report.json")
+    wanted.write_text("\n".join(lines))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps"]
+    command += ["--ignore-installed", "--report", str(out), "-r", str(wanted)]
+    subprocess.run(command, check=True)
+    return [row["metadata"] for row in json.loads(out.read_text())["install"]]
+
+
+def main() -> None:
+  """Writes the page."""
+  versions: dict[str, list[str]] = {}
+  needed: dict[str, list[str]] = {}
+  said = dict(BY_HAND)
+  for name, use in FILES.items():
+    for package, found in pins(name).items():
+      versions[package] = sorted({*versions.get(package, []), *found})
+      needed.setdefault(package, []).append(use)
+    for metadata in _report(name):
+      said[re.sub(r"[._]", "-", metadata["name"]).lower()] = licence(metadata)
+  for package in versions:
+    if package.startswith("nvidia-"):
+      said[package] = "NVIDIA's software licence agreement"
+    elif package.startswith("jax-cuda"):
+      said[package] = "Apache-2.0"
+    elif package == "torch":
+      said[package] = "BSD-3-Clause"
+  rows = [
+    f"| {package} | {', '.join(versions[package])} | {said[package]} | {', '.join(needed[package])} |\n"
+    for package in sorted(versions)
+  ]
+  PAGE.write_text(_HEAD + "".join(rows))
+
+
+if __name__ == "__main__":
+  main()
