@@ -2,8 +2,8 @@
 
     python docs/licences.py
 
-pip (26 knows `License-Expression`) tells what an installation would bring, and installs nothing; what only other systems
-need it does not tell. Python 3.12 or later.
+pip (26 knows `License-Expression`) tells what an installation would bring, and installs nothing; what only other
+systems need it does not tell. Python 3.12 or later.
 """
 
 import json

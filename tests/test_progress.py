@@ -220,7 +220,11 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(
 
 
 def test_nothing_else_is_written_unless_it_is_asked_for(finished_run):
-  assert sorted(path.name for path in finished_run.iterdir()) == ["checkpoints", "in_use", "metrics.jsonl"]
+  assert sorted(path.name for path in finished_run.iterdir()) == [
+    "checkpoints",
+    "in_use",
+    "metrics.jsonl",
+  ]
 
 
 def test_a_negative_number_of_images_is_refused():
