@@ -185,7 +185,7 @@ class Segmenter:
     return answer
 
 
-def _check_expressions(expressions: list[str]) -> list[str]:
+def _check_expressions(expressions: list[Any]) -> list[str]:
   """Refuses what cannot be read before a photo is opened."""
   if not expressions:
     raise InputError("expression: the list is empty; write what to look for")

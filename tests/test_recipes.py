@@ -56,14 +56,18 @@ def _other_package(folder: pathlib.Path, seed: int) -> pathlib.Path:
 
 
 @pytest.fixture
-def none_imported(monkeypatch):
+def none_imported():
   """As in a process that has imported no `configs` yet, and finds none: mail_jax is installed."""
-  for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
-    monkeypatch.delitem(sys.modules, name)
-  here = {str(tiny_run.CHECKOUT), ""}
-  monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in here])
+  ours = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+  loaded = {name: sys.modules.pop(name) for name in ours}
+  # Not by `monkeypatch`: what its `syspath_prepend` undoes would leave the shortened list behind.
+  path, here = sys.path[:], {str(tiny_run.CHECKOUT), ""}
+  sys.path[:] = [folder for folder in path if folder not in here]
   yield
-  assert not any(name.partition(".")[0] == "configs" for name in sys.modules)
+  left = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+  sys.path[:] = path
+  sys.modules.update(loaded)
+  assert not left
 
 
 def test_a_recipe_of_one_s_own_can_start_from_ours(tmp_path, none_imported):
