@@ -1,6 +1,6 @@
 """The picture of the README: one generated scene, what a model marks for three expressions of it.
 
-  python docs/pictures/three_expressions.py --checkpoint runs/demo --out docs/pictures/three_expressions.jpg
+  python -m docs.pictures.three_expressions --checkpoint runs/demo --out docs/pictures/three_expressions.jpg
 
 The scene is one of `val`, which no training sees, drawn at four times the size that the model reads. The expressions
 are the longest of each of its first three objects.
