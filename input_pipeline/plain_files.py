@@ -23,7 +23,7 @@ def open_file(path: str | os.PathLike, name: str) -> BinaryIO:
     InputError: there is no such file (its cause is then a FileNotFoundError), it cannot be read, or is none.
   """
   try:
-    file = open(os.open(path, _FLAGS), "rb")
+    file = os.fdopen(os.open(path, _FLAGS), "rb")
   except OSError as error:
     raise InputError(f"{name}: {error.strerror or error}") from error
   except ValueError as error:  # a NUL, or half of a surrogate pair

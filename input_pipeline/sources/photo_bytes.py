@@ -19,7 +19,8 @@ _AS_THEY_ARE = {
 def stored_upright(data: bytes, path: str) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
   """Returns a photo as a record holds it, and its pixels, upright.
 
-  The bytes are untouched where they are a JPEG or PNG that stands upright and is nowhere transparent; else they are a PNG of the same pixels.
+  The bytes are untouched where they are a JPEG or PNG that stands upright and is nowhere transparent; else they are a
+  PNG of the same pixels.
 
   Args:
     data: the file's bytes.

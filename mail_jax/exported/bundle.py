@@ -25,8 +25,9 @@ _SHARED = (
     "preprocess",
     (
       "MAX_PIXELS", "MAX_FILE", "FORMATS", "_ORIENTATION", "_TURNS", "_LIMIT_LOCK", "_FORMAT_CATEGORIES",
-      "normalise_text", "empty_text", "_without_control", "decode_image", "TooManyPixels", "open_head", "_pillows_limit",
-      "_check_pixels", "_too_many", "_rgb", "read_orientation", "open_image", "resize_image", "nearest_indices",
+      "normalise_text", "empty_text", "_without_control", "decode_image", "TooManyPixels", "open_head",
+      "_pillows_limit", "_check_pixels", "_too_many", "_rgb", "read_orientation", "open_image",
+      "resize_image", "nearest_indices",
       "resize_planes", "check_instances",
     ),
   ),
