@@ -25,6 +25,17 @@ def inside(root: str, path: str, name: str) -> str:
   return real
 
 
+def stays_inside(path: str) -> bool:
+  """Whether a path, by its text alone, names something inside whatever folder it starts in.
+
+  For what lies in buckets, and where a folder may have links: the caches of Hugging Face consist of them.
+  """
+  parts = path.replace("\\", "/").split("/")
+  return (
+    bool(path) and "\0" not in path and ".." not in parts and bool(parts[0]) and ":" not in parts[0]
+  )
+
+
 def _is_encodable(path: str) -> bool:
   try:
     os.fsencode(path)

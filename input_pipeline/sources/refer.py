@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from input_pipeline import preprocess
+from input_pipeline import preprocess, rooted_paths
 from input_pipeline.coco_annotations import CocoAnnotations
 from input_pipeline.errors import InputError
 from input_pipeline.sources import photos, plain_pickle
@@ -163,7 +163,7 @@ class RefReader:
     name = (self._annotations.image(image_id) or {}).get("file_name")
     if not isinstance(name, str) or not name:
       raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
-    return os.path.join(images, os.path.basename(name))
+    return photo_in(images, os.path.basename(name))
 
   def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
     """Returns one photo with the refs that it has in a split.
@@ -294,6 +294,16 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
     if not os.path.isfile(path):
       raise InputError(f"{path}: no such file; docs/data.md says where to get it")
   return refs, instances
+
+
+def photo_in(images: str, name: str) -> str:
+  """Returns the file of a photo, in the folder of photos.
+
+  Raises:
+    InputError: it is a link to a file somewhere else.
+  """
+  rooted_paths.inside(images, name, f"--images {images}: photo")
+  return os.path.join(images, name)
 
 
 def is_whole(value: Any) -> bool:
