@@ -18,6 +18,9 @@ MAX_BYTES = 1 << 28
 MAX_CONTAINERS = 10_000_000
 """Lists and dicts: an empty one takes a byte of the file and 64 of memory. Official files have a million."""
 
+MAX_DEPTH = 20
+"""Of lists and dicts inside each other; refs have five."""
+
 _LONGEST_NUMBER = 32  # characters or bytes: far more than 64 bits have
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _CODES = {name: code for code, name in _NAMES.items()}
@@ -67,9 +70,11 @@ def loads(data: bytes, name: str) -> Any:
     end = _check(data)
     # Python 2 wrote the official files: its byte strings are text to us.
     try:
-      return _PlainUnpickler(io.BytesIO(data[:end]), encoding="utf-8").load()
+      found = _PlainUnpickler(io.BytesIO(data[:end]), encoding="utf-8").load()
     except UnicodeDecodeError:
-      return _PlainUnpickler(io.BytesIO(data[:end]), encoding="latin-1").load()
+      found = _PlainUnpickler(io.BytesIO(data[:end]), encoding="latin-1").load()
+    _check_nesting(found, len(data) + 10_000)
+    return found
   except Exception as error:  # Damaged pickles raise nearly anything.
     raise InputError(
       f"{name}: not a pickle of plain lists and dicts ({error}); nothing of it was executed. "
@@ -108,6 +113,26 @@ def _check(data: bytes) -> int:
     else:
       raise ValueError(f"it has the instruction {_NAMES.get(code, hex(code))}")
   raise ValueError("it breaks off")
+
+
+def _check_nesting(value: Any, most: int) -> None:
+  """Refuses what holds itself, and lists of lists of one list, which are small here and endless to whoever walks.
+
+  Layer by layer, so that no depth is too deep to tell; `most` lists and dicts may lie in one.
+  """
+  layer = [value]
+  for _ in range(MAX_DEPTH):
+    inner: list[Any] = []
+    for items in layer:
+      if isinstance(items, list | dict):
+        values = items.values() if isinstance(items, dict) else items
+        inner += [item for item in values if isinstance(item, list | dict)]
+        if len(inner) > most:
+          raise ValueError("it has the same lists too many times")
+    if not inner:
+      return
+    layer = inner
+  raise ValueError(f"nested deeper than {MAX_DEPTH}, or in itself")
 
 
 def _check_length(data: bytes, position: int, code: int) -> int:
