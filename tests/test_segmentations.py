@@ -1,11 +1,10 @@
 """Segmentations from strangers: the right mask, or a line that says why not; C code sees only what was checked."""
 
 import math
-import subprocess
-import sys
 import time
 
 import numpy as np
+import own_process
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,10 +156,10 @@ def test_a_polygon_of_thousands_of_points_gives_its_disc():
 
 
 _MEMORY = """
-import resource, sys, time
-import numpy as np
+import time
+from own_process import peak_kilobytes
 from input_pipeline.coco_annotations import decode_segmentation
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before, start = peak_kilobytes(), time.perf_counter()
 far = [[0.0, 0.0, 9e5, 9e5] * 25_000]
 many = [[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]] * 200_000
 for polygons in (far, many):
@@ -168,15 +167,12 @@ for polygons in (far, many):
     decode_segmentation(polygons, 480, 640)
   except ValueError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)
+print(peak_kilobytes() - before, time.perf_counter() - start)
 """
 
 
 def test_polygons_with_miles_of_edges_are_refused_in_a_second_and_little_memory():
-  done = subprocess.run(
-    [sys.executable, "-c", _MEMORY], capture_output=True, text=True, timeout=60, check=True
-  )
-  far, many, used = done.stdout.splitlines()
+  far, many, used = own_process.run(_MEMORY).splitlines()
   assert "edges of more than 1,000,000 pixels" in far and "200,000 polygons" in many
   kilobytes, seconds = map(float, used.split())
   assert kilobytes < 100_000 and seconds < 1
