@@ -12,7 +12,7 @@ import re
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,7 @@ class TooManyPixels(ValueError):
 
 @contextlib.contextmanager
 def open_head(
-  source: Any, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
+  source: Any, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
 ) -> Iterator[Image.Image]:
   """Reads the head of a picture; its pixels are not decoded yet.
 
