@@ -168,7 +168,7 @@ def open_head(
     with _pillows_limit(max_pixels):
       image = Image.open(source, formats=formats)
   except Image.DecompressionBombError as error:
-    raise TooManyPixels(_too_many("far more than the", max_pixels)) from error
+    raise TooManyPixels(_too_many("far too many", max_pixels)) from error
   with image:
     _check_pixels(image, max_pixels)
     yield image
