@@ -22,6 +22,7 @@ FILES = {
   "requirements-app.txt": "app",
   "requirements-extras.txt": "extras",
   "requirements-beam.txt": "beam",
+  "requirements-fuzz.txt": "fuzz",
   "requirements-plan.txt": "plan",
   "requirements-tpu.txt": "tpu",
   "requirements-cuda.txt": "cuda",

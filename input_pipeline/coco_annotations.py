@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from pycocotools import mask as coco_mask
 
 from input_pipeline.errors import InputError
 from input_pipeline.row_index import RowIndex, RowsInMemory
+from input_pipeline.segmentations import decode_segmentation as decode_segmentation
 
 _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categories")}
 
@@ -101,58 +101,3 @@ class CocoAnnotations:
         f"COCO annotations {self.path}: annotation {annotation.get('id')} has no usable "
         f"segmentation ({error}); is the file damaged?"
       ) from error
-
-
-def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-  """Rasterises a COCO segmentation as pycocotools does.
-
-  Args:
-    segmentation: polygons as lists of x, y, x, y, ... (a pixel in two of them counts once), or
-      run lengths, compressed or not.
-    height: of the image, in pixels.
-    width: of the image, in pixels.
-
-  Raises:
-    ValueError: the segmentation is neither, or is of another size.
-  """
-  try:
-    if isinstance(segmentation, Mapping):
-      runs = _check_runs(segmentation, height, width)
-    else:
-      # Fewer than three points enclose nothing, and pycocotools would take four numbers for a box.
-      polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-      if not polygons or any(len(polygon) % 2 for polygon in polygons):
-        raise ValueError("no polygon of three or more points")
-      runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return coco_mask.decode(runs).astype(bool)
-  except (KeyError, IndexError, TypeError, AttributeError) as error:
-    raise ValueError(str(error)) from error
-
-
-def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> Any:
-  """Returns compressed run lengths for an image of that size, or raises ValueError."""
-  if list(segmentation["size"]) != [height, width]:
-    raise ValueError(f"run lengths of {segmentation['size']}, image of {[height, width]}")
-  counts = segmentation["counts"]
-  compressed = not isinstance(counts, list)
-  lengths = _decompress(counts) if compressed else counts
-  # pycocotools would leave what runs do not cover as the memory happens to be.
-  if any(length < 0 for length in lengths) or sum(lengths) != height * width:
-    raise ValueError(f"run lengths cover {sum(lengths)} of {height * width} pixels")
-  runs: Any = dict(segmentation)
-  return runs if compressed else coco_mask.frPyObjects(runs, height, width)
-
-
-def _decompress(counts: str | bytes) -> list[int]:
-  """The run lengths in COCO's string: five bits a character, each length after the third less the one two before."""
-  lengths: list[int] = []
-  value = shift = 0
-  for byte in counts.encode() if isinstance(counts, str) else counts:
-    bits = byte - 48
-    value |= (bits & 31) << shift
-    shift += 5
-    if not bits & 32:
-      value -= (bits & 16) and 1 << shift
-      lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-      value = shift = 0
-  return lengths

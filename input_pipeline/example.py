@@ -31,16 +31,32 @@ def encode_record(record: records.ImageRecord) -> dict[str, Any]:
 
 
 def decode_record(fields: Mapping[str, Any]) -> records.ImageRecord:
-  """Returns the record whose fields `encode_record` gave; the photo stays as it is."""
-  height = int(fields["height"])
+  """Returns the record whose fields `encode_record` gave; the photo stays as it is.
+
+  Raises:
+    InputError: its masks cannot be decoded, or are of another size than it.
+  """
+  try:
+    return _decode_record(fields)
+  except Exception as error:  # Pillow raises nearly anything of damaged files.
+    raise InputError(
+      f"image {fields['file_name']} (image_id {fields['image_id']}): one of its masks cannot be decoded ({error}); "
+      "prepare the data set again with --overwrite"
+    ) from error
+
+
+def _decode_record(fields: Mapping[str, Any]) -> records.ImageRecord:
+  height, width = int(fields["height"]), int(fields["width"])
   scores = np.asarray(fields["instance_score"], np.float32)
-  planes = records.decode_planes(fields["instances"], height)
+  if height * width > preprocess.MAX_PIXELS:
+    raise ValueError(f"an image of {width} x {height} pixels")
+  planes = records.decode_planes(fields["instances"], height, width)
   return records.ImageRecord(
     image=fields["image"],
     image_id=int(fields["image_id"]),
     file_name=fields["file_name"],
     height=height,
-    width=int(fields["width"]),
+    width=width,
     instances=records.Instances(
       masks=records.unpack_planes(planes, len(scores)),
       scores=scores,
@@ -48,15 +64,15 @@ def decode_record(fields: Mapping[str, Any]) -> records.ImageRecord:
       source=fields["instances_from"],
       trained_on=fields["instances_trained_on"],
     ),
-    refs=tuple(map(_decode_ref, fields["refs"])),
+    refs=tuple(_decode_ref(ref, (height, width)) for ref in fields["refs"]),
   )
 
 
-def _decode_ref(fields: Mapping[str, Any]) -> records.Ref:
+def _decode_ref(fields: Mapping[str, Any], size: tuple[int, int]) -> records.Ref:
   return records.Ref(
     ref_id=int(fields["ref_id"]),
     ann_ids=tuple(map(int, fields["ann_ids"])),
-    target=records.decode_target(fields["target"]),
+    target=records.decode_target(fields["target"], size),
     sentences=tuple(fields["sentences"]),
   )
 

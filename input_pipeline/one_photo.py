@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from input_pipeline.errors import InputError
+from input_pipeline.plain_files import open_file
 from input_pipeline.preprocess import (
   check_instances,
   normalise_text,
@@ -99,9 +100,15 @@ def read_masks(
   for path in paths:
     if path.endswith(".npy"):
       try:
-        masks = np.load(path, allow_pickle=False)
-      except (OSError, ValueError) as error:
+        open_file(path, path).close()
+        # Mapped, for then the file must have what its head promises before there is memory for it.
+        masks = np.load(path, mmap_mode="r", allow_pickle=False)
+      except InputError:
+        raise
+      except Exception as error:  # Damaged heads raise nearly anything.
         raise InputError(f"{path}: no masks that NumPy can read ({error})") from error
+      if not isinstance(masks, np.ndarray):
+        raise InputError(f"{path}: an archive; masks are one array, .npy")
       if masks.ndim != 3:
         raise InputError(f"{path}: masks are [k, height, width], not {list(masks.shape)}")
       masks = masks != 0

@@ -5,23 +5,46 @@ The training pipeline decodes with native ops, and resizes images and planes by 
 `tests/test_loader.py` holds the two together.
 """
 
+import contextlib
 import io
 import os
 import re
+import threading
 import unicodedata
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.errors import InputError
+from input_pipeline.plain_files import read
 
 MAX_PIXELS = 89_478_485
 """Of a photo; above it Pillow warns of a decompression bomb. A photo of so many takes 270 MB as RGB."""
 
+MAX_FILE = 1 << 30
+"""Bytes of a file with a picture in it."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""As Pillow names them. It knows more: some start other programs (EPS), some are hardly ever tested."""
+
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Of the pictures in a folder."""
 
+_ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+_LIMIT_LOCK = threading.Lock()
 _FORMAT_CATEGORIES = ("Cc", "Cf", "Co", "Cs")
 _OTHER_SIDE = {
   "left": "right",
@@ -92,7 +115,10 @@ def exchange_left_right(text: str) -> str:
 def decode_image(
   data: bytes, name: str, *, upright: bool = True, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Decodes any image that Pillow reads to RGB; an alpha channel is dropped, not blended.
+  """Decodes a picture of a kind of `FORMATS` to RGB.
+
+  The first picture of an animation; of 16 bits the upper eight; what is transparent stands before white; CMYK by
+  Pillow's plain formula, without colour profiles. TIFFs stand upright in any case, by their own tag.
 
   Args:
     data: the file's bytes.
@@ -104,39 +130,109 @@ def decode_image(
     InputError: the bytes are no complete image, or one of too many pixels.
   """
   try:
-    with Image.open(io.BytesIO(data)) as image:
-      return _rgb(image, name, upright, max_pixels)
-  except InputError:
-    raise
+    with open_head(io.BytesIO(data), max_pixels) as image:
+      return _rgb(image, upright)
   except UnidentifiedImageError as error:
     what = "it is no picture of a known kind" if data else "it is empty"
     raise InputError(f"image {name} cannot be decoded: {what}") from error
-  except Image.DecompressionBombError as error:
+  except TooManyPixels as error:
+    raise InputError(f"image {name} {error}") from error
+  except MemoryError as error:
     raise InputError(
-      f"image {name} has far more than {max_pixels / 1e6:.0f} megapixels; make it smaller"
+      f"image {name} cannot be decoded: it takes more memory than there is"
     ) from error
-  except (OSError, SyntaxError, TypeError, ValueError) as error:
+  except Exception as error:  # Pillow's decoders raise nearly anything of damaged files.
     raise InputError(f"image {name} cannot be decoded ({error}); is the file complete?") from error
 
 
-def _rgb(
-  image: Image.Image, name: str, upright: bool, max_pixels: int
-) -> UInt8[np.ndarray, "h w 3"]:
+class TooManyPixels(ValueError):
+  """By what its head says, a picture is too large."""
+
+
+@contextlib.contextmanager
+def open_head(
+  source: Any, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+) -> Iterator[Image.Image]:
+  """Reads the head of a picture; its pixels are not decoded yet.
+
+  Args:
+    source: a path or an open file.
+    max_pixels: of the picture.
+    formats: as Pillow names them.
+
+  Raises:
+    TooManyPixels: it has more pixels.
+    Exception: what Pillow raises of what is no picture.
+  """
+  try:
+    with _pillows_limit(max_pixels):
+      image = Image.open(source, formats=formats)
+  except Image.DecompressionBombError as error:
+    raise TooManyPixels(_too_many("far too many", max_pixels)) from error
+  with image:
+    _check_pixels(image, max_pixels)
+    yield image
+
+
+@contextlib.contextmanager
+def _pillows_limit(max_pixels: int) -> Iterator[None]:
+  """Pillow has a limit of its own, one for everybody: it is lifted for as long as somebody asks for more."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged by our own limit
+    if Image.MAX_IMAGE_PIXELS is None or max_pixels <= 2 * Image.MAX_IMAGE_PIXELS:
+      yield
+      return
+    with _LIMIT_LOCK:
+      before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+      try:
+        yield
+      finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
   if image.width * image.height > max_pixels:
-    raise InputError(
-      f"image {name} has {image.width * image.height / 1e6:.0f} megapixels, and {max_pixels / 1e6:.0f} are the most "
-      "that is read; make it smaller"
-    )
+    raise TooManyPixels(_too_many(f"{image.width * image.height / 1e6:.0f}", max_pixels))
+
+
+def _too_many(count: str, max_pixels: int) -> str:
+  return (
+    f"has {count} megapixels, and {max_pixels / 1e6:.0f} are the most that is read; make it smaller"
+  )
+
+
+def _rgb(image: Image.Image, upright: bool) -> UInt8[np.ndarray, "h w 3"]:
   image.load()
-  if upright:
-    image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I;16") or image.mode == "I":
+  if upright and (turned := _TURNS.get(read_orientation(image))) is not None:
+    image = image.transpose(turned)
+  if image.mode.startswith("I"):
     # Pillow clips 16 bits at 255; the high byte is what other decoders keep.
-    high = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-    return np.repeat(high[:, :, None], 3, axis=2)
-  if image.mode == "P":
-    image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+      raise ValueError("its pixels are numbers of 32 bits; write it with 8 or 16")
+    return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+  if image.mode == "F":
+    raise ValueError(
+      "its pixels are fractions, and what is white is not said; write it with 8 bits"
+    )
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
   return np.array(image.convert("RGB"))
+
+
+def read_orientation(image: Image.Image) -> int:
+  """Returns how EXIF says that a picture lies: 1 is upright, from 5 on width and height are exchanged.
+
+  Without EXIF, or where it is damaged, that is 1, as viewers have it. So it is for TIFFs: Pillow turns them itself.
+  """
+  if image.format == "TIFF":
+    return 1
+  try:
+    found = image.getexif().get(_ORIENTATION, 1)
+  except Exception:  # damaged EXIF raises nearly anything, and the pixels may be sound
+    return 1
+  return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def resize_image(
@@ -170,7 +266,7 @@ def resize_planes(
 def open_image(
   image: str | os.PathLike | bytes | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Opens a photo, upright as its EXIF says.
+  """Opens a photo, upright as its EXIF says; see `decode_image`.
 
   Args:
     image: a path, the bytes of a file, an image of Pillow, or RGB pixels.
@@ -183,10 +279,11 @@ def open_image(
     return decode_image(image, "of the given bytes", max_pixels=max_pixels)
   if isinstance(image, Image.Image):
     try:
-      return _rgb(image, "that was given", True, max_pixels)
-    except InputError:
-      raise
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+      _check_pixels(image, max_pixels)
+      return _rgb(image, True)
+    except TooManyPixels as error:
+      raise InputError(f"image that was given {error}") from error
+    except Exception as error:  # as above
       raise InputError(f"image that was given cannot be decoded ({error})") from error
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -194,11 +291,8 @@ def open_image(
         f"image: an array must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
       )
     return image
-  try:
-    with open(image, "rb") as file:
-      return decode_image(file.read(), str(image), max_pixels=max_pixels)
-  except OSError as error:
-    raise InputError(f"image {image}: {error.strerror}") from error
+  data = read(image, f"image {image}", MAX_FILE)
+  return decode_image(data, str(image), max_pixels=max_pixels)
 
 
 def check_instances(

@@ -12,7 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt16
 from PIL import Image
 
+from input_pipeline import preprocess
+
 PLANE_BITS = 16
+MAX_PLANES = 64
+"""Of a record; those that `prepare` writes have up to four."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +93,22 @@ def encode_planes(planes: UInt16[np.ndarray, "g h w"]) -> bytes:
   return _encode_png(Image.fromarray(planes.reshape(-1, planes.shape[2])))
 
 
-def decode_planes(png: bytes, height: int) -> UInt16[np.ndarray, "g h w"]:
-  """Reads the planes of an image of that height."""
-  with Image.open(io.BytesIO(png)) as image:
+def decode_planes(
+  png: bytes, height: int, width: int | None = None
+) -> UInt16[np.ndarray, "g {height} w"]:
+  """Reads the planes of an image of that size.
+
+  Raises:
+    Exception: what Pillow raises of what is no PNG, and ValueError where it is none of planes of that size.
+  """
+  most = MAX_PLANES * (preprocess.MAX_PIXELS if width is None else height * width)
+  with preprocess.open_head(io.BytesIO(png), most, ("PNG",)) as image:
+    if height < 1 or image.height % height or width not in (None, image.width):
+      raise ValueError(
+        f"bit planes of {image.width} x {image.height} for {width} x {height} pixels"
+      )
+    if not image.mode.startswith("I"):
+      raise ValueError(f"bit planes of the mode {image.mode}, not of 16 bits")
     stacked = np.asarray(image).astype(np.uint16)
   return stacked.reshape(-1, height, stacked.shape[1])
 
@@ -101,9 +118,23 @@ def encode_target(target: Bool[np.ndarray, "h w"]) -> bytes:
   return _encode_png(Image.fromarray(target))
 
 
-def decode_target(png: bytes) -> Bool[np.ndarray, "h w"]:
-  """Reads a mask written by `encode_target`."""
-  with Image.open(io.BytesIO(png)) as image:
+def decode_target(png: bytes, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "h w"]:
+  """Reads a mask written by `encode_target`.
+
+  Args:
+    png: what it wrote.
+    size: height and width that it must have.
+
+  Raises:
+    Exception: what Pillow raises of what is no PNG, and ValueError where it is none of a mask of that size.
+  """
+  with preprocess.open_head(io.BytesIO(png), formats=("PNG",)) as image:
+    if size is not None and image.size != size[::-1]:
+      raise ValueError(
+        f"a target of {image.width} x {image.height} for {size[1]} x {size[0]} pixels"
+      )
+    if image.mode not in ("1", "L"):
+      raise ValueError(f"a target of the mode {image.mode}, not of 1 bit")
     return np.asarray(image).astype(bool)
 
 

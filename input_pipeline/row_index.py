@@ -134,8 +134,12 @@ def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any,
         ids = [row.get(key) for key in ("id", "image_id")]
         if any(value is not None and type(value) is not int for value in ids):
           raise InputError(f"{path}: {section} has the id {ids}, which is no whole number")
-        yield section, ids[0], ids[1], json.dumps(row, separators=(",", ":"))
-  except (ijson.JSONError, UnicodeDecodeError) as error:
+        yield section, ids[0], ids[1], json.dumps(row, separators=(",", ":"), allow_nan=False)
+  except InputError:
+    raise
+  except RecursionError as error:
+    raise InputError(f"{path}: {section} has a row that is nested too deep") from error
+  except (ijson.JSONError, ValueError) as error:
     raise InputError(f"{path}: not a whole JSON file ({error})") from error
 
 

@@ -123,9 +123,13 @@ def _whole_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       break
-    if not isinstance(row, dict) or not {"image", "number", "picture"} <= row.keys():
+    if (
+      not isinstance(row, dict)
+      or not {"image", "number", "picture"} <= row.keys()
+      or (not isinstance(row["picture"], str))
+    ):
       raise InputError(f"{path}: not a file of answers; name another folder for --out")
     rows.append(row)
   return rows

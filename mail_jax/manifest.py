@@ -12,6 +12,8 @@ from typing import Any
 
 from etils import epath
 
+from input_pipeline import rooted_paths
+
 FILE = "manifest.json"
 # Orbax writes these last; nothing that is restored comes from them.
 _LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -54,9 +56,22 @@ def check(folder: epath.Path, part: int = 0, parts: int = 1) -> None:
   Raises:
     DamagedError: a file is missing, has another size or other bytes, or cannot be read.
   """
-  expected = sorted(_read(folder)["files"].items())[part::parts]
+  expected = sorted(_files(_read(folder)).items())[part::parts]
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     list(pool.map(lambda item: _check_file(folder, *item), expected))
+
+
+def _files(content: dict[str, Any]) -> dict[str, Any]:
+  """The files of a manifest, whose names lead to nothing outside of the checkpoint."""
+  files = content.get("files")
+  if not isinstance(files, dict):
+    raise DamagedError(f"{FILE} names no files")
+  for name, expected in files.items():
+    if not rooted_paths.stays_inside(name):
+      raise DamagedError(f"{FILE} names {name!r}, which leaves the checkpoint")
+    if not isinstance(expected, list) or len(expected) != 2:
+      raise DamagedError(f"{FILE} says nothing of {name}")
+  return files
 
 
 def _check_file(folder: epath.Path, name: str, expected: Sequence[Any]) -> None:
@@ -106,7 +121,7 @@ def _read(folder: epath.Path) -> dict[str, Any]:
       return stored["content"]
   except FileNotFoundError as error:
     raise DamagedError(f"{FILE} is missing") from error
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise DamagedError(f"{FILE} cannot be read: {error}") from error
   raise DamagedError(f"{FILE} has other bytes than were written")
 

@@ -113,9 +113,9 @@ def read(path: str | os.PathLike) -> list[Row]:
 def _parse(line: str, where: str) -> Row:
   try:
     row = json.loads(line)
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(
-      f"{where}: it is no JSON ({error.msg}); write the file again with `evaluate --samples`"
+      f"{where}: it is no JSON ({getattr(error, 'msg', error)}); write the file again with `evaluate --samples`"
     ) from error
   if not isinstance(row, dict):
     raise InputError(f"{where}: it is no JSON object; `evaluate --samples` writes one a line")

@@ -12,7 +12,7 @@ from own_files import SQUARE, line, write_lines, write_photo
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools.coco import COCO
 
-from input_pipeline import example, loader, prepare, storage, stored_records
+from input_pipeline import example, loader, prepare, preprocess, storage, stored_records
 from input_pipeline.errors import InputError
 from input_pipeline.own_data import __main__ as command
 from mail_jax import evaluate, train
@@ -104,6 +104,31 @@ def test_photos_of_any_kind_are_stored_as_what_training_decodes(tmp_path, ending
   with Image.open(tmp_path / f"a.{ending}") as image:
     expected = np.asarray(image.convert("RGB"))
   assert np.array_equal(decoded(record), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_tiff_is_turned_once(tmp_path, orientation):
+  """Pillow turns TIFFs itself, and not what is otherwise of EXIF."""
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "a.tiff", tiffinfo={0x0112: orientation})
+  expected = pixels if orientation == 1 else np.rot90(pixels, -1)
+  row = line("a.tiff", target={"polygons": [[1, 1, 9, 1, 9, 9]]})
+  (record,) = records_of(make(tmp_path, row), "mine", "train")
+  assert (record.height, record.width) == expected.shape[:2]
+  assert np.array_equal(decoded(record), expected)
+
+
+@pytest.mark.parametrize("alpha", [255, 64, None])
+def test_what_is_transparent_stands_before_white_in_training_as_in_prediction(tmp_path, alpha):
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+  if alpha is not None:
+    pixels[..., 3] = alpha
+  Image.fromarray(pixels).save(tmp_path / "a.png")
+  (record,) = records_of(make(tmp_path, line("a.png")), "mine", "train")
+  share = pixels[..., 3:] / 255
+  expected = share * pixels[..., :3] + (1 - share) * 255
+  assert np.abs(decoded(record) - expected).max() <= 1
+  assert np.array_equal(preprocess.open_image(tmp_path / "a.png"), decoded(record))
 
 
 def test_nothing_is_written_where_a_line_is_wrong(tmp_path):

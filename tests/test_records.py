@@ -1,6 +1,7 @@
 """The record's own encodings: bit planes and targets survive, whatever the masks."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from jaxtyping import Bool
 from PIL import Image
 
-from input_pipeline import records
+from input_pipeline import example, records
+from input_pipeline.errors import InputError
 
 
 @st.composite
@@ -69,3 +71,56 @@ def test_any_target_survives_its_one_bit_png(drawn):
   with Image.open(io.BytesIO(png)) as image:
     assert image.mode == "1"
   np.testing.assert_array_equal(records.decode_target(png), drawn[0])
+
+
+def _record_fields() -> dict:
+  drawn = np.zeros((17, 5, 7), bool)
+  drawn[3, 1:3, 2:5] = True
+  ref = records.Ref(1, (4,), drawn[3], ("the cup",))
+  instances = records.Instances(drawn, np.ones(17, np.float32), np.ones(17, np.int32), "own")
+  return example.encode_record(records.ImageRecord(b"", 9, "a.jpg", 5, 7, instances, (ref,)))
+
+
+def _png(mode: str, size: tuple[int, int]) -> bytes:
+  file = io.BytesIO()
+  Image.new(mode, size).save(file, "PNG")
+  return file.getvalue()
+
+
+def _huge_png() -> bytes:
+  """A head that says 4,000,000,000 pixels, with none behind it."""
+  chunk = b"IHDR" + (65535).to_bytes(4) + (65535).to_bytes(4) + bytes([1, 0, 0, 0, 0])
+  return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+
+
+@pytest.mark.parametrize(
+  "damaged",
+  [
+    b"", b"\x89PNG", _png("RGB", (7, 5)), _png("L", (5, 7)), _png("I;16", (7, 4)), _png("I;16", (1280, 5)), _huge_png()
+  ],
+  ids=["empty", "head", "colours", "turned", "rows", "wide", "huge"],
+)  # fmt: skip
+@pytest.mark.parametrize("which", ["instances", "target"])
+def test_a_record_whose_masks_are_damaged_is_named(damaged, which):
+  fields = _record_fields()
+  assert example.decode_record(fields).refs[0].target.sum() == 6
+  (fields if which == "instances" else fields["refs"][0])[which] = damaged
+  with pytest.raises(InputError, match=r"image a\.jpg \(image_id 9\): one of its masks"):
+    example.decode_record(fields)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_record_of_any_flipped_bytes_is_a_record_or_an_input_error(data):
+  fields = _record_fields()
+  where = data.draw(st.sampled_from([fields, fields["refs"][0]]))
+  key = "instances" if where is fields else "target"
+  content = bytearray(where[key])
+  for _ in range(data.draw(st.integers(1, 4))):
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+  where[key] = bytes(content)
+  try:
+    record = example.decode_record(fields)
+  except InputError:
+    return
+  assert record.instances.masks.shape == (17, 5, 7) and record.refs[0].target.shape == (5, 7)

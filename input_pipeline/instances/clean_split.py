@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from input_pipeline import writing
+from input_pipeline import plain_json, writing
 from input_pipeline.command_line import add_subparser
 from input_pipeline.errors import InputError
 from input_pipeline.instances import image_lists
@@ -163,12 +163,9 @@ def _load(path: str) -> dict[str, Any]:
 
 def _load_json(path: str) -> Any:
   try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
-  except OSError as error:
-    raise InputError(f"{path}: {error.strerror}; docs/data.md says where to get it") from error
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{path}: not a JSON file ({error}); is it complete?") from error
+    return plain_json.load_file(path)
+  except InputError as error:
+    raise InputError(f"{error}; docs/data.md says where to get it") from error
 
 
 def _check_out(args: argparse.Namespace) -> None:

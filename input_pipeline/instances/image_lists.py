@@ -1,11 +1,12 @@
 """Lists of images by their COCO ids, in the forms that people have them in."""
 
 import gzip
-import json
+import io
 import zlib
 from collections.abc import Iterable
 from typing import Any
 
+from input_pipeline import plain_files, plain_json
 from input_pipeline.errors import InputError
 
 _FORMS = (
@@ -26,9 +27,11 @@ def read_ids(path: str) -> frozenset[int]:
   """
   text = _read_text(path)
   try:
-    ids = frozenset(_checked(_of_json(json.loads(text)) if _is_json(text) else _of_text(text)))
-  except (KeyError, TypeError, ValueError, RecursionError) as error:
-    why = f"{type(error).__name__}: {error}"
+    ids = frozenset(
+      _checked(_of_json(plain_json.loads(text, "it")) if _is_json(text) else _of_text(text))
+    )
+  except (KeyError, TypeError, ValueError) as error:
+    why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     raise InputError(f"{path}: no list of images ({why}); it must be {_FORMS}") from error
   if not ids:
     raise InputError(f"{path}: names no image; it must be {_FORMS}")
@@ -37,14 +40,16 @@ def read_ids(path: str) -> frozenset[int]:
 
 def _read_text(path: str) -> str:
   try:
-    with open(path, "rb") as file:
-      data = file.read()
+    data = plain_files.read(path, path, plain_json.MAX_BYTES)
     # By what is in it, not by its name: browsers unpack or rename.
-    return (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("utf-8-sig")
+    if data.startswith(b"\x1f\x8b"):
+      with gzip.open(io.BytesIO(data)) as file:
+        data = file.read(plain_json.MAX_BYTES + 1)  # a thousand times as much may be packed
+      if len(data) > plain_json.MAX_BYTES:
+        raise InputError(f"{path}: unpacked more than {plain_json.MAX_BYTES:,} bytes")
+    return data.decode("utf-8-sig")
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise InputError(f"{path}: the gzip file is damaged ({error}); is it complete?") from error
-  except OSError as error:
-    raise InputError(f"{path}: {error.strerror}") from error
   except UnicodeDecodeError as error:
     raise InputError(f"{path}: no text ({error}); it must be {_FORMS}") from error
 

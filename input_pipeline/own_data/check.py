@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from input_pipeline import plain_files, preprocess
 from input_pipeline.errors import InputError
 from input_pipeline.own_data import lines, masks, photo_files
 from input_pipeline.own_data.problems import Problem, Wrong
@@ -135,9 +136,9 @@ class LineChecker:
 
 def _decode(path: str) -> None:
   try:
-    with open(path, "rb") as file:
-      photo_bytes.stored_upright(file.read(), path)
-  except (InputError, OSError) as error:
+    data = plain_files.read(path, path, preprocess.MAX_FILE)
+    photo_bytes.stored_upright(data, path)
+  except InputError as error:
     raise Wrong("image cannot be read", str(error)) from error
 
 

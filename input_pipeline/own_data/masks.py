@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from input_pipeline import rooted_paths
+from input_pipeline import plain_files, preprocess, rooted_paths
 from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
 from input_pipeline.errors import InputError
 from input_pipeline.own_data.lines import Mask
@@ -133,20 +133,22 @@ def _read_png(
 ) -> Bool[np.ndarray, "{height} {width}"]:
   name = os.path.basename(path)
   try:
-    with Image.open(path) as image:
+    with plain_files.open_file(path, path) as file, preprocess.open_head(file) as image:
       if image.format != "PNG":
         raise Wrong("wrong PNG", f"{name} is a {image.format}; write masks as PNG, without loss")
       if image.size != (width, height):
         text = f"{name} is {image.width} x {image.height}, the image is {width} x {height}"
         raise Wrong("mask of another size", text)
       pixels = np.asarray(image)
-  except FileNotFoundError as error:
-    raise Wrong("mask is missing", f"{path}: no such file") from error
+  except Wrong:
+    raise
+  except InputError as error:
+    if isinstance(error.__cause__, FileNotFoundError):
+      raise Wrong("mask is missing", f"{path}: no such file") from error
+    raise Wrong("wrong PNG", str(error)) from error
   except UnidentifiedImageError as error:
     raise Wrong("wrong PNG", f"{name}: it is no picture of a known kind") from error
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    if isinstance(error, Wrong):
-      raise
+  except Exception as error:  # Pillow raises nearly anything of damaged files.
     raise Wrong("wrong PNG", f"{name} cannot be read ({error})") from error
   if pixels.ndim == 3:
     if pixels.shape[2] != 3 or (pixels != pixels[..., :1]).any():

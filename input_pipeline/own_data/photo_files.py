@@ -3,10 +3,11 @@
 import functools
 import os
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from input_pipeline import plain_files, preprocess
+from input_pipeline.errors import InputError
 from input_pipeline.own_data.problems import Wrong
-from input_pipeline.sources.photo_bytes import ORIENTATION
 
 
 @functools.lru_cache(maxsize=4096)
@@ -17,16 +18,18 @@ def upright_size(path: str) -> tuple[int, int]:
     Wrong: the file is missing, no picture, or too big.
   """
   try:
-    with Image.open(path) as image:
+    with plain_files.open_file(path, path) as file, preprocess.open_head(file) as image:
       width, height = image.size
-      sideways = image.getexif().get(ORIENTATION, 1) >= 5
-  except FileNotFoundError as error:
-    raise Wrong("image is missing", f"{path}: no such file") from error
+      sideways = preprocess.read_orientation(image) >= 5
+  except InputError as error:
+    missing = isinstance(error.__cause__, FileNotFoundError)
+    kind = "image is missing" if missing else "image cannot be read"
+    raise Wrong(kind, f"{path}: no such file" if missing else str(error)) from error
   except UnidentifiedImageError as error:
     what = "is no picture of a known kind" if os.path.getsize(path) else "is empty"
     raise Wrong("image cannot be read", f"{path} {what}") from error
-  except Image.DecompressionBombError as error:
-    raise Wrong("image is too big", f"{path}: {error}") from error
-  except (OSError, SyntaxError, ValueError, TypeError) as error:
+  except preprocess.TooManyPixels as error:
+    raise Wrong("image is too big", f"{path} {error}") from error
+  except Exception as error:  # Pillow raises nearly anything of damaged files.
     raise Wrong("image cannot be read", f"{path} cannot be read ({error})") from error
   return (width, height) if sideways else (height, width)

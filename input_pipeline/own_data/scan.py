@@ -4,14 +4,14 @@ import collections
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from input_pipeline import parallel, rooted_paths
+from input_pipeline import parallel, plain_json, rooted_paths
 from input_pipeline.errors import InputError
 from input_pipeline.own_data.check import Checked, Facts, How, LineChecker
+from input_pipeline.own_data.lines import MAX_LINE
 from input_pipeline.own_data.masks import Places, open_coco
 from input_pipeline.own_data.problems import Problem, Wrong
 
@@ -155,9 +155,9 @@ def _named_annotations(path: str) -> tuple[str | None, list[Problem]]:
 
 def _annotations_of(data: bytes) -> Any:
   try:
-    fields = json.loads(data)
-  except (ValueError, RecursionError):
-    return None
+    fields = plain_json.loads(data, "it", max_bytes=MAX_LINE)
+  except InputError:
+    return None  # `lines.parse` tells it
   return fields.get("annotations") if isinstance(fields, dict) else None
 
 

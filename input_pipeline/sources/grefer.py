@@ -5,10 +5,11 @@ JSON, with a list of annotations a ref, and `[-1]` for none. As in the authors' 
 annotations, crowds left out.
 """
 
-import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from input_pipeline import plain_json
 from input_pipeline.errors import InputError
 from input_pipeline.sources import refer
 
@@ -30,26 +31,21 @@ class GRefReader(refer.RefReader):
 
   def _load(self, path: str) -> Any:
     try:
-      with open(path, encoding="utf-8") as file:
-        return json.load(file)
-    except OSError as error:
-      raise InputError(f"{path}: {error.strerror}; docs/data.md says where to get it") from error
-    except (ValueError, RecursionError) as error:
-      raise InputError(
-        f"{path}: not a JSON file ({error}); download it again from a source that docs/data.md names"
-      ) from error
+      return plain_json.load_file(path)
+    except InputError as error:
+      raise InputError(f"{error}; docs/data.md says where to get it") from error
 
   def _ids(self, where: str, fields: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     ann_ids = _whole_numbers(where, "ann_id", fields.get("ann_id"))
     empty = ann_ids == (NO_TARGET,)
     if not ann_ids or (NO_TARGET in ann_ids and not empty) or len(set(ann_ids)) < len(ann_ids):
       raise InputError(
-        f"{where}: ann_id is {list(ann_ids)}; it must be different annotations, or [-1] for none"
+        f"{where}: ann_id is {reprlib.repr([*ann_ids])}; it must be different annotations, or [-1] for none"
       )
     said = fields.get("no_target", empty)
     if said is not empty:
       raise InputError(
-        f"{where}: no_target is {said!r}, but ann_id is {list(ann_ids)}; is the file damaged?"
+        f"{where}: no_target is {reprlib.repr(said)}, but ann_id is {reprlib.repr(list(ann_ids))}; is the file damaged?"
       )
     if empty:
       return (), ()
@@ -70,8 +66,8 @@ class GRefReader(refer.RefReader):
 def _whole_numbers(where: str, key: str, value: Any) -> tuple[int, ...]:
   """One number or a list of them: the authors' toolkit takes either."""
   values = value if isinstance(value, list) else [value]
-  if any(type(number) is not int for number in values):
+  if any(not refer.is_whole(number) for number in values):
     raise InputError(
-      f"{where}: {key} is {value!r}, not a list of whole numbers; is this the refs file of another data set?"
+      f"{where}: {key} is {reprlib.repr(value)}, not a list of whole numbers; is this the refs of another data set?"
     )
   return tuple(values)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from input_pipeline import example, preprocess, records
+from input_pipeline import example, plain_files, preprocess, records
 from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
 from input_pipeline.errors import InputError
 from input_pipeline.instances import Selected, UnknownImage, open_provider, own
@@ -163,12 +163,10 @@ def read_photo(
     InputError: the file is missing, damaged, or of another size.
   """
   try:
-    with open(path, "rb") as file:
-      data = file.read()
-  except OSError as error:
+    data = plain_files.read(path, f"image {path}", preprocess.MAX_FILE)
+  except InputError as error:
     raise InputError(
-      f"image {path}: {error.strerror}; --images names the folder of the photos, and docs/data.md says where to get "
-      "them"
+      f"{error}; --images names the folder of the photos, and docs/data.md says where to get them"
     ) from error
   if upright:
     data, photo = photo_bytes.stored_upright(data, path)

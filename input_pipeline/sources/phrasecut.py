@@ -7,13 +7,14 @@ files are not read into memory (`row_index.py`).
 
 import dataclasses
 import os
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline import preprocess
 from input_pipeline.errors import InputError
 from input_pipeline.row_index import RowIndex
-from input_pipeline.sources import photos
+from input_pipeline.sources import photos, refer
 
 DATASET = "phrasecut"
 FOLDER = "VGPhraseCut_v0"
@@ -79,7 +80,7 @@ class PhraseCutReader:
 
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the file of an image in the folder of photos."""
-    return os.path.join(images, f"{image_id}.jpg")
+    return refer.photo_in(images, f"{image_id}.jpg")
 
   def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
     """Returns one photo with the refs that it has in a split.
@@ -125,8 +126,10 @@ class PhraseCutReader:
       if row.get("image_id") in wanted:
         where = f"{self._image_data_path}, image {row['image_id']}"
         for key in ("height", "width"):
-          if type(row.get(key)) is not int or row[key] < 1:
-            raise InputError(f"{where}: {key} is {row.get(key)!r}, not a number of pixels")
+          if not refer.is_whole(row.get(key)) or row[key] < 1:
+            raise InputError(
+              f"{where}: {key} is {reprlib.repr(row.get(key))}, not a number of pixels"
+            )
         coco_id = row.get("coco_id")
         if coco_id is not None and type(coco_id) is not int:
           raise InputError(f"{where}: coco_id is {coco_id!r}, neither a whole number nor null")
@@ -161,17 +164,17 @@ def locate(refer_root: str) -> tuple[dict[str, str], str]:
 
 
 def _check_task(where: str, task: Mapping[str, Any]) -> None:
-  if type(task.get("image_id")) is not int:
+  if not refer.is_whole(task.get("image_id")):
     raise InputError(
-      f"{where}: image_id is {task.get('image_id')!r}, not a whole number; is it a file of tasks?"
+      f"{where}: image_id is {reprlib.repr(task.get('image_id'))}, not a whole number; is it a file of tasks?"
     )
   if not isinstance(task.get("task_id"), str | int):
     raise InputError(
-      f"{where}: task_id is {task.get('task_id')!r}, no name; is it a file of tasks?"
+      f"{where}: task_id is {reprlib.repr(task.get('task_id'))}, no name; is it a file of tasks?"
     )
   ann_ids, polygons = task.get("ann_ids"), task.get("Polygons")
-  if not isinstance(ann_ids, list) or any(type(ann_id) is not int for ann_id in ann_ids):
-    raise InputError(f"{where}: ann_ids is {ann_ids!r}, not a list of whole numbers")
+  if not isinstance(ann_ids, list) or not all(map(refer.is_whole, ann_ids)):
+    raise InputError(f"{where}: ann_ids is {reprlib.repr(ann_ids)}, not a list of whole numbers")
   if not isinstance(polygons, list) or not polygons:
     raise InputError(
       f"{where}: no Polygons; refer_input files are for predicting only, take the refer files"

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
+from input_pipeline import segmentations
+
 
 def decode(polygons: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
   """Rasterises the polygons of one instance by the rule of the authors' evaluation.
@@ -21,10 +23,13 @@ def decode(polygons: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     width: of the image, in pixels.
 
   Raises:
-    ValueError: that is no list of lists of points.
+    ValueError: that is no list of lists of points, or beyond a limit of `segmentations`.
   """
   if not isinstance(polygons, list):
     raise ValueError(f"{polygons!r:.40} is no list of polygons")
+  segmentations.check_size(height, width)
+  if len(polygons) > segmentations.MAX_POLYGONS:
+    raise ValueError(f"{len(polygons):,} polygons")
   canvas = Image.new("L", (width, height))
   draw = ImageDraw.Draw(canvas)
   for polygon in polygons:
@@ -39,8 +44,8 @@ def decode(polygons: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
 def _point(point: Any) -> tuple[int, int]:
   try:
     x, y = point
-    if not (math.isfinite(x) and math.isfinite(y)):
-      raise ValueError("not finite")
+    if not max(abs(x), abs(y)) <= segmentations.MAX_COORDINATE or math.isnan(y):
+      raise ValueError("nowhere near the image")
     return int(x), int(y)
   except (TypeError, ValueError) as error:
     raise ValueError(f"{point!r:.40} is no point [x, y]") from error

@@ -7,10 +7,11 @@ not fit together is an `InputError` that names the ref.
 
 import dataclasses
 import os
+import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from input_pipeline import preprocess
+from input_pipeline import preprocess, rooted_paths
 from input_pipeline.coco_annotations import CocoAnnotations
 from input_pipeline.errors import InputError
 from input_pipeline.sources import photos, plain_pickle
@@ -162,7 +163,7 @@ class RefReader:
     name = (self._annotations.image(image_id) or {}).get("file_name")
     if not isinstance(name, str) or not name:
       raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
-    return os.path.join(images, os.path.basename(name))
+    return photo_in(images, os.path.basename(name))
 
   def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
     """Returns one photo with the refs that it has in a split.
@@ -187,16 +188,17 @@ class RefReader:
     ann_ids, categories = self._ids(where, fields)
     where = f"{self.refs_path}, ref {fields['ref_id']}"
     allowed = self.layout.splits
-    if fields.get("split") not in allowed:
+    split = fields.get("split")
+    if not isinstance(split, str) or split not in allowed:
       raise InputError(
-        f"{where}: split {fields.get('split')!r}, but {self.dataset} has {', '.join(allowed)}; "
+        f"{where}: split {reprlib.repr(split)}, but {self.dataset} has {', '.join(allowed)}; "
         "is this the refs file of another data set?"
       )
     sentences = fields.get("sentences")
     if not isinstance(sentences, list) or not sentences:
       raise InputError(f"{where}: no sentences; every ref needs one")
     texts = tuple(_sentence(where, index, row) for index, row in enumerate(sentences))
-    return Row(fields["ref_id"], ann_ids, categories, fields["image_id"], fields["split"], texts)
+    return Row(fields["ref_id"], ann_ids, categories, fields["image_id"], split, texts)
 
   def _load(self, path: str) -> Any:
     """The content of the refs file."""
@@ -205,7 +207,10 @@ class RefReader:
   def _ids(self, where: str, fields: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The annotations that a ref means, and the categories that it says they have."""
     _check_whole(where, "ann_id", fields.get("ann_id"))
-    return (fields["ann_id"],), (fields["category_id"],) if "category_id" in fields else ()
+    if "category_id" not in fields:
+      return (fields["ann_id"],), ()
+    _check_whole(where, "category_id", fields["category_id"])
+    return (fields["ann_id"],), (fields["category_id"],)
 
   def _ref(self, row: Row) -> dict[str, Any]:
     """A ref as `photos.Photo` has it; the union of its annotations is the target."""
@@ -291,10 +296,25 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
   return refs, instances
 
 
+def photo_in(images: str, name: str) -> str:
+  """Returns the file of a photo, in the folder of photos.
+
+  Raises:
+    InputError: it is a link to a file somewhere else.
+  """
+  rooted_paths.inside(images, name, f"--images {images}: photo")
+  return os.path.join(images, name)
+
+
+def is_whole(value: Any) -> bool:
+  """Whether a value is a whole number, and one that records can hold: 64 bits."""
+  return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
 def _check_whole(where: str, key: str, value: Any) -> None:
-  if type(value) is not int:
+  if not is_whole(value):
     raise InputError(
-      f"{where}: {key} is {value!r}, not a whole number; is this a refs file of "
+      f"{where}: {key} is {reprlib.repr(value)}, not a whole number; is this a refs file of "
       "another project (gRefCOCO has several ann_id a ref)?"
     )
 
@@ -308,7 +328,7 @@ def _sentence(where: str, index: int, fields: Any) -> str:
     preprocess.normalise_text(text)
   except (InputError, TypeError, AttributeError) as error:
     raise InputError(
-      f"{where}, sentence {index} (sent_id {fields.get('sent_id')}): the sentence is empty or no "
+      f"{where}, sentence {index} (sent_id {reprlib.repr(fields.get('sent_id'))}): the sentence is empty or no "
       "text; correct it or remove it from the file"
     ) from error
   return text

@@ -20,11 +20,15 @@ _OURS = ("input_pipeline", "mail_jax", "jaxtyping")
 # A module of `input_pipeline`, and what is taken of it; None is all of it.
 _SHARED = (
   ("errors", ("InputError",)),
+  ("plain_files", None),
   (
     "preprocess",
     (
-      "MAX_PIXELS", "_FORMAT_CATEGORIES", "normalise_text", "empty_text", "_without_control", "decode_image", "_rgb",
-      "open_image", "resize_image", "nearest_indices", "resize_planes", "check_instances",
+      "MAX_PIXELS", "MAX_FILE", "FORMATS", "_ORIENTATION", "_TURNS", "_LIMIT_LOCK", "_FORMAT_CATEGORIES",
+      "normalise_text", "empty_text", "_without_control", "decode_image", "TooManyPixels", "open_head",
+      "_pillows_limit", "_check_pixels", "_too_many", "_rgb", "read_orientation", "open_image",
+      "resize_image", "nearest_indices",
+      "resize_planes", "check_instances",
     ),
   ),
   ("records", ("PLANE_BITS", "pack_planes")),

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from input_pipeline import rooted_paths
 from input_pipeline.errors import InputError
 
 ABOUT = "config.json"
@@ -60,7 +61,7 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
   try:
     about = json.loads(path.read_text())
     ours = about["format"] == FORMAT
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise InputError(f"{path}: it is not of a model that mail_jax exported ({error!r})") from error
   if not ours:
     raise InputError(f"{path}: it is not of a model that mail_jax exported")
@@ -72,6 +73,11 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
   missing = {"config", "files", "step", "tokenizer"} - set(about)
   if missing:
     raise InputError(f"{path}: it lacks {', '.join(sorted(missing))}; copy it again, whole")
+  if not isinstance(about["files"], dict):
+    raise InputError(f"{path}: its list of files is none; copy it again, whole")
+  for name in about["files"]:
+    if not rooted_paths.stays_inside(name):
+      raise InputError(f"{path}: it names the file {name!r}, which leaves the folder")
   return about
 
 

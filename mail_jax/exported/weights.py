@@ -34,7 +34,7 @@ def from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:
   """
   try:
     arrays = safetensors.numpy.load(data)
-  except safetensors.SafetensorError as error:
+  except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
     raise InputError(f"{name}: not a whole .safetensors file ({error})") from error
 
   def take(path, leaf) -> np.ndarray:

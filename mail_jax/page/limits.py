@@ -2,14 +2,11 @@
 
 import dataclasses
 import os
-import warnings
 
-from PIL import Image, UnidentifiedImageError
-
-from input_pipeline import preprocess
+from input_pipeline import plain_files, preprocess
 from input_pipeline.errors import InputError
 
-# Pillow reads more kinds than a page should: some start other programs (EPS), some are hardly ever tested.
+# What cameras and browsers write; fewer kinds than `preprocess.FORMATS`.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SHOWN = 60  # characters of what a visitor wrote that a message repeats
 
@@ -55,13 +52,14 @@ def check_photo(path: str | None, limits: Limits) -> str:
     raise InputError("There is no photo yet: upload one, or pick an example.")
   name = shorten(os.path.basename(path))
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged by our own limit
-      with Image.open(path, formats=FORMATS) as image:
-        width, height = image.size
-  except Image.DecompressionBombError as error:
+    with (
+      plain_files.open_file(path, name) as file,
+      preprocess.open_head(file, formats=FORMATS) as image,
+    ):
+      width, height = image.size
+  except preprocess.TooManyPixels as error:
     raise InputError(_too_large(name, "far too many", limits)) from error
-  except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+  except Exception as error:  # Pillow raises nearly anything of damaged files.
     raise InputError(
       f"{name} is not a picture that can be opened here: upload a JPEG, PNG or WebP file."
     ) from error

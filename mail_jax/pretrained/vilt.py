@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float32
 
-from input_pipeline import writing
+from input_pipeline import plain_json, writing
 from input_pipeline.command_line import command_parser
 from input_pipeline.errors import InputError, run_command
 from input_pipeline.tokenizer import WordPieceTokenizer
@@ -115,7 +115,7 @@ def _heads(config: pathlib.Path, width: int) -> int:
   if not config.is_file():
     return max(1, width // _HEAD_WIDTH)
   try:
-    return int(json.loads(config.read_text())["num_attention_heads"])
+    return int(plain_json.load_file(config)["num_attention_heads"])
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(
       f"{config}: is not the config of a ViLT, it lacks num_attention_heads"
@@ -275,14 +275,20 @@ def _load_converted(path: pathlib.Path, metadata: dict[str, str]) -> Pretrained:
   with open_weights(path) as weights:
     parameters = dict(weights)
   vocab = metadata.get("vocab")
-  return Pretrained(
-    metadata["source"],
-    parameters,
-    {name: tuple(names) for name, names in json.loads(metadata["made_from"]).items()},
-    tuple(json.loads(metadata["unused"])),
-    int(metadata["heads"]),
-    None if vocab is None else vocab.encode("utf-8"),
-  )
+  try:
+    made_from = plain_json.loads(metadata["made_from"], str(path))
+    return Pretrained(
+      metadata["source"],
+      parameters,
+      {name: tuple(names) for name, names in made_from.items()},
+      tuple(plain_json.loads(metadata["unused"], str(path))),
+      int(metadata["heads"]),
+      None if vocab is None else vocab.encode("utf-8"),
+    )
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    raise InputError(
+      f"{path}: its metadata are not what this version writes ({error!r})"
+    ) from error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,72 @@
+"""The refs of RefCOCO: a pickle of any bytes is read, or is an `InputError`."""
+
+import atexit
+import json
+import pathlib
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from input_pipeline.errors import InputError
+from input_pipeline.sources import plain_pickle, refer
+
+COVERED = ("input_pipeline/sources/plain_pickle.py", "input_pipeline/sources/refer.py")
+MAX_BYTES = 2048
+
+_SIZE = {"height": 4, "width": 5}
+_INSTANCES = {
+  "images": [{"id": 1, "file_name": "COCO_train2014_000000000001.jpg", **_SIZE}],
+  "annotations": [
+    {"id": number, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 3, 0, 3, 3]]}
+    for number in (1, 2)
+  ],
+  "categories": [{"id": 1, "name": "cup"}],
+}
+
+
+def _ref(number: int, split: str) -> dict:
+  sentence = {"tokens": ["left", "cup"], "raw": "Left cup", "sent_id": number, "sent": "left cup"}
+  return {
+    "sent_ids": [number], "file_name": "COCO_train2014_000000000001_1.jpg", "ann_id": number, "ref_id": number,
+    "image_id": 1, "split": split, "sentences": [sentence], "category_id": 1,
+  }  # fmt: skip
+
+
+def _folder() -> pathlib.Path:
+  root = pathlib.Path(tempfile.mkdtemp(prefix="fuzzing-"))
+  atexit.register(shutil.rmtree, root, ignore_errors=True)
+  (root / "refcoco").mkdir()
+  (root / "refcoco" / "instances.json").write_text(json.dumps(_INSTANCES))
+  return root
+
+
+_ROOT = _folder()
+
+
+def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
+  """Refs of every protocol, and the first ones of real files."""
+  for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+    yield pickle.dumps([_ref(1, "train"), _ref(2, "testA")], protocol)
+  yield pickle.dumps([{"a": (1, 2.5, None, True), "b": [[-3, 2**40], "é", ()]}], 2)
+  for path in sorted(realdata.glob("refer/*/refs*.p")):
+    with path.open("rb") as file:
+      found = pickle.load(file, encoding="utf-8")
+    yield pickle.dumps([{**found[0], "image_id": 1, "ann_id": 1, "category_id": 1}], 2)
+
+
+def one_input(data: bytes) -> None:
+  """Reads the bytes as a pickle, and as the refs of a data set."""
+  try:
+    plain = plain_pickle.loads(data, "refs")
+  except InputError:
+    return
+  repr(plain)  # what holds itself, or is a bomb when it is walked through, must not be here
+  (_ROOT / "refcoco" / "refs(unc).p").write_bytes(data)
+  try:
+    reader = refer.RefReader("refcoco_unc", str(_ROOT))
+    for split, image_ids in reader.splits.items():
+      for image_id in image_ids:
+        assert reader.photo(split, image_id, "photos").refs
+  except InputError:
+    pass

@@ -1,0 +1,149 @@
+"""What a data set or a checkpoint names lies inside of it: not above, not elsewhere, not behind a link."""
+
+import hashlib
+import json
+
+import pytest
+import refer_layout
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
+from own_files import line, write_coco, write_lines, write_photo
+
+from input_pipeline import rooted_paths
+from input_pipeline.errors import InputError
+from input_pipeline.own_data import scan
+from input_pipeline.sources import grefer, photos, phrasecut, refer
+from mail_jax import manifest
+from mail_jax.exported import folder as exported_folder
+
+
+@pytest.fixture
+def places(tmp_path):
+  """A folder with a photo, a secret beside it, and links to it."""
+  root, secret = tmp_path / "root", tmp_path / "secret.png"
+  write_photo(root / "a.png")
+  write_photo(secret, seed=1)
+  (root / "link.png").symlink_to(secret)
+  (root / "above").symlink_to(tmp_path)
+  return root, secret
+
+
+def leading_out(places) -> list[str]:
+  return [
+    "../secret.png",
+    "x/../../secret.png",
+    str(places[1]),
+    "link.png",
+    "above/secret.png",
+    "..",
+    "",
+    "a\0",
+    "\ud800",
+  ]
+
+
+def test_paths_that_lead_out_are_refused(places):
+  for path in leading_out(places):
+    with pytest.raises(InputError, match="it "):
+      rooted_paths.inside(str(places[0]), path, "it")
+  for path in ("a.png", "./a.png", "x/../a.png", "above/root/a.png", "new/b.png"):
+    found = rooted_paths.inside(str(places[0]), path, "it")
+    assert found.startswith(str(places[0].resolve()) + "/")
+
+
+@given(
+  st.lists(
+    st.sampled_from(["..", ".", "a", "a.png", "link.png", "above", "root", "", "/"]),
+    min_size=1,
+    max_size=7,
+  )
+)
+def test_what_is_inside_is_inside(tmp_path_factory, parts):
+  root = _shared(tmp_path_factory)
+  try:
+    found = rooted_paths.inside(str(root), "/".join(parts), "it")
+  except InputError:
+    return
+  assert root in [epath.Path(found), *epath.Path(found).parents]
+
+
+_SHARED: list[epath.Path] = []
+
+
+def _shared(factory) -> epath.Path:
+  if not _SHARED:
+    base = factory.mktemp("shared").resolve()
+    (base / "root" / "a").mkdir(parents=True)
+    (base / "root" / "link.png").symlink_to(base / "secret.png")
+    (base / "root" / "above").symlink_to(base)
+    _SHARED.append(epath.Path(base / "root"))
+  return _SHARED[0]
+
+
+@pytest.mark.parametrize("field", ["image", "target"])
+def test_lines_name_nothing_outside(places, field):
+  root, _ = places
+  for path in leading_out(places)[:5]:
+    row = line(path) if field == "image" else line(target={"png": path})
+    found = scan.scan(write_lines(root / "mine.jsonl", row))
+    assert [problem.kind for problem in found.problems] == ["path leaves the folder"], path
+
+
+def test_lines_name_no_annotations_outside(places):
+  root, _ = places
+  write_coco(root.parent / "coco.json")
+  (root / "coco.json").symlink_to(root.parent / "coco.json")
+  for path in ("../coco.json", str(root.parent / "coco.json"), "coco.json", "above/coco.json"):
+    found = scan.scan(
+      write_lines(root / "mine.jsonl", line(annotations=path, target={"ann_id": 7}))
+    )
+    assert "path leaves the folder" in [problem.kind for problem in found.problems], path
+
+
+@pytest.mark.parametrize("dataset", ["refcoco_unc", "grefcoco_unc"])
+def test_names_of_photos_in_annotations_lead_nowhere_else(tmp_path, dataset):
+  layout = refer_layout.make_layout(tmp_path, dataset)
+  reader_of = grefer.GRefReader if dataset == "grefcoco_unc" else refer.RefReader
+  secret = tmp_path / "secret.jpg"
+  secret.write_bytes(layout.image_path(0).read_bytes())
+  (layout.images / "link.jpg").symlink_to(secret)
+  image_id = layout.instances["images"][0]["id"]
+  for name in ("../secret.jpg", str(secret), "..", "link.jpg"):
+    layout.instances["images"][0]["file_name"] = name
+    layout.write()
+    reader = reader_of(dataset, str(layout.root))
+    with pytest.raises(InputError):
+      photos.read_photo(
+        reader.image_path(str(layout.images), image_id), (refer_layout.HEIGHT, refer_layout.WIDTH)
+      )
+
+
+def test_a_link_among_the_photos_of_phrasecut_is_refused(places):
+  root, secret = places
+  (root / "7.jpg").symlink_to(secret)
+  with pytest.raises(InputError, match="leaves the folder"):
+    phrasecut.PhraseCutReader.image_path(None, str(root), 7)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+  "name", ["../secret", "/etc/hostname", "a/../../secret", "C:/x", "..\\secret", ""]
+)
+def test_manifests_and_exported_folders_name_nothing_outside(tmp_path, name):
+  (tmp_path / "secret").write_bytes(b"secret")
+  sums = [6, hashlib.sha256(b"secret").hexdigest()]
+  folder = epath.Path(tmp_path / "checkpoint")
+  folder.mkdir()
+  manifest._write(folder, {"files": {name: sums}, "about": {}})
+  with pytest.raises(manifest.DamagedError, match="which leaves the checkpoint"):
+    manifest.check(folder)
+  about = {
+    "format": exported_folder.FORMAT,
+    "format_version": 1,
+    "config": {},
+    "step": 1,
+    "tokenizer": {},
+  }
+  (folder / exported_folder.ABOUT).write_text(json.dumps(about | {"files": {name: sums}}))
+  with pytest.raises(InputError, match="which leaves the folder"):
+    exported_folder.read_about(folder)

@@ -1,0 +1,98 @@
+"""Whatever a path leads to, it is read or refused by name, at once."""
+
+import os
+
+import numpy as np
+import pytest
+
+from input_pipeline import one_photo, plain_files, plain_json, preprocess
+from input_pipeline.errors import InputError
+from input_pipeline.own_data import photo_files
+from input_pipeline.own_data.problems import Wrong
+from input_pipeline.sources import photos, plain_pickle
+
+READERS = {
+  "a file": lambda path: plain_files.read(path, path, 1000),
+  "JSON": plain_json.load_file,
+  "a pickle": plain_pickle.load,
+  "a photo": preprocess.open_image,
+  "a photo of a data set": lambda path: photos.read_photo(path, (4, 4)),
+  "a mask": lambda path: one_photo.read_masks([path], 4, 4),
+}
+
+
+@pytest.fixture(
+  params=["nothing", "folder", "pipe", "device", "nul", "surrogate", "loop", "long name"]
+)
+def no_file(request, tmp_path) -> str:
+  path = tmp_path / "it.npy"
+  if request.param == "folder":
+    path.mkdir()
+  elif request.param == "pipe":
+    os.mkfifo(path)
+  elif request.param == "loop":
+    path.symlink_to(path)
+  odd = {
+    "device": "/dev/zero",
+    "nul": "a\0.npy",
+    "surrogate": "\ud800.npy",
+    "long name": "a" * 5000,
+  }
+  return odd.get(request.param, str(path))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_refused_at_once(no_file, reader):
+  with pytest.raises(InputError) as caught:
+    READERS[reader](no_file)
+  str(caught.value).encode()  # can be printed
+
+
+def test_photos_of_a_users_own_data_that_are_none_are_problems(no_file):
+  with pytest.raises(Wrong):
+    photo_files.upright_size(no_file)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text("{}")
+  path.chmod(0)
+  with pytest.raises(InputError, match=r"a\.json: Permission denied"):
+    plain_json.load_file(path)
+
+
+def test_a_file_of_the_most_bytes_is_read_and_of_one_more_is_not(tmp_path):
+  path = tmp_path / "a"
+  path.write_bytes(b"12345")
+  assert plain_files.read(path, "a", 5) == b"12345"
+  with pytest.raises(InputError, match="a: 5 bytes, and 4 are the most"):
+    plain_files.read(path, "a", 4)
+
+
+def _npy(shape: str, kind: str = "|b1", more: bytes = b"") -> bytes:
+  head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+  return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + more
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    b"",
+    _npy("(1000000, 1000000, 4)"),
+    _npy("(1, 4, 4)", more=b"\1" * 15),
+    _npy("(-1, 4, 4)", more=b"\1" * 16),
+    _npy("(1, 4, 4)", "|O", b"\x80\x02]." * 32),
+    _npy("(" * 200),
+    b"PK\x05\x06" + b"\0" * 18,
+  ],
+  ids=["empty", "terabytes", "cut", "negative", "pickled", "deep", "archive"],
+)
+def test_masks_of_numpy_that_are_none_are_refused_before_memory_is_spent(tmp_path, data):
+  path = tmp_path / "m.npy"
+  path.write_bytes(data)
+  with pytest.raises(InputError, match=r"m\.npy"):
+    one_photo.read_masks([str(path)], 4, 4)
+  path.write_bytes(_npy("(1, 4, 4)", more=b"\1" * 16))
+  assert one_photo.read_masks([str(path)], 4, 4).all()
+  assert np.load(path).shape == (1, 4, 4)

@@ -1,0 +1,202 @@
+"""Pickles from strangers: plain data as Python's own unpickler reads it, everything else refused at once."""
+
+import pathlib
+import pickle
+import pickletools
+import subprocess
+
+import own_process
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from input_pipeline.errors import InputError
+from input_pipeline.sources import plain_pickle
+
+_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+_leaves = st.one_of(
+  st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), _text
+)
+_plain = st.recursive(
+  _leaves,
+  lambda inner: st.one_of(
+    st.lists(inner, max_size=5),
+    st.dictionaries(st.one_of(_text, st.integers(-9, 9)), inner, max_size=5),
+  ),
+  max_leaves=30,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_plain_data_comes_back_whatever_the_protocol(value, protocol):
+  found = plain_pickle.loads(pickle.dumps(value, protocol), "refs")
+  assert found == value and repr(found) == repr(value)
+
+
+def test_real_refs_are_what_python_reads(realdata):
+  paths = sorted(realdata.glob("refer/*/refs*.p"))
+  assert len(paths) >= 4
+  for path in paths:
+    with path.open("rb") as file:
+      assert plain_pickle.load(str(path)) == pickle.load(file, encoding="utf-8")
+
+
+@settings(max_examples=500, deadline=None)
+@given(_plain, st.integers(0, 4), st.data())
+def test_a_damaged_pickle_is_plain_data_or_an_input_error(value, protocol, data):
+  content = bytearray(pickle.dumps(value, protocol))
+  for _ in range(data.draw(st.integers(1, 3))):
+    content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+  content = bytes(content)[: data.draw(st.integers(0, len(content)))]
+  try:
+    found = plain_pickle.loads(content, "refs")
+  except InputError as error:
+    assert "not a pickle of plain lists" in str(error)
+  else:
+    _check_plain(found)
+
+
+def _check_plain(value):
+  assert type(value) in (list, dict, str, bytes, int, float, bool, type(None))
+  inner = value.values() if isinstance(value, dict) else value
+  for item in inner if isinstance(value, list | dict) else ():
+    _check_plain(item)
+
+
+# What could call something, and tuples and sets, which nobody needs and whose hashes can take for ever.
+_REFUSED = [
+  opcode
+  for opcode in pickletools.opcodes
+  if opcode.name.startswith(
+    ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "REDUCE", "BUILD", "EXT", "PERSID", "BINPERSID", "TUPLE",
+     "EMPTY_TUPLE", "EMPTY_SET", "ADDITEMS", "FROZENSET", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER")
+  )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "opcode",
+  _REFUSED,
+  ids=lambda op: op.name,
+)
+def test_what_could_call_something_is_refused_by_name(opcode):
+  """GLOBAL, REDUCE, BUILD, PERSID, EXT, NEWOBJ and so on: with what they would need on the stack."""
+  content = b"]]" + opcode.code.encode("latin-1") + b"posix\nsystem\n" + b"\0" * 9 + b"."
+  with pytest.raises(InputError, match=f"it has the instruction {opcode.name}"):
+    plain_pickle.loads(content, "refs")
+
+
+class _Command:
+  def __init__(self, marker: pathlib.Path):
+    self.marker = marker
+
+  def __reduce__(self):
+    return subprocess.check_call, (["touch", str(self.marker)],)
+
+
+def test_a_command_in_a_pickle_does_not_run(tmp_path):
+  marker, path = tmp_path / "marker", tmp_path / "refs(unc).p"
+  for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+    path.write_bytes(pickle.dumps([{"ref_id": 1, "file_name": _Command(marker)}], protocol))
+    with pytest.raises(InputError, match="nothing of it was executed"):
+      plain_pickle.load(str(path))
+  assert not marker.exists()
+  pickle.loads(path.read_bytes())  # It would have.
+  assert marker.exists()
+
+
+def _laughs(kind: bytes) -> bytes:
+  """Lists (tuples) of ten times the one before: 10^100 in a kilobyte."""
+  lines = b"".join(
+    b"(" + b"h" + bytes([i]) + (b"h" + bytes([i])) * 9 + kind + b"q" + bytes([i + 1])
+    for i in range(40)
+  )
+  return b"\x80\x02]q\x00" + lines + b"."
+
+
+# What each of these would take, if it were done: all memory, or all time, or the stack of C.
+BOMBS = {
+  "laughs_of_lists": _laughs(b"l"),
+  "laughs_of_tuples": _laughs(b"t"),
+  "laughs_as_a_key": b"\x80\x02}" + _laughs(b"t")[2:-1] + b"Ns.",
+  "memo_of_34_GB": b"\x80\x02]r\xff\xff\xff\x7f.",
+  "memo_of_any_size": b"]p99999999999\n.",
+  "itself": b"\x80\x02]q\x00h\x00a.",
+  "itself_in_a_dict": b"\x80\x02}q\x00U\x01ah\x00s.",
+  "deep": b"\x80\x02" + b"]" * 500 + b"a" * 499 + b".",
+  "deep_tuples": b"\x80\x02)" + b"\x85" * 900 + b".",
+  "long_of_2_GB": b"\x80\x02\x8b\xff\xff\xff\x7f1.",
+  "long_of_many_digits": b"L" + b"9" * 900 + b"L\n.",
+  "number_of_many_bytes": b"\x80\x02\x8a\xff" + b"\xff" * 254 + b"\x7f.",
+  "text_of_4_GB": b"\x80\x02X\xff\xff\xff\xffabc.",
+  "text_of_an_exabyte": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x0fabc.",
+  "bytes_of_an_exabyte": b"\x80\x05\x96" + b"\xff" * 7 + b"\x0fabc.",
+  "negative_text": b"\x80\x02T\xff\xff\xff\xffabc.",
+  "frame_of_an_exabyte": b"\x80\x04\x95" + b"\xff" * 7 + b"\x0f].",
+  "marks": b"(" * 1000,
+  "end_of_nothing": b".",
+  "mark_in_the_way": b"](a.",
+  "pop_of_nothing": b"\x80\x02a.",
+  "half_a_pair": b"\x80\x02}(Nu.",
+  "list_as_a_key": b"\x80\x02}]Ns.",
+  "escape": b"S'\\x'\n.",
+}
+
+_REFUSE = """
+import sys, time
+from own_process import peak_kilobytes
+from input_pipeline.errors import InputError
+from input_pipeline.sources import plain_pickle
+for path in sys.argv[1:]:
+  start = time.perf_counter()
+  try:
+    plain_pickle.load(path)
+    refused = False
+  except InputError:
+    refused = True
+  print(path, int(refused), time.perf_counter() - start, peak_kilobytes())
+"""
+
+
+def test_a_bomb_of_a_kilobyte_is_over_in_a_second_and_200_mb(tmp_path):
+  for name, content in BOMBS.items():
+    assert len(content) <= 1200
+    (tmp_path / name).write_bytes(content)
+  paths = [str(tmp_path / name) for name in BOMBS]
+  rows = [line.split() for line in own_process.run(_REFUSE, *paths).splitlines()]
+  assert len(rows) == len(BOMBS)
+  for path, refused, seconds, kilobytes in rows:
+    assert int(refused), path
+    assert float(seconds) < 1 and int(kilobytes) < 200_000, path
+
+
+def test_files_beyond_the_limits_are_refused(tmp_path, monkeypatch):
+  path = tmp_path / "refs(unc).p"
+  monkeypatch.setattr(plain_pickle, "MAX_CONTAINERS", 1000)
+  path.write_bytes(b"(" + b"}" * 1001 + b"l.")
+  with pytest.raises(InputError, match="more than 1,000 lists and dicts"):
+    plain_pickle.load(str(path))
+  monkeypatch.setattr(plain_pickle, "MAX_BYTES", 100)
+  with pytest.raises(InputError, match=r"refs\(unc\)\.p: 1,004 bytes, and 100 are the most"):
+    plain_pickle.load(str(path))
+
+
+def test_lists_that_are_there_twice_are_no_bomb():
+  tokens = ["left", "cup"]
+  refs = [{"tokens": tokens, "again": tokens} for _ in range(100)]
+  for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+    assert plain_pickle.loads(pickle.dumps(refs, protocol), "refs") == refs
+
+
+@pytest.mark.parametrize("depth", [20, 21])
+def test_nesting_is_read_up_to_the_limit(depth):
+  value: list = []
+  for _ in range(depth - 1):
+    value = [value]
+  content = pickle.dumps(value, 2)
+  if depth == 20:
+    assert plain_pickle.loads(content, "refs") == value
+  else:
+    with pytest.raises(InputError, match="nested deeper than 20"):
+      plain_pickle.loads(content, "refs")
