@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import traceback
 import weakref
 from collections.abc import Callable, Generator
@@ -325,7 +326,8 @@ def raise_undecodable(
 
 def reason_of(error: tf.errors.OpError) -> str:
   """What TensorFlow has against something, without where in the graph."""
-  return str(error.message).split("}} ")[-1].split(" [Op:")[0].strip()
+  text = str(error.message).split("\n")[0].split(" [Op:")[0].split("}} ")[-1]
+  return re.sub(r"^.*\bIterator::[^ ]*: ", "", text).strip()
 
 
 def _place_of(source: Source, image_id: int) -> str:
