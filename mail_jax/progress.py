@@ -24,12 +24,6 @@ class Sink(Protocol):
   def row(self, step: int, values: dict[str, Any]) -> None:
     """Takes a row of the log."""
 
-  def _lose_file(self) -> None:
-    """Closes a file that cannot be written to, with what it holds still unwritten."""
-    file, self._file = self._file, None
-    with contextlib.suppress(OSError):
-      file.close()
-
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
     """Takes what the model makes of the samples that are drawn at every evaluation."""
 
@@ -99,6 +93,13 @@ class Progress:
       self._rewrite()
     for sink in self._sinks:
       sink.row(step, values)
+
+  def _lose_file(self) -> None:
+    """Closes a file that cannot be written to, with what it holds still unwritten."""
+    file, self._file = self._file, None
+    if file:
+      with contextlib.suppress(OSError):
+        file.close()
 
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
     """Hands on what was drawn of an evaluation."""
