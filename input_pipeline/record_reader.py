@@ -84,6 +84,12 @@ def open_source(
   for path, _, _ in files:
     if not tf.io.gfile.exists(path):
       raise InputError(f"{path} is missing; prepare {name} again with --overwrite")
+    try:
+      with tf.io.gfile.GFile(path, "rb") as file:
+        file.read(1)
+    except tf.errors.OpError as error:
+      reason = str(error.message).rpartition("; ")[2]
+      raise InputError(f"{path} cannot be read ({reason}); change who may read it") from error
   counts = (info.metadata or {}).get("counts", {}).get(split, {})
   return Source(
     name=f"{name}/{split}",

@@ -66,7 +66,7 @@ def truncated_records(place: Place, chance: random.Random) -> str:
 
 
 def skipped_records(place: Place, chance: random.Random) -> str:
-  """Damaged training records with `on_error = "skip"`, killed, and the same command again, beside an undisturbed one."""
+  """Damaged training records with `on_error = "skip"`; killed, and the same command again, beside a run that is not."""
   data, logs = place.copied_data(), []
   path = shard(data, "train")
   lost = chance.sample(shard_damage.spans(path), chance.randint(1, 3))
