@@ -1,5 +1,6 @@
 """The faults, each with the outcome that is promised: functions of a place and of chance that return it in words."""
 
+import pathlib
 import random
 import re
 import signal
@@ -195,8 +196,9 @@ def two_runs(place: Place, chance: random.Random) -> str:
   return f"the second: {REFUSED}; the first: {SAME}"
 
 
-def _newest(workdir):
-  return max((workdir / "checkpoints").glob("[0-9]*[0-9]"), key=lambda p: int(p.name))
+def _newest(workdir: pathlib.Path) -> pathlib.Path:
+  whole = [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+  return max(whole, key=lambda path: int(path.name))
 
 
 # In an order in which the first half minute has something of everything.

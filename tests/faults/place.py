@@ -139,7 +139,8 @@ class Place:
     self.expected = tiny_run.log(whole)
     self.half = folder / "half"
     child = self.train(self.half)
-    child.wait_until(lambda: logged(self.half) > tiny_run.STEPS // 2)
+    third = self.half / "checkpoints" / str(3 * tiny_run.SAVE_EVERY)
+    child.wait_until(third.exists)
     child.send(signal.SIGKILL)
     child.wait()
 
