@@ -118,6 +118,8 @@ def get_config() -> ConfigDict:
   c.loader.text_lengths = ()
   c.loader.shuffle_buffer = 4096  # refs
   c.loader.threads = 2  # of the input pipeline
+  # A damaged training record: "stop", or "skip" it: all are read once before training, and said to be left out.
+  c.loader.on_error = "stop"
   return c
 
 

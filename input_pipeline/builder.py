@@ -7,6 +7,7 @@ that docs/data.md puts under its manual folder:
 
 import concurrent.futures
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -245,6 +246,8 @@ def _clear_errors(on_beam: bool) -> Iterator[None]:
 
       if (found := beam_pipeline.input_error(error)) is not None:
         raise found from None
+    if "No space left on device" in str(error):  # TensorFlow has errors of its own
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     raise
 
 

@@ -11,10 +11,10 @@ decodes each as it comes, or, with `expressions_per_image`, once for several of 
 in memory, and every epoch is a permutation of all refs.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -24,7 +24,9 @@ import tensorflow as tf
 from input_pipeline import (
   augment,
   builder,
+  damaged_records,
   eval_rows,
+  record_frames,
   record_reader,
   shared_images,
   train_samples,
@@ -35,30 +37,69 @@ from input_pipeline.preprocess import exchange_left_right
 from input_pipeline.record_reader import Fields, Shape, Source
 from input_pipeline.tokenizer import Tokenizer
 
+_WITHOUT = ", or train without it: config.loader.on_error = 'skip'"
+
 # Accelerators belong to the model.
 tf.config.set_visible_devices([], "GPU")
 
 
-def train_sentences(data_dir: str, name: str) -> list[str]:
+def train_sentences(data_dir: str, name: str, on_error: str = "stop") -> list[str]:
   """Returns every normalised sentence of the train split, in a fixed order.
 
+  Args:
+    data_dir: what `prepare` was given.
+    name: of the data set.
+    on_error: as `train_batches` takes it.
+
   Raises:
-    InputError: the data set or its train split is not there.
+    InputError: the data set or its train split is not there, or a record of it is damaged.
   """
-  source = record_reader.open_source(data_dir, name, "train")
+  source = _open_train(data_dir, name, "train", on_error)
   examples = record_reader.read(source)
   texts = examples.map(lambda example: record_reader.parse(example)["normalised"]).unbatch()
   batches = texts.batch(1024).with_options(record_reader.options(threads=1))
-  return [text.decode() for batch in batches.as_numpy_iterator() for text in batch]
+  try:
+    return [text.decode() for batch in batches.as_numpy_iterator() for text in batch]
+  except record_reader.DAMAGED as error:
+    record_frames.raise_damaged(source.name, source.files, error, source.way_out)
 
 
-def num_refs(data_dir: str, name: str, split: str) -> int:
+def damaged(data_dir: str, name: str, split: str = "train") -> list[str]:
+  """Returns a line for each damaged record of a split, and one that counts them; all records are read and decoded.
+
+  Raises:
+    InputError: the data set or the split is not there, or no record of it can be used.
+  """
+  return damaged_records.survey(record_reader.open_source(data_dir, name, split)).lines()
+
+
+def num_refs(data_dir: str, name: str, split: str, on_error: str = "stop") -> int:
   """Returns how many refs a split has: the samples of one epoch.
 
   Raises:
     InputError: the data set or the split is not there.
   """
-  return record_reader.count_refs(record_reader.open_source(data_dir, name, split))
+  return record_reader.count_refs(_open_train(data_dir, name, split, on_error))
+
+
+def _open_train(
+  data_dir: str,
+  name: str,
+  split: str,
+  on_error: str,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Source:
+  """Opens a process's share of a split, without its damaged records where they are to be skipped."""
+  if on_error not in damaged_records.ON_ERROR:
+    raise InputError(
+      f"on_error is {on_error!r}; it must be one of {', '.join(damaged_records.ON_ERROR)}"
+    )
+  source = record_reader.open_source(data_dir, name, split, process_index, process_count)
+  if on_error == "stop":
+    return dataclasses.replace(source, way_out=_WITHOUT)
+  whole = record_reader.open_source(data_dir, name, split)
+  return damaged_records.sound_part(source, damaged_records.survey(whole))
 
 
 def splits(data_dir: str, name: str) -> list[str]:
@@ -94,6 +135,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   with_meta: bool = False,
+  on_error: str = "stop",
 ) -> Iterator[Fields]:
   """Yields batches without end: every ref once an epoch, with a random sentence of its own.
 
@@ -123,6 +165,8 @@ def train_batches(
     process_index: which process this is; each reads its own share of the records.
     process_count: how many processes there are.
     with_meta: adds `meta` to a batch, a list that says of each row which sample it is.
+    on_error: `stop` at a damaged record, or `skip` all of them: every record is read and decoded once, at the start,
+      and the samples are those of the others, in an order of their own.
 
   Returns:
     Batches of `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s], `num_instances` int32
@@ -131,8 +175,8 @@ def train_batches(
 
   Raises:
     InputError: the data set or split is not there, too small for the processes or too large for the
-      cache, `expressions_per_image` comes with `cache`, or, perhaps only when a batch is asked for, an
-      image cannot be decoded.
+      cache, `expressions_per_image` comes with `cache`, or, perhaps only when a batch is asked for, a
+      record is damaged.
   """
   _check_positive(
     batch_size=batch_size,
@@ -146,7 +190,7 @@ def train_batches(
       f"expressions_per_image is {expressions_per_image}, but cache decodes every image once for all epochs; "
       "set expressions_per_image to 1, or cache to False"
     )
-  source = record_reader.open_source(data_dir, name, split, process_index, process_count)
+  source = _open_train(data_dir, name, split, on_error, process_index, process_count)
   shape = Shape(image_size, record_reader.num_planes(max_instances))
   key, start = train_samples.key_of(seed, process_index), start_step * batch_size
   decode = functools.partial(train_samples.decode, shape=shape)
@@ -172,7 +216,8 @@ def train_batches(
       suspects = undecoded(first).take(batch_size)
     record_reader.raise_undecodable(source, suspects, decode)
 
-  batches = _iterate(dataset.with_options(record_reader.options(threads)), source, blame)
+  dataset = dataset.with_options(record_reader.options(threads))
+  batches = _iterate(dataset, source, blame)
   return prefetch(
     _finish_train(batch, tokenizer, max_instances, lengths, with_meta) for batch in batches
   )
@@ -193,7 +238,8 @@ def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
   try:
     return train_samples.load(source, shape, threads)
   except tf.errors.OpError as error:
-    _raise_input_error(error, source, functools.partial(_blame_any_record, source, shape))
+    blame = functools.partial(_blame_any_record, source, shape)
+    _raise_input_error(error, source, blame)
 
 
 def _finish_train(
@@ -345,11 +391,8 @@ def _raise_input_error(
     blame()
   except tf.errors.OpError as unreadable:
     error = unreadable
-  if isinstance(error, tf.errors.DataLossError):
-    raise InputError(
-      f"{source.name}: a file in {os.path.dirname(source.files[0][0])} is damaged "
-      f"({error.message}); prepare it again with --overwrite"
-    ) from error
+  if isinstance(error, record_reader.DAMAGED):
+    record_frames.raise_damaged(source.name, source.files, error, source.way_out)
   raise error
 
 

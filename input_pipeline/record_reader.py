@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import traceback
 import weakref
 from collections.abc import Callable, Generator
@@ -14,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from input_pipeline import builder, preprocess, records
+from input_pipeline import builder, preprocess, record_frames, records
 from input_pipeline.errors import InputError
 
 Fields = dict[str, Any]
+# How TensorFlow says that a file of records is not what was written: a checksum, or their number.
+DAMAGED = (tf.errors.DataLossError, tf.errors.FailedPreconditionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Source:
   """How many refs these records have, where that is known without reading them."""
   stamp: int
   """Changes when the data set is prepared anew."""
+  way_out: str = ""
+  """What else can be done about a damaged record than to prepare the data set again, for the end of a message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,12 @@ def open_source(
   for path, _, _ in files:
     if not tf.io.gfile.exists(path):
       raise InputError(f"{path} is missing; prepare {name} again with --overwrite")
+    try:
+      with tf.io.gfile.GFile(path, "rb") as file:
+        file.read(1)
+    except tf.errors.OpError as error:
+      reason = str(error.message).rpartition("; ")[2]
+      raise InputError(f"{path} cannot be read ({reason}); change who may read it") from error
   counts = (info.metadata or {}).get("counts", {}).get(split, {})
   return Source(
     name=f"{name}/{split}",
@@ -106,8 +117,9 @@ def shards(source: Source) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def read_shard(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
-  """Returns the serialised records of a shard."""
-  return tf.data.TFRecordDataset(path).skip(skip).take(take)
+  """Returns the serialised records of a shard; a file that ends early, between two of them, is an error as well."""
+  records_of_shard = tf.data.TFRecordDataset(path).skip(skip).take(take)
+  return records_of_shard.apply(tf.data.experimental.assert_cardinality(take))
 
 
 def read(source: Source) -> tf.data.Dataset:
@@ -157,7 +169,11 @@ def parse(example: tf.Tensor) -> Fields:
 
 @functools.lru_cache(maxsize=16)
 def scan(source: Source) -> Sizes:
-  """Reads through a source once and counts."""
+  """Reads through a source once and counts.
+
+  Raises:
+    InputError: a record is damaged; the message names it.
+  """
 
   def sizes(example: tf.Tensor) -> Fields:
     record = parse(example)
@@ -169,7 +185,10 @@ def scan(source: Source) -> Sizes:
     }
 
   dataset = read(source).map(sizes).batch(1024).with_options(options(threads=1))
-  batches = list(dataset.as_numpy_iterator())
+  try:
+    batches = list(dataset.as_numpy_iterator())
+  except DAMAGED as error:
+    record_frames.raise_damaged(source.name, source.files, error, source.way_out)
   columns = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
   return Sizes(
     refs=int(columns["refs"].sum()),
@@ -303,12 +322,28 @@ def raise_undecodable(
     try:
       decode(*suspect)
     except tf.errors.OpError as error:
-      reason = str(error.message).split("}} ")[-1].split(" [Op:")[0].strip()
       name, image_id = suspect[0]["file_name"].numpy().decode(), int(suspect[0]["image_id"])
       raise InputError(
         f"{source.name}: image {name} (image_id {image_id}) or one of its masks cannot be decoded "
-        f"({reason}); replace it and prepare the data set again with --overwrite"
+        f"({reason_of(error)}), {_place_of(source, image_id)}; replace it and prepare the data set again with "
+        f"--overwrite{source.way_out}"
       ) from error
+
+
+def reason_of(error: tf.errors.OpError) -> str:
+  """What TensorFlow has against something, without where in the graph."""
+  text = str(error.message).split("\n")[0].split(" [Op:")[0].split("}} ")[-1]
+  return re.sub(r"^.*\bIterator::[^ ]*: ", "", text).strip()
+
+
+def _place_of(source: Source, image_id: int) -> str:
+  """In which file the record of an image is, and its number there."""
+  for path, skip, take in source.files:
+    stored = tf.data.TFRecordDataset(path).skip(skip).take(take)
+    for n, record in enumerate(stored.map(parse)):
+      if record["image_id"] == image_id:
+        return f"record {skip + n} of {path}"
+  return "in its files"
 
 
 def num_planes(max_instances: int) -> int:

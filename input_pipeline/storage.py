@@ -200,6 +200,14 @@ def staging(data_dir: str, name: str) -> Iterator[str]:
       writing.remove_abandoned(data_dir)
       yield folder
       _replace(dataset_dir(folder, name), dataset_dir(data_dir, name), folder)
+  except OSError as error:
+    if error.errno not in writing.FULL:
+      raise
+    needed = writing.size_of(pathlib.Path(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    raise InputError(
+      f"--data_dir {data_dir}: {name} cannot be written: {writing.refused(error, data_dir, needed)}"
+    ) from error
   finally:
     shutil.rmtree(folder, ignore_errors=True)
     for parent in made:

@@ -3,10 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow as tf
-
-from input_pipeline import builder, record_reader
-from input_pipeline.errors import InputError
+from input_pipeline import builder, record_frames, record_reader
 
 
 def splits(data_dir: str, name: str) -> dict[str, int]:
@@ -33,10 +30,8 @@ def read(data_dir: str, name: str, split: str) -> Iterator[dict[str, Any]]:
   try:
     for fields in dataset.with_options(record_reader.options(threads=1)):
       yield _plain(fields)
-  except tf.errors.DataLossError as error:
-    raise InputError(
-      f"{source.name}: a file of records is damaged; prepare {name} again with --overwrite"
-    ) from error
+  except record_reader.DAMAGED as error:
+    record_frames.raise_damaged(source.name, source.files, error)
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

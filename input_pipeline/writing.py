@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -10,7 +11,39 @@ from collections.abc import Iterator
 
 from input_pipeline.errors import InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk, or of what the user may have of it
 STAGING = ".incomplete-"  # how the folders begin in which something is being written
+
+
+def refused(error: OSError, path: str | os.PathLike, needed: int = 0) -> str:
+  """Why the system refuses to write, in words; on a full disk also how much is free and how much is needed.
+
+  Args:
+    error: what it said.
+    path: what was to be written.
+    needed: bytes, at least; 0 where nobody knows.
+  """
+  reason = error.strerror or str(error)
+  return f"{reason}: {space(path, needed)}" if error.errno in FULL else reason
+
+
+def space(path: str | os.PathLike, needed: int) -> str:
+  """How much is free where a path is, or will be, and how much is needed."""
+  place = pathlib.Path(path).absolute()
+  while not place.exists():
+    place = place.parent
+  free = f"{_megabytes(shutil.disk_usage(place).free)} free"
+  return f"{free}, at least {_megabytes(needed)} needed" if needed else free
+
+
+def _megabytes(count: int) -> str:
+  return f"{count / 1e6:.1f} MB"
+
+
+def size_of(path: pathlib.Path) -> int:
+  """Bytes of a file, or of all files in a folder; 0 where there is none."""
+  files = path.rglob("*") if path.is_dir() else [path]
+  return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @contextlib.contextmanager
@@ -30,7 +63,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     yield temporary
     os.replace(temporary, target)
   except OSError as error:
-    raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    written = size_of(temporary)
+    temporary.unlink(missing_ok=True)
+    raise InputError(f"{path} cannot be written: {refused(error, path, written)}") from error
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
@@ -88,7 +123,9 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[p
         target.rename(staging / "replaced")
       new.rename(target)
   except OSError as error:
-    raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    written = size_of(staging / "new")
+    shutil.rmtree(staging, ignore_errors=True)
+    raise InputError(f"{path} cannot be written: {refused(error, path, written)}") from error
   finally:
     shutil.rmtree(staging, ignore_errors=True)
 

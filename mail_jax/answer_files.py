@@ -93,8 +93,15 @@ def open_folder(out: str, settings: Mapping[str, Any], overwrite: bool) -> Itera
     text = "".join(json.dumps(row) + "\n" for row in rows)
     writing.write_whole(folder / ROWS, text)  # without what was half written
     writing.write_whole(folder / SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
-    with open(folder / ROWS, "a", encoding="utf-8") as file:
-      yield AnswerFolder(folder, file, rows)
+    try:
+      with open(folder / ROWS, "a", encoding="utf-8") as file:
+        yield AnswerFolder(folder, file, rows)
+    except OSError as error:
+      if error.errno not in writing.FULL:
+        raise
+      raise InputError(
+        f"--out {out} cannot be written: {writing.refused(error, out)}; when that is mended, the same command goes on"
+      ) from error
 
 
 def _read(folder: pathlib.Path, out: str, settings: dict[str, Any]) -> list[dict[str, Any]]:

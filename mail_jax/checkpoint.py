@@ -4,6 +4,7 @@ import base64
 import contextlib
 import itertools
 import math
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from input_pipeline import remote
+from input_pipeline import remote, writing
 from input_pipeline.errors import InputError
 from mail_jax import distributed, manifest, mirror, orbax_settings
 
@@ -53,6 +54,7 @@ class Checkpoints:
     self._metrics: dict[int, Metrics] = {}
     self._sound: dict[int, bool] = {}  # of the steps that were looked at
     self._saving = -1
+    self._bytes = 0  # of the state that is saved
     orbax_settings.leave_errors_to_us()
     options = ocp.CheckpointManagerOptions(
       preservation_policy=orbax_settings.LastTwoAndBest(self._score),
@@ -117,6 +119,7 @@ class Checkpoints:
         self._add_metrics(step, metrics)
       return
     self._metrics[step], self._sound[step], self._saving = metrics or {}, True, step
+    self._bytes = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
     with self._clear_errors(self._unwritten(step)):
       self._manager.save(step, args=items, force=True)
@@ -245,10 +248,19 @@ class Checkpoints:
       reason = orbax_settings.storage_error(error)
       if reason is None:
         raise
+      if orbax_settings.is_full(error) and self._copy is None:
+        self._drop_half_written()
+        reason += f": {writing.space(str(self._folder), self._bytes)}"
       raise InputError(
         f"{self._option} {self._named}: {what} ({reason}); when that is mended, the same command goes on from the "
         "last whole checkpoint"
       ) from error
+
+  def _drop_half_written(self) -> None:
+    """Gives back what a save that failed has taken."""
+    if distributed.is_main() and not self._read_only:
+      for path in self._folder.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _warn(text: str) -> None:

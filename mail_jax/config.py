@@ -17,6 +17,7 @@ ADDED = {
   "max_skipped_steps": 10,
   "loader.expressions_per_image": 1,
   "loader.text_lengths": [],
+  "loader.on_error": "stop",
   "model.scan": False,
   "model.no_target": False,
   "loss.no_target": 1.0,

@@ -10,6 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from input_pipeline import writing
+
 _SHARED_BYTES = 2**20  # of an array, for each machine that writes it
 
 
@@ -51,6 +53,13 @@ def storage_error(error: Exception) -> str | None:
   if any(detail.startswith(("os_error_code=", "http_response_code=")) for detail in details):
     return text.rpartition(": ")[2]
   return None
+
+
+def is_full(error: Exception) -> bool:
+  """Whether the storage has no room left."""
+  if isinstance(error, OSError):
+    return error.errno in writing.FULL
+  return any(f"os_error_code='{code}'" in str(error) for code in writing.FULL)
 
 
 def leave_errors_to_us() -> None:

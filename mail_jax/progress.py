@@ -1,11 +1,13 @@
 """What a run tells while it works: on the terminal, in `metrics.jsonl`, and to whatever else was asked for."""
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from input_pipeline import remote, writing
+from input_pipeline.errors import InputError
 from mail_jax import distributed
 from mail_jax.run_log import step_line
 from mail_jax.run_log.fixed_samples import Picture
@@ -45,12 +47,13 @@ class Progress:
     self._terminal = Terminal()
     self._sinks: list[Sink] = []
     self._rows, self._file = [], None
+    self._rewrites = remote.is_remote(workdir)
     self._latest, self._ends_at = "", None
     self._path = remote.folder(workdir, "--workdir") / "metrics.jsonl"
     if not self._is_main:
       return
     self._rows = _rows_until(start_step, self._path.read_text() if self._path.exists() else "")
-    if remote.is_remote(workdir):
+    if self._rewrites:
       self._path.write_text("".join(self._rows))
     else:
       writing.write_whole(self._path, "".join(self._rows))
@@ -77,12 +80,26 @@ class Progress:
     row = json.dumps({"step": step, **values}) + "\n"
     self._rows.append(row)
     if self._file:
-      self._file.write(row)
-      self._file.flush()
-    elif time.monotonic() - self._written > _REWRITE_EVERY:
+      try:
+        self._file.write(row)
+        self._file.flush()
+      except OSError as error:
+        self._lose_file()
+        raise InputError(
+          f"{self._path} cannot be written: {writing.refused(error, str(self._path), len(row))}; when that is mended, "
+          "the same command goes on from the last whole checkpoint"
+        ) from error
+    elif self._rewrites and time.monotonic() - self._written > _REWRITE_EVERY:
       self._rewrite()
     for sink in self._sinks:
       sink.row(step, values)
+
+  def _lose_file(self) -> None:
+    """Closes a file that cannot be written to, with what it holds still unwritten."""
+    file, self._file = self._file, None
+    if file:
+      with contextlib.suppress(OSError):
+        file.close()
 
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
     """Hands on what was drawn of an evaluation."""
@@ -91,7 +108,7 @@ class Progress:
 
   def flush(self) -> None:
     """Makes sure that all rows are in the file: a checkpoint is not to be ahead of the log."""
-    if self._is_main and self._file is None:
+    if self._is_main and self._rewrites:
       self._rewrite()
     for sink in self._sinks:
       sink.flush()

@@ -11,7 +11,7 @@ from mail_jax.config import ADDED, to_json
 
 # What a run may be resumed with another value of: where it runs, and how often it tells of itself.
 MAY_CHANGE = (
-  "mesh.", "placement", "accumulate", "loader.threads", "log_every", "max_skipped_steps",
+  "mesh.", "placement", "accumulate", "loader.threads", "loader.on_error", "log_every", "max_skipped_steps",
   "model.backend", "model.remat", "model.round_tokens",
   "log.",
 )  # fmt: skip

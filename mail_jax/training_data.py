@@ -1,6 +1,7 @@
 """What training reads: the records that a config names, or any other source of batches."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -63,7 +64,13 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
   # The only import that needs more than this package's own requirements.
   from input_pipeline import loader
 
-  tokenizer = make_tokenizer(config, lambda: loader.train_sentences(data_dir, config.dataset))
+  on_error = config.loader.on_error
+  if on_error == "skip" and distributed.is_main():
+    for line in loader.damaged(data_dir, config.dataset):
+      print(f"warning: {line}", file=sys.stderr, flush=True)
+  tokenizer = make_tokenizer(
+    config, lambda: loader.train_sentences(data_dir, config.dataset, on_error)
+  )
   if config.eval_split:
     loader.num_refs(data_dir, config.dataset, config.eval_split)  # a wrong name is told now
   mesh = sharding.make_mesh(**config.mesh)
@@ -86,6 +93,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       expressions_per_image=config.loader.expressions_per_image,
       shuffle_buffer=config.loader.shuffle_buffer,
       threads=config.loader.threads,
+      on_error=on_error,
       **shared,
     )
 
@@ -111,7 +119,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       **shared,
     )
 
-  samples = loader.num_refs(data_dir, config.dataset, "train")
+  samples = loader.num_refs(data_dir, config.dataset, "train", on_error)
   if _means_nothing(config, data_dir) and not config.model.no_target and distributed.is_main():
     print(
       f"warning: some expressions of {config.dataset} mean nothing, and this model can only say so by an empty mask; "

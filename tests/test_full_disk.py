@@ -1,0 +1,125 @@
+"""A disk that is full: what was there stays, one line says how much is missing, and nothing half-written does."""
+
+import errno
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_disk
+
+from input_pipeline import prepare, writing
+from input_pipeline.errors import InputError
+from mail_jax import answer_files, checkpoint, export, progress
+
+_TOLD = r"No space left on device: \d+\.\d MB free, at least \d+\.\d MB needed"
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A real file system of 6 MB."""
+  with small_disk.mounted(tmp_path / "disk", megabytes=6) as is_there:
+    if not is_there:
+      pytest.skip("needs to be root: mounts a small file system")
+    yield tmp_path / "disk"
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+  return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_save_that_does_not_fit_leaves_the_checkpoint_before_whole(disk):
+  state = {"w": jnp.asarray(np.random.default_rng(0).random(250_000, np.float32))}
+  run = disk / "run"
+  checkpoints = checkpoint.Checkpoints(str(run))
+  checkpoints.save(1, state, {"note": "first"}, {"mIoU": 0.5})
+  checkpoints.close()
+  filler = small_disk.fill(disk, left=400_000)
+  checkpoints = checkpoint.Checkpoints(str(run))
+  told = rf"--workdir .*checkpoint of step 2 cannot be written .*\({_TOLD}\)"
+  with pytest.raises(InputError, match=told) as caught:
+    checkpoints.save(2, state, {"note": "second"}, None)
+    checkpoints.close()
+  assert "at least 1.0 MB needed" in str(caught.value) and "0.4 MB free" in str(caught.value)
+  assert [path.name for path in (run / "checkpoints").iterdir()] == ["1"]
+  filler.unlink()
+  again = checkpoint.Checkpoints(str(run))
+  assert again.latest() == 1 and again.meta(1) == {"note": "first"}
+  sharding = jax.tree.map(lambda x: x.sharding, state)
+  np.testing.assert_array_equal(
+    again.restore(1, checkpoint.abstract_like(state, sharding))["w"], state["w"]
+  )
+  again.save(2, state, {"note": "second"}, None)
+  again.close()
+  assert checkpoint.Checkpoints(str(run)).latest() == 2
+
+
+def test_a_file_that_does_not_fit_leaves_the_one_before(disk):
+  path = disk / "folder" / "file"
+  writing.write_whole(path, "before")
+  small_disk.fill(disk, left=1 << 20)
+  with pytest.raises(InputError, match=rf"{path} cannot be written: {_TOLD}"):
+    writing.write_whole(path, b"x" * (3 << 20))
+  assert path.read_text() == "before" and _names(disk / "folder") == ["file"]
+
+
+def test_a_folder_that_does_not_fit_leaves_the_one_before(disk):
+  with writing.whole_folder(disk / "out") as folder:
+    (folder / "a").write_text("before")
+  small_disk.fill(disk, left=1 << 20)
+  with (
+    pytest.raises(InputError, match=rf"/out cannot be written: {_TOLD}"),
+    writing.whole_folder(disk / "out", overwrite=True) as folder,
+  ):
+    (folder / "a").write_bytes(b"x" * (3 << 20))
+  assert (disk / "out/a").read_text() == "before" and _names(disk) == ["filler", "out", "out/a"]
+
+
+def test_a_row_of_the_log_that_does_not_fit_is_told(disk):
+  log = progress.Progress(str(disk / "run"), 0)
+  log.row(1, {"loss": 1.0})
+  small_disk.fill(disk)
+  with pytest.raises(InputError, match=rf"metrics\.jsonl cannot be written: {_TOLD}"):
+    for step in range(2, 200):
+      log.row(step, {"loss": 1.0, "note": "x" * 100})
+  log.close(failed=True)
+  assert (disk / "run/metrics.jsonl").read_text().startswith('{"step": 1, "loss": 1.0}\n')
+
+
+def test_a_data_set_that_does_not_fit_leaves_nothing(disk):
+  small_disk.fill(disk, left=100_000)
+  counts = ["--train_scenes", "40", "--eval_scenes", "2"]
+  with pytest.raises(InputError, match=rf"--data_dir .*: shapes cannot be written: {_TOLD}"):
+    prepare.main(["--dataset", "shapes", "--data_dir", str(disk / "data"), *counts])
+  assert _names(disk) == ["filler"]
+
+
+def test_a_model_that_does_not_fit_is_not_exported(disk, finished_run):
+  small_disk.fill(disk, left=20_000)
+  with pytest.raises(InputError, match=rf"/model cannot be written: {_TOLD}"):
+    export.export(str(finished_run), str(disk / "model"), ("safetensors",))
+  assert _names(disk) == ["filler"]
+
+
+def test_answers_that_do_not_fit_are_told_and_those_before_are_kept(disk):
+  with answer_files.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
+    answers._file.write('{"image": "a.jpg", "number": 0, "picture": "a.png"}\n')
+  small_disk.fill(disk)
+  with (
+    pytest.raises(InputError, match=r"/out.* cannot be written: No space left .* MB free"),
+    answer_files.open_folder(str(disk / "out"), {"model": "a"}, False) as answers,
+  ):
+    (disk / "out/b.png").write_bytes(b"x" * 100_000)
+  (disk / "filler").unlink()
+  with answer_files.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
+    assert answers.done == {("a.jpg", None, 0)}
+
+
+def test_a_quota_is_a_full_disk(tmp_path):
+  """Without a file system of its own: the system's answer is put in its mouth."""
+  with (
+    pytest.raises(InputError, match=r"quota exceeded: \d+\.\d MB free"),
+    writing.whole_file(tmp_path / "file"),
+  ):
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
