@@ -63,8 +63,10 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     yield temporary
     os.replace(temporary, target)
   except OSError as error:
-    written = size_of(temporary)
-    temporary.unlink(missing_ok=True)
+    written = 0
+    with contextlib.suppress(OSError):  # where no file can be, none was written
+      written = size_of(temporary)
+      temporary.unlink(missing_ok=True)
     raise InputError(f"{path} cannot be written: {refused(error, path, written)}") from error
   finally:
     with contextlib.suppress(OSError):
