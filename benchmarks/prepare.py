@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,16 @@ _REFS = 3
 _SAMPLE_EVERY = 0.1  # seconds
 
 
+def _put(photo: pathlib.Path, place: pathlib.Path) -> None:
+  """A second name of the file, without a copy where the file system allows it; links out of the folder are refused."""
+  try:
+    os.link(photo, place)
+  except OSError:
+    shutil.copyfile(photo, place)
+
+
 def write_layout(folder: pathlib.Path, images: str, annotations: str, repeat: int) -> int:
-  """Writes `refer/refcoco` and links the photos into `photos`; returns the number of images."""
+  """Writes `refer/refcoco` and puts the photos into `photos`; returns the number of images."""
   with open(annotations, encoding="utf-8") as file:
     content = json.load(file)
   of_image: dict[int, list[dict]] = {}
@@ -45,7 +54,7 @@ def write_layout(folder: pathlib.Path, images: str, annotations: str, repeat: in
       if not objects or not photo.is_file():
         continue
       name = f"{copy}_{image['file_name']}"
-      os.symlink(photo.resolve(), folder / "photos" / name)
+      _put(photo.resolve(), folder / "photos" / name)
       image_id = image["id"] + copy * _OFFSET
       made["images"].append(image | {"id": image_id, "file_name": name})
       made["annotations"] += [
