@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 from selenium import webdriver
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -47,7 +47,9 @@ class Browser:
     return next((element for element in found if element.is_displayed()), None)
 
   def until(self, condition, seconds: float = WAIT):
-    return WebDriverWait(self.driver, seconds, 0.1).until(lambda _: condition())
+    # What is drawn anew while it is looked at is looked at again.
+    waiting = WebDriverWait(self.driver, seconds, 0.1, [StaleElementReferenceException])
+    return waiting.until(lambda _: condition())
 
   def upload(self, path: pathlib.Path, field: str = "#photo") -> None:
     """Gives a file to an upload field that is empty."""
