@@ -145,7 +145,8 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
   lines = [line for line in seen(sent) if line]
   assert sum("val: mIoU" in line for line in lines) >= 1
   assert not any("|" in line and "samples/s" in line for line in lines), "the changing line is left"
-  assert last in lines[-1]
+  # Python may still say which loop of Orbax's the signal interrupted.
+  assert any(line.startswith(last) or line.endswith(last) for line in lines[-8:])
   screen.close()
 
 
