@@ -1,0 +1,177 @@
+"""Whether a run that goes on for hours stays as it was: memory, open files, threads, programs compiled.
+
+  python -m benchmarks.soak --data_dir data --workdir runs/soak --minutes 120 --json soak.jsonl --picture soak.svg
+
+Trains as `mail_jax.train` does, in this process, and looks at it every few seconds. The minutes before `--warm_up` are
+drawn and not counted. With a FILE of `--json` that a run wrote, `--only_draw` draws it again.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import paired
+from input_pipeline.errors import InputError, run_command
+from mail_jax import train
+from mail_jax.reporting import axes, charts
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_STATUS = {"rss_mb": "VmRSS", "anonymous_mb": "RssAnon"}
+_DRAWN = {"rss_mb": "resident memory", "anonymous_mb": "of it not backed by files"}
+_STYLE = """<style>
+svg { --ink: #57606a; --line: #d8dbdf; --c0: #1f5fd0; --c1: #c4560b; font-family: system-ui, sans-serif }
+@media (prefers-color-scheme: dark) { svg { --ink: #a3abb4; --line: #363c43; --c0: #7fb0ff; --c1: #f7a35c } }
+text { fill: var(--ink); font-size: 11.5px }
+.middle { text-anchor: middle } .end { text-anchor: end }
+.grid, .axis { fill: none; stroke: var(--line) } .mark-line { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
+.line { fill: none; stroke-width: 1.5 } .line.c0 { stroke: var(--c0) } .line.c1 { stroke: var(--c1) }
+.hit { fill: transparent } .name.c0 { fill: var(--c0) } .name.c1 { fill: var(--c1) }
+</style>"""
+
+
+@dataclasses.dataclass
+class Watch:
+  """Looks at this process now and then, until it is closed, and writes a JSON line for each look.
+
+  Attributes:
+    path: of the lines.
+    every: seconds between two looks.
+  """
+
+  path: pathlib.Path
+  every: float
+
+  def __post_init__(self):
+    self._began, self._compiled, self._ended = time.monotonic(), 0, threading.Event()
+    self.path.write_text("")
+    jax.monitoring.register_event_duration_secs_listener(self._count)
+    self._thread = threading.Thread(target=self._watch, daemon=True)
+
+  def __enter__(self) -> "Watch":
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._ended.set()
+    self._thread.join()
+    jax.monitoring.unregister_event_duration_listener(self._count)
+
+  def _count(self, event: str, seconds: float, **_: str | int) -> None:
+    del seconds
+    self._compiled += event == _COMPILED
+
+  def _watch(self) -> None:
+    with self.path.open("a", buffering=1) as lines:
+      while not self._ended.wait(self.every):
+        row = {"minutes": (time.monotonic() - self._began) / 60} | process()
+        lines.write(json.dumps(row | {"compiled": self._compiled}) + "\n")
+
+
+def process() -> dict[str, float | int]:
+  """Returns memory in MB (2^20 bytes), open files and threads of this process (Linux)."""
+  status = pathlib.Path("/proc/self/status").read_text()
+  sizes = {name: re.search(rf"{key}:\s+(\d+) kB", status) for name, key in _STATUS.items()}
+  return {
+    **{name: int(found[1]) / 1024 for name, found in sizes.items() if found},
+    "open_files": len(os.listdir("/proc/self/fd")),
+    "threads": threading.active_count(),
+    "os_threads": len(os.listdir("/proc/self/task")),
+  }
+
+
+def slope(minutes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+  """Returns the growth an hour, and its standard error, of a line through ten means of as many equal parts.
+
+  Looks that follow each other are not independent; means over minutes nearly are.
+  """
+  parts = [part for part in np.array_split(np.array([minutes, values]), 10, axis=1) if part.size]
+  hours, means = np.array([part.mean(axis=1) for part in parts]).T
+  (growth, _), covariance = np.polyfit(hours / 60, means, 1, cov=True)
+  return float(growth), float(np.sqrt(covariance[0, 0]))
+
+
+def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, object]]:
+  """Returns a line for each thing that was looked at, after the first minutes."""
+  later = [row for row in rows if row["minutes"] >= warm_up]
+  if len(later) < 20:
+    raise InputError(f"{len(later)} looks after {warm_up:g} minutes are too few: a longer --minutes")
+  minutes, result = [row["minutes"] for row in later], []
+  for name in [key for key in later[0] if key != "minutes"]:
+    values = [row[name] for row in later]
+    growth, error = slope(minutes, values)
+    result.append(
+      {
+        "": name, "then": values[0], "at the end": values[-1], "least": min(values), "most": max(values),
+        "growth an hour": f"{growth:+.2f} ± {error:.2f}",
+      }
+    )  # fmt: skip
+  return result
+
+
+def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
+  """Returns the memory by the minute, as an SVG that needs no page."""
+  series = [
+    charts.Series(text, [(row["minutes"], row[name]) for row in rows])
+    for name, text in _DRAWN.items()
+  ]
+  x = axes.until(rows[-1]["minutes"], "minutes")
+  y = axes.covering([value for one in series for _, value in one.points], "")
+  last = ", ".join(f"{one.name} {one.points[-1][1]:.0f} MB" for one in series)
+  drawn = charts.lines(
+    series, x, y, f"Memory of a run in MB by the minute; at the end: {last}",
+    lambda name, x, y: f"{name}: {y:.0f} MB after {x:.0f} min", mark=warm_up,
+  )  # fmt: skip
+  frame = axes.Frame(x, y)
+  names = "".join(
+    f'<text class="name end {axes.colour(i)}" x="{frame.at(x.high, 0)[0]:.1f}" '
+    f'y="{frame.at(0, one.points[-1][1])[1] - 7:.1f}">{one.name}, MB</text>'
+    for i, one in enumerate(series)
+  )
+  head, _, rest = drawn.partition(">")
+  head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="800" height="500" ')
+  return f"{head}>{_STYLE}{rest.removesuffix('</svg>')}{names}</svg>\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--config", default="configs/demo.py", metavar="FILE.py[:ARGUMENT]")
+  parser.add_argument("--data_dir", default="data")
+  parser.add_argument("--workdir", metavar="FOLDER", help="of the run, a new one")
+  parser.add_argument("--minutes", type=float, default=120.0)
+  parser.add_argument("--warm_up", type=float, default=10.0, help="minutes that are not counted")
+  parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+  parser.add_argument("--json", required=True, metavar="FILE", help="a line for each look")
+  parser.add_argument("--picture", metavar="FILE.svg")
+  parser.add_argument("--only_draw", action="store_true", help="what FILE of --json holds")
+  args, rest = parser.parse_known_args(argv)
+  path = pathlib.Path(args.json)
+  if not args.only_draw:
+    if not args.workdir or pathlib.Path(args.workdir).exists():
+      raise InputError(f"--workdir {args.workdir}: a folder that is not there yet")
+    often = ["--config.eval_every=500", "--config.save_every=250"]
+    places = ["--data_dir", args.data_dir, "--workdir", args.workdir]
+    with Watch(path, args.every):
+      train.main(
+        ["--config", args.config, *places, f"--config.minutes={args.minutes}", *often, *rest]
+      )
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  print(f"{paired.machine()}\n\n{paired.table(summary(rows, args.warm_up))}")
+  if args.picture:
+    pathlib.Path(args.picture).write_text(picture(rows, args.warm_up))
+
+
+if __name__ == "__main__":
+  run_command(main)
