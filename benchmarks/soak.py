@@ -2,16 +2,22 @@
 
   python -m benchmarks.soak --data_dir data --workdir runs/soak --minutes 120 --json soak.jsonl --picture soak.svg
 
-Trains as `mail_jax.train` does, in this process, and looks at it every few seconds. The minutes before `--warm_up` are
-drawn and not counted. With a FILE of `--json` that a run wrote, `--only_draw` draws it again.
+Trains as `mail_jax.train` does, in this process, and looks at it every few seconds, whatever it is about, and after
+each checkpoint, when no step is under way: then what is allocated is what the run holds (glibc's `mallinfo2`). The rest
+of the resident memory comes and goes with the steps. The minutes before `--warm_up` are drawn and not counted. With a
+FILE of `--json` that a run wrote, `--only_draw` draws it again.
 """
 
 import argparse
+import ctypes
 import dataclasses
+import functools
+import gc
 import json
 import os
 import pathlib
 import re
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -22,12 +28,11 @@ import numpy as np
 
 from benchmarks import paired
 from input_pipeline.errors import InputError, run_command
-from mail_jax import train
+from mail_jax import checkpoint, train
 from mail_jax.reporting import axes, charts
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_STATUS = {"rss_mb": "VmRSS", "anonymous_mb": "RssAnon"}
-_DRAWN = {"rss_mb": "resident memory", "anonymous_mb": "of it not backed by files"}
+_DRAWN = {"rss_mb": "resident", "held_mb": "held between steps"}
 _STYLE = """<style>
 svg { --ink: #57606a; --line: #d8dbdf; --c0: #1f5fd0; --c1: #c4560b; font-family: system-ui, sans-serif }
 @media (prefers-color-scheme: dark) { svg { --ink: #a3abb4; --line: #363c43; --c0: #7fb0ff; --c1: #f7a35c } }
@@ -46,14 +51,16 @@ class Watch:
   Attributes:
     path: of the lines.
     every: seconds between two looks.
+    minutes: after so many the process gets a SIGTERM, on which training saves and ends.
   """
 
   path: pathlib.Path
   every: float
+  minutes: float
 
   def __post_init__(self):
     self._began, self._compiled, self._ended = time.monotonic(), 0, threading.Event()
-    self.path.write_text("")
+    self._lines, self._lock = self.path.open("w", buffering=1), threading.Lock()
     jax.monitoring.register_event_duration_secs_listener(self._count)
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -65,28 +72,65 @@ class Watch:
     self._ended.set()
     self._thread.join()
     jax.monitoring.unregister_event_duration_listener(self._count)
+    self._lines.close()
 
-  def _count(self, event: str, seconds: float, **_: str | int) -> None:
-    del seconds
+  def look(self, **more: float) -> None:
+    """Writes a line."""
+    row = {"minutes": (time.monotonic() - self._began) / 60} | process()
+    with self._lock:
+      self._lines.write(json.dumps(row | {"compiled": self._compiled} | more) + "\n")
+
+  def _count(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del duration_secs, kwargs
     self._compiled += event == _COMPILED
 
   def _watch(self) -> None:
-    with self.path.open("a", buffering=1) as lines:
-      while not self._ended.wait(self.every):
-        row = {"minutes": (time.monotonic() - self._began) / 60} | process()
-        lines.write(json.dumps(row | {"compiled": self._compiled}) + "\n")
+    asked = False
+    while not self._ended.wait(self.every):
+      self.look()
+      if not asked and time.monotonic() - self._began > 60 * self.minutes:
+        asked = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def process() -> dict[str, float | int]:
-  """Returns memory in MB (2^20 bytes), open files and threads of this process (Linux)."""
+  """Returns resident memory in MB (2^20 bytes), open files and threads of this process (Linux)."""
   status = pathlib.Path("/proc/self/status").read_text()
-  sizes = {name: re.search(rf"{key}:\s+(\d+) kB", status) for name, key in _STATUS.items()}
+  resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+  assert resident
   return {
-    **{name: int(found[1]) / 1024 for name, found in sizes.items() if found},
+    "rss_mb": int(resident[1]) / 1024,
     "open_files": len(os.listdir("/proc/self/fd")),
-    "threads": threading.active_count(),
-    "os_threads": len(os.listdir("/proc/self/task")),
+    "threads": len(os.listdir("/proc/self/task")),
   }
+
+
+_COUNTED = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+
+class _Mallinfo2(ctypes.Structure):
+  _fields_ = [(name, ctypes.c_size_t) for name in _COUNTED.split()]
+
+
+def allocated_mb() -> float:
+  """Returns what is allocated and not freed, in MB, in all arenas (glibc 2.33 or newer)."""
+  info = ctypes.CDLL(None).mallinfo2
+  info.restype = _Mallinfo2
+  found = info()
+  return (found.uordblks + found.hblkhd) / 2**20
+
+
+def look_after_each_checkpoint(watch: Watch) -> None:
+  """Makes every run of this process look when it has saved: the state has been fetched, so no step is under way."""
+  save = checkpoint.Checkpoints.save
+
+  @functools.wraps(save)
+  def save_and_look(*args: Any, **kwargs: Any) -> None:
+    save(*args, **kwargs)
+    gc.collect()
+    watch.look(held_mb=allocated_mb())
+
+  checkpoint.Checkpoints.save = save_and_look
 
 
 def slope(minutes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
@@ -102,17 +146,19 @@ def slope(minutes: Sequence[float], values: Sequence[float]) -> tuple[float, flo
 
 def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, object]]:
   """Returns a line for each thing that was looked at, after the first minutes."""
-  later = [row for row in rows if row["minutes"] >= warm_up]
-  if len(later) < 20:
-    raise InputError(f"{len(later)} looks after {warm_up:g} minutes are too few: a longer --minutes")
-  minutes, result = [row["minutes"] for row in later], []
-  for name in [key for key in later[0] if key != "minutes"]:
-    values = [row[name] for row in later]
-    growth, error = slope(minutes, values)
+  result = []
+  for name in ("held_mb", "rss_mb", "open_files", "threads", "compiled"):
+    found = [row for row in rows if row["minutes"] >= warm_up and name in row]
+    if len(found) < 20:
+      raise InputError(
+        f"{len(found)} looks at {name} after {warm_up:g} minutes are too few: a longer --minutes"
+      )
+    values = [row[name] for row in found]
+    growth, error = slope([row["minutes"] for row in found], values)
     result.append(
       {
-        "": name, "then": values[0], "at the end": values[-1], "least": min(values), "most": max(values),
-        "growth an hour": f"{growth:+.2f} ± {error:.2f}",
+        "": name, "looks": len(found), "first": values[0], "last": values[-1],
+        "least": min(values), "most": max(values), "growth an hour": f"{growth:+.2f} ± {error:.2f}",
       }
     )  # fmt: skip
   return result
@@ -121,7 +167,7 @@ def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, ob
 def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
   """Returns the memory by the minute, as an SVG that needs no page."""
   series = [
-    charts.Series(text, [(row["minutes"], row[name]) for row in rows])
+    charts.Series(text, [(row["minutes"], row[name]) for row in rows if name in row])
     for name, text in _DRAWN.items()
   ]
   x = axes.until(rows[-1]["minutes"], "minutes")
@@ -134,7 +180,7 @@ def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
   frame = axes.Frame(x, y)
   names = "".join(
     f'<text class="name end {axes.colour(i)}" x="{frame.at(x.high, 0)[0]:.1f}" '
-    f'y="{frame.at(0, one.points[-1][1])[1] - 7:.1f}">{one.name}, MB</text>'
+    f'y="{frame.at(0, max(value for _, value in one.points))[1] - 5:.1f}">{one.name}, MB</text>'
     for i, one in enumerate(series)
   )
   head, _, rest = drawn.partition(">")
@@ -161,12 +207,11 @@ def main(argv: list[str] | None = None) -> None:
   if not args.only_draw:
     if not args.workdir or pathlib.Path(args.workdir).exists():
       raise InputError(f"--workdir {args.workdir}: a folder that is not there yet")
-    often = ["--config.eval_every=500", "--config.save_every=250"]
+    often = ["--config.eval_every=500", "--config.save_every=100", "--config.steps=1000000000"]
     places = ["--data_dir", args.data_dir, "--workdir", args.workdir]
-    with Watch(path, args.every):
-      train.main(
-        ["--config", args.config, *places, f"--config.minutes={args.minutes}", *often, *rest]
-      )
+    with Watch(path, args.every, args.minutes) as watch:
+      look_after_each_checkpoint(watch)
+      train.main(["--config", args.config, *places, "--config.minutes=0", *often, *rest])
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   print(f"{paired.machine()}\n\n{paired.table(summary(rows, args.warm_up))}")
   if args.picture:

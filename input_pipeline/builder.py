@@ -64,6 +64,13 @@ def record_features() -> tfds.features.FeaturesDict:
   )
 
 
+class _Info(tfds.core.DatasetInfo):
+  """What is known of a data set."""
+
+  def initialize_from_bucket(self) -> None:
+    """Knows nothing of TFDS's own bucket, which has none of ours; TFDS would leave an empty folder behind."""
+
+
 class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
   """Images, instance masks, and expressions with the mask that they mean."""
 
@@ -105,7 +112,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, features=record_features(), metadata=self._made_from)
+    return _Info(builder=self, features=record_features(), metadata=self._made_from)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     if self._source is None:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import hurry
 
@@ -61,6 +62,23 @@ def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> 
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   train.main(tiny_run.arguments(shapes_data, workdir))
   return workdir
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+  """Grows by a name for each program that XLA makes, or loads ready-made."""
+  import jax
+
+  found: list[str] = []
+
+  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del duration_secs
+    if event == "/jax/core/compile/backend_compile_duration":
+      found.append(str(kwargs["fun_name"]))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield found
+  jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import io
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -277,6 +278,15 @@ def test_an_interrupt_keeps_what_was_there_and_nothing_else(tmp_path, monkeypatc
     prepare.main(layout.arguments(tmp_path / "data", "--overwrite", "--max_instances", "1"))
   assert _hashes(tmp_path / "data") == before
   assert [path.name for path in (tmp_path / "data").iterdir()] == [storage.BUILDER_NAME]
+
+
+def test_no_temporary_file_stays_behind(tmp_path, monkeypatch):
+  temporary = tmp_path / "temporary"
+  temporary.mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+  few = ["--train_scenes", "2", "--eval_scenes", "1"]
+  prepare.main(["--dataset", "shapes", "--data_dir", str(tmp_path / "data"), *few])
+  assert not list(temporary.iterdir())
 
 
 def test_overwrite_replaces(tmp_path):

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -146,20 +145,6 @@ def test_a_photo_without_a_name_is_not_looked_for_by_name(segmenter, scene):
   annotations = as_coco(scene.instances.masks, "a.png", more_images=1)
   with pytest.raises(InputError, match="looked for by the name of its file, and it has none"):
     segmenter(scene.image, "red", annotations)
-
-
-@pytest.fixture
-def compilations():
-  """Grows by one for each program that XLA makes, or loads ready-made."""
-  found: list[str] = []
-
-  def listen(event: str, *_, **__) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-      found.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  yield found
-  jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("form", ["run", "safetensors", "stablehlo"])

@@ -46,8 +46,12 @@ def test_a_run_learns_what_little_there_is(finished_run):
   assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
 
 
-def test_the_same_seed_gives_the_same_numbers_bit_for_bit(finished_run, shapes_data, tmp_path):
+def test_the_same_seed_gives_the_same_numbers_bit_for_bit(
+  finished_run, shapes_data, tmp_path, compilations
+):
   train.main(tiny_run.arguments(shapes_data, tmp_path))
+  # In all of its epochs, evaluations and checkpoints.
+  assert compilations == [f"jit({name})" for name in ("create_state", "train_step", "measure")]
   assert tiny_run.log(tmp_path) == tiny_run.log(finished_run)
   assert _same_parameters(tmp_path, finished_run)
 
