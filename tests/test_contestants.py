@@ -21,13 +21,11 @@ def run(contest: contestants.Contest, tmp_path, *more: str) -> list[dict]:
   return json.loads(path.read_text())["rows"]
 
 
+@pytest.mark.slow
 @pytest.mark.extras
 @pytest.mark.parametrize(
   ("module", "batches", "peers"),
-  [
-    (train_step, (1,), ("eager", "oneDNN")),
-    pytest.param(predict, (1, 2), ("eager",), marks=pytest.mark.slow),
-  ],
+  [(train_step, (1,), ("eager", "oneDNN")), (predict, (1, 2), ("eager",))],
 )
 def test_every_program_is_measured_at_every_batch_size(module, batches, peers, tmp_path, capsys):
   pytest.importorskip("torch")
