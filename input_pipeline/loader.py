@@ -26,7 +26,6 @@ from input_pipeline import (
   builder,
   damaged_records,
   eval_rows,
-  record_frames,
   record_reader,
   shared_images,
   train_samples,
@@ -61,7 +60,7 @@ def train_sentences(data_dir: str, name: str, on_error: str = "stop") -> list[st
   try:
     return [text.decode() for batch in batches.as_numpy_iterator() for text in batch]
   except record_reader.DAMAGED as error:
-    record_frames.raise_damaged(source.name, source.files, error, source.way_out)
+    record_reader.raise_damaged(source, error)
 
 
 def damaged(data_dir: str, name: str, split: str = "train") -> list[str]:
@@ -392,7 +391,7 @@ def _raise_input_error(
   except tf.errors.OpError as unreadable:
     error = unreadable
   if isinstance(error, record_reader.DAMAGED):
-    record_frames.raise_damaged(source.name, source.files, error, source.way_out)
+    record_reader.raise_damaged(source, error)
   raise error
 
 

@@ -8,11 +8,8 @@ that of TensorFlow's `record_writer.h`: checksums are CRC-32C, rotated by 15 bit
 import dataclasses
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
 
 import tensorflow as tf
-
-from input_pipeline.errors import InputError
 
 _HEADER, _FOOTER = 12, 4
 
@@ -116,22 +113,10 @@ def _masked_crc(data: bytes) -> int:
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def raise_damaged(
-  name: str, files: Sequence[tuple[str, int, int]], error: Exception, way_out: str = ""
-) -> NoReturn:
-  """Raises what is wrong with files of records, by file, position and image.
-
-  Args:
-    name: of the split.
-    files: path, records to skip and records to take.
-    error: what TensorFlow said of them; it is raised itself where the files are sound after all.
-    way_out: what else could be done than to prepare the data set again.
-
-  Raises:
-    InputError: names the first damaged record.
-  """
+def first_damage(files: Sequence[tuple[str, int, int]]) -> Damage | None:
+  """Returns the first damage in files of records, if there is one; files are path, records to skip and to take."""
   for path, skip, take in files:
     for found in walk(path, skip + take):
       if isinstance(found, Damage) and found.position + found.count > skip:
-        raise InputError(f"{name}: {found}; prepare it again with --overwrite{way_out}") from error
-  raise error
+        return found
+  return None

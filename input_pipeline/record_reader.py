@@ -9,7 +9,7 @@ import re
 import traceback
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -17,10 +17,13 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import builder, preprocess, record_frames, records
 from input_pipeline.errors import InputError
+from input_pipeline.record_frames import Damage
 
 Fields = dict[str, Any]
-# How TensorFlow says that a file of records is not what was written: a checksum, or their number.
-DAMAGED = (tf.errors.DataLossError, tf.errors.FailedPreconditionError)
+# How TensorFlow says that a file of records is not what was written: a checksum, their number, or their fields.
+DAMAGED = (
+  tf.errors.DataLossError, tf.errors.FailedPreconditionError, tf.errors.InvalidArgumentError
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +191,7 @@ def scan(source: Source) -> Sizes:
   try:
     batches = list(dataset.as_numpy_iterator())
   except DAMAGED as error:
-    record_frames.raise_damaged(source.name, source.files, error, source.way_out)
+    raise_damaged(source, error)
   columns = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
   return Sizes(
     refs=int(columns["refs"].sum()),
@@ -330,10 +333,43 @@ def raise_undecodable(
       ) from error
 
 
+def raise_damaged(
+  source: Source, error: Exception, parse: Callable[[tf.Tensor], Any] = parse
+) -> NoReturn:
+  """Raises what is wrong with the files of a source, by file, position and image.
+
+  Args:
+    source: what could not be read.
+    error: what TensorFlow said of it; it is raised itself where all records are sound after all.
+    parse: what the fields of a record have to be for.
+
+  Raises:
+    InputError: names the first damaged record, or the first whose fields are not those of a record.
+  """
+  damage = record_frames.first_damage(source.files) or _first_without_fields(source, parse)
+  if damage is None:
+    raise error
+  raise InputError(
+    f"{source.name}: {damage}; prepare it again with --overwrite{source.way_out}"
+  ) from error
+
+
+def _first_without_fields(source: Source, parse: Callable[[tf.Tensor], Any]) -> Damage | None:
+  for path, skip, take in source.files:
+    for n, example in enumerate(tf.data.TFRecordDataset(path).skip(skip).take(take)):
+      try:
+        parse(example)
+      except tf.errors.OpError as error:
+        return Damage(path, skip + n, None, f"cannot be read ({reason_of(error)})")
+  return None
+
+
 def reason_of(error: tf.errors.OpError) -> str:
   """What TensorFlow has against something, without where in the graph."""
   text = str(error.message).split("\n")[0].split(" [Op:")[0].split("}} ")[-1]
-  return re.sub(r"^.*\bIterator::[^ ]*: ", "", text).strip()
+  text = re.sub(r"^.*\bIterator::[^ ]*: ", "", text).strip()
+  # TensorFlow adds the bytes.
+  return re.sub(r"^Could not parse example input.*", "it is no tf.train.Example", text)
 
 
 def _place_of(source: Source, image_id: int) -> str:

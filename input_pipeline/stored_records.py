@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from input_pipeline import builder, record_frames, record_reader
+from input_pipeline import builder, record_reader
 
 
 def splits(data_dir: str, name: str) -> dict[str, int]:
@@ -31,7 +31,7 @@ def read(data_dir: str, name: str, split: str) -> Iterator[dict[str, Any]]:
     for fields in dataset.with_options(record_reader.options(threads=1)):
       yield _plain(fields)
   except record_reader.DAMAGED as error:
-    record_frames.raise_damaged(source.name, source.files, error)
+    record_reader.raise_damaged(source, error, parse)
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

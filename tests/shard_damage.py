@@ -2,6 +2,7 @@
 
 import pathlib
 import struct
+from collections.abc import Callable
 
 
 def spans(shard: pathlib.Path) -> list[tuple[int, int]]:
@@ -27,3 +28,23 @@ def truncate(path: pathlib.Path, size: int) -> None:
   """Cuts a file short."""
   with path.open("r+b") as file:
     file.truncate(size)
+
+
+def replace(shard: pathlib.Path, position: int, change: Callable[[bytes], bytes]) -> None:
+  """Puts another record in the place of one, with checksums that are right."""
+  import tensorflow as tf
+
+  stored = [record.numpy() for record in tf.data.TFRecordDataset(str(shard))]
+  stored[position] = change(stored[position])
+  with tf.io.TFRecordWriter(str(shard)) as writer:
+    for record in stored:
+      writer.write(record)
+
+
+def without_field(record: bytes, name: str) -> bytes:
+  """A record that lacks a field."""
+  import tensorflow as tf
+
+  example = tf.train.Example.FromString(record)
+  del example.features.feature[name]
+  return example.SerializeToString()

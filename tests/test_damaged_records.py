@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from half_records import NAME, RECORDS, REFS, SIZE, ref_of, rows_of, write
-from shard_damage import flip, spans, truncate
+from shard_damage import flip, replace, spans, truncate, without_field
 
-from input_pipeline import builder, damaged_records, loader, record_reader
+from input_pipeline import builder, damaged_records, loader, record_reader, stored_records
 from input_pipeline.errors import InputError
 from input_pipeline.tokenizer import SentencePieceTokenizer
 
@@ -127,6 +127,41 @@ def test_sentences_of_damaged_records_are_named_or_left_out(damaged):
     for text in ref.sentences
   ]
   assert sorted(left) == sorted(written)
+
+
+_STRANGE = {
+  "no tf.train.Example": lambda record: b"\x00\xff" + record,
+  "image .* could not be found": lambda record: without_field(record, "image"),
+  "height .* could not be found": lambda record: without_field(record, "height"),
+}
+
+
+@pytest.mark.parametrize("reason", _STRANGE)
+def test_a_record_whose_checksum_is_right_and_whose_fields_are_not_is_named(
+  tmp_path, tokenizer, reason
+):
+  write(str(tmp_path))
+  (shard,) = tmp_path.glob("**/*-train.tfrecord*")
+  replace(shard, 4, _STRANGE[reason])
+  data_dir = str(tmp_path)
+
+  def evaluate() -> None:
+    numbers = {"batch_size": 2, "image_size": SIZE, "max_instances": 4, "max_tokens": 24}
+    list(loader.eval_batches(data_dir, NAME, "train", tokenizer, **numbers))
+
+  for read in (
+    *(lambda way=way: _batches(data_dir, tokenizer, REFS, **way) for way in _WAYS.values()),
+    lambda: loader.train_sentences(data_dir, NAME),
+    lambda: list(stored_records.read(data_dir, NAME, "train")),
+    evaluate,
+  ):
+    with pytest.raises(
+      InputError, match=rf"refcoco_unc/train: record 4 of {re.escape(str(shard))}: .*{reason}"
+    ) as caught:
+      read()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+  line, _ = loader.damaged(data_dir, NAME)
+  assert re.search(rf"record 4 of .*{reason}", line)
 
 
 @pytest.mark.parametrize("way", _WAYS)
