@@ -50,7 +50,7 @@ def test_what_is_found_fits_and_what_is_too_large_does_not(
 def test_a_line_is_followed_to_its_end_in_few_compilations(fixed, each, start):
   compiler = Compiler(fixed, each, 1, 1e9)
   found = find_largest(compiler, 16.0, start, budget=20)
-  largest = int((16.0 - fixed) / each + 1e-9)
+  largest = sum(fixed + each * batch <= 16.0 for batch in range(1, 200))
   assert (found.fits, found.too_large) == (largest, largest + 1)
   assert found.compilations <= 12
 
