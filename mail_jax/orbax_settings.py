@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,9 +64,16 @@ def is_full(error: Exception) -> bool:
 
 
 def leave_errors_to_us() -> None:
-  """Orbax prints an exception several times over, with its traceback, before it raises it."""
-  logging.getLogger("absl").addFilter(_is_no_traceback_of_orbax)
+  """Orbax prints an exception several times over, with its traceback, before it raises it.
+
+  Where several writes fail at once it raises the first, and asyncio prints the others when they are forgotten.
+  """
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(_is_no_traceback_of_orbax)
 
 
 def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
-  return not (record.exc_info and "orbax" in record.pathname)
+  if not record.exc_info:
+    return True
+  frames = traceback.extract_tb(record.exc_info[2])
+  return not any("orbax" in path for path in (record.pathname, *(f.filename for f in frames)))

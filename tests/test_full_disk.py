@@ -1,7 +1,11 @@
 """A disk that is full: what was there stays, one line says how much is missing, and nothing half-written does."""
 
+import asyncio
 import errno
+import gc
+import logging
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,7 @@ import small_disk
 
 from input_pipeline import prepare, writing
 from input_pipeline.errors import InputError
-from mail_jax import answer_files, checkpoint, export, progress
+from mail_jax import answer_files, checkpoint, export, orbax_settings, progress
 
 _TOLD = r"No space left on device: \d+\.\d MB free, at least \d+\.\d MB needed"
 
@@ -123,3 +127,23 @@ def test_a_quota_is_a_full_disk(tmp_path):
     writing.whole_file(tmp_path / "file"),
   ):
     raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+@pytest.mark.parametrize(
+  ("path", "told"), [("site-packages/orbax/checkpoint/x.py", 0), ("x.py", 1)]
+)
+def test_writes_of_orbax_that_fail_beside_each_other_are_told_once_by_us(path, told, caplog):
+  """What asyncio says of the futures that nobody asks any more; that of anyone else stays."""
+  names: dict[str, Any] = {}
+  exec(compile("async def write():\n  raise ValueError('no space')", path, "exec"), names)
+
+  async def forget() -> None:
+    waiting = asyncio.gather(names["write"](), names["write"]())
+    await asyncio.sleep(0.01)
+    del waiting
+
+  orbax_settings.leave_errors_to_us()
+  with caplog.at_level(logging.ERROR, "asyncio"):
+    asyncio.run(forget())
+    gc.collect()
+  assert sum("never retrieved" in record.message for record in caplog.records) == told
