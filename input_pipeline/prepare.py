@@ -93,8 +93,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   shapes.add_argument("--seed", type=int, help="of all that chance decides (default: 0)")
   shapes.add_argument(
     "--noise",
-    choices=scene_set.NOISES,
-    help="mistakes of the simulated detector (default: default); oracle makes none",
+    metavar="WORD",
+    help="mistakes of the simulated detector: default, oracle (none), x0.5 (half as many), miss0.2 (objects), nothing "
+    "(finds none)",
   )
   args = parser.parse_args(argv)
   refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
@@ -153,7 +154,7 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       "eval_scenes": _default(args.eval_scenes, scene_set.EVAL_SCENES),
       "size": _default(args.size, scene_set.SIZE),
       "seed": _default(args.seed, 0),
-      "noise": _default(args.noise, scene_set.NOISES[0]),
+      "noise": _default(args.noise, scene_set.NOISE),
     }
   if (path := _own_file(args)) is not None:
     made_from = {

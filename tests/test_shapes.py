@@ -238,6 +238,36 @@ def test_each_kind_of_detector_failure_does_what_its_name_says(field, value):
     assert sum(max(iou(targets, mask)) == 1 for mask in masks) == len(targets)
 
 
+def _mistakes(words: str) -> tuple[float, float]:
+  """Mean IoU of the best mask of each object, and the share of objects without one, of the same 60 scenes."""
+  found = [
+    max(iou(scene.instances.masks, target), default=0.0)
+    for index in range(60)
+    for scene in [shapes.make_scene("val", 0, index, noise=shapes.Noise.parse(words))]
+    for target in scene.targets
+  ]
+  kept = [value for value in found if value > 0.3]
+  return sum(kept) / max(len(kept), 1), 1 - len(kept) / len(found)
+
+
+def test_the_words_for_noise_order_detectors_as_they_say():
+  quality = {words: _mistakes(words) for words in ("oracle", "x0.5", "default", "x1", "x2")}
+  assert quality["oracle"] == (1.0, 0.0)
+  assert quality["default"] == quality["x1"]
+  ious = [quality[words][0] for words in ("oracle", "x0.5", "x1", "x2")]
+  assert ious == sorted(ious, reverse=True) and ious[-1] < ious[0] - 0.1
+  missed = [_mistakes(words)[1] for words in ("miss0", "miss0.2", "miss0.5", "nothing")]
+  assert missed == pytest.approx([0, 0.2, 0.5, 1], abs=0.1) and missed[-1] == 1
+
+
+@pytest.mark.parametrize(
+  "words", ["", "x", "x-1", "xnan", "xinf", "miss1.5", "missx", "Oracle", "0.5"]
+)
+def test_other_words_for_noise_are_refused(words):
+  with pytest.raises(errors.InputError, match=r"--noise .*x0\.5.*miss0\.2"):
+    shapes.Noise.parse(words)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
   split=st.sampled_from(shapes.SPLITS),

@@ -8,7 +8,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.instances import leakage
 from input_pipeline.sources import Made, Task, shapes
 
-NOISES = ("default", "oracle")
+NOISE = "default"
 TRAIN_SCENES = 16_000
 EVAL_SCENES = 500
 SIZE = 96
@@ -24,7 +24,7 @@ class SceneSet:
     eval_scenes: int = EVAL_SCENES,
     size: int = SIZE,
     seed: int = 0,
-    noise: str = "default",
+    noise: str = NOISE,
     workers: int | None = None,
   ):
     """Describes the data set; nothing is made yet.
@@ -34,7 +34,7 @@ class SceneSet:
       eval_scenes: number of scenes of every other split.
       size: image side in pixels.
       seed: another seed gives other scenes.
-      noise: one of NOISES, how good the simulated detector is.
+      noise: how good the simulated detector is, as `Noise.parse` reads it.
       workers: number of processes; one a core by default.
     """
     if train_scenes < 1 or eval_scenes < 1:
@@ -43,12 +43,10 @@ class SceneSet:
       raise InputError(f"--size {size}: scenes need {shapes.MIN_SIZE} pixels or more")
     if seed < 0:
       raise InputError(f"--seed {seed}: a seed is 0 or more")
-    if noise not in NOISES:
-      raise InputError(f"--noise {noise}: there are {' and '.join(NOISES)}")
     self.splits = {
       split: train_scenes if split == "train" else eval_scenes for split in shapes.SPLITS
     }
-    self.make = SceneMaker(seed, size, noise)
+    self.make = SceneMaker(seed, size, shapes.Noise.parse(noise))
     self.workers = workers or parallel.available_cores()
     self.provenance = leakage.of_scenes(self.splits)
 
@@ -65,14 +63,15 @@ class SceneMaker:
 
   seed: int
   size: int
-  noise: str
+  noise: shapes.Noise
 
   def __call__(self, task: Task) -> Made:
     """Makes the scenes `first` to before `last` of a split."""
-    noise = shapes.Noise.oracle() if self.noise == "oracle" else None
     return Made(
       [
-        example.encode_record(shapes.make_record(task["split"], self.seed, n, self.size, noise))
+        example.encode_record(
+          shapes.make_record(task["split"], self.seed, n, self.size, self.noise)
+        )
         for n in range(task["first"], task["last"])
       ]
     )

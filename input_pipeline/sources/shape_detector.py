@@ -1,12 +1,14 @@
 """A simulated instance detector: exact masks in, the masks a real one would have given out."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Int32
 from PIL import Image, ImageDraw, ImageFilter
 
 from input_pipeline import records
+from input_pipeline.errors import InputError
 
 MAX_INSTANCES = 12
 
@@ -40,10 +42,46 @@ class Noise:
     """A perfect detector: exactly the visible masks, all scores 1."""
     return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
+  @classmethod
+  def parse(cls, words: str) -> "Noise":
+    """What `--noise` of `prepare` asks for.
+
+    Args:
+      words: `default`; `oracle`; `nothing`, which finds nothing at all; `xF`, F times the default's lengths and rates
+        (`x0.5`, `x2`); `missR`, the default but for its rate of misses (`miss0.2`).
+
+    Raises:
+      InputError: it is none of these.
+    """
+    plain = {
+      "default": cls(),
+      "oracle": cls.oracle(),
+      "nothing": cls(miss_rate=1.0, spurious_rate=0.0),
+    }
+    if words in plain:
+      return plain[words]
+    if words.startswith("x") and 0 <= (factor := _number(words[1:])) < math.inf:
+      scaled = {name: factor * size for name, size in dataclasses.asdict(cls()).items()}
+      rates = {name: min(scaled[name], 1.0) for name in ("miss_rate", "merge_rate")}
+      return cls(**scaled | rates)
+    if words.startswith("miss") and 0 <= (rate := _number(words[4:])) <= 1:
+      return cls(miss_rate=rate)
+    raise InputError(
+      f"--noise {words}: write default, oracle, nothing, x and a factor as in x0.5, or miss and a rate as in miss0.2"
+    )
+
   @property
   def keeps_outlines(self) -> bool:
     """Whether masks that are found are exact."""
     return not (self.jitter or self.erosion or self.raggedness)
+
+
+def _number(text: str) -> float:
+  """What a text says; NaN where that is no number."""
+  try:
+    return float(text)
+  except ValueError:
+    return math.nan
 
 
 def _distort(
