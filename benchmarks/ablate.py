@@ -1,0 +1,215 @@
+"""Which parts of MaIL matter: trains the rows of tables, and writes the tables into docs/results.md.
+
+  python -m input_pipeline.prepare --dataset shapes --data_dir data
+  python -m benchmarks.ablate --table modality --data_dir data
+  python -m benchmarks.ablate --table all --seeds 3 --budget 48000 --data_dir data
+  python -m benchmarks.ablate --table all --only_write
+
+Each run has a core of its own, so as many go on beside each other as there are cores, and leaves a line in
+benchmarks/results/ablation.jsonl; what has a line is not run again, and a run that was interrupted goes on. Rows that
+are the same training share it. `--again RUN` makes a run anew, elsewhere, and shows its line beside that one.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.ablation import documents, runs
+from benchmarks.ablation.tables import TABLES
+from input_pipeline import parallel, prepare
+from input_pipeline.errors import InputError, run_command
+
+# On a CPU; see `make demo`.
+_FAST = {
+  "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+  "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+_POLL = 0.5  # seconds
+_ENOUGH = 3  # failed runs, after which it is not about one row
+LOG, RESULT = "log.txt", "result.json"  # in the folder of a run
+RESULTS = pathlib.Path("benchmarks/results/ablation.jsonl")
+DOCUMENT = pathlib.Path("docs/results.md")
+
+
+class Bench:
+  """Runs on the cores of this machine."""
+
+  def __init__(self, args: argparse.Namespace):
+    """Takes the options of the command."""
+    self.args, self.results = args, pathlib.Path(args.results)
+    self.free = sorted(_cores())[: args.jobs or None]
+    self.going: dict[int, tuple[runs.Run, subprocess.Popen]] = {}
+    self.failed: list[str] = []
+
+  def run(self, queue: Sequence[runs.Run]) -> None:
+    """Makes all of them; each leaves its line as soon as it ends.
+
+    Raises:
+      InputError: some failed. After three no more are started.
+    """
+    waiting, cores = list(reversed(queue)), list(self.free)
+    try:
+      while True:
+        while waiting and cores and len(self.failed) < _ENOUGH:
+          self._start(waiting.pop(), cores.pop(0))
+        if not self.going:
+          break
+        time.sleep(_POLL)
+        cores += list(self._ended())
+    finally:
+      self._end_all()
+    if self.failed:
+      raise InputError(f"{len(self.failed)} runs failed; the first says in {self.failed[0]} why")
+
+  def _start(self, run: runs.Run, core: int) -> None:
+    place = self._place(run)
+    place.mkdir(parents=True, exist_ok=True)
+    words = self._words(run, self.args.data_dir, str(place), str(tests_dir(self.args)))
+    with (place / LOG).open("ab") as log:
+      process = subprocess.Popen(
+        [sys.executable, *words[1:-len(run.overrides) - 1], "--core", str(core), *words[-len(run.overrides) - 1:]],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | _FAST,
+      )  # fmt: skip
+    self.going[core] = run, process
+    print(f"{run.name}  {_change(run)}", flush=True)
+
+  def _ended(self) -> Iterator[int]:
+    """Writes down what has ended, and yields the cores that are free now."""
+    for core, (run, process) in list(self.going.items()):
+      if process.poll() is None:
+        continue
+      del self.going[core]
+      yield core
+      place = self._place(run)
+      if process.returncode:
+        print(f"{run.name}  failed: {place / LOG}", flush=True)
+        self.failed.append(str(place / LOG))
+        continue
+      row = json.loads((place / RESULT).read_text())
+      # As anyone would make it; where the data are is theirs to say.
+      command = shlex.join(self._words(run, "data", f"runs/ablate/{run.name}", "runs/ablate/data"))
+      runs.add(self.results, {"run": run.name, "command": command, **row})
+      shown = ", ".join(
+        f"{test} {100 * found['mIoU']:.1f}" for test, found in row["results"].items()
+      )
+      print(f"{run.name}  mIoU {shown}; {sum(row['seconds'].values()) / 60:.1f} min", flush=True)
+
+  def _place(self, run: runs.Run) -> pathlib.Path:
+    return pathlib.Path(self.args.workdir) / run.name
+
+  def _words(self, run: runs.Run, data_dir: str, place: str, tests: str) -> list[str]:
+    return [
+      "python", "-m", "benchmarks.ablation.one_run", "--config", self.args.config, "--data_dir", data_dir,
+      "--workdir", place, "--tests_dir", tests,
+      "--tests", *run.tests, "--out", f"{place}/{RESULT}", "--", *run.overrides,
+    ]  # fmt: skip
+
+  def _end_all(self) -> None:
+    """Asks what still goes on to save and end, and waits for it."""
+    for _, process in self.going.values():
+      with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    for _, process in self.going.values():
+      process.wait()
+
+
+def _cores() -> set[int]:
+  if hasattr(os, "sched_getaffinity"):
+    return os.sched_getaffinity(0)
+  return set(range(parallel.available_cores()))
+
+
+def _change(run: runs.Run) -> str:
+  return " ".join(word for word in run.overrides if word not in runs.ALWAYS)
+
+
+def tests_dir(args: argparse.Namespace) -> pathlib.Path:
+  """Where the scenes lie with the masks of other detectors, a folder each."""
+  return pathlib.Path(args.workdir) / "data"
+
+
+def prepare_tests(args: argparse.Namespace, queue: Sequence[runs.Run]) -> None:
+  """Makes the same scenes with other masks, where a run needs them and they are not there yet."""
+  for noise in sorted({test.rpartition("/")[0] for run in queue for test in run.tests} - {""}):
+    where = str(tests_dir(args) / noise)
+    prepare.main(
+      ["--dataset", "shapes", "--data_dir", where, "--train_scenes", "1", "--noise", noise]
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--table", nargs="+", choices=[*TABLES, "all"], default=["all"])
+  parser.add_argument("--seeds", type=int, default=3, help="0 to before so many (default: 3)")
+  parser.add_argument(
+    "--budget", type=int, default=48_000, metavar="SAMPLES", help="of a run (default: 48000)"
+  )
+  parser.add_argument(
+    "--config", default="demo", metavar="RECIPE", help="that the rows change (default: demo)"
+  )
+  parser.add_argument("--data_dir", default="data")
+  parser.add_argument("--workdir", default="runs/ablate", help="of the runs, a folder each")
+  parser.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one a core)")
+  parser.add_argument("--results", default=str(RESULTS), metavar="FILE.jsonl")
+  parser.add_argument("--document", default=str(DOCUMENT), metavar="FILE.md")
+  parser.add_argument("--only_write", action="store_true", help="write what there is; run nothing")
+  parser.add_argument("--again", metavar="RUN", help="make one run anew, elsewhere, and compare")
+  return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  args = _parser().parse_args(argv)
+  if args.seeds < 1 or args.budget < 1:
+    raise InputError("--seeds and --budget: at least 1")
+  budget = runs.Budget(args.config, args.budget, args.seeds)
+  tables = list(TABLES) if "all" in args.table else list(dict.fromkeys(args.table))
+  document = pathlib.Path(args.document)
+  documents.check(document, tables)  # before hours are spent
+  results = pathlib.Path(args.results)
+  if args.again:
+    _make_again(args, runs.planned(tables, budget), results)
+    return
+  if not args.only_write:
+    done = runs.read(results)
+    queue = runs.left(runs.planned(tables, budget), done)
+    print(f"{len(queue)} runs to make, {len(done)} are there", flush=True)
+    prepare_tests(args, queue)
+    Bench(args).run(queue)
+  documents.write(document, tables, budget, runs.read(results))
+  print(f"wrote {document}")
+
+
+def _make_again(
+  args: argparse.Namespace, planned: Sequence[runs.Run], results: pathlib.Path
+) -> None:
+  """Makes a run anew and compares its line with the one that there is."""
+  known = {run.name: run for run in planned}
+  before = runs.read(results)
+  if args.again not in known or args.again not in before:
+    raise InputError(
+      f"--again {args.again}: it has no line in {results}, or is of no row of --table"
+    )
+  new = (f"{args.workdir}/again-{number}" for number in itertools.count(1))
+  args.workdir = next(place for place in new if not os.path.exists(place))
+  args.results = f"{args.workdir}/lines.jsonl"
+  prepare_tests(args, [known[args.again]])
+  Bench(args).run([known[args.again]])
+  after: dict[str, Any] = runs.read(pathlib.Path(args.results))[args.again]
+  print(documents.beside(before[args.again], after))
+
+
+if __name__ == "__main__":
+  run_command(main)

@@ -1,0 +1,237 @@
+"""Tables of a document from the lines of runs: each between two comments that name it."""
+
+import pathlib
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import paired
+from benchmarks.ablation import runs
+from benchmarks.ablation.runs import SPLITS, Budget
+from benchmarks.ablation.tables import REACH, TABLES, Row
+from input_pipeline import writing
+from input_pipeline.errors import InputError
+
+Line = dict[str, Any]
+# Of a row, by the heading of the column; val has all, the other splits their mIoU.
+_OF_VAL = {
+  "mIoU": "mIoU", "oIoU": "oIoU", "P@0.5": "P@0.5", "P@0.9": "P@0.9", "boundary IoU": "boundary_mIoU",
+  "picks right": "selection_accuracy",
+}  # fmt: skip
+
+
+def check(document: pathlib.Path, tables: Sequence[str]) -> None:
+  """Raises InputError where a document has no place for one of the tables."""
+  if not document.is_file():
+    raise InputError(f"--document {document}: no such file")
+  text = document.read_text()
+  for table in tables:
+    _place(text, table, document)
+
+
+def write(
+  document: pathlib.Path, tables: Sequence[str], budget: Budget, lines: Mapping[str, Line]
+) -> None:
+  """Writes tables into their places in a document; one without any line leaves its place as it is."""
+  text = document.read_text()
+  for table in tables:
+    rows = list(runs.of_table(table, budget, lines))
+    if any(found for _, found in rows):
+      begin, end = _place(text, table, document)
+      text = f"{text[:begin]}\n{section(table, rows)}\n{text[end:]}"
+  writing.write_whole(document, text)
+
+
+def _place(text: str, table: str, document: pathlib.Path) -> tuple[int, int]:
+  found = re.search(rf"<!-- ablate {table} -->()(.*?)()<!-- end -->", text, re.DOTALL)
+  if not found:
+    raise InputError(
+      f"{document} has no place for the table {table}; write <!-- ablate {table} --> and <!-- end --> where it belongs"
+    )
+  return found.start(1), found.start(3)
+
+
+def section(table: str, rows: Sequence[tuple[Row, list[Line]]]) -> str:
+  """A table of `TABLES` with its heading, its question, and what made it.
+
+  Args:
+    table: its name.
+    rows: each row with the lines of its runs, one a seed.
+  """
+  about = TABLES[table]
+  made = [line for _, found in rows for line in found]
+  every = list({line["run"]: line for line in made}.values())
+  make = {"metrics": metrics, "reached": reached, "samples": by_samples}[about.kind]
+  return "\n".join(
+    [f"### {about.title}\n", f"{about.asks}\n", *make(rows), "", _made(table, every)]
+  )
+
+
+def metrics(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
+  """Metrics a row, in percent: the mean over the seeds, and their standard deviation."""
+  cells = []
+  for row, found in rows:
+    test = f"{row.noise}/val" if row.noise else "val"
+    named = [line["results"][test] for line in found]
+    cell: dict[str, object] = {"": row.name, "seeds": len(found)}
+    cell |= {title: spread([one.get(name) for one in named]) for title, name in _OF_VAL.items()}
+    for split in () if row.noise else SPLITS[1:]:
+      cell[split] = spread([line["results"][split]["mIoU"] for line in found])
+    cells.append(cell | _cost(found))
+  columns = dict.fromkeys(name for cell in cells for name in cell)
+  yield paired.table({name: cell.get(name) for name in columns} for cell in cells)
+  yield f"\n{judgement(rows)}"
+
+
+def _cost(found: Sequence[Line]) -> dict[str, object]:
+  """Parameters and operations of a row; nothing of one that has not been run."""
+  if not found:
+    return {"M parameters": None, "GFLOP": None}
+  return {
+    "M parameters": f"{found[0]['parameters'] / 1e6:.2f}",
+    "GFLOP": f"{found[0]['gflop']:.3f}",
+  }
+
+
+def spread(values: Sequence[float | None]) -> str | None:
+  """Mean and standard deviation of fractions, in percent; the number alone where there is one."""
+  known = [100 * value for value in values if value is not None]
+  if not known:
+    return None
+  if len(known) == 1:
+    return f"{known[0]:.1f}"
+  return f"{statistics.mean(known):.1f} ± {statistics.stdev(known):.1f}"
+
+
+def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
+  """Says which row is the best on val, and which ones are as good within the spread of the seeds.
+
+  Two rows are as good where their means differ by no more than twice the standard error of the difference, from the
+  deviation of all rows' seeds together; with one seed nothing is said.
+  """
+  known = {
+    row.name: [
+      line["results"][f"{row.noise}/val" if row.noise else "val"]["mIoU"] for line in found
+    ]
+    for row, found in rows
+    if len(found) > 1
+  }
+  if len(known) < 2:
+    return "One seed: no spread is known."
+  free = sum(len(values) - 1 for values in known.values())
+  pooled = sum((len(v) - 1) * statistics.variance(v) for v in known.values()) / free
+  means = {name: statistics.mean(values) for name, values in known.items()}
+  best = max(means, key=lambda name: means[name])
+
+  def error(name: str) -> float:
+    return (pooled * (1 / len(known[best]) + 1 / len(known[name]))) ** 0.5
+
+  near = [n for n in means if n != best and means[best] - means[n] <= 2 * error(n)]
+  tail = (
+    f"; no worse within twice the standard error: {', '.join(near)}"
+    if near
+    else "; all others are worse"
+  )
+  return f"Best on val: {best} ({100 * means[best]:.1f}){tail}. Deviation of a seed: {100 * pooled**0.5:.1f}."
+
+
+def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
+  """Samples to reach an mIoU, a row a size."""
+  cells = []
+  for row, found in rows:
+    needed = [crossing(line["curve"]) for line in found]
+    known = [value / 1000 for value in needed if value is not None]
+    text = f"{statistics.mean(known):.0f}" if known else None
+    if len(known) > 1:
+      text = f"{text} ± {statistics.stdev(known):.0f}"
+    if found and len(known) < len(found):
+      most = max(line["samples"] for line in found) / 1000
+      text = f"{text or 'none'} ({len(found) - len(known)} of {len(found)} not within {most:.0f})"
+    at_end = spread([line["results"]["val"]["mIoU"] for line in found])
+    cells.append(
+      {"width x depth": row.name, "seeds": len(found)} | _cost(found)
+      | {f"thousand samples to mIoU {REACH}": text, "mIoU at the end, val": at_end}
+    )  # fmt: skip
+  yield paired.table(cells)
+
+
+def crossing(curve: Sequence[Sequence[float]], reach: float = REACH) -> float | None:
+  """Samples at which a curve of (samples, mIoU) first reaches a value, between two points by a line; None: never."""
+  before: Sequence[float] = (0.0, 0.0)
+  for point in curve:
+    if point[1] >= reach:
+      share = (reach - before[1]) / (point[1] - before[1])
+      return before[0] + share * (point[0] - before[0])
+    before = point
+  return None
+
+
+def by_samples(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
+  """The mIoU by samples, and a power law through them."""
+  cells, points = [], []
+  for _, found in rows:
+    if found:
+      values = [line["results"]["val"]["mIoU"] for line in found]
+      points += [(found[0]["samples"], value) for value in values]
+      others = {
+        split: spread([line["results"][split]["mIoU"] for line in found]) for split in SPLITS[1:]
+      }
+      picked = spread([line["results"]["val"]["selection_accuracy"] for line in found])
+      cells.append(
+        {
+          "samples": found[0]["samples"],
+          "seeds": len(found),
+          "mIoU, val": spread(values),
+          "picks right": picked,
+        }
+        | others
+      )
+  yield paired.table(cells)
+  if len({samples for samples, _ in points}) > 2:
+    exponent, error, at = power_law(points)
+    miss = 100 * largest_miss(points, exponent, at)
+    yield (
+      f"\nA power law through all of them: 1 - mIoU = {at:.3f} (samples / {_UNIT:,})^-{exponent:.2f}, with a standard "
+      f"error of the exponent of {error:.2f}; a run is off by at most {miss:.1f} points of mIoU."
+    )
+
+
+_UNIT = 48_000
+
+
+def power_law(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+  """Fits 1 - mIoU = c (samples / 48,000)^-e by least squares of the logarithms: e, its standard error, and c."""
+  x, y = np.log([[n / _UNIT, 1 - value] for n, value in points]).T
+  (slope, offset), covariance = np.polyfit(x, y, 1, cov=True)
+  return -float(slope), float(covariance[0, 0] ** 0.5), float(np.exp(offset))
+
+
+def largest_miss(points: Sequence[tuple[float, float]], exponent: float, at: float) -> float:
+  """Largest difference between a point and the law."""
+  return max(abs(1 - value - at * (n / _UNIT) ** -exponent) for n, value in points)
+
+
+def _made(table: str, lines: Sequence[Line]) -> str:
+  minutes = sum(sum(line["seconds"].values()) for line in lines) / 60
+  machines = sorted({line["machine"] for line in lines})
+  seeds = 1 + max(line["seed"] for line in lines)
+  return (
+    f"`python -m benchmarks.ablate --table {table} --seeds {seeds}`; {len(lines)} runs, {minutes:.0f} minutes of "
+    f"one core together, those shared with other tables included. {'; '.join(machines)}."
+  )
+
+
+def beside(before: Line, after: Line) -> str:
+  """Two lines of the same run, side by side."""
+  return paired.table(
+    {"": test}
+    | {
+      f"{name}, {which}": f"{100 * line['results'][test][name]:.2f}"
+      for name in ("mIoU", "oIoU", "selection_accuracy")
+      for which, line in (("before", before), ("again", after))
+    }
+    for test in before["results"]
+  )

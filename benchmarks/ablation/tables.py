@@ -1,0 +1,171 @@
+"""The tables: which changes of the demo's config are a row of which."""
+
+import dataclasses
+from collections.abc import Sequence
+
+# Of a table that asks how the model does with another detector than it was trained with.
+NOISES = ("oracle", "x0.5", "", "x2", "miss0.05", "miss0.2", "miss0.5", "nothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of a table: a training, and the data that it is judged on.
+
+  Attributes:
+    name: of the row.
+    overrides: `KEY=VALUE` of the recipe; rows of any table with the same ones share a run.
+    share: of the samples that the tables are trained on.
+    noise: of the detector whose masks the model gets at test time (`prepare --noise`); empty: of its own data.
+  """
+
+  name: str
+  overrides: tuple[str, ...] = ()
+  share: float = 1.0
+  noise: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of `docs/results.md`.
+
+  Attributes:
+    title: its heading.
+    asks: the question that it answers, a sentence or two for readers.
+    rows: in their order; the recipe as it is is one of them.
+    kind: `metrics` shows metrics a row; `reached` the samples that it takes to reach an mIoU; `samples` fits a power
+      law through the rows' samples.
+  """
+
+  title: str
+  asks: str
+  rows: Sequence[Row]
+  kind: str = "metrics"
+
+
+REACH = 0.8  # mIoU on the first sentences of val
+_STEADY = ("optimizer.schedule=constant", "eval_every=250", "eval_sentences=1000")
+_ALONE = ("model.appearance=False", "model.neighbours=False")
+# Nothing of the paper's selection: every instance joins the decoder alike, and no raw mask does.
+_UNSELECTED = ("model.selection=none", "model.mask_path=False", "decode_meant=False")
+_SOFT = ("model.selection=soft", "decode_meant=False")
+
+
+def _tokens(kind: str, *more: str) -> tuple[str, ...]:
+  return (f"model.mask_tokens={kind}", *more)
+
+
+def _patches(size: int, *widths: int) -> tuple[str, ...]:
+  return (f"model.patch_size={size}", f"model.decoder_widths={widths}".replace(" ", ""))
+
+
+def _size(width: int, depth: int) -> Row:
+  change = (f"model.width={width}", f"model.depth={depth}")
+  return Row(f"{width} x {depth}", (*change, *_STEADY), share=4)
+
+
+_DEFAULT = Row("the default")
+
+TABLES = {
+  "modality": Table(
+    "Instance masks as a modality",
+    "How do the masks reach the encoder? All else is the same: the selection is hard, and the chosen mask joins the "
+    "decoder. An instance's token also sees the photo inside its mask and its neighbours; the rows of the masks alone "
+    "see neither, as stacked and sparse ones do not.",
+    (
+      Row("no instance masks", ("max_instances=0",)),
+      Row("stacked: K channels of one projection", _tokens("stacked")),
+      Row("sparse: a token a patch of each mask", _tokens("sparse")),
+      Row("instance, masks alone: crop", _tokens("instance", "model.instance_views=crop", *_ALONE)),
+      Row("instance, masks alone: full frame", _tokens("instance", "model.instance_views=frame", *_ALONE)),
+      Row("instance, masks alone: both", _tokens("instance", *_ALONE)),
+      Row("instance, without neighbours", ("model.neighbours=False",)),
+      Row("instance, without the photo inside", ("model.appearance=False",)),
+      Row("instance, crop", ("model.instance_views=crop",)),
+      Row("instance, full frame", ("model.instance_views=frame",)),
+      Row("instance, both: the default"),
+      Row(
+        "the preset `paper`: stacked, soft, no mask path",
+        (*_tokens("stacked"), *_SOFT, "model.mask_path=False", "model.image_path=False"),
+      ),
+    ),
+  ),
+  "selection": Table(
+    "Adaptive mask selection",
+    "Which instances join the decoder, and what teaches it? `none` gives all of them the same weight.",
+    (
+      Row("none", _UNSELECTED),
+      Row("none, with the mask path", ("model.selection=none", "decode_meant=False")),
+      Row("soft", _SOFT),
+      Row("soft, no auxiliary loss", (*_SOFT, "loss.selection=0.0")),
+      Row("soft, no mask path", (*_SOFT, "model.mask_path=False")),
+      Row("hard: the default"),
+      Row("hard, no auxiliary loss", ("loss.selection=0.0", "decode_meant=False")),
+      Row("hard, no mask path", ("model.mask_path=False",)),
+      Row("hard, decodes what it chose in training", ("decode_meant=False",)),
+      Row('hard, no slot for "none of these"', ("model.none_slot=False",)),
+    ),
+  ),
+  "fusion": Table(
+    "Depth of fusion",
+    "Where may the modalities look at each other? In the first blocks of a row each has blocks of its own, "
+    "with their own parameters, as encoders that are fused late; the paper joins them in all.",
+    (
+      Row("in the last of 4 blocks", ("model.separate_blocks=3",)),
+      Row("in the last 2", ("model.separate_blocks=2",)),
+      Row("in all: the default"),
+    ),
+  ),
+  "masks": Table(
+    "Quality of the masks",
+    "The same model with other detectors at test time, on val. It was trained with the masks of the default one, which "
+    "misses 4 % of the objects; `x2` makes twice as many mistakes of every kind.",
+    tuple(
+      Row(f"{training}, {_name}", change, noise=_noise)
+      for training, change in (
+        ("instance dropout", ()),
+        ("none", ("augment.instance_dropout=0.0", "augment.all_instances_dropout=0.0")),
+      )
+      for _noise, _name in zip(
+        NOISES,
+        (
+          "exact masks", "half the mistakes", "its own detector", "twice the mistakes", "misses 5 %", "misses 20 %",
+          "misses 50 %", "no masks",
+        ),
+        strict=True,
+      )
+    ),
+  ),
+  "slots": Table(
+    "Number of instances",
+    "K, the instances that the model may see, best scores first. A scene has 3 to 7 objects, and the detector finds "
+    "things that are none.",
+    (*(Row(f"K = {k}", (f"max_instances={k}",)) for k in (4, 8)), Row("K = 10: the default"),
+     *(Row(f"K = {k}", (f"max_instances={k}",)) for k in (16, 32))),
+  ),
+  "details": Table(
+    "Patches, coordinates, losses",
+    "The unlabelled input O of the paper's decoder is taken for a map of coordinates here.",
+    (
+      Row("patches of 8", _patches(8, 32, 16, 8)),
+      Row("patches of 16", _patches(16, 64, 32, 16, 8)),
+      Row("patches of 32: the default"),
+      Row("without O", ("model.coordinates=False",)),
+      Row("BCE alone, no Dice", ("loss.dice=0.0",)),
+      Row("without the raw photo in the decoder", ("model.image_path=False",)),
+    ),
+  ),
+  "size": Table(
+    "Size of the model",
+    f"How many samples does a model of width x depth need to reach an mIoU of {REACH} on the first 1,000 sentences of "
+    "val? The learning rate is constant here, so that no end is known in advance; the average of the parameters is "
+    "judged.",
+    (_size(48, 4), _size(96, 2), _size(96, 4), _size(96, 8), _size(192, 4)),
+    "reached",
+  ),
+  "samples": Table(
+    "Samples",
+    "How good does the default get with how many samples? Each row is a whole run, its learning rate down to the end.",
+    tuple(Row("", share=share) for share in (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)),
+    "samples",
+  ),
+}  # fmt: skip

@@ -1,0 +1,249 @@
+"""Tables of ablations: which rows are one run, what is left to run, and what is written down."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+import tiny_run
+
+from benchmarks import ablate
+from benchmarks.ablation import documents, one_run, runs
+from benchmarks.ablation.tables import NOISES, TABLES, Row, Table
+from input_pipeline.errors import InputError
+from mail_jax import config
+
+BUDGET = runs.Budget()
+TINY = runs.Budget(tiny_run.__file__, samples=24 * 8, seeds=1)
+METRICS = dict.fromkeys(one_run.METRICS, 0.5)
+
+
+def _line(run: runs.Run, seed: int = 0, **more) -> dict:
+  known = {
+    "run": run.name, "seed": seed, "samples": 48_000, "parameters": 1_130_000, "gflop": 0.1,
+    "results": dict.fromkeys(run.tests, METRICS), "curve": [], "machine": "a machine, 2026-11-25",
+    "seconds": {"training": 300.0, "judging": 60.0},
+  }  # fmt: skip
+  return known | more
+
+
+def _with_miou(run: runs.Run, seed: int, value: float) -> dict:
+  return _line(run, seed, results={test: METRICS | {"mIoU": value} for test in run.tests})
+
+
+def test_the_default_is_one_run_in_all_tables():
+  named = [
+    runs.of_row(row, 0, BUDGET).name
+    for table in TABLES.values()
+    for row in table.rows
+    if "default" in row.name or (not row.overrides and row.share == 1)
+  ]
+  assert len(named) > 6 and len(set(named)) == 1
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_of_a_table_are_different_runs_or_judged_on_different_masks(table):
+  rows = [(runs.of_row(row, 0, BUDGET).name, row.noise) for row in TABLES[table].rows]
+  assert len(set(rows)) == len(rows)
+  assert len({row.name or row.share for row in TABLES[table].rows}) == len(rows)
+
+
+def test_every_row_is_a_model():
+  made = {
+    config.make_model(config.load_config("demo", run.overrides), 512)
+    for run in runs.planned(list(TABLES), dataclasses.replace(BUDGET, seeds=1))
+  }
+  assert len(made) > 25
+
+
+def test_seeds_are_runs_of_their_own_and_the_first_of_all_rows_comes_first():
+  queue = runs.planned(["selection"], BUDGET)
+  count = len(TABLES["selection"].rows)
+  assert len(queue) == len({run.name for run in queue}) == 3 * count
+  assert all("seed=0" in run.overrides for run in queue[:count])
+  assert not any("seed=0" in run.overrides for run in queue[count:])
+
+
+def test_a_training_that_is_judged_on_many_detectors_is_one_run():
+  queue = runs.planned(["masks", "modality"], dataclasses.replace(BUDGET, seeds=1))
+  (default,) = [run for run in queue if run.name == runs.of_row(Row(""), 0, BUDGET).name]
+  assert set(default.tests) == {*runs.SPLITS, *(f"{noise}/val" for noise in NOISES if noise)}
+
+
+def test_a_key_that_is_added_to_the_config_changes_no_name(monkeypatch):
+  before = runs.of_row(Row(""), 0, BUDGET).name
+  assert "max_tokens" not in config.ADDED
+  monkeypatch.setitem(config.ADDED, "max_tokens", config.load_config("demo").max_tokens)
+  after = runs.of_row(Row(""), 0, BUDGET).name
+  assert after != before  # the key had a say before; from now on its value of then has none
+  assert runs.of_row(Row("", ("max_tokens=24",)), 0, BUDGET).name != after
+  monkeypatch.setitem(config.ADDED, "log.wandb", "")
+  monkeypatch.setitem(config.ADDED, "mesh.data", -1)
+  assert runs.of_row(Row(""), 0, BUDGET).name == after
+
+
+def test_what_has_a_whole_line_is_not_run_again(tmp_path):
+  queue = runs.planned(["masks"], dataclasses.replace(BUDGET, seeds=2))
+  path = tmp_path / "results" / "lines.jsonl"
+  assert runs.left(queue, runs.read(path)) == queue
+  runs.add(path, _line(queue[0]))
+  runs.add(path, _line(dataclasses.replace(queue[1], tests=queue[1].tests[:-1])))
+  assert runs.left(queue, runs.read(path)) == queue[1:]  # one test of it is missing
+  runs.add(path, _line(queue[1]))
+  assert runs.left(queue, runs.read(path)) == queue[2:]
+  path.write_text(path.read_text() + '{"run": "cut o')
+  with pytest.raises(InputError, match=r"lines\.jsonl, line 4: .*remove it"):
+    runs.read(path)
+
+
+def test_spread_is_mean_and_deviation_in_percent():
+  values = [0.731, 0.74, 0.751]
+  mean, deviation = 100 * np.mean(values), 100 * np.std(values, ddof=1)
+  assert documents.spread(values) == f"{mean:.1f} ± {deviation:.1f}"
+  assert documents.spread([0.5]) == "50.0" and documents.spread([None, None]) is None
+
+
+def test_the_judgement_is_that_of_a_t_test_with_a_common_deviation():
+  values = {"a": [0.70, 0.72, 0.71], "b": [0.69, 0.71, 0.705], "c": [0.60, 0.61, 0.62]}
+  rows = []
+  for name, found in values.items():
+    run = runs.Run(name, (), runs.SPLITS)
+    rows.append((Row(name), [_with_miou(run, seed, value) for seed, value in enumerate(found)]))
+  pooled = np.mean([np.var(found, ddof=1) for found in values.values()]) ** 0.5
+  said = documents.judgement(rows)
+  assert said.startswith("Best on val: a (71.0); no worse within twice the standard error: b.")
+  assert said.endswith(f"Deviation of a seed: {100 * pooled:.1f}.")
+  near = (np.mean(values["a"]) - np.mean(values["b"])) / (pooled * (2 / 3) ** 0.5)
+  far = (np.mean(values["a"]) - np.mean(values["c"])) / (pooled * (2 / 3) ** 0.5)
+  assert near < 2 < far
+  assert documents.judgement([(row, found[:1]) for row, found in rows]).startswith("One seed")
+
+
+def test_a_curve_crosses_between_the_points_around_it():
+  curve = [[1000, 0.5], [2000, 0.7], [3000, 0.9], [4000, 0.7], [5000, 0.95]]
+  assert documents.crossing(curve, 0.8) == pytest.approx(2500)
+  assert documents.crossing(curve, 0.25) == pytest.approx(500)
+  assert documents.crossing(curve, 0.97) is None and documents.crossing([], 0.1) is None
+
+
+def test_the_power_law_is_scipys_regression_of_logarithms():
+  rng = np.random.default_rng(0)
+  samples = np.repeat([6000, 12000, 24000, 48000, 96000], 3)
+  points = [(n, 1 - 0.25 * (n / 48000) ** -0.4 * rng.uniform(0.9, 1.1)) for n in samples]
+  exponent, error, at = documents.power_law(points)
+  expected = scipy.stats.linregress(np.log(samples / 48000), np.log([1 - v for _, v in points]))
+  assert exponent == pytest.approx(-expected.slope) and error == pytest.approx(expected.stderr)
+  assert at == pytest.approx(np.exp(expected.intercept)) and abs(at - 0.25) < 0.02
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_written_into_its_place_and_nothing_else_changes(table, tmp_path):
+  document = tmp_path / "results.md"
+  document.write_text(f"before\n<!-- ablate {table} -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+  queue = runs.planned([table], BUDGET)
+  lines = {
+    run.name: _line(run, samples=1000 * (1 + i), curve=[[1000, 0.5], [2000, 0.9]])
+    for i, run in enumerate(queue)
+  }
+  documents.write(document, [table], BUDGET, lines)
+  text = document.read_text()
+  assert text.startswith(f"before\n<!-- ablate {table} -->\n### ") and "old" not in text
+  assert text.endswith("<!-- end -->\nafter\n<!-- end -->\n")
+  assert f"{len(queue)} runs" in text and "a machine" in text
+  shown = [line for line in text.splitlines() if re.match(r"\| (?!---|:|\s*\|)", line)]
+  assert all(line.count("|") == shown[0].count("|") for line in shown)
+  documents.write(document, [table], BUDGET, lines)
+  assert document.read_text() == text
+  documents.write(document, [table], BUDGET, {})  # nothing is known: what stands there stays
+  assert document.read_text() == text
+
+
+def test_a_document_without_a_place_is_refused_before_anything_runs(tmp_path):
+  document = tmp_path / "results.md"
+  words = ["--table", "fusion", "--document", str(document), "--workdir", str(tmp_path / "w")]
+  with pytest.raises(InputError, match="no such file"):
+    ablate.main(words)
+  document.write_text("<!-- ablate modality --><!-- end -->")
+  with pytest.raises(InputError, match="no place for the table fusion; write <!-- ablate fusion"):
+    ablate.main(words)
+  assert not (tmp_path / "w").exists()
+
+
+def test_the_document_has_a_place_for_every_table():
+  documents.check(tiny_run.CHECKOUT / ablate.DOCUMENT, list(TABLES))
+
+
+def test_a_finished_run_is_judged_and_not_trained(shapes_data, finished_run, tmp_path, capfd):
+  found = one_run.measure(
+    tiny_run.__file__, [], shapes_data, str(finished_run), ["testA", "again/val"], str(tmp_path)
+  ) if (tmp_path / "again").symlink_to(shapes_data) is None else {}  # fmt: skip
+  assert "finished already" in capfd.readouterr().out
+  assert found["results"].keys() == {"testA", "again/val"}
+  assert found["samples"] == tiny_run.STEPS * 8
+  (last,) = [row for row in tiny_run.rows(finished_run)[::-1] if "val/mIoU" in row][:1]
+  assert found["curve"][-1] == [tiny_run.STEPS * 8, last["val/mIoU"]]
+  assert len(found["curve"]) == tiny_run.STEPS // tiny_run.EVAL_EVERY
+
+
+@pytest.mark.slow
+def test_runs_leave_lines_and_a_table_and_are_not_made_twice(
+  shapes_data, tmp_path, monkeypatch, capsys
+):
+  rows = (
+    Row("plain"),
+    Row("stacked", ("model.mask_tokens=stacked",)),
+    Row("blind", noise="nothing"),
+  )
+  monkeypatch.setitem(TABLES, "tiny", Table("Tiny", "What?", rows))
+  document, results = tmp_path / "doc.md", tmp_path / "lines.jsonl"
+  document.write_text("<!-- ablate tiny --><!-- end -->")
+  words = [
+    "--table", "tiny", "--seeds", "1", "--budget", "192", "--config", TINY.recipe, "--data_dir", shapes_data,
+    "--workdir", str(tmp_path / "runs"), "--results", str(results), "--document", str(document),
+  ]  # fmt: skip
+  monkeypatch.setattr(ablate, "_parser", _parser_that_knows("tiny", ablate._parser))
+  ablate.main(words)
+  lines = runs.read(results)
+  assert len(lines) == 2  # the last row is the first one, judged elsewhere
+  assert "2 runs to make" in capsys.readouterr().out
+  text = document.read_text()
+  assert all(f"| {row.name} |" in text for row in rows)
+  for line in lines.values():
+    assert line["samples"] == 192 and line["curve"]
+    log = tmp_path / "runs" / line["run"] / "metrics.jsonl"
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == 24
+    assert line["command"].startswith("python -m benchmarks.ablation.one_run --config")
+  ablate.main(words)
+  assert "0 runs to make, 2 are there" in capsys.readouterr().out
+  again = next(iter(lines))
+  ablate.main([*words, "--again", again])
+  shown = capsys.readouterr().out.splitlines()[-1].split("|")
+  assert shown[2] == shown[3]  # the same seed on the same machine: the same mIoU
+  assert runs.read(results) == lines
+
+
+def _parser_that_knows(table: str, make) -> object:
+  def parser() -> argparse.ArgumentParser:
+    made = make()
+    (action,) = [action for action in made._actions if action.dest == "table"]
+    action.choices = [*action.choices, table]
+    return made
+
+  return parser
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_and_the_others_are_made(shapes_data, tmp_path, capsys):
+  args = argparse.Namespace(
+    jobs=1, config=TINY.recipe, data_dir=shapes_data, workdir=str(tmp_path), results=str(tmp_path / "lines.jsonl"),
+  )  # fmt: skip
+  bad = runs.Run("bad", ("model.width=31",), ("val",))
+  good = runs.of_row(Row(""), 0, TINY)
+  with pytest.raises(InputError, match=r"1 runs failed; the first says in .*bad/log\.txt why"):
+    ablate.Bench(args).run([bad, good])
+  assert list(runs.read(pathlib.Path(args.results))) == [good.name]
+  assert "multiple of" in (tmp_path / "bad" / "log.txt").read_text()
