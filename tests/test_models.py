@@ -293,6 +293,24 @@ def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
 
 
 @pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"mask_tokens": "stacked", "selection": "soft"},
+    {"mask_tokens": "sparse", "depth": 2, "separate_blocks": 1},
+    {"instance_views": "frame", "none_slot": False, "coordinates": False},
+  ],
+)
+def test_weights_may_be_arrays_of_numpy_that_the_program_holds(options):
+  """As in exported models."""
+  config = tiny_model.make_config(**options)
+  variables = jax.device_get(tiny_model.random_variables(config))
+  model, inputs = tiny_model.make(config), tiny_model.make_inputs(config)
+  shapes = jax.eval_shape(lambda inputs: model.apply(variables, **inputs), inputs)
+  assert shapes.logits.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
   "recipe", [base.get_config(), demo.get_config("paper"), refcoco_small.get_config()]
 )
 def test_recipes_make_models_with_a_logit_a_pixel(recipe):

@@ -83,7 +83,8 @@ class SparseMaskEmbedding(nn.Module):
     """Returns one token a pair; void pairs give a token that the caller drops."""
     inside = take_patches(masks, pairs, self.patch_size).astype(jnp.float32)
     x = nn.Dense(self.width, dtype=self.dtype, name="patches")(inside).astype(jnp.float32)
-    x += self.param("position", _INIT, (coverage.shape[-1], self.width))[pairs.patch]
+    position = self.param("position", _INIT, (coverage.shape[-1], self.width))
+    x += jnp.take(position, pairs.patch, axis=0, mode="clip")
     whose = nn.Dense(self.width, dtype=self.dtype, name="instance")(
       describe(masks, coverage, self.patch_size)
     )
