@@ -57,7 +57,7 @@ def test_a_view_by_itself_is_one_of_both(masks):
   box = boxes(masks)
   crops, frames = views(masks, box, 7, 5)
   np.testing.assert_allclose(view(masks, box, 7), crops, atol=1e-6)
-  whole = instances.whole_image(*masks.shape)
+  whole = instances.whole_image(box, *masks.shape[2:])
   np.testing.assert_allclose(view(masks, whole, 5), frames, atol=1e-6)
   for found, mask in zip(view(masks, whole, 4)[0], masks[0], strict=True):
     expected = average_by_loop(mask[..., None], [0, 0, *mask.shape], 4)[..., 0]

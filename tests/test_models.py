@@ -13,6 +13,7 @@ from configs import base, demo, refcoco_small
 from input_pipeline import records
 from input_pipeline.errors import InputError
 from mail_jax.config import make_model
+from mail_jax.exported import forward
 from mail_jax.models.mail import IN_DTYPE, Output
 from mail_jax.optim import path_name
 
@@ -301,13 +302,15 @@ def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
     {"instance_views": "frame", "none_slot": False, "coordinates": False},
   ],
 )
-def test_weights_may_be_arrays_of_numpy_that_the_program_holds(options):
-  """As in exported models."""
+def test_a_program_holds_the_weights_and_takes_any_number_of_examples(options):
+  """As exported models do; nothing is compiled."""
   config = tiny_model.make_config(**options)
   variables = jax.device_get(tiny_model.random_variables(config))
-  model, inputs = tiny_model.make(config), tiny_model.make_inputs(config)
-  shapes = jax.eval_shape(lambda inputs: model.apply(variables, **inputs), inputs)
-  assert shapes.logits.shape == (3, 32, 32)
+  run = forward.make_forward(tiny_model.make(config))
+  specs = forward.input_specs(config, jax.export.symbolic_shape("b")[0])
+  exported = jax.export.export(jax.jit(lambda *inputs: run(variables, *inputs)))(*specs)
+  shapes = {str(x.shape) for x in exported.out_avals}
+  assert shapes == {"(b, 32, 32)", f"(b, {tiny_model.SLOTS + 1})"}
 
 
 @pytest.mark.parametrize(

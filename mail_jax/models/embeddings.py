@@ -137,7 +137,7 @@ class InstanceEmbedding(nn.Module):
     if self.views == "crop":
       return {"crop": instances.view(masks, box, self.crop_bins)}
     if self.views == "frame":
-      whole = instances.whole_image(*masks.shape)
+      whole = instances.whole_image(box, *masks.shape[2:])
       return {"frame": instances.view(masks, whole, self.frame_bins)}
     raise InputError(f"model.instance_views {self.views!r} is not one of both, crop, frame")
 
@@ -147,7 +147,7 @@ class InstanceEmbedding(nn.Module):
       view, bins = views["crop"], self.pixel_bins
     else:
       view, bins = views["frame"], self.frame_pixel_bins
-      box = instances.whole_image(len(box), 1, *pixels.shape[1:3])  # the same for all instances
+      box = instances.whole_image(box[:, :1], *pixels.shape[1:3])  # the same for all
     factor = view.shape[-1] // bins
     inside = view.reshape(*view.shape[:2], bins, factor, bins, factor).mean((3, 5))
     return instances.crop_pixels(pixels, box, bins) * inside[..., None]

@@ -86,9 +86,9 @@ def crop_weights(
   return jnp.maximum(overlap, 0) / step
 
 
-def whole_image(batch: int, count: int, height: int, width: int) -> Float[Array, "b k 4"]:
-  """The box of the whole image, for every instance."""
-  return jnp.broadcast_to(jnp.array([0, 0, height, width], jnp.float32), (batch, count, 4))
+def whole_image(box: Float[Array, "b k 4"], height: int, width: int) -> Float[Array, "b k 4"]:
+  """The box of the whole image in place of each box."""
+  return jnp.zeros_like(box) + jnp.array([0, 0, height, width], jnp.float32)
 
 
 def view(
