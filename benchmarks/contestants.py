@@ -148,7 +148,15 @@ def _check_peers(config: ConfigDict) -> None:
     raise InputError(
       f"--peers needs {' and '.join(missing)}: pip install -r requirements-extras.txt, or --peers without a name"
     )
-  if config.model.mask_tokens != "instance" or not config.max_instances or config.model.scan:
+  model = config.model
+  like_it = (
+    (model.mask_tokens, model.instance_views) == ("instance", "both")
+    and model.none_slot
+    and model.coordinates
+    and not model.separate_blocks
+    and not model.scan
+  )
+  if not like_it or not config.max_instances:
     raise InputError(
       "--peers: the twin is the `instance` preset without `model.scan`; for others write --peers without a name"
     )

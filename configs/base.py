@@ -58,15 +58,25 @@ def get_config() -> ConfigDict:
   c.model.patch_size = 32
   c.model.decoder_widths = (64, 32, 16, 8, 8)
   c.model.norm = "batch"  # batch | group
-  c.model.mask_tokens = "instance"  # instance | stacked
+  # So many of the `depth` blocks, the first, are three stacks: image, masks and text each by itself.
+  c.model.separate_blocks = 0
+  c.model.mask_tokens = "instance"  # instance | stacked | sparse
+  # Places for tokens of `sparse` masks, one for each patch of an instance; those that cover least are left out, and
+  # counted in training (`dropped_pairs`). A generated scene has up to 26 at patches of 32 pixels, 54 at 16, 131 at 8.
+  c.model.sparse_tokens = 32
+  c.model.instance_views = (
+    "both"  # both | crop (in its box) | frame (on the whole image): of an instance's mask
+  )
   c.model.appearance = True  # an instance's token sees the image inside its mask
   c.model.neighbours = True  # it knows how many instances like it lie on each side
   c.model.selection = "hard"  # hard | soft | multi (several may be meant) | none
+  c.model.none_slot = True  # the selection may choose none of the instances
   c.model.no_target = (
     False  # says whether anything is meant, for data with expressions that mean nothing
   )
   c.model.mask_path = True
   c.model.image_path = True
+  c.model.coordinates = True  # the map of where each patch lies joins the decoder
   c.model.backend = "xla"  # of the attention: xla | cudnn (NVIDIA) | tpu
   # What the backward pass computes again to save memory: none | products (what lies between them) | block (all of it)
   c.model.remat = "none"

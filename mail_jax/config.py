@@ -20,6 +20,11 @@ ADDED = {
   "loader.on_error": "stop",
   "model.scan": False,
   "model.no_target": False,
+  "model.separate_blocks": 0,
+  "model.sparse_tokens": 32,
+  "model.instance_views": "both",
+  "model.none_slot": True,
+  "model.coordinates": True,
   "loss.no_target": 1.0,
 }
 

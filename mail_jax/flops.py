@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from mail_jax.models.embeddings import InstanceEmbedding
 from mail_jax.models.neighbours import SIDES, Neighbours
+from mail_jax.models.sparse_masks import count_tokens
 
-# Numbers that `instances.box_features` and `instances.colour_and_texture` return.
-_BOX, _COLOUR, _TEXTURE = 67, 3, 6
+# Numbers that `instances.box_features` and `instances.colour_and_texture` return; `sparse_masks.describe` adds one.
+_BOX, _COLOUR, _TEXTURE, _FILLED = 67, 3, 6, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +61,28 @@ def products(config: ConfigDict) -> Iterator[Product]:
   patches, pixels = side**2, model.patch_size**2
   # Pixels have no gradient.
   yield Product("image", _matmul(patches, 3 * pixels, width), gradients=1)
-  tokens = 1 + patches + config.max_tokens
   if count and model.mask_tokens == "stacked":
-    tokens += patches
+    masks = patches
     yield Product("mask", _matmul(patches, count * pixels, width), gradients=1)
+  elif count and model.mask_tokens == "sparse":
+    masks = count_tokens(model.sparse_tokens, count, patches)
+    yield Product("mask/patches", _matmul(masks, pixels, width), gradients=1)
+    yield Product("mask/instance", _matmul(count, _BOX + _FILLED, width), gradients=1)
   elif count:
-    tokens += count
+    masks = count
     yield from _instance_tokens(config)
-  yield from _encoder(config, tokens)
+  else:
+    masks = 0
+  each, separate = (1 + patches, masks, config.max_tokens), model.separate_blocks
+  for tokens in each:
+    yield from _blocks(config, "separate", tokens, separate)
+  yield from _blocks(config, "encoder", sum(each), model.depth - separate)
   if count:
     lines = _matmul(side, config.image_size, config.image_size)
     yield Product(
       "selection/coverage", count * (lines + _matmul(side, config.image_size, side)), gradients=0
     )
-    yield from _selection(config, patches)
+    yield from _selection(config, patches, masks)
   yield from _decoder(config, side)
   if model.no_target:
     yield Product("no_target", _matmul(1, width, 1))
@@ -85,27 +94,28 @@ def _matmul(rows: int, inner: int, cols: int) -> float:
 
 def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
   """See `embeddings.InstanceEmbedding`; the views of the masks and the pixels have no gradient."""
-  size, count, width = config.image_size, config.max_instances, config.model.width
-  crop, frame, bins = (
-    InstanceEmbedding.crop_bins,
-    InstanceEmbedding.frame_bins,
-    InstanceEmbedding.pixel_bins,
-  )
+  model, size, count = config.model, config.image_size, config.max_instances
+  width = model.width
+  kind, views = InstanceEmbedding, model.instance_views
+  crop = kind.crop_bins if views != "frame" else 0
+  frame = kind.frame_bins if views != "crop" else 0
   lines = _matmul(crop + frame, size, size)
   grids = _matmul(crop, size, crop) + _matmul(frame, size, frame)
   yield Product("mask/views", count * (lines + grids), gradients=0)
   yield Product("mask/areas", _matmul(count, size**2, 1), gradients=0)
   features = crop**2 + frame**2 + _BOX
-  if config.model.appearance:
+  if model.appearance:
+    # On the frame's grid the pixels are the same for all instances.
+    bins, grids = (kind.pixel_bins, count) if crop else (kind.frame_pixel_bins, 1)
     seen = _matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins)
     # Three colours, their squares and three numbers of the structure tensor, averaged inside each mask.
     yield Product(
-      "mask/pixels", count * seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0
+      "mask/pixels", grids * seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0
     )
     features += 3 * bins**2 + _COLOUR + _TEXTURE
   yield Product("mask/groups", _matmul(count, features, 2 * width), gradients=1)
   yield Product("mask/project", _matmul(count, 2 * width, width))
-  if config.model.neighbours:
+  if model.neighbours:
     heads, most = Neighbours.heads, Neighbours.most
     yield Product("mask/neighbours/kinds", _matmul(count, width, heads * Neighbours.head_width))
     # Which side a neighbour is on has no gradient.
@@ -115,25 +125,34 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
     )
 
 
-def _encoder(config: ConfigDict, tokens: int) -> Iterator[Product]:
+def _blocks(config: ConfigDict, part: str, tokens: int, depth: int) -> Iterator[Product]:
+  """So many blocks of the transformer on so many tokens."""
   width, hidden = config.model.width, int(config.model.width * config.model.mlp_ratio)
-  depth = config.model.depth
-  yield Product("encoder/qkv", depth * _matmul(tokens, width, 3 * width))
+  if not depth * tokens:
+    return
+  yield Product(f"{part}/qkv", depth * _matmul(tokens, width, 3 * width))
   # Scores and their use; padding is computed like the rest.
-  yield Product("encoder/attention", depth * 2 * _matmul(tokens, width, tokens))
-  yield Product("encoder/out", depth * _matmul(tokens, width, width))
-  yield Product("encoder/mlp", depth * 2 * _matmul(tokens, width, hidden))
+  yield Product(f"{part}/attention", depth * 2 * _matmul(tokens, width, tokens))
+  yield Product(f"{part}/out", depth * _matmul(tokens, width, width))
+  yield Product(f"{part}/mlp", depth * 2 * _matmul(tokens, width, hidden))
 
 
-def _selection(config: ConfigDict, patches: int) -> Iterator[Product]:
-  """See `mask_selection.MaskSelection`; how much of a patch an instance covers has no gradient."""
+def _selection(config: ConfigDict, patches: int, masks: int) -> Iterator[Product]:
+  """See `mask_selection.MaskSelection`; how much of a patch an instance covers has no gradient.
+
+  Args:
+    config: whole.
+    patches: of the image.
+    masks: tokens of the masks.
+  """
   model, count = config.model, config.max_instances
   width, pooled = model.width, _matmul(count, patches, model.width)
   learned = model.selection != "none"
-  if model.mask_tokens == "stacked":
-    yield Product("selection/masks", pooled, gradients=1)
+  if model.mask_tokens != "instance":
+    yield Product("selection/masks", _matmul(count, masks, width), gradients=1)
   # Without a selection nothing depends on the scores; only at test time they are told.
-  scores = _matmul(count, 2 * width, width) + _matmul(count, width, 1) + _matmul(1, width, 1)
+  scores = _matmul(count, 2 * width, width) + _matmul(count, width, 1)
+  scores += _matmul(1, width, 1) if model.none_slot else 0
   yield Product("selection/inside", pooled, gradients=1 if learned else -1)
   yield Product("selection/scores", scores, gradients=2 if learned else -1)
   yield Product("selection/spread", pooled, gradients=2 if learned else 1)
@@ -148,7 +167,7 @@ def _decoder(config: ConfigDict, side: int) -> Iterator[Product]:
   if mask:
     chosen = _matmul(1, config.max_instances, config.image_size**2)
     yield Product("decoder/chosen", chosen, gradients=int(model.selection != "none"), decoded=True)
-  channels, last = model.width * (1 + masked) + 8, len(model.decoder_widths) - 1
+  channels, last = model.width * (1 + masked) + 8 * model.coordinates, len(model.decoder_widths) - 1
   for stage, width in enumerate(model.decoder_widths):
     channels += guides * (4 if stage == last else 1)
     size = side * 2**stage

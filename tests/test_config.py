@@ -132,6 +132,8 @@ def test_a_config_from_before_there_was_a_key_says_what_was_done_then():
   for part, key in (("model", "no_target"), ("loss", "no_target"), ("model", "scan")):
     del before[part][key]
   del before["loader"]["text_lengths"]
+  for key in ("separate_blocks", "sparse_tokens", "instance_views", "none_slot", "coordinates"):
+    del before["model"][key]
   again = from_json(before)
   assert again.to_dict() == config.to_dict()
   assert again.model.no_target is False

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.errors import InputError
 from mail_jax.models.attention import attend
-from mail_jax.models.mail import pack
+from mail_jax.models.encoder import pack
 from mail_jax.models.mask_selection import pool_instances, select
 
 LENGTHS = (7, 4, 1)
@@ -151,6 +151,12 @@ def test_hard_selection_decodes_what_is_meant_and_learns_as_ever(scored):
     return jax.grad(lambda s: (weights * select(s, null, valid, "hard", meant)).sum())(scores)
 
   np.testing.assert_array_equal(gradient(meant), gradient(None))
+
+
+def test_hard_selection_decodes_what_is_chosen_where_it_is_not_known_what_is_meant(scored):
+  scores, null, valid = scored
+  rho = selection(scores, null, valid, "hard", jnp.array([0, -1, -1, -1]))
+  np.testing.assert_allclose(rho, [[1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]], atol=1e-6)
 
 
 def test_selection_none_gives_every_instance_the_weight_one(scored):

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_model
 import tiny_run
 import vilt_weights
 from hypothesis import given
@@ -16,7 +17,8 @@ from input_pipeline.errors import InputError
 from input_pipeline.tokenizer import SentencePieceTokenizer
 from mail_jax import train, trained
 from mail_jax.config import load_config
-from mail_jax.pretrained import vilt
+from mail_jax.optim import path_name
+from mail_jax.pretrained import initialise, vilt
 from mail_jax.pretrained.weights import open_weights
 from mail_jax.training_data import open_data
 
@@ -253,6 +255,44 @@ def test_a_run_whose_blocks_are_stacked_starts_from_the_same_weights(
     )
   trainer.run()
   assert trained.load(str(tmp_path), "last").step == 1
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_each_modality_starts_from_the_blocks_of_the_checkpoint(tmp_path, scan):
+  deep = vilt_weights.random_weights(**(TINY | {"depth": 3}))
+  pretrained = vilt.load(vilt_weights.write_folder(tmp_path / "deep", deep, heads=2))
+  config = load_config(tiny_run.__file__, ["model.depth=3", "model.separate_blocks=2"])
+  config.unlock()
+  config.model.scan = scan
+  shapes = tiny_model.shapes(config, TINY["vocab"])["params"]
+  found = initialise.fit(pretrained, config, shapes)
+  blocks = {name: value for name, value in pretrained.parameters.items() if "/block" in name}
+  assert len(blocks) == 3 * 12
+  for name, value in blocks.items():
+    _, block, rest = name.split("/", 2)
+    number = int(block.removeprefix("block"))
+    stacks = [f"separate/{m}" for m in ("image", "mask", "text")] if number < 2 else ["encoder"]
+    for stack in stacks:
+      got = found[f"{stack}/{'blocks' if scan else block}/{rest}"]
+      got = got[number % 2] if scan else got
+      np.testing.assert_array_equal(got.reshape(-1), value.reshape(-1), err_msg=name)
+  # Every parameter of the blocks has begun, and in its shape.
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    name = path_name(path)
+    if "/block" in name:
+      assert found.pop(name).shape == leaf.shape
+  assert not [name for name in found if "block" in name]
+
+
+def test_sparse_masks_start_at_the_positions_of_the_image_and_as_large(tmp_path):
+  pretrained = vilt.load(
+    vilt_weights.write_folder(tmp_path / "tiny", vilt_weights.random_weights(**TINY), heads=2)
+  )
+  config = load_config(tiny_run.__file__, ["model.mask_tokens=sparse"])
+  found = initialise.fit(pretrained, config, tiny_model.shapes(config, TINY["vocab"])["params"])
+  position = found["image/position"][1:]
+  np.testing.assert_array_equal(found["mask/position"], position)
+  np.testing.assert_allclose(found["mask/norm/scale"], np.sqrt((position**2).mean()), rtol=1e-6)
 
 
 def test_training_from_a_checkpoint_resumes_without_it(tiny_folder, shapes_data, tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.errors import InputError
 from mail_jax.models.attention import attend
@@ -21,6 +21,19 @@ _KEPT = {
 REMAT = ("none", *_KEPT)
 # The parameters of all blocks lie here in one, each with a first dimension of `depth`, where `Encoder.scan` is set.
 STACK = "blocks"
+
+
+def pack(
+  tokens: Float[Array, "b t d"], valid: Bool[Array, "b t"]
+) -> tuple[Float[Array, "b t d"], Int[Array, "b"], Int[Array, "b t"]]:
+  """Moves padding to the end, keeping the order of the rest.
+
+  Returns:
+    The packed tokens; how many of each sequence count; and where each token went.
+  """
+  order = jnp.argsort(~valid, axis=1, stable=True)
+  packed = jnp.take_along_axis(tokens, order[..., None], axis=1)
+  return packed, valid.sum(1, dtype=jnp.int32), jnp.argsort(order, axis=1)
 
 
 class Block(nn.Module):
@@ -65,6 +78,8 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: number of blocks; the others are `Block`'s.
+    first: number of the first of them, in the names of their parameters.
+    final_norm: whether the LayerNorm is there; a stack that others follow has none.
     remat: what training computes again in the backward pass instead of keeping it: `none`, `block` (all but the input
       of each block: the least memory, a third more products), or `products` (what lies between the matrix products).
     scan: whether the blocks are one program that runs `depth` times, which compiles in the time of one of them. Their
@@ -79,6 +94,8 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
   remat: str = "none"
   scan: bool = False
+  first: int = 0
+  final_norm: bool = True
 
   @nn.compact
   def __call__(
@@ -94,9 +111,9 @@ class Encoder(nn.Module):
       )
       x, _ = stack(self._block(STACK), x, None)
     else:
-      for i in range(self.depth):
+      for i in range(self.first, self.first + self.depth):
         x = self._block(block_name(i))(x, lengths, train)
-    return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+    return nn.LayerNorm(epsilon=1e-6, name="norm")(x) if self.final_norm else x
 
   def _block(self, name: str) -> Any:
     if self.remat not in REMAT:
@@ -119,12 +136,12 @@ def stack_blocks(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Stacks what belongs to the blocks, as `Encoder.scan` wants it; the rest stays.
 
   Args:
-    parameters: by name, as in `encoder/block00/qkv/kernel`; all of each block or the same part of each.
+    parameters: by name, as in `encoder/block00/qkv/kernel`; all of each block of an encoder or the same part of each.
   """
   stacked, rows = {}, {}
   for name, value in sorted(parameters.items()):
-    if found := re.fullmatch(r"encoder/block(\d+)/(.*)", name):
-      rows.setdefault(found[2], []).append(value)
+    if found := re.fullmatch(r"(.*)/block\d+/(.*)", name):
+      rows.setdefault(f"{found[1]}/{STACK}/{found[2]}", []).append(value)
     else:
       stacked[name] = value
-  return stacked | {f"encoder/{STACK}/{name}": np.stack(row) for name, row in rows.items()}
+  return stacked | {name: np.stack(row) for name, row in rows.items()}

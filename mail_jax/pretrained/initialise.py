@@ -1,6 +1,8 @@
 """How a run starts from weights that others trained: `config.init`."""
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
 from mail_jax.models.encoder import stack_blocks
+from mail_jax.models.separate import MODALITIES
 from mail_jax.optim import path_name
 from mail_jax.pretrained import vilt
 
@@ -74,10 +77,36 @@ def fit(pretrained: vilt.Pretrained, config: ConfigDict, shapes: Tree) -> dict[s
   leaves = jax.tree_util.tree_leaves_with_path(shapes)
   by_name = {path_name(path): leaf.shape for path, leaf in leaves}
   side = config.image_size // config.model.patch_size
+  parameters = share_blocks(pretrained.parameters, by_name, config.model.separate_blocks)
   if config.model.scan:
-    pretrained = dataclasses.replace(pretrained, parameters=stack_blocks(pretrained.parameters))
+    parameters = stack_blocks(parameters)
+  pretrained = dataclasses.replace(pretrained, parameters=parameters)
   fitted = vilt.fit(pretrained, by_name, (side, side))
   return fitted | start_new_parts(fitted, by_name)
+
+
+def share_blocks(
+  parameters: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], separate: int
+) -> dict[str, np.ndarray]:
+  """Gives the first blocks to each of the stacks that the model has for a single modality; the rest stays.
+
+  Args:
+    parameters: pretrained, by name.
+    shapes: of all parameters of the model.
+    separate: `config.model.separate_blocks`.
+  """
+  modalities = [
+    name for name in MODALITIES if any(key.startswith(f"separate/{name}/") for key in shapes)
+  ]
+  given = {}
+  for name, value in parameters.items():
+    found = re.match(r"encoder/block(\d+)/", name)
+    if found and int(found[1]) < separate:
+      rest = name.removeprefix("encoder/")
+      given |= {f"separate/{modality}/{rest}": value for modality in modalities}
+    else:
+      given[name] = value
+  return given
 
 
 def start_new_parts(
@@ -92,13 +121,13 @@ def start_new_parts(
     fitted: pretrained parameters, by name.
     shapes: of all parameters.
   """
-  position = fitted["image/position"][1:]
+  position, started = fitted["image/position"][1:], {}
   if "mask/position" in shapes:
-    return {"mask/position": position}
+    started["mask/position"] = position
   if "mask/norm/scale" in shapes:
     size = np.sqrt(np.mean(position**2))
-    return {"mask/norm/scale": np.full(shapes["mask/norm/scale"], size, np.float32)}
-  return {}
+    started["mask/norm/scale"] = np.full(shapes["mask/norm/scale"], size, np.float32)
+  return started
 
 
 def place(params: Tree, values: dict[str, np.ndarray]) -> Tree:
