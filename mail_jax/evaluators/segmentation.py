@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, Int32
 
 from input_pipeline.errors import InputError
 from mail_jax import losses
+from mail_jax.evaluators import boundary, packed_masks
 from mail_jax.evaluators.protocols import ORIGINAL, Protocol
 from mail_jax.models.mail import MaIL, Output, empty_where_nothing
 from mail_jax.train_step import apply_model
@@ -62,9 +64,7 @@ def count(
   drawn, true = protocol.masks(output.logits, truth, size)
   predicted = empty_where_nothing(drawn, output.no_target)
   result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
-  result |= {
-    "intersection": (predicted & true).sum((1, 2), dtype=jnp.int32),
-    "union": (predicted | true).sum((1, 2), dtype=jnp.int32),
+  result |= _compare(predicted, true, size, protocol) | {
     "height": size[:, 0],
     "width": size[:, 1],
     "area": truth.sum((1, 2), dtype=jnp.int32),
@@ -83,6 +83,24 @@ def count(
     jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1
   )[:, 0]
   return result | {"chosen_iou": chosen_iou, "oracle_iou": iou.max(1)}
+
+
+def _compare(
+  predicted: Bool[Array, "b y x"],
+  true: Bool[Array, "b y x"],
+  size: Int[Array, "b 2"],
+  protocol: Protocol,
+) -> dict[str, Int32[Array, "b"]]:
+  """Pixels of the masks, and of their boundaries where the protocol has them, that are in both and in at least one."""
+  packed = packed_masks.pack(jnp.stack([predicted, true], axis=1))
+  compared = {"": packed}
+  if protocol.boundary:
+    compared["boundary_"] = boundary.take_boundaries(packed, size, true.shape[1:])
+  result = {}
+  for name, pair in compared.items():
+    result[f"{name}intersection"] = packed_masks.count_pixels(pair[:, 0] & pair[:, 1])
+    result[f"{name}union"] = packed_masks.count_pixels(pair[:, 0] | pair[:, 1])
+  return result
 
 
 def summarise(
@@ -105,6 +123,9 @@ def summarise(
     )
   yield "oIoU", float(intersection.sum() / union.sum()) if union.sum() else protocol.empty
   yield "mIoU", float(iou.mean())
+  if "boundary_union" in columns:
+    outlines = (columns[f"boundary_{name}"].astype(np.int64) for name in ("intersection", "union"))
+    yield "boundary_mIoU", float(protocol.iou(*outlines).mean())
   for threshold in THRESHOLDS:
     yield f"P@{threshold}", float(protocol.reaches(iou, threshold).mean())
   chosen_iou, oracle_iou = (columns[name].astype(float) for name in ("chosen_iou", "oracle_iou"))
