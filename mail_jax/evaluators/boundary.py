@@ -1,7 +1,7 @@
 """Boundary IoU (Cheng et al., arXiv 2103.16562): the IoU of what two masks have along their outlines.
 
-The boundary of a mask is what of it lies within d pixels of its contour, where the edge of the photo is contour as well;
-d is 2 % of the photo's diagonal.
+The boundary of a mask is what of it lies within d pixels of its contour; the edge of the photo is contour as well. d is
+2 % of the photo's diagonal. docs/evaluation.md has the definition.
 """
 
 import math
@@ -18,8 +18,8 @@ _DIAGONAL = 50
 def find_distance(size: Int[Array, "b 2"], farthest: int) -> Int32[Array, "b"]:
   """How far a boundary reaches into its mask, in pixels: 2 % of the diagonal, rounded, at least 1.
 
-  Half a pixel is rounded to the even number, as Python's `round` does in the authors' code. Compared in whole numbers, so that
-  single precision puts no photo on the other side; for sides up to 46,340 pixels.
+  Half a pixel is rounded to the even number, as Python's `round` does in the authors' code. Compared in whole numbers,
+  so that single precision puts no photo on the other side; for sides up to 46,340 pixels.
 
   Args:
     size: height and width of each photo.

@@ -44,8 +44,9 @@ def erode(
   """
   steps = _steps(distance, farthest)
   reach = sum(step for step, _ in steps)
-  eroded = _erode_axis(_with_rows_around(packed, reach), steps, axis=2)
-  return _erode_axis(jnp.pad(eroded, ((0, 0), (0, 0), (0, 0), (reach, reach))), steps, axis=3)
+  # Padded before anything is eroded: XLA makes slow code of steps that it merges with padding.
+  wide = jnp.pad(packed, ((0, 0), (0, 0), (0, 0), (reach, reach)))
+  return _erode_axis(_erode_axis(_with_rows_around(wide, reach), steps, axis=2), steps, axis=3)
 
 
 def _with_rows_around(packed: UInt8[Array, "b m q w"], count: int) -> UInt8[Array, "b m r w"]:
@@ -58,13 +59,11 @@ def _with_rows_around(packed: UInt8[Array, "b m q w"], count: int) -> UInt8[Arra
   return rows[:, :, blocks * q - count : blocks * q + q + count]
 
 
-def _steps(
-  distance: Int[Array, "b"], farthest: int
-) -> list[tuple[int, UInt8[Array, "b 1 1 1"]]]:
+def _steps(distance: Int[Array, "b"], farthest: int) -> list[tuple[int, UInt8[Array, "b 1 1 1"]]]:
   """Steps whose sum is the distance, and with each 255 where it is left out, else 0.
 
-  None is more than twice the sum of those before it, plus 1. So a pixel that has its neighbours at every one of these steps,
-  taken one after the other, has all in between: window minima by doubling (van Herk's problem), here by trebling.
+  None is more than twice the sum of those before it, plus 1, so that taken one after the other they leave no gap: a
+  pixel that has both neighbours at every step has all in between.
   """
   found, step = [], 1
   rest = distance
@@ -78,7 +77,9 @@ def _steps(
     used = rest >= step
     rest, left = rest - step * used, left - step
     found.append((step, used))
-  return [(step, jnp.where(used, 0, 255).astype(jnp.uint8)[:, None, None, None]) for step, used in found]
+  return [
+    (step, jnp.where(used, 0, 255).astype(jnp.uint8)[:, None, None, None]) for step, used in found
+  ]
 
 
 def _sum_of_thirds(step: int) -> int:

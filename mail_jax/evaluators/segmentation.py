@@ -58,7 +58,8 @@ def count(
     original image; `chosen`, the slot with the largest selection logit, k for none; `chosen_iou` and `oracle_iou`, of
     the chosen and of the best raw instance mask with the target, at the model's resolution (0 without instances).
     Of a model that says whether anything is meant, `no_target_probability`, and `raw_union`, with the mask that it
-    would have drawn: `intersection` and `union` are of an empty one where it says no.
+    would have drawn: all else is of an empty one where it says no. Of a protocol that compares boundaries,
+    `boundary_intersection` and `boundary_union`.
   """
   truth, size = batch["original_target"], batch["original_size"]
   drawn, true = protocol.masks(output.logits, truth, size)
@@ -67,13 +68,13 @@ def count(
   result |= _compare(predicted, true, size, protocol) | {
     "height": size[:, 0],
     "width": size[:, 1],
-    "area": truth.sum((1, 2), dtype=jnp.int32),
+    "area": packed_masks.count_pixels(packed_masks.pack(truth)),
     "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
   }
   if output.no_target is not None:
     result |= {
       "no_target_probability": jax.nn.sigmoid(output.no_target),
-      "raw_union": (drawn | true).sum((1, 2), dtype=jnp.int32),
+      "raw_union": packed_masks.count_pixels(packed_masks.pack(drawn | true)),
     }
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
@@ -92,7 +93,7 @@ def _compare(
   protocol: Protocol,
 ) -> dict[str, Int32[Array, "b"]]:
   """Pixels of the masks, and of their boundaries where the protocol has them, that are in both and in at least one."""
-  packed = packed_masks.pack(jnp.stack([predicted, true], axis=1))
+  packed = jnp.stack([packed_masks.pack(masks) for masks in (predicted, true)], axis=1)
   compared = {"": packed}
   if protocol.boundary:
     compared["boundary_"] = boundary.take_boundaries(packed, size, true.shape[1:])
