@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from benchmarks import boundary as benchmark
 from mail_jax.evaluators import boundary, packed_masks, protocols
 from mail_jax.evaluators.segmentation import count, summarise
 from mail_jax.models.mail import Output
@@ -194,3 +195,15 @@ def test_the_protocols_of_papers_have_no_boundary():
   keys = {name: count(output, batch, 0, how).keys() for name, how in protocols.PROTOCOLS.items()}
   assert keys["original"] - keys["cris"] == {"boundary_intersection", "boundary_union"}
   assert keys["lavt"] == keys["cris"]
+
+
+def test_the_benchmark_stretches_targets_and_nothing_else():
+  target = np.zeros((2, 64, 64), bool)
+  target[0, 10:20, :15] = target[1, 0, 0] = True
+  sizes = np.array([[20, 30], [1, 1]], np.int32)
+  batch = {"original_target": target, "original_size": sizes, "index": np.arange(2)}
+  found = benchmark.stretch(batch, 100, 90)
+  assert found["original_size"].tolist() == [[100, 90]] * 2 and found["index"] is batch["index"]
+  expected = np.zeros((2, 128, 128), bool)
+  expected[0, 50:100, :45] = expected[1, :100, :90] = True
+  np.testing.assert_array_equal(found["original_target"], expected)
