@@ -38,14 +38,14 @@ def farthest_on(rows: int, cols: int) -> int:
 
 
 def take_boundaries(
-  packed: UInt8[Array, "b m q w"], size: Int[Array, "b 2"], canvas: tuple[int, int]
+  packed: UInt8[Array, "b m q w"], size: Int[Array, "b 2"], rows: int, cols: int
 ) -> UInt8[Array, "b m q w"]:
   """What of each mask lies at its contour.
 
   Args:
     packed: m masks of each photo, zero beyond it, as `packed_masks.pack` makes them.
     size: height and width of each photo in pixels.
-    canvas: height and width of the masks before they were packed.
+    rows, cols: of the masks before they were packed.
   """
-  farthest = farthest_on(*canvas)
+  farthest = farthest_on(rows, cols)
   return packed & ~packed_masks.erode(packed, find_distance(size, farthest), farthest)

@@ -33,9 +33,7 @@ def count_pixels(packed: UInt8[Array, "*n q w"]) -> Int32[Array, "*n"]:
 def erode(
   packed: UInt8[Array, "b m q w"], distance: Int[Array, "b"], farthest: int
 ) -> UInt8[Array, "b m q w"]:
-  """Leaves the pixels that have no other pixel than their own mask's in the square of that distance around them.
-
-  Beyond the canvas nothing belongs to a mask.
+  """Leaves the pixels whose square of that distance lies in the mask; beyond the canvas nothing is in a mask.
 
   Args:
     packed: m masks of each of b photos.

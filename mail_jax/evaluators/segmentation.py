@@ -96,7 +96,7 @@ def _compare(
   packed = jnp.stack([packed_masks.pack(masks) for masks in (predicted, true)], axis=1)
   compared = {"": packed}
   if protocol.boundary:
-    compared["boundary_"] = boundary.take_boundaries(packed, size, true.shape[1:])
+    compared["boundary_"] = boundary.take_boundaries(packed, size, true.shape[1], true.shape[2])
   result = {}
   for name, pair in compared.items():
     result[f"{name}intersection"] = packed_masks.count_pixels(pair[:, 0] & pair[:, 1])

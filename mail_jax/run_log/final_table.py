@@ -8,8 +8,7 @@ from mail_jax.run_log.step_line import duration
 
 # Those that a paper has in its table, and what the instance masks add; the rest is in the log.
 _COLUMNS = (
-  "mIoU", "oIoU", "gIoU", "cIoU", "boundary_mIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc", "selection_accuracy",
-  "oracle_mIoU",
+  "mIoU", "oIoU", "gIoU", "cIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc", "selection_accuracy", "oracle_mIoU",
 )  # fmt: skip
 
 
