@@ -6,7 +6,7 @@ from typing import Any
 COUNTS = ("sentences", "refs", "no_targets")
 # What a table of kinds of sentences shows; the rest is in the JSON.
 _OF_A_KIND = (
-  "sentences", "oIoU", "gIoU", "cIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc",
+  "sentences", "oIoU", "gIoU", "cIoU", "mIoU", "boundary_mIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc",
   "selection_accuracy", "oracle_mIoU",
 )  # fmt: skip
 _INDENT = "  "

@@ -30,6 +30,8 @@ def ratios(columns: Columns, protocol: Protocol) -> dict[str, Float[np.ndarray, 
   iou = protocol.iou(columns["intersection"], columns["union"])
   one = np.ones_like(iou)
   found = {"oIoU": (intersection, union), "mIoU": (iou, one)}
+  if "boundary_iou" in columns:
+    found["boundary_mIoU"] = (columns["boundary_iou"], one)
   found |= {f"P@{x}": (protocol.reaches(iou, x), one) for x in THRESHOLDS}
   findable = columns["oracle_iou"] > 0.5
   found["selection_accuracy"] = (findable & (columns["chosen_iou"] > 0.5), findable)

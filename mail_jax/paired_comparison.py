@@ -74,13 +74,15 @@ def compare(pairs: Sequence[Pair], resamples: int = paired_bootstrap.RESAMPLES) 
     resamples: of the bootstrap.
 
   Returns:
-    `sentences` and `images`; `metrics`, each with `a`, `b`, `difference` (b - a) and the bounds of its 95 % interval,
-    `low` and `high`, as fractions, null where no sentence has any; `wins`, the sentences with the larger IoU in `a`, in
-    `b`, or neither.
+    `sentences` and `images`; `metrics` that both have, each with `a`, `b`, `difference` (b - a) and the bounds of its
+    95 % interval, `low` and `high`, as fractions, null where no sentence has any; `wins`, the sentences with the larger
+    IoU in `a`, in `b`, or neither.
   """
   protocol = PROTOCOLS[pairs[0][0]["protocol"]]
   columns = [sentence_rows.columns(rows) for rows in zip(*pairs, strict=True)]
   a, b = (paired_bootstrap.ratios(side, protocol) for side in columns)
+  # Rows of before boundaries were counted can be compared by all else.
+  a, b = ({name: side[name] for name in a if name in b} for side in (a, b))
   images, cluster = np.unique(columns[0]["image_id"], return_inverse=True)
   bounds = paired_bootstrap.intervals(a, b, cluster, resamples)
   metrics = {}

@@ -34,10 +34,15 @@ FIELDS: dict[str, type] = {
   "cut": bool,
 }
 """The keys of a row, in their order, and the types of the values; `chosen` may be null (docs/evaluation.md)."""
-OPTIONAL: dict[str, type] = {"no_target_probability": float, "raw_union": int}
-"""Keys that rows have where the model says such a thing."""
+_BOUNDARY: dict[str, type] = {
+  "boundary_intersection": int,
+  "boundary_union": int,
+  "boundary_iou": float,
+}
+OPTIONAL: dict[str, type] = {**_BOUNDARY, "no_target_probability": float, "raw_union": int}
+"""Keys that rows have where the protocol compares outlines, and where the model says such a thing."""
 
-_SHARES = ("iou", "chosen_iou", "oracle_iou", "no_target_probability")
+_SHARES = ("iou", "boundary_iou", "chosen_iou", "oracle_iou", "no_target_probability")
 _MAY_BE_NEGATIVE = ("image_id", "ref_id")
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -59,9 +64,10 @@ def make(
     max_instances: K; `chosen` is null where it is that.
   """
   found = {name: values.tolist() for name, values in counted.items()}
-  found["iou"] = protocol.iou(
-    counted["intersection"].astype(np.int64), counted["union"].astype(np.int64)
-  ).tolist()
+  for prefix in ("", "boundary_"):
+    if f"{prefix}union" in counted:
+      pair = (counted[f"{prefix}{name}"].astype(np.int64) for name in ("intersection", "union"))
+      found[f"{prefix}iou"] = protocol.iou(*pair).tolist()
   found["chosen"] = [None if slot == max_instances else slot for slot in found["chosen"]]
   names = [name for name in (*FIELDS, *OPTIONAL) if name in found]
   rows = []
@@ -74,10 +80,13 @@ def make(
 
 
 def columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-  """The numbers of the rows, an array a key; `chosen` and texts are left out."""
+  """The numbers of the rows, an array a key; `chosen`, texts and what only some of them have are left out."""
   kinds = {**FIELDS, **OPTIONAL}
   numbers = [
-    name for name in rows[0] if name in kinds and kinds[name] is not str and name != "chosen"
+    name
+    for name in rows[0]
+    if name in kinds and kinds[name] is not str and name != "chosen"
+    if name in FIELDS or all(name in row for row in rows)
   ]
   return {name: np.array([row[name] for row in rows], kinds[name]) for name in numbers}
 
@@ -125,18 +134,30 @@ def _parse(line: str, where: str) -> Row:
         f"{where}: there is no {name!r}; write the file again with `evaluate --samples`"
       )
     _check(row[name], name, kind, where)
+  # Rows of before boundaries were counted have none of them.
+  needed = _BOUNDARY if any(name in row for name in _BOUNDARY) else {}
   for name, kind in OPTIONAL.items():
     if name in row:
       _check(row[name], name, kind, where)
+    elif name in needed:
+      raise InputError(
+        f"{where}: there is no {name!r}; write the file again with `evaluate --samples`"
+      )
   if row["protocol"] not in PROTOCOLS:
     raise InputError(
       f"{where}: protocol {row['protocol']!r}: the protocols are {', '.join(PROTOCOLS)}"
     )
-  if row["intersection"] > row["union"]:
-    raise InputError(
-      f"{where}: the intersection, {row['intersection']}, is larger than the union, {row['union']}"
-    )
+  _check_pair(row, "", where)
+  if needed:
+    _check_pair(row, "boundary_", where)
   return row
+
+
+def _check_pair(row: Row, prefix: str, where: str) -> None:
+  intersection, union = row[f"{prefix}intersection"], row[f"{prefix}union"]
+  if intersection > union:
+    what = "intersection of the boundaries" if prefix else "intersection"
+    raise InputError(f"{where}: the {what}, {intersection}, is larger than the union, {union}")
 
 
 def _check(value: Any, name: str, kind: type, where: str) -> None:

@@ -24,7 +24,7 @@ from mail_jax.segmenter import Segmenter
 
 COUNTS = ("sentences", "refs")
 METRICS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
-METRICS += ("selection_accuracy", "picked_mIoU", "oracle_mIoU", "text_cut")
+METRICS += ("selection_accuracy", "picked_mIoU", "oracle_mIoU", "text_cut", "boundary_mIoU")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,11 @@ def by_hand(rows: list[dict[str, Any]]) -> dict[str, float]:
     "refs": len({row["ref_id"] for row in rows}),
     "oIoU": sum(row["intersection"] for row in rows) / sum(row["union"] for row in rows),
     "mIoU": sum(iou) / len(rows),
+    "boundary_mIoU": sum(
+      row["boundary_intersection"] / row["boundary_union"] if row["boundary_union"] else 1
+      for row in rows
+    )
+    / len(rows),
     "selection_accuracy": sum(row["chosen_iou"] > 0.5 for row in can) / max(1, len(can)),
     "picked_mIoU": sum(row["chosen_iou"] for row in rows) / len(rows),
     "oracle_mIoU": sum(row["oracle_iou"] for row in rows) / len(rows),

@@ -100,9 +100,10 @@ def check_the_same_pixels_are_counted(
     rows = _rows(found[places], size, name)
     close = max(close, int(np.maximum(first["close"], rows["close"]).sum()))
     different += count_differences(rows, first, (name, places, size))
-    compared += 2 * len(rows["union"])
+    compared += 4 * len(rows["union"])
   union, total = int(first["union"].sum()), len(first["union"])
   assert len(set(first["union"].tolist())) > total / 4, "the sentences can hardly be told apart"
+  assert (first["boundary_union"] < first["union"]).any(), "all masks are outline alone"
   assert close < union / 100, "so many pixels at the threshold would hide anything"
   return (
     f"{name}: {total} sentences, sum I {first['intersection'].sum()}, sum U {union}; {close} pixels within 1e-4 of the "
@@ -129,9 +130,13 @@ def check_rows_are_gathered(
 def count_differences(rows: dict[str, Any], first: dict[str, Any], where: Any) -> int:
   """How many integers differ; none by more pixels than are too close to the threshold to tell."""
   tolerated, different = np.maximum(first["close"], rows["close"]), 0
-  for column in ("intersection", "union"):
+  # A pixel that is too close to tell is in no more boundaries than there are pixels within their distance of it.
+  diagonal = np.hypot(rows["height"], rows["width"])
+  around = (2 * np.maximum(1, np.round(0.02 * diagonal)) + 1) ** 2
+  for column in ("intersection", "union", "boundary_intersection", "boundary_union"):
     error = np.abs(rows[column] - first[column])
-    assert (error <= tolerated).all(), (where, column)
+    reach = around if column.startswith("boundary") else 1
+    assert (error <= reach * tolerated).all(), (where, column)
     different += int((error > 0).sum())
   for column in ("height", "width", "area", "cut"):
     np.testing.assert_array_equal(rows[column], first[column])

@@ -16,6 +16,7 @@ def draw(rng: np.random.Generator, cluster: np.ndarray, better: float) -> dict[s
   return {
     "intersection": (union / (1 + np.exp(-skill))).astype(int),
     "union": union,
+    "boundary_iou": rng.random(len(cluster)),
     "chosen_iou": rng.random(len(cluster)),
     "oracle_iou": rng.random(len(cluster)),
   }
@@ -26,6 +27,7 @@ def metrics_by_hand(columns: dict[str, np.ndarray], numbers: list[int]) -> dict[
   pairs = [(int(columns["intersection"][i]), int(columns["union"][i])) for i in numbers]
   found = {"oIoU": sum(i for i, _ in pairs) / sum(u for _, u in pairs)}
   found["mIoU"] = sum(i / u for i, u in pairs) / len(pairs)
+  found["boundary_mIoU"] = sum(columns["boundary_iou"][i] for i in numbers) / len(numbers)
   for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
     found[f"P@{threshold}"] = sum(i / u >= threshold for i, u in pairs) / len(pairs)
   can = [i for i in numbers if columns["oracle_iou"][i] > 0.5]

@@ -47,6 +47,26 @@ def test_metrics_and_wins_are_those_of_the_rows():
   assert found["wins"] == {"a": wins[0], "b": wins[1], "neither": len(a) - sum(wins)}
 
 
+def with_boundaries(rows: Rows) -> Rows:
+  numbers = np.random.default_rng(len(rows)).integers(1, 50, len(rows)).tolist()
+  return [
+    row | {"boundary_intersection": n, "boundary_union": 50, "boundary_iou": n / 50}
+    for row, n in zip(rows, numbers, strict=True)
+  ]
+
+
+def test_boundaries_are_compared_where_both_have_them():
+  a, b = with_boundaries(make_rows(0)), make_rows(1)
+  old = paired_comparison.compare(paired_comparison.pair(a, b), resamples=10)
+  assert "boundary_mIoU" not in old["metrics"] and "mIoU" in old["metrics"]
+  pairs = paired_comparison.pair(a, with_boundaries(b)[::-1])
+  found = paired_comparison.compare(pairs, resamples=10)
+  assert found["metrics"].keys() - old["metrics"].keys() == {"boundary_mIoU"}
+  numbers = found["metrics"]["boundary_mIoU"]
+  assert numbers["a"] == pytest.approx(sum(row["boundary_iou"] for row in a) / len(a))
+  assert numbers["difference"] == 0 == numbers["low"]
+
+
 def test_the_same_rows_do_not_differ_and_the_same_question_has_the_same_answer():
   a, b = make_rows(0), make_rows(1)
   same = paired_comparison.compare(paired_comparison.pair(a, a))

@@ -13,6 +13,7 @@ import pytest
 import refer_layout
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scipy import ndimage
 from test_segmentation_evaluator import interpolate
 
 from input_pipeline import loader, prepare
@@ -199,6 +200,24 @@ def test_integers_of_500_sentences_are_those_of_pycocotools(judged, ours):
     found = [int(ours[name][i]) for name in ("intersection", "union", "area", "height", "width")]
     expected = [*(int(coco_mask.area(mask)) for mask in (both, either, runs)), *runs["size"]]
     assert found == expected, judged.meta[i]
+
+
+def boundary_of(mask: np.ndarray) -> np.ndarray:
+  """What of a mask has something else, or the border of the photo, in a square around it."""
+  side = 2 * max(1, round(0.02 * np.hypot(*mask.shape))) + 1
+  return mask & ~ndimage.minimum_filter(mask, side, mode="constant", cval=0)
+
+
+def test_boundaries_of_500_sentences_are_those_of_scipy(judged, ours):
+  expected, truth, runs_of = [], np.zeros(0), None
+  for logits, runs in zip(judged.logits, judged.truth, strict=True):
+    if runs is not runs_of:
+      truth, runs_of = boundary_of(coco_mask.decode(runs) > 0), runs
+    predicted = boundary_of(resize(bilinear, logits, *runs["size"]) > 0)
+    expected.append([(predicted & truth).sum(), (predicted | truth).sum()])
+  found = np.stack([ours[f"boundary_{name}"] for name in ("intersection", "union")], axis=1)
+  np.testing.assert_array_equal(found, expected)
+  assert (found[:, 1] < ours["union"]).sum() > CASES / 3, "most masks are outline alone"
 
 
 def test_the_500_sentences_are_as_different_as_they_should_be(judged, ours):

@@ -97,7 +97,7 @@ def test_its_metrics_of_kinds_are_those_of_an_evaluation(written):
       for kind, metrics in written.results[name][breakdown].items():
         cells = shown[f"{kind}, {name}"]
         assert cells["sentences"] == str(metrics["sentences"])
-        for key in ("mIoU", "oIoU", "P@0.5", "oracle_mIoU"):
+        for key in ("mIoU", "boundary_mIoU", "oIoU", "P@0.5", "oracle_mIoU"):
           assert float(cells[key]) == pytest.approx(100 * metrics[key], abs=0.051)
 
 

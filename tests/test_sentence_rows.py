@@ -52,6 +52,32 @@ def test_what_only_some_models_say_is_kept():
   assert first["no_target_probability"] == 0.25
 
 
+BOUNDARY = {
+  "boundary_intersection": np.array([1, 0, 6], np.int32),
+  "boundary_union": np.array([4, 0, 8], np.int32),
+}
+
+
+def test_boundaries_are_kept_where_they_were_counted(tmp_path):
+  rows = make(**BOUNDARY)
+  assert [row["boundary_iou"] for row in rows] == [0.25, 1, 0.75]
+  for name, values in BOUNDARY.items():
+    assert [row[name] for row in rows] == values.tolist()
+  sentence_rows.write(tmp_path / "rows.jsonl", rows)
+  columns = sentence_rows.columns(sentence_rows.read(tmp_path / "rows.jsonl"))
+  assert dict(summarise(columns))["boundary_mIoU"] == pytest.approx(2 / 3)
+  kinds = breakdowns.breakdowns(columns, summarise)["by_size"]
+  assert {kind: found["boundary_mIoU"] for kind, found in kinds.items()} == {
+    "none": 1, "small": 0.25, "large": 0.75,
+  }  # fmt: skip
+
+
+def test_rows_of_before_boundaries_were_counted_have_all_other_metrics(tmp_path):
+  sentence_rows.write(tmp_path / "rows.jsonl", [make(**BOUNDARY)[0], *make()[1:]])
+  found = dict(summarise(sentence_rows.columns(sentence_rows.read(tmp_path / "rows.jsonl"))))
+  assert "boundary_mIoU" not in found and found["mIoU"] == pytest.approx(0.8)
+
+
 def test_rows_are_read_as_they_were_written_and_give_the_same_metrics(tmp_path):
   rows = make()
   sentence_rows.write(tmp_path / "rows.jsonl", rows)
@@ -85,6 +111,18 @@ def broken(**changes: Any) -> str:
     (broken(iou=1.5), r"line 1: iou is 1\.5; it must be between 0 and 1"),
     (broken(chosen_iou=float("nan")), r"line 1: chosen_iou is nan; it must be between"),
     (broken(no_target_probability="no"), r"no_target_probability is 'no', which is not a number"),
+    (
+      broken(boundary_union=4),
+      r"line 1: there is no 'boundary_intersection'; write the file again",
+    ),
+    (
+      broken(boundary_intersection=5, boundary_union=4, boundary_iou=1),
+      r"line 1: the intersection of the boundaries, 5, is larger than the union, 4",
+    ),
+    (
+      broken(boundary_intersection=1, boundary_union=4, boundary_iou=1.25),
+      r"boundary_iou is 1\.25; it must be between 0 and 1",
+    ),
     (broken(protocol="mine"), r"line 1: protocol 'mine': the protocols are original, lavt, cris"),
   ],
 )

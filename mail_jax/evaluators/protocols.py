@@ -31,12 +31,14 @@ class Protocol:
       are empty beyond the image.
     strict: P@X counts an IoU above X; else, of X or more.
     empty: the IoU where nothing is predicted and nothing is true.
+    boundary: whether outlines are compared as well.
   """
 
   name: str
   masks: Callable[[jax.Array, jax.Array, jax.Array], Masks]
   strict: bool = False
   empty: float = 1.0
+  boundary: bool = False
 
   def iou(
     self, intersection: Int[np.ndarray, "n"], union: Int[np.ndarray, "n"]
@@ -71,7 +73,7 @@ def _cris(
   return probability > CRIS_THRESHOLD, truth
 
 
-ORIGINAL = Protocol("original", _original)
+ORIGINAL = Protocol("original", _original, boundary=True)
 PROTOCOLS = {
   protocol.name: protocol
   for protocol in (

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, Int32
 
 from input_pipeline.errors import InputError
 from mail_jax import losses
+from mail_jax.evaluators import boundary, packed_masks
 from mail_jax.evaluators.protocols import ORIGINAL, Protocol
 from mail_jax.models.mail import MaIL, Output, empty_where_nothing
 from mail_jax.train_step import apply_model
@@ -56,24 +58,23 @@ def count(
     original image; `chosen`, the slot with the largest selection logit, k for none; `chosen_iou` and `oracle_iou`, of
     the chosen and of the best raw instance mask with the target, at the model's resolution (0 without instances).
     Of a model that says whether anything is meant, `no_target_probability`, and `raw_union`, with the mask that it
-    would have drawn: `intersection` and `union` are of an empty one where it says no.
+    would have drawn: all else is of an empty one where it says no. Of a protocol that compares boundaries,
+    `boundary_intersection` and `boundary_union`.
   """
   truth, size = batch["original_target"], batch["original_size"]
   drawn, true = protocol.masks(output.logits, truth, size)
   predicted = empty_where_nothing(drawn, output.no_target)
   result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
-  result |= {
-    "intersection": (predicted & true).sum((1, 2), dtype=jnp.int32),
-    "union": (predicted | true).sum((1, 2), dtype=jnp.int32),
+  result |= _compare(predicted, true, size, protocol) | {
     "height": size[:, 0],
     "width": size[:, 1],
-    "area": truth.sum((1, 2), dtype=jnp.int32),
+    "area": packed_masks.count_pixels(packed_masks.pack(truth)),
     "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
   }
   if output.no_target is not None:
     result |= {
       "no_target_probability": jax.nn.sigmoid(output.no_target),
-      "raw_union": (drawn | true).sum((1, 2), dtype=jnp.int32),
+      "raw_union": packed_masks.count_pixels(packed_masks.pack(drawn | true)),
     }
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
@@ -83,6 +84,24 @@ def count(
     jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1
   )[:, 0]
   return result | {"chosen_iou": chosen_iou, "oracle_iou": iou.max(1)}
+
+
+def _compare(
+  predicted: Bool[Array, "b y x"],
+  true: Bool[Array, "b y x"],
+  size: Int[Array, "b 2"],
+  protocol: Protocol,
+) -> dict[str, Int32[Array, "b"]]:
+  """Pixels of the masks, and of their boundaries where the protocol has them, that are in both and in at least one."""
+  packed = jnp.stack([packed_masks.pack(masks) for masks in (predicted, true)], axis=1)
+  compared = {"": packed}
+  if protocol.boundary:
+    compared["boundary_"] = boundary.take_boundaries(packed, size, true.shape[1], true.shape[2])
+  result = {}
+  for name, pair in compared.items():
+    result[f"{name}intersection"] = packed_masks.count_pixels(pair[:, 0] & pair[:, 1])
+    result[f"{name}union"] = packed_masks.count_pixels(pair[:, 0] | pair[:, 1])
+  return result
 
 
 def summarise(
@@ -105,6 +124,9 @@ def summarise(
     )
   yield "oIoU", float(intersection.sum() / union.sum()) if union.sum() else protocol.empty
   yield "mIoU", float(iou.mean())
+  if "boundary_union" in columns:
+    outlines = (columns[f"boundary_{name}"].astype(np.int64) for name in ("intersection", "union"))
+    yield "boundary_mIoU", float(protocol.iou(*outlines).mean())
   for threshold in THRESHOLDS:
     yield f"P@{threshold}", float(protocol.reaches(iou, threshold).mean())
   chosen_iou, oracle_iou = (columns[name].astype(float) for name in ("chosen_iou", "oracle_iou"))

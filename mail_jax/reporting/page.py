@@ -32,6 +32,7 @@ _MEANINGS = {
   "refs": "objects that are meant",
   "oIoU": "overall IoU: sum of intersections / sum of unions, in pixels of the photos",
   "mIoU": "mean over the sentences of intersection / union",
+  "boundary_mIoU": "mean IoU of what lies along the outlines of both masks: within 2 % of the photo's diagonal of them",
   "P@X": "share of sentences with an IoU of at least X (PhraseCut: above X)",
   "gIoU": "mean IoU, 1 where nothing is meant and the model says so, 0 where it is wrong about that",
   "cIoU": "sum of intersections / sum of unions, as the data set's own code counts",

@@ -15,7 +15,9 @@ _GROUPS = {
   ),
   "by_words": ("Mean IoU by the length of the expression", "In words. Percent."),
 }
-_COLUMNS = ("sentences", "mIoU", "oIoU", "P@0.5", "selection_accuracy", "oracle_mIoU")
+_COLUMNS = (
+  "sentences", "mIoU", "boundary_mIoU", "oIoU", "P@0.5", "selection_accuracy", "oracle_mIoU",
+)  # fmt: skip
 
 
 def draw(splits: Sequence[Judged]) -> Iterator[str]:

@@ -1,0 +1,116 @@
+"""What the boundaries cost an evaluation:
+
+  python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val
+  python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val --sentences 128 --photo 480x640
+
+Runs what the device does of an evaluation, the model included, with boundaries and without them, on the same batches;
+they take turns (A B A B), and the figures are medians over the turns, of wall time and of the time of all cores
+together, which other work on the machine disturbs less. --photo takes every photo to be of that height and width, its
+target stretched to it. Reading the records, which an evaluation does besides, is left out: the share of the whole is
+smaller.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import paired
+from input_pipeline.errors import InputError, run_command
+from input_pipeline.preprocess import nearest_indices
+from mail_jax import evaluate, trained
+from mail_jax.evaluators.protocols import ORIGINAL
+from mail_jax.evaluators.segmentation import make_measure
+
+Batch = dict[str, Any]
+_CANVAS = 64  # the sides of a canvas are multiples of it, as the loader makes them
+
+
+def stretch(batch: Batch, height: int, width: int) -> Batch:
+  """Takes every photo of a batch, and its target, to that size."""
+  sides = [-(-side // _CANVAS) * _CANVAS for side in (height, width)]
+  target = np.zeros((len(batch["original_target"]), *sides), bool)
+  for row, old, size in zip(target, batch["original_target"], batch["original_size"], strict=True):
+    rows, cols = (
+      nearest_indices(int(n), side) for n, side in zip(size, (height, width), strict=True)
+    )
+    row[:height, :width] = old[np.ix_(rows, cols)]
+  size = np.full_like(batch["original_size"], (height, width))
+  return batch | {"original_target": target, "original_size": size}
+
+
+def _batches(args: argparse.Namespace, model: trained.Trained) -> Iterator[Batch]:
+  for batch in evaluate.open_batches(model, args.data_dir, args.data, args.sentences):
+    arrays = {name: value for name, value in batch.items() if name != "meta"}
+    yield stretch(arrays, *args.photo) if args.photo else arrays
+
+
+def _size(text: str) -> tuple[int, int]:
+  try:
+    height, width = (int(side) for side in text.split("x"))
+  except ValueError as error:
+    raise InputError(f"--photo {text}: write HEIGHTxWIDTH, such as 480x640") from error
+  return height, width
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  trained.add_arguments(parser)
+  parser.add_argument("--data_dir", required=True)
+  parser.add_argument("--data", required=True, metavar="NAME/SPLIT")
+  parser.add_argument("--sentences", type=int, default=512)
+  parser.add_argument("--photo", type=_size, metavar="HEIGHTxWIDTH")
+  parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument("--json", metavar="FILE")
+  args = parser.parse_args(argv)
+  model = trained.load(args.checkpoint, args.which)
+  held = [jax.device_put(batch) for batch in _batches(args, model)]
+  variables = jax.device_put(model.on_one_device())
+  protocols = {
+    "without boundaries": dataclasses.replace(ORIGINAL, boundary=False),
+    "with boundaries": ORIGINAL,
+  }
+  measures = {
+    name: jax.jit(make_measure(model.model, protocol, model.apply))
+    for name, protocol in protocols.items()
+  }
+
+  cores: dict[str, list[float]] = {name: [] for name in measures}
+
+  def run(name: str) -> float:
+    began = time.process_time()
+    seconds = paired.seconds(
+      lambda: jax.block_until_ready([measures[name](variables, batch) for batch in held])
+    )
+    cores[name].append(time.process_time() - began)
+    return seconds
+
+  compiled = {name: run(name) for name in measures}
+  times = paired.interleave({name: lambda name=name: run(name) for name in measures}, args.rounds)
+  first = next(iter(measures))
+  count = sum(int((batch["index"] >= 0).sum()) for batch in held)
+  rows = [
+    {
+      "what": name,
+      "ms a sentence": 1000 * statistics.median(seconds) / count,
+      "of that without": f"{paired.ratio(seconds, times[first]):.1%}",
+      "core ms a sentence": 1000 * statistics.median(cores[name][1:]) / count,
+      "of those without": f"{paired.ratio(cores[name][1:], cores[first][1:]):.1%}",
+      "first pass, s": compiled[name],
+    }
+    for name, seconds in times.items()
+  ]
+  print(f"{paired.machine()}\n\n{paired.table(rows)}")
+  paired.write_json(args.json, {"sentences": count, "rows": rows})
+
+
+if __name__ == "__main__":
+  run_command(main)
