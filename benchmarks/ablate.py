@@ -24,9 +24,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.ablation import documents, runs
+from benchmarks.ablation import documents, figure, runs
 from benchmarks.ablation.tables import TABLES
-from input_pipeline import parallel, prepare
+from input_pipeline import parallel, prepare, writing
 from input_pipeline.errors import InputError, run_command
 
 # On a CPU; see `make demo`.
@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one a core)")
   parser.add_argument("--results", default=str(RESULTS), metavar="FILE.jsonl")
   parser.add_argument("--document", default=str(DOCUMENT), metavar="FILE.md")
+  parser.add_argument("--picture", metavar="FILE.svg", help="draw the first of the tables")
   parser.add_argument("--only_write", action="store_true", help="write what there is; run nothing")
   parser.add_argument("--again", metavar="RUN", help="make one run anew, elsewhere, and compare")
   return parser
@@ -188,8 +189,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(queue)} runs to make, {len(done)} are there", flush=True)
     prepare_tests(args, queue)
     Bench(args).run(queue)
-  documents.write(document, tables, budget, runs.read(results))
+  lines = runs.read(results)
+  documents.write(document, tables, budget, lines)
   print(f"wrote {document}")
+  if args.picture:
+    rows = list(runs.of_table(tables[0], budget, lines))
+    writing.write_whole(
+      args.picture, figure.draw(rows, f"{TABLES[tables[0]].title}: mIoU on val, percent")
+    )
+    print(f"wrote {args.picture}")
 
 
 def _make_again(

@@ -26,22 +26,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import paired
+from benchmarks import paired, pictures
 from input_pipeline.errors import InputError, run_command
 from mail_jax import checkpoint, train
 from mail_jax.reporting import axes, charts
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _DRAWN = {"rss_mb": "resident", "held_mb": "held between steps"}
-_STYLE = """<style>
-svg { --ink: #57606a; --line: #d8dbdf; --c0: #1f5fd0; --c1: #c4560b; font-family: system-ui, sans-serif }
-@media (prefers-color-scheme: dark) { svg { --ink: #a3abb4; --line: #363c43; --c0: #7fb0ff; --c1: #f7a35c } }
-text { fill: var(--ink); font-size: 11.5px }
-.middle { text-anchor: middle } .end { text-anchor: end }
-.grid, .axis { fill: none; stroke: var(--line) } .mark-line { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
-.line { fill: none; stroke-width: 1.5 } .line.c0 { stroke: var(--c0) } .line.c1 { stroke: var(--c1) }
-.hit { fill: transparent } .name.c0 { fill: var(--c0) } .name.c1 { fill: var(--c1) }
-</style>"""
 
 
 @dataclasses.dataclass
@@ -183,9 +174,7 @@ def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
     f'y="{frame.at(0, max(value for _, value in one.points))[1] - 5:.1f}">{one.name}, MB</text>'
     for i, one in enumerate(series)
   )
-  head, _, rest = drawn.partition(">")
-  head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="800" height="500" ')
-  return f"{head}>{_STYLE}{rest.removesuffix('</svg>')}{names}</svg>\n"
+  return pictures.standalone(drawn, 800, 500, names)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import scipy.stats
 import tiny_run
 
 from benchmarks import ablate
-from benchmarks.ablation import documents, one_run, runs
+from benchmarks.ablation import documents, figure, one_run, runs
 from benchmarks.ablation.tables import NOISES, TABLES, Row, Table
 from input_pipeline.errors import InputError
 from mail_jax import config
@@ -160,6 +161,22 @@ def test_a_table_is_written_into_its_place_and_nothing_else_changes(table, tmp_p
   assert document.read_text() == text
   documents.write(document, [table], BUDGET, {})  # nothing is known: what stands there stays
   assert document.read_text() == text
+
+
+def test_the_figure_has_a_bar_a_row_as_long_as_its_mean_and_a_dot_a_seed():
+  runs_of = {"one": [0.25, 0.35], "the default": [0.6], "not run": []}
+  rows = [
+    (Row(name), [_with_miou(runs.Run(name, (), runs.SPLITS), 0, value) for value in values])
+    for name, values in runs_of.items()
+  ]
+  tree = ElementTree.fromstring(figure.draw(rows, "Title & more"))
+  found = {
+    kind: [e for e in tree.iter() if e.get("class", "").split()[:1] == [kind]]
+    for kind in ("bar", "dot")
+  }
+  one, default = (float(bar.get("width")) for bar in found["bar"])
+  assert default / one == pytest.approx(0.6 / 0.3, rel=0.01) and len(found["dot"]) == 3
+  assert "Title & more" in [e.text for e in tree.iter()]
 
 
 def test_a_document_without_a_place_is_refused_before_anything_runs(tmp_path):

@@ -1,0 +1,55 @@
+"""The figure of docs/results.md: how well each row of a table does, a bar a row and a dot a seed."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks import pictures
+from benchmarks.ablation.tables import Row
+from input_pipeline.html_page import escape
+from mail_jax.reporting import axes
+
+_LEFT, _WIDTH, _ROW, _TOP = 240, 700, 24, 26
+_MARK = "default"  # in the names of rows that are drawn in another colour
+
+
+def draw(
+  rows: Sequence[tuple[Row, Sequence[dict[str, Any]]]], title: str, metric: str = "mIoU"
+) -> str:
+  """Returns an SVG file of the rows that have been run.
+
+  Args:
+    rows: with the lines of their runs, as `runs.of_table` gives them.
+    title: above it.
+    metric: of val, a fraction.
+  """
+  named = [
+    (row.name, [line["results"]["val"][metric] for line in found]) for row, found in rows if found
+  ]
+  scale = axes.fractions("")
+  says = ", ".join(f"{name} {100 * statistics.mean(values):.1f}" for name, values in named)
+  height = _TOP + _ROW * len(named) + 26
+  drawn = axes.drawing(_WIDTH, height, f"{title}: {says}", _parts(named, title, scale))
+  return pictures.standalone(drawn, _WIDTH, height)
+
+
+def _parts(
+  named: Sequence[tuple[str, list[float]]], title: str, scale: axes.Scale
+) -> Iterator[str]:
+  bottom = _TOP + _ROW * len(named)
+  yield f'<text x="{_LEFT}" y="14">{escape(title)}</text>'
+  for tick in scale.ticks:
+    yield f'<path class="grid" d="M{_at(tick):.1f} {_TOP}V{bottom}"/>'
+    yield f'<text class="middle" x="{_at(tick):.1f}" y="{bottom + 16}">{escape(scale.write(tick))}</text>'
+  for number, (name, values) in enumerate(named):
+    top, mean = _TOP + number * _ROW, statistics.mean(values)
+    kind = " c1" if _MARK in name else ""
+    yield f'<text class="end" x="{_LEFT - 8}" y="{top + 16}">{escape(name)}</text>'
+    yield f'<rect class="bar{kind}" x="{_LEFT}" y="{top + 4}" width="{_at(mean) - _LEFT:.1f}" height="{_ROW - 8}"/>'
+    yield f'<text x="{_at(max(values)) + 8:.1f}" y="{top + 16}">{100 * mean:.1f}</text>'
+    for value in values:
+      yield f'<circle class="dot" cx="{_at(value):.1f}" cy="{top + _ROW / 2}" r="2"/>'
+
+
+def _at(share: float) -> float:
+  return _LEFT + share * (_WIDTH - _LEFT - 46)
