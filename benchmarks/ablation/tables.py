@@ -108,7 +108,8 @@ TABLES = {
   "fusion": Table(
     "Depth of fusion",
     "Where may the modalities look at each other? In the first blocks of a row each has blocks of its own, "
-    "with their own parameters, as encoders that are fused late; the paper joins them in all.",
+    "with their own parameters, as encoders that are fused late: more parameters, the same operations. The paper joins "
+    "them in all.",
     (
       Row("in the last of 4 blocks", ("model.separate_blocks=3",)),
       Row("in the last 2", ("model.separate_blocks=2",)),
