@@ -126,6 +126,16 @@ def test_a_run_from_before_there_was_a_key_goes_on_as_what_it_was():
     same_run.check_same(meta, other, tokenizer, "runs/demo")
 
 
+def test_a_run_may_go_on_with_damaged_records_skipped_and_not_with_another_seed():
+  tokenizer = SentencePieceTokenizer.train(["the left cup", "a red one", "that dog there"], 300)
+  packed = checkpoint.pack_bytes(tokenizer.to_bytes())
+  meta = {"config": to_json(load_config(DEMO)), "tokenizer": packed}
+  skips = load_config(DEMO, ["loader.on_error=skip"])
+  same_run.check_same(meta, skips, tokenizer, "runs/demo")
+  with pytest.raises(InputError, match=r"config\.seed = 0, not 1"):
+    same_run.check_same(meta, load_config(DEMO, ["seed=1"]), tokenizer, "runs/demo")
+
+
 def test_a_config_from_before_there_was_a_key_says_what_was_done_then():
   config = load_config(DEMO)
   before = to_json(config)
