@@ -45,8 +45,10 @@ class Table:
 REACH = 0.8  # mIoU on the first sentences of val
 _STEADY = ("optimizer.schedule=constant", "eval_every=250", "eval_sentences=1000")
 _ALONE = ("model.appearance=False", "model.neighbours=False")
-# Nothing of the paper's selection: every instance joins the decoder alike, and no raw mask does.
-_UNSELECTED = ("model.selection=none", "model.mask_path=False", "decode_meant=False")
+# The demo decodes one example of four in training, for the others teach the selection. Where nothing but the decoder
+# teaches, it decodes all, or three of four samples would be for nothing.
+_DECODES_ALL = "decode_every=1"
+_UNSELECTED = ("model.selection=none", "decode_meant=False", _DECODES_ALL)
 _SOFT = ("model.selection=soft", "decode_meant=False")
 
 
@@ -70,9 +72,10 @@ TABLES = {
     "Instance masks as a modality",
     "How do the masks reach the encoder? All else is the same: the selection is hard, and the chosen mask joins the "
     "decoder. An instance's token also sees the photo inside its mask and its neighbours; the rows of the masks alone "
-    "see neither, as stacked and sparse ones do not.",
+    "see neither, as stacked and sparse ones do not. Without masks "
+    "only the decoder teaches, and it decodes every sample instead of one of four.",
     (
-      Row("no instance masks", ("max_instances=0",)),
+      Row("no instance masks", ("max_instances=0", _DECODES_ALL)),
       Row("stacked: K channels of one projection", _tokens("stacked")),
       Row("sparse: a token a patch of each mask", _tokens("sparse")),
       Row("instance, masks alone: crop", _tokens("instance", "model.instance_views=crop", *_ALONE)),
@@ -91,15 +94,16 @@ TABLES = {
   ),
   "selection": Table(
     "Adaptive mask selection",
-    "Which instances join the decoder, and what teaches it? `none` gives all of them the same weight.",
+    "Which instances join the decoder, and what teaches it? `none` gives all of them the same weight. Rows "
+    "that only the decoder teaches decode every sample in training, the others one of four, as the demo does.",
     (
       Row("none", _UNSELECTED),
-      Row("none, with the mask path", ("model.selection=none", "decode_meant=False")),
+      Row("none, no mask path", (*_UNSELECTED, "model.mask_path=False")),
       Row("soft", _SOFT),
-      Row("soft, no auxiliary loss", (*_SOFT, "loss.selection=0.0")),
+      Row("soft, no auxiliary loss", (*_SOFT, "loss.selection=0.0", _DECODES_ALL)),
       Row("soft, no mask path", (*_SOFT, "model.mask_path=False")),
       Row("hard: the default"),
-      Row("hard, no auxiliary loss", ("loss.selection=0.0", "decode_meant=False")),
+      Row("hard, no auxiliary loss", ("loss.selection=0.0", "decode_meant=False", _DECODES_ALL)),
       Row("hard, no mask path", ("model.mask_path=False",)),
       Row("hard, decodes what it chose in training", ("decode_meant=False",)),
       Row('hard, no slot for "none of these"', ("model.none_slot=False",)),
