@@ -79,6 +79,7 @@ class Bench:
       process = subprocess.Popen(
         [sys.executable, *words[1:-len(run.overrides) - 1], "--core", str(core), *words[-len(run.overrides) - 1:]],
         stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | _FAST,
+        start_new_session=True,  # Ctrl-C is for us
       )  # fmt: skip
     self.going[core] = run, process
     print(f"{run.name}  {_change(run)}", flush=True)
@@ -115,7 +116,7 @@ class Bench:
     ]  # fmt: skip
 
   def _end_all(self) -> None:
-    """Asks what still goes on to save and end, and waits for it."""
+    """Asks what still goes on to save and end, and waits for it; the same command goes on with it."""
     for _, process in self.going.values():
       with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
@@ -220,4 +221,5 @@ def _make_again(
 
 
 if __name__ == "__main__":
-  run_command(main)
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  run_command(main, "ended; the same command goes on from there")
