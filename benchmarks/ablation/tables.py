@@ -73,9 +73,11 @@ TABLES = {
     "How do the masks reach the encoder? All else is the same: the selection is hard, and the chosen mask joins the "
     "decoder. An instance's token also sees the photo inside its mask and its neighbours; the rows of the masks alone "
     "see neither, as stacked and sparse ones do not. Without masks "
-    "only the decoder teaches, and it decodes every sample instead of one of four.",
+    "only the decoder teaches, and it decodes every sample instead of one of four; with smaller patches it sees finer.",
     (
       Row("no instance masks", ("max_instances=0", _DECODES_ALL)),
+      Row("no instance masks, patches of 16", ("max_instances=0", _DECODES_ALL, *_patches(16, 64, 32, 16, 8))),
+      Row("no instance masks, patches of 8", ("max_instances=0", _DECODES_ALL, *_patches(8, 32, 16, 8))),
       Row("stacked: K channels of one projection", _tokens("stacked")),
       Row("sparse: a token a patch of each mask", _tokens("sparse")),
       Row("instance, masks alone: crop", _tokens("instance", "model.instance_views=crop", *_ALONE)),
