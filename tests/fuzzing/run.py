@@ -103,7 +103,7 @@ def _replay(target: str, folder: pathlib.Path) -> None:
   module = importlib.import_module(target)
   covered = [str(_ROOT / path) for path in module.COVERED]
   # What is imported already was executed: the lines of functions are what is counted anew.
-  measured = coverage.Coverage(include=covered, branch=False, data_file=None)
+  measured = coverage.Coverage(include=covered, branch=False, data_file=None, config_file=False)
   measured.start()
   for path in covered:
     importlib.reload(sys.modules[_module_name(path)])
