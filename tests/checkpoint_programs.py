@@ -84,12 +84,14 @@ def fill_the_disk(folder: pathlib.Path) -> None:
   state = {"weight": jnp.asarray(np.random.default_rng(0).random(100_000, np.float32))}
   checkpoints.save(1, state, {}, None)
   checkpoints.latest()
-  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
   checkpoints.save(2, state, {}, None)
   try:
     checkpoints.save(3, state, {}, None)
   except InputError as error:
     print(error)
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)  # whoever measures coverage writes at the end
 
 
 def share(_: pathlib.Path) -> None:
