@@ -163,6 +163,16 @@ def test_a_table_is_written_into_its_place_and_nothing_else_changes(table, tmp_p
   assert document.read_text() == text
 
 
+def test_a_row_that_has_not_been_run_is_named_and_one_without_instances_picks_nothing():
+  rows = [(Row(name), []) for name in ("blind", "seeing", "later")]
+  lines = [_line(runs.Run(name, (), runs.SPLITS)) for name in ("blind", "seeing")]
+  lines[0]["results"]["val"] = METRICS | {"oracle_mIoU": 0.0, "selection_accuracy": 0.0}
+  text = documents.section("fusion", [(rows[0][0], lines[:1]), (rows[1][0], lines[1:]), rows[2]])
+  shown = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+  assert "Not run yet: later." in text and "later" not in shown
+  assert " - |" in shown["blind"] and " - |" not in shown["seeing"]
+
+
 def test_the_figure_has_a_bar_a_row_as_long_as_its_mean_and_a_dot_a_seed():
   runs_of = {"one": [0.25, 0.35], "the default": [0.6], "not run": []}
   rows = [

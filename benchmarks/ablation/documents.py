@@ -65,8 +65,10 @@ def section(table: str, rows: Sequence[tuple[Row, list[Line]]]) -> str:
   made = [line for _, found in rows for line in found]
   every = list({line["run"]: line for line in made}.values())
   make = {"metrics": metrics, "reached": reached, "samples": by_samples}[about.kind]
+  missing = [row.name or f"{row.share:g} of the samples" for row, found in rows if not found]
+  later = [f"\nNot run yet: {'; '.join(missing)}."] if missing else []
   return "\n".join(
-    [f"### {about.title}\n", f"{about.asks}\n", *make(rows), "", _made(table, every)]
+    [f"### {about.title}\n", f"{about.asks}\n", *make(rows), *later, "", _made(table, every)]
   )
 
 
@@ -74,8 +76,10 @@ def metrics(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
   """Metrics a row, in percent: the mean over the seeds, and their standard deviation."""
   cells = []
   for row, found in rows:
+    if not found:
+      continue
     test = f"{row.noise}/val" if row.noise else "val"
-    named = [line["results"][test] for line in found]
+    named = [_of_model(line["results"][test]) for line in found]
     cell: dict[str, object] = {"": row.name, "seeds": len(found)}
     cell |= {title: spread([one.get(name) for one in named]) for title, name in _OF_VAL.items()}
     for split in () if row.noise else SPLITS[1:]:
@@ -86,10 +90,13 @@ def metrics(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
   yield f"\n{judgement(rows)}"
 
 
+def _of_model(result: dict[str, Any]) -> dict[str, Any]:
+  """Metrics without the share of right choices where there was nothing to choose from."""
+  return result if result["oracle_mIoU"] else result | {"selection_accuracy": None}
+
+
 def _cost(found: Sequence[Line]) -> dict[str, object]:
-  """Parameters and operations of a row; nothing of one that has not been run."""
-  if not found:
-    return {"M parameters": None, "GFLOP": None}
+  """Parameters and operations of a row, of one example at test time."""
   return {
     "M parameters": f"{found[0]['parameters'] / 1e6:.2f}",
     "GFLOP": f"{found[0]['gflop']:.3f}",
@@ -142,12 +149,14 @@ def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
   """Samples to reach an mIoU, a row a size."""
   cells = []
   for row, found in rows:
+    if not found:
+      continue
     needed = [crossing(line["curve"]) for line in found]
     known = [value / 1000 for value in needed if value is not None]
     text = f"{statistics.mean(known):.0f}" if known else None
     if len(known) > 1:
       text = f"{text} ± {statistics.stdev(known):.0f}"
-    if found and len(known) < len(found):
+    if len(known) < len(found):
       most = max(line["samples"] for line in found) / 1000
       text = f"{text or 'none'} ({len(found) - len(known)} of {len(found)} not within {most:.0f})"
     at_end = spread([line["results"]["val"]["mIoU"] for line in found])
