@@ -155,10 +155,17 @@ def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, ob
   return result
 
 
+def _thinned(
+  points: Sequence[tuple[float, float]], most: int = 400
+) -> Sequence[tuple[float, float]]:
+  """Every so manyth of many points, so that a picture stays small."""
+  return points[:: -(-len(points) // most)]
+
+
 def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
   """Returns the memory by the minute, as an SVG that needs no page."""
   series = [
-    charts.Series(text, [(row["minutes"], row[name]) for row in rows if name in row])
+    charts.Series(text, _thinned([(row["minutes"], row[name]) for row in rows if name in row]))
     for name, text in _DRAWN.items()
   ]
   x = axes.until(rows[-1]["minutes"], "minutes")
