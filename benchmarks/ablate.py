@@ -103,7 +103,7 @@ class Bench:
       shown = ", ".join(
         f"{test} {100 * found['mIoU']:.1f}" for test, found in row["results"].items()
       )
-      print(f"{run.name}  mIoU {shown}; {sum(row['seconds'].values()) / 60:.1f} min", flush=True)
+      print(f"{run.name}  mIoU {shown}; {row['core_seconds'] / 60:.1f} min", flush=True)
 
   def _place(self, run: runs.Run) -> pathlib.Path:
     return pathlib.Path(self.args.workdir) / run.name

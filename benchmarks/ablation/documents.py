@@ -224,7 +224,7 @@ def largest_miss(points: Sequence[tuple[float, float]], exponent: float, at: flo
 
 
 def _made(table: str, lines: Sequence[Line]) -> str:
-  minutes = sum(sum(line["seconds"].values()) for line in lines) / 60
+  minutes = sum(line["core_seconds"] for line in lines) / 60
   machines = sorted({line["machine"] for line in lines})
   seeds = 1 + max(line["seed"] for line in lines)
   return (
