@@ -43,7 +43,8 @@ class CocoAnnotations:
       raise InputError(
         f"COCO annotations {path}: not a COCO instances file; it needs `images` and `annotations`, each row with its id"
       )
-    self.category_ids = frozenset(row["id"] for row in self._rows.rows("categories") if "id" in row)
+    ids = [row.get("id") for row in self._rows.rows("categories")]
+    self.category_ids = frozenset(number for number in ids if type(number) is int)
     """The list of categories; empty where the file has none."""
 
   def image(self, image_id: int) -> dict[str, Any] | None:
@@ -62,7 +63,7 @@ class CocoAnnotations:
     """
     name = os.path.basename(file_name)
     for row in self._rows.rows("images"):
-      if os.path.basename(str(row.get("file_name"))) == name:
+      if os.path.basename(str(row.get("file_name"))) == name and type(row.get("id")) is int:
         return row["id"]
     raise InputError(
       f"COCO annotations {self.path} know no image {name}; predict without --instances, or keep the file's COCO name"
@@ -71,7 +72,7 @@ class CocoAnnotations:
   def only_image(self) -> int | None:
     """Returns the id of the only image that there is; None where there are several."""
     first = list(itertools.islice(self._rows.rows("images"), 2))
-    return first[0]["id"] if len(first) == 1 else None
+    return first[0]["id"] if len(first) == 1 and type(first[0]["id"]) is int else None
 
   def of_image(self, image_id: int) -> list[dict[str, Any]]:
     """Returns the annotations of an image, in the file's order; none if it has none."""
@@ -101,3 +102,15 @@ class CocoAnnotations:
         f"COCO annotations {self.path}: annotation {annotation.get('id')} has no usable "
         f"segmentation ({error}); is the file damaged?"
       ) from error
+
+
+def category_of(row: Mapping[str, Any], where: str) -> int:
+  """Returns the category of an annotation or a detection, 0 without one.
+
+  Raises:
+    InputError: it is no number that a category can have.
+  """
+  category = row.get("category_id", 0)
+  if type(category) is not int or not 0 <= category < 2**31:
+    raise InputError(f"{where}: category_id {category!r} is not a whole number")
+  return category

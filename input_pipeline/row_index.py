@@ -156,6 +156,8 @@ class RowsInMemory:
     Raises:
       InputError: an array is none, or holds something else than rows.
     """
+    if not isinstance(data, Mapping):
+      raise InputError(f"what was given is a {type(data).__name__}, not an object of arrays")
     self._sections = {}
     for name in sections:
       rows = data.get(name, [])

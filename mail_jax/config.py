@@ -1,8 +1,10 @@
 """Recipes from files, overrides from the command line, and back from checkpoints."""
 
 import ast
+import dataclasses
 import json
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +28,26 @@ ADDED = {
   "model.none_slot": True,
   "model.coordinates": True,
   "loss.no_target": 1.0,
+}
+
+# Without these, and what is in them, no model can be built or judged.
+_NEEDED = (
+  "dataset", "ema_decay", "eval_batch_size", "eval_split", "image_size", "max_instances", "max_tokens", "model",
+  "optimizer", "seed",
+)  # fmt: skip
+# What a model is built from, with the least and the most that a stored config may say; more would take all memory.
+_SIZES = {
+  "image_size": (1, 16_384),
+  "max_instances": (0, 4_096),
+  "max_tokens": (1, 65_536),
+  "model.width": (1, 65_536),
+  "model.depth": (1, 1_024),
+  "model.heads": (1, 4_096),
+  "model.patch_size": (1, 4_096),
+  "model.decoder_widths": (1, 65_536),
+  "model.separate_blocks": (0, 1_024),
+  "model.sparse_tokens": (1, 1 << 20),
+  "model.round_tokens": (1, 65_536),
 }
 
 
@@ -74,22 +96,58 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json())
 
 
-def from_json(data: dict[str, Any]) -> ConfigDict:
-  """Undoes `to_json`; a key that was added since gets the value of what was done without it."""
+def from_json(data: Any, where: str = "the config") -> ConfigDict:
+  """Undoes `to_json`; a key that was added since gets the value of what was done without it.
+
+  Args:
+    data: what was stored; from wherever, so that it may be anything.
+    where: it was stored, for errors.
+
+  Raises:
+    InputError: a key is of another type than in `configs/base.py`, larger than any model's, or missing where models
+      are built from it.
+  """
 
   def tuples(value):
     if isinstance(value, dict):
       return {k: tuples(v) for k, v in value.items()}
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-  filled = dict(data)
+  filled = dict(data) if isinstance(data, dict) else {}
   for path, value in ADDED.items():
     part, _, key = path.partition(".")
     if not key:
       filled.setdefault(path, value)
-    elif part in filled:
+    elif isinstance(filled.get(part), dict):
       filled[part] = {key: value} | filled[part]
+  for path, told in _differences(to_json(recipes.base()), filled):
+    raise InputError(f"{where}: config.{path} {told}; is it damaged, or of a newer version?")
   return ConfigDict({key: tuples(value) for key, value in filled.items()})
+
+
+def _differences(
+  base: dict[str, Any], stored: dict[str, Any], inside: str = ""
+) -> Iterator[tuple[str, str]]:
+  """Yields the keys that a config lacks or that are of another kind, and what is wrong with them."""
+  for key, like in base.items():
+    path, value = inside + key, stored.get(key)
+    if key not in stored:
+      if path.partition(".")[0] in _NEEDED:
+        yield path, "is missing"
+    elif isinstance(like, dict) and isinstance(value, dict):
+      yield from _differences(like, value, f"{path}.")
+    elif type(value) is not type(like) and not (type(like) is float and type(value) is int):
+      yield path, f"is {reprlib.repr(value)}, not of type {type(like).__name__}"
+    elif path in _SIZES and not _is_size(value, _SIZES[path]):
+      yield path, f"is {reprlib.repr(value)}, not {_SIZES[path][0]} to {_SIZES[path][1]:,}"
+  if inside == "model.":
+    known = {field.name for field in dataclasses.fields(MaIL)}
+    yield from ((inside + key, "is unknown") for key in stored.keys() - known)
+
+
+def _is_size(value: Any, limits: tuple[int, int]) -> bool:
+  values = value if isinstance(value, list) else [value]
+  return all(type(x) is int and limits[0] <= x <= limits[1] for x in values)
 
 
 def make_model(config: ConfigDict, vocab_size: int) -> MaIL:

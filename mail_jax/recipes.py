@@ -6,6 +6,7 @@ In a clone ours are the folder `configs/`. Installed, that folder is `mail_jax/c
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import pathlib
 import runpy
@@ -35,6 +36,12 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 def names() -> list[str]:
   """The recipes that come with mail_jax."""
   return sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"})
+
+
+@functools.cache
+def base() -> ConfigDict:
+  """What every recipe starts from; not to be changed."""
+  return make(str(FOLDER / "base.py")).lock()
 
 
 def make(spec: str) -> ConfigDict:

@@ -168,5 +168,7 @@ def _check(value: Any, name: str, kind: type, where: str) -> None:
     raise InputError(f"{where}: {name} is {value!r}, which is not {_WORDS[kind]}")
   if name in _SHARES and not 0 <= value <= 1:
     raise InputError(f"{where}: {name} is {value}; it must be between 0 and 1")
+  if kind is int and abs(value) >= 2**63:
+    raise InputError(f"{where}: {name} is larger than any number that is written there")
   if kind is int and name not in _MAY_BE_NEGATIVE and value < 0:
     raise InputError(f"{where}: {name} is {value}; it cannot be negative")

@@ -101,11 +101,11 @@ def _load_run(workdir: str, which: str) -> Trained:
     step = checkpoints.latest() if step is None else step
     assert step is not None  # the constructor has looked
     meta = checkpoints.meta(step)
-    config = _config_for_here(meta["config"])
+    config = _config_for_here(meta["config"], f"--checkpoint {workdir}")
     tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
-    model = make_model(config, tokenizer.vocab_size)
+    model, state = _describe(config, tokenizer.vocab_size, f"--checkpoint {workdir}")
     field = "averaged" if config.ema_decay else "variables"
-    shapes = {field: getattr(_state_shapes(model, config), field)}
+    shapes = {field: getattr(state, field)}
     everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
     variables = checkpoints.restore(step, checkpoint.abstract_like(shapes, everywhere))[field]
     metrics = checkpoints.metrics(step)
@@ -118,15 +118,15 @@ def _load_run(workdir: str, which: str) -> Trained:
 
 def _load_exported(place: epath.Path, form: str) -> Trained:
   about = folder.read_about(place)
-  config = _config_for_here(about["config"])
+  config = _config_for_here(about["config"], str(place / folder.ABOUT))
   kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
   tokenizer = tokenizers.of_kind(kind, folder.read_file(place, about, name), str(place / name))
-  model = make_model(config, tokenizer.vocab_size)
+  model, state = _describe(config, tokenizer.vocab_size, str(place / folder.ABOUT))
   variables, forward, files = {}, None, {}
   if form == "safetensors":
     name = folder.PLACES[form]
-    shapes = _state_shapes(model, config).variables
-    arrays = weights.from_bytes(folder.read_file(place, about, name), shapes, str(place / name))
+    data = folder.read_file(place, about, name)
+    arrays = weights.from_bytes(data, state.variables, str(place / name))
     variables = sharding.on_every_device(sharding.make_mesh(), arrays)
   else:
     path = folder.check_place(place, about, form)
@@ -137,21 +137,29 @@ def _load_exported(place: epath.Path, form: str) -> Trained:
   )
 
 
-def _config_for_here(data: dict[str, Any]) -> ConfigDict:
+def _config_for_here(data: dict[str, Any], where: str) -> ConfigDict:
   """The config of any machine, with an attention that runs on this one."""
-  config = from_json(data)
+  config = from_json(data, where)
   if not runs_on(config.model.backend, jax.default_backend()):
     config.model.backend = "xla"
   return config
 
 
-def _state_shapes(model: MaIL, config: ConfigDict) -> TrainState:
-  create = functools.partial(
-    create_state,
-    model,
-    make_optimizer_from(config),
-    config.image_size,
-    config.max_tokens,
-    config.seed,
-  )
-  return jax.eval_shape(create)
+def _describe(config: ConfigDict, vocab_size: int, where: str) -> tuple[MaIL, TrainState]:
+  """The model of a stored config, and the shapes of its state; an `InputError` where it describes none."""
+  try:
+    model = make_model(config, vocab_size)
+    create = functools.partial(
+      create_state,
+      model,
+      make_optimizer_from(config),
+      config.image_size,
+      config.max_tokens,
+      config.seed,
+    )
+    return model, jax.eval_shape(create)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from error
+  except Exception as error:  # whatever its parts raise of values that fit no model
+    reason = str(error).strip().split("\n")[0]
+    raise InputError(f"{where}: its config describes no model ({reason})") from error

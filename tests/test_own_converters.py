@@ -2,6 +2,7 @@
 
 import json
 
+import damaged_json
 import numpy as np
 import own_files
 import pytest
@@ -9,7 +10,7 @@ from own_files import HEIGHT, WIDTH, write_photo
 
 from input_pipeline.errors import InputError
 from input_pipeline.own_data import __main__ as command
-from input_pipeline.own_data import masks, scan
+from input_pipeline.own_data import lines, masks, scan
 from input_pipeline.own_data.converters import brush, collect
 
 SQUARE = own_files.SQUARE["polygons"]
@@ -364,3 +365,46 @@ def test_of_photos_of_one_name_the_folder_decides(tmp_path):
   found, missing = collect.find_images(["2/a.png", "c.png", "elsewhere/b.png"], str(tmp_path))
   assert found == {"2/a.png": "x/2/a.png", "c.png": "c.png", "elsewhere/b.png": "b.png"}
   assert missing == ["c.png"]
+
+
+_LABEL_STUDIO = [
+  task(
+    region("r1", "polygonlabels", POLYGON, meta={"text": ["a note"]}),
+    text("r1", "the cup"),
+    region("r2", "rectangle", {"x": 1, "y": 2, "width": 10, "height": 20, "rotation": 9}),
+    text("r2", "box"),
+    region("r3", "ellipse", {"x": 9, "y": 9, "radiusX": 3, "radiusY": 4, "rotation": 0}),
+    region("r4", "brush", {"format": "rle", "rle": pack([0, 0, 0, 255] * (WIDTH * HEIGHT))}),
+    text("free", "nothing here", from_name="absent"),
+  )
+]
+_COCO = coco(
+  {"sentences": [{"raw": "The cup"}, "cup"], "attributes": {"expression": "x"}},
+  {"segmentation": [], "bbox": [1.0, 2.0, 5.0, 6.0], "caption": "box"},
+  {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "abc"}, "iscrowd": 1, "caption": "crowd"},
+)
+
+
+@pytest.mark.parametrize(
+  ("form", "content", "more"),
+  [
+    ("coco", _COCO, ["--with_instances", "--boxes"]),
+    ("coco", _COCO, ["--text", "category"]),
+    ("label-studio", _LABEL_STUDIO, ["--boxes", "--no_target", "absent"]),
+    ("label-studio", _LABEL_STUDIO, ["--text", "category"]),
+  ],
+)
+def test_an_export_with_anything_in_any_place_is_read_or_refused(
+  folder, capsys, form, content, more
+):
+  broken = []
+  for what, changed in damaged_json.variants(content):
+    try:
+      for number, line in enumerate(convert(folder, form, changed, *more), 1):
+        lines.parse(number, json.dumps(line).encode())
+    except InputError:
+      pass
+    except Exception as error:
+      broken.append(f"{what}: {error!r}")
+    capsys.readouterr()
+  assert broken == []

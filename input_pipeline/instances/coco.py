@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from input_pipeline import records
-from input_pipeline.coco_annotations import CocoAnnotations
+from input_pipeline.coco_annotations import CocoAnnotations, category_of
 from input_pipeline.errors import InputError
 from input_pipeline.instances import UnknownImage
 
@@ -65,14 +65,15 @@ class CocoInstances:
     masks, categories = [], []
     known = self._annotations.category_ids
     for row in rows:
-      if known and row.get("category_id") not in known:
+      where = f"COCO annotations {self._annotations.path}: annotation {row.get('id')}"
+      category = category_of(row, where)
+      if known and category not in known:
         raise InputError(
-          f"COCO annotations {self._annotations.path}: annotation {row.get('id')} has category "
-          f"{row.get('category_id')}, which is not in the file's list of categories; is the file damaged?"
+          f"{where} has category {category}, which is not in the file's list of categories; is the file damaged?"
         )
       if not row.get("iscrowd"):
         masks.append(self._annotations.mask(row))
-        categories.append(row.get("category_id", 0))
+        categories.append(category)
     return records.Instances(
       masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
       scores=np.ones(len(masks), np.float32),

@@ -4,7 +4,6 @@ A list of rows `{"image_id", "category_id", "segmentation", "score"}`; segmentat
 or polygons.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from input_pipeline import records
-from input_pipeline.coco_annotations import decode_segmentation
+from input_pipeline.coco_annotations import category_of, decode_segmentation
 from input_pipeline.errors import InputError
 from input_pipeline.instances import UnknownImage
 from input_pipeline.row_index import RowIndex
+
+_LARGEST = float(np.finfo(np.float32).max)  # as which scores are kept
 
 
 class DetectionResults:
@@ -94,7 +95,7 @@ class DetectionResults:
     return records.Instances(
       masks=np.stack(masks),
       scores=np.array([_score(row, where) for row in rows], np.float32),
-      categories=np.array([_category(row, where) for row in rows], np.int32),
+      categories=np.array([category_of(row, where) for row in rows], np.int32),
       source="results",
     )
 
@@ -114,17 +115,10 @@ def _mask(row: dict[str, Any], where: str, height: int, width: int) -> np.ndarra
 
 
 def _score(row: dict[str, Any], where: str) -> float:
-  score = row.get("score")
-  if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+  score: Any = row.get("score")
+  if type(score) not in (int, float) or not abs(score) <= _LARGEST:
     raise InputError(
       f"{where}: the score of a row is {score!r}; results have a score each, ground truth is "
       "for --instances coco:FILE"
     )
   return float(score)
-
-
-def _category(row: dict[str, Any], where: str) -> int:
-  category = row.get("category_id", 0)
-  if type(category) is not int or not 0 <= category < 2**31:
-    raise InputError(f"{where}: category_id {category!r} is not a whole number")
-  return category

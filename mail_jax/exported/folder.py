@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import reprlib
 from typing import Any
 
 from etils import epath
@@ -21,6 +22,8 @@ PLACES = {
   "saved_model": "saved_model",
   "onnx": "model.onnx",
 }
+# What is read of `config.json`, beside its format; the rest is for people.
+_KEYS = {"config": dict, "files": dict, "step": int, "metrics": dict, "tokenizer": dict}
 TOKENIZERS = {"wordpiece": "vocab.txt", "sentencepiece": "tokenizer.model"}
 
 
@@ -70,14 +73,19 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
     raise InputError(
       f"{path}: format_version is {version}, this mail_jax reads up to {VERSION}; install a newer one"
     )
-  missing = {"config", "files", "step", "tokenizer"} - set(about)
-  if missing:
-    raise InputError(f"{path}: it lacks {', '.join(sorted(missing))}; copy it again, whole")
-  if not isinstance(about["files"], dict):
-    raise InputError(f"{path}: its list of files is none; copy it again, whole")
-  for name in about["files"]:
+  for key, kind in _KEYS.items():
+    if not isinstance(about.get(key), kind):
+      what = f"its {key!r} is {reprlib.repr(about[key])}" if key in about else f"it lacks {key!r}"
+      raise InputError(f"{path}: {what}; copy it again, whole")
+  for name, said in about["files"].items():
     if not rooted_paths.stays_inside(name):
       raise InputError(f"{path}: it names the file {name!r}, which leaves the folder")
+    if not isinstance(said, list) or [type(x) for x in said] != [int, str]:
+      raise InputError(
+        f"{path}: it does not say size and SHA-256 of {name!r}; copy it again, whole"
+      )
+  if not all(isinstance(about["tokenizer"].get(key), str) for key in ("kind", "file")):
+    raise InputError(f"{path}: it does not say which file the tokenizer is; copy it again, whole")
   return about
 
 

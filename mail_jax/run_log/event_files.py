@@ -4,6 +4,9 @@ They are written with TensorBoard's own package: the other writers (clu, tensorb
 framework into the process.
 """
 
+# protobuf makes the classes of its modules as they are imported.
+# pyright: reportAttributeAccessIssue=false
+
 import importlib.util
 import io
 import json

@@ -1,5 +1,6 @@
 """Lines for whoever watches a run; on a terminal also a last line that changes."""
 
+import math
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ class Terminal:
 
   def __init__(self):
     self._began = time.monotonic()
-    self._drawn = 0.0
+    self._drawn = -math.inf
     self._bar: tqdm | None = None
     self.is_live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -64,7 +65,7 @@ class Terminal:
 
   def redraw(self) -> None:
     """Makes the next `show` draw."""
-    self._drawn = 0.0
+    self._drawn = -math.inf
 
   def close(self) -> None:
     """Removes the line that changes; lines can follow."""

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.own_data.lines import Mask
@@ -77,3 +77,14 @@ def box(x: float, y: float, width: float, height: float) -> Mask:
   """Returns a box as a mask."""
   right, low = x + width, y + height
   return {"polygons": [[x, y, right, y, right, low, x, low]]}
+
+
+def rows_in(value: Any) -> list[dict[str, Any]]:
+  """Returns the objects in a list; none where it is no list."""
+  return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def id_in(row: Mapping[str, Any], key: str) -> int | str | None:
+  """Returns an id, None where there is none or something else."""
+  value = row.get(key)
+  return value if type(value) in (int, str) else None

@@ -10,8 +10,19 @@ from typing import Any
 
 from input_pipeline import plain_json
 from input_pipeline.errors import InputError
-from input_pipeline.own_data.converters import CATEGORY, Export, Options, Region, box, texts_in
+from input_pipeline.own_data.converters import (
+  CATEGORY,
+  Export,
+  Options,
+  Region,
+  box,
+  id_in,
+  rows_in,
+  texts_in,
+)
 from input_pipeline.own_data.lines import Mask
+
+_LARGEST = 1e6  # pixels
 
 
 def read(path: str, options: Options) -> Export:
@@ -31,18 +42,14 @@ def read_content(content: Any, path: str, options: Options) -> Export:
   """The same of a file that was read already."""
   if not is_coco(content):
     raise InputError(f"{path}: no COCO file; it needs the lists `images` and `annotations`")
-  images = {row.get("id"): row for row in content["images"] if isinstance(row, dict)}
-  categories = content.get("categories")
-  names = {
-    row.get("id"): str(row.get("name", ""))
-    for row in (categories if isinstance(categories, list) else [])
-    if isinstance(row, dict)
-  }
+  images = {id_in(row, "id"): row for row in rows_in(content["images"])}
+  names = {id_in(row, "id"): str(row.get("name", "")) for row in rows_in(content.get("categories"))}
   export = Export([], collections.Counter())
   for number, row in enumerate(content["annotations"]):
     if not isinstance(row, dict):
       raise InputError(f"{path}: annotation number {number + 1} is no object")
-    image = images.get(row.get("image_id"))
+    image_id = id_in(row, "image_id")
+    image = None if image_id is None else images.get(image_id)
     if image is None or not isinstance(image.get("file_name"), str):
       export.left_out["of an image that the file does not name"] += 1
       continue
@@ -60,7 +67,7 @@ def read_content(content: Any, path: str, options: Options) -> Export:
         texts,
         category if type(category) is int and category >= 0 else 0,
         bool(row.get("iscrowd")),
-        image["id"] if type(image["id"]) is int else None,
+        image_id if isinstance(image_id, int) else None,
       )
     )
   if not any(region.texts for region in export.regions):
@@ -80,7 +87,7 @@ def _texts(row: Mapping[str, Any], names: Mapping[Any, str], options: Options) -
   places = (row, attributes if isinstance(attributes, dict) else {})
   for key in options.text_keys:
     if key == CATEGORY:
-      return texts_in(names.get(row.get("category_id"), ""), options.separator)
+      return texts_in(names.get(id_in(row, "category_id"), ""), options.separator)
     for place in places:
       if found := texts_in(place.get(key), options.separator):
         return found
@@ -93,9 +100,13 @@ def _mask(row: Mapping[str, Any], options: Options) -> Mask | None:
     return {"rle": {key: segmentation[key] for key in ("size", "counts")}}
   if isinstance(segmentation, list) and segmentation:
     return {"polygons": segmentation}
-  if options.boxes and isinstance(bbox, list) and len(bbox) == 4:
-    return box(*bbox)
+  if options.boxes and isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_length, bbox)):
+    return box(*map(float, bbox))
   return None
+
+
+def _is_length(value: Any) -> bool:
+  return type(value) in (int, float) and abs(value) <= _LARGEST
 
 
 def _no_text(rows: Sequence[Mapping[str, Any]], options: Options) -> str:

@@ -16,7 +16,16 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import plain_json, preprocess
 from input_pipeline.errors import InputError
-from input_pipeline.own_data.converters import CATEGORY, Export, Options, Region, coco, texts_in
+from input_pipeline.own_data.converters import (
+  CATEGORY,
+  Export,
+  Options,
+  Region,
+  coco,
+  id_in,
+  rows_in,
+  texts_in,
+)
 from input_pipeline.own_data.converters.brush import decode_brush
 from input_pipeline.own_data.lines import Mask
 
@@ -61,11 +70,7 @@ def read(path: str, options: Options) -> Export:
 
 
 def _read_task(task: Mapping[str, Any], options: Options, export: Export) -> None:
-  annotations = [
-    row
-    for row in task.get("annotations") or ()
-    if isinstance(row, dict) and not row.get("was_cancelled")
-  ]
+  annotations = [row for row in rows_in(task.get("annotations")) if not row.get("was_cancelled")]
   image = _image_of(task)
   if not annotations or image is None:
     export.left_out["a task without an annotation" if image else "a task without an image"] += 1
@@ -74,10 +79,9 @@ def _read_task(task: Mapping[str, Any], options: Options, export: Export) -> Non
   annotation = next((row for row in annotations if row.get("ground_truth")), annotations[0])
   if len(annotations) > 1:
     export.left_out["an annotation of a task that has another"] += len(annotations) - 1
-  rows = [row for row in annotation.get("result") or () if isinstance(row, dict)]
-  regions: dict[Any, list[Mapping[str, Any]]] = {}
-  for row in rows:
-    regions.setdefault(row.get("id"), []).append(row)
+  regions: dict[int | str | None, list[Mapping[str, Any]]] = {}
+  for row in rows_in(annotation.get("result")):
+    regions.setdefault(id_in(row, "id"), []).append(row)
   for parts in regions.values():
     _read_region(parts, image, options, export)
 
@@ -151,7 +155,8 @@ def _size(row: Mapping[str, Any]) -> tuple[int, int]:
   if row.get("image_rotation"):
     raise ValueError(f"the photo was turned by {row['image_rotation']} degrees in the tool")
   height, width = row["original_height"], row["original_width"]
-  if type(height) is not int or type(width) is not int or not 0 < height * width <= _MAX_PIXELS:
+  whole = type(height) is int and type(width) is int and min(height, width) > 0
+  if not whole or height * width > _MAX_PIXELS:
     raise ValueError(f"the photo is said to be {width} x {height}")
   return height, width
 

@@ -1,0 +1,43 @@
+"""JSON with something else in any one of its places."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+# Of every type, empty and not, and numbers that are none of what is counted or measured.
+_OTHERS = (None, True, -1, 0, 10**30, 0.5, -1e308, "", "x", [], [[]], [7], {}, {"x": {"y": []}})
+_GONE = object()
+
+
+def variants(content: Any) -> Iterator[tuple[str, Any]]:
+  """Yields (what was done, a copy of the content) for each place in it and each thing that is there instead, or not.
+
+  Of lists the first three elements are places.
+  """
+  for path in _places(content):
+    for other in (_GONE, *_OTHERS):
+      if not path and other is _GONE:
+        continue
+      where = "/".join(map(str, path))
+      yield f"{where}: {'gone' if other is _GONE else other!r}", _with(content, path, other)
+
+
+def _places(content: Any, path: tuple = ()) -> Iterator[tuple]:
+  yield path
+  if isinstance(content, dict | list):
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content[:3]):
+      yield from _places(value, (*path, key))
+
+
+def _with(content: Any, path: tuple, other: Any) -> Any:
+  if not path:
+    return other
+  changed = copy.deepcopy(content)
+  inner = changed
+  for key in path[:-1]:
+    inner = inner[key]
+  if other is _GONE:
+    del inner[path[-1]]
+  else:
+    inner[path[-1]] = copy.deepcopy(other)
+  return changed
