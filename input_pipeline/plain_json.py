@@ -47,7 +47,7 @@ def loads(
     raise InputError(f"{name}: nested deeper than {max_depth}") from error
   except ValueError as error:
     raise InputError(f"{name}: not JSON ({error})") from error
-  if _is_deeper(found, max_depth):
+  if is_deeper(found, max_depth):
     raise InputError(f"{name}: nested deeper than {max_depth}")
   return found
 
@@ -80,7 +80,7 @@ def _finite(digits: str) -> float:
   return number
 
 
-def _is_deeper(value: Any, most: int) -> bool:
+def is_deeper(value: Any, most: int) -> bool:
   """Whether lists and objects are nested deeper; layer by layer, so that no depth is too deep to tell."""
   layer = [value] if isinstance(value, dict | list) else []
   for _ in range(most):

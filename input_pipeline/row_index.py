@@ -13,14 +13,16 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
 
-from input_pipeline import storage, writing
+from input_pipeline import plain_json, storage, writing
 from input_pipeline.errors import InputError
 
 _FORM = 1  # of the index: another number makes all indices anew
+_READ_AT_ONCE = 1 << 14  # bytes; that many hold few brackets
+_SAFE_DEPTH = 5_000  # ijson was seen to build 10,000 lists in each other, and to die of 100,000
 
 
 class RowIndex:
@@ -125,16 +127,54 @@ def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:
     connection.close()
 
 
+class _Shallow:
+  """A file that is not read on where it is nested so deep that ijson would run out of stack and crash."""
+
+  def __init__(self, file: BinaryIO, path: str):
+    self._file, self._path = file, path
+    self._depth, self._checked = 0, False
+
+  def read(self, size: int = -1) -> bytes:
+    """Reads on.
+
+    Raises:
+      RecursionError: the file is nested deeper than JSON may be.
+    """
+    data = self._file.read(size)
+    if not self._checked:
+      opened = data.count(b"[") + data.count(b"{")
+      # Brackets in texts count as well, so this says only where it is worth a closer look.
+      if self._depth + opened > _SAFE_DEPTH:
+        _check_depth(self._path)
+        self._checked = True
+      self._depth += opened - data.count(b"]") - data.count(b"}")
+    return data
+
+
+def _check_depth(path: str) -> None:
+  depth = 0
+  with open(path, "rb") as file:
+    for event, _ in ijson.basic_parse(file, use_float=True):
+      depth += event.startswith("start_") - event.startswith("end_")
+      if depth > plain_json.MAX_DEPTH:
+        raise RecursionError
+
+
 def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
   try:
     with open(path, "rb") as file:
-      for row in ijson.items(file, prefix, use_float=True):
+      for row in ijson.items(_Shallow(file, path), prefix, use_float=True, buf_size=_READ_AT_ONCE):
         if not isinstance(row, dict):
           raise InputError(f"{path}: {section} holds a {type(row).__name__} instead of an object")
         ids = [row.get(key) for key in ("id", "image_id")]
         if any(value is not None and type(value) is not int for value in ids):
           raise InputError(f"{path}: {section} has the id {ids}, which is no whole number")
-        yield section, ids[0], ids[1], json.dumps(row, separators=(",", ":"), allow_nan=False)
+        content = json.dumps(row, separators=(",", ":"), allow_nan=False)
+        # Few rows have as many brackets; Python 3.12 and later write any depth.
+        brackets = content.count("[") + content.count("{")
+        if brackets > plain_json.MAX_DEPTH and plain_json.is_deeper(row, plain_json.MAX_DEPTH):
+          raise RecursionError
+        yield section, ids[0], ids[1], content
   except InputError:
     raise
   except RecursionError as error:

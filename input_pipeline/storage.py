@@ -97,7 +97,10 @@ def read_metadata(data_dir: str, name: str) -> dict[str, Any] | None:
   if not (folder / "dataset_info.json").is_file():
     return None
   try:
-    return json.loads((folder / "metadata.json").read_text())
+    found = json.loads((folder / "metadata.json").read_text())
+    if not isinstance(found, dict):
+      raise ValueError("it is no object")
+    return found
   except (OSError, ValueError) as error:
     raise InputError(
       f"{folder}/metadata.json cannot be read ({error}); prepare {name} again with --overwrite"

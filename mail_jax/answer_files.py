@@ -111,6 +111,8 @@ def _read(folder: pathlib.Path, out: str, settings: dict[str, Any]) -> list[dict
     return []
   try:
     before = json.loads((folder / SETTINGS).read_text())
+    if not isinstance(before, dict):
+      raise ValueError("it is no object")
   except ValueError as error:
     raise InputError(
       f"--out {out}: {SETTINGS} cannot be read ({error}); add --overwrite to begin anew"

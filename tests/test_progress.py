@@ -127,7 +127,7 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
     stdout=screen.device,
     stderr=screen.device,
     cwd=tiny_run.CHECKOUT,
-    env=os.environ | {"TERM": "xterm"},
+    env=os.environ | {"TERM": "xterm", "PYTHON_COLORS": "0"},
   )
   try:
     sent = screen.read_until("val: mIoU", DEADLINE)

@@ -1,0 +1,271 @@
+"""What is refused, and how it is said, where no other test of a part asks for it."""
+
+import json
+import os
+
+import numpy as np
+import own_files
+import pytest
+from PIL import Image
+
+from input_pipeline import (
+  errors,
+  instances,
+  prepare,
+  preprocess,
+  row_index,
+  storage,
+  writing,
+)
+from input_pipeline import tokenizer as tokenizers
+from input_pipeline.errors import InputError
+from input_pipeline.instances import none, own
+from input_pipeline.own_data import __main__ as own_data
+from input_pipeline.own_data import lines, masks, photo_files
+from input_pipeline.own_data.converters import brush
+from input_pipeline.own_data.problems import Wrong
+from input_pipeline.sources import phrasecut_polygons, scene_set
+from mail_jax import answer_files, chips, manifest, predict, report
+from mail_jax.exported import weights
+from mail_jax.pretrained import vilt
+
+HEIGHT, WIDTH = own_files.HEIGHT, own_files.WIDTH
+
+
+class NoProvider:
+  def __init__(self, argument: str):
+    del argument
+
+
+class GivesNothing:
+  def propose(self, images, image_ids):
+    del images, image_ids
+    return []
+
+
+def _selected():
+  provider = instances.Selected(GivesNothing(), instances.Selection())
+  return provider.propose([np.zeros((2, 2, 3), np.uint8)], [1])
+
+
+def _peak_flops():
+  return chips.peak_flops(chips.parse_topology("v5e:2x2").chip, "float8")
+
+
+@pytest.mark.parametrize(
+  ("call", "told"),
+  [
+    (lambda: none.NoInstances("x"), "none takes no argument"),
+    (lambda: own.OwnInstances("x"), "own takes no argument"),
+    (lambda: own.OwnInstances().propose([], []), "only data of --dataset jsonl:FILE"),
+    (lambda: instances.open_provider(f"{__name__}.NoProvider"), "no method propose"),
+    (_selected, "instances of 0 images for 1"),
+    (lambda: scene_set.SceneSet(train_scenes=0), "at least one scene"),
+    (lambda: scene_set.SceneSet(size=8), "--size 8: scenes need"),
+    (lambda: scene_set.SceneSet(seed=-1), "--seed -1: a seed is 0 or more"),
+    (lambda: tokenizers.of_kind("morse", b"", "x.model"), "x.model is of the kind 'morse'"),
+    (_peak_flops, "'float8' is not one of float32, bfloat16"),
+    (lambda: report.main(["--count", "-1", "runs/x"]), "--count -1: it must be between 0"),
+    (lambda: prepare.main(["--dataset", "refcoco_unc", "--data_dir", "new"]), "needs --refer_root"),
+    (lambda: preprocess.open_image(Image.new("1", (20_000, 20_000))), "image that was given"),
+    (lambda: weights.from_bytes(b"none", {}, "a.safetensors"), "a.safetensors: not a whole"),
+  ],
+)
+def test_a_wrong_value_is_told(call, told):
+  with pytest.raises(InputError, match=told):
+    call()
+
+
+@pytest.mark.parametrize(
+  ("command", "arguments", "told"),
+  [
+    (predict, ["--checkpoint", "x", "--out", "y", "--image", "a.jpg"], "--image needs --text"),
+    (
+      predict,
+      ["--checkpoint", "x", "--out", "y", "--pairs", "a", "--text", "b"],
+      "leave --text out",
+    ),
+    (prepare, ["--dataset", "nothing", "--data_dir", "new"], "is none of"),
+    (
+      prepare,
+      ["--dataset", "shapes", "--data_dir", "new", "--workers", "0"],
+      "--workers 0: at least 1",
+    ),
+  ],
+)
+def test_a_wrong_command_line_is_told_with_its_usage(command, arguments, told, capsys):
+  with pytest.raises(SystemExit) as ended:
+    command.main(arguments)
+  assert ended.value.code == 2 and told in " ".join(capsys.readouterr().err.split())
+
+
+def test_ctrl_c_is_told_where_a_command_has_something_to_say(capsys):
+  def stop():
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as ended:
+    errors.run_command(stop, interrupted="the same command goes on")
+  assert (ended.value.code, capsys.readouterr().err) == (130, "the same command goes on\n")
+  with pytest.raises(KeyboardInterrupt):
+    errors.run_command(stop)
+
+
+@pytest.mark.parametrize(
+  ("mask", "told"),
+  [
+    ({"rle": {"size": [20, 30], "counts": [1, "x"]}}, "counts that are no whole numbers"),
+    ({"rle": {"size": [20, 30], "counts": 7}}, "has the counts 7; they are COCO's string"),
+    ({"ann_ids": [1, "x"]}, "must be a list of whole numbers"),
+  ],
+)
+def test_a_mask_of_a_line_that_is_none_is_told(mask, told):
+  _, problems = lines.parse(3, json.dumps(own_files.line(target=mask)).encode())
+  assert len(problems) == 1 and told in str(problems[0]) and "line 3" in str(problems[0])
+
+
+def test_an_instance_that_is_no_mask_is_told_once():
+  _, problems = lines.parse(3, json.dumps(own_files.line(instances=[7])).encode())
+  assert len(problems) == 1 and "a mask is an object" in str(problems[0])
+
+
+def test_annotations_without_masks_are_told(tmp_path):
+  rows = own_files.write_coco(tmp_path / "coco.json")
+  content = json.loads((tmp_path / "coco.json").read_text())
+  content["annotations"][0]["segmentation"] = []
+  content["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [600]}
+  (tmp_path / "coco.json").write_text(json.dumps(content))
+  places = masks.Places(str(tmp_path), str(tmp_path / "coco.json"))
+  with pytest.raises(Wrong, match="annotation 7 has no segmentation"):
+    list(masks.resolve({"ann_id": rows[0]["id"]}, "a.png", places))
+  (run_lengths,) = masks.resolve({"ann_id": rows[1]["id"]}, "a.png", places)
+  assert not masks.rasterise(run_lengths, HEIGHT, WIDTH).any()
+
+
+@pytest.mark.parametrize(
+  ("data", "told"), [(b"text", "no picture of a known kind"), (b"\x89PNG\r\n", "m.png")]
+)
+def test_a_mask_that_is_no_picture_is_told(tmp_path, data, told):
+  (tmp_path / "m.png").write_bytes(data)
+  with pytest.raises(Wrong, match=told) as wrong:
+    masks.rasterise({"png": str(tmp_path / "m.png")}, HEIGHT, WIDTH)
+  assert wrong.value.kind == "wrong PNG" and "m.png" in str(wrong.value)
+
+
+def test_a_photo_of_too_many_pixels_is_told_from_its_head(tmp_path):
+  Image.new("1", (20_000, 20_000)).save(tmp_path / "a.png")
+  with pytest.raises(Wrong, match="pixels") as wrong:
+    photo_files.upright_size(str(tmp_path / "a.png"))
+  assert wrong.value.kind == "image is too big"
+
+
+@pytest.mark.parametrize(
+  ("arguments", "told"),
+  [
+    (["look", "FILE", "--count", "0"], "--count 0: at least 1"),
+    (["validate", "FILE", "--images", "nowhere"], "nowhere: no such folder"),
+    (["convert", "--from", "coco", "FILE", "--out", "FILE"], "is there already; add --overwrite"),
+    (
+      ["convert", "--from", "coco", "FILE", "--out", "new.jsonl", "--images", "nowhere"],
+      "--images nowhere: no such folder",
+    ),
+    (
+      ["convert", "--from", "coco", "FILE", "--out", "new.jsonl", "--no_target", "x"],
+      "--no_target is for --from label-studio",
+    ),
+    (["example", "--out", "new", "--size", "2"], "--size is"),
+    (["example", "--out", "new", "--train", "0"], "at least one photo for train"),
+  ],
+)
+def test_a_command_of_own_data_that_cannot_be_is_told(tmp_path, monkeypatch, arguments, told):
+  monkeypatch.chdir(tmp_path)
+  own_files.write_photo(tmp_path / "a.png")
+  own_files.write_lines(tmp_path / "mine.jsonl", own_files.line())
+  words = [word.replace("FILE", "mine.jsonl") for word in arguments]
+  if "look" in words:
+    words += ["--out", "sheet.png"]
+  with pytest.raises(InputError, match=told):
+    own_data.main(words)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "mine.jsonl"]
+
+
+def test_photos_that_an_export_names_and_nobody_has_are_told(tmp_path, capsys):
+  own_files.write_coco(tmp_path / "coco.json")
+  content = json.loads((tmp_path / "coco.json").read_text())
+  content["annotations"][0]["caption"] = "the cup"
+  (tmp_path / "coco.json").write_text(json.dumps(content))
+  command = ["convert", "--from", "coco", str(tmp_path / "coco.json")]
+  own_data.main([*command, "--out", str(tmp_path / "mine.jsonl")])
+  assert "1 photos are not in the folder of --out: a.png" in capsys.readouterr().err
+
+
+def test_a_brush_that_runs_over_its_photo_is_told():
+  bits = f"{4:032b}{7:05b}" + f"{15:04b}" * 4 + f"1{0:02b}{30:016b}{255:08b}"
+  bits += "0" * (-len(bits) % 8)
+  data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
+  with pytest.raises(ValueError, match="runs are too long"):
+    brush.decode_brush(data, 1, 1)
+
+
+def test_polygons_that_are_too_many_are_told():
+  with pytest.raises(ValueError, match="1,000,000 polygons"):
+    phrasecut_polygons.decode([[]] * 1_000_000, 8, 8)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "7"])
+def test_metadata_of_a_data_set_that_are_none_are_told(tmp_path, shapes_data, content):
+  folder = storage.dataset_dir(str(tmp_path), "shapes")
+  os.makedirs(folder)
+  for name in os.listdir(storage.dataset_dir(shapes_data, "shapes")):
+    os.symlink(os.path.join(storage.dataset_dir(shapes_data, "shapes"), name), f"{folder}/{name}")
+  os.unlink(f"{folder}/metadata.json")
+  with open(f"{folder}/metadata.json", "w") as file:
+    file.write(content)
+  with pytest.raises(InputError, match=r"metadata\.json cannot be read .*prepare shapes again"):
+    storage.read_metadata(str(tmp_path), "shapes")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "7"])
+def test_settings_of_answers_that_are_none_are_told(tmp_path, content):
+  (tmp_path / answer_files.SETTINGS).write_text(content)
+  with (
+    pytest.raises(InputError, match=r"cannot be read .*--overwrite to begin anew"),
+    answer_files.open_folder(str(tmp_path), {}, overwrite=False),
+  ):
+    pass
+
+
+def test_a_manifest_that_names_nothing_is_damaged(tmp_path):
+  for content, told in (({}, "names no files"), ({"files": {"a": 7}}, "says nothing of a")):
+    with pytest.raises(manifest.DamagedError, match=told):
+      manifest._files(content)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+  (tmp_path / "file").write_text("")
+  with (
+    pytest.raises(InputError, match="cannot be written"),
+    writing.whole_folder(tmp_path / "file" / "x"),
+  ):
+    pass
+  with (
+    pytest.raises(InputError, match="the folder cannot be made"),
+    answer_files.open_folder(str(tmp_path / "file" / "x"), {}, overwrite=False),
+  ):
+    pass
+
+
+def test_without_a_home_the_index_is_of_this_process(tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  row_index._cache_folder.cache_clear()
+  try:
+    folder = row_index._cache_folder()
+    assert folder.is_dir() and tmp_path not in folder.parents
+  finally:
+    row_index._cache_folder.cache_clear()
+
+
+def test_a_vilt_whose_config_is_none_is_told(tmp_path):
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(InputError, match="lacks num_attention_heads"):
+    vilt._heads(tmp_path / "config.json", 64)
