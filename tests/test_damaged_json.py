@@ -163,7 +163,7 @@ def test_what_an_exported_folder_says_of_itself(exported, tmp_path):
     ("heads", 0, r"config\.model\.heads is 0, not 1 to"),
     ("depth", 10**9, r"config\.model\.depth is 1000000000, not 1 to"),
     ("width", "wide", r"config\.model\.width is 'wide', not of type int"),
-    ("mlp_ratio", 0.0, "describes no model"),
+    ("mlp_ratio", -1.0, "describes no model"),
     ("decoder_widths", [64, "x"], r"decoder_widths is \[64, 'x'\], not 1 to"),
     ("norm", "none", "norm"),
     ("of_tomorrow", 1, r"config\.model\.of_tomorrow is unknown"),
