@@ -45,7 +45,9 @@ test-slow: $(READY)  ## the tests that take minutes each
 
 coverage: $(READY)  ## which lines the tests of `make test` do not reach; twice their time
 	rm -rf .coverage && mkdir .coverage
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cov
+	$(PY) -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
 
 extras: $(READY)  ## the tests that need what is not required (torch, transformers, ...), which this installs
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt

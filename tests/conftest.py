@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -29,6 +30,13 @@ jaxtyping.install_import_hook(["mail_jax", "input_pipeline"], "beartype.beartype
 # The first call of a jitted function takes seconds, and a run should be repeatable.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_sessionfinish() -> None:
+  """Writes what `make coverage` has measured: a process of pytest-xdist is killed where its end takes seconds."""
+  if (coverage := sys.modules.get("coverage")) and (measured := coverage.Coverage.current()):
+    measured.save()
+
 
 _REALDATA = pathlib.Path(__file__).parents[2] / "shared" / "realdata"
 
