@@ -142,6 +142,7 @@ def test_manifests_and_exported_folders_name_nothing_outside(tmp_path, name):
     "format_version": 1,
     "config": {},
     "step": 1,
+    "metrics": {},
     "tokenizer": {},
   }
   (folder / exported_folder.ABOUT).write_text(json.dumps(about | {"files": {name: sums}}))
