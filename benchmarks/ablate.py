@@ -34,6 +34,7 @@ _FAST = {
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
   "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
 }
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"  # other seeds of a row are the same programs
 _POLL = 0.5  # seconds
 _ENOUGH = 3  # failed runs, after which it is not about one row
 LOG, RESULT = "log.txt", "result.json"  # in the folder of a run
@@ -47,6 +48,7 @@ class Bench:
   def __init__(self, args: argparse.Namespace):
     """Takes the options of the command."""
     self.args, self.results = args, pathlib.Path(args.results)
+    self.compiled = os.path.join(args.workdir, "compiled")
     self.free = sorted(_cores())[: args.jobs or None]
     self.going: dict[int, tuple[runs.Run, subprocess.Popen]] = {}
     self.failed: list[str] = []
@@ -78,7 +80,7 @@ class Bench:
     with (place / LOG).open("ab") as log:
       process = subprocess.Popen(
         [sys.executable, *words[1:-len(run.overrides) - 1], "--core", str(core), *words[-len(run.overrides) - 1:]],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | _FAST,
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | _FAST | {_COMPILED: self.compiled},
         start_new_session=True,  # Ctrl-C is for us
       )  # fmt: skip
     self.going[core] = run, process
