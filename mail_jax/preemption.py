@@ -1,8 +1,9 @@
-"""SIGTERM: a machine that is about to be taken away asks the run to save and end."""
+"""SIGTERM: a machine that is about to be taken away asks the run to save and end. And Ctrl-C, which ends it at once."""
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,34 +20,46 @@ class Preemption:
 
   def __init__(self):
     self.asked = False
-    self._signalled = False
+    self._signalled = self._interrupted = False
     self._calls = 0
 
   @contextlib.contextmanager
   def watch(self) -> Iterator["Preemption"]:
-    """Inside the context SIGTERM ends nothing by itself.
+    """Inside the context SIGTERM ends nothing by itself, and no Ctrl-C is lost.
 
-    With several processes JAX's own service has caught the signal since they joined.
+    With several processes JAX's own service has caught SIGTERM since they joined.
     """
-    if jax.process_count() > 1:
-      yield self
-      return
-    try:
-      before = signal.signal(signal.SIGTERM, self._note)
-    except ValueError:  # not the main thread: whoever started it there minds its signals
-      yield self
-      return
+    handlers: dict[int, Callable] = {}
+    if jax.process_count() == 1:
+      handlers[signal.SIGTERM] = self._note
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+      handlers[signal.SIGINT] = self._interrupt
+    if threading.current_thread() is not threading.main_thread():
+      handlers = {}  # whoever started it there minds its signals
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
       yield self
     finally:
-      signal.signal(signal.SIGTERM, before)
+      for number, handler in before.items():
+        signal.signal(number, handler)
 
   def _note(self, number, frame) -> None:
     del number, frame
     self._signalled = True
 
+  def _interrupt(self, number, frame) -> None:
+    """Raises as Python does, which only prints it where it hits a callback of the garbage collector; hence noted."""
+    self._interrupted = True
+    signal.default_int_handler(number, frame)
+
   def reached(self) -> bool:
-    """Whether to end now; every process calls it equally often, at the same places."""
+    """Whether to end now; every process calls it equally often, at the same places.
+
+    Raises:
+      KeyboardInterrupt: there was one, and something has swallowed it.
+    """
+    if self._interrupted:
+      raise KeyboardInterrupt
     self._calls += 1
     several = jax.process_count() > 1
     self.asked |= (

@@ -1,6 +1,7 @@
 """JSON with something else in any one of its places."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +10,15 @@ _OTHERS = (None, True, -1, 0, 10**30, 0.5, -1e308, "", "x", [], [[]], [7], {}, {
 _GONE = object()
 
 
-def variants(content: Any) -> Iterator[tuple[str, Any]]:
+def variants(content: Any, every: int = 1) -> Iterator[tuple[str, Any]]:
   """Yields (what was done, a copy of the content) for each place in it and each thing that is there instead, or not.
 
-  Of lists the first three elements are places.
+  Of lists the first three elements are places. `every` takes one of so many; an odd number takes all things in turn.
   """
+  return itertools.islice(_variants(content), 0, None, every)
+
+
+def _variants(content: Any) -> Iterator[tuple[str, Any]]:
   for path in _places(content):
     for other in (_GONE, *_OTHERS):
       if not path and other is _GONE:

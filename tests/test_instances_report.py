@@ -1,6 +1,8 @@
 """`python -m input_pipeline.instances report`: its figures, its page, and what it refuses."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -74,17 +76,17 @@ class Report:
   page: str
 
 
-def _run(data_dir: str, folder: pathlib.Path, capsys, *more: str) -> Report:
+def _run(data_dir: str, folder: pathlib.Path, *more: str) -> Report:
   paths = [str(folder / "report.json"), str(folder / "report.html")]
-  command.main(["report", "--data_dir", data_dir, "--json", paths[0], "--html", paths[1], *more])
-  printed = capsys.readouterr().out
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
+    command.main(["report", "--data_dir", data_dir, "--json", paths[0], "--html", paths[1], *more])
   written, page = (pathlib.Path(path).read_text(encoding="utf-8") for path in paths)
-  return Report(data_dir, printed, json.loads(written), page)
+  return Report(data_dir, printed.getvalue(), json.loads(written), page)
 
 
-@pytest.fixture
-def shapes_report(shapes_data, tmp_path, capsys) -> Report:
-  return _run(shapes_data, tmp_path, capsys)
+@pytest.fixture(scope="module")
+def shapes_report(shapes_data, tmp_path_factory) -> Report:
+  return _run(shapes_data, tmp_path_factory.mktemp("report"))
 
 
 def test_the_table_the_json_and_the_page_agree(shapes_report):
@@ -160,9 +162,9 @@ def test_what_strangers_wrote_stays_text():
   assert [a["alt"][:16] for tag, a in parsed.tags if tag == "img"] == ['"><script src=x>'] * 2
 
 
-def test_the_same_data_gives_the_same_page(shapes_report, tmp_path, capsys):
-  again = _run(shapes_report.data_dir, tmp_path, capsys)
-  assert again == shapes_report
+def test_the_same_data_gives_the_same_page(shapes_report, tmp_path):
+  again = _run(shapes_report.data_dir, tmp_path)
+  assert (again.written, again.page) == (shapes_report.written, shapes_report.page)
 
 
 def test_all_that_is_prepared_is_reported_unless_names_are_given(shapes_data, tmp_path, capsys):
@@ -203,7 +205,8 @@ def test_the_time_an_image_took_is_shown_where_it_was_measured(tmp_path, capsys)
 def test_a_photo_that_cannot_be_drawn_is_named_and_the_figures_are_there(tmp_path, capsys):
   half_records.write(str(tmp_path))  # one picture of testA is cut short
   with pytest.raises(InputError, match=r"image picture_6\.png cannot be decoded"):
-    _run(str(tmp_path), tmp_path, capsys)
+    paths = ["--json", str(tmp_path / "report.json"), "--html", str(tmp_path / "report.html")]
+    command.main(["report", "--data_dir", str(tmp_path), *paths])
   assert "refcoco_unc/testA" in capsys.readouterr().out
   assert "refcoco_unc/testA" in json.loads((tmp_path / "report.json").read_text())["splits"]
   assert not (tmp_path / "report.html").exists()

@@ -132,6 +132,7 @@ def _metrics(workdir: pathlib.Path, step: int) -> dict[str, int | float]:
   return metrics
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_mesh(finished_run, shapes_data, tmp_path, monkeypatch):
   stop = 8
   with monkeypatch.context() as patch:
