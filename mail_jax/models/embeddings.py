@@ -85,7 +85,7 @@ class InstanceEmbedding(nn.Module):
     crop_bins: the mask crop's resolution.
     frame_bins: the full-frame view's resolution.
     pixel_bins: the image crop's resolution; it divides `crop_bins`.
-    frame_pixel_bins: the resolution of the pixels seen with `frame`; it divides `frame_bins`.
+    frame_pixel_bins: the resolution of the pixels seen with `frame`.
   """
 
   width: int
@@ -112,7 +112,7 @@ class InstanceEmbedding(nn.Module):
     if self.appearance:
       colour, texture = instances.colour_and_texture(pixels, masks, area)
       groups |= {
-        "pixels": 2 * self._seen(seen, pixels, box),
+        "pixels": 2 * self._seen(seen, masks, pixels, box),
         "colour": 2 * colour,
         "texture": texture,
       }
@@ -141,13 +141,17 @@ class InstanceEmbedding(nn.Module):
       return {"frame": instances.view(masks, whole, self.frame_bins)}
     raise InputError(f"model.instance_views {self.views!r} is not one of both, crop, frame")
 
-  def _seen(self, views, pixels, box):
+  def _seen(self, views, masks, pixels, box):
     """The image, where the mask is, on the grid of the mask's view but coarser."""
-    if "crop" in views:
-      view, bins = views["crop"], self.pixel_bins
-    else:
-      view, bins = views["frame"], self.frame_pixel_bins
-      box = instances.whole_image(box[:, :1], *pixels.shape[1:3])  # the same for all
+    if "crop" not in views:
+      bins, whole = self.frame_pixel_bins, instances.whole_image(box, *pixels.shape[1:3])
+      # Not a mean of the view: XLA's compiler for CPUs makes wrong numbers of that from batches of about 60 on, where
+      # the box is a constant (jaxlib 0.10.2; tests/test_compiled.py).
+      inside = instances.view(masks, whole, bins)
+      return (
+        instances.crop_pixels(pixels, whole[:, :1], bins) * inside[..., None]
+      )  # the same for all
+    view, bins = views["crop"], self.pixel_bins
     factor = view.shape[-1] // bins
     inside = view.reshape(*view.shape[:2], bins, factor, bins, factor).mean((3, 5))
     return instances.crop_pixels(pixels, box, bins) * inside[..., None]

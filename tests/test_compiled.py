@@ -1,0 +1,64 @@
+"""What XLA makes of the model, as users have it compiled, computes what its operations say one by one.
+
+The other tests compile in a hurry (`hurry.py`), which leaves out what is most likely to be wrong.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import hurry
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from mail_jax.models import embeddings
+
+VARIANTS = [
+  f"{views} {appearance} {neighbours}"
+  for views, appearance, neighbours in itertools.product(("both", "crop", "frame"), (1, 0), (1, 0))
+]
+BATCH, COUNT, SIZE = 64, 10, 96  # the demo's, when it is evaluated
+
+
+def test_tokens_of_instances():
+  _check("frame 1 1")
+
+
+@pytest.mark.slow
+def test_tokens_of_instances_with_anything_left_out():
+  _check(*VARIANTS)
+
+
+def _check(*variants: str) -> None:
+  flags = os.environ["XLA_FLAGS"].replace(hurry.flags(), "").strip()
+  done = subprocess.run(
+    [sys.executable, __file__, *variants],
+    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny_run.CHECKOUT)},
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+  assert [name for name, _ in found] == list(variants)
+  assert {name for name, error in found if not float(error) < 1e-4} == set()
+
+
+def _largest_error(views: str, appearance: int, neighbours: int) -> float:
+  """Of the tokens of random masks, about of unit scale, between the compiled and the single operations."""
+  rng = np.random.default_rng(0)
+  coarse = rng.random((BATCH, COUNT, 6, 6)) < 0.3
+  masks = coarse.repeat(SIZE // 6, axis=2).repeat(SIZE // 6, axis=3)
+  pixels = rng.uniform(-1, 1, (BATCH, SIZE, SIZE, 3)).astype(np.float32)
+  model = embeddings.InstanceEmbedding(32, bool(appearance), bool(neighbours), views)
+  variables = model.init(jax.random.key(0), masks[:1], pixels[:1])
+  masks, pixels = jax.numpy.asarray(masks), jax.numpy.asarray(pixels)
+  compiled = jax.jit(model.apply)(variables, masks, pixels)
+  return float(np.abs(compiled - model.apply(variables, masks, pixels)).max())
+
+
+if __name__ == "__main__":
+  for variant in sys.argv[1:]:
+    given = variant.split()
+    print(variant, _largest_error(given[0], int(given[1]), int(given[2])), flush=True)
