@@ -107,10 +107,12 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
   if model.appearance:
     # On the frame's grid the pixels are the same for all instances.
     bins, grids = (kind.pixel_bins, count) if crop else (kind.frame_pixel_bins, 1)
-    seen = _matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins)
+    seen = grids * (_matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins))
+    if not crop:  # and where each instance is, is looked up on that grid
+      seen += count * (_matmul(bins, size, size) + _matmul(bins, size, bins))
     # Three colours, their squares and three numbers of the structure tensor, averaged inside each mask.
     yield Product(
-      "mask/pixels", grids * seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0
+      "mask/pixels", seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0
     )
     features += 3 * bins**2 + _COLOUR + _TEXTURE
   yield Product("mask/groups", _matmul(count, features, 2 * width), gradients=1)
