@@ -111,9 +111,7 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
     if not crop:  # and where each instance is, is looked up on that grid
       seen += count * (_matmul(bins, size, size) + _matmul(bins, size, bins))
     # Three colours, their squares and three numbers of the structure tensor, averaged inside each mask.
-    yield Product(
-      "mask/pixels", seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0
-    )
+    yield Product("mask/pixels", seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0)
     features += 3 * bins**2 + _COLOUR + _TEXTURE
   yield Product("mask/groups", _matmul(count, features, 2 * width), gradients=1)
   yield Product("mask/project", _matmul(count, 2 * width, width))
