@@ -28,7 +28,7 @@ from mail_jax.train_step import create_state
 
 Results = dict[str, dict[str, np.ndarray]]
 MESHES = ("8x1", "1x8", "2x4")
-TWO_PROCESSES = ("1x8",)
+TWO_PROCESSES = ("2x4", "1x8")  # fsdp within a process, and across both
 
 
 def _start(folder: pathlib.Path, root, devices: int, *arguments: str) -> subprocess.Popen:

@@ -129,8 +129,8 @@ TABLES = {
     tuple(
       Row(f"{training}, {_name}", change, noise=_noise)
       for training, change in (
-        ("instance dropout", ()),
-        ("none", ("augment.instance_dropout=0.0", "augment.all_instances_dropout=0.0")),
+        ("with instance dropout", ()),
+        ("without it", ("augment.instance_dropout=0.0", "augment.all_instances_dropout=0.0")),
       )
       for _noise, _name in zip(
         NOISES,

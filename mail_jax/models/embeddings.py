@@ -143,17 +143,16 @@ class InstanceEmbedding(nn.Module):
 
   def _seen(self, views, masks, pixels, box):
     """The image, where the mask is, on the grid of the mask's view but coarser."""
-    if "crop" not in views:
+    if "crop" in views:
+      view, bins = views["crop"], self.pixel_bins
+      factor = view.shape[-1] // bins
+      inside = view.reshape(*view.shape[:2], bins, factor, bins, factor).mean((3, 5))
+    else:
       bins, whole = self.frame_pixel_bins, instances.whole_image(box, *pixels.shape[1:3])
       # Not a mean of the view: XLA's compiler for CPUs makes wrong numbers of that from batches of about 60 on, where
       # the box is a constant (jaxlib 0.10.2; tests/test_compiled.py).
       inside = instances.view(masks, whole, bins)
-      return (
-        instances.crop_pixels(pixels, whole[:, :1], bins) * inside[..., None]
-      )  # the same for all
-    view, bins = views["crop"], self.pixel_bins
-    factor = view.shape[-1] // bins
-    inside = view.reshape(*view.shape[:2], bins, factor, bins, factor).mean((3, 5))
+      box = whole[:, :1]  # the same for all
     return instances.crop_pixels(pixels, box, bins) * inside[..., None]
 
 
