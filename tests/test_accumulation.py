@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import mesh_training
 import numpy as np
+import pytest
 import tiny_model
 
 from mail_jax import train_step
@@ -51,6 +52,7 @@ def test_four_times_eight_is_thirty_two_with_group_norm():
   _assert_the_same_update(whole, _update({"norm": "group"}, accumulate=4, **changes))
 
 
+@pytest.mark.slow
 def test_masks_that_change_slots_change_the_same_slots():
   stacked = {"norm": "group", "mask_tokens": "stacked", "selection": "soft"}
   _assert_the_same_update(_update(stacked), _update(stacked, accumulate=4))

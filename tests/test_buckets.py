@@ -157,6 +157,9 @@ def test_a_checkpoint_that_was_not_finished_is_not_picked(place):
   again.close()
 
 
+@pytest.mark.parametrize(
+  "place", ["gcs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_run_in_a_bucket_is_the_run_on_the_disk(place, finished_run, shapes_data, capsys):
   command = tiny_run.arguments(shapes_data, place)
   train.main(command)
@@ -216,6 +219,7 @@ def test_loading_from_a_bucket_does_not_import_tensorflow(place):
   assert done.stdout == "1 {'note': 1} False\n"
 
 
+@pytest.mark.slow
 def test_two_processes_save_together_to_google(gcs, tmp_path):
   run_two_processes(f"{gcs}{tmp_path}/run")
 

@@ -46,6 +46,7 @@ def test_every_program_is_measured_at_every_batch_size(module, batches, peers, t
 
 
 @pytest.mark.extras
+@pytest.mark.slow
 def test_other_weights_are_noticed_before_anything_is_timed(tmp_path, monkeypatch):
   pytest.importorskip("torch")
   pytest.importorskip("transformers")

@@ -200,6 +200,7 @@ def test_a_killed_run_that_goes_on_has_no_step_twice_and_none_of_before_that_it_
   assert starts == [6]
 
 
+@pytest.mark.slow
 def test_asked_for_later_it_gets_the_rows_of_before(run, shapes_data, tmp_path):
   _train(shapes_data, tmp_path, "--config.log.tensorboard=False")
   first = tiny_run.rows(tmp_path)

@@ -93,7 +93,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# The others are in these but for a detail each.
+_FIRST = ("no instances", "group norm, soft", "sparse masks", "modalities apart, in a loop")
+
+
+@pytest.mark.parametrize(
+  "name", [n if n in _FIRST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS]
+)
 def test_every_variant_of_the_model_is_the_same_in_onnx(name):
   preset, slots, model = VARIANTS[name]
   config = tiny_model.make_config(preset, slots, **model)

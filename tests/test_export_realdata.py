@@ -81,7 +81,7 @@ def _check(place: pathlib.Path, form: str, asked: list) -> None:
     )
 
 
-@pytest.mark.parametrize("form", ["stablehlo", "saved_model"])
+@pytest.mark.parametrize("form", ["stablehlo", pytest.param("saved_model", marks=pytest.mark.slow)])
 def test_masks_of_real_photos_are_those_of_the_checkpoint(exported, asked, form):
   _check(exported, form, asked)
 

@@ -163,6 +163,7 @@ def test_what_strangers_wrote_stays_text():
   assert [a["alt"][:16] for tag, a in parsed.tags if tag == "img"] == ['"><script src=x>'] * 2
 
 
+@pytest.mark.slow
 def test_the_same_data_gives_the_same_page(shapes_report):
   assert _run(shapes_report.data_dir, shapes_report.folder) == shapes_report
 

@@ -170,6 +170,7 @@ def make_run(tmp_path) -> tuple[Trainer, SentencePieceTokenizer, list[dict]]:
 STEPS = 150
 
 
+@pytest.mark.slow
 def test_it_learns_when_nothing_is_meant_and_when_several_are(tmp_path):
   trainer, _, test = make_run(tmp_path)
   empty = np.concatenate([~batch["target"].any((1, 2)) for batch in test])

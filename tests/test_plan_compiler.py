@@ -97,6 +97,7 @@ def test_attention_of_tpus_is_a_kernel_on_each_chip():
   assert list(found) == ["all-reduce"]
 
 
+@pytest.mark.slow
 def test_parameters_travel_in_bfloat16_where_they_are_used_in_it(cut):
   half = _compile(fsdp=4, dtype="bfloat16")
   gathered = [

@@ -28,7 +28,6 @@ from mail_jax.train_step import create_state
 
 Results = dict[str, dict[str, np.ndarray]]
 MESHES = ("8x1", "1x8", "2x4")
-TWO_PROCESSES = ("2x4", "1x8")  # fsdp within a process, and across both
 
 
 def _start(folder: pathlib.Path, root, devices: int, *arguments: str) -> subprocess.Popen:
@@ -50,25 +49,49 @@ def results(tmp_path_factory, request) -> Results:
 
   The number of devices is fixed when JAX starts, so all but the first are in processes of their own.
   """
+  _skip_unless_there_is_one_device()
+  one_process = tmp_path_factory.mktemp("one_process")
+  started = [_start(one_process, request.config.rootpath, 8, "--text", *MESHES)]
+  two_processes = tmp_path_factory.mktemp("two_processes")
+  started += _start_two(two_processes, request.config.rootpath, "1x8")  # cut across both
+  found = {"one device": mesh_training.train(mesh_training.make_config())}
+  _wait(started)
+  found |= _read("one_process", one_process) | _read("two_processes", two_processes)
+  assert len(found) == 1 + len(MESHES) + 1
+  return found
+
+
+@pytest.mark.slow
+def test_losses_are_the_same_where_each_of_two_processes_has_the_whole_model(tmp_path, request):
+  _skip_unless_there_is_one_device()
+  started = _start_two(tmp_path, request.config.rootpath, "2x4")
+  results = {"one device": mesh_training.train(mesh_training.make_config())}
+  _wait(started)
+  results |= _read("two_processes", tmp_path)
+  assert len(results) == 2
+  test_losses_of_twenty_steps_are_the_same_on_every_mesh(results)
+  test_parameters_and_batch_statistics_are_the_same_on_every_mesh(results)
+
+
+def _skip_unless_there_is_one_device() -> None:
   if jax.device_count() != 1:
     pytest.skip(f"compares with one device, and there are {jax.device_count()}")
-  folders = {name: tmp_path_factory.mktemp(name) for name in ("one_process", "two_processes")}
-  root, port = request.config.rootpath, str(_free_port())
-  started = [_start(folders["one_process"], root, 8, "--text", *MESHES)]
-  started += [
-    _start(folders["two_processes"], root, 4, *TWO_PROCESSES, "--process", f"{i}/2", "--port", port)
-    for i in range(2)
-  ]
-  found = {"one device": mesh_training.train(mesh_training.make_config())}
+
+
+def _start_two(folder: pathlib.Path, root, *meshes: str) -> list[subprocess.Popen]:
+  port = str(_free_port())
+  return [_start(folder, root, 4, *meshes, "--process", f"{i}/2", "--port", port) for i in range(2)]
+
+
+def _wait(started: list[subprocess.Popen]) -> None:
   for process in started:
     with process:
       error = process.communicate()[1].decode()
     assert process.returncode == 0, error
-  for name, folder in folders.items():
-    for path in folder.glob("*.npz"):
-      found[f"{name} {path.stem}"] = dict(np.load(path))
-  assert len(found) == 1 + len(MESHES) + len(TWO_PROCESSES)
-  return found
+
+
+def _read(name: str, folder: pathlib.Path) -> Results:
+  return {f"{name} {path.stem}": dict(np.load(path)) for path in folder.glob("*.npz")}
 
 
 def test_losses_of_twenty_steps_are_the_same_on_every_mesh(results):
@@ -116,7 +139,7 @@ def test_the_program_contains_the_shardings_that_were_asked_for(results):
   head, body = text[text.index("@main(") :].split("{\n", 1)
   arguments, outputs = (re.findall(r"sdy\.sharding<@mesh, (\[.*?\])>", x) for x in head.split("->"))
   batch = [place for place in arguments if place.startswith('[{"data", "fsdp"}')]
-  assert len(batch) == 8  # the fields of a batch, the light of each photo among them
+  assert len(batch) == 7  # the fields of a batch
   cut = _cut(4)
   # Parameters, their average, and the two moments of Adam.
   assert len([place for place in arguments if '{"fsdp"}' in place]) == 4 * len(cut)

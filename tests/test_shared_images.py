@@ -113,6 +113,7 @@ def test_a_window_has_the_refs_of_its_groups_and_no_others(data_dir):
   assert done == REFS and shuffled > 3
 
 
+@pytest.mark.slow
 def test_a_stream_from_anywhere_is_the_rest_of_the_whole_one(data_dir):
   groups = _groups(data_dir)
   whole = _stream(groups, 0, 3 * REFS)
@@ -198,6 +199,7 @@ def test_wrong_numbers_are_refused(data_dir, tokenizer):
     _batches(data_dir, tokenizer, 1, expressions_per_image=0)
 
 
+@pytest.mark.slow
 def test_a_program_ends_while_its_pipeline_runs(data_dir):
   """Threads that call Python while it ends never return; TF would wait for them for ever."""
   program = f"""

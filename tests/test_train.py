@@ -102,6 +102,7 @@ def test_best_and_last_of_a_run_are_what_its_log_says(finished_run):
   assert tiny_run.steps_kept(finished_run) == sorted(last_two | {best})
 
 
+@pytest.mark.slow
 def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
   shapes_data, tmp_path, monkeypatch
 ):

@@ -39,7 +39,7 @@ def test_dropout_leaves_out_instances_and_whole_examples_as_often_as_told():
   assert not train_step.drop_instances(jax.random.key(0), ~valid, 0.2, 0.1).any()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_update_that_is_not_finite_changes_nothing_but_the_step(accumulate):
   config = tiny_model.make_config(slots=4)
   config.accumulate, config.batch_size, config.vocab_size = accumulate, 8, tiny_model.VOCAB

@@ -240,6 +240,7 @@ def test_a_run_starts_from_the_checkpoint_and_its_vocabulary(
   trainer.checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_run_whose_blocks_are_stacked_starts_from_the_same_weights(
   tiny_folder, shapes_data, tmp_path
 ):

@@ -27,12 +27,13 @@ def ours(realdata):
   return WordPieceTokenizer((realdata / "bert/vocab.txt").read_bytes())
 
 
-def test_all_official_expressions_have_the_same_ids(realdata, reference, ours):
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_official_expressions_have_the_same_ids(realdata, reference, ours, every):
   texts = []
   for file in sorted((realdata / "expressions").glob("*.json.gz")):
     texts += [row["sent"] for row in json.loads(gzip.decompress(file.read_bytes()))["refs"]]
   assert len(texts) >= 47_855
-  texts = [text for text in texts if text.strip()]
+  texts = [text for text in texts if text.strip()][::every]
   theirs = [reference.encode(text, add_special_tokens=False) for text in texts]
   assert ours.encode(texts) == theirs
   # What the records hold is normalised.
