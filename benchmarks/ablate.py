@@ -102,9 +102,9 @@ class Bench:
       # As anyone would make it; where the data are is theirs to say.
       command = shlex.join(self._words(run, "data", f"runs/ablate/{run.name}", "runs/ablate/data"))
       runs.add(self.results, {"run": run.name, "command": command, **row})
-      shown = ", ".join(
-        f"{test} {100 * found['mIoU']:.1f}" for test, found in row["results"].items()
-      )
+      judged = {test: found["mIoU"] for test, found in row["results"].items()}
+      judged = judged or {f"after {row['samples']:,} samples": row["curve"][-1][1]}
+      shown = ", ".join(f"{test} {100 * value:.1f}" for test, value in judged.items())
       print(f"{run.name}  mIoU {shown}; {row['core_seconds'] / 60:.1f} min", flush=True)
 
   def _place(self, run: runs.Run) -> pathlib.Path:
@@ -114,7 +114,8 @@ class Bench:
     return [
       "python", "-m", "benchmarks.ablation.one_run", "--config", self.args.config, "--data_dir", data_dir,
       "--workdir", place, "--tests_dir", tests,
-      "--tests", *run.tests, "--out", f"{place}/{RESULT}", "--", *run.overrides,
+      "--tests", *run.tests, *(["--until", str(run.until)] if run.until else []),
+      "--out", f"{place}/{RESULT}", "--", *run.overrides,
     ]  # fmt: skip
 
   def _end_all(self) -> None:

@@ -43,9 +43,13 @@ class Preemption:
       for number, handler in before.items():
         signal.signal(number, handler)
 
+  def ask(self) -> None:
+    """Asks the run to save and end, as SIGTERM does; for programs that train in a process of their own."""
+    self._signalled = True
+
   def _note(self, number, frame) -> None:
     del number, frame
-    self._signalled = True
+    self.ask()
 
   def _interrupt(self, number, frame) -> None:
     """Raises as Python does, which only prints it where it hits a callback of the garbage collector; hence noted."""

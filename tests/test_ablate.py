@@ -62,11 +62,23 @@ def test_every_row_is_a_model():
 
 
 def test_seeds_are_runs_of_their_own_and_the_first_of_all_rows_comes_first():
-  queue = runs.planned(["selection"], BUDGET)
-  count = len(TABLES["selection"].rows)
+  queue = runs.planned(["fusion"], BUDGET)
+  count = len(TABLES["fusion"].rows)
   assert len(queue) == len({run.name for run in queue}) == 3 * count
   assert all("seed=0" in run.overrides for run in queue[:count])
   assert not any("seed=0" in run.overrides for run in queue[count:])
+
+
+def test_a_row_beside_the_question_may_have_fewer_seeds(monkeypatch):
+  rows = (Row("asked"), Row("beside", ("max_instances=4",), seeds=1))
+  monkeypatch.setitem(TABLES, "tiny", Table("Tiny", "What?", rows))
+  queue = runs.planned(["tiny"], BUDGET)
+  assert [dict(word.split("=") for word in run.overrides)["seed"] for run in queue] == list("0012")
+  lines = {run.name: _line(run) for run in queue}
+  assert [len(found) for _, found in runs.of_table("tiny", BUDGET, lines)] == [3, 1]
+  assert [
+    len(found) for _, found in runs.of_table("tiny", dataclasses.replace(BUDGET, seeds=1), lines)
+  ] == [1, 1]
 
 
 def test_a_training_that_is_judged_on_many_detectors_is_one_run():
@@ -122,6 +134,8 @@ def test_the_judgement_is_that_of_a_t_test_with_a_common_deviation():
   far = (np.mean(values["a"]) - np.mean(values["c"])) / (pooled * (2 / 3) ** 0.5)
   assert near < 2 < far
   assert documents.judgement([(row, found[:1]) for row, found in rows]).startswith("One seed")
+  once = documents.judgement([*rows[:2], (rows[2][0], rows[2][1][:1])])
+  assert once.startswith("Best on val, of the rows with several seeds: a (71.0)")
 
 
 def test_a_curve_crosses_between_the_points_around_it():
@@ -214,6 +228,18 @@ def test_a_finished_run_is_judged_and_not_trained(shapes_data, finished_run, tmp
   (last,) = [row for row in tiny_run.rows(finished_run)[::-1] if "val/mIoU" in row][:1]
   assert found["curve"][-1] == [tiny_run.STEPS * 8, last["val/mIoU"]]
   assert len(found["curve"]) == tiny_run.STEPS // tiny_run.EVAL_EVERY
+
+
+@pytest.mark.slow
+def test_a_run_ends_where_its_curve_is_good_enough_and_is_not_trained_further(
+  shapes_data, tmp_path
+):
+  asked = [tiny_run.__file__, [], shapes_data, str(tmp_path), [], ""]
+  for again in range(2):  # where it is found so it makes a step more, for it saves after steps
+    found = one_run.measure(*asked, until=1e-6)
+    assert found["samples"] == 8 * (tiny_run.EVAL_EVERY + 1 + again) and found["results"] == {}
+    assert len(found["curve"]) == 1
+  assert one_run.measure(*asked, until=1.0)["samples"] == 8 * tiny_run.STEPS
 
 
 @pytest.mark.slow

@@ -142,7 +142,12 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
     if near
     else "; all others are worse"
   )
-  return f"Best on val: {best} ({100 * means[best]:.1f}){tail}. Deviation of a seed: {100 * pooled**0.5:.1f}."
+  of_all = (
+    ""
+    if len(known) == len([row for row, found in rows if found])
+    else ", of the rows with several seeds"
+  )
+  return f"Best on val{of_all}: {best} ({100 * means[best]:.1f}){tail}. Deviation of a seed: {100 * pooled**0.5:.1f}."
 
 
 def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
@@ -159,10 +164,10 @@ def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
     if len(known) < len(found):
       most = max(line["samples"] for line in found) / 1000
       text = f"{text or 'none'} ({len(found) - len(known)} of {len(found)} not within {most:.0f})"
-    at_end = spread([line["results"]["val"]["mIoU"] for line in found])
+    minutes = statistics.mean(line["core_seconds"] for line in found) / 60
     cells.append(
       {"width x depth": row.name, "seeds": len(found)} | _cost(found)
-      | {f"thousand samples to mIoU {REACH}": text, "mIoU at the end, val": at_end}
+      | {f"thousand samples to mIoU {REACH}": text, "minutes of a core": f"{minutes:.0f}"}
     )  # fmt: skip
   yield paired.table(cells)
 

@@ -7,18 +7,24 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from benchmarks import paired
+from benchmarks.ablation.documents import crossing
 from benchmarks.ablation.runs import SPLITS
 from input_pipeline import writing
 from input_pipeline.errors import InputError, run_command
 from mail_jax import evaluate, flops, train, trained
+from mail_jax.config import load_config
+from mail_jax.training_data import Batch, Data, open_data
 
 METRICS = (
   "sentences",
@@ -33,7 +39,13 @@ METRICS = (
 
 
 def measure(
-  recipe: str, overrides: list[str], data_dir: str, workdir: str, tests: list[str], tests_dir: str
+  recipe: str,
+  overrides: list[str],
+  data_dir: str,
+  workdir: str,
+  tests: list[str],
+  tests_dir: str,
+  until: float = 0.0,
 ) -> dict[str, Any]:
   """Trains, judges, and returns what the run's line says of it.
 
@@ -44,23 +56,15 @@ def measure(
     workdir: of the run; where it is finished it is only judged.
     tests: splits, or DETECTOR/SPLIT of the data in a folder of `tests_dir` with that name.
     tests_dir: where these lie.
+    until: the run ends once an evaluation on the way has this mIoU; 0: with its last step.
 
   Raises:
     InputError: it was asked to end before it was finished.
   """
-  train.main(
-    [
-      "--config",
-      recipe,
-      "--data_dir",
-      data_dir,
-      "--workdir",
-      workdir,
-      *(f"--config.{word}" for word in overrides),
-    ]
-  )
+  config = load_config(recipe, overrides)
+  curve = _train(config, open_data(config, data_dir), workdir, until)
   model = trained.load(workdir, "last")
-  if model.step < model.config.steps:
+  if model.step < model.config.steps and not (until and crossing(curve, until)):
     raise InputError(
       f"{workdir} was asked to end at step {model.step}; the same command goes on with it"
     )
@@ -70,18 +74,35 @@ def measure(
     where = os.path.join(tests_dir, noise) if noise else data_dir
     found, _ = evaluate.evaluate(model, where, [f"shapes/{split}"])
     results[test] = {name: found[f"shapes/{split}"].get(name) for name in METRICS}
-  with open(os.path.join(workdir, "metrics.jsonl")) as lines:
-    log = [json.loads(line) for line in lines]
-  batch = model.config.batch_size
   return {
     "seed": model.config.seed,
-    "samples": model.step * batch,
+    "samples": model.step * config.batch_size,
     "parameters": sum(x.size for x in jax.tree.leaves(model.variables["params"])),
     "gflop": flops.forward_flops(model.config) / 1e9,
     "results": results,
-    "curve": [[row["step"] * batch, row["val/mIoU"]] for row in log if "val/mIoU" in row],
+    "curve": curve,
     "machine": paired.machine(),
   }  # fmt: skip
+
+
+def _train(config: ConfigDict, data: Data, workdir: str, until: float) -> list[list[float]]:
+  """Trains, to the end or until an evaluation is good enough; returns the curve: samples and mIoU of each."""
+
+  def batches(start: int) -> Iterator[Batch]:
+    for step, batch in enumerate(data.train(start), start):
+      due = step == start or step % config.eval_every == 0
+      if until and due and crossing(_curve(trainer), until):
+        trainer.preemption.ask()
+      yield batch
+
+  trainer = train.Trainer(config, workdir, dataclasses.replace(data, train=batches))
+  trainer.run()
+  return _curve(trainer)
+
+
+def _curve(trainer: train.Trainer) -> list[list[float]]:
+  rows = [row for row in trainer.progress.rows() if "val/mIoU" in row]
+  return [[row["step"] * trainer.config.batch_size, row["val/mIoU"]] for row in rows]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,7 +116,8 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     "--tests_dir", default="", help="where the data of other detectors are, a folder each"
   )
-  parser.add_argument("--tests", nargs="+", default=list(SPLITS), metavar="[DETECTOR/]SPLIT")
+  parser.add_argument("--tests", nargs="*", default=list(SPLITS), metavar="[DETECTOR/]SPLIT")
+  parser.add_argument("--until", type=float, default=0.0, metavar="MIOU", help="ends there")
   parser.add_argument("--core", type=int, help="where all of it runs")
   parser.add_argument("--out", required=True, metavar="FILE.json")
   parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -105,7 +127,13 @@ def main(argv: list[str] | None = None) -> None:
       os.sched_setaffinity(0, {args.core})
   try:
     found = measure(
-      args.config, args.overrides, args.data_dir, args.workdir, args.tests, args.tests_dir
+      args.config,
+      args.overrides,
+      args.data_dir,
+      args.workdir,
+      args.tests,
+      args.tests_dir,
+      args.until,
     )
   finally:
     seconds = _spent(args.out + ".seconds")

@@ -42,11 +42,13 @@ class Run:
     name: equal names, equal configs, whatever the keys that were added to them since.
     overrides: of the recipe, with the seed and the number of steps.
     tests: splits, of the data that it is trained on or, as in `x2/val`, of those with the masks of another detector.
+    until: where it ends, as in `tables.Row`.
   """
 
   name: str
   overrides: tuple[str, ...]
   tests: tuple[str, ...]
+  until: float = 0.0
 
 
 def of_row(row: Row, seed: int, budget: Budget) -> Run:
@@ -59,15 +61,23 @@ def of_row(row: Row, seed: int, budget: Budget) -> Run:
     for key, value in settings.items()
     if not key.startswith(MAY_CHANGE) and not (key in ADDED and ADDED[key] == value)
   }
+  told |= {"until": row.until} if row.until else {}
   name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-  return Run(name, overrides, (f"{row.noise}/val",) if row.noise else SPLITS)
+  tests = () if row.until else (f"{row.noise}/val",) if row.noise else SPLITS
+  return Run(name, overrides, tests, row.until)
+
+
+def seeds_of(row: Row, budget: Budget) -> range:
+  """The seeds that a row is run with."""
+  return range(budget.seeds if row.seeds is None else min(budget.seeds, row.seeds))
 
 
 def planned(tables: Sequence[str], budget: Budget) -> list[Run]:
   """All runs of tables, each once with all its tests; the first seed of all comes before the second of any."""
   found: dict[str, Run] = {}
   for seed in range(budget.seeds):
-    for run in (of_row(row, seed, budget) for table in tables for row in TABLES[table].rows):
+    rows = [row for table in tables for row in TABLES[table].rows if seed in seeds_of(row, budget)]
+    for run in (of_row(row, seed, budget) for row in rows):
       before = found.get(run.name)
       tests = (*before.tests, *run.tests) if before else run.tests
       found[run.name] = dataclasses.replace(before or run, tests=tuple(dict.fromkeys(tests)))
@@ -111,5 +121,5 @@ def of_table(
 ) -> Iterator[tuple[Row, list[dict[str, Any]]]]:
   """Yields each row of a table with the lines of its runs that are finished, by their seeds."""
   for row in TABLES[table].rows:
-    every = [of_row(row, seed, budget) for seed in range(budget.seeds)]
+    every = [of_row(row, seed, budget) for seed in seeds_of(row, budget)]
     yield row, [lines[run.name] for run in every if run not in left([run], lines)]
