@@ -134,7 +134,9 @@ def test_the_judgement_is_that_of_a_t_test_with_a_common_deviation():
   far = (np.mean(values["a"]) - np.mean(values["c"])) / (pooled * (2 / 3) ** 0.5)
   assert near < 2 < far
   assert documents.judgement([(row, found[:1]) for row, found in rows]).startswith("One seed")
-  once = documents.judgement([*rows[:2], (rows[2][0], rows[2][1][:1])])
+  waiting = documents.judgement([*rows[:2], (rows[2][0], rows[2][1][:1])])
+  assert waiting.startswith("Some rows have one seed so far")
+  once = documents.judgement([*rows[:2], (Row("c", seeds=1), rows[2][1][:1])])
   assert once.startswith("Best on val, of the rows with several seeds: a (71.0)")
 
 

@@ -117,7 +117,7 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
   """Says which row is the best on val, and which ones are as good within the spread of the seeds.
 
   Two rows are as good where their means differ by no more than twice the standard error of the difference, from the
-  deviation of all rows' seeds together; with one seed nothing is said.
+  deviation of all rows' seeds together; while a row waits for its second seed nothing is said.
   """
   known = {
     row.name: [
@@ -126,8 +126,13 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
     for row, found in rows
     if len(found) > 1
   }
-  if len(known) < 2:
-    return "One seed: no spread is known."
+  waits = any(len(found) == 1 and row.seeds is None for row, found in rows)
+  if len(known) < 2 or waits:
+    return (
+      "Some rows have one seed so far: none is judged."
+      if known
+      else "One seed: no spread is known."
+    )
   free = sum(len(values) - 1 for values in known.values())
   pooled = sum((len(v) - 1) * statistics.variance(v) for v in known.values()) / free
   means = {name: statistics.mean(values) for name, values in known.items()}
