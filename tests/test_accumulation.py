@@ -58,6 +58,7 @@ def test_masks_that_change_slots_change_the_same_slots():
   _assert_the_same_update(_update(stacked), _update(stacked, accumulate=4))
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_the_mean_of_those_of_the_micro_batches():
   """The first stage sees the same as with the whole batch, so its means agree; its variances are less.
 

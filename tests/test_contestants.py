@@ -75,7 +75,8 @@ def test_the_loop_is_compared_with_its_step(tmp_path, capsys):
     loop.main([*small, "--steps", "5", "--config.log_every=6"])
 
 
-@pytest.mark.parametrize("how", [[], pytest.param(["--train"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--train"]])
 def test_growth_has_a_row_a_change_and_the_config_itself_is_one(how, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(growth, "SIZES", {"small": (16, 1, 2), "as it is": (32, 1, 2)})
   path = tmp_path / "table.json"

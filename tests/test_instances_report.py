@@ -168,6 +168,7 @@ def test_the_same_data_gives_the_same_page(shapes_report):
   assert _run(shapes_report.data_dir, shapes_report.folder) == shapes_report
 
 
+@pytest.mark.slow
 def test_all_that_is_prepared_is_reported_unless_names_are_given(shapes_data, tmp_path, capsys):
   half_records.write(str(tmp_path))
   (tmp_path / storage.BUILDER_NAME / "shapes").symlink_to(

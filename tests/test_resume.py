@@ -89,6 +89,7 @@ def test_a_killed_run_that_is_started_again_ends_as_an_undisturbed_one(
   _assert_the_same(tmp_path, finished_run)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(shapes_data, tmp_path):
   # A line of the log is a mean over several steps, and the run is stopped between two lines.
   undisturbed = tmp_path / "undisturbed"

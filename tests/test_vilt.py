@@ -296,6 +296,7 @@ def test_sparse_masks_start_at_the_positions_of_the_image_and_as_large(tmp_path)
   np.testing.assert_allclose(found["mask/norm/scale"], np.sqrt((position**2).mean()), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_from_a_checkpoint_resumes_without_it(tiny_folder, shapes_data, tmp_path):
   moved = tmp_path / "moved"
   vilt_weights.write_folder(moved, vilt_weights.random_weights(**TINY), heads=2)
