@@ -271,7 +271,7 @@ def test_without_a_slot_for_none_some_instance_is_chosen_where_there_is_any(vari
 
 @pytest.mark.parametrize(
   "preset",
-  ["instance", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "sparse"))],
+  ["paper", *(pytest.param(name, marks=pytest.mark.slow) for name in ("instance", "sparse"))],
 )
 def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
   options = {"mask_tokens": "sparse", "depth": 2, "separate_blocks": 1}
