@@ -139,7 +139,7 @@ def test_the_program_contains_the_shardings_that_were_asked_for(results):
   head, body = text[text.index("@main(") :].split("{\n", 1)
   arguments, outputs = (re.findall(r"sdy\.sharding<@mesh, (\[.*?\])>", x) for x in head.split("->"))
   batch = [place for place in arguments if place.startswith('[{"data", "fsdp"}')]
-  assert len(batch) == 7  # the fields of a batch
+  assert len(batch) == 8  # the fields of a batch, the light of each photo among them
   cut = _cut(4)
   # Parameters, their average, and the two moments of Adam.
   assert len([place for place in arguments if '{"fsdp"}' in place]) == 4 * len(cut)

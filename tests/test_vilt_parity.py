@@ -152,9 +152,12 @@ def pretrained(tmp_path, weights):
   return vilt.load(W.write_folder(tmp_path, weights))
 
 
-def test_every_layer_equals_the_reference(pretrained, reference):
-  """Of two examples that are no squares; the slow test below has more of both."""
-  assert largest_difference(pretrained, reference, make_inputs(384, 608, 2, W.VOCAB)) < 1e-4
+# One square, one other, one and several examples; the slow ones below have all of both.
+@pytest.mark.parametrize(
+  ("size", "batch"), [((384, 608), 4), pytest.param((480, 480), 1, marks=pytest.mark.slow)]
+)
+def test_every_layer_equals_the_reference(pretrained, reference, size, batch):
+  assert largest_difference(pretrained, reference, make_inputs(*size, batch, W.VOCAB)) < 1e-4
 
 
 @pytest.mark.parametrize("exchanged", [("query", "key"), ("key", "value")])

@@ -126,13 +126,10 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
     for row, found in rows
     if len(found) > 1
   }
-  waits = any(len(found) == 1 and row.seeds is None for row, found in rows)
-  if len(known) < 2 or waits:
-    return (
-      "Some rows have one seed so far: none is judged."
-      if known
-      else "One seed: no spread is known."
-    )
+  if not known:
+    return "One seed: no spread is known."
+  if len(known) < 2 or any(len(found) == 1 and row.seeds is None for row, found in rows):
+    return "Some rows have one seed so far: none is judged."
   free = sum(len(values) - 1 for values in known.values())
   pooled = sum((len(v) - 1) * statistics.variance(v) for v in known.values()) / free
   means = {name: statistics.mean(values) for name, values in known.items()}
@@ -147,12 +144,8 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
     if near
     else "; all others are worse"
   )
-  of_all = (
-    ""
-    if len(known) == len([row for row, found in rows if found])
-    else ", of the rows with several seeds"
-  )
-  return f"Best on val{of_all}: {best} ({100 * means[best]:.1f}){tail}. Deviation of a seed: {100 * pooled**0.5:.1f}."
+  some = ", of the rows with several seeds" if any(len(found) == 1 for _, found in rows) else ""
+  return f"Best on val{some}: {best} ({100 * means[best]:.1f}){tail}. Deviation of a seed: {100 * pooled**0.5:.1f}."
 
 
 def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
