@@ -51,7 +51,7 @@ coverage: $(READY)  ## which lines the tests of `make test` do not reach; twice 
 
 extras: $(READY)  ## the tests that need what is not required (torch, transformers, ...), which this installs
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow"
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow" $$(grep -l mark.extras tests/test_*.py)
 
 # Apache Beam asks for older versions of what the other packages share, so it has an environment of its own.
 $(BEAM)/.installed: requirements-beam.txt
@@ -83,7 +83,7 @@ $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 	@touch $@
 
 plan: $(LIBTPU)/.installed  ## the tests with the TPU compiler, which this installs apart (700 MB)
-	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow"
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow" tests/test_plan_compiler.py
 
 # With the newest versions that pyproject.toml allows, not the pinned ones, and from a copy: nothing is left in the clone.
 package:  ## installs it as users do, in an environment of its own, and asks every command for help

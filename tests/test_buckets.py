@@ -157,9 +157,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_picked(place):
   again.close()
 
 
-@pytest.mark.parametrize(
-  "place", ["gcs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_the_disk(place, finished_run, shapes_data, capsys):
   command = tiny_run.arguments(shapes_data, place)
   train.main(command)

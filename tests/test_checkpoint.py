@@ -251,6 +251,7 @@ def test_a_model_of_another_machine_is_loaded_with_attention_that_runs_here(
   assert trained.load(str(finished_run)).model == expected
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_if_nothing_had_been(
   finished_run, shapes_data, tmp_path, capsys
 ):

@@ -278,6 +278,7 @@ def test_the_command_prints_one_line_and_exits_with_2(tmp_path):
   assert line.startswith(f"error: {tmp_path}/refcoco/refs(unc).p: no such file")
 
 
+@pytest.mark.slow
 def test_real_annotations_lose_every_officially_evaluated_photo(realdata, tmp_path):
   lists = sorted((realdata / "expressions").glob("refcoco*.json.gz"))
   assert len(lists) == 8

@@ -62,6 +62,7 @@ def test_other_weights_are_noticed_before_anything_is_timed(tmp_path, monkeypatc
     run(predict.CONTEST, tmp_path, "--batch_size", "1", "--peers", "eager")
 
 
+@pytest.mark.slow
 def test_the_loop_is_compared_with_its_step(tmp_path, capsys):
   path = tmp_path / "table.json"
   small = ["--config", tiny_run.__file__, "--config.model.depth=1"]

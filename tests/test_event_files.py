@@ -164,6 +164,7 @@ def test_samples_are_spread_over_the_data_and_depend_on_the_seed_alone():
   assert fixed_samples.choose(3, 8, 0).tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_goes_on_has_no_step_twice_and_none_of_before_that_it_does_not_make(
   run, shapes_data, tmp_path, monkeypatch
 ):

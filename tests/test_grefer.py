@@ -211,6 +211,7 @@ def test_real_refs_have_the_unions_that_pycocotools_gives(realdata):
   assert several >= 30
 
 
+@pytest.mark.slow
 def test_real_data_is_prepared(realdata, tmp_path):
   annotations = realdata / "coco/annotations/instances_train2014.json"
   options = {"dataset": "grefcoco_unc", "refer_root": realdata / "refer"}

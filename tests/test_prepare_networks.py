@@ -48,7 +48,7 @@ def _prepared(layout, model, data_dir, batch_size) -> dict[int, tuple[np.ndarray
 
 
 @pytest.mark.extras
-@pytest.mark.parametrize("kind", ["mask2former", "sam"])
+@pytest.mark.parametrize("kind", ["mask2former", pytest.param("sam", marks=pytest.mark.slow)])
 def test_records_of_a_network_do_not_depend_on_the_batch(kind, layout, tmp_path, monkeypatch):
   import tiny_segmenters
 

@@ -75,6 +75,7 @@ def _assert_the_same(run: pathlib.Path, other: pathlib.Path) -> None:
   assert jax.tree.all(jax.tree.map(np.array_equal, *states))
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_is_started_again_ends_as_an_undisturbed_one(
   finished_run, shapes_data, tmp_path
 ):

@@ -184,6 +184,7 @@ def test_a_large_batch_in_threads_equals_one_text_at_a_time(either):
     assert (one[1][0], one[2][0]) == (lengths[row], was_cut[row])
 
 
+@pytest.mark.slow
 def test_every_official_expression_survives_a_round_trip(realdata):
   texts = []
   for file in sorted((realdata / "expressions").glob("*.json.gz")):

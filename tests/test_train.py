@@ -46,6 +46,7 @@ def test_a_run_learns_what_little_there_is(finished_run):
   assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_bit_for_bit(
   finished_run, shapes_data, tmp_path, compilations
 ):
