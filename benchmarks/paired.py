@@ -31,7 +31,8 @@ _PACKAGES = {
 
 def machine() -> str:
   """One line: processor, cores, accelerator where JAX is imported, versions, and the date (UTC)."""
-  parts = [f"{_processor()}, {parallel.available_cores()} cores"]
+  cores = parallel.available_cores()
+  parts = [f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"]
   if "jax" in sys.modules and (jax := sys.modules["jax"]).default_backend() != "cpu":
     parts.append(f"{jax.device_count()} x {jax.devices()[0].device_kind}")
   parts.append(f"Python {platform.python_version()}")

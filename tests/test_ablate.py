@@ -157,6 +157,18 @@ def test_the_power_law_is_scipys_regression_of_logarithms():
   assert at == pytest.approx(np.exp(expected.intercept)) and abs(at - 0.25) < 0.02
 
 
+def test_a_machine_is_named_once_with_its_first_day_and_its_last():
+  known = (
+    "b, 2 cores, 2026-11-29",
+    "a, 2026-11-30",
+    "b, 2 cores, 2026-11-25",
+    "b, 2 cores, 2026-11-27",
+  )
+  assert documents.machines([{"machine": machine} for machine in known]) == (
+    "a, 2026-11-30; b, 2 cores, 2026-11-25 to 2026-11-29"
+  )
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_a_table_is_written_into_its_place_and_nothing_else_changes(table, tmp_path):
   document = tmp_path / "results.md"

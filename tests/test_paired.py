@@ -38,4 +38,4 @@ def test_the_machine_is_written_with_the_record(tmp_path):
   paired.write_json(str(tmp_path / "r.json"), {"rate": 1.5})
   record = json.loads((tmp_path / "r.json").read_text())
   assert record["rate"] == 1.5
-  assert "cores" in record["machine"] and "numpy" in record["machine"]
+  assert "core" in record["machine"] and "numpy" in record["machine"]

@@ -228,11 +228,21 @@ def largest_miss(points: Sequence[tuple[float, float]], exponent: float, at: flo
 
 def _made(table: str, lines: Sequence[Line]) -> str:
   minutes = sum(line["core_seconds"] for line in lines) / 60
-  machines = sorted({line["machine"] for line in lines})
   seeds = 1 + max(line["seed"] for line in lines)
   return (
     f"`python -m benchmarks.ablate --table {table} --seeds {seeds}`; {len(lines)} runs, {minutes:.0f} minutes of "
-    f"one core together, those shared with other tables included. {'; '.join(machines)}."
+    f"one core together, those shared with other tables included. {machines(lines)}."
+  )
+
+
+def machines(lines: Sequence[Line]) -> str:
+  """The machines of some runs, each with its first day and its last."""
+  days: dict[str, set[str]] = {}
+  for line in lines:
+    machine, _, day = line["machine"].rpartition(", ")  # as `paired.machine` writes it
+    days.setdefault(machine, set()).add(day)
+  return "; ".join(
+    f"{machine}, {' to '.join(sorted({min(of), max(of)}))}" for machine, of in sorted(days.items())
   )
 
 
