@@ -83,7 +83,7 @@ $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 	@touch $@
 
 plan: $(LIBTPU)/.installed  ## the tests with the TPU compiler, which this installs apart (700 MB)
-	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow" tests/test_plan_compiler.py
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow" $$(grep -l mark.plan tests/test_*.py)
 
 # With the newest versions that pyproject.toml allows, not the pinned ones, and from a copy: nothing is left in the clone.
 package:  ## installs it as users do, in an environment of its own, and asks every command for help
