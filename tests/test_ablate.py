@@ -191,6 +191,18 @@ def test_a_table_is_written_into_its_place_and_nothing_else_changes(table, tmp_p
   assert document.read_text() == text
 
 
+def test_the_total_counts_a_run_of_many_tables_once(tmp_path):
+  document = tmp_path / "results.md"
+  document.write_text("before\n<!-- ablate total -->\nold\n<!-- end -->\nafter\n")
+  two = [run for table in ("fusion", "slots") for run in runs.planned([table], BUDGET)]
+  lines = {run.name: _line(run, core_seconds=1800.0) for run in two}
+  assert len(lines) < len(two)
+  documents.write(document, [], BUDGET, lines | {"of no table": _line(two[0])})
+  hours = len(lines) / 2
+  assert f"{len(lines)} runs, {hours:.1f} hours of one core" in document.read_text()
+  assert "old" not in document.read_text() and "\nafter\n" in document.read_text()
+
+
 def test_a_row_that_has_not_been_run_is_named_and_one_without_instances_picks_nothing():
   rows = [(Row(name), []) for name in ("blind", "seeing", "later")]
   lines = [_line(runs.Run(name, (), runs.SPLITS)) for name in ("blind", "seeing")]

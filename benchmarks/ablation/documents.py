@@ -35,14 +35,27 @@ def check(document: pathlib.Path, tables: Sequence[str]) -> None:
 def write(
   document: pathlib.Path, tables: Sequence[str], budget: Budget, lines: Mapping[str, Line]
 ) -> None:
-  """Writes tables into their places in a document; one without any line leaves its place as it is."""
+  """Writes tables into a document, each where it belongs, and what all took; one without lines leaves its place."""
   text = document.read_text()
+  if lines:
+    text = _TOTAL.sub(lambda place: f"{place[1]}\n{total(budget, lines)}\n{place[2]}", text)
   for table in tables:
     rows = list(runs.of_table(table, budget, lines))
     if any(found for _, found in rows):
       begin, end = _place(text, table, document)
       text = f"{text[:begin]}\n{section(table, rows)}\n{text[end:]}"
   writing.write_whole(document, text)
+
+
+_TOTAL = re.compile(r"(<!-- ablate total -->).*?(<!-- end -->)", re.DOTALL)
+
+
+def total(budget: Budget, lines: Mapping[str, Line]) -> str:
+  """Says how long the runs of all tables took, each once."""
+  made = [lines[run.name] for run in runs.planned(list(TABLES), budget) if run.name in lines]
+  hours = sum(line["core_seconds"] for line in made) / 3600
+  took = f"{hours:.1f} hours of one core, {hours / 2:.1f} of two with a run on each"
+  return f"All tables together: {len(made)} runs, {took}."
 
 
 def _place(text: str, table: str, document: pathlib.Path) -> tuple[int, int]:
