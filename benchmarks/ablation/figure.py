@@ -9,7 +9,7 @@ from benchmarks.ablation.tables import Row
 from input_pipeline.html_page import escape
 from mail_jax.reporting import axes
 
-_LEFT, _WIDTH, _ROW, _TOP = 240, 700, 24, 26
+_LEFT, _WIDTH, _ROW, _TOP = 280, 740, 24, 26
 _MARK = "default"  # in the names of rows that are drawn in another colour
 
 

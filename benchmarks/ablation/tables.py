@@ -93,7 +93,7 @@ TABLES = {
       Row("instance, full frame", ("model.instance_views=frame",)),
       Row("instance, both: the default"),
       Row(
-        "the preset `paper`: stacked, soft, no mask path",
+        "the preset paper: stacked, soft, no mask path",
         (*_tokens("stacked"), *_SOFT, "model.mask_path=False", "model.image_path=False"),
       ),
     ),
