@@ -152,7 +152,7 @@ TABLES = {
      Row("K = 10, four times the samples", share=4, seeds=1)),
   ),
   "details": Table(
-    "Patches, coordinates, losses",
+    "Patches, coordinates, losses, layers",
     "The unlabelled input O of the paper's decoder is taken for a map of coordinates here.",
     (
       Row("patches of 8", _patches(8, 32, 16, 8), seeds=2),
@@ -161,6 +161,8 @@ TABLES = {
       Row("without O", ("model.coordinates=False",)),
       Row("BCE alone, no Dice", ("loss.dice=0.0",)),
       Row("without the raw photo in the decoder", ("model.image_path=False",)),
+      Row("2 layers instead of 4, four times the samples", ("model.depth=2",), share=4, seeds=1),
+      Row("as it is, four times the samples", share=4, seeds=1),
     ),
   ),
   "size": Table(
