@@ -203,6 +203,12 @@ def test_the_total_counts_a_run_of_many_tables_once(tmp_path):
   assert "old" not in document.read_text() and "\nafter\n" in document.read_text()
 
 
+def test_a_run_is_compared_with_its_line_on_what_both_are_judged_on():
+  before, after = (_line(runs.Run("a", (), tests)) for tests in (("val", "x2/val"), ("val",)))
+  shown = documents.beside(before, after).splitlines()
+  assert len(shown) == 3 and shown[-1].split("|")[1:4] == [" val ", " 50.00 ", " 50.00 "]
+
+
 def test_a_row_that_has_not_been_run_is_named_and_one_without_instances_picks_nothing():
   rows = [(Row(name), []) for name in ("blind", "seeing", "later")]
   lines = [_line(runs.Run(name, (), runs.SPLITS)) for name in ("blind", "seeing")]

@@ -260,7 +260,7 @@ def machines(lines: Sequence[Line]) -> str:
 
 
 def beside(before: Line, after: Line) -> str:
-  """Two lines of the same run, side by side."""
+  """Two lines of the same run, side by side on what both are judged on."""
   return paired.table(
     {"": test}
     | {
@@ -269,4 +269,5 @@ def beside(before: Line, after: Line) -> str:
       for which, line in (("before", before), ("again", after))
     }
     for test in before["results"]
+    if test in after["results"]
   )
