@@ -198,6 +198,8 @@ def main(argv: list[str] | None = None) -> None:
   print(f"wrote {document}")
   if args.picture:
     rows = list(runs.of_table(tables[0], budget, lines))
+    if not any(found for _, found in rows):
+      raise InputError(f"--picture {args.picture}: {results} has no line of {tables[0]} to draw")
     writing.write_whole(
       args.picture, figure.draw(rows, f"{TABLES[tables[0]].title}: mIoU on val, percent")
     )

@@ -113,6 +113,32 @@ def test_what_has_a_whole_line_is_not_run_again(tmp_path):
     runs.read(path)
 
 
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"results": 3}, "results is 3"), ({"core_seconds": None}, "core_seconds is None"),
+    ({"seed": "0"}, "seed is '0'"), (None, "NoneType"), ([], "list"),
+  ],
+)  # fmt: skip
+def test_a_line_that_is_none_of_a_run_is_named(change, says, tmp_path):
+  row = _line(runs.planned(["fusion"], BUDGET)[0])
+  path = tmp_path / "lines.jsonl"
+  broken = row | change if isinstance(change, dict) else change
+  path.write_text(json.dumps(row) + "\n" + json.dumps(broken) + "\n")
+  with pytest.raises(InputError, match=r"lines\.jsonl, line 2: .*remove it") as error:
+    runs.read(path)
+  assert says in str(error.value)
+
+
+def test_a_picture_of_a_table_without_lines_is_refused(tmp_path):
+  document, picture = tmp_path / "results.md", tmp_path / "picture.svg"
+  document.write_text("<!-- ablate fusion --><!-- end -->")
+  words = ["--table", "fusion", "--only_write", "--document", str(document)]
+  with pytest.raises(InputError, match="has no line of fusion to draw"):
+    ablate.main([*words, "--results", str(tmp_path / "none.jsonl"), "--picture", str(picture)])
+  assert not picture.exists()
+
+
 def test_spread_is_mean_and_deviation_in_percent():
   values = [0.731, 0.74, 0.751]
   mean, deviation = 100 * np.mean(values), 100 * np.std(values, ddof=1)

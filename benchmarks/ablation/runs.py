@@ -17,6 +17,11 @@ ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_sentences=64")
 
 
 SPLITS = ("val", "testA", "testB", "testC")
+# Of a line, what tables are made of.
+_FIELDS = {
+  "run": str, "seed": int, "samples": int, "parameters": int, "gflop": float, "results": dict, "curve": list,
+  "machine": str, "core_seconds": float,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,9 @@ def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
     try:
       row = json.loads(line)
+      wrong = [name for name, kind in _FIELDS.items() if not isinstance(row[name], kind)]
+      if wrong:
+        raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
       found[row["run"]] = row
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(f"{path}, line {number}: no line of a run ({error}); remove it") from error
