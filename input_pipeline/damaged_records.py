@@ -6,7 +6,7 @@ import itertools
 
 import tensorflow as tf
 
-from input_pipeline import record_reader
+from input_pipeline import pipelines, record_frames, record_reader
 from input_pipeline.errors import InputError
 from input_pipeline.record_frames import Damage, Run, walk
 from input_pipeline.record_reader import Shape, Source
@@ -96,7 +96,7 @@ def _undecodable(source: Source, threads: int) -> list[Damage]:
 
   dataset = record_reader.read(source).map(decoded, num_parallel_calls=threads)
   positions = ((path, skip + n) for path, skip, take in source.files for n in range(take))
-  iterator, found = iter(dataset.with_options(record_reader.options(threads))), []
+  iterator, found = iter(dataset.with_options(pipelines.options(threads))), []
   for path, position in positions:
     try:
       next(iterator)  # goes on behind what failed
@@ -109,7 +109,7 @@ def _undecodable(source: Source, threads: int) -> list[Damage]:
 def _image_at(path: str, position: int) -> str:
   """Which image a record is of, where its fields can be read."""
   try:
-    (record,) = tf.data.TFRecordDataset(path).skip(position).take(1).map(record_reader.parse)
+    (record,) = record_frames.stored(path, position, 1).map(record_reader.parse)
     return f"image {record['file_name'].numpy().decode()} (image_id {int(record['image_id'])})"
   except (tf.errors.OpError, UnicodeDecodeError):
     return ""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import record_reader
+from input_pipeline import pipelines, record_reader
 from input_pipeline.record_reader import Fields, Shape, Source
 
 # Sides of the canvas of original targets, in pixels: few shapes, few compilations.
@@ -29,7 +29,7 @@ def rows_dataset(
   records = records.map(functools.partial(_decode, shape=shape), num_parallel_calls=threads)
   rows = records.flat_map(_sentences).skip(skipped).take(last - first)
   rows = rows.map(functools.partial(_row, shape=shape), num_parallel_calls=threads)
-  return rows.padded_batch(batch_size).prefetch(1).with_options(record_reader.options(threads))
+  return rows.padded_batch(batch_size).prefetch(1).with_options(pipelines.options(threads))
 
 
 def _decode(example: tf.Tensor, shape: Shape) -> Fields:

@@ -26,6 +26,7 @@ from input_pipeline import (
   builder,
   damaged_records,
   eval_rows,
+  pipelines,
   record_reader,
   shared_images,
   train_samples,
@@ -56,7 +57,7 @@ def train_sentences(data_dir: str, name: str, on_error: str = "stop") -> list[st
   source = _open_train(data_dir, name, "train", on_error)
   examples = record_reader.read(source)
   texts = examples.map(lambda example: record_reader.parse(example)["normalised"]).unbatch()
-  batches = texts.batch(1024).with_options(record_reader.options(threads=1))
+  batches = texts.batch(1024).with_options(pipelines.options(threads=1))
   try:
     return [text.decode() for batch in batches.as_numpy_iterator() for text in batch]
   except record_reader.DAMAGED as error:
@@ -215,7 +216,7 @@ def train_batches(
       suspects = undecoded(first).take(batch_size)
     record_reader.raise_undecodable(source, suspects, decode)
 
-  dataset = dataset.with_options(record_reader.options(threads))
+  dataset = dataset.with_options(pipelines.options(threads))
   batches = _iterate(dataset, source, blame)
   return prefetch(
     _finish_train(batch, tokenizer, max_instances, lengths, with_meta) for batch in batches
@@ -371,7 +372,7 @@ def _iterate(
   dataset: tf.data.Dataset, source: Source, blame: Callable[[int], None]
 ) -> Iterator[Fields]:
   """Yields batches; `blame` looks for the reason why one, counted from 0, could not be read."""
-  iterator = record_reader.iterate(dataset)
+  iterator = pipelines.iterate(dataset)
   for number in itertools.count():
     try:
       batch = next(iterator)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
+from input_pipeline import pipelines
+
 _HEADER, _FOOTER = 12, 4
 
 
@@ -46,6 +48,12 @@ class Run:
   count: int
 
 
+def stored(path: str, skip: int, take: int) -> tf.data.Dataset:
+  """Returns serialised records of a file, to be read at once."""
+  records = tf.data.TFRecordDataset(path).skip(skip).take(take)
+  return records.with_options(pipelines.options(threads=1))
+
+
 def walk(path: str, expected: int) -> Iterator[Run | Damage]:
   """Yields what a file consists of, from its beginning to its end.
 
@@ -71,7 +79,7 @@ def _read_run(path: str, position: int, offset: int, expected: int) -> tuple[int
   count = 0
   try:
     # What is skipped is not compared with its checksum.
-    for record in tf.data.TFRecordDataset(path).skip(position).take(expected - position):
+    for record in stored(path, position, expected - position):
       count, offset = count + 1, offset + _HEADER + len(record.numpy()) + _FOOTER
   except tf.errors.DataLossError as error:
     if "truncated" not in str(error.message):

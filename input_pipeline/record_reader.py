@@ -1,21 +1,18 @@
 """Stored records to tensors: which of them a process reads, and native decoding and resizing."""
 
-import atexit
 import dataclasses
 import functools
 import math
 import os
 import re
-import traceback
-import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from input_pipeline import builder, preprocess, record_frames, records
+from input_pipeline import builder, pipelines, preprocess, record_frames, records
 from input_pipeline.errors import InputError
 from input_pipeline.record_frames import Damage
 
@@ -187,7 +184,7 @@ def scan(source: Source) -> Sizes:
       "width": record["width"],
     }
 
-  dataset = read(source).map(sizes).batch(1024).with_options(options(threads=1))
+  dataset = read(source).map(sizes).batch(1024).with_options(pipelines.options(threads=1))
   try:
     batches = list(dataset.as_numpy_iterator())
   except DAMAGED as error:
@@ -199,47 +196,6 @@ def scan(source: Source) -> Sizes:
     height=int(columns["height"].max()),
     width=int(columns["width"].max()),
   )
-
-
-def options(threads: int) -> tf.data.Options:
-  """A deterministic pipeline with a thread pool of its own and nothing that tunes itself."""
-  result = tf.data.Options()
-  result.deterministic = True
-  result.autotune.enabled = False
-  result.threading.private_threadpool_size = threads
-  result.threading.max_intra_op_parallelism = 1
-  return result
-
-
-_running: weakref.WeakSet[Generator] = weakref.WeakSet()
-
-
-def iterate(dataset: tf.data.Dataset) -> Generator[Fields, None, None]:
-  """Yields what a pipeline gives, and sees to it that the pipeline ends before Python does.
-
-  Threads that want to call Python while it ends never return, and TF waits for them for ever.
-  """
-  elements = _iterate(dataset)
-  _running.add(elements)
-  return elements
-
-
-def _iterate(dataset: tf.data.Dataset) -> Generator[Fields, None, None]:
-  iterator = dataset.as_numpy_iterator()
-  try:
-    yield from iterator
-  except BaseException as error:
-    # An error that ends the program holds its frames to the end, and they hold the pipeline.
-    traceback.clear_frames(error.__traceback__)
-    raise
-  finally:
-    del iterator
-
-
-@atexit.register
-def _end_pipelines() -> None:
-  for elements in list(_running):
-    elements.close()
 
 
 def decode_record(record: Fields, shape: Shape) -> Fields:
@@ -320,7 +276,7 @@ def raise_undecodable(
     suspects: undecoded records, or records each with an index.
     decode: what failed on one of them.
   """
-  for suspect in suspects:
+  for suspect in suspects.with_options(pipelines.options(threads=1)):
     suspect = suspect if isinstance(suspect, tuple) else (suspect,)
     try:
       decode(*suspect)
@@ -356,7 +312,7 @@ def raise_damaged(
 
 def _first_without_fields(source: Source, parse: Callable[[tf.Tensor], Any]) -> Damage | None:
   for path, skip, take in source.files:
-    for n, example in enumerate(tf.data.TFRecordDataset(path).skip(skip).take(take)):
+    for n, example in enumerate(record_frames.stored(path, skip, take)):
       try:
         parse(example)
       except tf.errors.OpError as error:
@@ -375,8 +331,7 @@ def reason_of(error: tf.errors.OpError) -> str:
 def _place_of(source: Source, image_id: int) -> str:
   """In which file the record of an image is, and its number there."""
   for path, skip, take in source.files:
-    stored = tf.data.TFRecordDataset(path).skip(skip).take(take)
-    for n, record in enumerate(stored.map(parse)):
+    for n, record in enumerate(record_frames.stored(path, skip, take).map(parse)):
       if record["image_id"] == image_id:
         return f"record {skip + n} of {path}"
   return "in its files"

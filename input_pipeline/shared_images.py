@@ -12,7 +12,7 @@ import functools
 
 import tensorflow as tf
 
-from input_pipeline import record_reader, train_samples
+from input_pipeline import pipelines, record_reader, train_samples
 from input_pipeline.record_reader import Fields, Shape, Source
 
 # Decoded images in memory: 74 MB of 480 x 480 pixels with one bit plane each.
@@ -108,7 +108,7 @@ def _place(groups: Groups, start: int) -> tuple[int, int, int]:
   seed = train_samples.epoch_seed(groups.key, tf.constant(epoch, tf.int64))
   sizes = _of_epoch(groups, seed, only_sizes=True).batch(MIXED)
   window = 0
-  for in_window in sizes.with_options(record_reader.options(groups.threads)).as_numpy_iterator():
+  for in_window in sizes.with_options(pipelines.options(groups.threads)).as_numpy_iterator():
     if left < in_window.sum():
       break
     left -= int(in_window.sum())

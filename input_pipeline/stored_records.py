@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from input_pipeline import builder, record_reader
+from input_pipeline import builder, pipelines, record_reader
 
 
 def splits(data_dir: str, name: str) -> dict[str, int]:
@@ -28,7 +28,7 @@ def read(data_dir: str, name: str, split: str) -> Iterator[dict[str, Any]]:
   parse = builder.record_features().deserialize_example
   dataset = record_reader.read(source).map(parse).prefetch(1)
   try:
-    for fields in dataset.with_options(record_reader.options(threads=1)):
+    for fields in dataset.with_options(pipelines.options(threads=1)):
       yield _plain(fields)
   except record_reader.DAMAGED as error:
     record_reader.raise_damaged(source, error, parse)

@@ -11,7 +11,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import record_reader
+from input_pipeline import pipelines, record_reader
 from input_pipeline.errors import InputError
 from input_pipeline.record_reader import Fields, Shape, Source
 
@@ -161,9 +161,9 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
     return record_reader.decode_all(record, shape) | texts
 
   dataset = record_reader.read(source).map(decoded, num_parallel_calls=threads).prefetch(threads)
-  dataset = dataset.with_options(record_reader.options(threads))
+  dataset = dataset.with_options(pipelines.options(threads))
   done = 0
-  for row, record in enumerate(record_reader.iterate(dataset)):
+  for row, record in enumerate(pipelines.iterate(dataset)):
     image[row], instances[row] = record["image"], record["instances"]
     num_instances[row] = record["num_instances"]
     bits = record["target"].reshape(len(record["target"]), -1)

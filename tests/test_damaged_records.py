@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from half_records import NAME, RECORDS, REFS, SIZE, ref_of, rows_of, write
 from shard_damage import flip, replace, spans, truncate, without_field
@@ -184,6 +185,31 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_file(tmp_path, tokeni
     InputError, match=r"picture_6\.png .*, record \d of .*testA.tfrecord.*on_error"
   ):
     _batches(str(tmp_path), tokenizer, REFS, split="testA")
+
+
+@pytest.mark.parametrize("damage", ["fields", "image"])
+def test_no_pipeline_that_looks_for_the_damage_tunes_itself(
+  tmp_path, tokenizer, monkeypatch, damage
+):
+  write(str(tmp_path))
+  if damage == "fields":
+    (shard,) = tmp_path.glob("**/*-train.tfrecord*")
+    replace(shard, 4, _STRANGE["no tf.train.Example"])
+  tuned, iterate = [], tf.data.Dataset.__iter__
+
+  def noting(dataset: tf.data.Dataset):
+    tuned.append(dataset.options().autotune.enabled)
+    return iterate(dataset)
+
+  monkeypatch.setattr(tf.data.Dataset, "__iter__", noting)
+  for way in _WAYS.values():
+    before = len(tuned)
+    with pytest.raises(InputError, match="record"):
+      _batches(
+        str(tmp_path), tokenizer, REFS, split="train" if damage == "fields" else "testA", **way
+      )
+    assert len(tuned) > before + 1  # the one that met it, and one that looks for it
+  assert set(tuned) == {False}
 
 
 @pytest.mark.parametrize("how", _DAMAGES)

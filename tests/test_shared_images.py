@@ -17,6 +17,7 @@ from input_pipeline import (
   builder,
   example,
   loader,
+  pipelines,
   preprocess,
   record_reader,
   records,
@@ -81,7 +82,7 @@ def _stream(groups, start, count) -> list[tuple[int, int]]:
   samples = shared_images.decoded(groups, start, record_reader.Shape(SIZE, 1)).take(count)
   return [
     (round(int(sample["image"][0, 0, 0]) / 20), int(sample["target"][:, 0].argmax()))
-    for sample in samples.with_options(record_reader.options(2)).as_numpy_iterator()
+    for sample in samples.with_options(pipelines.options(2)).as_numpy_iterator()
   ]
 
 
@@ -180,7 +181,7 @@ def test_an_image_is_decoded_once_for_its_samples(data_dir, monkeypatch):
   shape = record_reader.Shape(SIZE, 1)
   # One epoch and no more, so that nothing is read ahead of the next.
   groups = _groups(data_dir, most=3)
-  whole = shared_images.decoded(groups, 0, shape).with_options(record_reader.options(1))
+  whole = shared_images.decoded(groups, 0, shape).with_options(pipelines.options(1))
   iterator = whole.as_numpy_iterator()
   for _ in range(REFS):
     next(iterator)
