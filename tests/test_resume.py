@@ -108,6 +108,7 @@ def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(shapes_data, t
   _assert_the_same(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_sigterm_ended_is_made_up_for(
   finished_run, shapes_data, tmp_path, monkeypatch
 ):

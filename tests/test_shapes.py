@@ -239,10 +239,10 @@ def test_each_kind_of_detector_failure_does_what_its_name_says(field, value):
 
 
 def _mistakes(words: str) -> tuple[float, float]:
-  """Mean IoU of the best mask of each object, and the share of objects without one, of the same 60 scenes."""
+  """Mean IoU of the best mask of each object, and the share of objects without one, of the same 30 scenes."""
   found = [
     max(iou(scene.instances.masks, target), default=0.0)
-    for index in range(60)
+    for index in range(30)
     for scene in [shapes.make_scene("val", 0, index, noise=shapes.Noise.parse(words))]
     for target in scene.targets
   ]
