@@ -11,6 +11,7 @@ LIBTPU := .libtpu
 RUN := runs/demo
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 READY := $(VENV)/.installed
+EXTRAS := $(VENV)/.extras
 RESOLVE := $(PY) -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
   --no-annotate --no-header --no-emit-index-url -c requirements-extras.txt
 
@@ -49,8 +50,11 @@ coverage: $(READY)  ## which lines the tests of `make test` do not reach; twice 
 	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report
 
-extras: $(READY)  ## the tests that need what is not required (torch, transformers, ...), which this installs
+$(EXTRAS): $(READY) requirements-extras.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt
+	@touch $@
+
+extras: $(EXTRAS)  ## the tests that need what is not required (torch, transformers, ...), which this installs
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow" $$(grep -l mark.extras tests/test_*.py)
 
 # Apache Beam asks for older versions of what the other packages share, so it has an environment of its own.
