@@ -73,6 +73,25 @@ def test_losses_are_the_same_where_each_of_two_processes_has_the_whole_model(tmp
   test_parameters_and_batch_statistics_are_the_same_on_every_mesh(results)
 
 
+@pytest.mark.slow
+def test_losses_are_the_same_where_one_process_has_what_two_are_cut_across(tmp_path, request):
+  _skip_unless_there_is_one_device()
+  folders = {name: tmp_path / name for name in ("one_process", "two_processes")}
+  for folder in folders.values():
+    folder.mkdir()
+  started = [_start(folders["one_process"], request.config.rootpath, 8, "1x8")]
+  started += _start_two(folders["two_processes"], request.config.rootpath, "1x8")
+  results = {"one device": mesh_training.train(mesh_training.make_config())}
+  _wait(started)
+  for name, folder in folders.items():
+    results |= _read(name, folder)
+  assert len(results) == 3
+  test_losses_of_twenty_steps_are_the_same_on_every_mesh(results)
+  test_parameters_and_batch_statistics_are_the_same_on_every_mesh(results)
+  held = {mesh: int(result["bytes"]) for mesh, result in results.items()}
+  assert held["two_processes 1x8"] == held["one_process 1x8"]
+
+
 def _skip_unless_there_is_one_device() -> None:
   if jax.device_count() != 1:
     pytest.skip(f"compares with one device, and there are {jax.device_count()}")
