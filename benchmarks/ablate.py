@@ -26,8 +26,9 @@ from typing import Any
 
 from benchmarks.ablation import documents, figure, runs
 from benchmarks.ablation.tables import TABLES
-from input_pipeline import parallel, prepare, writing
-from input_pipeline.errors import InputError, run_command
+from input_pipeline.common import atomic_files, parallel
+from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.prepare import command as prepare
 
 # On a CPU; see `make demo`.
 _FAST = {
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = list(runs.of_table(tables[0], budget, lines))
     if not any(found for _, found in rows):
       raise InputError(f"--picture {args.picture}: {results} has no line of {tables[0]} to draw")
-    writing.write_whole(
+    atomic_files.write_whole(
       args.picture, figure.draw(rows, f"{TABLES[tables[0]].title}: mIoU on val, percent")
     )
     print(f"wrote {args.picture}")

@@ -21,11 +21,12 @@ import jax
 import numpy as np
 
 from benchmarks import paired
-from input_pipeline.errors import InputError, run_command
+from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess import nearest_indices
-from mail_jax import evaluate, trained
-from mail_jax.evaluators.protocols import ORIGINAL
-from mail_jax.evaluators.segmentation import make_measure
+from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate.protocols import ORIGINAL
+from mail_jax.evaluate.segmentation import make_measure
+from mail_jax.export import load
 
 Batch = dict[str, Any]
 _CANVAS = 64  # the sides of a canvas are multiples of it, as the loader makes them
@@ -44,7 +45,7 @@ def stretch(batch: Batch, height: int, width: int) -> Batch:
   return batch | {"original_target": target, "original_size": size}
 
 
-def _batches(args: argparse.Namespace, model: trained.Trained) -> Iterator[Batch]:
+def _batches(args: argparse.Namespace, model: load.Trained) -> Iterator[Batch]:
   for batch in evaluate.open_batches(model, args.data_dir, args.data, args.sentences):
     arrays = {name: value for name, value in batch.items() if name != "meta"}
     yield stretch(arrays, *args.photo) if args.photo else arrays
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  trained.add_arguments(parser)
+  load.add_arguments(parser)
   parser.add_argument("--data_dir", required=True)
   parser.add_argument("--data", required=True, metavar="NAME/SPLIT")
   parser.add_argument("--sentences", type=int, default=512)
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args(argv)
-  model = trained.load(args.checkpoint, args.which)
+  model = load.load(args.checkpoint, args.which)
   held = [jax.device_put(batch) for batch in _batches(args, model)]
   variables = jax.device_put(model.on_one_device())
   protocols = {

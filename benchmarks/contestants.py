@@ -25,10 +25,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import paired
-from input_pipeline import parallel
-from input_pipeline.errors import InputError
-from mail_jax import chips
+from input_pipeline.common import parallel
+from input_pipeline.common.errors import InputError
 from mail_jax.config import load_config
+from mail_jax.hardware import chips
 
 VOCAB = 30522  # BERT's word pieces
 OURS, PEERS = "mail_jax", ("eager", "compiled", "oneDNN")

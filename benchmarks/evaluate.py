@@ -13,13 +13,13 @@ import statistics
 import jax
 
 from benchmarks import paired
-from input_pipeline import loader
-from input_pipeline.errors import run_command
-from mail_jax import sharding
+from input_pipeline.common.errors import run_command
+from input_pipeline.tf import loader
 from mail_jax.config import load_config
-from mail_jax.evaluators.segmentation import SegmentationEvaluator
-from mail_jax.program import build_program
-from mail_jax.training_data import make_tokenizer
+from mail_jax.distributed import sharding
+from mail_jax.evaluate.segmentation import SegmentationEvaluator
+from mail_jax.train.data import make_tokenizer
+from mail_jax.train.program import build_program
 
 
 def main(argv: list[str] | None = None) -> None:

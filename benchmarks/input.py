@@ -27,8 +27,8 @@ import numpy as np
 import psutil
 
 from benchmarks import paired
-from input_pipeline import parallel
-from input_pipeline.errors import run_command
+from input_pipeline.common import parallel
+from input_pipeline.common.errors import run_command
 
 PHOTO_TOLERANCE = 10.0
 """Mean difference of a photo that is allowed, in levels."""
@@ -60,8 +60,8 @@ def measure(batches: Iterable[Any], count: int, batch_size: int) -> tuple[float,
 
 def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
   """Our loaders, each an endless pipeline that waits while others are measured."""
-  from input_pipeline import loader
-  from input_pipeline.tokenizer import WordPieceTokenizer
+  from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
+  from input_pipeline.tf import loader
 
   tokenizer = WordPieceTokenizer(pathlib.Path(args.vocab).read_bytes(), args.vocab)
   sizes = {k: getattr(args, k) for k in ("batch_size", "image_size", "max_instances", "max_tokens")}
@@ -85,7 +85,8 @@ def stored(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[tuple[dic
   from pycocotools import mask as mask_api
 
   from benchmarks import torch_input
-  from input_pipeline import builder, records
+  from input_pipeline import records
+  from input_pipeline.tf import builder
 
   polygons = _polygons(args.annotations)
   bert = transformers.BertTokenizer(args.vocab)
@@ -142,8 +143,9 @@ def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> 
   """Fails where the two disagree; returns how far the photos are apart, in levels."""
   import tensorflow as tf
 
-  from input_pipeline import preprocess, record_reader, records, train_samples
-  from input_pipeline.tokenizer import WordPieceTokenizer
+  from input_pipeline import preprocess, records
+  from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
+  from input_pipeline.tf import record_reader, train_samples
 
   tokenizer = WordPieceTokenizer(pathlib.Path(args.vocab).read_bytes(), args.vocab)
   record, shape = (

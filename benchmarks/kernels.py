@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from benchmarks import contestants, paired
-from input_pipeline.errors import run_command
-from mail_jax import sharding
-from mail_jax.program import build_program
+from input_pipeline.common.errors import run_command
+from mail_jax.distributed import sharding
+from mail_jax.train.program import build_program
 
 STEPS = 3
 # The first that is found in the name of a kernel decides; XLA names fusions after what is in them.

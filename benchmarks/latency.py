@@ -22,17 +22,17 @@ import jax
 import numpy as np
 from PIL import Image
 
-from input_pipeline import one_photo, preprocess
-from input_pipeline.errors import InputError, run_command
-from input_pipeline.sources import shapes
-from input_pipeline.tokenizer import SentencePieceTokenizer
-from mail_jax import trained
+from input_pipeline import preprocess
+from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.preprocess import one_photo
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.shapes import scenes
 from mail_jax.config import load_config, make_model
-from mail_jax.exported import artifacts
-from mail_jax.segmenter import Segmenter
-from mail_jax.train_step import create_state
+from mail_jax.export import formats, load
+from mail_jax.predict.segmenter import Segmenter
+from mail_jax.train.step import create_state
 
-_TEXTS = tuple(f"the {size} {shape}" for size in ("large", "small") for shape in shapes.SHAPES)
+_TEXTS = tuple(f"the {size} {shape}" for size in ("large", "small") for shape in scenes.SHAPES)
 _MORE = 8  # expressions that are asked of a photo beside the first
 _CLOSE = 1e-3  # of the probability; pixels that are nearer to 0.5 may differ
 
@@ -51,27 +51,27 @@ def main(argv: list[str] | None = None) -> None:
   if (args.checkpoint is None) == (args.config is None):
     raise InputError("give --checkpoint or --config")
   began = time.perf_counter()
-  model = trained.load(args.checkpoint) if args.checkpoint else _random(args.config, overrides)
+  model = load.load(args.checkpoint) if args.checkpoint else _random(args.config, overrides)
   loaded = time.perf_counter() - began
   with tempfile.TemporaryDirectory() as folder:
     figures = measure(model, pathlib.Path(folder), args.width, args.height, args.rounds)
   print(json.dumps({"load_s": round(loaded, 2)} | figures))
 
 
-def _random(path: str, overrides: list[str]) -> trained.Trained:
+def _random(path: str, overrides: list[str]) -> load.Trained:
   config = load_config(path, overrides)
   tokenizer = SentencePieceTokenizer.train(list(_TEXTS), 300)
   model = make_model(config, tokenizer.vocab_size)
-  from mail_jax.optim import make_optimizer_from
+  from mail_jax.train.optim import make_optimizer_from
 
   state = create_state(
     model, make_optimizer_from(config), config.image_size, config.max_tokens, config.seed
   )
-  return trained.Trained(config, model, jax.device_put(state.variables), tokenizer, 0)
+  return load.Trained(config, model, jax.device_put(state.variables), tokenizer, 0)
 
 
 def measure(
-  model: trained.Trained, folder: pathlib.Path, width: int, height: int, rounds: int
+  model: load.Trained, folder: pathlib.Path, width: int, height: int, rounds: int
 ) -> dict[str, Any]:
   """Returns milliseconds, medians of `rounds` turns, and the ratio of both within a turn."""
   photos = _photos(folder, width, height)
@@ -108,18 +108,18 @@ def _photos(folder: pathlib.Path, width: int, height: int) -> list[str]:
   """Generated scenes as JPEGs of that size."""
   paths = []
   for index in range(4):
-    scene = Image.fromarray(shapes.make_scene("val", 0, index, size=256).image)
+    scene = Image.fromarray(scenes.make_scene("val", 0, index, size=256).image)
     paths.append(str(folder / f"{index}.jpg"))
     scene.resize((width, height)).save(paths[-1], quality=92)
   return paths
 
 
-def _onnx(model: trained.Trained, folder: pathlib.Path) -> Callable[..., np.ndarray]:
+def _onnx(model: load.Trained, folder: pathlib.Path) -> Callable[..., np.ndarray]:
   """The same model in ONNX Runtime, as `run_onnx.py` beside an exported model runs it."""
   import onnxruntime  # pyright: ignore[reportMissingImports]
 
   place = folder / "model.onnx"
-  artifacts.write("onnx", place, model.config, model.model, jax.device_get(model.on_one_device()))
+  formats.write("onnx", place, model.config, model.model, jax.device_get(model.on_one_device()))
   session = onnxruntime.InferenceSession(place)
   names = [output.name for output in session.get_outputs()]
   sizes = {key: model.config[key] for key in ("image_size", "max_instances", "max_tokens")}

@@ -18,11 +18,12 @@ import jax
 import numpy as np
 
 from benchmarks import contestants, paired
-from input_pipeline import tokenizer
-from input_pipeline.errors import InputError, run_command
-from mail_jax import sharding, train
+from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.preprocess import tokenizer
 from mail_jax.config import load_config
-from mail_jax.training_data import Data
+from mail_jax.distributed import sharding
+from mail_jax.train import loop as train
+from mail_jax.train.data import Data
 
 # Steps before anything is measured.
 _WARM_UP = 10

@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 from input_pipeline import preprocess, records
-from input_pipeline.errors import InputError, run_command
-from input_pipeline.sources import shapes
-from input_pipeline.tokenizer import WordPieceTokenizer
+from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
+from input_pipeline.shapes import scenes as shapes
 from mail_jax.config import make_model
 from mail_jax.models.encoder import Encoder
-from mail_jax.optim import path_name
 from mail_jax.pretrained import initialise, vilt
+from mail_jax.train.optim import path_name
 
 Values = dict[str, np.ndarray]
 MAX_TOKENS, MAX_INSTANCES = 20, 16

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from input_pipeline import parallel
+from input_pipeline.common import parallel
 
 # Named where they are imported when the machine is described.
 _PACKAGES = {

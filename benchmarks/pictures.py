@@ -16,7 +16,7 @@ def standalone(drawing: str, width: int, height: int, more: str = "") -> str:
   """Makes a file of a drawing that a page would have styled.
 
   Args:
-    drawing: an SVG element (`mail_jax.reporting`).
+    drawing: an SVG element (`mail_jax.report`).
     width, height: that it is shown with, in pixels.
     more: elements that are drawn last.
   """

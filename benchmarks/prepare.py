@@ -21,8 +21,8 @@ import time
 
 import psutil
 
-from input_pipeline import parallel
-from input_pipeline.errors import run_command
+from input_pipeline.common import parallel
+from input_pipeline.common.errors import run_command
 
 _OFFSET = 10_000_000_000  # between the ids of one copy and the next
 _REFS = 3

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from input_pipeline import writing
-from input_pipeline.errors import InputError, run_command
-from mail_jax import evaluate, trained
-from mail_jax.evaluators.segmentation import SegmentationEvaluator, make_measure
+from input_pipeline.common import atomic_files
+from input_pipeline.common.errors import InputError, run_command
+from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate.segmentation import SegmentationEvaluator, make_measure
+from mail_jax.export import load
 
 Batch = dict[str, Any]
 Row = dict[str, Any]
@@ -148,7 +149,7 @@ def score_raw(iou: Float[np.ndarray, "n"]) -> Result:
 
 
 def judge(
-  model: trained.Trained,
+  model: load.Trained,
   open_batches: Callable[[], Iterable[Batch]],
   open_oracle: Callable[[], Iterable[Batch]] | None = None,
 ) -> Iterator[tuple[str, Result]]:
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  trained.add_arguments(parser)
+  load.add_arguments(parser)
   parser.add_argument("--data_dir", required=True, help="where the records are")
   parser.add_argument("--oracle_data_dir", help="where those with exact instance masks are")
   parser.add_argument("--data", required=True, metavar="DATASET/SPLIT")
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--markdown", action="store_true", help="print the table for a document")
   args = parser.parse_args(argv)
 
-  model = trained.load(args.checkpoint, args.which)
+  model = load.load(args.checkpoint, args.which)
 
   def batches_of(data_dir: str) -> Callable[[], Iterable[Batch]]:
     evaluate.open_batches(model, data_dir, args.data)  # what is wrong with it is told at once
@@ -229,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
   print(f"{args.checkpoint}, step {model.step}, {args.data}; percent\n")
   print(table(results, args.markdown))
   if args.json:
-    writing.write_whole(args.json, json.dumps({args.data: results}, indent=2) + "\n")
+    atomic_files.write_whole(args.json, json.dumps({args.data: results}, indent=2) + "\n")
     print(f"\nwrote {args.json}")
 
 

@@ -27,9 +27,10 @@ import jax
 import numpy as np
 
 from benchmarks import paired, pictures
-from input_pipeline.errors import InputError, run_command
-from mail_jax import checkpoint, train
-from mail_jax.reporting import axes, charts
+from input_pipeline.common.errors import InputError, run_command
+from mail_jax.checkpoints import checkpoint
+from mail_jax.report import axes, charts
+from mail_jax.train import loop as train
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _DRAWN = {"rss_mb": "resident", "held_mb": "held between steps"}

@@ -18,8 +18,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from input_pipeline.errors import InputError, run_command
-from input_pipeline.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.preprocess.tokenizer import (
+  SentencePieceTokenizer,
+  Tokenizer,
+  WordPieceTokenizer,
+)
 
 LENGTHS = (15, 20, 30, 40)
 REPEATS = 5

@@ -15,9 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import contestants
-from input_pipeline.errors import run_command
-from mail_jax import flops, sharding
-from mail_jax.program import build_program
+from input_pipeline.common.errors import run_command
+from mail_jax.distributed import sharding
+from mail_jax.hardware import flops
+from mail_jax.train.program import build_program
 
 # Difference of the losses, which are about 3, of two programs: float32, and with bf16 inside.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}

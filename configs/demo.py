@@ -13,7 +13,7 @@ Expect a mean IoU of about 0.84 on val, and 0.74 after 5 minutes: docs/results.m
 from ml_collections import ConfigDict
 
 from configs import base
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 
 def get_config(preset: str = "instance") -> ConfigDict:

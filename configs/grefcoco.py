@@ -17,7 +17,7 @@ targets themselves; for numbers to compare, take them from a detector.
 from ml_collections import ConfigDict
 
 from configs import refcoco
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 
 def get_config(size: str = "") -> ConfigDict:

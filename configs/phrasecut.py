@@ -16,7 +16,7 @@ a detector: there are no annotations of all objects. Not run here: the data has 
 from ml_collections import ConfigDict
 
 from configs import refcoco
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 
 def get_config(size: str = "") -> ConfigDict:

@@ -20,7 +20,7 @@ target itself; for numbers to compare, take them from a detector.
 from ml_collections import ConfigDict
 
 from configs import base
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 DATASETS = {
   "unc": "refcoco_unc",

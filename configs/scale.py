@@ -13,7 +13,7 @@ docs/scale.md shows what they need, and from where on `--config.mesh.fsdp` is wo
 from ml_collections import ConfigDict
 
 from configs import refcoco
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 # width, depth, heads
 SIZES = {"vit_b": (768, 12, 12), "vit_l": (1024, 24, 16), "vit_h": (1280, 32, 16)}

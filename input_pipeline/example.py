@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import preprocess, records
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 
 def encode_record(record: records.ImageRecord) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline import remote, writing
-from input_pipeline.errors import InputError
+from input_pipeline.common import atomic_files, buckets
+from input_pipeline.common.errors import InputError
 
 BUILDER_NAME = "referring_segmentation"
 VERSION = "1.1.0"
@@ -88,7 +88,7 @@ def open_dir(data_dir: str, name: str) -> epath.Path:
       f"--data_dir {data_dir}: TensorFlow reads no records from s3://; copy them to a disk first, as in "
       f"`aws s3 sync {data_dir} data`"
     )
-  return remote.folder(dataset_dir(data_dir, name), "--data_dir")
+  return buckets.folder(dataset_dir(data_dir, name), "--data_dir")
 
 
 def read_metadata(data_dir: str, name: str) -> dict[str, Any] | None:
@@ -193,23 +193,23 @@ def staging(data_dir: str, name: str) -> Iterator[str]:
   made = [folder for folder in (path, *path.parents) if not folder.exists()]
   try:
     os.makedirs(data_dir, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=writing.STAGING, dir=data_dir)
+    folder = tempfile.mkdtemp(prefix=atomic_files.STAGING, dir=data_dir)
   except OSError as error:
     raise InputError(
       f"--data_dir {data_dir}: {error.strerror}; name a folder that can be written to"
     ) from error
   try:
-    with writing.locked(folder):
-      writing.remove_abandoned(data_dir)
+    with atomic_files.locked(folder):
+      atomic_files.remove_abandoned(data_dir)
       yield folder
       _replace(dataset_dir(folder, name), dataset_dir(data_dir, name), folder)
   except OSError as error:
-    if error.errno not in writing.FULL:
+    if error.errno not in atomic_files.FULL:
       raise
-    needed = writing.size_of(pathlib.Path(folder))
+    needed = atomic_files.size_of(pathlib.Path(folder))
     shutil.rmtree(folder, ignore_errors=True)
     raise InputError(
-      f"--data_dir {data_dir}: {name} cannot be written: {writing.refused(error, data_dir, needed)}"
+      f"--data_dir {data_dir}: {name} cannot be written: {atomic_files.refused(error, data_dir, needed)}"
     ) from error
   finally:
     shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from mail_jax import Segmenter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from mail_jax.segmenter import Segmentation, Segmenter
+  from mail_jax.predict.segmenter import Segmentation, Segmenter
 
 __all__ = ["Segmentation", "Segmenter"]
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
   """The Python API, imported when it is asked for: commands that only print their help need no JAX."""
   if name in __all__:
-    from mail_jax import segmenter
+    from mail_jax.predict import segmenter
 
     return getattr(segmenter, name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

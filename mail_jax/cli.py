@@ -12,7 +12,7 @@ import importlib
 import signal
 import sys
 
-from input_pipeline.command_line import COMMANDS, PROGRAM
+from input_pipeline.common.command_line import COMMANDS, PROGRAM
 from mail_jax import __version__
 
 
@@ -29,9 +29,9 @@ def main(argv: list[str] | None = None) -> None:
   name, command = argv[0], COMMANDS[argv[0]]
   sys.argv = [f"{PROGRAM} {name}", *argv[1:]]
   if command.several:
-    from mail_jax.distributed import run_command
+    from mail_jax.distributed.processes import run_command
   else:
-    from input_pipeline.errors import run_command
+    from input_pipeline.common.errors import run_command
   if command.dies:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
   run_command(lambda: _load(command.module)(argv[1:]), command.interrupted)
@@ -41,7 +41,7 @@ def _load(module: str):
   """The `main` of a module, or of a package that has commands of its own."""
   found = importlib.import_module(module)
   if hasattr(found, "__path__"):
-    found = importlib.import_module(f"{module}.__main__")
+    found = importlib.import_module(f"{module}.command")
   return found.main
 
 

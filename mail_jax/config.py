@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax import recipes
 from mail_jax.models.mail import MaIL
 

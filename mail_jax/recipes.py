@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 PACKAGE = "configs"  # what recipes import from
 _HERE = pathlib.Path(__file__).resolve().parent

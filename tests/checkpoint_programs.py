@@ -14,11 +14,12 @@ import numpy as np
 import tiny_model
 from jax.sharding import Mesh
 
-from input_pipeline.errors import InputError
-from mail_jax import checkpoint, manifest, sharding
-from mail_jax.optim import path_name
-from mail_jax.program import build_program
-from mail_jax.train_step import TrainState
+from input_pipeline.common.errors import InputError
+from mail_jax.checkpoints import checkpoint, manifest
+from mail_jax.distributed import sharding
+from mail_jax.train.optim import path_name
+from mail_jax.train.program import build_program
+from mail_jax.train.step import TrainState
 
 # Word embeddings of 8 MB: large enough to be cut over the axis `fsdp`.
 VOCAB = 2**17

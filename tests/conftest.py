@@ -52,7 +52,7 @@ def realdata() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> str:
   """Data folder with 24 generated training scenes and 12 in each other split, prepared once."""
-  from input_pipeline import prepare
+  from input_pipeline.prepare import command as prepare
 
   data_dir = str(tmp_path_factory.mktemp("shapes_data"))
   counts = ["--train_scenes", "24", "--eval_scenes", "12"]
@@ -65,7 +65,7 @@ def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> 
   """Folder of a finished run of `tiny_run.py` on `shapes_data`; not to be changed."""
   import tiny_run
 
-  from mail_jax import train
+  from mail_jax.train import loop as train
 
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   train.main(tiny_run.arguments(shapes_data, workdir))
@@ -92,7 +92,7 @@ def compilations() -> Iterator[list[str]]:
 @pytest.fixture(scope="session")
 def exported(finished_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """The finished run in every format that needs nothing but our requirements; not to be changed."""
-  from mail_jax import export
+  from mail_jax.export import command as export
 
   folder = tmp_path_factory.mktemp("exported") / "tiny"
   export.export(str(finished_run), str(folder), ("safetensors", "stablehlo", "saved_model"))
@@ -102,7 +102,7 @@ def exported(finished_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def exported_onnx(exported: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """The same as ONNX, which needs packages that are not required; not to be changed."""
-  from mail_jax import export
+  from mail_jax.export import command as export
 
   pytest.importorskip("onnx")
   pytest.importorskip("onnxruntime")

@@ -9,11 +9,11 @@ import os
 import signal
 import time
 
-from input_pipeline.errors import InputError
-from mail_jax import distributed
+from input_pipeline.common.errors import InputError
+from mail_jax.distributed import processes
 
 # A command is more patient.
-distributed.SHUTDOWN = 3
+processes.SHUTDOWN = 3
 
 
 def main() -> None:
@@ -24,24 +24,24 @@ def main() -> None:
   )
   parser.add_argument("number", type=int)
   parser.add_argument("deed", choices=("busy", "wait"))
-  distributed.add_arguments(parser)
+  processes.add_arguments(parser)
   args = parser.parse_args()
   if args.fate == "alone":
-    distributed.STARTUP = 4
-  distributed.initialize(args, saves_on_sigterm=False)
+    processes.STARTUP = 4
+  processes.initialize(args, saves_on_sigterm=False)
 
   import jax
 
   me = jax.process_index()
-  number = distributed.agree(70 + me)
-  print(f"process {me} of {jax.process_count()} heard {number}, main: {distributed.is_main()}")
+  number = processes.agree(70 + me)
+  print(f"process {me} of {jax.process_count()} heard {number}, main: {processes.is_main()}")
   if me == args.number:
     meet(args.fate)
   while args.deed == "busy":
     sum(range(10**5))
-  distributed.agree(0)
+  processes.agree(0)
   if me == args.number and args.fate == "late":
-    time.sleep(2 * distributed.SHUTDOWN)
+    time.sleep(2 * processes.SHUTDOWN)
   print(f"process {me} ends")
 
 
@@ -60,4 +60,4 @@ def meet(fate: str) -> None:
 
 
 if __name__ == "__main__":
-  distributed.run_command(main)
+  processes.run_command(main)

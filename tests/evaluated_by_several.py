@@ -11,16 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mail_jax import distributed, evaluate, sentence_rows, sharding, trained
-from mail_jax.evaluators.segmentation import SegmentationEvaluator, count
-from mail_jax.resize import resize_logits
-from mail_jax.train_step import apply_model
+from mail_jax.distributed import processes, sharding
+from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import per_expression
+from mail_jax.evaluate.segmentation import SegmentationEvaluator, count
+from mail_jax.export import load
+from mail_jax.models.resize import resize_logits
+from mail_jax.train.step import apply_model
 
 # Pixels whose probability is closer to the threshold may fall on either side of it.
 MARGIN = 1e-4
 
 
-def make_measure(model: trained.Trained):
+def make_measure(model: load.Trained):
   """Counts what every evaluation counts, and the pixels of each sentence that are too close to tell."""
   mesh = sharding.make_mesh()
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -50,10 +53,10 @@ def main() -> None:
   parser.add_argument(
     "--out", help="folder for PROCESS.npz, with the rows under BATCH_SIZE/DATA/NAME"
   )
-  distributed.add_arguments(parser)
+  processes.add_arguments(parser)
   args = parser.parse_args()
-  distributed.initialize(args)
-  model = trained.load(args.checkpoint, "last")
+  processes.initialize(args)
+  model = load.load(args.checkpoint, "last")
   measure, found, read = make_measure(model), {}, {}
   for size in args.batch_sizes:
     for name in args.data:
@@ -70,10 +73,10 @@ def main() -> None:
   _, rows = evaluate.evaluate_split(
     model, args.data_dir, args.data[-1], args.batch_sizes[-1], measure=measure, limit=args.limit
   )
-  sentence_rows.write(out / f"{jax.process_index()}.jsonl", rows)
+  per_expression.write(out / f"{jax.process_index()}.jsonl", rows)
   np.savez(out / f"{jax.process_index()}.npz", **found)
   (out / f"{jax.process_index()}.json").write_text(json.dumps(read))
 
 
 if __name__ == "__main__":
-  distributed.run_command(main)
+  processes.run_command(main)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline import records
-from mail_jax import trained
+from mail_jax.export import load
 from mail_jax.models.mail import Output
 
 # Pixels whose logit is closer to the threshold may fall on either side of it.
@@ -35,14 +35,12 @@ def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.
   }
 
 
-def run(model: trained.Trained, batch: dict[str, np.ndarray]) -> Output:
+def run(model: load.Trained, batch: dict[str, np.ndarray]) -> Output:
   """What a model says of a batch, on the host."""
   return jax.device_get(jax.jit(model.apply)(model.on_one_device(), batch))
 
 
-def assert_alike(
-  ours: trained.Trained, theirs: trained.Trained, batch: dict[str, np.ndarray]
-) -> float:
+def assert_alike(ours: load.Trained, theirs: load.Trained, batch: dict[str, np.ndarray]) -> float:
   """Compares everything that two models say; returns the largest difference of a logit."""
   found, expected = run(ours, batch), run(theirs, batch)
   np.testing.assert_allclose(found.selection_logits, expected.selection_logits, atol=1e-4)

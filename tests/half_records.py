@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from input_pipeline import builder, example, records
+from input_pipeline import example, records
 from input_pipeline.sources import Made
+from input_pipeline.tf import builder
 
 NAME = "refcoco_unc"
 SIZE = 32

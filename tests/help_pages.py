@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from input_pipeline.command_line import COMMANDS
+from input_pipeline.common.command_line import COMMANDS
 
 Main = Callable[[list[str]], None]
 
@@ -22,7 +22,7 @@ def main_of(module: str) -> Main:
   """What `python -m MODULE` runs."""
   found = importlib.import_module(module)
   if hasattr(found, "__path__"):
-    found = importlib.import_module(f"{module}.__main__")
+    found = importlib.import_module(f"{module}.command")
   return found.main
 
 

@@ -32,8 +32,10 @@ def get_config() -> ConfigDict:
 
 def make() -> None:
   """Trains four steps on generated scenes, exports, and notes what the model says of a batch of noise."""
-  from input_pipeline import prepare
-  from mail_jax import export, train, trained
+  from input_pipeline.prepare import command as prepare
+  from mail_jax.export import command as export
+  from mail_jax.export import load
+  from mail_jax.train import loop as train
 
   DATA.mkdir()
   with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +49,7 @@ def make() -> None:
         shutil.rmtree(old)
     shutil.copytree(run, RUN)
   export.export(str(RUN), str(EXPORTED))
-  model = trained.load(str(RUN))
+  model = load.load(str(RUN))
   batch = exported_models.random_batch(model.config, 3)
   output = exported_models.run(model, batch)
   tokens = model.tokenizer([SENTENCE], model.config.max_tokens)[0]

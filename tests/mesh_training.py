@@ -12,9 +12,9 @@ import numpy as np
 import tiny_model
 from ml_collections import ConfigDict
 
-from mail_jax import sharding
-from mail_jax.optim import path_name
-from mail_jax.program import Program, build_program
+from mail_jax.distributed import sharding
+from mail_jax.train.optim import path_name
+from mail_jax.train.program import Program, build_program
 
 # Word embeddings of 2 MB: large enough to be cut over the axis `fsdp`, as are the wider layers of the encoder.
 VOCAB = 2**12

@@ -17,11 +17,11 @@ import tiny_run  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 from input_pipeline import preprocess, records  # noqa: E402
-from input_pipeline.sources import shapes  # noqa: E402
-from input_pipeline.tokenizer import SentencePieceTokenizer  # noqa: E402
-from mail_jax.segmenter import Segmenter  # noqa: E402
-from mail_jax.train import Trainer  # noqa: E402
-from mail_jax.training_data import Data  # noqa: E402
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer  # noqa: E402
+from input_pipeline.shapes import scenes as shapes  # noqa: E402
+from mail_jax.predict.segmenter import Segmenter  # noqa: E402
+from mail_jax.train.data import Data  # noqa: E402
+from mail_jax.train.loop import Trainer  # noqa: E402
 
 STEPS, SCENES = 3, 24
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from input_pipeline import records
-from input_pipeline.instances.postprocess import Selection
+from input_pipeline.proposers.selection import Selection
 
 ALL = Selection(max_instances=64, min_area=0.0, nms_iou=1.0)
 

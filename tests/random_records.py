@@ -7,8 +7,8 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from input_pipeline import example, records
-from input_pipeline.instances import report
-from input_pipeline.instances.gallery import Gallery
+from input_pipeline.proposals import report
+from input_pipeline.proposals.gallery import Gallery
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 SIZES = ("small", "medium", "large")

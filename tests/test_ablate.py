@@ -15,7 +15,7 @@ import tiny_run
 from benchmarks import ablate
 from benchmarks.ablation import documents, figure, one_run, runs
 from benchmarks.ablation.tables import NOISES, TABLES, Row, Table
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax import config
 
 BUDGET = runs.Budget()

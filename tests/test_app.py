@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from input_pipeline.errors import InputError
-from input_pipeline.sources import shapes
+from input_pipeline.common.errors import InputError
+from input_pipeline.shapes import scenes
 
 pytestmark = pytest.mark.app
 gradio_client = pytest.importorskip("gradio_client", reason="`make app` installs Gradio")
@@ -36,7 +36,7 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def segmenter(finished_run):
-  from mail_jax.segmenter import Segmenter
+  from mail_jax.predict.segmenter import Segmenter
 
   return Segmenter.load(str(finished_run))
 
@@ -48,7 +48,7 @@ def photos(tmp_path_factory) -> list[pathlib.Path]:
   paths = []
   for index, size in enumerate((96, 96, 140, 64)):
     paths.append(folder / f"photo {index}.png")
-    Image.fromarray(shapes.make_scene("testA", 3, index, size).image).save(paths[-1])
+    Image.fromarray(scenes.make_scene("testA", 3, index, size).image).save(paths[-1])
   return paths
 
 
@@ -99,7 +99,7 @@ def test_the_page_answers_what_segmenter_answers_bit_for_bit(client, segmenter, 
 
 
 def test_masks_in_a_coco_file_are_what_the_model_chooses_from(client, segmenter, photos, tmp_path):
-  masks = shapes.make_scene("testA", 3, 0, 96).targets
+  masks = scenes.make_scene("testA", 3, 0, 96).targets
   # It is the only photo of the file, whatever it is called there.
   found = segment(client, photos[0], TEXT, coco_file(tmp_path / "own.json", masks, "any.png"))
   # Masks are passed on as the providers sort them: all are equally sure, the larger first.
@@ -110,7 +110,7 @@ def test_masks_in_a_coco_file_are_what_the_model_chooses_from(client, segmenter,
 
 
 def test_an_example_brings_its_instance_masks_along(client, segmenter, tmp_path):
-  scene = shapes.make_scene("val", 7, 0, 96)
+  scene = scenes.make_scene("val", 7, 0, 96)
   Image.fromarray(scene.image).save(tmp_path / "scene.png")
   found = segment(client, tmp_path / "scene.png")
   expected = segmenter(scene.image, TEXT, scene.instances.masks)
@@ -271,7 +271,7 @@ def test_nothing_is_left_when_the_page_ends(finished_run, photos, tmp_path):
 
 
 def test_a_port_that_is_taken_is_said_in_a_line(server, finished_run):
-  from mail_jax import app
+  from mail_jax.app import command as app
 
   port = server.url.rpartition(":")[2]
   command = [

@@ -8,8 +8,8 @@ import page_server
 import pytest
 from PIL import Image
 
-from input_pipeline import drawing
-from input_pipeline.sources import shapes
+from input_pipeline.common import drawing
+from input_pipeline.shapes import scenes
 
 pytestmark = pytest.mark.app
 pytest.importorskip("gradio", reason="`make app` installs Gradio")
@@ -41,7 +41,7 @@ def browser(server, downloads):
 
 @pytest.fixture(scope="module")
 def segmenter(finished_run):
-  from mail_jax.segmenter import Segmenter
+  from mail_jax.predict.segmenter import Segmenter
 
   return Segmenter.load(str(finished_run))
 
@@ -49,7 +49,7 @@ def segmenter(finished_run):
 @pytest.fixture
 def photo(tmp_path) -> pathlib.Path:
   path = tmp_path / "scene.png"
-  Image.fromarray(shapes.make_scene("testA", 5, 0, 96).image).save(path)
+  Image.fromarray(scenes.make_scene("testA", 5, 0, 96).image).save(path)
   return path
 
 
@@ -71,7 +71,7 @@ def test_what_is_uploaded_typed_and_pressed_shows_what_segmenter_says(
 
 
 def test_an_example_is_answered_and_its_instances_are_seen_alone(browser, segmenter):
-  scene = shapes.make_scene("val", 7, 2, 96)
+  scene = scenes.make_scene("val", 7, 2, 96)
   browser.open()
   browser.press("#examples .grid-container > :nth-child(3) button")
   lines = browser.until(lambda: browser.find("#text textarea").get_property("value")).splitlines()

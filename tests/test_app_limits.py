@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageFile
 from pycocotools import mask as coco_mask
 
-from input_pipeline.errors import InputError
-from mail_jax import app
-from mail_jax.page import examples, limits, words
+from input_pipeline.common.errors import InputError
+from mail_jax.app import command as app
+from mail_jax.app import examples, limits, messages
 
 ALLOWED = limits.Limits()
 
@@ -45,7 +45,7 @@ def test_an_expression_is_a_line():
 
 
 def test_the_name_of_a_model_is_text():
-  assert "<b>" not in words.title("<b>run", "best", 1, "shapes")
+  assert "<b>" not in messages.title("<b>run", "best", 1, "shapes")
 
 
 def test_an_example_outside_the_folder_of_its_file_is_refused(tmp_path):
@@ -58,7 +58,7 @@ def test_an_example_outside_the_folder_of_its_file_is_refused(tmp_path):
 
 
 def test_lines_of_ones_own_are_examples_with_their_sentences_and_masks(tmp_path):
-  from input_pipeline.own_data import example
+  from input_pipeline.custom import example
 
   example.write(str(tmp_path / "mine"), 3, 1, 96, 0)
   lines = [json.loads(line) for line in (tmp_path / "mine" / "mine.jsonl").read_text().splitlines()]

@@ -9,8 +9,8 @@ import pytest
 from scipy import ndimage
 
 from benchmarks import boundary as benchmark
-from mail_jax.evaluators import boundary, packed_masks, protocols
-from mail_jax.evaluators.segmentation import count, summarise
+from mail_jax.evaluate import boundary, packed_masks, protocols
+from mail_jax.evaluate.segmentation import count, summarise
 from mail_jax.models.mail import Output
 
 Pair = tuple[np.ndarray, np.ndarray]

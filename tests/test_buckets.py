@@ -20,10 +20,12 @@ import tiny_run
 from etils import epath
 from test_checkpoint import _make, _restore, _save, run_two_processes
 
-from input_pipeline.errors import InputError
-from mail_jax import checkpoint, manifest, train, trained
-from mail_jax.checkpoint import Checkpoints
-from mail_jax.run_log import event_files
+from input_pipeline.common.errors import InputError
+from mail_jax.checkpoints import checkpoint, manifest
+from mail_jax.checkpoints.checkpoint import Checkpoints
+from mail_jax.export import load
+from mail_jax.train import loop as train
+from mail_jax.train.logging import tensorboard
 
 pytestmark = pytest.mark.extras
 
@@ -168,14 +170,14 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(place, finished_run, shapes_da
   assert [
     {key: row[key] for key in there} for row, there in zip(rows, on_disk, strict=True)
   ] == on_disk
-  states = [trained.load(str(run), "last").variables for run in (place, finished_run)]
+  states = [load.load(str(run), "last").variables for run in (place, finished_run)]
   assert jax.tree.all(jax.tree.map(np.array_equal, *states))
   train.main(command)
   assert f"finished already: {tiny_run.STEPS} steps" in capsys.readouterr().out
   train.main([*command, "--move_old", "--config.steps=2"])
   assert f"moved to {place}.1" in capsys.readouterr().out
   assert _names(f"{place}/checkpoints") == ["2"]
-  assert trained.load(f"{place}.1", "last").step == tiny_run.STEPS
+  assert load.load(f"{place}.1", "last").step == tiny_run.STEPS
 
 
 def test_event_files_hold_what_was_told_before_a_checkpoint_and_drop_what_is_beyond(
@@ -193,13 +195,13 @@ def test_event_files_hold_what_was_told_before_a_checkpoint_and_drop_what_is_bey
       found += [e.step for e in events for v in e.summary.value if v.tag == "train/loss"]
     return found
 
-  board = event_files.TensorBoard(place, 0, {"a": 1}, [])
+  board = tensorboard.TensorBoard(place, 0, {"a": 1}, [])
   for step in (1, 2, 3):
     board.row(step, {"loss": 0.5, "lr": 0.1})
   board.flush()
   board.row(4, {"loss": 0.5, "lr": 0.1})  # and here the process is killed
   assert steps() == [1, 2, 3]
-  board = event_files.TensorBoard(place, 2, {"a": 1}, [])
+  board = tensorboard.TensorBoard(place, 2, {"a": 1}, [])
   board.row(3, {"loss": 0.25, "lr": 0.1})
   board.close()
   assert steps() == [1, 2, 3]
@@ -254,8 +256,9 @@ def test_records_in_a_bucket_make_the_batches_of_those_on_the_disk(
   ]
   command = ["openssl", "req", "-x509", *options, "-subj", "/CN=googleapis.com", "-addext", names]
   subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-  from input_pipeline import loader, storage
-  from input_pipeline.tokenizer import SentencePieceTokenizer
+  from input_pipeline import storage
+  from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+  from input_pipeline.tf import loader
 
   _upload(pathlib.Path(shapes_data), f"{gcs}/data")
   port = gcs_server.rpartition(":")[2]

@@ -19,10 +19,11 @@ from random_records import (
   size_by_area,
 )
 
-from input_pipeline import drawing, example, records
-from input_pipeline.instances import report, report_page
-from input_pipeline.instances.ceiling import Match, match_refs, size_of
-from input_pipeline.instances.gallery import Gallery, Picture
+from input_pipeline import example, records
+from input_pipeline.common import drawing
+from input_pipeline.proposals import report, report_page
+from input_pipeline.proposals.gallery import Gallery, Picture
+from input_pipeline.proposals.oracle import Match, match_refs, size_of
 
 
 def test_the_figures_are_those_of_a_loop_over_pycocotools():

@@ -17,9 +17,12 @@ import pytest
 import tiny_run
 from etils import epath
 
-from input_pipeline.errors import InputError
-from mail_jax import manifest, orbax_settings, sharding, train, trained
-from mail_jax.checkpoint import Checkpoints
+from input_pipeline.common.errors import InputError
+from mail_jax.checkpoints import manifest, orbax_settings
+from mail_jax.checkpoints.checkpoint import Checkpoints
+from mail_jax.distributed import sharding
+from mail_jax.export import load
+from mail_jax.train import loop as train
 
 # Orbax writes these last; nothing is read from them.
 _UNUSED = {"_CHECKPOINT_METADATA", "commit_success.txt"}
@@ -230,9 +233,9 @@ def test_a_model_is_loaded_from_the_next_best_checkpoint_where_the_best_is_damag
   before = tiny_run.STEPS - tiny_run.SAVE_EVERY
   best = workdir / "checkpoints" / str(before)
   manifest.replace_about(epath.Path(best), {"best_metric": "mIoU", "metrics": {"mIoU": 2.0}})
-  assert trained.load(str(workdir)).step == before
+  assert load.load(str(workdir)).step == before
   _flip(best / "state" / "manifest.ocdbt")
-  assert trained.load(str(workdir)).step == tiny_run.STEPS
+  assert load.load(str(workdir)).step == tiny_run.STEPS
   assert f"{best} is damaged (state/manifest.ocdbt has other bytes" in capsys.readouterr().err
 
 
@@ -246,9 +249,9 @@ def test_a_model_of_another_machine_is_loaded_with_attention_that_runs_here(
     model = found["config"]["model"] | {"backend": "tpu"}
     return found | {"config": found["config"] | {"model": model}}
 
-  expected = trained.load(str(finished_run)).model
+  expected = load.load(str(finished_run)).model
   monkeypatch.setattr(Checkpoints, "meta", trained_on_a_tpu)
-  assert trained.load(str(finished_run)).model == expected
+  assert load.load(str(finished_run)).model == expected
 
 
 @pytest.mark.slow

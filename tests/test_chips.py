@@ -3,7 +3,8 @@
 import pytest
 import tiny_run
 
-from mail_jax import chips, flops, train
+from mail_jax.hardware import chips, flops
+from mail_jax.train import loop as train
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 from pycocotools.coco import COCO
 from refer_layout import SPLITS, ReferLayout, make_layout
 
-from input_pipeline.errors import InputError
-from input_pipeline.instances import __main__ as command
-from input_pipeline.instances import leakage
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposals import command
+from input_pipeline.proposers import leakage
 from input_pipeline.sources import refer
 
 # Of the photos 100 to 103 that `refer_layout` makes, only 100 is nowhere evaluated on; 900 and 901 no refs mean.
@@ -267,7 +267,7 @@ def test_what_stood_there_stays_when_writing_fails(inputs, monkeypatch):
 def test_the_command_prints_one_line_and_exits_with_2(tmp_path):
   words = ["clean-split", "--annotations", "a.json", "--refer_root", str(tmp_path), "--out", "o"]
   done = subprocess.run(
-    [sys.executable, "-m", "input_pipeline.instances", *words],
+    [sys.executable, "-m", "input_pipeline.proposals", *words],
     cwd=pathlib.Path(__file__).parents[1],
     capture_output=True,
     text=True,

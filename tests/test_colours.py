@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from mail_jax.colours import change_colours
-from mail_jax.train_step import change_light
+from mail_jax.train.colours import change_colours
+from mail_jax.train.step import change_light
 
 _GRAY = [0.299, 0.587, 0.114]
 

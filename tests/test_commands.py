@@ -17,10 +17,14 @@ import refer_layout
 import tiny_run
 from PIL import Image
 
-from input_pipeline import builder, storage
-from input_pipeline.errors import InputError
-from mail_jax import evaluate, fingerprints, predict, train, trained
-from mail_jax.segmenter import Segmenter
+from input_pipeline import storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.tf import builder
+from mail_jax.evaluate import command as evaluate
+from mail_jax.export import fingerprints, load
+from mail_jax.predict import command as predict
+from mail_jax.predict.segmenter import Segmenter
+from mail_jax.train import loop as train
 
 COUNTS = ("sentences", "refs")
 METRICS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
@@ -147,7 +151,7 @@ def test_rows_are_the_sentences_of_the_data_in_their_order(evaluation, shapes_da
 
 def test_the_json_says_what_was_measured_on_what(evaluation, finished_run, shapes_data):
   prints = {name: metrics["fingerprints"] for name, metrics in evaluation.metrics.items()}
-  model = trained.load(str(finished_run))
+  model = load.load(str(finished_run))
   for name, found in evaluation.metrics.items():
     assert found["protocol"] == "original" and found["step"] == model.step
     assert found["instances"]["from"] == "shapes"

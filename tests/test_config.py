@@ -2,11 +2,12 @@
 
 import pytest
 
-from input_pipeline import loader
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
-from mail_jax import checkpoint, same_run, training_data
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import loader
+from mail_jax.checkpoints import checkpoint
 from mail_jax.config import from_json, load_config, to_json
+from mail_jax.train import data, resume
 
 DEMO = "configs/demo.py"
 
@@ -120,10 +121,10 @@ def test_a_run_from_before_there_was_a_key_goes_on_as_what_it_was():
   before = to_json(config)
   del before["loader"]["expressions_per_image"]
   meta = {"config": before, "tokenizer": checkpoint.pack_bytes(tokenizer.to_bytes())}
-  same_run.check_same(meta, config, tokenizer, "runs/demo")
+  resume.check_same(meta, config, tokenizer, "runs/demo")
   other = load_config(DEMO, ["loader.expressions_per_image=4"])
   with pytest.raises(InputError, match=r"loader\.expressions_per_image = 1, not 4"):
-    same_run.check_same(meta, other, tokenizer, "runs/demo")
+    resume.check_same(meta, other, tokenizer, "runs/demo")
 
 
 def test_a_run_may_go_on_with_damaged_records_skipped_and_not_with_another_seed():
@@ -131,9 +132,9 @@ def test_a_run_may_go_on_with_damaged_records_skipped_and_not_with_another_seed(
   packed = checkpoint.pack_bytes(tokenizer.to_bytes())
   meta = {"config": to_json(load_config(DEMO)), "tokenizer": packed}
   skips = load_config(DEMO, ["loader.on_error=skip"])
-  same_run.check_same(meta, skips, tokenizer, "runs/demo")
+  resume.check_same(meta, skips, tokenizer, "runs/demo")
   with pytest.raises(InputError, match=r"config\.seed = 0, not 1"):
-    same_run.check_same(meta, load_config(DEMO, ["seed=1"]), tokenizer, "runs/demo")
+    resume.check_same(meta, load_config(DEMO, ["seed=1"]), tokenizer, "runs/demo")
 
 
 def test_a_config_from_before_there_was_a_key_says_what_was_done_then():
@@ -168,6 +169,6 @@ def test_what_the_config_says_of_reading_reaches_the_loader(shapes_data, monkeyp
   monkeypatch.setattr(loader, "train_batches", lambda *_, **options: iter([asked.update(options)]))
   overrides = ["loader.cache=False", "loader.expressions_per_image=3", "loader.threads=5"]
   config = load_config(DEMO, [*overrides, "vocab_size=300"])
-  training_data.open_data(config, shapes_data).train(7)
+  data.open_data(config, shapes_data).train(7)
   assert asked["expressions_per_image"] == 3 and asked["threads"] == 5
   assert asked["start_step"] == 7 and not asked["cache"]

@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 
 from benchmarks import contestants, evaluate, growth, kernels, loop, predict, train_step
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 TINY = ["--config", tiny_run.__file__, "--config.image_size=96", "--config.max_instances=16"]
 TURNS = ["--rounds", "2", "--repeats", "1"]

@@ -12,15 +12,16 @@ import refer_layout
 from refer_layout import HEIGHT, WIDTH
 
 from input_pipeline import records
-from input_pipeline.errors import InputError
-from input_pipeline.instances import UnknownImage
-from input_pipeline.instances.coco import CocoInstances
-from input_pipeline.instances.results import DetectionResults
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import UnknownImage
+from input_pipeline.proposers.coco import CocoInstances
+from input_pipeline.proposers.results import DetectionResults
 from input_pipeline.sources import grefer, photos, phrasecut, refer
-from mail_jax import sentence_rows, trained
 from mail_jax.config import from_json, load_config, to_json
-from mail_jax.exported import folder as folders
-from mail_jax.reporting import training_log
+from mail_jax.evaluate import per_expression
+from mail_jax.export import folder as folders
+from mail_jax.export import load
+from mail_jax.report import training_log
 
 PHOTO = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
@@ -126,10 +127,10 @@ def test_rows_of_an_evaluation(tmp_path):
 
   def read(content):
     path.write_text(json.dumps(content) + "\n")
-    return sentence_rows.columns(sentence_rows.read(path))
+    return per_expression.columns(per_expression.read(path))
 
   samples = {str: "x", int: 3, float: 0.5, bool: True}
-  kinds = sentence_rows.FIELDS | sentence_rows.OPTIONAL
+  kinds = per_expression.FIELDS | per_expression.OPTIONAL
   check(read, {name: samples[kind] for name, kind in kinds.items()} | {"protocol": "original"})
 
 
@@ -177,5 +178,5 @@ def test_a_config_of_no_model_is_refused_by_its_key(exported, tmp_path, key, val
   (tmp_path / folders.ABOUT).unlink()
   (tmp_path / folders.ABOUT).write_text(json.dumps(about))
   with pytest.raises(InputError, match=told) as caught:
-    trained.load(str(tmp_path))
+    load.load(str(tmp_path))
   assert str(tmp_path / folders.ABOUT) in str(caught.value)

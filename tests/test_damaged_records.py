@@ -10,9 +10,9 @@ import tensorflow_datasets as tfds
 from half_records import NAME, RECORDS, REFS, SIZE, ref_of, rows_of, write
 from shard_damage import flip, replace, spans, truncate, without_field
 
-from input_pipeline import builder, damaged_records, loader, record_reader, stored_records
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import builder, damaged_records, loader, record_reader, stored_records
 
 _REFS_OF = {record.image_id: len(record.refs) for record in RECORDS}
 _BATCH = 3

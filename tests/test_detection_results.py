@@ -9,10 +9,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 
-from input_pipeline.errors import InputError
-from input_pipeline.instances import UnknownImage, open_provider
-from input_pipeline.instances.results import DetectionResults
-from input_pipeline.row_index import RowIndex
+from input_pipeline.common.errors import InputError
+from input_pipeline.masks.row_index import RowIndex
+from input_pipeline.proposers import UnknownImage, open_provider
+from input_pipeline.proposers.results import DetectionResults
 
 PHOTO = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 

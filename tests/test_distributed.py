@@ -8,8 +8,9 @@ import pytest
 import several_processes
 from several_processes import Ended, open_mpi, slurm
 
-from input_pipeline.errors import InputError
-from mail_jax import clusters, distributed
+from input_pipeline.common.errors import InputError
+from mail_jax.distributed import clusters
+from mail_jax.distributed import processes as distributed
 
 SCRIPT = str(several_processes.CHECKOUT / "tests" / "ending_together.py")
 K8S = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from half_records import NAME, RECORDS, SIZE, rows_of, write
 
-from input_pipeline import builder, loader, preprocess, records
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline import preprocess, records
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import builder, loader
 
 
 @pytest.fixture(scope="module")

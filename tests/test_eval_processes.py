@@ -11,10 +11,12 @@ import pytest
 import several_processes
 import tiny_run
 
-from input_pipeline import builder, prepare
-from mail_jax import evaluate as evaluate_command
-from mail_jax import train, trained
-from mail_jax.evaluators.segmentation import SegmentationEvaluator
+from input_pipeline.prepare import command as prepare
+from input_pipeline.tf import builder
+from mail_jax.evaluate import command as evaluate_command
+from mail_jax.evaluate.segmentation import SegmentationEvaluator
+from mail_jax.export import load
+from mail_jax.train import loop as train
 
 SCRIPT = str(tiny_run.CHECKOUT / "tests" / "evaluated_by_several.py")
 # Batch sizes for each number of processes and of devices that each has.
@@ -163,7 +165,7 @@ def test_any_number_of_processes_and_devices_and_any_batch_size_find_the_same(
 
 
 def test_the_order_in_which_sentences_come_changes_no_integer(finished_run, shapes_data):
-  model = trained.load(str(finished_run), "last")
+  model = load.load(str(finished_run), "last")
   measure = evaluated_by_several.make_measure(model)
   batches = list(evaluate_command.open_batches(model, shapes_data, "shapes/val", 40, 8))
   assert len(batches) == 5

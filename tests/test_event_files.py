@@ -15,11 +15,12 @@ import several_processes
 import tiny_run
 from PIL import Image
 
-from input_pipeline import loader
-from mail_jax import train, trained
+from input_pipeline.tf import loader
+from mail_jax.export import load
 from mail_jax.models.mail import find_mask
-from mail_jax.run_log import fixed_samples
-from mail_jax.train_step import apply_model
+from mail_jax.train import loop as train
+from mail_jax.train.logging import samples
+from mail_jax.train.step import apply_model
 
 pytestmark = pytest.mark.extras
 STEPS, EVERY, COUNT = 12, 6, 3
@@ -125,14 +126,14 @@ def test_the_pictures_show_what_the_saved_model_says_of_always_the_same_sentence
   """The model is loaded from the checkpoint, the sentences are read by the loader, and the colours mixed here."""
   pictures = _pictures(run)
   assert set(pictures) == set(itertools.product([f"val/{i}" for i in range(COUNT)], [EVERY, STEPS]))
-  model = trained.load(str(run), "last")
+  model = load.load(str(run), "last")
   config = model.config
   rows = loader.eval_batches(
     shapes_data, config.dataset, "val", model.tokenizer, batch_size=40, limit=40,
     image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
   )  # fmt: skip
   batch = next(iter(rows))
-  numbers = fixed_samples.choose(40, COUNT, config.seed)
+  numbers = samples.choose(40, COUNT, config.seed)
   arrays = {name: value for name, value in batch.items() if name != "meta"}
   output = jax.jit(lambda v, b: apply_model(model.model, v, b))(model.variables, arrays)
   masks = np.asarray(find_mask(output.logits, output.no_target))
@@ -156,12 +157,12 @@ def test_the_pictures_show_what_the_saved_model_says_of_always_the_same_sentence
 
 
 def test_samples_are_spread_over_the_data_and_depend_on_the_seed_alone():
-  chosen = fixed_samples.choose(6716, 8, 0)
+  chosen = samples.choose(6716, 8, 0)
   assert len(set(chosen.tolist())) == 8 and (np.diff(chosen) > 0).all()
   assert [int(n) * 8 // 6716 for n in chosen] == list(range(8))
-  np.testing.assert_array_equal(fixed_samples.choose(6716, 8, 0), chosen)
-  assert fixed_samples.choose(6716, 8, 1).tolist() != chosen.tolist()
-  assert fixed_samples.choose(3, 8, 0).tolist() == [0, 1, 2]
+  np.testing.assert_array_equal(samples.choose(6716, 8, 0), chosen)
+  assert samples.choose(6716, 8, 1).tolist() != chosen.tolist()
+  assert samples.choose(3, 8, 0).tolist() == [0, 1, 2]
 
 
 @pytest.mark.slow
@@ -178,7 +179,7 @@ def test_a_killed_run_that_goes_on_has_no_step_twice_and_none_of_before_that_it_
       preemption.asked |= next(calls) == 5
       return preemption.asked
 
-    patch.setattr("mail_jax.preemption.Preemption.reached", reached)
+    patch.setattr("mail_jax.train.preemption.Preemption.reached", reached)
     _train(shapes_data, tmp_path, ON)
   assert max(tiny_run.steps_kept(tmp_path)) == 5
   # What a killed run wrote beyond its checkpoint, and half a record.

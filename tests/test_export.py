@@ -20,16 +20,18 @@ import tiny_model
 import tiny_run
 from etils import epath
 
-from input_pipeline.errors import InputError
-from mail_jax import evaluate, export, fingerprints, predict, trained
-from mail_jax.exported import artifacts, folder
-from mail_jax.train_step import apply_model
+from input_pipeline.common.errors import InputError
+from mail_jax.evaluate import command as evaluate
+from mail_jax.export import command as export
+from mail_jax.export import fingerprints, folder, formats, load
+from mail_jax.predict import command as predict
+from mail_jax.train.step import apply_model
 
 FORMATS = ("stablehlo", "saved_model")
 
 
 def test_an_exported_folder_is_the_checkpoint_it_came_of(exported, finished_run):
-  ours, theirs = trained.load(str(finished_run)), trained.load(str(exported))
+  ours, theirs = load.load(str(finished_run)), load.load(str(exported))
   assert (theirs.step, theirs.model, theirs.config) == (ours.step, ours.model, ours.config)
   assert theirs.tokenizer.to_bytes() == ours.tokenizer.to_bytes()
   assert dict(theirs.metrics) == dict(ours.metrics) and ours.metrics
@@ -38,7 +40,7 @@ def test_an_exported_folder_is_the_checkpoint_it_came_of(exported, finished_run)
 
 def test_the_weights_are_plain_safetensors_by_their_paths(exported, finished_run):
   arrays = safetensors.numpy.load_file(exported / "model.safetensors")
-  variables = trained.load(str(finished_run)).variables
+  variables = load.load(str(finished_run)).variables
   assert len(arrays) == len(jax.tree.leaves(variables))
   kernel = variables["params"]["encoder"]["block00"]["qkv"]["kernel"]
   np.testing.assert_array_equal(arrays["params/encoder/block00/qkv/kernel"], kernel)
@@ -70,9 +72,9 @@ def test_no_file_says_where_it_was_made(exported, finished_run):
 @pytest.mark.parametrize("count", [1, 7])
 @pytest.mark.parametrize("form", FORMATS)
 def test_each_format_gives_the_logits_of_the_checkpoint(exported, form, count):
-  model = trained.load(str(exported))
+  model = load.load(str(exported))
   batch = exported_models.random_batch(model.config, count)
-  exported_models.assert_alike(trained.load(str(exported / folder.PLACES[form])), model, batch)
+  exported_models.assert_alike(load.load(str(exported / folder.PLACES[form])), model, batch)
 
 
 def _table(place: pathlib.Path, data_dir: str) -> list[str]:
@@ -121,10 +123,10 @@ def test_a_bfloat16_model_is_exported_as_it_is(exported, tmp_path):
   shutil.copytree(exported, wide)
   exported_models.edit_config(wide, model={"dtype": "bfloat16"})
   export.export(str(wide), str(narrow), ("stablehlo",))
-  batch = exported_models.random_batch(trained.load(str(wide)).config, 3)
-  expected = exported_models.run(trained.load(str(wide)), batch)
-  found = exported_models.run(trained.load(str(narrow / "model.stablehlo")), batch)
-  exact = exported_models.run(trained.load(str(exported)), batch)
+  batch = exported_models.random_batch(load.load(str(wide)).config, 3)
+  expected = exported_models.run(load.load(str(wide)), batch)
+  found = exported_models.run(load.load(str(narrow / "model.stablehlo")), batch)
+  exact = exported_models.run(load.load(str(exported)), batch)
   error = np.abs(expected.logits - exact.logits).max()
   assert error > 1e-4  # it really computes in bfloat16
   # Rounded where the program has them rounded, but a compiler may round elsewhere.
@@ -142,9 +144,9 @@ def test_the_card_says_how_good_it_is_and_where_it_comes_from(finished_run, shap
   row = json.loads(metrics.read_text())["shapes/testA"]
   line = next(line for line in card.splitlines() if line.startswith("| shapes/testA"))
   assert f"| {100 * row['mIoU']:.2f} |" in line and f"| {row['sentences']} |" in line
-  kept = trained.load(str(finished_run)).metrics
+  kept = load.load(str(finished_run)).metrics
   assert f"mIoU {100 * kept['mIoU']:.2f}" in card
-  step = trained.load(str(finished_run)).step
+  step = load.load(str(finished_run)).step
   assert "`shapes`" in card and f"step {step}" in card and "Licence" in card
   assert row["instances"]["from"] in card
 
@@ -196,13 +198,13 @@ def _spoil(exported: pathlib.Path, tmp_path: pathlib.Path, how: str) -> str:
 def test_what_is_wrong_with_a_folder_is_told_in_one_line(exported, tmp_path, how, form, message):
   place = _spoil(exported, tmp_path, how)
   with pytest.raises(InputError, match=message):
-    trained.load(f"{place}/{form}" if form else place)
+    load.load(f"{place}/{form}" if form else place)
 
 
 def test_a_card_may_be_edited(exported, tmp_path):
   shutil.copytree(exported, tmp_path / "copy")
   (tmp_path / "copy" / "README.md").write_text("ours")
-  trained.load(str(tmp_path / "copy"))
+  load.load(str(tmp_path / "copy"))
 
 
 @pytest.mark.parametrize(
@@ -254,9 +256,9 @@ def test_an_export_that_fails_leaves_the_one_before(exported, tmp_path, monkeypa
 
 def test_an_exported_model_is_known_by_its_fingerprint(exported, finished_run):
   """Parameters alone are the run's; a file that holds its own is another model when a byte of it differs."""
-  run = fingerprints.of_model(trained.load(str(finished_run)))
-  assert fingerprints.of_model(trained.load(str(exported))) == run
-  program = trained.load(str(exported / "model.stablehlo"))
+  run = fingerprints.of_model(load.load(str(finished_run)))
+  assert fingerprints.of_model(load.load(str(exported))) == run
+  program = load.load(str(exported / "model.stablehlo"))
   other = dataclasses.replace(program, files=dict.fromkeys(program.files, "0" * 64))
   assert len({run, fingerprints.of_model(program), fingerprints.of_model(other)}) == 3
 
@@ -266,8 +268,8 @@ def test_a_model_of_several_or_no_referents_says_the_same_when_exported(form, tm
   config = tiny_model.make_config(slots=5, selection="multi", no_target=True)
   network, variables = tiny_model.make(config), tiny_model.random_variables(config)
   place = tmp_path / folder.PLACES[form]
-  artifacts.write(form, place, config, network, variables)
-  run = artifacts.open_forward(form, epath.Path(place), config, network)
+  formats.write(form, place, config, network, variables)
+  run = formats.open_forward(form, epath.Path(place), config, network)
   batch = jax.tree.map(jnp.asarray, exported_models.random_batch(config, 3))
   found, expected = (
     run({}, batch),

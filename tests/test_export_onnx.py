@@ -11,8 +11,10 @@ import pytest
 import tiny_model
 from jax import lax
 
-from mail_jax import evaluate, evaluation_table, export, trained
-from mail_jax.exported import forward
+from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import table
+from mail_jax.export import command as export
+from mail_jax.export import forward, load
 
 pytestmark = pytest.mark.extras
 B = "b"  # stands for any number of examples
@@ -22,7 +24,7 @@ def _build(
   function: Callable[..., dict[str, Any]], variables: Any, inputs: dict[str, Any]
 ) -> bytes:
   pytest.importorskip("onnx")
-  from mail_jax.exported import onnx_model
+  from mail_jax.export import onnx_model
 
   return onnx_model.build(function, variables, inputs)
 
@@ -35,17 +37,17 @@ def _run(model: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_onnx_gives_the_logits_of_the_checkpoint(exported_onnx, count):
-  model = trained.load(str(exported_onnx))
+  model = load.load(str(exported_onnx))
   batch = exported_models.random_batch(model.config, count)
-  exported_models.assert_alike(trained.load(str(exported_onnx / "model.onnx")), model, batch)
+  exported_models.assert_alike(load.load(str(exported_onnx / "model.onnx")), model, batch)
 
 
 def test_evaluate_gives_the_same_numbers_on_onnx(exported_onnx, shapes_data):
   found, expected = (
-    evaluate.evaluate(trained.load(str(place)), shapes_data, ["shapes/val"])[0]
+    evaluate.evaluate(load.load(str(place)), shapes_data, ["shapes/val"])[0]
     for place in (exported_onnx / "model.onnx", exported_onnx)
   )
-  assert evaluation_table.metrics(found) == evaluation_table.metrics(expected)
+  assert table.metrics(found) == table.metrics(expected)
 
 
 def test_of_a_bfloat16_model_onnx_is_in_float32(exported, tmp_path):
@@ -55,9 +57,9 @@ def test_of_a_bfloat16_model_onnx_is_in_float32(exported, tmp_path):
   shutil.copytree(exported, tmp_path / "narrow")
   exported_models.edit_config(tmp_path / "narrow", model={"dtype": "bfloat16"})
   export.export(str(tmp_path / "narrow"), str(tmp_path / "out"), ("onnx",))
-  model = trained.load(str(exported))
+  model = load.load(str(exported))
   batch = exported_models.random_batch(model.config, 2)
-  found = trained.load(str(tmp_path / "out" / "model.onnx"))
+  found = load.load(str(tmp_path / "out" / "model.onnx"))
   assert found.config.model.dtype == "bfloat16"
   np.testing.assert_allclose(
     exported_models.run(found, batch).logits, exported_models.run(model, batch).logits, atol=1e-4
@@ -329,7 +331,7 @@ def test_each_primitive_does_in_onnx_what_it_does_in_jax(name):
 
 def test_every_row_of_the_table_is_compared_with_jax():
   pytest.importorskip("onnx")
-  from mail_jax.exported.onnx_table import TABLE
+  from mail_jax.export.onnx_table import TABLE
 
   assert set(TABLE) == set(CASES)
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline import instances as providers
-from input_pipeline import one_photo, preprocess
-from input_pipeline.sources import plain_pickle
-from mail_jax import trained
-from mail_jax.exported import folder
-from mail_jax.resize import resize_logits
+from input_pipeline import preprocess
+from input_pipeline import proposers as providers
+from input_pipeline.common import untrusted_pickle
+from input_pipeline.preprocess import one_photo
+from mail_jax.export import folder, load
+from mail_jax.models.resize import resize_logits
 
 PHOTOS = 100
 
@@ -22,7 +22,7 @@ def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
   """Photos, what was asked about each, and the instances in it; every fourth without these."""
   refs = []
   for name in ("refcoco+/refs(unc).p", "refcocog/refs(umd).p", "refcoco/refs(unc).p"):
-    refs += plain_pickle.load(str(realdata / "refer" / name))
+    refs += untrusted_pickle.load(str(realdata / "refer" / name))
   # One of each photo; where people were asked, what they said.
   by_photo = {ref["image_id"]: ref for ref in sorted(refs, key=lambda ref: ref["split"] != "train")}
   masks = providers.open_provider(
@@ -38,7 +38,7 @@ def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
   return rows
 
 
-def _logits(model: trained.Trained, asked: list, batch_size: int) -> list[np.ndarray]:
+def _logits(model: load.Trained, asked: list, batch_size: int) -> list[np.ndarray]:
   """Logits at the size of each photo."""
   config, variables = model.config, model.on_one_device()
   apply = jax.jit(lambda variables, batch: model.apply(variables, batch).logits)
@@ -65,8 +65,8 @@ def _logits(model: trained.Trained, asked: list, batch_size: int) -> list[np.nda
 
 def _check(place: pathlib.Path, form: str, asked: list) -> None:
   """Compares a format with the parameters beside it, by ones and by sevens."""
-  expected = _logits(trained.load(str(place)), asked, 10)
-  model = trained.load(str(place / folder.PLACES[form]))
+  expected = _logits(load.load(str(place)), asked, 10)
+  model = load.load(str(place / folder.PLACES[form]))
   assert any((logits > 0).any() and (logits < 0).any() for logits in expected)
   for batch_size in (1, 7):
     close, pixels, largest = 0, 0, 0.0

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline import one_photo, preprocess, records, standalone, tokenizer
-from mail_jax.exported import bundle
-from mail_jax.resize import resize_logits
-from mail_jax.segmenter import Segmenter
+from input_pipeline import preprocess, records
+from input_pipeline.preprocess import one_photo, tokenizer
+from mail_jax.export import bundle, scripts
+from mail_jax.models.resize import resize_logits
+from mail_jax.predict.segmenter import Segmenter
 
 RESIZE = jax.jit(resize_logits, static_argnums=2)
 WORDS = [
@@ -67,7 +68,7 @@ def tokenizers(exported) -> dict[str, tokenizer.Tokenizer]:
 @pytest.fixture(scope="module", params=["wordpiece", "sentencepiece"])
 def pair(request, tokenizers, tmp_path_factory) -> tuple[ModuleType, tokenizer.Tokenizer, object]:
   """What is shipped with a model of each kind of tokenizer, our tokenizer, and the shipped one."""
-  package = standalone.TOKENIZER_PACKAGES[request.param]
+  package = scripts.TOKENIZER_PACKAGES[request.param]
   text = bundle.preprocessing(request.param, package)
   module = _load(text, tmp_path_factory.mktemp("shipped"))
   ours = tokenizers[request.param]
@@ -76,16 +77,16 @@ def pair(request, tokenizers, tmp_path_factory) -> tuple[ModuleType, tokenizer.T
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
 def test_what_is_shipped_needs_only_what_its_first_lines_say(kind):
-  text = bundle.preprocessing(kind, standalone.TOKENIZER_PACKAGES[kind])
+  text = bundle.preprocessing(kind, scripts.TOKENIZER_PACKAGES[kind])
   names = set()
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.Import):
       names |= {alias.name.partition(".")[0] for alias in node.names}
     if isinstance(node, ast.ImportFrom):
       names.add((node.module or "").partition(".")[0])
-  allowed = {"numpy", "PIL", standalone.TOKENIZER_PACKAGES[kind]}
+  allowed = {"numpy", "PIL", scripts.TOKENIZER_PACKAGES[kind]}
   assert names - sys.stdlib_module_names <= allowed
-  assert standalone.TOKENIZER_PACKAGES[kind] in text.split('"""')[1]
+  assert scripts.TOKENIZER_PACKAGES[kind] in text.split('"""')[1]
 
 
 @given(
@@ -170,7 +171,7 @@ def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> No
   for i, mask in enumerate(masks):
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"{i}.png")
   segmenter = Segmenter.load(str(folder))
-  script = folder / standalone.SCRIPTS[form][0]
+  script = folder / scripts.SCRIPTS[form][0]
   cases = {"masks.npy": masks, "": None, "0.png 1.png 2.png 3.png": masks}
   count = len(cases) if form == "onnx" else 1  # which starts in no time
   for given_masks, instances in list(cases.items())[:count]:

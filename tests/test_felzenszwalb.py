@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import open_provider
 
 
 @pytest.mark.extras

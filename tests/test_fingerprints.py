@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from input_pipeline import storage
-from input_pipeline.errors import InputError
-from mail_jax import fingerprints, trained
+from input_pipeline.common.errors import InputError
+from mail_jax.export import fingerprints, load
 
 
 @pytest.fixture(scope="module")
-def model(finished_run) -> trained.Trained:
-  return trained.load(str(finished_run), "last")
+def model(finished_run) -> load.Trained:
+  return load.load(str(finished_run), "last")
 
 
 def test_a_model_that_is_loaded_again_has_the_same_fingerprint(model, finished_run):
-  again = trained.load(str(finished_run), "last")
+  again = load.load(str(finished_run), "last")
   assert fingerprints.of_model(again) == fingerprints.of_model(model)
   assert len(fingerprints.of_model(model)) == 16
 

@@ -11,8 +11,9 @@ import tiny_model
 from ml_collections import ConfigDict
 
 from configs import base, scale
-from mail_jax import flops, sharding
-from mail_jax.program import build_program
+from mail_jax.distributed import sharding
+from mail_jax.hardware import flops
+from mail_jax.train.program import build_program
 
 VOCAB = 50
 # Options of which each changes the products.

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 import small_disk
 
-from input_pipeline import prepare, writing
-from input_pipeline.errors import InputError
-from mail_jax import answer_files, checkpoint, export, orbax_settings, progress
+from input_pipeline.common import atomic_files
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+from mail_jax.checkpoints import checkpoint, orbax_settings
+from mail_jax.export import command as export
+from mail_jax.predict import outputs
+from mail_jax.train.logging import progress
 
 _TOLD = r"No space left on device: \d+\.\d MB free, at least \d+\.\d MB needed"
 
@@ -61,20 +65,20 @@ def test_a_save_that_does_not_fit_leaves_the_checkpoint_before_whole(disk):
 
 def test_a_file_that_does_not_fit_leaves_the_one_before(disk):
   path = disk / "folder" / "file"
-  writing.write_whole(path, "before")
+  atomic_files.write_whole(path, "before")
   small_disk.fill(disk, left=1 << 20)
   with pytest.raises(InputError, match=rf"{path} cannot be written: {_TOLD}"):
-    writing.write_whole(path, b"x" * (3 << 20))
+    atomic_files.write_whole(path, b"x" * (3 << 20))
   assert path.read_text() == "before" and _names(disk / "folder") == ["file"]
 
 
 def test_a_folder_that_does_not_fit_leaves_the_one_before(disk):
-  with writing.whole_folder(disk / "out") as folder:
+  with atomic_files.whole_folder(disk / "out") as folder:
     (folder / "a").write_text("before")
   small_disk.fill(disk, left=1 << 20)
   with (
     pytest.raises(InputError, match=rf"/out cannot be written: {_TOLD}"),
-    writing.whole_folder(disk / "out", overwrite=True) as folder,
+    atomic_files.whole_folder(disk / "out", overwrite=True) as folder,
   ):
     (folder / "a").write_bytes(b"x" * (3 << 20))
   assert (disk / "out/a").read_text() == "before" and _names(disk) == ["filler", "out", "out/a"]
@@ -107,16 +111,16 @@ def test_a_model_that_does_not_fit_is_not_exported(disk, finished_run):
 
 
 def test_answers_that_do_not_fit_are_told_and_those_before_are_kept(disk):
-  with answer_files.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
+  with outputs.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
     answers._file.write('{"image": "a.jpg", "number": 0, "picture": "a.png"}\n')
   small_disk.fill(disk)
   with (
     pytest.raises(InputError, match=r"/out.* cannot be written: No space left .* MB free"),
-    answer_files.open_folder(str(disk / "out"), {"model": "a"}, False) as answers,
+    outputs.open_folder(str(disk / "out"), {"model": "a"}, False) as answers,
   ):
     (disk / "out/b.png").write_bytes(b"x" * 100_000)
   (disk / "filler").unlink()
-  with answer_files.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
+  with outputs.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
     assert answers.done == {("a.jpg", None, 0)}
 
 
@@ -124,7 +128,7 @@ def test_a_quota_is_a_full_disk(tmp_path):
   """Without a file system of its own: the system's answer is put in its mouth."""
   with (
     pytest.raises(InputError, match=r"quota exceeded: \d+\.\d MB free"),
-    writing.whole_file(tmp_path / "file"),
+    atomic_files.whole_file(tmp_path / "file"),
   ):
     raise OSError(errno.EDQUOT, "Disk quota exceeded")
 

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mail_jax.evaluators import generalized
-from mail_jax.evaluators.generalized import (
+from mail_jax.evaluate import dataset_metrics
+from mail_jax.evaluate.dataset_metrics import (
   predict_no_target,
   summarise,
   summarise_gres,
   summarise_phrasecut,
   with_own,
 )
-from mail_jax.evaluators.segmentation import SegmentationEvaluator, count
+from mail_jax.evaluate.segmentation import SegmentationEvaluator, count
 from mail_jax.models.mail import Output
 
 
@@ -151,7 +151,7 @@ def test_each_data_set_has_the_metrics_of_its_own():
   assert "gIoU" in summarise("grefcoco_unc", found)
   assert "cIoU" in summarise("phrasecut", found)
   assert summarise("refcoco_unc", found) == {}
-  assert set(generalized.SUMMARIES) == {"grefcoco_unc", "phrasecut"}
+  assert set(dataset_metrics.SUMMARIES) == {"grefcoco_unc", "phrasecut"}
   ours = {"mIoU": 0.25, "P@0.5": 0.0, "P@0.6": 0.0}
   assert with_own(ours, "refcoco_unc", found) == ours
   assert set(ours) < set(with_own(ours, "grefcoco_unc", found))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from mail_jax import goodput
-from mail_jax.goodput import PHASES, Goodput, Rate
+from mail_jax.train import goodput
+from mail_jax.train.goodput import PHASES, Goodput, Rate
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import tensorflow_datasets as tfds
 from pycocotools.coco import COCO
 from refer_layout import HEIGHT, WIDTH, make_generalised
 
-from input_pipeline import builder, loader, prepare, records, storage, stored_records
-from input_pipeline.errors import InputError
-from input_pipeline.instances import __main__ as instances_command
+from input_pipeline import records, storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.proposals import command as instances_command
 from input_pipeline.sources import grefer, photos
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import builder, loader, stored_records
 
 
 def _record(reader, split, image_id, images):

@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 
 import mail_jax
-from input_pipeline.command_line import COMMANDS
+from input_pipeline.common.command_line import COMMANDS
 from mail_jax import cli
 
 PARSERS = help_pages.parsers()

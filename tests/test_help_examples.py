@@ -15,7 +15,7 @@ import refer_layout
 import tiny_run
 import vilt_weights
 
-from input_pipeline.own_data import example as own_example
+from input_pipeline.custom import example as own_example
 
 EXAMPLES = sorted(
   {line for p in help_pages.parsers().values() for line in help_pages.examples(p.description)}

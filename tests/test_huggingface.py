@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from provider_photos import assert_same
 
-from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import open_provider
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_what_a_processor_pads_is_no_part_of_the_photo(tmp_path, tiny, five_phot
 @pytest.fixture
 def coarse_grid(monkeypatch):
   """36 points and no duplicates left out: noise has its box everywhere."""
-  from input_pipeline.instances import mask_generator
+  from input_pipeline.proposers import mask_generator
 
   monkeypatch.setattr(mask_generator, "POINTS_PER_SIDE", 6)
   monkeypatch.setattr(mask_generator, "POINTS_AT_A_TIME", 10)
@@ -168,7 +168,7 @@ def test_mask_generators_give_what_they_say_of_each_point_alone(
 @pytest.mark.extras
 def test_of_masks_with_one_box_the_best_is_kept(tiny):
   del tiny
-  from input_pipeline.instances import mask_generator
+  from input_pipeline.proposers import mask_generator
 
   masks = np.zeros((4, 10, 12), bool)
   masks[0, 1:5, 1:5] = True

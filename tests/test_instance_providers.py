@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import open_provider
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from input_pipeline.instances import open_provider
 )
 def test_a_missing_package_is_an_error_that_names_its_extra(monkeypatch, name, package):
   monkeypatch.setitem(sys.modules, package, None)
-  monkeypatch.delitem(sys.modules, f"input_pipeline.instances.{name}", raising=False)
+  monkeypatch.delitem(sys.modules, f"input_pipeline.proposers.{name}", raising=False)
   with pytest.raises(InputError, match=rf'needs .*: pip install "mail_jax\[{name}\]"'):
     open_provider(f"{name}:anything")
 

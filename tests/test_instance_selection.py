@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from input_pipeline import records
-from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
-from input_pipeline.instances.postprocess import Selection, select
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.selection import Selection, select
 
 
 def _iou(a, b):

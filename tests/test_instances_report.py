@@ -1,4 +1,4 @@
-"""`python -m input_pipeline.instances report`: its figures, its page, and what it refuses."""
+"""`python -m input_pipeline.proposals report`: its figures, its page, and what it refuses."""
 
 import contextlib
 import dataclasses
@@ -20,12 +20,12 @@ from random_records import (
   make_record,
 )
 
-from input_pipeline import example, storage, stored_records
-from input_pipeline.errors import InputError
-from input_pipeline.instances import __main__ as command
-from input_pipeline.instances import report, report_page
-from input_pipeline.instances.ceiling import Ceiling, match_refs
-from input_pipeline.instances.gallery import Gallery
+from input_pipeline import example, storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposals import command, report, report_page
+from input_pipeline.proposals.gallery import Gallery
+from input_pipeline.proposals.oracle import Ceiling, match_refs
+from input_pipeline.tf import stored_records
 
 
 def test_stored_records_are_what_was_written(tmp_path):
@@ -248,7 +248,7 @@ def test_what_is_wrong_is_said_before_the_work(
 def test_the_command_prints_one_line_and_exits_with_2(tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(tiny_run.CHECKOUT))
   done = subprocess.run(
-    [sys.executable, "-m", "input_pipeline.instances", "report", "--data_dir", "nowhere"],
+    [sys.executable, "-m", "input_pipeline.proposals", "report", "--data_dir", "nowhere"],
     cwd=tmp_path,
     capture_output=True,
     text=True,

@@ -7,18 +7,19 @@ import kept_models
 import numpy as np
 import pytest
 
-from mail_jax import export, trained
-from mail_jax.segmenter import Segmenter
+from mail_jax.export import command as export
+from mail_jax.export import load
+from mail_jax.predict.segmenter import Segmenter
 
 INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
 
 
 @pytest.fixture(params=["run", "exported"])
-def model(request, tmp_path) -> trained.Trained:
+def model(request, tmp_path) -> load.Trained:
   """A model that was kept; whoever reads it cannot change what is kept."""
   kept = {"run": kept_models.RUN, "exported": kept_models.EXPORTED}[request.param]
   shutil.copytree(kept, tmp_path / "kept")
-  return trained.load(str(tmp_path / "kept"))
+  return load.load(str(tmp_path / "kept"))
 
 
 def test_a_kept_model_says_what_it_said(model):
@@ -39,7 +40,7 @@ def test_a_kept_model_predicts_and_is_exported_again(model, tmp_path):
   ).mask.shape
   assert shape == (61, 90)
   export.export(str(tmp_path / "kept"), str(tmp_path / "again"))
-  assert trained.load(str(tmp_path / "again")).step == 4
+  assert load.load(str(tmp_path / "again")).step == 4
 
 
 def test_what_is_kept_is_small():

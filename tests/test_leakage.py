@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refer_layout import ReferLayout, make_layout
 
-from input_pipeline import builder, prepare, records, storage
-from input_pipeline.errors import InputError
-from input_pipeline.instances import image_lists, leakage
-from mail_jax import evaluate
+from input_pipeline import records, storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+from input_pipeline.proposers import image_lists, leakage
+from input_pipeline.tf import builder
+from mail_jax.evaluate import command as evaluate
 
 VAL = [100, 200, 300]
 IDS = st.frozensets(st.integers(0, 600_000), max_size=40)

@@ -11,17 +11,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from half_records import NAME, RECORDS, REFS, SIZE, TEXT, ref_of, rows_of, write
 
-from input_pipeline import (
-  augment,
-  builder,
-  loader,
-  preprocess,
-  record_reader,
-  records,
-  train_samples,
-)
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline import preprocess, records
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import augment, builder, loader, record_reader, train_samples
 
 _BATCH = 4
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mail_jax import losses
+from mail_jax.train import losses
 
 binary_cross_entropy = jax.jit(losses.binary_cross_entropy)
 dice = jax.jit(losses.dice)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax.models.attention import attend
 from mail_jax.models.encoder import pack
 from mail_jax.models.mask_selection import pool_instances, select

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from configs import base, demo, refcoco_small
 from input_pipeline import records
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax.config import make_model
-from mail_jax.exported import forward
+from mail_jax.export import forward
 from mail_jax.models.mail import IN_DTYPE, Output
-from mail_jax.optim import path_name
+from mail_jax.train.optim import path_name
 
 Inputs = dict[str, np.ndarray]
 

@@ -12,13 +12,15 @@ import tiny_run
 from PIL import Image
 
 from input_pipeline import records
-from input_pipeline.tokenizer import SentencePieceTokenizer
-from mail_jax import predict, segmenter, trained
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from mail_jax.export import load
 from mail_jax.models import instances
 from mail_jax.models.mail import Output, find_mask
 from mail_jax.models.mask_selection import select
-from mail_jax.train import Trainer
-from mail_jax.training_data import Data
+from mail_jax.predict import command as predict
+from mail_jax.predict import segmenter
+from mail_jax.train.data import Data
+from mail_jax.train.loop import Trainer
 
 
 def test_what_is_said_to_mean_nothing_has_an_empty_mask():
@@ -197,7 +199,7 @@ def make_segmenter(bias: float) -> segmenter.Segmenter:
   head = jax.tree.map(jnp.zeros_like, head) | {"bias": jnp.full((1,), bias)}
   variables["params"] = variables["params"] | {"no_target_logit": head}
   model = tiny_model.make(config, tokenizer.vocab_size)
-  return segmenter.Segmenter(trained.Trained(config, model, variables, tokenizer, 1))
+  return segmenter.Segmenter(load.Trained(config, model, variables, tokenizer, 1))
 
 
 def test_a_photo_of_which_nothing_is_meant_has_no_mask_and_no_instance():

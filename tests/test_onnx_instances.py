@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from provider_photos import ALL, assert_same
 
-from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
-from input_pipeline.instances.postprocess import Selection
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.selection import Selection
 
 
 def flood_fill(classes: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -57,7 +57,7 @@ def test_components_are_those_of_a_flood_fill(seed, height, width, count):
 
 
 def _onnx():
-  from input_pipeline.instances import onnx
+  from input_pipeline.proposers import onnx
 
   return onnx
 

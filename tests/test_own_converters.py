@@ -8,10 +8,9 @@ import own_files
 import pytest
 from own_files import HEIGHT, WIDTH, write_photo
 
-from input_pipeline.errors import InputError
-from input_pipeline.own_data import __main__ as command
-from input_pipeline.own_data import lines, masks, scan
-from input_pipeline.own_data.converters import brush, collect
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import command, masks, scan, schema
+from input_pipeline.custom.converters import brush, collect
 
 SQUARE = own_files.SQUARE["polygons"]
 TRIANGLE = [[15, 3, 25, 3, 25, 13]]
@@ -83,9 +82,9 @@ def test_a_field_of_one_s_own_can_be_named(folder, capsys):
   (line,) = convert(folder, "coco", content, "--text", "label_text", "--separator", "|")
   assert line["sentences"] == ["the cup", "a mug"]
   assert "left out: a region without an expression (1)" in capsys.readouterr().out
-  lines = convert(folder, "coco", content, "--text", "category")
-  assert [line["sentences"] for line in lines] == [["mug"]]
-  assert len(lines[0]["target"]) == 2
+  schema = convert(folder, "coco", content, "--text", "category")
+  assert [line["sentences"] for line in schema] == [["mug"]]
+  assert len(schema[0]["target"]) == 2
   with pytest.raises(InputError, match=r"annotations have caption, .*label_text.*--text category"):
     convert(folder, "coco", content, "--text", "none")
 
@@ -207,8 +206,8 @@ def test_what_label_studio_exports_as_json(folder, capsys):
   printed = capsys.readouterr().out
   for told in ("a box without", "a text without a region (1)", "a keypointlabels (1)"):
     assert told in printed
-  lines = convert(folder, "label-studio", content, "--boxes", "--no_target", "absent")
-  by_text = {line["sentences"][0]: line for line in lines}
+  schema = convert(folder, "label-studio", content, "--boxes", "--no_target", "absent")
+  by_text = {line["sentences"][0]: line for line in schema}
   assert by_text["nothing here"]["target"] is None
   expected[:] = False
   expected[2:7, 15:25] = True
@@ -402,7 +401,7 @@ def test_an_export_with_anything_in_any_place_is_read_or_refused(
   for what, changed in damaged_json.variants(content, every):
     try:
       for number, line in enumerate(convert(folder, form, changed, *more), 1):
-        lines.parse(number, json.dumps(line).encode())
+        schema.parse(number, json.dumps(line).encode())
     except InputError:
       pass
     except Exception as error:

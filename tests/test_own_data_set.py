@@ -12,11 +12,14 @@ from own_files import SQUARE, line, write_lines, write_photo
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools.coco import COCO
 
-from input_pipeline import example, loader, prepare, preprocess, storage, stored_records
-from input_pipeline.errors import InputError
-from input_pipeline.own_data import __main__ as command
-from mail_jax import evaluate, train
-from mail_jax.evaluators import generalized
+from input_pipeline import example, preprocess, storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import command
+from input_pipeline.prepare import command as prepare
+from input_pipeline.tf import loader, stored_records
+from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import dataset_metrics
+from mail_jax.train import loop as train
 
 
 def records_of(data_dir, name, split):
@@ -260,9 +263,9 @@ def test_the_example_is_trained_on_and_evaluated_by_its_name(tmp_path, capsys):
 def test_data_with_expressions_that_mean_nothing_has_their_metrics():
   counts = {"intersection": [5, 0], "union": [10, 0], "area": [8, 0]}
   rows = {key: np.array(values) for key, values in counts.items()}
-  assert {"N-acc", "gIoU"} <= set(generalized.summarise("mine", rows))
-  assert generalized.summarise("shapes", rows) == {}
-  assert generalized.summarise("mine", {k: v[:1] for k, v in rows.items()}) == {}
+  assert {"N-acc", "gIoU"} <= set(dataset_metrics.summarise("mine", rows))
+  assert dataset_metrics.summarise("shapes", rows) == {}
+  assert dataset_metrics.summarise("mine", {k: v[:1] for k, v in rows.items()}) == {}
 
 
 def test_look_draws_what_is_meant(tmp_path):

@@ -10,11 +10,10 @@ from own_files import SQUARE, line, write_lines, write_photo
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from input_pipeline.errors import InputError
-from input_pipeline.own_data import __main__ as command
-from input_pipeline.own_data import lines, masks, problems, scan
-from input_pipeline.own_data.check import How
-from input_pipeline.own_data.problems import Problem, Wrong
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import command, masks, problems, scan, schema
+from input_pipeline.custom.check import How
+from input_pipeline.custom.problems import Problem, Wrong
 
 SIZE = [own_files.HEIGHT, own_files.WIDTH]
 
@@ -138,7 +137,7 @@ def test_nothing_is_wrong_with_any_kind_of_mask(folder):
 
 
 def test_an_unknown_key_is_refused_with_the_likely_one(folder):
-  _, told = lines.parse(4, json.dumps(line(sentance=["x"])))
+  _, told = schema.parse(4, json.dumps(line(sentance=["x"])))
   assert [str(problem) for problem in told] == [
     "line 4: unknown key 'sentance'; did you mean 'sentences'?"
   ]
@@ -276,7 +275,7 @@ def test_validate_counts_what_there_is(folder, capsys):
 
 def test_to_predict_a_line_needs_no_target():
   row = {"image": "a.png", "sentences": ["the square"]}
-  assert [problem.kind for problem in lines.parse(1, json.dumps(row))[1]] == ["missing key"]
-  read, told = lines.parse(1, json.dumps(row), targets=False)
+  assert [problem.kind for problem in schema.parse(1, json.dumps(row))[1]] == ["missing key"]
+  read, told = schema.parse(1, json.dumps(row), targets=False)
   assert told == [] and read is not None
   assert (read.image, read.sentences, read.target) == ("a.png", ("the square",), ())

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from input_pipeline.own_data import lines
+from input_pipeline.custom import schema
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
 PAGE = CHECKOUT / "docs" / "your_own_data.md"
@@ -48,11 +48,11 @@ def test_the_walk_of_the_page_works_in_an_empty_folder(tmp_path):
 def test_the_lines_that_the_page_shows_are_right():
   (shown,) = [block for block in blocks("json") if block.count("\n") == 4]
   for number, text in enumerate(shown.splitlines(), 1):
-    line, problems = lines.parse(number, text)
+    line, problems = schema.parse(number, text)
     assert line is not None and not problems
 
 
 def test_the_page_names_every_key():
   page = PAGE.read_text(encoding="utf-8")
-  for key in (*lines.KEYS, *lines.MASK_KEYS, *lines.INSTANCE_KEYS, "value"):
+  for key in (*schema.KEYS, *schema.MASK_KEYS, *schema.INSTANCE_KEYS, "value"):
     assert f"`{key}`" in page or f'"{key}"' in page

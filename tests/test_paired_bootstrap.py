@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from mail_jax import paired_bootstrap
-from mail_jax.evaluators import protocols
+from mail_jax.evaluate import paired_bootstrap, protocols
 
 ORIGINAL = protocols.ORIGINAL
 

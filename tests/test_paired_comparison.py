@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline.errors import InputError
-from mail_jax import evaluate, paired_comparison, sentence_rows
+from input_pipeline.common.errors import InputError
+from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import compare, per_expression
 
 Rows = list[dict[str, Any]]
 
@@ -31,7 +32,7 @@ def make_rows(seed: int, images: int = 40, data: str = "refcoco_unc/val") -> Row
 
 def test_metrics_and_wins_are_those_of_the_rows():
   a, b = make_rows(0), make_rows(1)
-  found = paired_comparison.compare(paired_comparison.pair(a, b[::-1]), resamples=2000)
+  found = compare.compare(compare.pair(a, b[::-1]), resamples=2000)
   assert (found["sentences"], found["images"]) == (160, 40)
   for name, rows in (("a", a), ("b", b)):
     overall = sum(r["intersection"] for r in rows) / sum(r["union"] for r in rows)
@@ -57,10 +58,10 @@ def with_boundaries(rows: Rows) -> Rows:
 
 def test_boundaries_are_compared_where_both_have_them():
   a, b = with_boundaries(make_rows(0)), make_rows(1)
-  old = paired_comparison.compare(paired_comparison.pair(a, b), resamples=10)
+  old = compare.compare(compare.pair(a, b), resamples=10)
   assert "boundary_mIoU" not in old["metrics"] and "mIoU" in old["metrics"]
-  pairs = paired_comparison.pair(a, with_boundaries(b)[::-1])
-  found = paired_comparison.compare(pairs, resamples=10)
+  pairs = compare.pair(a, with_boundaries(b)[::-1])
+  found = compare.compare(pairs, resamples=10)
   assert found["metrics"].keys() - old["metrics"].keys() == {"boundary_mIoU"}
   numbers = found["metrics"]["boundary_mIoU"]
   assert numbers["a"] == pytest.approx(sum(row["boundary_iou"] for row in a) / len(a))
@@ -69,16 +70,16 @@ def test_boundaries_are_compared_where_both_have_them():
 
 def test_the_same_rows_do_not_differ_and_the_same_question_has_the_same_answer():
   a, b = make_rows(0), make_rows(1)
-  same = paired_comparison.compare(paired_comparison.pair(a, a))
+  same = compare.compare(compare.pair(a, a))
   assert {n[key] for n in same["metrics"].values() for key in ("difference", "low", "high")} == {0}
   assert same["wins"] == {"a": 0, "b": 0, "neither": 160}
-  once, again = (paired_comparison.compare(paired_comparison.pair(a, b)) for _ in range(2))
+  once, again = (compare.compare(compare.pair(a, b)) for _ in range(2))
   assert once == again
 
 
 def test_the_twenty_sentences_that_differ_most_come_first():
   a, b = make_rows(0), make_rows(1)
-  shown = paired_comparison.most_different(paired_comparison.pair(a, b))
+  shown = compare.most_different(compare.pair(a, b))
   differences = [abs(row["iou_b"] - row["iou_a"]) for row in shown]
   every = sorted((abs(x["iou"] - y["iou"]) for x, y in zip(a, b, strict=True)), reverse=True)
   assert differences == every[:20]
@@ -98,19 +99,19 @@ def test_the_twenty_sentences_that_differ_most_come_first():
 )  # fmt: skip
 def test_rows_that_do_not_pair_up_are_named(change, message):
   with pytest.raises(InputError, match=message):
-    paired_comparison.pair(make_rows(0), change(make_rows(1)))
+    compare.pair(make_rows(0), change(make_rows(1)))
 
 
 def test_rows_of_several_protocols_are_not_summed_up():
   rows = make_rows(0)
   rows[5]["protocol"] = "cris"
   with pytest.raises(InputError, match=r"A: the rows of refcoco_unc/val are of several protocols"):
-    paired_comparison.report(rows, rows, ("A", "B"))
+    compare.report(rows, rows, ("A", "B"))
 
 
 def write(folder: pathlib.Path, name: str, seed: int) -> str:
   rows = make_rows(seed) + make_rows(seed + 7, images=10, data="refcoco_unc/testA")
-  sentence_rows.write(folder / name, rows)
+  per_expression.write(folder / name, rows)
   return str(folder / name)
 
 

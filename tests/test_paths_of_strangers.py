@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from own_files import line, write_coco, write_lines, write_photo
 
-from input_pipeline import rooted_paths
-from input_pipeline.errors import InputError
-from input_pipeline.own_data import scan
+from input_pipeline.common import untrusted_paths
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import scan
 from input_pipeline.sources import grefer, photos, phrasecut, refer
-from mail_jax import manifest
-from mail_jax.exported import folder as exported_folder
+from mail_jax.checkpoints import manifest
+from mail_jax.export import folder as exported_folder
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def leading_out(places) -> list[str]:
 def test_paths_that_lead_out_are_refused(places):
   for path in leading_out(places):
     with pytest.raises(InputError, match="it "):
-      rooted_paths.inside(str(places[0]), path, "it")
+      untrusted_paths.inside(str(places[0]), path, "it")
   for path in ("a.png", "./a.png", "x/../a.png", "above/root/a.png", "new/b.png"):
-    found = rooted_paths.inside(str(places[0]), path, "it")
+    found = untrusted_paths.inside(str(places[0]), path, "it")
     assert found.startswith(str(places[0].resolve()) + "/")
 
 
@@ -62,7 +62,7 @@ def test_paths_that_lead_out_are_refused(places):
 def test_what_is_inside_is_inside(tmp_path_factory, parts):
   root = _shared(tmp_path_factory)
   try:
-    found = rooted_paths.inside(str(root), "/".join(parts), "it")
+    found = untrusted_paths.inside(str(root), "/".join(parts), "it")
   except InputError:
     return
   assert root in [epath.Path(found), *epath.Path(found).parents]

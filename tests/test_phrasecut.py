@@ -11,9 +11,12 @@ from phrasecut_layout import HEIGHT, WIDTH, make_layout
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from input_pipeline import builder, prepare, records, storage, stored_records
-from input_pipeline.errors import InputError
-from input_pipeline.sources import photos, phrasecut, phrasecut_polygons
+from input_pipeline import records, storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.masks import phrasecut as phrasecut_polygons
+from input_pipeline.prepare import command as prepare
+from input_pipeline.sources import photos, phrasecut
+from input_pipeline.tf import builder, stored_records
 
 points = st.tuples(st.floats(-5, WIDTH + 5), st.floats(-5, HEIGHT + 5))
 polygons = st.lists(st.lists(points.map(list), max_size=6), max_size=3)

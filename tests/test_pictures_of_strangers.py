@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from input_pipeline import preprocess
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 
 def _file(image: Image.Image, kind: str, **options) -> bytes:

@@ -6,9 +6,13 @@ import pathlib
 import pytest
 from etils import epath
 
-from input_pipeline import prepare, remote, storage
-from input_pipeline.errors import InputError
-from mail_jax import checkpoint, distributed, manifest, mirror, progress
+from input_pipeline import storage
+from input_pipeline.common import buckets
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+from mail_jax.checkpoints import checkpoint, manifest, s3_mirror
+from mail_jax.distributed import processes
+from mail_jax.train.logging import progress
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_records_are_not_read_from_s3():
 
 def test_a_path_on_this_machine_is_made_absolute(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  assert remote.folder("runs/a", "--workdir") == epath.Path(tmp_path / "runs" / "a")
+  assert buckets.folder("runs/a", "--workdir") == epath.Path(tmp_path / "runs" / "a")
 
 
 # A checkpoint is copied to a bucket that Orbax does not write to
@@ -59,8 +63,8 @@ def _checkpoint(folder: pathlib.Path) -> epath.Path:
 
 def test_a_copied_checkpoint_comes_back_as_it_was(tmp_path):
   place = f"memory://bucket{tmp_path}/checkpoints"
-  mirror.Mirror(place).push(_checkpoint(tmp_path / "original"), 7)
-  copy = mirror.Mirror(place)
+  s3_mirror.Mirror(place).push(_checkpoint(tmp_path / "original"), 7)
+  copy = s3_mirror.Mirror(place)
   copy.list()
   assert [path.name for path in copy.local.iterdir()] == ["7"]
   assert manifest.read_about(copy.local / "7") == {"metrics": {"mIoU": 0.5}}
@@ -68,14 +72,14 @@ def test_a_copied_checkpoint_comes_back_as_it_was(tmp_path):
   manifest.check(copy.local / "7")
   assert (copy.local / "7/state/d/values").read_text() == "content of state/d/values"
   copy.keep([])
-  later = mirror.Mirror(place)
+  later = s3_mirror.Mirror(place)
   later.list()
   assert list(later.local.iterdir()) == []
 
 
 def test_a_copy_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
   place = f"memory://bucket{tmp_path}/checkpoints"
-  original, copy = _checkpoint(tmp_path / "original"), mirror.Mirror(place)
+  original, copy = _checkpoint(tmp_path / "original"), s3_mirror.Mirror(place)
   copy.push(original, 7)
   put, done = copy._files.put, []
 
@@ -88,7 +92,7 @@ def test_a_copy_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     copy.push(original, 7)  # over the one that is there
   monkeypatch.undo()
-  again = mirror.Mirror(place)
+  again = s3_mirror.Mirror(place)
   again.list()
   assert list(again.local.iterdir()) == []
 
@@ -97,7 +101,7 @@ def test_a_copy_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
 
 
 def test_only_process_0_prints_and_logs(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(distributed, "is_main", lambda: False)
+  monkeypatch.setattr(processes, "is_main", lambda: False)
   log = progress.Progress(str(tmp_path), 0)
   log.row(1, {"loss": 1.0})
   log.line("hello")

@@ -5,16 +5,18 @@ import os
 import numpy as np
 import pytest
 
-from input_pipeline import one_photo, plain_files, plain_json, preprocess
-from input_pipeline.errors import InputError
-from input_pipeline.own_data import photo_files
-from input_pipeline.own_data.problems import Wrong
-from input_pipeline.sources import photos, plain_pickle
+from input_pipeline import preprocess
+from input_pipeline.common import untrusted_files, untrusted_json, untrusted_pickle
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import photo_files
+from input_pipeline.custom.problems import Wrong
+from input_pipeline.preprocess import one_photo
+from input_pipeline.sources import photos
 
 READERS = {
-  "a file": lambda path: plain_files.read(path, path, 1000),
-  "JSON": plain_json.load_file,
-  "a pickle": plain_pickle.load,
+  "a file": lambda path: untrusted_files.read(path, path, 1000),
+  "JSON": untrusted_json.load_file,
+  "a pickle": untrusted_pickle.load,
   "a photo": preprocess.open_image,
   "a photo of a data set": lambda path: photos.read_photo(path, (4, 4)),
   "a mask": lambda path: one_photo.read_masks([path], 4, 4),
@@ -59,15 +61,15 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
   path.write_text("{}")
   path.chmod(0)
   with pytest.raises(InputError, match=r"a\.json: Permission denied"):
-    plain_json.load_file(path)
+    untrusted_json.load_file(path)
 
 
 def test_a_file_of_the_most_bytes_is_read_and_of_one_more_is_not(tmp_path):
   path = tmp_path / "a"
   path.write_bytes(b"12345")
-  assert plain_files.read(path, "a", 5) == b"12345"
+  assert untrusted_files.read(path, "a", 5) == b"12345"
   with pytest.raises(InputError, match="a: 5 bytes, and 4 are the most"):
-    plain_files.read(path, "a", 4)
+    untrusted_files.read(path, "a", 4)
 
 
 def _npy(shape: str, kind: str = "|b1", more: bytes = b"") -> bytes:

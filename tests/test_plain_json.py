@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline import plain_json
-from input_pipeline.coco_annotations import CocoAnnotations
-from input_pipeline.errors import InputError
-from input_pipeline.instances import image_lists
+from input_pipeline.common import untrusted_json
+from input_pipeline.common.errors import InputError
+from input_pipeline.masks.coco import CocoAnnotations
+from input_pipeline.proposers import image_lists
 
 _values = st.recursive(
   st.one_of(
@@ -29,13 +29,13 @@ _values = st.recursive(
 @given(_values, st.booleans())
 def test_any_value_comes_back(value, as_bytes):
   text = json.dumps(value)
-  assert plain_json.loads(text.encode() if as_bytes else text, "a.json") == value
+  assert untrusted_json.loads(text.encode() if as_bytes else text, "a.json") == value
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_value_or_one_line(data):
   try:
-    value = plain_json.loads(data, "a.json")
+    value = untrusted_json.loads(data, "a.json")
   except InputError as error:
     assert str(error).startswith("a.json: ")
   else:
@@ -48,7 +48,7 @@ def test_any_bytes_are_a_value_or_one_line(data):
 def test_what_is_no_finite_number_is_refused(text):
   assert any(not math.isfinite(x) for x in _numbers(json.loads(text)))  # Python reads it
   with pytest.raises(InputError, match=r"a\.json: not JSON"):
-    plain_json.loads(text, "a.json")
+    untrusted_json.loads(text, "a.json")
 
 
 def _numbers(value):
@@ -58,18 +58,18 @@ def _numbers(value):
 
 @pytest.mark.parametrize("text", ["1e300", "[12345678901234567890, 1e-999, 0.5e+99]", '"e999"'])
 def test_large_numbers_and_text_like_them_are_read(text):
-  assert plain_json.loads(text, "a.json") == json.loads(text)
+  assert untrusted_json.loads(text, "a.json") == json.loads(text)
 
 
 def test_a_number_of_many_digits_is_refused():
   with pytest.raises(InputError, match=r"a\.json: not JSON"):
-    plain_json.loads("9" * 1_000_000, "a.json")
+    untrusted_json.loads("9" * 1_000_000, "a.json")
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 0, "a": 1}}]'])
 def test_a_key_that_is_there_twice_is_named(text):
   with pytest.raises(InputError, match=r"'a' is there twice"):
-    plain_json.loads(text, "a.json")
+    untrusted_json.loads(text, "a.json")
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":', '[{"a":'])
@@ -77,17 +77,17 @@ def test_nesting_of_any_depth_is_refused(opening):
   for count in (101, 100_000):
     closing = "".join({"[": "]", "{": "}"}.get(c, "") for c in reversed(opening * count))
     with pytest.raises(InputError, match=r"nested deeper than 100"):
-      plain_json.loads(opening * count + "1" + closing, "a.json")
+      untrusted_json.loads(opening * count + "1" + closing, "a.json")
 
 
 @given(st.integers(1, 8), st.integers(1, 8))
 def test_the_limit_of_depth_is_exact(depth, limit):
   text = "[" * depth + '{"a": 1}' + "]" * depth
   if depth + 1 <= limit:
-    assert plain_json.loads(text, "a.json", max_depth=limit) == json.loads(text)
+    assert untrusted_json.loads(text, "a.json", max_depth=limit) == json.loads(text)
   else:
     with pytest.raises(InputError, match=f"nested deeper than {limit}"):
-      plain_json.loads(text, "a.json", max_depth=limit)
+      untrusted_json.loads(text, "a.json", max_depth=limit)
 
 
 def test_what_is_too_long_is_refused_unread(tmp_path):
@@ -95,13 +95,13 @@ def test_what_is_too_long_is_refused_unread(tmp_path):
   with path.open("wb") as file:
     file.truncate(1 << 34)  # 16 GB that take no room
   with pytest.raises(InputError, match=r"a\.json: 17,179,869,184 bytes, and"):
-    plain_json.load_file(path)
+    untrusted_json.load_file(path)
   with pytest.raises(InputError, match="11 bytes, and 10 are the most"):
-    plain_json.loads("[1, 2, 3, ]", "a.json", max_bytes=10)
+    untrusted_json.loads("[1, 2, 3, ]", "a.json", max_bytes=10)
 
 
 def test_a_list_that_is_packed_a_thousand_times_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(plain_json, "MAX_BYTES", 100_000)
+  monkeypatch.setattr(untrusted_json, "MAX_BYTES", 100_000)
   path = tmp_path / "ids.gz"
   path.write_bytes(gzip.compress(b"1\n" * 500_000))
   with pytest.raises(InputError, match=r"ids\.gz: unpacked more than 100,000 bytes"):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.errors import InputError
-from input_pipeline.sources import plain_pickle
+from input_pipeline.common import untrusted_pickle
+from input_pipeline.common.errors import InputError
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 _leaves = st.one_of(
@@ -30,7 +30,7 @@ _plain = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(_plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_comes_back_whatever_the_protocol(value, protocol):
-  found = plain_pickle.loads(pickle.dumps(value, protocol), "refs")
+  found = untrusted_pickle.loads(pickle.dumps(value, protocol), "refs")
   assert found == value and repr(found) == repr(value)
 
 
@@ -39,7 +39,7 @@ def test_real_refs_are_what_python_reads(realdata):
   assert len(paths) >= 4
   for path in paths:
     with path.open("rb") as file:
-      assert plain_pickle.load(str(path)) == pickle.load(file, encoding="utf-8")
+      assert untrusted_pickle.load(str(path)) == pickle.load(file, encoding="utf-8")
 
 
 @settings(max_examples=500, deadline=None)
@@ -50,7 +50,7 @@ def test_a_damaged_pickle_is_plain_data_or_an_input_error(value, protocol, data)
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
   content = bytes(content)[: data.draw(st.integers(0, len(content)))]
   try:
-    found = plain_pickle.loads(content, "refs")
+    found = untrusted_pickle.loads(content, "refs")
   except InputError as error:
     assert "not a pickle of plain lists" in str(error)
   else:
@@ -84,7 +84,7 @@ def test_what_could_call_something_is_refused_by_name(opcode):
   """GLOBAL, REDUCE, BUILD, PERSID, EXT, NEWOBJ and so on: with what they would need on the stack."""
   content = b"]]" + opcode.code.encode("latin-1") + b"posix\nsystem\n" + b"\0" * 9 + b"."
   with pytest.raises(InputError, match=f"it has the instruction {opcode.name}"):
-    plain_pickle.loads(content, "refs")
+    untrusted_pickle.loads(content, "refs")
 
 
 class _Command:
@@ -100,7 +100,7 @@ def test_a_command_in_a_pickle_does_not_run(tmp_path):
   for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
     path.write_bytes(pickle.dumps([{"ref_id": 1, "file_name": _Command(marker)}], protocol))
     with pytest.raises(InputError, match="nothing of it was executed"):
-      plain_pickle.load(str(path))
+      untrusted_pickle.load(str(path))
   assert not marker.exists()
   pickle.loads(path.read_bytes())  # It would have.
   assert marker.exists()
@@ -173,20 +173,20 @@ def test_a_bomb_of_a_kilobyte_is_over_in_a_second_and_200_mb(tmp_path):
 
 def test_files_beyond_the_limits_are_refused(tmp_path, monkeypatch):
   path = tmp_path / "refs(unc).p"
-  monkeypatch.setattr(plain_pickle, "MAX_CONTAINERS", 1000)
+  monkeypatch.setattr(untrusted_pickle, "MAX_CONTAINERS", 1000)
   path.write_bytes(b"(" + b"}" * 1001 + b"l.")
   with pytest.raises(InputError, match="more than 1,000 lists and dicts"):
-    plain_pickle.load(str(path))
-  monkeypatch.setattr(plain_pickle, "MAX_BYTES", 100)
+    untrusted_pickle.load(str(path))
+  monkeypatch.setattr(untrusted_pickle, "MAX_BYTES", 100)
   with pytest.raises(InputError, match=r"refs\(unc\)\.p: 1,004 bytes, and 100 are the most"):
-    plain_pickle.load(str(path))
+    untrusted_pickle.load(str(path))
 
 
 def test_lists_that_are_there_twice_are_no_bomb():
   tokens = ["left", "cup"]
   refs = [{"tokens": tokens, "again": tokens} for _ in range(100)]
   for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-    assert plain_pickle.loads(pickle.dumps(refs, protocol), "refs") == refs
+    assert untrusted_pickle.loads(pickle.dumps(refs, protocol), "refs") == refs
 
 
 @pytest.mark.parametrize("depth", [20, 21])
@@ -196,7 +196,7 @@ def test_nesting_is_read_up_to_the_limit(depth):
     value = [value]
   content = pickle.dumps(value, 2)
   if depth == 20:
-    assert plain_pickle.loads(content, "refs") == value
+    assert untrusted_pickle.loads(content, "refs") == value
   else:
     with pytest.raises(InputError, match="nested deeper than 20"):
-      plain_pickle.loads(content, "refs")
+      untrusted_pickle.loads(content, "refs")

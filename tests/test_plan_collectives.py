@@ -9,8 +9,8 @@ import sys
 import collective_programs
 import pytest
 
-from mail_jax.planning import hlo
-from mail_jax.planning.collectives import count_collectives, group_size
+from mail_jax.plan import hlo
+from mail_jax.plan.collectives import count_collectives, group_size
 
 BYTES = 16 * 32 * 4  # what every device of `collective_programs` begins with
 

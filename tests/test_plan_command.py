@@ -11,10 +11,11 @@ import pytest
 import tiny_run
 
 from configs import base, refcoco, scale
-from input_pipeline.errors import InputError
-from mail_jax import chips, flops, plan
-from mail_jax.planning import ahead
-from mail_jax.planning.largest_batch import LargestBatch
+from input_pipeline.common.errors import InputError
+from mail_jax.hardware import chips, flops
+from mail_jax.plan import ahead
+from mail_jax.plan import command as plan
+from mail_jax.plan.largest_batch import LargestBatch
 
 
 @pytest.fixture

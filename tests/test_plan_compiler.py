@@ -11,10 +11,11 @@ import pytest
 import tiny_run
 
 from configs import refcoco
-from input_pipeline.errors import InputError
-from mail_jax import chips, flops, plan
-from mail_jax.planning import ahead, collectives, hlo, products, traffic
-from mail_jax.planning.estimate import estimate, memory_of
+from input_pipeline.common.errors import InputError
+from mail_jax.hardware import chips, flops
+from mail_jax.plan import ahead, collectives, hlo, products, traffic
+from mail_jax.plan import command as plan
+from mail_jax.plan.estimate import estimate, memory_of
 
 _MISSING = not os.path.isfile(os.environ.get("TPU_LIBRARY_PATH", "")) and (
   importlib.util.find_spec("libtpu") is None

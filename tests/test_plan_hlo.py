@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mail_jax.planning import hlo, products, traffic
+from mail_jax.plan import hlo, products, traffic
 
 LOOP = """HloModule m
 

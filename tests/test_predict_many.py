@@ -14,12 +14,12 @@ import tiny_run
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from input_pipeline.errors import InputError
-from input_pipeline.own_data import __main__ as own_data
-from mail_jax import predict
-from mail_jax.page import answers, limits
-from mail_jax.page.examples import Masks
-from mail_jax.segmenter import Segmenter
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import command as own_data
+from mail_jax.app import limits, service
+from mail_jax.app.examples import Masks
+from mail_jax.predict import command as predict
+from mail_jax.predict.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ def test_api_command_and_page_give_the_same_mask(
     finished_run, picture, "--image", photo, "--text", text, "--instances", file, "--mask", mask, "--json", "-"
   )  # fmt: skip
   row = json.loads(capsys.readouterr().out)
-  page = answers.Answerer(segmenter, limits.Limits(), tmp_path / "page", Masks([]))
+  page = service.Answerer(segmenter, limits.Limits(), tmp_path / "page", Masks([]))
   (tmp_path / "page").mkdir()
   (answer,) = page(str(photo), text, str(file))
   assert np.array_equal(np.asarray(Image.open(mask)) > 0, result.mask)

@@ -14,10 +14,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from refer_layout import HEIGHT, WIDTH, make_layout
 
-from input_pipeline import builder, prepare, records, storage
-from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
-from input_pipeline.sources import photos, refer, scene_set, shapes
+from input_pipeline import records, storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+from input_pipeline.proposers import open_provider
+from input_pipeline.shapes import scenes
+from input_pipeline.sources import photos, refer, scene_set
+from input_pipeline.tf import builder
 
 
 def _read(data_dir, name: str, split: str) -> dict[int, records.ImageRecord]:
@@ -98,7 +101,7 @@ def test_records_of_scenes_are_the_scenes(shapes_data):
     read = _read(shapes_data, "shapes", split)
     assert sorted(read) == list(range(count))
     for index in range(3):
-      _assert_same_record(read[index], shapes.make_record(split, 0, index))
+      _assert_same_record(read[index], scenes.make_record(split, 0, index))
 
 
 def test_metadata_says_what_was_made(shapes_data):

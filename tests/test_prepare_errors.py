@@ -5,8 +5,9 @@ import json
 import pytest
 from refer_layout import make_layout, rectangle
 
-from input_pipeline import prepare, storage
-from input_pipeline.errors import InputError
+from input_pipeline import storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
 
 # The layout has one photo a split: 100 train, 101 val, 102 testA, 103 testB.
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.prepare import write_layout
-from input_pipeline import builder, prepare, records
+from input_pipeline import records
+from input_pipeline.prepare import command as prepare
+from input_pipeline.tf import builder
 
 pytest.importorskip("torch", reason="needs torch and transformers: make extras")
 pytest.importorskip("transformers", reason="needs transformers: make extras")
@@ -52,7 +54,7 @@ def _prepared(layout, model, data_dir, batch_size) -> dict[int, tuple[np.ndarray
 def test_records_of_a_network_do_not_depend_on_the_batch(kind, layout, tmp_path, monkeypatch):
   import tiny_segmenters
 
-  from input_pipeline.instances import mask_generator
+  from input_pipeline.proposers import mask_generator
 
   monkeypatch.setattr(mask_generator, "POINTS_PER_SIDE", 3)
   getattr(tiny_segmenters, kind)(tmp_path / "model")

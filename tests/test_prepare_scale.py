@@ -10,8 +10,9 @@ import time
 import pytest
 from refer_layout import make_layout
 
-from input_pipeline import prepare, storage
-from input_pipeline.errors import InputError
+from input_pipeline import storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
 KILLS = 10

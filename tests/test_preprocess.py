@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from input_pipeline import preprocess
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 _SIDE_WORDS = ("left", "right", "leftmost", "right-most", "lefthand", "right-hand", "Left", "RIGHT")
 _OTHER_WORDS = (

@@ -15,11 +15,11 @@ import pytest
 import tiny_run
 from screen import Screen, seen
 
-from input_pipeline.errors import InputError
-from mail_jax import train
-from mail_jax.progress import Progress
-from mail_jax.run_log import asked_for, final_table, step_line
-from mail_jax.run_log.terminal import Terminal
+from input_pipeline.common.errors import InputError
+from mail_jax.train import loop as train
+from mail_jax.train.logging import final_table, sinks, step_line
+from mail_jax.train.logging.progress import Progress
+from mail_jax.train.logging.terminal import Terminal
 
 DEADLINE = 120  # seconds, many times what is needed
 
@@ -29,7 +29,7 @@ def screen(monkeypatch):
   """A terminal, on which everything is drawn at once."""
   screen = Screen()
   monkeypatch.setenv("TERM", "xterm")
-  monkeypatch.setattr("mail_jax.run_log.terminal._REDRAW_EVERY", 0.0)
+  monkeypatch.setattr("mail_jax.train.logging.terminal._REDRAW_EVERY", 0.0)
   yield screen
   screen.close()
 
@@ -79,7 +79,7 @@ def test_a_terminal_that_does_not_say_its_size_shows_the_line_too(screen):
 
 
 def test_the_line_is_drawn_a_few_times_a_second_and_not_at_every_step(screen, monkeypatch):
-  monkeypatch.setattr("mail_jax.run_log.terminal._REDRAW_EVERY", 3600.0)
+  monkeypatch.setattr("mail_jax.train.logging.terminal._REDRAW_EVERY", 3600.0)
   with screen.as_stdout():
     terminal = Terminal()
     for step in range(10_000):
@@ -233,4 +233,4 @@ def test_a_negative_number_of_images_is_refused():
   config = tiny_run.get_config()
   config.log.images = -1
   with pytest.raises(InputError, match=r"config\.log\.images is -1"):
-    asked_for.check(config)
+    sinks.check(config)

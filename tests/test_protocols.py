@@ -16,11 +16,12 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 from test_segmentation_evaluator import interpolate
 
-from input_pipeline import loader, prepare
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
-from mail_jax.evaluators import protocols
-from mail_jax.evaluators.segmentation import SegmentationEvaluator, count, summarise
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import loader
+from mail_jax.evaluate import protocols
+from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summarise
 from mail_jax.models.mail import Output
 
 SIDE, OBJECTS, SENTENCES = 24, 5, 5

@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 
 from configs import base
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax import recipes
 from mail_jax.config import load_config, to_json
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from input_pipeline import example, records
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 
 @st.composite

@@ -15,11 +15,12 @@ from pycocotools.coco import COCO
 from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 
 from input_pipeline import records
-from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
-from input_pipeline.errors import InputError
-from input_pipeline.instances import coco, open_provider
-from input_pipeline.instances.postprocess import Selection
-from input_pipeline.sources import photos, plain_pickle, refer
+from input_pipeline.common import untrusted_pickle
+from input_pipeline.common.errors import InputError
+from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
+from input_pipeline.proposers import coco, open_provider
+from input_pipeline.proposers.selection import Selection
+from input_pipeline.sources import photos, refer
 
 rectangles = st.builds(
   lambda left, top, width, height: (left, top, left + width, top + height),
@@ -236,7 +237,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, protocol):
   marker, path = tmp_path / "marker", tmp_path / "refs(unc).p"
   path.write_bytes(pickle.dumps([{"ref_id": _Malicious(marker)}], protocol))
   with pytest.raises(InputError, match=r"nothing of it was executed"):
-    plain_pickle.load(str(path))
+    untrusted_pickle.load(str(path))
   assert not marker.exists()
   pickle.loads(path.read_bytes())  # It would have.
   assert marker.exists()
@@ -247,14 +248,14 @@ def test_what_is_no_pickle_is_an_input_error(tmp_path, content):
   path = tmp_path / "refs(unc).p"
   path.write_bytes(content)
   with pytest.raises(InputError, match=r"not a pickle of plain lists"):
-    plain_pickle.load(str(path))
+    untrusted_pickle.load(str(path))
 
 
 @pytest.mark.parametrize("stored", ["café".encode(), "café".encode("latin-1")])
 def test_byte_strings_of_python_2_become_text(tmp_path, stored):
   path = tmp_path / "refs(unc).p"
   path.write_bytes(b"\x80\x02]U" + bytes([len(stored)]) + stored + b"a.")
-  assert plain_pickle.load(str(path)) == ["café"]
+  assert untrusted_pickle.load(str(path)) == ["café"]
 
 
 def _truncate(path):

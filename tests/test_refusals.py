@@ -8,26 +8,25 @@ import own_files
 import pytest
 from PIL import Image
 
-from input_pipeline import (
-  errors,
-  instances,
-  prepare,
-  preprocess,
-  row_index,
-  storage,
-  writing,
-)
-from input_pipeline import tokenizer as tokenizers
-from input_pipeline.errors import InputError
-from input_pipeline.instances import none, own
-from input_pipeline.own_data import __main__ as own_data
-from input_pipeline.own_data import lines, masks, photo_files
-from input_pipeline.own_data.converters import brush
-from input_pipeline.own_data.problems import Wrong
-from input_pipeline.sources import phrasecut_polygons, scene_set
-from mail_jax import answer_files, chips, manifest, predict, report
-from mail_jax.exported import weights
+from input_pipeline import preprocess, proposers, storage
+from input_pipeline.common import atomic_files, errors
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import command as own_data
+from input_pipeline.custom import masks, photo_files, schema
+from input_pipeline.custom.converters import brush
+from input_pipeline.custom.problems import Wrong
+from input_pipeline.masks import phrasecut, row_index
+from input_pipeline.prepare import command as prepare
+from input_pipeline.preprocess import tokenizer as tokenizers
+from input_pipeline.proposers import custom, none
+from input_pipeline.sources import scene_set
+from mail_jax.checkpoints import manifest
+from mail_jax.export import weights
+from mail_jax.hardware import chips
+from mail_jax.predict import command as predict
+from mail_jax.predict import outputs
 from mail_jax.pretrained import vilt
+from mail_jax.report import command as report
 
 HEIGHT, WIDTH = own_files.HEIGHT, own_files.WIDTH
 
@@ -44,7 +43,7 @@ class GivesNothing:
 
 
 def _selected():
-  provider = instances.Selected(GivesNothing(), instances.Selection())
+  provider = proposers.Selected(GivesNothing(), proposers.Selection())
   return provider.propose([np.zeros((2, 2, 3), np.uint8)], [1])
 
 
@@ -56,9 +55,9 @@ def _peak_flops():
   ("call", "told"),
   [
     (lambda: none.NoInstances("x"), "none takes no argument"),
-    (lambda: own.OwnInstances("x"), "own takes no argument"),
-    (lambda: own.OwnInstances().propose([], []), "only data of --dataset jsonl:FILE"),
-    (lambda: instances.open_provider(f"{__name__}.NoProvider"), "no method propose"),
+    (lambda: custom.OwnInstances("x"), "own takes no argument"),
+    (lambda: custom.OwnInstances().propose([], []), "only data of --dataset jsonl:FILE"),
+    (lambda: proposers.open_provider(f"{__name__}.NoProvider"), "no method propose"),
     (_selected, "instances of 0 images for 1"),
     (lambda: scene_set.SceneSet(train_scenes=0), "at least one scene"),
     (lambda: scene_set.SceneSet(size=8), "--size 8: scenes need"),
@@ -119,12 +118,12 @@ def test_ctrl_c_is_told_where_a_command_has_something_to_say(capsys):
   ],
 )
 def test_a_mask_of_a_line_that_is_none_is_told(mask, told):
-  _, problems = lines.parse(3, json.dumps(own_files.line(target=mask)).encode())
+  _, problems = schema.parse(3, json.dumps(own_files.line(target=mask)).encode())
   assert len(problems) == 1 and told in str(problems[0]) and "line 3" in str(problems[0])
 
 
 def test_an_instance_that_is_no_mask_is_told_once():
-  _, problems = lines.parse(3, json.dumps(own_files.line(instances=[7])).encode())
+  _, problems = schema.parse(3, json.dumps(own_files.line(instances=[7])).encode())
   assert len(problems) == 1 and "a mask is an object" in str(problems[0])
 
 
@@ -208,7 +207,7 @@ def test_a_brush_that_runs_over_its_photo_is_told():
 
 def test_polygons_that_are_too_many_are_told():
   with pytest.raises(ValueError, match="1,000,000 polygons"):
-    phrasecut_polygons.decode([[]] * 1_000_000, 8, 8)
+    phrasecut.decode([[]] * 1_000_000, 8, 8)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
@@ -226,10 +225,10 @@ def test_metadata_of_a_data_set_that_are_none_are_told(tmp_path, shapes_data, co
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
 def test_settings_of_answers_that_are_none_are_told(tmp_path, content):
-  (tmp_path / answer_files.SETTINGS).write_text(content)
+  (tmp_path / outputs.SETTINGS).write_text(content)
   with (
     pytest.raises(InputError, match=r"cannot be read .*--overwrite to begin anew"),
-    answer_files.open_folder(str(tmp_path), {}, overwrite=False),
+    outputs.open_folder(str(tmp_path), {}, overwrite=False),
   ):
     pass
 
@@ -244,12 +243,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
   (tmp_path / "file").write_text("")
   with (
     pytest.raises(InputError, match="cannot be written"),
-    writing.whole_folder(tmp_path / "file" / "x"),
+    atomic_files.whole_folder(tmp_path / "file" / "x"),
   ):
     pass
   with (
     pytest.raises(InputError, match="the folder cannot be made"),
-    answer_files.open_folder(str(tmp_path / "file" / "x"), {}, overwrite=False),
+    outputs.open_folder(str(tmp_path / "file" / "x"), {}, overwrite=False),
   ):
     pass
 

@@ -15,14 +15,17 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from input_pipeline import drawing
-from input_pipeline.errors import InputError
-from mail_jax import evaluate, report, sentence_rows, trained
-from mail_jax.reporting import page as report_page
-from mail_jax.reporting import predictions
-from mail_jax.reporting.judged import Judged
-from mail_jax.reporting.predictions import Drawn
-from mail_jax.segmenter import Segmentation
+from input_pipeline.common import drawing
+from input_pipeline.common.errors import InputError
+from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import per_expression
+from mail_jax.export import load
+from mail_jax.predict.segmenter import Segmentation
+from mail_jax.report import command as report
+from mail_jax.report import page as report_page
+from mail_jax.report import predictions
+from mail_jax.report.judged import Judged
+from mail_jax.report.predictions import Drawn
 
 SPLITS = ("shapes/val", "shapes/testC")
 COUNT = 6
@@ -50,7 +53,7 @@ def written(finished_run, shapes_data, tmp_path_factory) -> Written:
   out, printed = tmp_path_factory.mktemp("report") / "page.html", io.StringIO()
   with contextlib.redirect_stdout(printed):
     report.main(_command(finished_run, shapes_data, out))
-  model = trained.load(str(finished_run))
+  model = load.load(str(finished_run))
   return Written(
     out.read_text(), printed.getvalue(), *evaluate.evaluate(model, shapes_data, SPLITS)
   )
@@ -59,7 +62,7 @@ def written(finished_run, shapes_data, tmp_path_factory) -> Written:
 @pytest.fixture(scope="module")
 def samples(written, tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp("samples") / "rows.jsonl"
-  sentence_rows.write(path, written.rows)
+  per_expression.write(path, written.rows)
   return path
 
 
@@ -203,7 +206,7 @@ def test_rows_of_another_model_are_noticed_by_their_pictures(
   written, finished_run, shapes_data, tmp_path, capsys
 ):
   rows = [row | {"iou": 1 - row["iou"]} for row in written.rows]
-  sentence_rows.write(tmp_path / "other.jsonl", rows)
+  per_expression.write(tmp_path / "other.jsonl", rows)
   out = tmp_path / "page.html"
   report.main(_command(finished_run, shapes_data, out, "--samples", str(tmp_path / "other.jsonl")))
   assert "pictures show a mask whose IoU is not that of the rows" in capsys.readouterr().out
@@ -255,9 +258,9 @@ def test_what_is_wrong_is_said_before_the_evaluation(
   monkeypatch.setattr(evaluate, "evaluate", None)
   pathlib.Path("folder").mkdir()
   rows = _rows_of(written, "shapes/val")
-  sentence_rows.write("val.jsonl", rows)
-  sentence_rows.write("lavt.jsonl", [row | {"protocol": "lavt"} for row in rows])
-  sentence_rows.write("strange.jsonl", [row | {"sentence": "a cup"} for row in rows])
+  per_expression.write("val.jsonl", rows)
+  per_expression.write("lavt.jsonl", [row | {"protocol": "lavt"} for row in rows])
+  per_expression.write("strange.jsonl", [row | {"sentence": "a cup"} for row in rows])
   before = sorted(tmp_path.rglob("*"))
   command = [str(finished_run), "--data_dir", shapes_data, "--out", "r.html", *options]
   with pytest.raises(InputError, match=message) as caught:
@@ -278,7 +281,7 @@ def test_what_is_wrong_is_said_before_the_evaluation(
 def test_a_broken_line_of_the_log_is_named_before_anything_else(
   tmp_path, shapes_data, monkeypatch, line, message
 ):
-  monkeypatch.setattr(trained, "load", None)
+  monkeypatch.setattr(load, "load", None)
   (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n{{"step": 4}}\n')
   with pytest.raises(InputError, match=message) as caught:
     report.main([str(tmp_path), "--data_dir", shapes_data])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mail_jax.reporting import axes, outcomes, predictions, training_log
+from mail_jax.report import axes, outcomes, predictions, training_log
 
 
 def _rows(pairs: list[tuple[int, int]]) -> list[dict]:

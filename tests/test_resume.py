@@ -15,7 +15,9 @@ import several_processes
 import tiny_run
 from several_processes import Processes
 
-from mail_jax import checkpoint, train, trained
+from mail_jax.checkpoints import checkpoint
+from mail_jax.export import load
+from mail_jax.train import loop as train
 
 DEADLINE = 300  # seconds, many times what is needed
 # How many devices a process has, and how many processes there are.
@@ -71,7 +73,7 @@ def _is_beyond_a_checkpoint(workdir: pathlib.Path) -> bool:
 
 def _assert_the_same(run: pathlib.Path, other: pathlib.Path) -> None:
   assert tiny_run.log(run) == tiny_run.log(other)
-  states = [trained.load(str(folder), "last").variables for folder in (run, other)]
+  states = [load.load(str(folder), "last").variables for folder in (run, other)]
   assert jax.tree.all(jax.tree.map(np.array_equal, *states))
 
 
@@ -162,7 +164,7 @@ def _stop_at_call(monkeypatch, number: int) -> None:
     preemption.asked |= next(calls) == number
     return preemption.asked
 
-  monkeypatch.setattr("mail_jax.preemption.Preemption.reached", reached)
+  monkeypatch.setattr("mail_jax.train.preemption.Preemption.reached", reached)
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks import right_reason
-from input_pipeline import loader, prepare
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import loader
 
 SHAPE = {"batch_size": 16, "image_size": 32, "max_instances": 8, "max_tokens": 24}
 

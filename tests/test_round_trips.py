@@ -6,8 +6,8 @@ import pickle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.own_data import lines
-from input_pipeline.row_index import RowIndex
+from input_pipeline.custom import schema
+from input_pipeline.masks.row_index import RowIndex
 
 _ids = st.integers(1 - 2**63, 2**63 - 1)  # the C parser refuses -2**63, in one line
 _values = st.recursive(
@@ -72,7 +72,7 @@ _masks = st.one_of(
   st.one_of(st.none(), _masks, st.lists(_masks, max_size=3)),
 )
 def test_lines_come_back_as_they_were_written(fields, target):
-  line, problems = lines.parse(7, json.dumps(fields | {"target": target}))
+  line, problems = schema.parse(7, json.dumps(fields | {"target": target}))
   assert line is not None and not problems
   for key, value in fields.items():
     assert getattr(line, key) == (tuple(value) if isinstance(value, list) else value)
@@ -81,5 +81,5 @@ def test_lines_come_back_as_they_were_written(fields, target):
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_line_or_problems(data):
-  line, problems = lines.parse(1, data)
+  line, problems = schema.parse(1, data)
   assert (line is None) == bool(problems)

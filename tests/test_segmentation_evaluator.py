@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from input_pipeline.errors import InputError
-from mail_jax.evaluators.segmentation import SegmentationEvaluator, count, summarise
+from input_pipeline.common.errors import InputError
+from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summarise
 from mail_jax.models.mail import Output
 
 SIDE, SLOTS, CASES = 24, 3, 200

@@ -12,11 +12,11 @@ import tiny_run
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from input_pipeline.errors import InputError
-from input_pipeline.instances import open_provider
-from input_pipeline.instances.coco import CocoInstances
-from input_pipeline.sources import shapes
-from mail_jax.segmenter import Segmentation, Segmenter
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.coco import CocoInstances
+from input_pipeline.shapes import scenes as shapes
+from mail_jax.predict.segmenter import Segmentation, Segmenter
 
 TEXTS = ("the leftmost star", "the large ring", "red", "the second object from the left")
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from input_pipeline.errors import InputError
-from mail_jax import sentence_rows
-from mail_jax.evaluators import breakdowns, protocols
-from mail_jax.evaluators.segmentation import summarise
+from input_pipeline.common.errors import InputError
+from mail_jax.evaluate import breakdowns, per_expression, protocols
+from mail_jax.evaluate.segmentation import summarise
 
 COUNTED = {
   "intersection": np.array([5, 0, 90], np.int32),
@@ -31,7 +30,7 @@ META = [
 
 
 def make(**more: np.ndarray) -> list[dict[str, Any]]:
-  return sentence_rows.make("shapes/val", COUNTED | more, META, protocols.ORIGINAL, 2)
+  return per_expression.make("shapes/val", COUNTED | more, META, protocols.ORIGINAL, 2)
 
 
 def test_a_row_says_where_it_is_from_and_what_was_counted():
@@ -41,7 +40,7 @@ def test_a_row_says_where_it_is_from_and_what_was_counted():
     "sentence_index": 0, "sentence": "  The left  CUP ", "words": 3, "height": 48, "width": 64, "area": 8,
     "intersection": 5, "union": 10, "iou": 0.5, "chosen": 1, "chosen_iou": 0.5, "oracle_iou": 0.75, "cut": False,
   }  # fmt: skip
-  assert list(rows[0]) == list(sentence_rows.FIELDS)
+  assert list(rows[0]) == list(per_expression.FIELDS)
   assert [row["chosen"] for row in rows] == [1, None, 0]
   assert [row["iou"] for row in rows] == [0.5, 1, 0.9]
   assert [row["words"] for row in rows] == [3, 1, 4]
@@ -63,8 +62,8 @@ def test_boundaries_are_kept_where_they_were_counted(tmp_path):
   assert [row["boundary_iou"] for row in rows] == [0.25, 1, 0.75]
   for name, values in BOUNDARY.items():
     assert [row[name] for row in rows] == values.tolist()
-  sentence_rows.write(tmp_path / "rows.jsonl", rows)
-  columns = sentence_rows.columns(sentence_rows.read(tmp_path / "rows.jsonl"))
+  per_expression.write(tmp_path / "rows.jsonl", rows)
+  columns = per_expression.columns(per_expression.read(tmp_path / "rows.jsonl"))
   assert dict(summarise(columns))["boundary_mIoU"] == pytest.approx(2 / 3)
   kinds = breakdowns.breakdowns(columns, summarise)["by_size"]
   assert {kind: found["boundary_mIoU"] for kind, found in kinds.items()} == {
@@ -73,18 +72,18 @@ def test_boundaries_are_kept_where_they_were_counted(tmp_path):
 
 
 def test_rows_of_before_boundaries_were_counted_have_all_other_metrics(tmp_path):
-  sentence_rows.write(tmp_path / "rows.jsonl", [make(**BOUNDARY)[0], *make()[1:]])
-  found = dict(summarise(sentence_rows.columns(sentence_rows.read(tmp_path / "rows.jsonl"))))
+  per_expression.write(tmp_path / "rows.jsonl", [make(**BOUNDARY)[0], *make()[1:]])
+  found = dict(summarise(per_expression.columns(per_expression.read(tmp_path / "rows.jsonl"))))
   assert "boundary_mIoU" not in found and found["mIoU"] == pytest.approx(0.8)
 
 
 def test_rows_are_read_as_they_were_written_and_give_the_same_metrics(tmp_path):
   rows = make()
-  sentence_rows.write(tmp_path / "rows.jsonl", rows)
+  per_expression.write(tmp_path / "rows.jsonl", rows)
   lines = (tmp_path / "rows.jsonl").read_text().splitlines()
   assert [json.loads(line) for line in lines] == rows
-  assert sentence_rows.read(tmp_path / "rows.jsonl") == rows
-  found = dict(summarise(sentence_rows.columns(rows)))
+  assert per_expression.read(tmp_path / "rows.jsonl") == rows
+  found = dict(summarise(per_expression.columns(rows)))
   assert found["refs"] == 3 and found["text_cut"] == pytest.approx(1 / 3)
   for name, value in summarise(COUNTED):
     assert found[name] == pytest.approx(value, abs=1e-7)
@@ -130,7 +129,7 @@ def test_what_is_wrong_with_a_file_is_named_with_its_line(tmp_path, text, messag
   path = tmp_path / "rows.jsonl"
   path.write_text(text)
   with pytest.raises(InputError, match=message) as caught:
-    sentence_rows.read(path)
+    per_expression.read(path)
   assert "\n" not in str(caught.value)
 
 
@@ -139,7 +138,7 @@ def test_what_is_no_file_of_text_is_named(tmp_path):
   messages = {"nowhere.jsonl": "No such file", "": "directory", "photo.jsonl": "no text"}
   for name, message in messages.items():
     with pytest.raises(InputError, match=message):
-      sentence_rows.read(pathlib.Path(tmp_path / name))
+      per_expression.read(pathlib.Path(tmp_path / name))
 
 
 def test_kinds_of_sentences_have_the_metrics_of_those_sentences_alone():

@@ -10,11 +10,11 @@ import tiny_model
 from ml_collections import ConfigDict
 
 from input_pipeline import records
-from input_pipeline.errors import InputError
-from mail_jax.exported.forward import without_loop
+from input_pipeline.common.errors import InputError
+from mail_jax.export.forward import without_loop
 from mail_jax.models.encoder import Block, block_name, stack_blocks
 from mail_jax.models.separate import MODALITIES
-from mail_jax.optim import path_name
+from mail_jax.train.optim import path_name
 
 Tree = Any
 DEPTH, SEPARATE = 3, 2

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline import errors
-from input_pipeline.sources import shape_drawing, shapes
+from input_pipeline.common import errors
+from input_pipeline.shapes import drawing
+from input_pipeline.shapes import scenes as shapes
 
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 MOST = {"leftmost": "left", "rightmost": "right", "topmost": "top", "lowest": "bottom"}
@@ -296,14 +297,14 @@ def test_any_scene_is_repeatable_and_sound(split, seed, index, size):
 
 
 def test_objects_look_as_they_are_called():
-  palette = np.array(list(shape_drawing.COLOURS.values()), float)
+  palette = np.array(list(drawing.COLOURS.values()), float)
   palette /= np.linalg.norm(palette, axis=1, keepdims=True)
   for scene in scenes("val"):
     for thing, target in zip(scene.objects, scene.targets, strict=True):
       if thing.texture == "plain":
         seen = np.median(scene.image[target].astype(float), axis=0)
         nearest = (palette @ (seen / np.linalg.norm(seen))).argmax()
-        assert list(shape_drawing.COLOURS)[nearest] == thing.colour
+        assert list(drawing.COLOURS)[nearest] == thing.colour
 
 
 def test_seeds_splits_and_indices_give_different_pictures():

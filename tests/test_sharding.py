@@ -18,13 +18,13 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import refcoco
-from input_pipeline.errors import InputError
-from mail_jax import sharding
+from input_pipeline.common.errors import InputError
 from mail_jax.config import make_model
-from mail_jax.optim import make_optimizer_from
-from mail_jax.program import build_program
-from mail_jax.sharding import make_mesh
-from mail_jax.train_step import create_state
+from mail_jax.distributed import sharding
+from mail_jax.distributed.sharding import make_mesh
+from mail_jax.train.optim import make_optimizer_from
+from mail_jax.train.program import build_program
+from mail_jax.train.step import create_state
 
 Results = dict[str, dict[str, np.ndarray]]
 MESHES = ("8x1", "2x4")

@@ -13,18 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline import (
-  builder,
-  example,
-  loader,
-  pipelines,
-  preprocess,
-  record_reader,
-  records,
-  shared_images,
-)
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
+from input_pipeline import example, preprocess, records
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
+from input_pipeline.tf import builder, loader, pipelines, record_reader, shared_images
 
 NAME, SIZE = "refcoco_unc", 8
 REFS_OF = {1: 1, 2: 4, 3: 2, 4: 7, 5: 3, 6: 1, 7: 5, 8: 2, 9: 4, 10: 3, 11: 6}

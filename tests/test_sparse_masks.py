@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from input_pipeline import records
-from mail_jax import train_step
 from mail_jax.models import instances
 from mail_jax.models.mask_selection import pool_instances
 from mail_jax.models.sparse_masks import SparseMaskEmbedding, find_pairs, share_of_tokens
+from mail_jax.train import step
 
 SLOTS, PATCHES = 5, 6
 PLACES = SLOTS * PATCHES
@@ -177,8 +177,8 @@ def test_training_says_how_many_tokens_had_no_place(variables, inputs):
     "target": np.zeros((3, 32, 32), bool), "weight": np.array([1, 1, 0], np.float32),
   }  # fmt: skip
   weights = {"bce": 1.0, "dice": 1.0, "selection": 1.0}
-  loss = train_step.make_loss(tiny_model.make(make_config(20)), weights, 1, decode_meant=True)
-  counted = train_step.count_weights(jnp.asarray(batch["weight"]), 1)
+  loss = step.make_loss(tiny_model.make(make_config(20)), weights, 1, decode_meant=True)
+  counted = step.count_weights(jnp.asarray(batch["weight"]), 1)
   _, (metrics, _) = jax.jit(loss)(
     variables["params"], variables["batch_stats"], batch, counted, jax.random.key(0)
   )

@@ -10,10 +10,14 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline import tokenizer as tokenizers
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import normalise_text
-from input_pipeline.tokenizer import SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from input_pipeline.preprocess import tokenizer as tokenizers
+from input_pipeline.preprocess.tokenizer import (
+  SentencePieceTokenizer,
+  Tokenizer,
+  WordPieceTokenizer,
+)
 
 _COLOURS = ("red", "green", "blue", "yellow")
 _SHAPES = ("circle", "square", "star", "ring")
@@ -263,7 +267,7 @@ def test_the_command_trains_on_lines_of_text(tmp_path, capsys):
 
 
 def test_the_command_trains_on_a_data_set(shapes_data, tmp_path):
-  from input_pipeline import loader
+  from input_pipeline.tf import loader
 
   arguments = ["--train_from", "shapes", "--data_dir", shapes_data, "--vocab_size", "400"]
   tokenizers.main([*arguments, "--out", str(tmp_path / "f.model")])

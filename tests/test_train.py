@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import tiny_run
 
-from input_pipeline import storage, stored_records
-from input_pipeline.errors import InputError
+from input_pipeline import storage
+from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import exchange_left_right
-from mail_jax import checkpoint, evaluate, orbax_settings, train, trained
-from mail_jax.budget import Budget
+from input_pipeline.tf import stored_records
+from mail_jax.checkpoints import checkpoint, orbax_settings
+from mail_jax.evaluate import command as evaluate
+from mail_jax.export import load
+from mail_jax.train import loop as train
+from mail_jax.train.length import Budget
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -28,7 +32,7 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _same_parameters(run: pathlib.Path, other: pathlib.Path) -> bool:
-  states = [trained.load(str(folder), "last").variables for folder in (run, other)]
+  states = [load.load(str(folder), "last").variables for folder in (run, other)]
   return jax.tree.all(jax.tree.map(np.array_equal, *states))
 
 
@@ -90,15 +94,15 @@ def test_move_old_moves_such_a_run_aside_and_deletes_nothing(
 
 def test_reading_a_run_changes_nothing_in_it(finished_run):
   before = _hashes(finished_run)
-  trained.load(str(finished_run))
+  load.load(str(finished_run))
   assert _hashes(finished_run) == before
 
 
 def test_best_and_last_of_a_run_are_what_its_log_says(finished_run):
   scores = {row["step"]: row["val/mIoU"] for row in tiny_run.log(finished_run) if "val/mIoU" in row}
   best = max(scores, key=lambda step: (scores[step], step))
-  assert trained.load(str(finished_run), "best").step == best
-  assert trained.load(str(finished_run), "last").step == tiny_run.STEPS
+  assert load.load(str(finished_run), "best").step == best
+  assert load.load(str(finished_run), "last").step == tiny_run.STEPS
   last_two = {tiny_run.STEPS, tiny_run.STEPS - tiny_run.SAVE_EVERY}
   assert tiny_run.steps_kept(finished_run) == sorted(last_two | {best})
 
@@ -119,7 +123,7 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
   for step in steps:
     alone = tmp_path / str(step)
     shutil.copytree(run / "checkpoints" / str(step), alone / "checkpoints" / str(step))
-    model = trained.load(str(alone), "last")
+    model = load.load(str(alone), "last")
     measure = measure or evaluate.compile_measure(model)
     found, _ = evaluate.evaluate_split(model, shapes_data, "shapes/val", measure=measure)
     scores[step] = found["mIoU"]

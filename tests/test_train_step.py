@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import tiny_model
 
-from mail_jax import sharding, train_step
-from mail_jax.program import build_program
+from mail_jax.distributed import sharding
+from mail_jax.train import step
+from mail_jax.train.program import build_program
 
 
 def test_what_is_meant_is_the_best_instance_over_one_half_or_none():
   iou = jnp.array([[0.2, 0.9, 0.7], [0.5, 0.1, 0.0], [0.0, 0.0, 0.51]])
-  assert train_step.find_meant(iou).tolist() == [1, 3, 2]
+  assert step.find_meant(iou).tolist() == [1, 3, 2]
   # Where there is no slot for none, it is not known.
-  assert train_step.find_meant(iou, none_slot=False).tolist() == [1, -1, 2]
+  assert step.find_meant(iou, none_slot=False).tolist() == [1, -1, 2]
 
 
 def test_mean_is_over_the_examples_that_count_and_were_decoded():
@@ -23,7 +24,7 @@ def test_mean_is_over_the_examples_that_count_and_were_decoded():
 
   def mean(terms, weight):
     weight = jnp.asarray(weight)
-    return train_step.weighted_mean(jnp.asarray(terms), weight, train_step.count_weights(weight, 2))
+    return step.weighted_mean(jnp.asarray(terms), weight, step.count_weights(weight, 2))
 
   assert mean(terms, weight) == (1 + 2 + 4 + 5) / 4
   # Every second example: the first, third and fifth.
@@ -33,10 +34,10 @@ def test_mean_is_over_the_examples_that_count_and_were_decoded():
 
 def test_dropout_leaves_out_instances_and_whole_examples_as_often_as_told():
   valid = jnp.ones((20_000, 4), bool)
-  kept = np.asarray(train_step.drop_instances(jax.random.key(0), valid, 0.2, 0.1))
+  kept = np.asarray(step.drop_instances(jax.random.key(0), valid, 0.2, 0.1))
   assert abs((~kept.any(1)).mean() - (0.1 + 0.9 * 0.2**4)) < 0.01
   assert abs(kept.mean() - 0.8 * 0.9) < 0.01
-  assert not train_step.drop_instances(jax.random.key(0), ~valid, 0.2, 0.1).any()
+  assert not step.drop_instances(jax.random.key(0), ~valid, 0.2, 0.1).any()
 
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -13,14 +13,15 @@ import vilt_weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.errors import InputError
-from input_pipeline.tokenizer import SentencePieceTokenizer
-from mail_jax import train, trained
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from mail_jax.config import load_config
-from mail_jax.optim import path_name
+from mail_jax.export import load
 from mail_jax.pretrained import initialise, vilt
 from mail_jax.pretrained.weights import open_weights
-from mail_jax.training_data import open_data
+from mail_jax.train import loop as train
+from mail_jax.train.data import open_data
+from mail_jax.train.optim import path_name
 
 TINY = {"width": 32, "depth": 1, "patch": 8, "vocab": len(vilt_weights.VOCABULARY), "grid": 3}
 
@@ -255,7 +256,7 @@ def test_a_run_whose_blocks_are_stacked_starts_from_the_same_weights(
       found[0].reshape(-1), pretrained.parameters[f"encoder/block00/{name}"].reshape(-1)
     )
   trainer.run()
-  assert trained.load(str(tmp_path), "last").step == 1
+  assert load.load(str(tmp_path), "last").step == 1
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -350,10 +351,10 @@ def test_weights_without_a_vocabulary_ask_for_one(shapes_data, tmp_path):
 
 
 def test_a_trained_checkpoint_carries_the_vocabulary(tiny_folder, shapes_data, tmp_path):
-  from mail_jax import trained
+  from mail_jax.export import load
 
   start(tiny_folder, shapes_data, tmp_path, "--config.steps=1", "--config.eval_split=").run()
-  model = trained.load(str(tmp_path))
+  model = load.load(str(tmp_path))
   assert model.tokenizer.kind == "wordpiece"
   ids = model.tokenizer(["the leftmost star"], 8)[0][0]
   assert [vilt_weights.VOCABULARY[i] for i in ids[:6]] == [

@@ -13,10 +13,10 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from mail_jax import train
-from mail_jax.run_log import wandb_run
-from mail_jax.run_log.fixed_samples import Picture
-from mail_jax.run_log.wandb_run import WandbRun
+from mail_jax.train import loop as train
+from mail_jax.train.logging import wandb
+from mail_jax.train.logging.samples import Picture
+from mail_jax.train.logging.wandb import WandbRun
 
 PICTURE = np.zeros((40, 60, 3), np.uint8) + np.array([200, 10, 30], np.uint8)
 
@@ -190,6 +190,6 @@ def test_it_is_never_imported_where_it_is_not_asked_for(shapes_data, tmp_path, m
       raise AssertionError(f"wandb.{name} was used")
 
   monkeypatch.setitem(sys.modules, "wandb", Bomb("wandb"))
-  monkeypatch.setattr(wandb_run, "WandbRun", Bomb("run"))
+  monkeypatch.setattr(wandb, "WandbRun", Bomb("run"))
   train.main(tiny_run.arguments(shapes_data, tmp_path, "--config.steps=1"))
   assert not (tmp_path / "wandb").exists()

@@ -7,9 +7,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import normalise_text
-from input_pipeline.tokenizer import WordPieceTokenizer
+from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: make extras")
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 import tiny_run
 
-from input_pipeline.errors import InputError
-from mail_jax import train, workdir_lock
+from input_pipeline.common.errors import InputError
+from mail_jax.train import loop as train
+from mail_jax.train import workdir_lock
 
 # Holds a folder until it is killed.
 _HOLDER = """

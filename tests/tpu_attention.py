@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas
 
-from mail_jax import sharding
+from mail_jax.distributed import sharding
 from mail_jax.models.attention import attend
 
 # More than one block of a TPU has.

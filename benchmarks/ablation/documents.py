@@ -12,8 +12,8 @@ from benchmarks import paired
 from benchmarks.ablation import runs
 from benchmarks.ablation.runs import SPLITS, Budget
 from benchmarks.ablation.tables import REACH, TABLES, Row
-from input_pipeline import writing
-from input_pipeline.errors import InputError
+from input_pipeline.common import atomic_files
+from input_pipeline.common.errors import InputError
 
 Line = dict[str, Any]
 # Of a row, by the heading of the column; val has all, the other splits their mIoU.
@@ -44,7 +44,7 @@ def write(
     if any(found for _, found in rows):
       begin, end = _place(text, table, document)
       text = f"{text[:begin]}\n{section(table, rows)}\n{text[end:]}"
-  writing.write_whole(document, text)
+  atomic_files.write_whole(document, text)
 
 
 _TOTAL = re.compile(r"(<!-- ablate total -->).*?(<!-- end -->)", re.DOTALL)

@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks import pictures
 from benchmarks.ablation.tables import Row
-from input_pipeline.html_page import escape
-from mail_jax.reporting import axes
+from input_pipeline.common.html import escape
+from mail_jax.report import axes
 
 _LEFT, _WIDTH, _ROW, _TOP = 280, 740, 24, 26
 _MARK = "default"  # in the names of rows that are drawn in another colour

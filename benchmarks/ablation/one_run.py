@@ -20,11 +20,14 @@ from ml_collections import ConfigDict
 from benchmarks import paired
 from benchmarks.ablation.documents import crossing
 from benchmarks.ablation.runs import SPLITS
-from input_pipeline import writing
-from input_pipeline.errors import InputError, run_command
-from mail_jax import evaluate, flops, train, trained
+from input_pipeline.common import atomic_files
+from input_pipeline.common.errors import InputError, run_command
 from mail_jax.config import load_config
-from mail_jax.training_data import Batch, Data, open_data
+from mail_jax.evaluate import command as evaluate
+from mail_jax.export import load
+from mail_jax.hardware import flops
+from mail_jax.train import loop as train
+from mail_jax.train.data import Batch, Data, open_data
 
 METRICS = (
   "sentences",
@@ -63,7 +66,7 @@ def measure(
   """
   config = load_config(recipe, overrides)
   curve = _train(config, open_data(config, data_dir), workdir, until)
-  model = trained.load(workdir, "last")
+  model = load.load(workdir, "last")
   if model.step < model.config.steps and not (until and crossing(curve, until)):
     raise InputError(
       f"{workdir} was asked to end at step {model.step}; the same command goes on with it"
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     )
   finally:
     seconds = _spent(args.out + ".seconds")
-  writing.write_whole(args.out, json.dumps(found | {"core_seconds": seconds}) + "\n")
+  atomic_files.write_whole(args.out, json.dumps(found | {"core_seconds": seconds}) + "\n")
 
 
 def _spent(path: str) -> float:

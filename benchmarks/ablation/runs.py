@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.ablation.tables import TABLES, Row
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax.config import ADDED, load_config, to_json
-from mail_jax.same_run import MAY_CHANGE, flat
+from mail_jax.train.resume import MAY_CHANGE, flat
 
 # A run is judged once, at its end; during it only as far as its row asks for it.
 ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_sentences=64")

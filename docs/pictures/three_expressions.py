@@ -11,11 +11,11 @@ import argparse
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline import drawing
-from input_pipeline.errors import run_command
-from input_pipeline.sources import shapes
-from mail_jax import trained
-from mail_jax.segmenter import Segmenter
+from input_pipeline.common import drawing
+from input_pipeline.common.errors import run_command
+from input_pipeline.shapes import scenes
+from mail_jax.export import load
+from mail_jax.predict.segmenter import Segmenter
 
 _SIDE, _MARGIN, _CAPTION = 384, 12, 44
 
@@ -25,13 +25,13 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  trained.add_arguments(parser)
+  load.add_arguments(parser)
   parser.add_argument("--scene", type=int, default=5, help="number of the scene in val")
   parser.add_argument("--out", required=True, help="the picture")
   args = parser.parse_args(argv)
 
   drawing.check_writable(args.out)
-  scene = shapes.make_scene("val", 0, args.scene, size=_SIDE)
+  scene = scenes.make_scene("val", 0, args.scene, size=_SIDE)
   said = [max((e.text for e in texts), key=len) for texts in scene.expressions if texts][:3]
   segmenter = Segmenter.load(args.checkpoint, args.which)
   answers = [segmenter(scene.image, text, scene.instances.masks) for text in said]

@@ -9,8 +9,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from input_pipeline import plain_json
-from input_pipeline.errors import InputError
+from input_pipeline.common import untrusted_json
+from input_pipeline.common.errors import InputError
 from input_pipeline.sources import refer
 
 NO_TARGET = -1
@@ -31,7 +31,7 @@ class GRefReader(refer.RefReader):
 
   def _load(self, path: str) -> Any:
     try:
-      return plain_json.load_file(path)
+      return untrusted_json.load_file(path)
     except InputError as error:
       raise InputError(f"{error}; docs/data.md says where to get it") from error
 

@@ -4,9 +4,9 @@ import os
 import re
 from typing import Any
 
-from input_pipeline.errors import InputError
-from input_pipeline.own_data import lines, masks, problems, scan
-from input_pipeline.own_data.problems import Wrong
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import masks, problems, scan, schema
+from input_pipeline.custom.problems import Wrong
 from input_pipeline.sources import photos
 
 PREFIX = "jsonl:"
@@ -141,17 +141,17 @@ class JsonlReader:
       instances=None if owner is None else self._own_instances(self._read(owner)),
     )
 
-  def _read(self, offset: int) -> lines.Line:
+  def _read(self, offset: int) -> schema.Line:
     with open(self._scan.path, "rb") as file:
       file.seek(offset)
       data = file.readline()
     data = data.removeprefix(b"\xef\xbb\xbf") if offset == 0 else data
-    line, _ = lines.parse(self._number_of[offset], data.strip())
+    line, _ = schema.parse(self._number_of[offset], data.strip())
     if line is None:
       raise InputError(f"{self._scan.path} was changed while it was read; start again")
     return line
 
-  def _ref(self, line: lines.Line) -> dict[str, Any]:
+  def _ref(self, line: schema.Line) -> dict[str, Any]:
     ref_id = self._scan.ref_ids[line.number]
     parts = [part for mask in line.target for part in self._resolve(mask, line)]
     ids = [i for mask in line.target for i in mask.get("ann_ids", [mask.get("ann_id")])]
@@ -163,9 +163,9 @@ class JsonlReader:
       "sentences": list(line.sentences),
     }
 
-  def _own_instances(self, line: lines.Line) -> list[dict[str, Any]]:
+  def _own_instances(self, line: schema.Line) -> list[dict[str, Any]]:
     kept = [
-      {key: mask[key] for key in lines.INSTANCE_KEYS if key in mask}
+      {key: mask[key] for key in schema.INSTANCE_KEYS if key in mask}
       for mask in line.instances or ()
     ]
     return [
@@ -173,7 +173,7 @@ class JsonlReader:
       for mask, more in zip(line.instances or (), kept, strict=True)
     ]
 
-  def _resolve(self, mask: lines.Mask, line: lines.Line) -> list[lines.Mask]:
+  def _resolve(self, mask: schema.Mask, line: schema.Line) -> list[schema.Mask]:
     try:
       return masks.resolve(mask, line.image, self._scan.places)
     except Wrong as wrong:
@@ -185,7 +185,7 @@ def _refusal(path: str, images: str | None, found: list[problems.Problem]) -> In
   more = f" --images {images}" if images is not None else ""
   return InputError(
     f"{path}: {len(found):,} problem{'s' * (len(found) > 1)} in {count:,} line{'s' * (count > 1)}, the first: "
-    f"{found[0]}; `python -m input_pipeline.own_data validate {path}{more}` lists them all, and --on_error skip leaves "
+    f"{found[0]}; `python -m input_pipeline.custom validate {path}{more}` lists them all, and --on_error skip leaves "
     "such lines out"
   )
 

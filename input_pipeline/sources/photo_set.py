@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from input_pipeline.sources import Task, photos
 
 BATCH_SIZE = 4

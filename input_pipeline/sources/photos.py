@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from input_pipeline import example, plain_files, preprocess, records
-from input_pipeline.coco_annotations import CocoAnnotations, decode_segmentation
-from input_pipeline.errors import InputError
-from input_pipeline.instances import Selected, UnknownImage, open_provider, own
-from input_pipeline.instances.postprocess import Selection
-from input_pipeline.own_data import masks
-from input_pipeline.sources import Made, Skipped, Task, photo_bytes, phrasecut_polygons
+from input_pipeline import example, preprocess, records
+from input_pipeline.common import untrusted_files
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import masks
+from input_pipeline.masks import phrasecut
+from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
+from input_pipeline.proposers import Selected, UnknownImage, custom, open_provider
+from input_pipeline.proposers.selection import Selection
+from input_pipeline.sources import Made, Skipped, Task, photo_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +105,9 @@ class PhotoMaker:
   ) -> list[records.Instances]:
     ids = [photo.image_id for photo in photos]
     provider = self.provider()
-    if isinstance(provider.provider, own.OwnInstances):
+    if isinstance(provider.provider, custom.OwnInstances):
       given = {photo.image_id: photo.instances or [] for photo in photos}
-      provider = Selected(own.OwnInstances(given=given), self.selection, self.trained_on)
+      provider = Selected(custom.OwnInstances(given=given), self.selection, self.trained_on)
     try:
       found = provider.propose(images, ids)
     except UnknownImage:
@@ -163,7 +165,7 @@ def read_photo(
     InputError: the file is missing, damaged, or of another size.
   """
   try:
-    data = plain_files.read(path, f"image {path}", preprocess.MAX_FILE)
+    data = untrusted_files.read(path, f"image {path}", preprocess.MAX_FILE)
   except InputError as error:
     raise InputError(
       f"{error}; --images names the folder of the photos, and docs/data.md says where to get them"
@@ -208,7 +210,7 @@ def _name(photo: Photo, ref: dict[str, Any], number: int) -> str:
 
 _RULES = {
   "coco": decode_segmentation,
-  "phrasecut": phrasecut_polygons.decode,
+  "phrasecut": phrasecut.decode,
   "own": masks.rasterise,
 }
 

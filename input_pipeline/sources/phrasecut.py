@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline import preprocess
-from input_pipeline.errors import InputError
-from input_pipeline.row_index import RowIndex
+from input_pipeline.common.errors import InputError
+from input_pipeline.masks.row_index import RowIndex
 from input_pipeline.sources import photos, refer
 
 DATASET = "phrasecut"

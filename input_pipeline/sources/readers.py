@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from input_pipeline.sources import grefer, phrasecut, refer
 from input_pipeline.sources.photo_set import Reader
 

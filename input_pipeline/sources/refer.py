@@ -11,10 +11,11 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from input_pipeline import preprocess, rooted_paths
-from input_pipeline.coco_annotations import CocoAnnotations
-from input_pipeline.errors import InputError
-from input_pipeline.sources import photos, plain_pickle
+from input_pipeline import preprocess
+from input_pipeline.common import untrusted_paths, untrusted_pickle
+from input_pipeline.common.errors import InputError
+from input_pipeline.masks.coco import CocoAnnotations
+from input_pipeline.sources import photos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,7 @@ class RefReader:
 
   def _load(self, path: str) -> Any:
     """The content of the refs file."""
-    return plain_pickle.load(path)
+    return untrusted_pickle.load(path)
 
   def _ids(self, where: str, fields: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The annotations that a ref means, and the categories that it says they have."""
@@ -302,7 +303,7 @@ def photo_in(images: str, name: str) -> str:
   Raises:
     InputError: it is a link to a file somewhere else.
   """
-  rooted_paths.inside(images, name, f"--images {images}: photo")
+  untrusted_paths.inside(images, name, f"--images {images}: photo")
   return os.path.join(images, name)
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Iterator
 
-from input_pipeline import example, parallel
-from input_pipeline.errors import InputError
-from input_pipeline.instances import leakage
-from input_pipeline.sources import Made, Task, shapes
+from input_pipeline import example
+from input_pipeline.common import parallel
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import leakage
+from input_pipeline.shapes import scenes
+from input_pipeline.sources import Made, Task
 
 NOISE = "default"
 TRAIN_SCENES = 16_000
@@ -39,14 +41,14 @@ class SceneSet:
     """
     if train_scenes < 1 or eval_scenes < 1:
       raise InputError("--train_scenes and --eval_scenes: at least one scene a split is needed")
-    if size < shapes.MIN_SIZE:
-      raise InputError(f"--size {size}: scenes need {shapes.MIN_SIZE} pixels or more")
+    if size < scenes.MIN_SIZE:
+      raise InputError(f"--size {size}: scenes need {scenes.MIN_SIZE} pixels or more")
     if seed < 0:
       raise InputError(f"--seed {seed}: a seed is 0 or more")
     self.splits = {
-      split: train_scenes if split == "train" else eval_scenes for split in shapes.SPLITS
+      split: train_scenes if split == "train" else eval_scenes for split in scenes.SPLITS
     }
-    self.make = SceneMaker(seed, size, shapes.Noise.parse(noise))
+    self.make = SceneMaker(seed, size, scenes.Noise.parse(noise))
     self.workers = workers or parallel.available_cores()
     self.provenance = leakage.of_scenes(self.splits)
 
@@ -63,14 +65,14 @@ class SceneMaker:
 
   seed: int
   size: int
-  noise: shapes.Noise
+  noise: scenes.Noise
 
   def __call__(self, task: Task) -> Made:
     """Makes the scenes `first` to before `last` of a split."""
     return Made(
       [
         example.encode_record(
-          shapes.make_record(task["split"], self.seed, n, self.size, self.noise)
+          scenes.make_record(task["split"], self.seed, n, self.size, self.noise)
         )
         for n in range(task["first"], task["last"])
       ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 Backend = Literal["xla", "cudnn", "tpu"]
 # Where the kernels run, in JAX's names; `xla` runs everywhere.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 
 def coordinate_map(rows: int, cols: int) -> Float[Array, "{rows} {cols} 8"]:

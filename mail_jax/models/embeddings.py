@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax.models import instances
 from mail_jax.models.neighbours import Neighbours
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax.models.attention import attend
 from mail_jax.models.dense import Dense
 

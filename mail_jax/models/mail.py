@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt16
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax.models import embeddings, instances, sparse_masks
 from mail_jax.models.decoder import Decoder, coordinate_map
 from mail_jax.models.encoder import Encoder, pack

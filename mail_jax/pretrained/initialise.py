@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from mail_jax.models.encoder import stack_blocks
 from mail_jax.models.separate import MODALITIES
-from mail_jax.optim import path_name
 from mail_jax.pretrained import vilt
+from mail_jax.train.optim import path_name
 
 Tree = Any  # a nest of arrays, as JAX has them
 

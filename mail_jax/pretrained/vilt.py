@@ -16,10 +16,10 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float32
 
-from input_pipeline import plain_json, writing
-from input_pipeline.command_line import command_parser
-from input_pipeline.errors import InputError, run_command
-from input_pipeline.tokenizer import WordPieceTokenizer
+from input_pipeline.common import atomic_files, untrusted_json
+from input_pipeline.common.command_line import command_parser
+from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 from mail_jax.pretrained.vilt_names import BLOCK, COUNTERS, ENCODER, PREFIX, Row, rows
 from mail_jax.pretrained.weights import Weights, open_weights, read_metadata
 
@@ -115,7 +115,7 @@ def _heads(config: pathlib.Path, width: int) -> int:
   if not config.is_file():
     return max(1, width // _HEAD_WIDTH)
   try:
-    return int(plain_json.load_file(config)["num_attention_heads"])
+    return int(untrusted_json.load_file(config)["num_attention_heads"])
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(
       f"{config}: is not the config of a ViLT, it lacks num_attention_heads"
@@ -263,7 +263,7 @@ def save(pretrained: Pretrained, path: str) -> None:
   }
   if pretrained.vocab is not None:
     metadata["vocab"] = pretrained.vocab.decode("utf-8")
-  with writing.whole_file(path) as temporary:
+  with atomic_files.whole_file(path) as temporary:
     safetensors.numpy.save_file(pretrained.parameters, temporary, metadata)
 
 
@@ -276,12 +276,12 @@ def _load_converted(path: pathlib.Path, metadata: dict[str, str]) -> Pretrained:
     parameters = dict(weights)
   vocab = metadata.get("vocab")
   try:
-    made_from = plain_json.loads(metadata["made_from"], str(path))
+    made_from = untrusted_json.loads(metadata["made_from"], str(path))
     return Pretrained(
       metadata["source"],
       parameters,
       {name: tuple(names) for name, names in made_from.items()},
-      tuple(plain_json.loads(metadata["unused"], str(path))),
+      tuple(untrusted_json.loads(metadata["unused"], str(path))),
       int(metadata["heads"]),
       None if vocab is None else vocab.encode("utf-8"),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 _TORCH_EXTRA = 'pip install "mail_jax[torch]"'
 _TORCH_FILES = (".bin", ".ckpt", ".pt", ".pth")

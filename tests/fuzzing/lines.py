@@ -4,8 +4,8 @@ import json
 import pathlib
 from collections.abc import Iterator
 
-from input_pipeline.own_data import lines, masks
-from input_pipeline.own_data.problems import Wrong
+from input_pipeline.custom import masks, schema
+from input_pipeline.custom.problems import Wrong
 
 COVERED = (
   "input_pipeline/own_data/lines.py",
@@ -54,7 +54,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 def one_input(data: bytes) -> None:
   """Reads the line, and rasterises the masks that it holds itself."""
-  line, problems = lines.parse(1, data)
+  line, problems = schema.parse(1, data)
   assert (line is None) == bool(problems)
   for problem in problems:
     str(problem)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import preprocess
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from input_pipeline.sources import photo_bytes
 
 COVERED = ("input_pipeline/preprocess.py", "input_pipeline/sources/photo_bytes.py")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from input_pipeline import example, records
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 
 COVERED = ("input_pipeline/example.py", "input_pipeline/records.py")
 MAX_BYTES = 1024

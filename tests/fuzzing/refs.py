@@ -8,8 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from input_pipeline.errors import InputError
-from input_pipeline.sources import plain_pickle, refer
+from input_pipeline.common import untrusted_pickle
+from input_pipeline.common.errors import InputError
+from input_pipeline.sources import refer
 
 COVERED = ("input_pipeline/sources/plain_pickle.py", "input_pipeline/sources/refer.py")
 MAX_BYTES = 2048
@@ -58,7 +59,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 def one_input(data: bytes) -> None:
   """Reads the bytes as a pickle, and as the refs of a data set."""
   try:
-    plain = plain_pickle.loads(data, "refs")
+    plain = untrusted_pickle.loads(data, "refs")
   except InputError:
     return
   repr(plain)  # what holds itself, or is a bomb when it is walked through, must not be here

@@ -1,0 +1,175 @@
+"""Pictures for people: overlays and contact sheets."""
+
+import colorsys
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from input_pipeline.common import atomic_files
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import nearest_indices
+
+PREDICTION = (30, 110, 255)
+TARGET = (255, 255, 255)
+CHOSEN = (255, 200, 0)
+
+
+def tint(
+  image: UInt8[np.ndarray, "h w 3"],
+  mask: Bool[np.ndarray, "h w"],
+  colour: tuple[int, int, int],
+  strength: float = 0.5,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Lays a colour over the mask; strength is its share, in [0, 1]."""
+  mixed = image * (1 - strength) + np.array(colour) * strength
+  return np.where(mask[..., None], mixed, image).astype(np.uint8)
+
+
+def outline(
+  image: UInt8[np.ndarray, "h w 3"],
+  mask: Bool[np.ndarray, "h w"],
+  colour: tuple[int, int, int],
+  width: int = 1,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Draws the inner edge of the mask, `width` pixels wide, with a dark line around it for contrast."""
+  inner = mask.copy()
+  for _ in range(width):
+    inner = _erode(inner)
+  result = image.copy()
+  result[~_erode(~mask) & ~mask] = 0
+  result[mask & ~inner] = colour
+  return result
+
+
+def _erode(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+  padded = np.pad(mask, 1, mode="edge")
+  return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def overlay(
+  image: UInt8[np.ndarray, "h w 3"],
+  prediction: Bool[np.ndarray, "h w"],
+  target: Bool[np.ndarray, "h w"] | None = None,
+  chosen: Bool[np.ndarray, "h w"] | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The prediction in blue, the outline of the chosen instance in yellow, that of the target in white."""
+  width = max(1, round(max(image.shape[:2]) / 300))
+  result = tint(image, prediction, PREDICTION)
+  if chosen is not None:
+    result = outline(result, chosen, CHOSEN, width)
+  return result if target is None else outline(result, target, TARGET, width)
+
+
+def instance_overlay(
+  image: UInt8[np.ndarray, "h w 3"],
+  instances: Bool[np.ndarray, "k h w"],
+  target: Bool[np.ndarray, "h w"],
+  best: int | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Each instance in a colour of its own, the outline of the best in yellow, that of the target in white inside it."""
+  width = max(1, round(max(image.shape[:2]) / 300))
+  # The largest first, so that what lies on it is seen.
+  for k in np.argsort(-instances.sum((1, 2)), kind="stable"):
+    image = tint(image, instances[k], _instance_colour(int(k)), 0.45)
+  if best is not None:
+    image = outline(image, instances[best], CHOSEN, 3 * width)
+  return outline(image, target, TARGET, width)
+
+
+def _instance_colour(number: int) -> tuple[int, int, int]:
+  """Hues a golden section apart: neighbours differ, and none comes back."""
+  red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9, 1)
+  return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def fitting_size(height: int, width: int, side: int) -> tuple[int, int]:
+  """Returns (width, height) of a picture of the same shape whose longer side has `side` pixels."""
+  scale = side / max(height, width)
+  return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def encode_jpeg(picture: UInt8[np.ndarray, "h w 3"], quality: int = 80) -> bytes:
+  """Writes a picture as a JPEG of middling quality, or another of 1 to 95; the same bytes for the same pixels."""
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, format="JPEG", quality=quality, optimize=True)
+  return buffer.getvalue()
+
+
+def stretch(
+  image: Shaped[np.ndarray, "h w ..."], size: tuple[int, int]
+) -> Shaped[np.ndarray, "y x ..."]:
+  """Resizes a picture or a mask to (width, height), each pixel kept as it is."""
+  width, height = size
+  rows, cols = nearest_indices(image.shape[0], height), nearest_indices(image.shape[1], width)
+  return image[rows[:, None], cols]
+
+
+def contact_sheet(
+  tiles: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+  captions: Sequence[str],
+  columns: int = 6,
+  side: int = 240,
+) -> Image.Image:
+  """A sheet of pictures with captions of up to three lines below.
+
+  Args:
+    tiles: the pictures, at most `side` pixels on a side.
+    captions: one a picture; line breaks are kept, long lines wrapped.
+    columns: pictures in a row.
+    side: of a cell, in pixels.
+  """
+  font, line = ImageFont.load_default(13), 16
+  rows, cell = -(-len(tiles) // columns), side + 3 * line + 14
+  sheet = Image.new("RGB", (columns * (side + 10) + 10, rows * cell + 10), "white")
+  draw = ImageDraw.Draw(sheet)
+  for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+    left, top = 10 + i % columns * (side + 10), 10 + i // columns * cell
+    sheet.paste(Image.fromarray(tile), (left, top))
+    for n, text in enumerate(_wrap(caption, font, side)[:3]):
+      draw.text((left, top + side + 2 + n * line), text, fill="black", font=font)
+  return sheet
+
+
+def _wrap(caption: str, font, width: int) -> list[str]:
+  lines: list[str] = []
+  for paragraph in caption.split("\n"):
+    lines.append("")
+    for word in paragraph.split():
+      longer = f"{lines[-1]} {word}".strip()
+      if lines[-1] and font.getlength(longer) > width:
+        lines.append(word)
+      else:
+        lines[-1] = longer
+  return lines
+
+
+def check_writable(path: str) -> None:
+  """Looks whether a picture can be written, before anything takes long.
+
+  Raises:
+    InputError: there is no such folder, or no such kind of picture.
+  """
+  atomic_files.check_folder(path)
+  ending = os.path.splitext(path)[1].lower()
+  if Image.registered_extensions().get(ending) not in Image.SAVE:
+    raise InputError(f"{path}: unknown kind of picture {ending!r}; use .png")
+
+
+def save(picture: Image.Image, path: str) -> None:
+  """Writes a picture whole or not at all.
+
+  Raises:
+    InputError: see `check_writable`; or the system refuses to write it.
+  """
+  check_writable(path)
+  with atomic_files.whole_file(path) as temporary:
+    picture.save(temporary)
+
+
+def legend() -> str:
+  """What the colours of `overlay` mean."""
+  return "blue: prediction, white: outline of the target, yellow: outline of the chosen instance"

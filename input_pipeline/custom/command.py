@@ -1,0 +1,27 @@
+"""Commands about data of your own (docs/your_own_data.md):
+
+python -m input_pipeline.custom validate mine.jsonl
+python -m input_pipeline.custom look mine.jsonl --out look.png
+python -m input_pipeline.custom convert --from cvat instances_default.json --images images --out mine.jsonl
+python -m input_pipeline.custom example --out example
+"""
+
+from input_pipeline.common.command_line import command_parser
+from input_pipeline.custom import convert, draw, example_command, validate
+
+# Each has add_parser(subparsers), which sets `run` to a function of the parsed arguments.
+COMMANDS = (validate, draw, convert, example_command)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs the command that is named first.
+
+  Raises:
+    InputError: something is wrong with what was given.
+  """
+  parser = command_parser("input_pipeline.custom", __doc__)
+  subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+  for command in COMMANDS:
+    command.add_parser(subparsers)
+  args = parser.parse_args(argv)
+  args.run(args)

@@ -1,0 +1,120 @@
+"""COCO instances with expressions beside the segmentation: as people write them, and as CVAT's "COCO 1.0" exports them.
+
+CVAT puts a label's attributes under `attributes` of each annotation, `occluded` and the like among them; boxes have an
+empty segmentation; shapes of a group are one annotation, run lengths where a mask is among them.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from input_pipeline.common import untrusted_json
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters import (
+  CATEGORY,
+  Export,
+  Options,
+  Region,
+  box,
+  id_in,
+  rows_in,
+  texts_in,
+)
+from input_pipeline.custom.schema import Mask
+
+_LARGEST = 1e6  # pixels
+
+
+def read(path: str, options: Options) -> Export:
+  """Reads an export.
+
+  Args:
+    path: JSON with `images`, `annotations` and, for `category`, `categories`.
+    options: how.
+
+  Raises:
+    InputError: it is no such file, or nothing in it has an expression.
+  """
+  return read_content(untrusted_json.load_file(path), path, options)
+
+
+def read_content(content: Any, path: str, options: Options) -> Export:
+  """The same of a file that was read already."""
+  if not is_coco(content):
+    raise InputError(f"{path}: no COCO file; it needs the lists `images` and `annotations`")
+  images = {id_in(row, "id"): row for row in rows_in(content["images"])}
+  names = {id_in(row, "id"): str(row.get("name", "")) for row in rows_in(content.get("categories"))}
+  export = Export([], collections.Counter())
+  for number, row in enumerate(content["annotations"]):
+    if not isinstance(row, dict):
+      raise InputError(f"{path}: annotation number {number + 1} is no object")
+    image_id = id_in(row, "image_id")
+    image = None if image_id is None else images.get(image_id)
+    if image is None or not isinstance(image.get("file_name"), str):
+      export.left_out["of an image that the file does not name"] += 1
+      continue
+    mask = _mask(row, options)
+    texts = _texts(row, names, options)
+    if mask is None:
+      kind = "a box without a mask (--boxes takes it as one)" if row.get("bbox") else "no mask"
+      export.left_out[kind] += 1
+      continue
+    category = row.get("category_id", 0)
+    export.regions.append(
+      Region(
+        image["file_name"],
+        mask,
+        texts,
+        category if type(category) is int and category >= 0 else 0,
+        bool(row.get("iscrowd")),
+        image_id if isinstance(image_id, int) else None,
+      )
+    )
+  if not any(region.texts for region in export.regions):
+    raise InputError(f"{path}: {_no_text(content['annotations'], options)}")
+  return export
+
+
+def is_coco(content: Any) -> bool:
+  """Whether this is a COCO file."""
+  return isinstance(content, dict) and all(
+    isinstance(content.get(key), list) for key in ("images", "annotations")
+  )
+
+
+def _texts(row: Mapping[str, Any], names: Mapping[Any, str], options: Options) -> tuple[str, ...]:
+  attributes = row.get("attributes")
+  places = (row, attributes if isinstance(attributes, dict) else {})
+  for key in options.text_keys:
+    if key == CATEGORY:
+      return texts_in(names.get(id_in(row, "category_id"), ""), options.separator)
+    for place in places:
+      if found := texts_in(place.get(key), options.separator):
+        return found
+  return ()
+
+
+def _mask(row: Mapping[str, Any], options: Options) -> Mask | None:
+  segmentation, bbox = row.get("segmentation"), row.get("bbox")
+  if isinstance(segmentation, dict) and {"size", "counts"} <= set(segmentation):
+    return {"rle": {key: segmentation[key] for key in ("size", "counts")}}
+  if isinstance(segmentation, list) and segmentation:
+    return {"polygons": segmentation}
+  if options.boxes and isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_length, bbox)):
+    return box(*map(float, bbox))
+  return None
+
+
+def _is_length(value: Any) -> bool:
+  return type(value) in (int, float) and abs(value) <= _LARGEST
+
+
+def _no_text(rows: Sequence[Mapping[str, Any]], options: Options) -> str:
+  keys = sorted({key for row in rows for key in row})
+  attributes = sorted({key for row in rows for key in row.get("attributes") or ()})
+  more = f", and under attributes {', '.join(attributes)}" if attributes else ""
+  return (
+    f"no annotation with a mask has an expression in any of {', '.join(options.text_keys)}; annotations have "
+    f"{', '.join(keys) or 'no keys'}{more}. Name the place with --text KEY, or take the names of categories with "
+    f"--text {CATEGORY}"
+  )

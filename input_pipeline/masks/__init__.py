@@ -1,0 +1,1 @@
+"""Segmentations in the formats of COCO and PhraseCut, as masks."""

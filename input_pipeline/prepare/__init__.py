@@ -1,0 +1,1 @@
+"""The command that writes a data set as TFRecords."""

@@ -1,0 +1,1 @@
+"""Commands about proposals: judge them, and clean the data of detectors."""

@@ -1,0 +1,25 @@
+"""Commands about instance masks:
+
+python -m input_pipeline.proposals report --data_dir data
+python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer --out clean.json
+"""
+
+from input_pipeline.common.command_line import command_parser
+from input_pipeline.proposals import clean_split, report
+
+# Each has add_parser(subparsers), which sets `run` to a function of the parsed arguments.
+COMMANDS = (report, clean_split)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs the command that is named first.
+
+  Raises:
+    InputError: something is wrong with what was given.
+  """
+  parser = command_parser("input_pipeline.proposals", __doc__)
+  subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+  for command in COMMANDS:
+    command.add_parser(subparsers)
+  args = parser.parse_args(argv)
+  args.run(args)

@@ -1,0 +1,65 @@
+"""Instance masks that a user's own data comes with (docs/your_own_data.md)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from input_pipeline import records
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom import masks
+from input_pipeline.custom.problems import Wrong
+
+NAME = "own"
+
+
+class OwnInstances:
+  """The instances that lines have; an image whose lines have none has none."""
+
+  trained_on = "unknown"
+  parallel = True
+
+  def __init__(
+    self, argument: str = "", given: Mapping[int, Sequence[dict[str, Any]]] | None = None
+  ):
+    """Takes what the photos at hand come with.
+
+    Args:
+      argument: there is none.
+      given: masks that `own_data.masks.rasterise` reads, with `score` and `category`, by the image's id.
+    """
+    if argument:
+      raise InputError(
+        f"--instances own:{argument}: own takes no argument, they are in the file of lines"
+      )
+    self._given = given
+
+  def propose(
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
+  ) -> list[records.Instances]:
+    """Returns the instances of each image.
+
+    Raises:
+      InputError: they do not fit their image; or nobody has read a file of lines.
+    """
+    if self._given is None:
+      raise InputError("--instances own: only data of --dataset jsonl:FILE comes with its own")
+    return [
+      self._propose(self._given.get(image_id, ()), image_id, *image.shape[:2])
+      for image, image_id in zip(images, image_ids, strict=True)
+    ]
+
+  def _propose(
+    self, given: Sequence[dict[str, Any]], image_id: int, height: int, width: int
+  ) -> records.Instances:
+    try:
+      found = [masks.rasterise(mask, height, width) for mask in given]
+    except Wrong as wrong:
+      raise InputError(f"instances of image {image_id}: {wrong}") from wrong
+    return records.Instances(
+      masks=np.stack(found) if found else np.zeros((0, height, width), bool),
+      scores=np.array([mask.get("score", 1.0) for mask in given], np.float32),
+      categories=np.array([mask.get("category", 0) for mask in given], np.int32),
+      source=NAME,
+    )

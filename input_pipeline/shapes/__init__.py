@@ -1,0 +1,1 @@
+"""Generated scenes of shapes, with expressions and simulated proposals."""

@@ -1,0 +1,288 @@
+"""The TFDS builder: examples to TFRecord shards, one record an image.
+
+`python -m input_pipeline.prepare` is the way in. TFDS's own command works as well, from the files
+that docs/data.md puts under its manual folder:
+`tfds build input_pipeline/builder.py --config refcoco_unc --manual_dir DIR --data_dir D`.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import io
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from input_pipeline import storage
+from input_pipeline.common import parallel
+from input_pipeline.common.errors import InputError
+from input_pipeline.common.progress_bar import progress_bar
+from input_pipeline.proposers import leakage
+from input_pipeline.sources import (
+  Made,
+  Skipped,
+  Source,
+  photo_set,
+  photos,
+  phrasecut,
+  readers,
+  scene_set,
+)
+from input_pipeline.tf import tfds_settings
+
+tfds_settings.apply()
+
+
+def record_features() -> tfds.features.FeaturesDict:
+  """Returns the names and types of a record's fields."""
+  undecoded = tfds.features.Tensor(shape=(), dtype=np.object_)
+  text = tfds.features.Text()
+  return tfds.features.FeaturesDict(
+    {
+      "image": undecoded,  # JPEG or PNG
+      "image_id": np.int64,
+      "file_name": text,
+      "height": np.int32,
+      "width": np.int32,
+      "instances": undecoded,  # records.encode_planes
+      "instance_score": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+      "instance_category": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+      "instances_from": text,
+      "instances_trained_on": text,
+      "refs": tfds.features.Sequence(
+        {
+          "ref_id": np.int64,
+          "ann_ids": tfds.features.Sequence(np.int64),
+          "target": undecoded,  # records.encode_target
+          "sentences": tfds.features.Sequence(text),
+          "normalised": tfds.features.Sequence(text),
+        }
+      ),
+    }
+  )
+
+
+class _Info(tfds.core.DatasetInfo):
+  """What is known of a data set."""
+
+  def initialize_from_bucket(self) -> None:
+    """Knows nothing of TFDS's own bucket, which has none of ours; TFDS would leave an empty folder behind."""
+
+
+class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
+  """Images, instance masks, and expressions with the mask that they mean."""
+
+  name = storage.BUILDER_NAME
+  VERSION = tfds.core.Version(storage.VERSION)
+  BUILDER_CONFIGS: ClassVar = [
+    tfds.core.BuilderConfig(name=config) for config in storage.CONFIGS.values()
+  ]
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    "Put refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/ into refer/, and the COCO photos into "
+    "train2014/; docs/data.md says where to get them."
+  )
+
+  # Nothing is downloaded; and TFDS's search for checksums needs a package that it does not declare.
+  url_infos = None
+
+  def __init__(
+    self,
+    *,
+    source: Source | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    on_beam: bool = False,
+    **kwargs: Any,
+  ):
+    """Makes the builder.
+
+    Args:
+      source: where examples come from; by default what lies in TFDS's manual folder, or generated
+        scenes.
+      arguments: what the source was made from, kept in the data set's metadata.
+      on_beam: whether Apache Beam does the work; otherwise `source.workers` processes do.
+      **kwargs: `data_dir` and `config`, as TFDS has them.
+    """
+    self._source, self._on_beam = source, on_beam
+    self._made_from = tfds.core.MetadataDict(arguments=dict(arguments or {}), counts={}, skipped={})
+    self._made_from.update(source.provenance if source else {})
+    self.seconds: dict[str, float] = {}
+    """Time that the instance masks of an image took, for each split."""
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return _Info(builder=self, features=record_features(), metadata=self._made_from)
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    if self._source is None:
+      assert self.builder_config is not None
+      self._source, arguments = _default_source(self.builder_config.name, dl_manager)
+      self._made_from["arguments"].update(arguments)
+      self._made_from.update(self._source.provenance)
+    if self._on_beam:
+      from input_pipeline.tf import beam  # needs a package that is not required
+
+      return {
+        split: beam.MakeExamples(self._source, split, os.fspath(self.data_dir_root))
+        for split in self._source.splits
+      }
+    pool = parallel.start_workers(self._source.workers) if self._source.workers > 1 else None
+    return {split: self._generate_examples(split, pool) for split in self._source.splits}
+
+  def _generate_examples(self, split: str, pool: concurrent.futures.Executor | None = None):
+    assert self._source is not None
+    tasks = self._source.tasks(split)
+    if pool is None:
+      done = map(self._source.make, tasks)
+    else:
+      done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
+    counts, skipped, seconds = Made([]).counts(), [], 0.0
+    with progress_bar(split, self._source.splits[split], "images") as bar:
+      for made in done:
+        counts = {name: counts[name] + number for name, number in made.counts().items()}
+        skipped += made.skipped
+        seconds += made.seconds
+        for fields in made.examples:
+          yield fields["image_id"], fields
+        bar.update(len(made.examples) + len(made.skipped))
+    if not counts["records"]:
+      raise InputError(f"{split}: every image was left out; the last: {skipped[-1].reason}")
+    self._note(split, counts, skipped, seconds)
+
+  def _process_pipeline_result(self, pipeline_result: Any) -> None:
+    """TFDS calls this when Beam is done."""
+    from input_pipeline.tf import beam
+
+    assert self._source is not None
+    for split in self._source.splits:
+      counts, seconds = beam.read_counts(pipeline_result, split)
+      skipped = beam.read_skipped(os.fspath(self.data_dir_root), split)
+      self._note(split, counts, skipped, seconds)
+
+  def _note(
+    self, split: str, counts: dict[str, int], skipped: list[Skipped], seconds: float
+  ) -> None:
+    self._made_from["counts"][split] = counts
+    if skipped:
+      rows = sorted((row.image_id, row.reason) for row in skipped)
+      self._made_from["skipped"][split] = [list(row) for row in rows]
+    if seconds:  # measured: generated scenes have no provider
+      self.seconds[split] = seconds / max(1, counts["records"])
+
+
+def _default_source(
+  config: str, dl_manager: tfds.download.DownloadManager
+) -> tuple[Source, dict[str, Any]]:
+  """The source for TFDS's own command, which takes no arguments of ours."""
+  (name,) = (name for name, legal in storage.CONFIGS.items() if legal == config)
+  if name == "shapes":
+    return scene_set.SceneSet(), {}
+  manual = os.fspath(dl_manager.manual_dir)
+  root, images = os.path.join(manual, "refer"), os.path.join(manual, "train2014")
+  if name == phrasecut.DATASET:
+    images = os.path.join(root, phrasecut.FOLDER, "images")
+  reader = readers.open_reader(name, root)
+  # Without annotations of COCO's there is nothing to make masks of.
+  provider, argument, trained_on = (
+    ("coco", f":{reader.annotations_path}", "ground-truth")
+    if reader.annotations_path
+    else ("none", "", "nothing")
+  )
+  make = photos.PhotoMaker(provider + argument)
+  provenance = leakage.provenance(
+    provider, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
+  )
+  refs, _ = readers.locate(name, root, None)
+  arguments = {"refs": ",".join(map(storage.fingerprint, refs)), "instances": provider}
+  return photo_set.PhotoSet(reader, images, make, provenance), arguments
+
+
+def write_dataset(
+  data_dir: str,
+  name: str,
+  source: Source,
+  arguments: Mapping[str, Any],
+  beam_options: str | None = None,
+) -> None:
+  """Writes a data set to `data_dir`: all of it, or nothing after an error or interrupt.
+
+  Args:
+    data_dir: made if it is not there; a data set of that name in it is replaced. With Beam on several machines, a
+      folder that all of them see under this name.
+    name: of the data set, as users know it.
+    source: where examples come from.
+    arguments: what the source was made from, kept in the metadata.
+    beam_options: options of an Apache Beam pipeline, which then does the work; None for processes of this machine.
+  """
+  tfds.disable_progress_bar()  # It counts shards; ours counts images.
+  download = tfds.download.DownloadConfig()
+  if beam_options is not None:
+    from input_pipeline.tf import beam
+
+    download.beam_options = beam.parse_options(beam_options)
+  with storage.staging(data_dir, name) as folder:
+    with _quiet_tfds():
+      builder = ReferringSegmentation(
+        source=source,
+        arguments=arguments,
+        on_beam=beam_options is not None,
+        config=_config(name),
+        data_dir=folder,
+      )
+    with _quiet_tfds(), _clear_errors(beam_options is not None):
+      builder.download_and_prepare(download_config=download)
+    storage.write_timing(folder, name, builder.seconds)
+
+
+def _config(name: str) -> tfds.core.BuilderConfig | str:
+  """TFDS's config of a data set: one of its list, or a new one for data of a user's own."""
+  legal = storage.config_name(name)
+  known = storage.CONFIGS.values()
+  return legal if legal in known else tfds.core.BuilderConfig(name=legal)
+
+
+@contextlib.contextmanager
+def _clear_errors(on_beam: bool) -> Iterator[None]:
+  """What is wrong with the input is an `InputError` on Beam too."""
+  try:
+    yield
+  except Exception as error:
+    if on_beam:
+      from input_pipeline.tf import beam
+
+      if (found := beam.input_error(error)) is not None:
+        raise found from None
+    if "No space left on device" in str(error):  # TensorFlow has errors of its own
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    raise
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+  """Keeps TFDS from announcing the folder that is about to be renamed, and its own deprecations."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def open_dataset(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
+  """Opens a prepared data set for reading; its `info.metadata["counts"]` has sizes of splits.
+
+  Args:
+    data_dir: what `prepare` was given.
+    name: of the data set, as users know it, such as `refcoco+_unc`.
+
+  Raises:
+    InputError: there is no such data set; the message names the command that makes it.
+  """
+  folder = storage.open_dir(data_dir, name)
+  if not (folder / "dataset_info.json").exists():
+    raise storage.not_prepared(data_dir, name)
+  return tfds.builder_from_directory(folder)

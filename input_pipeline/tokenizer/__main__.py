@@ -1,0 +1,7 @@
+"""Runs `python -m input_pipeline.tokenizer`."""
+
+from input_pipeline.common.errors import run_command
+from input_pipeline.tokenizer.command import main
+
+if __name__ == "__main__":
+  run_command(main)

@@ -1,0 +1,201 @@
+"""A page to try a model on photos, in the browser:
+
+python -m mail_jax.app --checkpoint runs/demo
+python -m mail_jax.app --checkpoint runs/refcoco_unc --host 0.0.0.0 --examples photos --instances felzenszwalb
+
+It needs Gradio: pip install "mail_jax[app]". The page loads without any network but the way to this server.
+docs/app.md says how to put it behind a proxy, and what a visitor may and may not do.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import signal
+import tempfile
+from collections.abc import Iterator
+
+from input_pipeline import proposers as providers
+from input_pipeline.common.command_line import command_parser
+from input_pipeline.common.errors import InputError
+from mail_jax.app import examples, guard, messages
+from mail_jax.app.limits import Limits
+from mail_jax.app.service import Answerer
+from mail_jax.export import load
+from mail_jax.predict.segmenter import Segmenter
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  args = _parser().parse_args(argv)
+  allowed = _limits(args)
+  _check_gradio()
+  provider = providers.open_provider(args.instances)
+  with _temporary_folder() as folder:
+    model = load.load(args.checkpoint, args.which)
+    dataset = str(model.config.dataset)
+    offered = examples.load(args.examples, dataset, allowed, folder / "examples")
+    answerer = Answerer(
+      Segmenter(model),
+      allowed,
+      folder / "answers",
+      examples.Masks(offered),
+      provider,
+      args.instances.partition(":")[0],
+    )
+    name = os.path.basename(os.path.normpath(args.checkpoint))
+    heading = messages.title(name, args.which, model.step, dataset)
+    _serve(args, allowed, answerer, heading, offered)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = command_parser("mail_jax.app", __doc__)
+  load.add_arguments(parser)
+  parser.add_argument(
+    "--host",
+    default="127.0.0.1",
+    help="the address to listen at; 0.0.0.0 lets others in (default: 127.0.0.1, this machine alone)",
+  )
+  parser.add_argument(
+    "--port", type=int, default=7860, help="the port to listen at (default: 7860)"
+  )
+  parser.add_argument(
+    "--root_path",
+    default="",
+    metavar="PATH",
+    help="where a proxy shows the page, such as /mail, if it is not at /",
+  )
+  parser.add_argument(
+    "--examples",
+    metavar="FOLDER or JSONL",
+    help="pictures to pick from; without, a model of generated scenes offers some, and others none",
+  )
+  parser.add_argument(
+    "--instances",
+    default="none",
+    metavar="NAME:ARGUMENT",
+    help="where the instance masks of uploaded photos come from: docs/instances.md (default: none)",
+  )
+  defaults = Limits()
+  parser.add_argument(
+    "--max_megapixels",
+    type=float,
+    default=defaults.megapixels,
+    help="larger photos are refused before they are decoded (default: %(default)g)",
+  )
+  parser.add_argument(
+    "--max_upload_mb",
+    type=float,
+    default=defaults.upload_megabytes,
+    help="larger files are refused, in millions of bytes (default: %(default)g)",
+  )
+  parser.add_argument(
+    "--max_queue",
+    type=int,
+    default=defaults.queue,
+    help="requests that may wait; who comes then is asked to try again later (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--concurrency",
+    type=int,
+    default=defaults.concurrency,
+    help="requests that are worked on at a time; each takes memory of its own (default: %(default)s)",
+  )
+  return parser
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+  for name in ("max_megapixels", "max_upload_mb", "max_queue", "concurrency"):
+    if not getattr(args, name) > 0:
+      raise InputError(f"--{name} {getattr(args, name)}: it must be above 0")
+  if not 0 < args.port < 65536:
+    raise InputError(f"--port {args.port}: a port is a number from 1 to 65535")
+  return Limits(
+    megapixels=args.max_megapixels,
+    upload_megabytes=args.max_upload_mb,
+    queue=args.max_queue,
+    concurrency=args.concurrency,
+  )
+
+
+def _check_gradio() -> None:
+  # Gradio reads these when it is imported.
+  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+  os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+  try:
+    import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise InputError(
+      f'the page needs Gradio ({error}); install it with: pip install "mail_jax[app]"'
+    ) from error
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[pathlib.Path]:
+  """A folder for uploads and answers that is gone when the page ends, also by SIGTERM."""
+
+  def stop(*_) -> None:
+    raise KeyboardInterrupt
+
+  signal.signal(signal.SIGTERM, stop)
+  with tempfile.TemporaryDirectory(prefix="mail_jax_app_", ignore_cleanup_errors=True) as root:
+    for name in ("examples", "answers", "uploads"):
+      os.mkdir(os.path.join(root, name))
+    os.environ["GRADIO_TEMP_DIR"] = os.path.join(root, "uploads")
+    yield pathlib.Path(root)
+
+
+def _serve(
+  args: argparse.Namespace,
+  allowed: Limits,
+  answerer: Answerer,
+  heading: str,
+  offered: list[examples.Example],
+) -> None:
+  """Runs until Ctrl-C or SIGTERM."""
+  from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
+
+  from mail_jax.app import layout, theme
+
+  note = (
+    "Upload the masks of your photo, or leave this: the model also answers without, less exactly."
+  )
+  if args.instances != "none":
+    note = (
+      f"Masks are made by {args.instances.partition(':')[0]} unless you upload those of your photo."
+    )
+  page = layout.build(answerer, heading, offered, allowed, note)
+  upload_bytes = int(allowed.upload_megabytes * 1e6)
+  try:
+    page.launch(
+      server_name=args.host,
+      server_port=args.port,
+      root_path=args.root_path or None,
+      share=False,
+      quiet=True,
+      prevent_thread_lock=True,
+      theme=theme.theme(),
+      css=theme.CSS,
+      footer_links=[],
+      run_history=False,
+      ssr_mode=False,
+      enable_monitoring=False,
+      mcp_server=False,
+      pwa=False,
+      max_file_size=upload_bytes,
+      state_session_capacity=256,
+      app_kwargs={"middleware": [Middleware(guard.Guard, upload_bytes=upload_bytes + 100_000)]},
+    )
+  except OSError as error:
+    raise InputError(
+      f"--host {args.host} --port {args.port}: cannot listen there ({error}); is another page running? Try --port"
+    ) from error
+  print(
+    f"The page is at http://{args.host}:{args.port}{args.root_path}; Ctrl-C ends it.", flush=True
+  )
+  try:
+    page.block_thread()
+  except KeyboardInterrupt:
+    pass
+  finally:
+    page.close(verbose=False)

@@ -1,0 +1,1 @@
+"""Checkpoints of a run, on a disk or in a bucket."""

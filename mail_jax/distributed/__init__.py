@@ -1,0 +1,1 @@
+"""Processes, meshes and the placement of arrays."""

@@ -1,0 +1,167 @@
+"""How the processes of a run find each other, and how they end together.
+
+Every command that runs on several processes is started once a process, with the same arguments, and calls
+`initialize` before anything touches a device. docs/scale.md has the launch recipes.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from input_pipeline.common import errors
+from input_pipeline.common.errors import InputError
+from mail_jax.distributed import clusters, watchdog
+
+# Seconds for all processes to come: on a cluster one may have to pull its image first.
+STARTUP = 300
+# Seconds after which JAX takes a process for dead that the lifeline could not watch.
+HEARTBEAT = 40
+# Seconds that a process waits at its end for the others to end too.
+SHUTDOWN = 30
+
+_OPTIONS = ("coordinator_address", "num_processes", "process_id")
+_lifelines: list[watchdog.Lifeline] = []  # of this process; at most one
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options for several processes where no cluster says what they are."""
+  group = parser.add_argument_group(
+    "several processes",
+    "All three or none: Cloud TPU, Slurm, Kubernetes and Open MPI need none, nor does one process.",
+  )
+  group.add_argument(
+    "--coordinator_address", metavar="HOST:PORT", help="of process 0, and any port that is free"
+  )
+  group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+  group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+
+
+def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
+  """Joins the other processes of the run; does nothing where there are none.
+
+  When one of them dies later, the others end too: see `lifeline`.
+
+  Args:
+    args: with the options of `add_arguments`. Without them the environment decides: see `clusters`.
+    saves_on_sigterm: whether the command watches for SIGTERM, as `preemption.Preemption` does; where not, the signal
+      ends it. With several processes JAX catches it, and nobody else would hear of it.
+
+  Raises:
+    InputError: the options, or what the environment says, cannot be used.
+  """
+  options = explicit(args)
+  host = options["coordinator_address"].rpartition(":")[0].strip("[]") if options else ""
+  options = options or clusters.detect(os.environ)
+  if options is None:
+    return
+  jax.config.update("jax_enable_preemption_service", saves_on_sigterm)
+  _join(options)
+  if jax.process_count() > 1:
+    _lifelines.append(watchdog.Lifeline(host))
+
+
+def is_main() -> bool:
+  """Whether this is process 0: the only one that prints, and writes logs."""
+  return jax.process_index() == 0
+
+
+def agree(value: int) -> int:
+  """The number of process 0, on all of them: clocks differ, steps must not."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def everyone(value: Any) -> list[Any]:
+  """What each process says, on all of them: JSON, in the order of the processes."""
+  if jax.process_count() == 1:
+    return [value]
+  data = json.dumps(value).encode()
+  size = int(multihost_utils.process_allgather(np.int32(len(data))).max())
+  rows = multihost_utils.process_allgather(np.frombuffer(data.ljust(size), np.uint8))
+  return [json.loads(row.tobytes()) for row in rows]
+
+
+def run_command(main: Callable[[], None], interrupted: str = "") -> None:
+  """Runs a command as `errors.run_command` does; a process that fails does not wait for the others to end.
+
+  Args:
+    main: the command.
+    interrupted: what to say after Ctrl-C.
+  """
+  try:
+    errors.run_command(main, interrupted)
+  except BaseException as error:
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not _lifelines or not code:
+      raise
+    defect = not isinstance(error, SystemExit)
+    if defect:
+      traceback.print_exc()
+    sys.stdout.flush()
+    _lifelines[0].fail(code if isinstance(code, int) else 1, follows=defect)
+
+
+def explicit(args: argparse.Namespace) -> dict[str, Any] | None:
+  """Arguments for `jax.distributed.initialize` from the command line; None where it has none.
+
+  Raises:
+    InputError: some are missing, or cannot be.
+  """
+  given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
+  if not given:
+    return None
+  if missing := [f"--{name}" for name in _OPTIONS if name not in given]:
+    raise InputError(
+      f"--{next(iter(given))} is given without {' and '.join(missing)}: give all three, or none of "
+      "them where a cluster says what they are"
+    )
+  address, count, index = given.values()
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    raise InputError(
+      f"--coordinator_address {address}: write HOST:PORT of process 0, such as 10.0.0.1:8476"
+    )
+  if not 0 <= index < count:
+    raise InputError(
+      f"--process_id {index} of --num_processes {count}: processes are numbered from 0 to N - 1"
+    )
+  return given | {"cluster_detection_method": "deactivate"}
+
+
+def _join(options: dict[str, Any]) -> None:
+  where = f" at {options['coordinator_address']}" if "coordinator_address" in options else ""
+
+  def give_up() -> None:
+    line = (
+      f"error: the processes did not find each other within {STARTUP} s: process 0{where} cannot be reached, or not "
+      "all of them were started"
+    )
+    os.write(2, f"{line}\n".encode())
+    os._exit(1)
+
+  # JAX itself would abort with a stack trace of C++.
+  timer = threading.Timer(STARTUP, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(
+      **options,
+      initialization_timeout=STARTUP + 60,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      shutdown_timeout_seconds=SHUTDOWN,
+    )
+  except (ValueError, RuntimeError) as error:
+    raise InputError(
+      f"the processes of this run cannot be joined{where}: {error} "
+      f"(is the port free on process 0? Where the cluster is not understood, {clusters.EXPLICIT})"
+    ) from error
+  finally:
+    timer.cancel()

@@ -1,0 +1,43 @@
+"""What a number was measured on, in a few letters: equal fingerprints, equal model, config or data."""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mail_jax.config import to_json
+from mail_jax.export.load import Trained
+from mail_jax.train.optim import path_name
+from mail_jax.train.resume import MAY_CHANGE, flat
+
+_LETTERS = 16  # of SHA-256: 64 bits
+
+
+def of_config(config: ConfigDict) -> str:
+  """Fingerprint of a config, without what says where a run works and how often it tells of itself."""
+  settings = {
+    key: value for key, value in flat(to_json(config)).items() if not key.startswith(MAY_CHANGE)
+  }
+  return _letters(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()))
+
+
+def of_model(model: Trained) -> str:
+  """Fingerprint of all that a model's answers come from: parameters, statistics, config and tokenizer.
+
+  That of a model that holds its parameters itself, such as an ONNX file, is of its files.
+  """
+  digest = hashlib.sha256(of_config(model.config).encode())
+  digest.update(model.tokenizer.to_bytes())
+  digest.update("".join(f"{name} {sha256}\n" for name, sha256 in model.files.items()).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(model.on_one_device()):
+    values = np.ascontiguousarray(leaf)
+    digest.update(f"{path_name(path)} {values.dtype} {values.shape}\n".encode())
+    digest.update(values.tobytes())
+  return _letters(digest)
+
+
+def _letters(digest: Any) -> str:
+  return digest.hexdigest()[:_LETTERS]

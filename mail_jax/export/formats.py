@@ -1,0 +1,173 @@
+"""Models that hold their weights themselves: written once, and run in place of the network."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax import export
+from jaxlib.mlir import ir, passmanager
+from jaxlib.mlir.dialects import stablehlo
+from ml_collections import ConfigDict
+
+from input_pipeline.common.errors import InputError
+from mail_jax.export import folder as folders
+from mail_jax.export.forward import (
+  INPUTS,
+  Variables,
+  as_output,
+  input_specs,
+  make_forward,
+  output_specs,
+)
+from mail_jax.models.mail import MaIL, Output
+from mail_jax.train.optim import path_name
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_STABLEHLO = "1.8.0"  # what reads SavedModels knows 1.13 (docs/export.md)
+# What a name stands for in its place, since such readers find the shapes of neither composites nor calls; and no paths
+# of the files that the program was written in.
+_PLAIN = "builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)"
+# What each format needs besides our own requirements, and how it is installed.
+_EXTRA = 'pip install "mail_jax[export]"'
+
+
+def write(
+  form: str, place: pathlib.Path, config: ConfigDict, model: MaIL, variables: Variables
+) -> None:
+  """Writes a model in a format of `folder.PLACES` but `safetensors`.
+
+  Args:
+    form: which one.
+    place: the file, or folder, to be made.
+    config: whole.
+    model: of the config, with an attention that runs everywhere.
+    variables: of the model, on the host.
+
+  Raises:
+    InputError: what writes that format is not installed.
+  """
+  specs = input_specs(config, export.symbolic_shape("b")[0])
+  named: dict[str, Any] = dict(zip(INPUTS, specs, strict=True))
+  forward = make_forward(model)
+  if form == "stablehlo":
+    inside = jax.jit(functools.partial(forward, variables))
+    exported = export.export(inside, platforms=PLATFORMS)(*specs)
+    module = _for_older_readers(exported.mlir_module_serialized)
+    place.write_bytes(dataclasses.replace(exported, mlir_module_serialized=module).serialize())
+  elif form == "saved_model":
+    _write_saved_model(place, forward, variables, named)
+  elif form == "onnx":
+    from mail_jax.export import onnx_model
+
+    place.write_bytes(onnx_model.build(forward, variables, named))
+  else:
+    raise InputError(f"--format {form!r} is not one of {', '.join(folders.PLACES)}")
+
+
+def _write_saved_model(
+  place: pathlib.Path, forward: Callable[..., Any], variables: Variables, inputs: dict[str, Any]
+) -> None:
+  from input_pipeline.tf import saved_model
+
+  exported = export.export(jax.jit(forward), platforms=PLATFORMS)(variables, *inputs.values())
+  # Results are in the order of a flattened dictionary.
+  names = jax.tree.unflatten(exported.out_tree, range(len(exported.out_avals)))
+  program = saved_model.Program(
+    _for_older_readers(exported.mlir_module_serialized),
+    exported.calling_convention_version,
+    exported.platforms,
+    exported.module_kept_var_idx,
+    {name: exported.out_avals[i] for name, i in sorted(names.items(), key=lambda item: item[1])},
+  )
+  leaves = jax.tree_util.tree_leaves_with_path(variables)
+  weights = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+  saved_model.write(str(place), program, weights, inputs)
+
+
+def _for_older_readers(module: bytes) -> bytes:
+  """The same StableHLO as a portable artifact of an older version: who reads it may lag behind this JAX."""
+  stablehlo.register_stablehlo_passes()
+  with ir.Context() as context:
+    stablehlo.register_dialect(context)
+    parsed = stablehlo.deserialize_portable_artifact(context, module)
+    passmanager.PassManager.parse(_PLAIN).run(parsed.operation)
+    return stablehlo.serialize_portable_artifact(parsed, _STABLEHLO)
+
+
+def check_installed(form: str) -> None:
+  """Looks for what writes a format.
+
+  Raises:
+    InputError: it is not installed.
+  """
+  # Each says itself what it lacks.
+  if form == "onnx":
+    from mail_jax.export import onnx_model  # noqa: F401
+  elif form == "saved_model":
+    from input_pipeline.tf import saved_model  # noqa: F401
+
+
+def open_forward(
+  form: str, place: epath.Path, config: ConfigDict, model: MaIL
+) -> Callable[[Variables, Mapping[str, jax.Array]], Output]:
+  """Opens a model that `write` wrote: (nothing, batch) -> Output, to be called or traced.
+
+  Raises:
+    InputError: it cannot be opened, or what runs it is not installed.
+  """
+  try:
+    call = _OPEN[form](place)
+  except InputError:
+    raise
+  except Exception as error:  # three libraries, each with errors of its own
+    reason = str(error).strip().split("\n")[0]
+    raise InputError(f"--checkpoint {place}: it cannot be opened ({reason})") from error
+  in_jax = form == "stablehlo"
+
+  def forward(variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
+    del variables  # they are inside
+    inputs = [batch[name] for name in INPUTS]
+    if in_jax:
+      named = call(*inputs)
+    else:
+      named = jax.pure_callback(call, output_specs(model, config, inputs[0].shape[0]), *inputs)
+    return as_output(model, named, batch)
+
+  return forward
+
+
+def _open_stablehlo(place: epath.Path) -> Callable[..., Any]:
+  return export.deserialize(bytearray(place.read_bytes())).call
+
+
+def _open_saved_model(place: epath.Path) -> Callable[..., Any]:
+  from input_pipeline.tf import saved_model
+
+  return _named(saved_model.load(str(place), INPUTS))
+
+
+def _open_onnx(place: epath.Path) -> Callable[..., Any]:
+  try:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise InputError(f"--checkpoint {place}: it needs onnxruntime: {_EXTRA}") from error
+  session = onnxruntime.InferenceSession(place.read_bytes())
+  names = [output.name for output in session.get_outputs()]
+
+  def run(*inputs: np.ndarray) -> dict[str, Any]:
+    return dict(zip(names, session.run(names, dict(zip(INPUTS, inputs, strict=True))), strict=True))
+
+  return _named(run)
+
+
+def _named(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+  """Gives NumPy arrays to a library, whatever the caller has."""
+  return lambda *inputs: run(*map(np.asarray, inputs))
+
+
+_OPEN = {"stablehlo": _open_stablehlo, "saved_model": _open_saved_model, "onnx": _open_onnx}

@@ -1,0 +1,104 @@
+"""The function that an exported model is: five arrays in, logits and scores out."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mail_jax.models import instances
+from mail_jax.models.encoder import STACK, block_name
+from mail_jax.models.mail import MaIL, Output
+from mail_jax.models.mask_selection import select
+from mail_jax.train.step import apply_model
+
+Variables = Any  # {"params", "batch_stats"}
+Named = Mapping[str, jax.Array]
+# Of the batch (docs/architecture.md), in the order in which every exported model takes them.
+INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
+
+
+def make_forward(model: MaIL) -> Callable[..., dict[str, jax.Array]]:
+  """Makes (variables, *INPUTS) -> `logits` [b, s, s] and `selection_logits` [b, k + 1], the last one for "none".
+
+  A model that can say that nothing is meant gives `no_target` [b], too; all are float32.
+  """
+
+  def forward(variables: Variables, *inputs: jax.Array) -> dict[str, jax.Array]:
+    output = apply_model(model, variables, dict(zip(INPUTS, inputs, strict=True)))
+    named = {"logits": output.logits, "selection_logits": output.selection_logits}
+    if output.no_target is not None:
+      named["no_target"] = output.no_target
+    return {name: value.astype(jnp.float32) for name, value in named.items()}
+
+  return forward
+
+
+def without_loop(config: ConfigDict, variables: Variables) -> tuple[ConfigDict, Variables]:
+  """The same model as one whose blocks are written out one after the other, for formats without such loops.
+
+  Args:
+    config: whole; its `model.scan` says whether there is a loop.
+    variables: of its model.
+  """
+  if not config.model.scan:
+    return config, variables
+  config = copy.deepcopy(config)
+  config.model.scan = False
+  params, separate = dict(variables["params"]), config.model.separate_blocks
+  params["encoder"] = _unstack(params["encoder"], separate, config.model.depth)
+  if separate:
+    params["separate"] = {
+      name: _unstack(stack, 0, separate) for name, stack in params["separate"].items()
+    }
+  return config, variables | {"params": params}
+
+
+def _unstack(encoder: Mapping[str, Any], first: int, depth: int) -> dict[str, Any]:
+  """The parameters of an encoder with those of blocks `first` to `depth` - 1 by themselves."""
+  apart = dict(encoder)
+  stacked = apart.pop(STACK)
+  for i in range(first, depth):
+    apart[block_name(i)] = jax.tree.map(lambda x, i=i: x[i - first], stacked)
+  return apart
+
+
+def input_specs(config: ConfigDict, batch: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes and dtypes of the inputs, for that many examples; `batch` may be a symbol of `jax.export`."""
+  size = config.image_size
+  planes = max(1, -(-config.max_instances // instances.PLANE_BITS))
+  shapes = {
+    "image": ((batch, size, size, 3), jnp.uint8),
+    "instances": ((batch, planes, size, size), jnp.uint16),
+    "num_instances": ((batch,), jnp.int32),
+    "tokens": ((batch, config.max_tokens), jnp.int32),
+    "num_tokens": ((batch,), jnp.int32),
+  }
+  return tuple(jax.ShapeDtypeStruct(*shapes[name]) for name in INPUTS)
+
+
+def output_specs(model: MaIL, config: ConfigDict, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of the outputs, for that many examples."""
+  specs = input_specs(config, batch)
+  given = dict(zip(INPUTS, specs, strict=True))
+  valid = jax.ShapeDtypeStruct((batch, model.max_instances), jnp.bool_)
+  shapes = jax.eval_shape(
+    model.init,
+    jax.random.key(0),
+    *(given["image"], given["instances"], valid, given["tokens"], given["num_tokens"]),
+  )
+  return jax.eval_shape(make_forward(model), shapes, *specs)
+
+
+def as_output(model: MaIL, named: Named, batch: Mapping[str, jax.Array]) -> Output:
+  """What the model itself would say, from what an exported one says of a batch."""
+  valid = instances.count_valid(batch["num_instances"], model.max_instances)
+  masks = instances.unpack_planes(batch["instances"], model.max_instances)
+  scores = named["selection_logits"]
+  rho = jnp.zeros((scores.shape[0], 0))
+  if model.max_instances:
+    rho = select(scores[:, :-1], scores[:, -1], valid, model.selection)
+  shown = masks & valid[:, :, None, None]
+  return Output(named["logits"], rho, scores, shown, named.get("no_target"))

@@ -1,0 +1,1 @@
+"""What chips can do, and what a model asks of them."""

@@ -1,0 +1,103 @@
+"""Bytes that a compiled program reads from and writes to the memory of a device."""
+
+from mail_jax.plan.hlo import Instruction, Module, Shape
+
+# They name what is there, or stand for what other instructions do.
+_NOTHING = frozenset((
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+  "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
+))  # fmt: skip
+# They read as much of their first operand as they return.
+_PARTS = ("slice", "dynamic-slice", "gather", "slice-start", "copy-start")
+
+
+def memory_bytes(module: Module, every_space: bool = False) -> int:
+  """Bytes that one run of the program moves between the large memory of a device and what computes.
+
+  Each kernel reads its operands and writes its results once. Operands of which a kernel takes a part count as that
+  part, and so do results that are written in place. What lies in another memory (VMEM) costs nothing.
+
+  Args:
+    module: the program.
+    every_space: counts what lies in other memories too, as `Compiled.cost_analysis()` does.
+  """
+  total = 0
+  for instruction, times in module.walk(into_fusions=False):
+    total += times * _moved(module, instruction, every_space)
+  return total
+
+
+def _moved(module: Module, instruction: Instruction, every_space: bool) -> int:
+  opcode = instruction.opcode
+  if opcode in _NOTHING or opcode.endswith(("-done", "-update")):
+    return 0
+
+  def here(shapes: tuple[Shape, ...]) -> int:
+    return sum(s.bytes_stored for s in shapes if every_space or s.space == 0)
+
+  operands = module.operands(instruction)
+  if opcode == "fusion" and instruction.called and instruction.called[0] in module.roots:
+    return _of_fusion(module, instruction, operands, here)
+  if opcode in _PARTS:
+    # The result of `slice-start` begins with its operand.
+    result = instruction.shapes[opcode == "slice-start"]
+    read = result.bytes_stored if here(operands[0].shapes) else 0
+    return read + here((result,)) + sum(here(o.shapes) for o in operands[1:])
+  if opcode == "dynamic-update-slice":
+    update = operands[1].shapes
+    return here(update) + (sum(s.bytes_stored for s in update) if here(instruction.shapes) else 0)
+  results = instruction.shapes
+  if opcode.endswith("-start"):
+    results = tuple(s for o in operands for s in o.shapes)
+  return here(results) + sum(here(o.shapes) for o in operands)
+
+
+def _of_fusion(module: Module, fusion: Instruction, operands: list[Instruction], here) -> int:
+  inner = module.computations[fusion.called[0]]
+  users: dict[str, list[Instruction]] = {}
+  for instruction in inner.values():
+    for name in instruction.operands:
+      users.setdefault(name, []).append(instruction)
+  moved = 0
+  for parameter in (i for i in inner.values() if i.opcode == "parameter"):
+    outer = operands[int(parameter.inside)]
+    whole, takes = here(outer.shapes), _reached(parameter, users)
+    if whole and takes and all(_takes_part(name, user) for name, user in takes):
+      moved += min(whole, sum(_part(user) for _, user in takes))
+    else:
+      moved += whole
+  root = module.roots[fusion.called[0]]
+  results = module.operands(root) if root.opcode == "tuple" else [root]
+  for shape, result in zip(fusion.shapes, results, strict=False):
+    result = _before_bitcasts(module, result)
+    if result.opcode == "dynamic-update-slice" and here((shape,)):
+      moved += min(here((shape,)), sum(s.bytes_stored for s in module.operands(result)[1].shapes))
+    else:
+      moved += here((shape,))
+  return moved
+
+
+def _reached(value: Instruction, users: dict) -> list[tuple[str, Instruction]]:
+  """Who uses a value inside a fusion, bitcasts seen through: (name of the operand, user)."""
+  found = []
+  for user in users.get(value.name, []):
+    if user.opcode == "bitcast":
+      found += _reached(user, users)
+    else:
+      found.append((value.name, user))
+  return found
+
+
+def _takes_part(name: str, user: Instruction) -> bool:
+  return user.opcode in (*_PARTS, "dynamic-update-slice") and user.operands[0] == name
+
+
+def _part(user: Instruction) -> int:
+  """Bytes of its first operand that the user reads; what it overwrites it does not read."""
+  return 0 if user.opcode == "dynamic-update-slice" else sum(s.bytes_stored for s in user.shapes)
+
+
+def _before_bitcasts(module: Module, value: Instruction) -> Instruction:
+  while value.opcode == "bitcast":
+    value = module.operands(value)[0]
+  return value

@@ -1,0 +1,7 @@
+"""Runs `python -m mail_jax.predict`."""
+
+from input_pipeline.common.errors import run_command
+from mail_jax.predict.command import main
+
+if __name__ == "__main__":
+  run_command(main, interrupted="interrupted; of several photos, the same command goes on")

@@ -1,0 +1,167 @@
+"""How good the masks are, in charts: at which IoU, for which targets and sentences, and what stands in the way."""
+
+from collections.abc import Iterator, Sequence
+
+from mail_jax.report import axes, charts, outcomes
+from mail_jax.report.charts import Bar, Series
+from mail_jax.report.judged import Judged
+from mail_jax.report.outcomes import BINS, REASONS, STEPS
+from mail_jax.report.panels import grid, panel
+
+_GROUPS = {
+  "by_size": (
+    "Mean IoU by the size of the target",
+    "Small: an area below 32 x 32 pixels of the photo; medium: below 96 x 96; large: the others. Percent.",
+  ),
+  "by_words": ("Mean IoU by the length of the expression", "In words. Percent."),
+}
+_COLUMNS = (
+  "sentences", "mIoU", "boundary_mIoU", "oIoU", "P@0.5", "selection_accuracy", "oracle_mIoU",
+)  # fmt: skip
+
+
+def draw(splits: Sequence[Judged]) -> Iterator[str]:
+  """Yields the panels."""
+  yield from grid(_panels(splits))
+
+
+def _panels(splits: Sequence[Judged]) -> Iterator[str]:
+  yield _precision(splits)
+  for number, split in enumerate(splits):
+    yield _histogram(split, number, alone=len(splits) == 1)
+  yield _reasons(splits)
+  yield _ceiling(splits)
+  for name, (title, text) in _GROUPS.items():
+    if any(name in split.groups for split in splits):
+      yield _groups(splits, name, title, text)
+
+
+def _precision(splits: Sequence[Judged]) -> str:
+  curves = [outcomes.precision_curve(split.rows) for split in splits]
+  at = [x / STEPS for x in range(STEPS + 1)]
+  series = [
+    Series(split.name, [*zip(at, curve, strict=True)])
+    for split, curve in zip(splits, curves, strict=True)
+  ]
+  half = ", ".join(
+    f"{one.name} {_percent(curve[STEPS // 2])} % at 0.5"
+    for one, curve in zip(series, curves, strict=True)
+  )
+  tick = axes.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), axes.plain, "X")
+  chart = charts.lines(
+    series, tick, axes.fractions(""), f"P@X for X from 0 to 1: {half}",
+    lambda name, x, y: f"{name}: P@{x:.2f} = {_percent(y)} %",
+  )  # fmt: skip
+  rows = [
+    [f"{x / STEPS:.2f}", *(_percent(curve[x]) for curve in curves)] for x in range(0, STEPS + 1, 5)
+  ]
+  return panel(
+    "Precision at X",
+    chart,
+    charts.key([one.name for one in series]),
+    "Share of sentences whose mask has an IoU of at least X, in percent.",
+    (["X", *(one.name for one in series)], rows),
+  )
+
+
+def _histogram(split: Judged, number: int, alone: bool) -> str:
+  counts = outcomes.histogram(split.rows)
+  names = [f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}" for i in range(BINS)]
+  say = [
+    f"IoU {name}: {count:,} sentences, {count / len(split.rows):.1%}"
+    for name, count in zip(names, counts, strict=True)
+  ]
+  x = axes.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), axes.plain, "IoU")
+  low, high = counts[0] / len(split.rows), counts[-1] / len(split.rows)
+  says = f"Histogram of the IoU on {split.name}: {low:.1%} of the sentences below 0.05, {high:.1%} from 0.95 on"
+  chart = charts.columns(counts, x, axes.covering(counts, ""), says, say, number)
+  title = "Sentences by IoU" if alone else f"Sentences by IoU, {split.name}"
+  rows = [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]
+  return panel(
+    title, chart, "", "How many sentences have a mask of that IoU.", (["IoU", "sentences"], rows)
+  )
+
+
+def _reasons(splits: Sequence[Judged]) -> str:
+  found = {split.name: outcomes.reasons(split.rows) for split in splits}
+  bars, table = [], []
+  for name, counts in found.items():
+    total = max(sum(counts), 1)
+    texts = [
+      f"{reason.name}: {count:,} sentences, {count / total:.1%}"
+      for reason, count in zip(REASONS, counts, strict=True)
+    ]
+    parts = [
+      (text, count / total, reason.look)
+      for text, count, reason in zip(texts, counts, REASONS, strict=True)
+    ]
+    bars.append((name, parts))
+    table.append([name, *(f"{count:,}" for count in counts)])
+  chart = charts.shares(
+    bars,
+    "Found or not, and why: "
+    + "; ".join(f"{name} {', '.join(text for text, _, _ in parts)}" for name, parts in bars),
+  )
+  key = charts.key_of(
+    [(f"{reason.name}: {reason.meaning}", f"swatch {reason.look}") for reason in REASONS]
+  )
+  text = "Of the sentences with a target, in percent."
+  return panel("Found or not, and why", chart, key, text, (["", *(r.name for r in REASONS)], table))
+
+
+def _ceiling(splits: Sequence[Judged]) -> str:
+  marks = {
+    "picked_mIoU": "the chosen instance mask, as it is",
+    "mIoU": "the model's mask",
+    "oracle_mIoU": "the best instance mask",
+  }
+  groups = []
+  for split in splits:
+    bars = []
+    for number, (name, meaning) in enumerate(marks.items()):
+      value = split.metrics.get(name)
+      says = f"{split.name}, {meaning}: mean IoU {_percent(value)} %"
+      bars.append(Bar(None if value is None else float(value), says, number))
+    groups.append((split.name, bars))
+  table = [[split.name, *(_percent(split.metrics.get(name)) for name in marks)] for split in splits]
+  return panel(
+    "What the instance masks allow",
+    charts.bars(groups, "; ".join(bar.says for _, bars in groups for bar in bars)),
+    charts.key([*marks.values()]),
+    "Mean IoU in percent. The best mask is the ceiling of any method that only picks one; a model that draws its own "
+    "outline can pass it.",
+    (["", "chosen mask", "model", "best mask"], table),
+  )
+
+
+def _groups(splits: Sequence[Judged], name: str, title: str, text: str) -> str:
+  parts = list(dict.fromkeys(part for split in splits for part in split.groups.get(name, {})))
+  drawn, table = [], []
+  for part in parts:
+    bars = []
+    for number, split in enumerate(splits):
+      metrics = split.groups.get(name, {}).get(part, {})
+      value, count = metrics.get("mIoU"), int(metrics.get("sentences", 0))
+      says = f"{split.name}, {part}: mean IoU {_percent(value)} %, {count:,} sentences"
+      bars.append(Bar(None if value is None else float(value), says, number))
+      cells = [_cell(column, metrics.get(column)) for column in _COLUMNS]
+      table.append([f"{part}, {split.name}" if len(splits) > 1 else part, *cells])
+    drawn.append((part, bars))
+  says = f"{title}: " + "; ".join(bar.says for _, bars in drawn for bar in bars)
+  return panel(
+    title,
+    charts.bars(drawn, says),
+    charts.key([split.name for split in splits]),
+    text,
+    (["", *_COLUMNS], table),
+  )
+
+
+def _cell(column: str, value: int | float | None) -> str:
+  if column == "sentences":
+    return f"{int(value or 0):,}"
+  return _percent(value)
+
+
+def _percent(value: float | None) -> str:
+  return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,7 @@
+"""Runs `python -m mail_jax.train`."""
+
+from mail_jax.distributed.processes import run_command
+from mail_jax.train.command import main
+
+if __name__ == "__main__":
+  run_command(main)

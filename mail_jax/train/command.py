@@ -1,0 +1,43 @@
+"""Trains a model, or goes on with a run:
+
+python -m mail_jax.train --config demo --data_dir data --workdir runs/demo
+python -m mail_jax.train --config demo:paper --config.minutes=5 --data_dir data --workdir runs/paper
+
+Start the same command again after any interruption: it goes on from the last checkpoint. On SIGTERM it saves first.
+"""
+
+from input_pipeline.common.command_line import command_parser
+from mail_jax import recipes
+from mail_jax.config import load_config
+from mail_jax.distributed import processes
+from mail_jax.train import workdir_lock
+from mail_jax.train.data import open_data
+from mail_jax.train.logging import sinks
+from mail_jax.train.loop import Trainer
+from mail_jax.train.resume import move_old
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command."""
+  parser = command_parser("mail_jax.train", __doc__)
+  recipes.add_argument(parser)
+  parser.add_argument(
+    "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
+  )
+  parser.add_argument("--workdir", required=True, help="checkpoints and logs; the same one resumes")
+  parser.add_argument(
+    "--move_old", action="store_true", help="move a run with other settings aside to WORKDIR.1"
+  )
+  processes.add_arguments(parser)
+  args, rest = parser.parse_known_args(argv)
+  for extra in rest:
+    if not extra.startswith("--config."):
+      parser.error(f"unrecognized argument: {extra}")
+  config = load_config(args.config, rest)
+  sinks.check(config)  # before anyone waits for anyone
+  processes.initialize(args)
+  data = open_data(config, args.data_dir)
+  if args.move_old:
+    with workdir_lock.held(args.workdir):
+      move_old(args.workdir, config, data.tokenizer)
+  Trainer(config, args.workdir, data).run()

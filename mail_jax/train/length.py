@@ -1,0 +1,76 @@
+"""How many steps a run has: so many, so many epochs, or as many as fit into a time."""
+
+import math
+import time
+
+from input_pipeline.common.errors import InputError
+from mail_jax.distributed.processes import agree
+
+# With `config.minutes`, the share of the time that is kept for evaluating and saving, and the share for which the
+# speed is measured: that of a few seconds would be off by a tenth.
+_RESERVE = 0.07
+_MEASURED = 0.1
+
+
+class Budget:
+  """How many steps a run has: as configured, or as many as fit into the minutes.
+
+  The speed is measured on real steps, those of the warm-up and whatever else fits into a tenth of the time. Until the
+  number of steps is fixed the learning rate stays at its peak, where every schedule begins.
+  """
+
+  def __init__(self, steps: int, minutes: float, warmup_steps: int):
+    """Args: see `configs/base.py`; one of `steps` and `minutes` must be set."""
+    if bool(steps) == bool(minutes):
+      raise InputError(
+        "config.steps, config.epochs and config.minutes: set one of them, and leave the others 0"
+      )
+    self.steps = steps
+    self._seconds = minutes * 60
+    self._decide_at = max(2, warmup_steps - 1)
+    self._extended = False
+    self.start()
+
+  def start(self) -> None:
+    """Starts the clock."""
+    self._began = time.monotonic()
+    self._warm = self._began, 0
+
+  def seconds_left(self) -> float:
+    """Of the minutes, however many steps they are."""
+    return self._seconds - (time.monotonic() - self._began)
+
+  def after(self, step: int) -> bool:
+    """Notes that a step is done; says whether this one fixed the number of steps."""
+    now = time.monotonic()
+    if step == 0 or not self._warm[1]:
+      self._warm = now, step + 1  # the first step compiles
+    if self.steps or step + 1 < self._decide_at:
+      return False
+    measured = now - self._warm[0]
+    seconds_per_step = max(measured, 1e-9) / max(1, step + 1 - self._warm[1])
+    missing = int((_MEASURED * self._seconds - measured) / seconds_per_step)
+    if not self._extended:
+      self._extended = True
+      self._decide_at = step + 1 + max(0, agree(missing))
+      if self._decide_at > step + 1:
+        return False
+    left = self._seconds * (1 - _RESERVE) - (now - self._began)
+    self.steps = agree(step + 1 + max(1, int(left / seconds_per_step)))
+    return True
+
+
+def steps_from(steps: int, epochs: float, samples: int, batch_size: int) -> int:
+  """Updates that a config asks for, in steps or in epochs; 0 where neither is set.
+
+  Args:
+    steps, epochs: as configured.
+    samples: of one epoch; 0 where there are no epochs.
+    batch_size: over all devices.
+  """
+  if not epochs:
+    return steps
+  if steps or not samples:
+    why = "is set too" if steps else "has to be set: this data has no epochs"
+    raise InputError(f"config.epochs {epochs:g}: config.steps {why}")
+  return math.ceil(epochs * samples / batch_size)

@@ -1,0 +1,134 @@
+"""AdamW with rules: which parameter learns how fast, and which decays."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from input_pipeline.common.errors import InputError
+
+Rules = Sequence[tuple[str, float]]
+Tree = Any  # a nest of arrays, as JAX has them
+
+
+def path_name(path: tuple) -> str:
+  """Name of a leaf: its keys joined by slashes, as in `encoder/block00/qkv/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def by_rule(tree: Tree, rules: Rules, what: str) -> Tree:
+  """Gives every leaf the value of the first rule whose regex is found in its name.
+
+  Raises:
+    InputError: a leaf that no rule names.
+  """
+
+  def value(path, leaf):
+    del leaf
+    name = path_name(path)
+    for pattern, result in rules:
+      if re.search(pattern, name):
+        return result
+    raise InputError(
+      f"config.optimizer.{what}: no rule matches {name!r}; end the list with ('.*', value)"
+    )
+
+  return jax.tree_util.tree_map_with_path(value, tree)
+
+
+def make_optimizer_from(config: ConfigDict) -> optax.GradientTransformation:
+  """Makes the optimizer that a whole config describes."""
+  names = ("clip", "b1", "b2", "eps", "weight_decay", "lr_scale", "decay_rules")
+  return make_optimizer(**{name: config.optimizer[name] for name in names})
+
+
+def learning_rate_from(config: ConfigDict, step: int, steps: int) -> float:
+  """The learning rate that a whole config describes; see `learning_rate`."""
+  names = ("lr", "warmup_steps", "schedule", "power", "final")
+  return learning_rate(step, steps, **{name: config.optimizer[name] for name in names})
+
+
+def learning_rate(
+  step: int,
+  steps: int,
+  *,
+  lr: float,
+  warmup_steps: int,
+  schedule: str,
+  power: float = 0.9,
+  final: float = 0.0,
+) -> float:
+  """Learning rate of one step: linear warm-up, then the schedule down to `final` times the peak.
+
+  Args:
+    step: from 0.
+    steps: of the whole run; 0 while that is not known yet: the peak after the warm-up.
+    lr: the peak.
+    warmup_steps: steps until the peak.
+    schedule: `cosine`, `polynomial` (with `power`) or `constant`.
+    final: share of the peak at the end.
+  """
+  if step < warmup_steps:
+    return lr * (step + 1) / warmup_steps
+  done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps)) if steps else 0.0
+  if schedule == "cosine":
+    left = 0.5 * (1 + math.cos(math.pi * done))
+  elif schedule == "polynomial":
+    left = (1 - done) ** power
+  elif schedule == "constant":
+    left = 1.0
+  else:
+    raise InputError(
+      f"config.optimizer.schedule {schedule!r} is not one of cosine, polynomial, constant"
+    )
+  return lr * (final + (1 - final) * left)
+
+
+def make_optimizer(
+  *,
+  clip: float,
+  b1: float,
+  b2: float,
+  weight_decay: float,
+  lr_scale: Rules,
+  decay_rules: Rules,
+  eps: float = 1e-8,
+) -> optax.GradientTransformation:
+  """AdamW for a learning rate of 1: the caller scales what comes out by the step's learning rate.
+
+  Args:
+    clip: largest global norm of the gradient.
+    b1, b2: of Adam.
+    weight_decay: decoupled, times a parameter's value by `decay_rules`.
+    lr_scale: rules for the learning rate of each part; 0 freezes it.
+    decay_rules: rules for the weight decay.
+    eps: of Adam; gradients far below it are as good as none.
+  """
+
+  def scale_by_rules(updates, params=None):
+    del params
+    scales = by_rule(updates, lr_scale, "lr_scale")
+    return jax.tree.map(lambda u, s: -s * u, updates, scales)
+
+  def decay(updates, params):
+    rates = by_rule(params, decay_rules, "decay_rules")
+    return jax.tree.map(lambda u, p, r: u + weight_decay * r * p, updates, params, rates)
+
+  def clip_by_global_norm(updates, params=None):
+    del params
+    # `optax.clip_by_global_norm` divides each element, and XLA writes the quotients to memory before it goes on; a
+    # product becomes part of the two passes that read it.
+    scale = clip / jnp.maximum(optax.global_norm(updates), clip)
+    return jax.tree.map(lambda u: u * scale, updates)
+
+  return optax.chain(
+    optax.stateless(clip_by_global_norm),
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
+    optax.stateless(decay),
+    optax.stateless(scale_by_rules),
+  )

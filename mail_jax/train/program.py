@@ -1,0 +1,164 @@
+"""What a config compiles to on a mesh: the programs that `train` runs and `plan` asks the compiler about."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline.common.errors import InputError
+from mail_jax.config import make_model
+from mail_jax.distributed import sharding
+from mail_jax.evaluate.protocols import ORIGINAL, Protocol
+from mail_jax.evaluate.segmentation import make_measure
+from mail_jax.models import instances
+from mail_jax.models.attention import runs_on
+from mail_jax.models.mail import IN_DTYPE, MaIL
+from mail_jax.train.optim import make_optimizer_from, path_name
+from mail_jax.train.step import TrainState, create_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The compiled parts of a run; nothing is compiled before it is called.
+
+  Attributes:
+    config: a whole config.
+    model: the network.
+    optimizer: of its parameters.
+    mesh: that all of it is made for.
+    shapes: shapes and places of all that training changes.
+    batch: shapes and places of a global batch of training.
+    create: () -> the new state.
+    step: (state, batch, learning rate) -> (state, metrics); the state that is given is used up.
+    measure: (variables, batch) -> what an evaluation counts, on every device.
+  """
+
+  config: ConfigDict
+  model: MaIL
+  optimizer: optax.GradientTransformation
+  mesh: Mesh
+  shapes: TrainState
+  batch: dict[str, jax.ShapeDtypeStruct]
+  create: Any
+  step: Any
+  measure: Any
+
+
+def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
+  """Builds the programs of a whole config on a mesh.
+
+  Raises:
+    InputError: the batch does not divide by the devices, these have no such attention, or a rule of placement does not
+      fit.
+  """
+  _check_batch(config, mesh)
+  _check_backend(config, mesh)
+  model, optimizer = make_model(config, vocab_size), make_optimizer_from(config)
+  create = functools.partial(
+    create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
+  )
+  shapes = jax.eval_shape(create)
+  placed = sharding.state_sharding(mesh, shapes, config.placement)
+  spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  gather, scatter = sharding.make_gather_and_scatter(
+    mesh, placed.variables["params"], _dtypes_of_use(model, shapes.variables["params"])
+  )
+  step = make_train_step(
+    model,
+    optimizer,
+    seed=config.seed,
+    loss_weights=dict(config.loss),
+    decode_every=config.decode_every,
+    decode_meant=config.decode_meant,
+    instance_dropout=config.augment.instance_dropout,
+    all_instances_dropout=config.augment.all_instances_dropout,
+    ema_decay=config.ema_decay,
+    accumulate=config.accumulate,
+    gather=gather,
+    scatter=scatter,
+  )
+  judged = placed.averaged if config.ema_decay else placed.variables
+  return Program(
+    config,
+    model,
+    optimizer,
+    mesh,
+    shapes=sharding.shapes_at(shapes, placed),
+    batch=sharding.shapes_at(batch_shapes(config), dict.fromkeys(batch_shapes(config), spread)),
+    create=jax.jit(create, out_shardings=placed),
+    step=jax.jit(
+      sharding.traced_on(mesh, step),
+      in_shardings=(placed, spread, same),
+      out_shardings=(placed, same),
+      donate_argnums=0,
+    ),
+    measure=jit_measure(model, mesh, judged),
+  )
+
+
+def jit_measure(
+  model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGINAL, apply: Any = None
+) -> Any:
+  """What an evaluation counts of a batch, on every device: (variables, batch) -> counts.
+
+  Args:
+    model: the network.
+    mesh: of the devices that the batch is spread over.
+    placed: where the variables are.
+    protocol: by which it counts.
+    apply: runs in place of the network; see `make_measure`.
+  """
+  return jax.jit(
+    sharding.traced_on(mesh, make_measure(model, protocol, apply)),
+    in_shardings=(placed, sharding.batch_sharding(mesh)),
+    out_shardings=sharding.replicated(mesh),
+  )
+
+
+def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a global batch of training (docs/architecture.md, The batch)."""
+  rows, size = config.batch_size, config.image_size
+  groups = max(1, -(-config.max_instances // instances.PLANE_BITS))
+  shapes = {
+    "image": ((rows, size, size, 3), jnp.uint8),
+    "instances": ((rows, groups, size, size), jnp.uint16),
+    "num_instances": ((rows,), jnp.int32),
+    "tokens": ((rows, config.max_tokens), jnp.int32),
+    "num_tokens": ((rows,), jnp.int32),
+    "target": ((rows, size, size), jnp.bool_),
+    "weight": ((rows,), jnp.float32),
+  }
+  shapes |= {"light": ((rows, 3), jnp.float32)} if config.augment.jitter else {}
+  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def _dtypes_of_use(model: MaIL, params: Any) -> Any:
+  """The dtype in which the model reads each of its parameters."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: model.dtype if IN_DTYPE.match(path_name(path)) else x.dtype, params
+  )
+
+
+def _check_backend(config: ConfigDict, mesh: Mesh) -> None:
+  platform = mesh.devices.flat[0].platform
+  if not runs_on(config.model.backend, platform):
+    raise InputError(
+      f"config.model.backend {config.model.backend!r} does not run on {platform}; set it to 'xla'"
+    )
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+  counts = {name: int(config[name]) for name in ("batch_size", "accumulate", "decode_every")}  # pyright: ignore[reportArgumentType]
+  for name, count in counts.items():
+    if count < 1:
+      raise InputError(f"config.{name} is {count}; it must be at least 1")
+  size = counts.pop("batch_size")
+  if size % (mesh.size * math.prod(counts.values())):
+    times = "".join(f" times config.{name} {n}" for name, n in counts.items() if n > 1)
+    raise InputError(f"config.batch_size {size} does not divide by {mesh.size} devices{times}")
