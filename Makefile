@@ -99,7 +99,7 @@ lint: $(READY)  ## ruff and pyright
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
 # On a CPU, one device a core trains faster than one device on all cores; huge pages spare XLA's buffers most of their
-# page faults. Both only matter on a CPU (docs/results.md).
+# page faults. Both only matter on a CPU (docs/reports/results.md).
 CORES := $(shell $(PYTHON) -c 'import os; print(1 << min(os.cpu_count() or 1, 16).bit_length() - 1)' 2>/dev/null)
 FAST := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
   XLA_FLAGS="--xla_force_host_platform_device_count=$(CORES) --xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"

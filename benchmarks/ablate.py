@@ -1,4 +1,4 @@
-"""Which parts of MaIL matter: trains the rows of tables, and writes the tables into docs/results.md.
+"""Which parts of MaIL matter: trains the rows of tables, and writes the tables into docs/reports/results.md.
 
   python -m input_pipeline.prepare --dataset shapes --data_dir data
   python -m benchmarks.ablate --table modality --data_dir data
@@ -40,7 +40,7 @@ _POLL = 0.5  # seconds
 _ENOUGH = 3  # failed runs, after which it is not about one row
 LOG, RESULT = "log.txt", "result.json"  # in the folder of a run
 RESULTS = pathlib.Path("benchmarks/results/ablation.jsonl")
-DOCUMENT = pathlib.Path("docs/results.md")
+DOCUMENT = pathlib.Path("docs/reports/results.md")
 
 
 class Bench:

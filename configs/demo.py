@@ -5,7 +5,7 @@
   python -m mail_jax.train --config configs/demo.py --data_dir data --workdir runs/demo
   python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes/val
 
-Expect a mean IoU of about 0.84 on val, and 0.74 after 5 minutes: docs/results.md.
+Expect a mean IoU of about 0.84 on val, and 0.74 after 5 minutes: docs/reports/results.md.
 
 `configs/demo.py:paper` is the preset `paper` on the same data and budget.
 """

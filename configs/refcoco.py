@@ -13,8 +13,8 @@ wrote.
 
 To aim at, the paper's overall IoU in percent: RefCOCO 70.13 (val), 71.71 (testA), 66.92 (testB); RefCOCO+ 62.23, 65.92,
 56.06; RefCOCOg 62.45 (val, umd), 62.87 (test, umd), 61.81 (val, google). Not reproduced here yet: neither the weights
-nor the data set have been at hand (docs/paper.md). Instance masks from COCO's annotations, as above, contain the
-target itself; for numbers to compare, take them from a detector.
+nor the data set have been at hand (docs/explanation/paper.md). Instance masks from COCO's annotations, as above,
+contain the target itself; for numbers to compare, take them from a detector.
 """
 
 from ml_collections import ConfigDict

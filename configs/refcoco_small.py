@@ -7,7 +7,7 @@
       --data refcoco_unc/train --data refcoco_unc/val --data refcoco_unc/testA --data refcoco_unc/testB
 
 It is meant for a few hundred photos, which it learns by heart; it is no recipe for good numbers on new ones.
-Results: docs/results.md.
+Results: docs/reports/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Writes docs/licences.md: the licences of all packages in requirements*.txt, as they state them themselves.
+"""Writes docs/reports/licences.md: the licences of all packages in requirements*.txt, as they state them themselves.
 
     python docs/licences.py
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
-PAGE = CHECKOUT / "docs" / "licences.md"
+PAGE = CHECKOUT / "docs" / "reports" / "licences.md"
 # What each file is for, in the order of the page.
 FILES = {
   "requirements.txt": "run",
@@ -47,12 +47,12 @@ _CLASSIFIERS = {
 }
 _HEAD = """# Licences
 
-Ours is [Apache-2.0](../LICENSE). Those of data sets and of weights are in [data.md](data.md#licences), and beside every
-data set there; of a model that is trained on photos with terms of their own you have to judge.
+Ours is [Apache-2.0](../../LICENSE). Those of data sets and of weights are in [data.md](../data.md#licences), and
+beside every data set there; of a model that is trained on photos with terms of their own you have to judge.
 
 Below is what the packages in `requirements*.txt` say of themselves, as `python docs/licences.py` found it. None of them
 is part of this repository, and nothing of them is copied into it. *Needed for*: `run` is what `pip install` brings; the
-others are the files of that name ([install.md](install.md)).
+others are the files of that name ([install.md](../install.md)).
 
 | package | version | licence | needed for |
 | --- | --- | --- | --- |

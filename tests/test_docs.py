@@ -7,7 +7,7 @@ import string
 import tiny_run
 
 ROOT = tiny_run.CHECKOUT
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docker/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docker/*.md")])
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^()\s]+)\)")
 
 
@@ -54,7 +54,7 @@ def test_the_readme_is_one_screen():
 
 
 def test_the_licence_of_every_pinned_package_is_listed():
-  page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+  page = (ROOT / "docs" / "reports" / "licences.md").read_text(encoding="utf-8")
   listed = set(re.findall(r"^\| ([A-Za-z0-9_.-]+) \|", page, flags=re.M))
   pinned = set()
   for file in ROOT.glob("requirements*.txt"):

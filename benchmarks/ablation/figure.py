@@ -1,4 +1,4 @@
-"""The figure of docs/results.md: how well each row of a table does, a bar a row and a dot a seed."""
+"""The figure of docs/reports/results.md: how well each row of a table does, a bar a row and a dot a seed."""
 
 import statistics
 from collections.abc import Iterator, Sequence

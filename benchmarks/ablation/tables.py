@@ -30,7 +30,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table of `docs/results.md`.
+  """A table of `docs/reports/results.md`.
 
   Attributes:
     title: its heading.

@@ -117,7 +117,7 @@ class InstanceEmbedding(nn.Module):
         "texture": texture,
       }
     # Each group has its own projection: side by side in one, the few numbers of the box and the colour would drown
-    # among hundreds of pixels (docs/results.md).
+    # among hundreds of pixels (docs/reports/results.md).
     hidden = jnp.zeros((batch, count, 2 * self.width))
     for name, group in groups.items():
       # Pixels have no gradient; without this the backward pass would look for one through every mask.

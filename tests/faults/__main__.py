@@ -3,7 +3,7 @@
 python -m tests.faults --seconds 600
 python -m tests.faults --seconds 60 --seed 3 --only kill full_disk
 
-Ends with exit code 1 if a promise of docs/reliability.md was broken.
+Ends with exit code 1 if a promise of docs/reports/reliability.md was broken.
 """
 
 import argparse
