@@ -47,12 +47,13 @@ _CLASSIFIERS = {
 }
 _HEAD = """# Licences
 
-Ours is [Apache-2.0](../../LICENSE). Those of data sets and of weights are in [data.md](../data.md#licences), and
-beside every data set there; of a model that is trained on photos with terms of their own you have to judge.
+Ours is [Apache-2.0](../../LICENSE). Those of data sets and of weights are in
+[data.md](../guides/datasets.md#licences), and beside every data set there; of a model that is
+trained on photos with terms of their own you have to judge.
 
 Below is what the packages in `requirements*.txt` say of themselves, as `python docs/licences.py` found it. None of them
 is part of this repository, and nothing of them is copied into it. *Needed for*: `run` is what `pip install` brings; the
-others are the files of that name ([install.md](../install.md)).
+others are the files of that name ([install.md](../start/install.md)).
 
 | package | version | licence | needed for |
 | --- | --- | --- | --- |

@@ -68,12 +68,12 @@ def not_prepared(data_dir: str, name: str) -> InputError:
     return InputError(
       f"--data_dir {data_dir}: {name} is not prepared there; run "
       f"`python -m input_pipeline.prepare --dataset {name} --data_dir {data_dir}` first "
-      "(docs/data.md has its other arguments)"
+      "(docs/guides/datasets.md has its other arguments)"
     )
   own = [other for other in prepared(data_dir) if other not in CONFIGS]
   there = f", and of your own in {data_dir} {', '.join(own)}" if own else ""
   return InputError(
-    f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}{there} (docs/your_own_data.md)"
+    f"data set {name!r}: unknown; the known ones are {', '.join(CONFIGS)}{there} (docs/guides/custom-data.md)"
   )
 
 
@@ -151,7 +151,9 @@ def fingerprint(path: str) -> str:
     with open(path, "rb") as file:
       return hashlib.file_digest(file, "sha256").hexdigest()[:16]
   except OSError as error:
-    raise InputError(f"{path}: {error.strerror}; docs/data.md says which files go where") from error
+    raise InputError(
+      f"{path}: {error.strerror}; docs/guides/datasets.md says which files go where"
+    ) from error
 
 
 def fingerprint_split(data_dir: str, name: str, split: str) -> str:

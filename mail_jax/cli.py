@@ -4,7 +4,7 @@ mail-jax prepare --dataset shapes --data_dir data
 mail-jax train --config demo --data_dir data --workdir runs/demo
 mail-jax train --help
 
-Every command is also a module: `mail-jax train` is `python -m mail_jax.train`. docs/install.md
+Every command is also a module: `mail-jax train` is `python -m mail_jax.train`. docs/start/install.md
 """
 
 import argparse

@@ -165,7 +165,9 @@ def test_it_prints_what_was_taken_out(inputs):
 def test_a_list_that_lacks_a_data_set_is_not_called_clean(inputs, name):
   path = inputs.layouts[name].refs_path
   path.unlink()
-  with pytest.raises(InputError, match=r"no such file.*docs/data\.md.*--allow_missing") as caught:
+  with pytest.raises(
+    InputError, match=r"no such file.*docs/guides/datasets\.md.*--allow_missing"
+  ) as caught:
     inputs.run()
   assert str(caught.value).startswith(str(path))
   assert not inputs.out.exists()

@@ -76,7 +76,7 @@ def _scalars(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
 
 
 def _logged(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
-  """The numbers of `metrics.jsonl` by the tags that docs/logging.md promises."""
+  """The numbers of `metrics.jsonl` by the tags that docs/guides/logging.md promises."""
   found = {}
   for row in tiny_run.rows(workdir):
     step, seconds = row.pop("step"), row.pop("seconds")

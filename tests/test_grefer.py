@@ -131,7 +131,7 @@ def test_what_is_missing_is_named(tmp_path, missing):
   layout = make_generalised(tmp_path)
   (found,) = tmp_path.rglob(missing)
   found.rename(tmp_path / "elsewhere")
-  with pytest.raises(InputError, match=r"docs/data\.md"):
+  with pytest.raises(InputError, match=r"docs/guides/datasets\.md"):
     grefer.GRefReader("grefcoco_unc", str(layout.root))
 
 

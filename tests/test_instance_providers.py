@@ -23,7 +23,7 @@ def test_a_missing_package_is_an_error_that_names_its_extra(monkeypatch, name, p
 
 
 def test_the_detector_of_the_documentation_works(tmp_path, monkeypatch):
-  text = (pathlib.Path(__file__).parents[1] / "docs/instances.md").read_text()
+  text = (pathlib.Path(__file__).parents[1] / "docs/guides/proposals.md").read_text()
   (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
   (tmp_path / "my_detector.py").write_text(code)
   monkeypatch.syspath_prepend(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from input_pipeline.custom import schema
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
-PAGE = CHECKOUT / "docs" / "your_own_data.md"
+PAGE = CHECKOUT / "docs" / "guides" / "custom-data.md"
 
 
 def blocks(kind: str) -> list[str]:

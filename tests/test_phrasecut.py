@@ -225,7 +225,7 @@ def test_what_is_missing_is_named(tmp_path, missing):
   layout = make_layout(tmp_path)
   (found,) = tmp_path.rglob(missing)
   found.rename(tmp_path / "elsewhere")
-  with pytest.raises(InputError, match=r"docs/data\.md"):
+  with pytest.raises(InputError, match=r"docs/guides/datasets\.md"):
     prepare.main(layout.arguments(tmp_path / "out"))
 
 

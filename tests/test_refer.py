@@ -184,7 +184,7 @@ def test_missing_folders_and_files_are_named(tmp_path, missing):
   layout = make_layout(tmp_path)
   (found,) = [path for path in (tmp_path).rglob(missing) if "train2014" not in path.parts]
   found.rename(tmp_path / "elsewhere")
-  with pytest.raises(InputError, match=r"docs/data\.md") as caught:
+  with pytest.raises(InputError, match=r"docs/guides/datasets\.md") as caught:
     refer.RefReader("refcoco_unc", str(layout.root))
   assert str(layout.root) in str(caught.value)
 

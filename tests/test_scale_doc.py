@@ -1,4 +1,4 @@
-"""docs/scale.md: what it tells people to type is what the commands, bash and Kubernetes understand."""
+"""docs/guides/scale.md: what it tells people to type is what the commands, bash and Kubernetes understand."""
 
 import argparse
 import importlib
@@ -14,7 +14,7 @@ import yaml
 
 from mail_jax.config import load_config
 
-PAGE = (tiny_run.CHECKOUT / "docs" / "scale.md").read_text()
+PAGE = (tiny_run.CHECKOUT / "docs" / "guides" / "scale.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 SCRIPTS = [text for kind, text in BLOCKS if kind == "bash"]
 MANIFESTS = [

@@ -78,7 +78,7 @@ def loads(data: bytes, name: str) -> Any:
   except Exception as error:  # Damaged pickles raise nearly anything.
     raise InputError(
       f"{name}: not a pickle of plain lists and dicts ({error}); nothing of it was executed. "
-      "Download it again from a source that docs/data.md names"
+      "Download it again from a source that docs/guides/datasets.md names"
     ) from error
 
 

@@ -1,4 +1,4 @@
-"""Commands about data of your own (docs/your_own_data.md):
+"""Commands about data of your own (docs/guides/custom-data.md):
 
 python -m input_pipeline.custom validate mine.jsonl
 python -m input_pipeline.custom look mine.jsonl --out look.png

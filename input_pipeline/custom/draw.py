@@ -24,7 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
   parser = add_subparser(
     subparsers, "look", "draw lines of the file: photos with what is meant", __doc__
   )
-  parser.add_argument("file", metavar="FILE.jsonl", help="docs/your_own_data.md says what it holds")
+  parser.add_argument(
+    "file", metavar="FILE.jsonl", help="docs/guides/custom-data.md says what it holds"
+  )
   parser.add_argument("--out", required=True, metavar="OUT.png", help="the picture")
   parser.add_argument("--images", help="folder that paths start in (default: that of FILE)")
   parser.add_argument(

@@ -58,7 +58,7 @@ def scan(
   """Reads a file of lines, and finds everything that is wrong with it.
 
   Args:
-    path: JSON, a line each (docs/your_own_data.md).
+    path: JSON, a line each (docs/guides/custom-data.md).
     images: the folder that paths of images and masks start in; the file's own by default.
     annotations: the COCO file that `ann_id` looks into; by default the one that a line names.
     how: how closely lines are looked at.
@@ -82,7 +82,7 @@ def scan(
     if checked.facts is not None:
       facts.append(checked.facts)
   if not facts and not problems:
-    raise InputError(f"{path}: it has no line; docs/your_own_data.md says what belongs there")
+    raise InputError(f"{path}: it has no line; docs/guides/custom-data.md says what belongs there")
   ref_ids, found = _number_refs(facts)
   image_ids, more = _number_images(facts)
   problems += [*found, *more, *_check_instances(facts), *_check_splits(facts)]

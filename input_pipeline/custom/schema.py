@@ -1,4 +1,4 @@
-"""A line of a user's own data: which keys it may have, and what they hold (docs/your_own_data.md says it in words)."""
+"""A line of a user's own data: which keys it may have, and what they hold (docs/guides/custom-data.md)."""
 
 import dataclasses
 import difflib

@@ -20,7 +20,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     "tell everything that is wrong with a file of lines, with its line",
     __doc__,
   )
-  parser.add_argument("file", metavar="FILE.jsonl", help="docs/your_own_data.md says what it holds")
+  parser.add_argument(
+    "file", metavar="FILE.jsonl", help="docs/guides/custom-data.md says what it holds"
+  )
   parser.add_argument("--images", help="folder that paths start in (default: that of FILE)")
   parser.add_argument(
     "--annotations", help="COCO file of ann_id (default: the one that a line names)"

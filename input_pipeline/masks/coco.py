@@ -30,7 +30,7 @@ class CocoAnnotations:
     self.path = path = source if isinstance(source, str) else "that were given"
     if isinstance(source, str) and not os.path.isfile(source):
       raise InputError(
-        f"COCO annotations {path}: no such file; docs/data.md says where to get instances.json"
+        f"COCO annotations {path}: no such file; docs/guides/datasets.md says where to get instances.json"
       )
     try:
       self._rows = (

@@ -7,7 +7,7 @@ python -m input_pipeline.prepare --dataset jsonl:mine.jsonl --data_dir data
 python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
     --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL --data_dir data
 
-A data set that is there already is left as it is. docs/data.md says where files come from.
+A data set that is there already is left as it is. docs/guides/datasets.md says where files come from.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     required=True,
     type=_dataset,
     metavar="NAME",
-    help=f"{', '.join(storage.CONFIGS)}, or jsonl:FILE, data of your own (docs/your_own_data.md)",
+    help=f"{', '.join(storage.CONFIGS)}, or jsonl:FILE, data of your own (docs/guides/custom-data.md)",
   )
   parser.add_argument("--data_dir", required=True, help="where the data set is written")
   parser.add_argument("--overwrite", action="store_true", help="replace what is there")
@@ -66,7 +66,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   family.add_argument(
     "--on_error", choices=("stop", "skip"), help="what to do with a broken image (default: stop)"
   )
-  masks = parser.add_argument_group("instance masks, of all but shapes (docs/instances.md)")
+  masks = parser.add_argument_group("instance masks, of all but shapes (docs/guides/proposals.md)")
   masks.add_argument(
     "--instances", metavar="NAME[:ARG]", help="coco:FILE, results:FILE, huggingface:MODEL, ..."
   )
@@ -166,7 +166,9 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
     return made_from | _describe_instances(args, _default(args.instances, _OWN_DEFAULT))
   for name in ("refer_root", "images", "instances"):
     if getattr(args, name) is None:
-      raise InputError(f"--dataset {args.dataset} needs --{name}; docs/data.md has an example")
+      raise InputError(
+        f"--dataset {args.dataset} needs --{name}; docs/guides/datasets.md has an example"
+      )
   readers.check_provider(args.dataset, args.instances)
   refs, annotations = readers.locate(args.dataset, args.refer_root, args.annotations)
   made_from = {

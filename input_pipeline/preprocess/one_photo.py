@@ -41,8 +41,8 @@ def prepare(
     image_size, max_instances, max_tokens: of the model's config.
 
   Returns:
-    `image`, `instances`, `num_instances`, `tokens`, `num_tokens` (docs/architecture.md, The batch); and whether each
-    expression was longer than the model reads.
+    `image`, `instances`, `num_instances`, `tokens`, `num_tokens` (docs/explanation/architecture.md, The batch);
+    and whether each expression was longer than the model reads.
 
   Raises:
     InputError: an expression is empty.

@@ -94,7 +94,7 @@ def evaluation_images(refer_root: str, allow_missing: bool = False) -> dict[str,
 def _miss(what: str, allowed: bool) -> None:
   if not allowed:
     raise InputError(
-      f"{what}, and a list that lacks a data set's photos would not be clean; docs/data.md says where "
+      f"{what}, and a list that lacks a data set's photos would not be clean; docs/guides/datasets.md says where "
       "to get them all, --allow_missing goes on without"
     )
   print(f"warning: {what}; the photos it evaluates on are not taken out", file=sys.stderr)
@@ -165,7 +165,7 @@ def _load_json(path: str) -> Any:
   try:
     return untrusted_json.load_file(path)
   except InputError as error:
-    raise InputError(f"{error}; docs/data.md says where to get it") from error
+    raise InputError(f"{error}; docs/guides/datasets.md says where to get it") from error
 
 
 def _check_out(args: argparse.Namespace) -> None:

@@ -77,7 +77,7 @@ def _datasets(data_dir: str, wanted: list[str] | None) -> list[str]:
   if not there:
     raise InputError(
       f"--data_dir {data_dir}: no data set is prepared there; run "
-      "`python -m input_pipeline.prepare` first (docs/data.md)"
+      "`python -m input_pipeline.prepare` first (docs/guides/datasets.md)"
     )
   for name in wanted or ():
     if name in there:

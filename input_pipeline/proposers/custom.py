@@ -1,4 +1,4 @@
-"""Instance masks that a user's own data comes with (docs/your_own_data.md)."""
+"""Instance masks that a user's own data comes with (docs/guides/custom-data.md)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

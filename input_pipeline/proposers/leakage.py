@@ -26,7 +26,7 @@ WORDS = {
 
 _TRAIN = "train"
 _CLEAN = "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train another"
-_SAY_SO = "say it with `prepare --trained_on` (docs/instances.md)"
+_SAY_SO = "say it with `prepare --trained_on` (docs/guides/proposals.md)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Masks of any segmenter that somebody exported as ONNX, run by onnxruntime.
 
 A model has one input, a picture, and gives class maps, class logits, or instance masks with scores:
-`docs/instances.md` has the table.
+`docs/guides/proposals.md` has the table.
 """
 
 import os

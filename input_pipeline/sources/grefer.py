@@ -33,7 +33,7 @@ class GRefReader(refer.RefReader):
     try:
       return untrusted_json.load_file(path)
     except InputError as error:
-      raise InputError(f"{error}; docs/data.md says where to get it") from error
+      raise InputError(f"{error}; docs/guides/datasets.md says where to get it") from error
 
   def _ids(self, where: str, fields: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     ann_ids = _whole_numbers(where, "ann_id", fields.get("ann_id"))

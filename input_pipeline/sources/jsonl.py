@@ -1,4 +1,4 @@
-"""A user's own data, a line of JSON each (docs/your_own_data.md), as a source of photos with refs."""
+"""A user's own data, a line of JSON each (docs/guides/custom-data.md), as a source of photos with refs."""
 
 import os
 import re

@@ -71,7 +71,9 @@ class PhotoSet:
       InputError: the folder or, unless `make.skip` is on, a photo is missing.
     """
     if not os.path.isdir(images):
-      raise InputError(f"--images {images}: no such folder; docs/data.md says what goes where")
+      raise InputError(
+        f"--images {images}: no such folder; docs/guides/datasets.md says what goes where"
+      )
     self._reader, self._images, self._batch_size = reader, images, batch_size
     self.make, self.provenance, self.workers = make, provenance, workers
     self.splits = {split: len(image_ids) for split, image_ids in reader.splits.items()}
@@ -88,7 +90,7 @@ class PhotoSet:
     if missing:
       raise InputError(
         f"image {missing[0]}: no such file ({len(missing):,} of {len(needed):,} images are "
-        "missing); --images names the folder of the photos, and docs/data.md says where to get them"
+        "missing); --images names the folder of the photos, and docs/guides/datasets.md says where to get them"
       )
 
   def tasks(self, split: str) -> Iterator[Task]:

@@ -168,7 +168,7 @@ def read_photo(
     data = untrusted_files.read(path, f"image {path}", preprocess.MAX_FILE)
   except InputError as error:
     raise InputError(
-      f"{error}; --images names the folder of the photos, and docs/data.md says where to get them"
+      f"{error}; --images names the folder of the photos, and docs/guides/datasets.md says where to get them"
     ) from error
   if upright:
     data, photo = photo_bytes.stored_upright(data, path)

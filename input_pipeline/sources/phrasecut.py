@@ -151,15 +151,15 @@ def locate(refer_root: str) -> tuple[dict[str, str], str]:
   folder = os.path.join(refer_root, FOLDER)
   if not os.path.isdir(folder):
     raise InputError(
-      f"--refer_root {refer_root}: there is no folder {FOLDER} in it; docs/data.md says where to get it and what goes "
-      "where"
+      f"--refer_root {refer_root}: there is no folder {FOLDER} in it; docs/guides/datasets.md says "
+      "where to get it and what goes where"
     )
   files = {split: os.path.join(folder, f"refer_{split}.json") for split in PUBLISHED}
   there = {split: path for split, path in files.items() if os.path.isfile(path)}
   images = os.path.join(folder, IMAGE_DATA)
   for path, missing in ((images, not os.path.isfile(images)), (files["train"], not there)):
     if missing:
-      raise InputError(f"{path}: no such file; docs/data.md says where to get it")
+      raise InputError(f"{path}: no such file; docs/guides/datasets.md says where to get it")
   return there, images
 
 

@@ -288,12 +288,12 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
   instances = annotations or os.path.join(folder, "instances.json")
   if not os.path.isdir(folder):
     raise InputError(
-      f"--refer_root {refer_root}: there is no folder {layout.folder} in it; docs/data.md says "
+      f"--refer_root {refer_root}: there is no folder {layout.folder} in it; docs/guides/datasets.md says "
       "where to get it and what goes where"
     )
   for path in (refs, instances):
     if not os.path.isfile(path):
-      raise InputError(f"{path}: no such file; docs/data.md says where to get it")
+      raise InputError(f"{path}: no such file; docs/guides/datasets.md says where to get it")
   return refs, instances
 
 

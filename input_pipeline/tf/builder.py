@@ -1,7 +1,7 @@
 """The TFDS builder: examples to TFRecord shards, one record an image.
 
 `python -m input_pipeline.prepare` is the way in. TFDS's own command works as well, from the files
-that docs/data.md puts under its manual folder:
+that docs/guides/datasets.md puts under its manual folder:
 `tfds build input_pipeline/builder.py --config refcoco_unc --manual_dir DIR --data_dir D`.
 """
 
@@ -83,7 +83,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "Put refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/ into refer/, and the COCO photos into "
-    "train2014/; docs/data.md says where to get them."
+    "train2014/; docs/guides/datasets.md says where to get them."
   )
 
   # Nothing is downloaded; and TFDS's search for checksums needs a package that it does not declare.

@@ -4,7 +4,7 @@ python -m mail_jax.app --checkpoint runs/demo
 python -m mail_jax.app --checkpoint runs/refcoco_unc --host 0.0.0.0 --examples photos --instances felzenszwalb
 
 It needs Gradio: pip install "mail_jax[app]". The page loads without any network but the way to this server.
-docs/app.md says how to put it behind a proxy, and what a visitor may and may not do.
+docs/guides/app.md says how to put it behind a proxy, and what a visitor may and may not do.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     "--instances",
     default="none",
     metavar="NAME:ARGUMENT",
-    help="where the instance masks of uploaded photos come from: docs/instances.md (default: none)",
+    help="where the instance masks of uploaded photos come from: docs/guides/proposals.md (default: none)",
   )
   defaults = Limits()
   parser.add_argument(

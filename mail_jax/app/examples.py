@@ -39,7 +39,7 @@ def load(place: str | None, dataset: str, limits: Limits, folder: pathlib.Path) 
   """Collects the examples.
 
   Args:
-    place: a folder of pictures, or a file of lines (docs/your_own_data.md); None for what fits the model.
+    place: a folder of pictures, or a file of lines (docs/guides/custom-data.md); None for what fits the model.
     dataset: that the model was trained on; a model of `shapes` gets generated scenes.
     limits: of the page; they hold for examples as well.
     folder: where generated pictures may be written.

@@ -1,7 +1,7 @@
 """How the processes of a run find each other, and how they end together.
 
 Every command that runs on several processes is started once a process, with the same arguments, and calls
-`initialize` before anything touches a device. docs/scale.md has the launch recipes.
+`initialize` before anything touches a device. docs/guides/scale.md has the launch recipes.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Boundary IoU (Cheng et al., arXiv 2103.16562): the IoU of what two masks have along their outlines.
 
 The boundary of a mask is what of it lies within d pixels of its contour; the edge of the photo is contour as well. d is
-2 % of the photo's diagonal. docs/evaluation.md has the definition.
+2 % of the photo's diagonal. docs/guides/evaluate.md has the definition.
 """
 
 import math

@@ -3,7 +3,7 @@
 python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes --json demo.json --samples demo.jsonl
 python -m mail_jax.evaluate --compare demo.jsonl other.jsonl
 
-docs/evaluation.md says what the metrics are.
+docs/guides/evaluate.md says what the metrics are.
 """
 
 import argparse

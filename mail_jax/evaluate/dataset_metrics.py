@@ -1,7 +1,7 @@
 """Metrics of data sets whose expressions mean several objects, or none: gRefCOCO's and PhraseCut's own definitions.
 
 Pure functions of the rows that `segmentation.count` gives, one a sentence: `intersection`, `union`, `area` of the
-target, `no_target_probability` of a model that has it. docs/evaluation.md says what follows whose code.
+target, `no_target_probability` of a model that has it. docs/guides/evaluate.md says what follows whose code.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -34,7 +34,7 @@ FIELDS: dict[str, type] = {
   "oracle_iou": float,
   "cut": bool,
 }
-"""The keys of a row, in their order, and the types of the values; `chosen` may be null (docs/evaluation.md)."""
+"""The keys of a row, in their order, and the types of the values; `chosen` may be null (docs/guides/evaluate.md)."""
 _BOUNDARY: dict[str, type] = {
   "boundary_intersection": int,
   "boundary_union": int,

@@ -1,6 +1,6 @@
 """How a prediction is compared with its target: our definition, and those of two papers for comparison with theirs.
 
-docs/evaluation.md says what is taken from whom, and what of it is ours.
+docs/guides/evaluate.md says what is taken from whom, and what of it is ours.
 """
 
 import dataclasses

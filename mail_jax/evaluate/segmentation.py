@@ -1,4 +1,4 @@
-"""Overall IoU, mean IoU and precision@X (docs/evaluation.md)."""
+"""Overall IoU, mean IoU and precision@X (docs/guides/evaluate.md)."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping

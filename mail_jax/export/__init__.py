@@ -1,1 +1,1 @@
-"""Trained models as folders of files that one can share, and that run elsewhere: docs/export.md."""
+"""Trained models as folders of files that one can share, and that run elsewhere: docs/guides/export.md."""

@@ -1,4 +1,4 @@
-"""Writes a trained model as a folder that one can share, and that runs elsewhere (docs/export.md):
+"""Writes a trained model as a folder that one can share, and that runs elsewhere (docs/guides/export.md):
 
 python -m mail_jax.export --checkpoint runs/demo --out exported --format safetensors,stablehlo,saved_model,onnx
 """

@@ -53,7 +53,7 @@ class Trained:
 
     Args:
       variables: of this model, wherever they are by now.
-      batch: see docs/architecture.md.
+      batch: see docs/explanation/architecture.md.
     """
     if self.forward is not None:
       return self.forward(variables, batch)

@@ -107,7 +107,7 @@ def from_folder(folder: str, texts: Sequence[str]) -> Questions:
 
 
 def from_lines(path: str, images: str | None, option: str = "--pairs") -> Questions:
-  """Asks what the lines of a file ask; a line needs `image` and `sentences` (docs/your_own_data.md).
+  """Asks what the lines of a file ask; a line needs `image` and `sentences` (docs/guides/custom-data.md).
 
   Args:
     path: of the file.
@@ -145,7 +145,7 @@ def from_lines(path: str, images: str | None, option: str = "--pairs") -> Questi
     told = "; ".join(map(str, problems[:_PROBLEMS]))
     more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
     raise InputError(
-      f"{option} {path}: {told}{more} (docs/your_own_data.md says what a line holds)"
+      f"{option} {path}: {told}{more} (docs/guides/custom-data.md says what a line holds)"
     )
   asked = _share_instances(asked)
   if not asked:

@@ -66,7 +66,7 @@ class PhotoInstances:
       return providers.Selected(given, Selection())
     raise InputError(
       f"instances: a {type(given).__name__} is no masks; give an array bool [k, height, width], COCO annotations, "
-      "NAME:ARGUMENT as --instances takes it, or a provider (docs/instances.md)"
+      "NAME:ARGUMENT as --instances takes it, or a provider (docs/guides/proposals.md)"
     )
 
   def _named(self, spec: str) -> providers.Selected:
