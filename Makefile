@@ -55,7 +55,7 @@ $(EXTRAS): $(READY) requirements-extras.txt
 	@touch $@
 
 extras: $(EXTRAS)  ## the tests that need what is not required (torch, transformers, ...), which this installs
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow" $$(grep -l mark.extras tests/test_*.py)
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow" $$(grep -rl --include="test_*.py" mark.extras tests)
 
 # Apache Beam asks for older versions of what the other packages share, so it has an environment of its own.
 $(BEAM)/.installed: requirements-beam.txt
@@ -65,7 +65,7 @@ $(BEAM)/.installed: requirements-beam.txt
 	@touch $@
 
 beam: $(BEAM)/.installed  ## the tests on Apache Beam, which this installs apart
-	$(BEAM)/bin/python -m pytest -q -m beam tests/test_prepare_scale.py
+	$(BEAM)/bin/python -m pytest -q -m beam tests/prepare/test_prepare_scale.py
 
 # Gradio asks for an older Pillow and a newer huggingface-hub, so it has an environment of its own, too.
 $(APP)/.installed: requirements-app.txt
@@ -75,7 +75,7 @@ $(APP)/.installed: requirements-app.txt
 	@touch $@
 
 app: $(APP)/.installed  ## the tests of the page, with Gradio, which this installs apart (.venv-app/)
-	$(APP)/bin/python -m pytest -q -m app tests/test_app.py tests/test_app_browser.py
+	$(APP)/bin/python -m pytest -q -m app tests/app/test_app.py tests/app/test_app_browser.py
 
 page: $(APP)/.installed  ## the demo's model in the browser
 	$(APP)/bin/python -m mail_jax.app --checkpoint $(RUN)
@@ -87,7 +87,7 @@ $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 	@touch $@
 
 plan: $(LIBTPU)/.installed  ## the tests with the TPU compiler, which this installs apart (700 MB)
-	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow" $$(grep -l mark.plan tests/test_*.py)
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow" $$(grep -rl --include="test_*.py" mark.plan tests)
 
 # With the newest versions that pyproject.toml allows, not the pinned ones, and from a copy: nothing is left in the clone.
 package:  ## installs it as users do, in an environment of its own, and asks every command for help

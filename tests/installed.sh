@@ -16,7 +16,7 @@ rm -r "$folder/clone"
 
 cd "$folder/empty"
 "$bin/mail-jax" --version
-commands=$("$bin/python" -c 'from input_pipeline.command_line import COMMANDS; print(*COMMANDS)')
+commands=$("$bin/python" -c 'from input_pipeline.common.command_line import COMMANDS; print(*COMMANDS)')
 for command in $commands; do
   "$bin/mail-jax" "$command" --help >"$folder/help"
   grep -q "^usage: mail-jax $command " "$folder/help"

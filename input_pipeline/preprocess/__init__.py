@@ -2,7 +2,7 @@
 
 Numpy and Pillow only: prediction imports this on machines without the training pipeline.
 The training pipeline decodes with native ops, and resizes images and planes by these functions;
-`tests/test_loader.py` holds the two together.
+`tests/tf/test_loader.py` holds the two together.
 """
 
 import contextlib

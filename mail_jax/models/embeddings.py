@@ -150,7 +150,7 @@ class InstanceEmbedding(nn.Module):
     else:
       bins, whole = self.frame_pixel_bins, instances.whole_image(box, *pixels.shape[1:3])
       # Not a mean of the view: XLA's compiler for CPUs makes wrong numbers of that from batches of about 60 on, where
-      # the box is a constant (jaxlib 0.10.2; tests/test_compiled.py).
+      # the box is a constant (jaxlib 0.10.2; tests/train/test_compiled.py).
       inside = instances.view(masks, whole, bins)
       box = whole[:, :1]  # the same for all
     return instances.crop_pixels(pixels, box, bins) * inside[..., None]

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests import shard_damage, small_disk, tiny_run
+from tests.support import shard_damage, small_disk, tiny_run
 from tests.faults.place import Place, a_file, check, logged, shard
 
 Fault = Callable[[Place, random.Random], str]

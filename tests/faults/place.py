@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from tests import hurry, tiny_run
+from tests.support import hurry, tiny_run
 
 LIMIT = 180  # seconds; a run takes 10 to 15 on two cores, and what takes longer hangs
 _SCENES = ("--train_scenes", "24", "--eval_scenes", "12")

@@ -8,9 +8,9 @@ from input_pipeline.custom import masks, schema
 from input_pipeline.custom.problems import Wrong
 
 COVERED = (
-  "input_pipeline/own_data/lines.py",
-  "input_pipeline/own_data/masks.py",
-  "input_pipeline/plain_json.py",
+  "input_pipeline/custom/schema.py",
+  "input_pipeline/custom/masks.py",
+  "input_pipeline/common/untrusted_json.py",
 )
 MAX_BYTES = 2048
 _SIZE = (60, 80)

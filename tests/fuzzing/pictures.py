@@ -11,7 +11,7 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.sources import photo_bytes
 
-COVERED = ("input_pipeline/preprocess.py", "input_pipeline/sources/photo_bytes.py")
+COVERED = ("input_pipeline/preprocess/__init__.py", "input_pipeline/sources/photo_bytes.py")
 MAX_BYTES = 4096
 _MAX_PIXELS = 1 << 20
 

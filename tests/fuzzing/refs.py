@@ -12,7 +12,7 @@ from input_pipeline.common import untrusted_pickle
 from input_pipeline.common.errors import InputError
 from input_pipeline.sources import refer
 
-COVERED = ("input_pipeline/sources/plain_pickle.py", "input_pipeline/sources/refer.py")
+COVERED = ("input_pipeline/common/untrusted_pickle.py", "input_pipeline/sources/refer.py")
 MAX_BYTES = 2048
 
 _SIZE = {"height": 4, "width": 5}

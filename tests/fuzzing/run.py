@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
-  sys.path[:0] = [str(_ROOT), str(_HERE.parent), str(_HERE)]
+  sys.path[:0] = [str(_ROOT), str(_HERE.parent / "support"), str(_HERE)]
   folder = args.corpus / args.target
   if args.replay:
     _replay(args.target, folder)

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.masks.coco import decode_segmentation
 
-COVERED = ("input_pipeline/segmentations.py",)
+COVERED = ("input_pipeline/masks/segmentation.py",)
 MAX_BYTES = 2048
 
 

@@ -1,0 +1,177 @@
+"""Ways to compile the encoder that may not change what it computes, and attention on a TPU."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+import tpu_attention
+
+from input_pipeline.common.errors import InputError
+from mail_jax.models.attention import runs_on
+from mail_jax.models.encoder import REMAT, STACK, Encoder, block_name, stack_blocks
+from mail_jax.train.optim import path_name
+
+DEPTH, WIDTH, TOKENS = 3, 16, 10
+LENGTHS = jnp.array([10, 6])
+NEAR: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def make_encoder(**options: Any) -> Encoder:
+  return Encoder(DEPTH, 2, dtype=jnp.dtype("float32"), **options)
+
+
+def draw(*shape: int, seed: int = 0) -> jax.Array:
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@functools.cache
+def parameters() -> dict[str, Any]:
+  return make_encoder().init(jax.random.key(1), draw(2, TOKENS, WIDTH), LENGTHS)["params"]
+
+
+def stacked(params: dict[str, Any]) -> dict[str, Any]:
+  """The parameters as `scan` has them, by a way of its own."""
+  blocks = [params[block_name(i)] for i in range(DEPTH)]
+  return {"norm": params["norm"], STACK: jax.tree.map(lambda *rows: jnp.stack(rows), *blocks)}
+
+
+def loss_and_gradients(encoder: Encoder, params: dict[str, Any]) -> tuple[Any, Any]:
+  x, weight = draw(2, TOKENS, WIDTH), draw(2, TOKENS, WIDTH, seed=1)
+  counts = (jnp.arange(TOKENS) < LENGTHS[:, None])[..., None]
+
+  def loss(params):
+    out = encoder.apply({"params": params}, x, LENGTHS, True, rngs={"dropout": jax.random.key(0)})
+    return (out * weight * counts).sum()
+
+  return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_and_scan_change_neither_loss_nor_gradients(remat, scan):
+  expected, gradients = loss_and_gradients(make_encoder(), parameters())
+  if scan:
+    gradients = stacked(gradients)
+  params = stacked(parameters()) if scan else parameters()
+  found, found_gradients = loss_and_gradients(make_encoder(remat=remat, scan=scan), params)
+  np.testing.assert_allclose(found, expected, **NEAR)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), found_gradients, gradients)
+
+
+def test_remat_keeps_less_between_the_passes():
+  """What the backward pass is handed, as JAX itself lists it."""
+
+  def kept(remat: str) -> int:
+    encoder = make_encoder(remat=remat)
+    _, backward = jax.eval_shape(
+      lambda params, x: jax.vjp(
+        lambda params: encoder.apply({"params": params}, x, LENGTHS, True), params
+      ),
+      parameters(),
+      draw(2, TOKENS, WIDTH),
+    )
+    return sum(x.size for x in jax.tree.leaves(backward))
+
+  none, products, block = (kept(remat) for remat in ("none", "products", "block"))
+  assert block < products < none
+  weights = sum(x.size for x in jax.tree.leaves(parameters()))  # all three keep them
+  assert block - weights < (none - weights) / 4
+
+
+def test_dropout_differs_from_block_to_block_in_a_loop():
+  """Blocks of equal parameters, all zero but dropout's input, would else drop the same units."""
+  encoder = make_encoder(scan=True, dropout=0.5)
+  zero = jax.tree.map(jnp.zeros_like, stacked(parameters()))
+  zero[STACK]["mlp_out"]["bias"] += jnp.array([1.0, 10.0, 100.0])[:, None]
+  zero["norm"]["scale"] += 1
+  _, seen = encoder.apply(
+    {"params": zero},
+    jnp.zeros((2, TOKENS, WIDTH)),
+    LENGTHS,
+    True,
+    rngs={"dropout": jax.random.key(0)},
+    capture_intermediates=lambda module, _: module.name == "norm",
+    mutable=["intermediates"],
+  )
+  out = np.asarray(seen["intermediates"]["norm"]["__call__"][0])
+  # Each unit is a sum of those of 2, 20, 200 that were kept: with one draw for all there would be two sums.
+  assert len(np.unique(out[0, 0].round(3))) > 2
+
+
+def test_a_stack_has_the_blocks_in_their_order():
+  flat = {
+    f"encoder/{path_name(path)}": np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters())
+  }
+  rest = {"type": np.zeros((3, WIDTH))}
+  expected = {
+    f"encoder/{path_name(path)}": leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(stacked(parameters()))
+  }
+  found = stack_blocks(flat | rest)
+  assert found.keys() == expected.keys() | rest.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(found[name], value)
+
+
+def test_the_whole_model_says_the_same_however_it_is_compiled():
+  config = tiny_model.make_config(depth=2, no_target=True)
+  variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
+  expected = tiny_model.run(config, variables, inputs)
+  rounded = tiny_model.make_config(depth=2, no_target=True, round_tokens=64)
+  found = tiny_model.run(rounded, variables, inputs)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+
+
+def test_texts_may_have_fewer_places_than_there_are_positions():
+  config = tiny_model.make_config()
+  variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
+  inputs["num_tokens"] = np.minimum(inputs["num_tokens"], 3)
+  expected = tiny_model.run(config, variables, inputs)
+  found = tiny_model.run(config, variables, inputs | {"tokens": inputs["tokens"][:, :3]})
+  np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+
+
+def test_attention_of_a_tpu_is_that_of_xla():
+  assert tpu_attention.difference() < 2e-5
+
+
+def test_attention_of_a_tpu_is_that_of_xla_on_each_of_eight_devices():
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+  found = subprocess.run(
+    [sys.executable, tpu_attention.__file__],
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  devices, difference = found.stdout.split()
+  assert int(devices) == 8
+  assert float(difference) < 2e-5
+
+
+def test_a_backend_runs_where_it_has_a_kernel():
+  assert [runs_on(backend, "cpu") for backend in ("xla", "cudnn", "tpu")] == [True, False, False]
+  assert runs_on("cudnn", "gpu")
+  assert runs_on("tpu", "tpu")
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"remat": "all"}, r"model\.remat 'all' is not one of none, block, products"),
+    ({"round_tokens": 0}, r"model\.round_tokens is 0; it must be at least 1"),
+  ],
+)
+def test_what_cannot_be_compiled_is_refused_by_name(change, message):
+  config = tiny_model.make_config(**change)
+  with pytest.raises(InputError, match=message):
+    tiny_model.shapes(config)

@@ -1,0 +1,127 @@
+"""`prepare` with several processes, on Beam, and killed: the same bytes every time."""
+
+import hashlib
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from refer_layout import make_layout
+
+from input_pipeline import storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import command as prepare
+
+CHECKOUT = pathlib.Path(__file__).parents[2]
+KILLS = 10
+
+
+def _hashes(folder: pathlib.Path) -> dict[str, str]:
+  """Of every file but the one that says how long it took."""
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name != "timing.json"
+  }
+
+
+def _real_arguments(realdata, data_dir) -> list[str]:
+  annotations = realdata / "coco/annotations/instances_train2014.json"
+  return [
+    *("--dataset", "refcoco_unc", "--refer_root", str(realdata / "refer")),
+    *("--images", str(realdata / "coco/train2014"), "--instances", f"coco:{annotations}"),
+    *("--data_dir", str(data_dir), "--workers", "2"),
+  ]
+
+
+def _start(arguments: list[str]) -> subprocess.Popen:
+  command = [sys.executable, "-m", "input_pipeline.prepare", *arguments]
+  return subprocess.Popen(
+    command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+  layout = make_layout(tmp_path)
+  for workers in ("1", "2"):
+    prepare.main(layout.arguments(tmp_path / workers, "--workers", workers, "--batch_size", "1"))
+  assert _hashes(tmp_path / "1") == _hashes(tmp_path / "2")
+  assert storage.read_timing(str(tmp_path / "2"), "refcoco_unc").keys() == {
+    "train",
+    "val",
+    "testA",
+    "testB",
+  }
+
+
+def test_the_same_command_in_another_process_writes_the_same_bytes(tmp_path):
+  layout = make_layout(tmp_path)
+  for folder in ("a", "b"):
+    assert _start(layout.arguments(tmp_path / folder)).wait() == 0
+  assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
+
+
+def test_an_error_in_a_worker_is_the_users_one_line(tmp_path):
+  layout = make_layout(tmp_path)
+  layout.image_path(2).write_bytes(b"no photo")
+  with pytest.raises(InputError, match=r"000000000102\.jpg cannot be decoded"):
+    prepare.main(layout.arguments(tmp_path / "data", "--workers", "2"))
+  assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.beam
+def test_beam_writes_the_same_bytes(tmp_path):
+  pytest.importorskip("apache_beam")
+  layout = make_layout(tmp_path)
+  layout.image_path(0).write_bytes(b"no photo")
+  for ref in layout.refs:
+    ref["split"] = "train" if ref["image_id"] < 103 else "val"
+  layout.write()
+  for name, more in (("local", []), ("beam", ["--beam=--runner=DirectRunner"])):
+    prepare.main(layout.arguments(tmp_path / name, "--on_error", "skip", *more))
+  assert _hashes(tmp_path / "local") == _hashes(tmp_path / "beam")
+  metadata = storage.read_metadata(str(tmp_path / "beam"), "refcoco_unc")
+  assert metadata is not None
+  assert metadata["counts"]["train"] == {"records": 2, "refs": 4, "sentences": 6}
+  assert [row[0] for row in metadata["skipped"]["train"]] == [100]
+
+
+@pytest.mark.beam
+def test_what_is_wrong_on_beam_is_one_line_and_leaves_nothing(tmp_path):
+  pytest.importorskip("apache_beam")
+  layout = make_layout(tmp_path)
+  layout.image_path(2).write_bytes(b"no photo")
+  with pytest.raises(InputError, match=r"^image .*000000000102\.jpg cannot be decoded[^\n]*$"):
+    prepare.main(layout.arguments(tmp_path / "data", "--beam=--runner=DirectRunner"))
+  assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_second_run_writes_the_bytes_of_an_undisturbed_one(
+  realdata, tmp_path
+):
+  def finish(data_dir) -> float:
+    began = time.monotonic()
+    assert _start(_real_arguments(realdata, data_dir)).wait() == 0
+    return time.monotonic() - began
+
+  undisturbed = finish(tmp_path / "whole")
+  expected = _hashes(tmp_path / "whole")
+  moments = random.Random(0)
+  killed = attempts = 0
+  while killed < KILLS:
+    attempts += 1
+    assert attempts <= 3 * KILLS
+    data_dir = tmp_path / str(attempts)
+    process = _start(_real_arguments(realdata, data_dir))
+    time.sleep(moments.uniform(0, undisturbed))
+    process.kill()
+    killed += process.wait() != 0
+    metadata = storage.read_metadata(str(data_dir), "refcoco_unc")
+    assert metadata is None or _hashes(data_dir) == expected
+    # The first run was the slowest: later ones find the index of the annotations.
+    undisturbed = min(undisturbed, finish(data_dir))
+    assert _hashes(data_dir) == expected
+    assert not list(data_dir.glob(".incomplete-*"))

@@ -1,0 +1,29 @@
+"""`mail_jax` trains and predicts where TensorFlow is not installed."""
+
+import os
+import subprocess
+import sys
+
+import tiny_run
+
+
+def test_training_on_arrays_and_prediction_need_no_tensorflow(tmp_path):
+  program = str(tiny_run.CHECKOUT / "tests" / "support" / "numpy_run.py")
+  path = os.pathsep.join([str(tiny_run.CHECKOUT), os.environ.get("PYTHONPATH", "")])
+  done = subprocess.run(
+    [sys.executable, program, str(tmp_path)],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == "predicted"
+  assert tiny_run.steps_kept(tmp_path) == [3]
+
+
+def test_no_file_of_mail_jax_names_tensorflow():
+  files = [path for path in (tiny_run.CHECKOUT / "mail_jax").rglob("*") if path.is_file()]
+  assert len(files) > 10
+  assert [path.name for path in files if b"tensorflow" in path.read_bytes().lower()] == []

@@ -1,0 +1,306 @@
+"""Annotations to train a detector on that has not seen the photos it is judged on."""
+
+import contextlib
+import gzip
+import io
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pycocotools.coco import COCO
+from refer_layout import SPLITS, ReferLayout, make_layout
+
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposals import command
+from input_pipeline.proposers import leakage
+from input_pipeline.sources import refer
+
+# Of the photos 100 to 103 that `refer_layout` makes, only 100 is nowhere evaluated on; 900 and 901 no refs mean.
+CLEAN = {100, 900, 901}
+
+
+class Inputs:
+  """Refs of all four data sets and annotations of six photos, on disk; `run` cleans them."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    self.root = folder / "refer"
+    self.annotations = folder / "instances.json"
+    self.out = folder / "clean.json"
+    self.layouts: dict[str, ReferLayout] = {}
+    for name in SPLITS:
+      layout = make_layout(folder / name, name)
+      layout.root = self.root
+      self.layouts[name] = layout.write()
+    layout = self.layouts["refcoco_unc"]
+    more = [{"id": image_id, "height": 4, "width": 4} for image_id in (900, 901)]
+    box = {"bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0, "category_id": 47}
+    square = {"segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], **box}
+    self.content: dict[str, Any] = {
+      "info": {"description": "six photos", "year": 2014},
+      "licenses": [{"id": 1, "name": "ünder own terms"}],
+      "images": [more[0], *layout.instances["images"], more[1]],
+      "annotations": [{"id": 1, "image_id": 900, **square}, *layout.instances["annotations"]],
+      "categories": [{"id": 47, "name": "cup"}, {"id": 48, "name": "fork"}],
+      "of_mine": [1.25, None],
+    }
+    self.write()
+
+  def write(self) -> None:
+    self.annotations.write_text(json.dumps(self.content))
+
+  def run(self, *more: str) -> tuple[str, list[str]]:
+    """Runs the command; returns what it printed and its warnings but those of excerpts."""
+    printed, errors = io.StringIO(), io.StringIO()
+    arguments = ["--annotations", str(self.annotations), "--refer_root", str(self.root)]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+      command.main(["clean-split", *arguments, "--out", str(self.out), *more])
+    warnings = [line for line in errors.getvalue().splitlines() if "is not complete" not in line]
+    return printed.getvalue(), warnings
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Inputs:
+  return Inputs(tmp_path)
+
+
+def _read(path: pathlib.Path) -> COCO:
+  """As detectors read it."""
+  with contextlib.redirect_stdout(io.StringIO()):
+    return COCO(str(path))
+
+
+def test_photos_of_evaluation_splits_go_with_their_annotations(inputs):
+  inputs.run()
+  coco = _read(inputs.out)
+  assert set(coco.getImgIds()) == CLEAN
+  before = _read(inputs.annotations)
+  assert set(coco.getAnnIds()) == set(before.getAnnIds(imgIds=sorted(CLEAN)))
+  for row in coco.loadAnns(coco.getAnnIds()):
+    (same,) = before.loadAnns(row["id"])
+    assert row == same
+    if not row["iscrowd"]:
+      assert (coco.annToMask(row) == before.annToMask(same)).all()
+
+
+def test_everything_else_is_kept_as_it_is(inputs):
+  inputs.run()
+  written = json.loads(inputs.out.read_text())
+  assert list(written) == list(inputs.content)
+  for key in ("info", "licenses", "categories", "of_mine"):
+    assert written[key] == inputs.content[key]
+  for key, photo in (("images", "id"), ("annotations", "image_id")):
+    assert written[key] == [row for row in inputs.content[key] if row[photo] in CLEAN]
+
+
+def test_what_is_written_is_clean_and_what_was_read_is_not(inputs):
+  inputs.run()
+  for path, clean in ((inputs.out, True), (inputs.annotations, False)):
+    trained_on = leakage.parse(str(path))
+    for name in SPLITS:
+      reader = refer.RefReader(name, str(inputs.root), str(inputs.annotations))
+      for split, image_ids in reader.splits.items():
+        finding = leakage.check(trained_on, split, image_ids)
+        assert (finding.warning is None) == (clean or split == "train")
+
+
+@pytest.mark.parametrize("name", list(SPLITS))
+def test_every_data_set_counts(inputs, name):
+  """A photo that one of them evaluates on and the others train on."""
+  layout = inputs.layouts[name]
+  layout.refs.append({"image_id": 900, "split": "val", "ref_id": 99})
+  layout.write()
+  inputs.run()
+  assert set(_read(inputs.out).getImgIds()) == CLEAN - {900}
+
+
+@pytest.mark.parametrize("path", ["refcoco/refs(google).p", "grefcoco/grefs(unc).json"])
+def test_other_refs_count_where_they_are(inputs, path):
+  rows = [
+    {"image_id": 900, "split": "testB", "ann_id": [-1]},
+    {"image_id": 901, "split": "train", "ann_id": [1, 2]},
+  ]
+  (inputs.root / path).parent.mkdir(exist_ok=True)
+  data = json.dumps(rows).encode() if path.endswith(".json") else pickle.dumps(rows, protocol=2)
+  (inputs.root / path).write_bytes(data)
+  inputs.run()
+  assert set(_read(inputs.out).getImgIds()) == CLEAN - {900}
+
+
+@pytest.mark.parametrize("form", ["ids", "refs", "coco", "packed"])
+def test_more_photos_can_be_excluded(inputs, form):
+  content = {
+    "ids": [901, 5],
+    "refs": {"refs": [{"image_id": 901}]},
+    "coco": {"images": [{"id": 901}]},
+    "packed": {"refs": [{"image_id": 901}]},
+  }[form]
+  data = json.dumps(content).encode()
+  path = inputs.folder / "more"
+  path.write_bytes(gzip.compress(data) if form == "packed" else data)
+  (inputs.folder / "others.txt").write_text("900\n")
+  inputs.run("--exclude", str(path), "--exclude", str(inputs.folder / "others.txt"))
+  assert set(_read(inputs.out).getImgIds()) == {100}
+
+
+def test_it_prints_what_was_taken_out(inputs):
+  (inputs.folder / "more.txt").write_text("901\n5\n")
+  printed, warnings = inputs.run("--exclude", str(inputs.folder / "more.txt"))
+  assert warnings == []
+  lines = printed.splitlines()
+  table = {line.split()[0]: line.split()[1:] for line in lines}
+  assert table["refcoco_unc"] == ["3,", "of", "which", "taken", "out", "3"]
+  assert table["refcocog_google"] == ["1,", "of", "which", "taken", "out", "1"]
+  assert table[str(inputs.folder / "more.txt")] == ["2,", "of", "which", "taken", "out", "1"]
+  assert "images: 4 of 6 removed, 2 kept" in lines
+  assert "annotations: 9 of 13 removed, 4 kept" in lines
+  assert lines[-1] == f"wrote {inputs.out}"
+
+
+@pytest.mark.parametrize("name", list(SPLITS))
+def test_a_list_that_lacks_a_data_set_is_not_called_clean(inputs, name):
+  path = inputs.layouts[name].refs_path
+  path.unlink()
+  with pytest.raises(
+    InputError, match=r"no such file.*docs/guides/datasets\.md.*--allow_missing"
+  ) as caught:
+    inputs.run()
+  assert str(caught.value).startswith(str(path))
+  assert not inputs.out.exists()
+  _, (line,) = inputs.run("--allow_missing")
+  assert line.startswith(f"warning: {path}: no such file")
+  assert inputs.out.exists()
+
+
+def test_an_excerpt_of_refs_is_warned_of(inputs, capsys):
+  arguments = ["--annotations", str(inputs.annotations), "--refer_root", str(inputs.root)]
+  command.main(["clean-split", *arguments, "--out", str(inputs.out)])
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 4
+  assert "(val has 2 of 3,811 refs, testA has 2 of 1,975 refs, testB has 2" in lines[0]
+
+
+def _refs(data: bytes):
+  return lambda inputs: inputs.layouts["refcocog_umd"].refs_path.write_bytes(data)
+
+
+def _annotations(data: bytes):
+  return lambda inputs: inputs.annotations.write_bytes(data)
+
+
+def _exclude(data: bytes):
+  return lambda inputs: (inputs.folder / "more.json").write_bytes(data)
+
+
+def _all_evaluated(inputs: Inputs) -> None:
+  (inputs.folder / "more.json").write_text("[100, 900, 901]")
+
+
+def _stray(inputs: Inputs) -> None:
+  inputs.content["annotations"][0]["image_id"] = 77
+  inputs.write()
+
+
+_DAMAGES = {
+  "refs are no pickle": (_refs(b"\x80"), r"refs\(umd\)\.p: not a pickle of plain"),
+  "refs are a class": (_refs(pickle.dumps(pathlib.Path())), r"refs\(umd\)\.p.*nothing of it was"),
+  "refs are a number": (_refs(pickle.dumps(3)), r"refs\(umd\)\.p: not a list of refs"),
+  "refs have no split": (_refs(pickle.dumps([{"image_id": 1}])), r"\(KeyError: 'split'\)"),
+  "refs have names": (
+    _refs(pickle.dumps([{"image_id": "a", "split": "val"}])),
+    r"image_id is no whole number",
+  ),
+  "annotations are cut": (_annotations(b'{"images": ['), r"instances\.json: not JSON"),
+  "annotations are text": (_annotations(b"\xff\xfe"), r"instances\.json: not JSON"),
+  "annotations are a list": (_annotations(b"[1]"), r"--annotations .*not a COCO instances file"),
+  "annotations lack images": (_annotations(b'{"annotations": []}'), r"\(KeyError: 'images'\)"),
+  "an annotation has no photo": (_stray, r"annotation 1 is of image 77.*\(1 are so\)"),
+  "a list is cut": (_exclude(b"[1,"), r"more\.json: no list of images"),
+  "a list is not there": (lambda inputs: None, r"more\.json: No such file"),
+  "nothing is left": (_all_evaluated, r"every photo would go"),
+}
+
+
+@pytest.mark.parametrize("damage", list(_DAMAGES))
+def test_a_broken_input_is_one_line_and_nothing_is_written(inputs, damage):
+  (inputs.folder / "more.json").write_text("[1]")
+  if damage == "a list is not there":
+    (inputs.folder / "more.json").unlink()
+  breaks, message = _DAMAGES[damage]
+  breaks(inputs)
+  before = sorted(inputs.folder.rglob("*"))
+  with pytest.raises(InputError, match=message) as caught:
+    inputs.run("--exclude", str(inputs.folder / "more.json"))
+  assert "\n" not in str(caught.value)
+  assert sorted(inputs.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("which", ["annotations", "a link", "a list", "refs"])
+def test_no_input_is_overwritten(inputs, which):
+  more = inputs.folder / "more.json"
+  more.write_text("[901]")
+  link = inputs.folder / "link.json"
+  link.symlink_to(inputs.annotations)
+  refs = inputs.layouts["refcoco_unc"].refs_path
+  out = {"annotations": inputs.annotations, "a link": link, "a list": more, "refs": refs}[which]
+  before = {path: path.read_bytes() for path in (inputs.annotations, more, refs)}
+  with pytest.raises(InputError, match=r"--out .*that is an input; name another file"):
+    inputs.run("--exclude", str(more), "--out", str(out))
+  assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_stood_there_stays_when_writing_fails(inputs, monkeypatch):
+  inputs.out.write_text("older")
+
+  def full(self, data):
+    del self, data
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+  with pytest.raises(InputError, match=r"clean\.json cannot be written: No space left"):
+    inputs.run()
+  assert inputs.out.read_text() == "older"
+
+
+def test_the_command_prints_one_line_and_exits_with_2(tmp_path):
+  words = ["clean-split", "--annotations", "a.json", "--refer_root", str(tmp_path), "--out", "o"]
+  done = subprocess.run(
+    [sys.executable, "-m", "input_pipeline.proposals", *words],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stdout) == (2, "")
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f"error: {tmp_path}/refcoco/refs(unc).p: no such file")
+
+
+@pytest.mark.slow
+def test_real_annotations_lose_every_officially_evaluated_photo(realdata, tmp_path):
+  lists = sorted((realdata / "expressions").glob("refcoco*.json.gz"))
+  assert len(lists) == 8
+  official: dict[str, set[int]] = {}
+  for path in lists:
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    official[path.name] = {ref["image_id"] for ref in content["refs"]}
+  annotations = realdata / "coco/annotations/instances_train2014.json"
+  inputs = ["--annotations", str(annotations), "--refer_root", str(realdata / "refer")]
+  excluded = [part for path in lists for part in ("--exclude", str(path))]
+  command.main(["clean-split", *inputs, *excluded, "--out", str(tmp_path / "clean.json")])
+  coco, before = _read(tmp_path / "clean.json"), _read(annotations)
+  kept, there = set(coco.getImgIds()), set(before.getImgIds())
+  for ids in official.values():
+    assert ids & there
+    assert not ids & kept
+    trained_on = leakage.parse(str(tmp_path / "clean.json"))
+    assert leakage.check(trained_on, "val", ids).seen == 0
+  # What else went is evaluated on by the refs of the excerpt: those of gRefCOCO are its own.
+  grefs = json.loads((realdata / "refer/grefcoco/grefs(unc).json").read_text())
+  own = {ref["image_id"] for ref in grefs if ref["split"] != "train"}
+  assert there - kept == there & set.union(own, *official.values())
+  assert set(coco.getAnnIds()) == set(before.getAnnIds(imgIds=sorted(kept)))
