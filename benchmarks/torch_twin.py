@@ -2,7 +2,7 @@
 """MaIL in PyTorch, as its users would write it today: what our speed is measured against, and nothing else.
 
 The transformer is that of `transformers`' ViLT with PyTorch's fused attention; the rest is `torch.nn`, channels first.
-`torch_weights.load` gives it our parameters; then it computes what our model does (`tests/benchmarks/test_torch_twin.py`).
+`torch_weights.load` gives it our parameters; then both compute the same (`tests/benchmarks/test_torch_twin.py`).
 """
 
 import math

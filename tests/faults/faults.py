@@ -7,8 +7,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.support import shard_damage, small_disk, tiny_run
 from tests.faults.place import Place, a_file, check, logged, shard
+from tests.support import shard_damage, small_disk, tiny_run
 
 Fault = Callable[[Place, random.Random], str]
 SAME = "the same losses, bit for bit"
