@@ -107,11 +107,11 @@ FAST := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; results in runs/demo/
 	$(PY) -m input_pipeline.prepare --dataset shapes --data_dir data
 	$(FAST) $(PY) -m mail_jax.train --config configs/demo.py --config.minutes=$(MINUTES) \
-	  --data_dir data --workdir $(RUN) --move_old
+	  --data_dir data --workdir $(RUN) --archive_existing
 	$(PY) -m mail_jax.evaluate --checkpoint $(RUN) --data_dir data \
 	  --data shapes/val --data shapes/testA --data shapes/testB --data shapes/testC \
-	  --json $(RUN)/metrics.json --samples $(RUN)/samples.jsonl --overlays $(RUN)/overlays.png
-	$(PY) -m mail_jax.report $(RUN) --data_dir data --samples $(RUN)/samples.jsonl
+	  --json $(RUN)/metrics.json --per_expression $(RUN)/samples.jsonl --overlays $(RUN)/overlays.png
+	$(PY) -m mail_jax.report $(RUN) --data_dir data --per_expression $(RUN)/samples.jsonl
 	@echo "Open $(RUN)/report.html in a browser; the numbers are in $(RUN)/metrics.json."
 
 # Each file has what its extra adds to requirements.txt; its first lines, which say what it is for, stay.

@@ -68,11 +68,11 @@ def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
   make = functools.partial(
     loader.train_batches, args.data_dir, args.dataset, tokenizer, seed=0, threads=args.workers
   )
-  plain, most = {"flip": False, "jitter": 0.0}, args.expressions_per_image
+  plain, most = {"flip": False, "jitter": 0.0}, args.refs_per_image
   options: dict[str, dict[str, Any]] = {
     "ours": plain,
-    f"ours, {most} expressions an image": plain | {"expressions_per_image": most},
-    f"ours, {most} expressions, flip and jitter": {"expressions_per_image": most, "jitter": 0.2},
+    f"ours, {most} expressions an image": plain | {"refs_per_image": most},
+    f"ours, {most} expressions, flip and jitter": {"refs_per_image": most, "jitter": 0.2},
   }
   if not args.no_cache:
     options["ours, cache"] = plain | {"cache": True}
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--image_size", type=int, default=480)
   parser.add_argument("--max_instances", type=int, default=16)
   parser.add_argument("--max_tokens", type=int, default=20)
-  parser.add_argument("--expressions_per_image", type=int, default=4)
+  parser.add_argument("--refs_per_image", type=int, default=4)
   parser.add_argument("--batch_size", type=int, default=16)
   parser.add_argument("--batches", type=int, default=32, help="timed in a turn")
   parser.add_argument("--rounds", type=int, default=5)

@@ -28,19 +28,19 @@ def get_config() -> ConfigDict:
     0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume
   )
   c.batch_size = 64  # over all devices
-  c.accumulate = 1  # micro-batches that a batch is taken in, one after the other
+  c.grad_accum_steps = 1  # micro-batches that a batch is taken in, one after the other
   c.decode_every = 1  # training decodes one example of so many; the selection learns from all
   # Training decodes the instance that is meant instead of the one that is chosen, so that the decoder does not learn
   # from wrong choices; the choice learns from its own loss. With `hard` and `multi` selection.
-  c.decode_meant = True
+  c.teacher_forcing = True
   c.eval_batch_size = 64
   c.eval_split = "val"
   c.eval_every = 1000  # steps
-  c.eval_sentences = 0  # of the split, in training; 0 is all of it, so that `best` is the best
+  c.eval_expressions = 0  # of the split, in training; 0 is all of it, so that `best` is the best
   c.save_every = 500  # steps
   c.log_every = 50  # steps
   # An update whose loss or gradient is not finite is skipped; so many in a row end the run. 0 never ends it.
-  c.max_skipped_steps = 10
+  c.max_nonfinite_steps = 10
   c.best_metric = "mIoU"
 
   # What is told beside the terminal and `metrics.jsonl`: docs/guides/logging.md.
@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
   # What the backward pass computes again to save memory: none | products (what lies between them) | block (all of it)
   c.model.remat = "none"
   c.model.scan = False  # the blocks are one program in a loop: deep models compile sooner
-  c.model.round_tokens = 1  # the sequence is padded to a multiple of so many tokens
+  c.model.pad_to_multiple_of = 1  # the sequence is padded to a multiple of so many tokens
   c.model.dtype = "float32"  # float32 | bfloat16 (accelerators)
 
   c.loss = ConfigDict()
@@ -118,14 +118,14 @@ def get_config() -> ConfigDict:
     1  # devices that share a copy of the parameters, the optimizer's state and the average
   )
   # Ordered (regex, rule): `fsdp`, `replicate`, or an axis (or None) for every dimension; `sharding.state_sharding`.
-  c.placement = ((".*", "fsdp"),)
+  c.sharding_rules = ((".*", "fsdp"),)
 
   c.loader = ConfigDict()
   c.loader.cache = False  # keep decoded images in memory
   # Samples of an image, at most, that share one decoding in an epoch; not with `cache`. Their order is another one.
-  c.loader.expressions_per_image = 1
+  c.loader.refs_per_image = 1
   # Shorter rows of tokens that a batch may have, such as (8, 12), where its texts fit; not with several processes.
-  c.loader.text_lengths = ()
+  c.loader.text_buckets = ()
   c.loader.shuffle_buffer = 4096  # refs
   c.loader.threads = 2  # of the input pipeline
   # A damaged training record: "stop", or "skip" it: all are read once before training, and said to be left out.
@@ -139,5 +139,5 @@ def paper(config: ConfigDict) -> ConfigDict:
   config.model.selection = "soft"
   config.model.mask_path = False
   config.model.image_path = False
-  config.decode_meant = False
+  config.teacher_forcing = False
   return config

@@ -66,7 +66,7 @@ def get_config(argument: str = "unc") -> ConfigDict:
   c.optimizer.clip = 1.0
   c.ema_decay = 0.9995
   c.loader.threads = 8
-  c.loader.expressions_per_image = 4  # RefCOCO has 2.5 refs an image
+  c.loader.refs_per_image = 4  # RefCOCO has 2.5 refs an image
 
   if size == "large":
     c.batch_size = 1024

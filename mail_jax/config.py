@@ -16,9 +16,9 @@ from mail_jax.models.mail import MaIL
 
 # Keys that configs of before do not have, with what the code of then did.
 ADDED = {
-  "max_skipped_steps": 10,
-  "loader.expressions_per_image": 1,
-  "loader.text_lengths": [],
+  "max_nonfinite_steps": 10,
+  "loader.refs_per_image": 1,
+  "loader.text_buckets": [],
   "loader.on_error": "stop",
   "model.scan": False,
   "model.no_target": False,
@@ -47,7 +47,7 @@ _SIZES = {
   "model.decoder_widths": (1, 65_536),
   "model.separate_blocks": (0, 1_024),
   "model.sparse_tokens": (1, 1 << 20),
-  "model.round_tokens": (1, 65_536),
+  "model.pad_to_multiple_of": (1, 65_536),
 }
 
 

@@ -13,7 +13,7 @@ from mail_jax.config import ADDED, load_config, to_json
 from mail_jax.train.resume import MAY_CHANGE, flat
 
 # A run is judged once, at its end; during it only as far as its row asks for it.
-ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_sentences=64")
+ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_expressions=64")
 
 
 SPLITS = ("val", "testA", "testB", "testC")

@@ -47,13 +47,13 @@ class Table:
 
 
 REACH = 0.8  # mIoU on the first sentences of val
-_STEADY = ("optimizer.schedule=constant", "eval_every=250", "eval_sentences=1000")
+_STEADY = ("optimizer.schedule=constant", "eval_every=250", "eval_expressions=1000")
 _ALONE = ("model.appearance=False", "model.neighbours=False")
 # The demo decodes one example of four in training, for the others teach the selection. Where nothing but the decoder
 # teaches, it decodes all, or three of four samples would be for nothing.
 _DECODES_ALL = "decode_every=1"
-_UNSELECTED = ("model.selection=none", "decode_meant=False", _DECODES_ALL)
-_SOFT = ("model.selection=soft", "decode_meant=False")
+_UNSELECTED = ("model.selection=none", "teacher_forcing=False", _DECODES_ALL)
+_SOFT = ("model.selection=soft", "teacher_forcing=False")
 
 
 def _tokens(kind: str, *more: str) -> tuple[str, ...]:
@@ -105,9 +105,9 @@ TABLES = {
       Row("soft, no auxiliary loss", (*_SOFT, "loss.selection=0.0", _DECODES_ALL)),
       Row("soft, no mask path", (*_SOFT, "model.mask_path=False"), seeds=1),
       Row("hard: the default"),
-      Row("hard, no auxiliary loss", ("loss.selection=0.0", "decode_meant=False", _DECODES_ALL)),
+      Row("hard, no auxiliary loss", ("loss.selection=0.0", "teacher_forcing=False", _DECODES_ALL)),
       Row("hard, no mask path", ("model.mask_path=False",)),
-      Row("hard, decodes what it chose in training", ("decode_meant=False",), seeds=1),
+      Row("hard, decodes what it chose in training", ("teacher_forcing=False",), seeds=1),
       Row('hard, no slot for "none of these"', ("model.none_slot=False",)),
     ),
   ),

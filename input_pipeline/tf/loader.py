@@ -6,7 +6,7 @@ ops; text stays text until the batch is whole, and is tokenized on the host, by 
 two batches ready.
 
 Training reads in one of two ways. Streaming keeps a few thousand undecoded samples in memory and
-decodes each as it comes, or, with `expressions_per_image`, once for several of its samples
+decodes each as it comes, or, with `refs_per_image`, once for several of its samples
 (`shared_images.py`). With `cache` every image is decoded and resized once, all of them are held
 in memory, and every epoch is a permutation of all refs.
 """
@@ -123,13 +123,13 @@ def train_batches(
   image_size: int,
   max_instances: int,
   max_tokens: int,
-  text_lengths: Sequence[int] = (),
+  text_buckets: Sequence[int] = (),
   seed: int,
   start_step: int = 0,
   flip: bool = True,
   jitter: float = 0.0,
   cache: bool = False,
-  expressions_per_image: int = 1,
+  refs_per_image: int = 1,
   shuffle_buffer: int = 4096,
   threads: int = 2,
   process_index: int = 0,
@@ -150,7 +150,7 @@ def train_batches(
     image_size: side of the square that images and masks are resized to, in pixels.
     max_instances: how many instance masks count, best first.
     max_tokens: length of a row of tokens.
-    text_lengths: shorter rows that a batch may have where its texts fit, such as (8, 12); each costs a compilation.
+    text_buckets: shorter rows that a batch may have where its texts fit, such as (8, 12); each costs a compilation.
       With several processes all rows have `max_tokens`, for nobody knows how long the others' texts are.
     seed: of order, sentences and augmentation.
     start_step: the batch to begin with, the same as in a run from the beginning.
@@ -158,7 +158,7 @@ def train_batches(
     jitter: brightness, contrast and saturation are to change by factors in [1 - jitter, 1 + jitter], which come with
       the batch.
     cache: decode and resize every image once and hold all in memory.
-    expressions_per_image: samples of an image, at most, that share one decoding in an epoch; each has a chance of its
+    refs_per_image: samples of an image, at most, that share one decoding in an epoch; each has a chance of its
       own. 1 spreads an image's samples over the whole shuffle buffer. Not with `cache`.
     shuffle_buffer: refs to shuffle among where nothing is cached; their images stay undecoded.
     threads: worker threads of the pipeline.
@@ -175,20 +175,20 @@ def train_batches(
 
   Raises:
     InputError: the data set or split is not there, too small for the processes or too large for the
-      cache, `expressions_per_image` comes with `cache`, or, perhaps only when a batch is asked for, a
+      cache, `refs_per_image` comes with `cache`, or, perhaps only when a batch is asked for, a
       record is damaged.
   """
   _check_positive(
     batch_size=batch_size,
     image_size=image_size,
     shuffle_buffer=shuffle_buffer,
-    expressions_per_image=expressions_per_image,
+    refs_per_image=refs_per_image,
   )
-  lengths = _row_lengths(text_lengths, max_tokens, process_count)
-  if cache and expressions_per_image > 1:
+  lengths = _row_lengths(text_buckets, max_tokens, process_count)
+  if cache and refs_per_image > 1:
     raise InputError(
-      f"expressions_per_image is {expressions_per_image}, but cache decodes every image once for all epochs; "
-      "set expressions_per_image to 1, or cache to False"
+      f"refs_per_image is {refs_per_image}, but cache decodes every image once for all epochs; "
+      "set refs_per_image to 1, or cache to False"
     )
   source = _open_train(data_dir, name, split, on_error, process_index, process_count)
   shape = Shape(image_size, record_reader.num_planes(max_instances))
@@ -197,10 +197,10 @@ def train_batches(
   undecoded = functools.partial(
     train_samples.streamed, source, key, buffer=shuffle_buffer, threads=threads
   )
-  groups = shared_images.Groups(source, key, expressions_per_image, shuffle_buffer, threads)
+  groups = shared_images.Groups(source, key, refs_per_image, shuffle_buffer, threads)
   if cache:
     samples = train_samples.cached(_load(source, shape, threads), key, start, threads)
-  elif expressions_per_image > 1:
+  elif refs_per_image > 1:
     samples = shared_images.decoded(groups, start, shape)
   else:
     samples = undecoded(start).map(decode, num_parallel_calls=threads)
@@ -210,7 +210,7 @@ def train_batches(
 
   def blame(batch: int) -> None:
     first = start + batch * batch_size
-    if expressions_per_image > 1:
+    if refs_per_image > 1:
       suspects = shared_images.suspects(groups, first, batch_size)
     else:
       suspects = undecoded(first).take(batch_size)
@@ -224,14 +224,14 @@ def train_batches(
 
 
 def _row_lengths(
-  text_lengths: Sequence[int], max_tokens: int, process_count: int
+  text_buckets: Sequence[int], max_tokens: int, process_count: int
 ) -> tuple[int, ...]:
   """All lengths that a row of tokens may have, the shortest first."""
-  if any(not isinstance(n, int) or not 0 < n <= max_tokens for n in text_lengths):
+  if any(not isinstance(n, int) or not 0 < n <= max_tokens for n in text_buckets):
     raise InputError(
-      f"text_lengths {tuple(text_lengths)} must be between 1 and max_tokens, {max_tokens}"
+      f"text_buckets {tuple(text_buckets)} must be between 1 and max_tokens, {max_tokens}"
     )
-  return (*(sorted(text_lengths) if process_count == 1 else ()), max_tokens)
+  return (*(sorted(text_buckets) if process_count == 1 else ()), max_tokens)
 
 
 def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:

@@ -1,4 +1,4 @@
-"""Training samples of which several have one decoded image: `loader.expressions_per_image`.
+"""Training samples of which several have one decoded image: `loader.refs_per_image`.
 
 An epoch is every ref once, as ever. The refs of a record are taken in groups of at most `most`, groups are shuffled
 undecoded, and each is decoded once. The samples of `MIXED` groups that follow each other, a window, are shuffled

@@ -85,7 +85,7 @@ def state_sharding(mesh: AnyMesh, state: Tree, rules: Rules = ((".*", "fsdp"),))
       return replicated(mesh)
     if rule is None:
       raise InputError(
-        f"config.placement: no rule matches {name!r}; end the list with ('.*', rule)"
+        f"config.sharding_rules: no rule matches {name!r}; end the list with ('.*', rule)"
       )
     return NamedSharding(mesh, _explicit(name, leaf, rule, mesh))
 
@@ -104,13 +104,13 @@ def _cut_largest(leaf, parts: int) -> P:
 def _explicit(name: str, leaf, rule: Rule, mesh: AnyMesh) -> P:
   if isinstance(rule, str) or any(axis not in (None, *AXES) for axis in rule):
     raise InputError(
-      f"config.placement: {rule!r} is neither 'fsdp', 'replicate' nor a tuple of "
+      f"config.sharding_rules: {rule!r} is neither 'fsdp', 'replicate' nor a tuple of "
       f"{', '.join(map(repr, AXES))} and None, one a dimension"
     )
   for length, axis in zip(leaf.shape, rule, strict=False):
     if len(rule) != leaf.ndim or (axis and length % mesh.shape[axis]):
       raise InputError(
-        f"config.placement: {rule} does not fit {name!r} of shape {leaf.shape} on a mesh of {dict(mesh.shape)}"
+        f"config.sharding_rules: {rule} does not fit {name!r} of shape {leaf.shape} on a mesh of {dict(mesh.shape)}"
       )
   return P(*rule)
 

@@ -1,6 +1,6 @@
 """Metrics of a checkpoint, every sentence once, on all devices of all hosts; and whether two checkpoints differ:
 
-python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes --json demo.json --samples demo.jsonl
+python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes --per_expression demo.jsonl
 python -m mail_jax.evaluate --compare demo.jsonl other.jsonl
 
 docs/guides/evaluate.md says what the metrics are.
@@ -269,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--json", metavar="OUT", help="write the metrics as fractions, and what they were measured on"
   )
-  parser.add_argument("--samples", metavar="OUT.jsonl", help="write a row a sentence")
+  parser.add_argument("--per_expression", metavar="OUT.jsonl", help="write a row a sentence")
   parser.add_argument("--overlays", metavar="OUT.png", help="draw a contact sheet of predictions")
   parser.add_argument(
     "--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)"
@@ -285,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     "--compare",
     nargs=2,
     metavar=("A.jsonl", "B.jsonl"),
-    help="compare two files of --samples, and evaluate nothing; of the other options only --json counts",
+    help="compare two files of --per_expression, and evaluate nothing; of the other options only --json counts",
   )
   processes.add_arguments(parser)
   return parser
@@ -340,9 +340,9 @@ def write_report(
   for line in leakage.warnings({name: recall_instances(args.data_dir, name) for name in results}):
     print(line)
   print(f"\n{table.kinds(results)}")
-  if args.samples:
-    per_expression.write(args.samples, rows)
-    print(f"wrote {args.samples}")
+  if args.per_expression:
+    per_expression.write(args.per_expression, rows)
+    print(f"wrote {args.per_expression}")
   if args.json:
     about = describe(model, args.data_dir, list(results), args.protocol)
     report = {name: found | about[name] for name, found in results.items()}

@@ -1,4 +1,4 @@
-"""Two models on the same sentences, from what `evaluate --samples` wrote:
+"""Two models on the same sentences, from what `evaluate --per_expression` wrote:
 
 python -m mail_jax.evaluate --compare demo.jsonl other.jsonl --json difference.json
 """
@@ -179,7 +179,7 @@ def main(argv: Sequence[str]) -> None:
     nargs=2,
     required=True,
     metavar=("A.jsonl", "B.jsonl"),
-    help="two files of --samples, on the same sentences",
+    help="two files of --per_expression, on the same sentences",
   )
   parser.add_argument("--json", metavar="OUT", help="write the differences as fractions")
   args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""What an evaluation found of every sentence, one row each: JSON lines that `evaluate --samples` writes."""
+"""What an evaluation found of every sentence, one row each: JSON lines that `evaluate --per_expression` writes."""
 
 import json
 import os
@@ -112,11 +112,17 @@ def read(path: str | os.PathLike) -> list[Row]:
     with open(path, encoding="utf-8") as file:
       rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(file, 1)]
   except OSError as error:
-    raise InputError(f"{path}: {error.strerror}; `evaluate --samples` writes such files") from error
+    raise InputError(
+      f"{path}: {error.strerror}; `evaluate --per_expression` writes such files"
+    ) from error
   except UnicodeDecodeError as error:
-    raise InputError(f"{path}: it is no text; `evaluate --samples` writes such files") from error
+    raise InputError(
+      f"{path}: it is no text; `evaluate --per_expression` writes such files"
+    ) from error
   if not rows:
-    raise InputError(f"{path}: there is no row in it; `evaluate --samples` writes such files")
+    raise InputError(
+      f"{path}: there is no row in it; `evaluate --per_expression` writes such files"
+    )
   return rows
 
 
@@ -125,14 +131,16 @@ def _parse(line: str, where: str) -> Row:
     row = json.loads(line)
   except (ValueError, RecursionError) as error:
     raise InputError(
-      f"{where}: it is no JSON ({getattr(error, 'msg', error)}); write the file again with `evaluate --samples`"
+      f"{where}: it is no JSON ({getattr(error, 'msg', error)}); write the file again with `evaluate --per_expression`"
     ) from error
   if not isinstance(row, dict):
-    raise InputError(f"{where}: it is no JSON object; `evaluate --samples` writes one a line")
+    raise InputError(
+      f"{where}: it is no JSON object; `evaluate --per_expression` writes one a line"
+    )
   for name, kind in FIELDS.items():
     if name not in row:
       raise InputError(
-        f"{where}: there is no {name!r}; write the file again with `evaluate --samples`"
+        f"{where}: there is no {name!r}; write the file again with `evaluate --per_expression`"
       )
     _check(row[name], name, kind, where)
   # Rows of before boundaries were counted have none of them.
@@ -142,7 +150,7 @@ def _parse(line: str, where: str) -> Row:
       _check(row[name], name, kind, where)
     elif name in needed:
       raise InputError(
-        f"{where}: there is no {name!r}; write the file again with `evaluate --samples`"
+        f"{where}: there is no {name!r}; write the file again with `evaluate --per_expression`"
       )
   if row["protocol"] not in PROTOCOLS:
     raise InputError(

@@ -122,7 +122,9 @@ def _metrics(about: Mapping[str, Any], splits: Splits) -> str:
       parts.append(f"| {split} | {' | '.join(cells)} |")
     parts.append("\nBy `mail_jax.evaluate`, every sentence at the original size of its photo.\n")
   if kept:
-    some = f"{config['eval_sentences']} sentences" if config["eval_sentences"] else "all sentences"
+    some = (
+      f"{config['eval_expressions']} sentences" if config["eval_expressions"] else "all sentences"
+    )
     numbers = ", ".join(f"{name} {_cell(name, value)}" for name, value in _numbers(kept).items())
     parts.append(
       f"In training, on {some} of `{config['dataset']}/{config['eval_split']}` at most: {numbers}."

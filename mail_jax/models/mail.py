@@ -85,7 +85,7 @@ class MaIL(nn.Module):
     max_tokens: word pieces that there are positions for; a call may have fewer.
     max_instances: K, slots for instance masks; 0 is the bimodal baseline and costs no token.
     width, depth, heads, mlp_ratio, dropout, backend, remat, scan: see `Encoder`.
-    round_tokens: the sequence is padded to a multiple of so many tokens.
+    pad_to_multiple_of: the sequence is padded to a multiple of so many tokens.
     patch_size: P, a power of two, in pixels.
     separate_blocks: so many of the `depth` blocks, the first, are three stacks, one for each modality by itself.
     mask_tokens: `instance` (one token each, the default), `stacked` (the paper's figure, as we read it) or `sparse`
@@ -129,7 +129,7 @@ class MaIL(nn.Module):
   backend: str = "xla"
   remat: str = "none"
   scan: bool = False
-  round_tokens: int = 1
+  pad_to_multiple_of: int = 1
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
@@ -203,7 +203,7 @@ class MaIL(nn.Module):
       raise InputError(
         f"model.decoder_widths has {len(self.decoder_widths)} stages; model.patch_size {self.patch_size} needs {need:g}"
       )
-    for name in ("round_tokens", "sparse_tokens"):
+    for name in ("pad_to_multiple_of", "sparse_tokens"):
       if (count := getattr(self, name)) < 1:
         raise InputError(f"model.{name} is {count}; it must be at least 1")
     if not 0 <= self.separate_blocks < self.depth:
@@ -251,13 +251,13 @@ class MaIL(nn.Module):
     }
     if self.separate_blocks:
       separate = SeparateBlocks(
-        {"depth": self.separate_blocks, **blocks}, self.round_tokens, name="separate"
+        {"depth": self.separate_blocks, **blocks}, self.pad_to_multiple_of, name="separate"
       )
       v_image, v_mask, v_text = separate(v_image, v_mask, v_text, mask_valid, num_tokens, train)
     text_valid = instances.count_valid(num_tokens, v_text.shape[1])
     valid = jnp.concatenate([jnp.ones((batch, image_len), bool), mask_valid, text_valid], 1)
     joined = jnp.concatenate([v_image, v_mask, v_text], 1)
-    more = -joined.shape[1] % self.round_tokens
+    more = -joined.shape[1] % self.pad_to_multiple_of
     packed, lengths, where = pack(
       jnp.pad(joined, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
     )

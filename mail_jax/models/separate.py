@@ -17,11 +17,11 @@ class SeparateBlocks(nn.Module):
 
   Attributes:
     blocks: keywords of `Encoder` for one stack.
-    round_tokens: each sequence is padded to a multiple of so many tokens.
+    pad_to_multiple_of: each sequence is padded to a multiple of so many tokens.
   """
 
   blocks: dict[str, Any]
-  round_tokens: int = 1
+  pad_to_multiple_of: int = 1
 
   @nn.compact
   def __call__(
@@ -54,7 +54,7 @@ class SeparateBlocks(nn.Module):
 
   def _encode(self, name, tokens, lengths, train):
     count = tokens.shape[1]
-    padded = jnp.pad(tokens, ((0, 0), (0, -count % self.round_tokens), (0, 0)))
+    padded = jnp.pad(tokens, ((0, 0), (0, -count % self.pad_to_multiple_of), (0, 0)))
     # A sequence without a token has one of padding: not every backend is finite where nobody is attended to.
     stack = Encoder(**self.blocks, final_norm=False, name=name)
     return stack(padded, jnp.maximum(lengths, 1), train)[:, :count]

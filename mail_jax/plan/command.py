@@ -132,7 +132,7 @@ def _search(
       return None
     return float(memory_of(compiled, topology.chip).total)
 
-  unit = config.accumulate * config.decode_every
+  unit = config.grad_accum_steps * config.decode_every
   start = max(unit, config.batch_size // topology.chips // unit * unit)
   return find_largest(needs, float(topology.chip.memory), start, unit, budget)
 

@@ -2,7 +2,7 @@
 
 python -m mail_jax.report runs/demo --data_dir data --data shapes/val --data shapes/testC
 
-It evaluates every sentence first; --samples takes what `evaluate --samples` wrote instead. One process does it all.
+It evaluates every expression first, unless --per_expression names the rows that `evaluate` wrote. It is one process.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
   args = _parse(argv)
   out = _where(args.workdir, args.out)
   log = training_log.read(args.workdir)
-  given = _read_samples(args.samples, args.data) if args.samples else None
+  given = _read_samples(args.per_expression, args.data) if args.per_expression else None
   model = load.load(args.workdir, args.which)
   splits = _judge(args.data_dir, given) if given else _evaluate(args, model)
   pictures, notes = _draw(model, args.data_dir, splits, args.count)
@@ -83,9 +83,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     help="may be given again; without SPLIT, all splits but train (default: what the run is judged by as it trains)",
   )
   parser.add_argument(
-    "--samples",
+    "--per_expression",
     metavar="FILE.jsonl",
-    help="rows that `evaluate --samples` wrote for this checkpoint",
+    help="rows that `evaluate --per_expression` wrote for this checkpoint",
   )
   parser.add_argument("--out", metavar="OUT.html", help="the page (default: W/report.html)")
   parser.add_argument(
@@ -147,7 +147,7 @@ def _read_samples(path: str, wanted: Sequence[str] | None) -> dict[str, list[Row
     if others:
       raise InputError(
         f"{path}: {name} was counted by protocol {', '.join(sorted(others))}; a report is about the original masks, so "
-        "write the rows with `evaluate --samples` and without --protocol"
+        "write the rows with `evaluate --per_expression` and without --protocol"
       )
   return found
 

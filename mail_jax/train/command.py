@@ -14,7 +14,7 @@ from mail_jax.train import workdir_lock
 from mail_jax.train.data import open_data
 from mail_jax.train.logging import sinks
 from mail_jax.train.loop import Trainer
-from mail_jax.train.resume import move_old
+from mail_jax.train.resume import archive_existing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument("--workdir", required=True, help="checkpoints and logs; the same one resumes")
   parser.add_argument(
-    "--move_old", action="store_true", help="move a run with other settings aside to WORKDIR.1"
+    "--archive_existing",
+    action="store_true",
+    help="move a run with other settings aside to WORKDIR.1",
   )
   processes.add_arguments(parser)
   args, rest = parser.parse_known_args(argv)
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
   sinks.check(config)  # before anyone waits for anyone
   processes.initialize(args)
   data = open_data(config, args.data_dir)
-  if args.move_old:
+  if args.archive_existing:
     with workdir_lock.held(args.workdir):
-      move_old(args.workdir, config, data.tokenizer)
+      archive_existing(args.workdir, config, data.tokenizer)
   Trainer(config, args.workdir, data).run()

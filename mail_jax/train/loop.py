@@ -87,7 +87,7 @@ class Trainer:
       self.budget.steps, self.window = meta["steps"], meta["window"]
       skipped = meta.get("skipped", {})
       self.state = self.checkpoints.restore(latest, shapes)
-    self.skipped = Skipped(workdir, config.max_skipped_steps, skipped)
+    self.skipped = Skipped(workdir, config.max_nonfinite_steps, skipped)
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
     if not self._is_finished():

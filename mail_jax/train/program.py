@@ -64,7 +64,7 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
     create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
   )
   shapes = jax.eval_shape(create)
-  placed = sharding.state_sharding(mesh, shapes, config.placement)
+  placed = sharding.state_sharding(mesh, shapes, config.sharding_rules)
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   gather, scatter = sharding.make_gather_and_scatter(
     mesh, placed.variables["params"], _dtypes_of_use(model, shapes.variables["params"])
@@ -75,11 +75,11 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
     seed=config.seed,
     loss_weights=dict(config.loss),
     decode_every=config.decode_every,
-    decode_meant=config.decode_meant,
+    teacher_forcing=config.teacher_forcing,
     instance_dropout=config.augment.instance_dropout,
     all_instances_dropout=config.augment.all_instances_dropout,
     ema_decay=config.ema_decay,
-    accumulate=config.accumulate,
+    grad_accum_steps=config.grad_accum_steps,
     gather=gather,
     scatter=scatter,
   )
@@ -154,7 +154,7 @@ def _check_backend(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
-  counts = {name: int(config[name]) for name in ("batch_size", "accumulate", "decode_every")}  # pyright: ignore[reportArgumentType]
+  counts = {name: int(config[name]) for name in ("batch_size", "grad_accum_steps", "decode_every")}  # pyright: ignore[reportArgumentType]
   for name, count in counts.items():
     if count < 1:
       raise InputError(f"config.{name} is {count}; it must be at least 1")

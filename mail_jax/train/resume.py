@@ -12,8 +12,8 @@ from mail_jax.distributed import processes
 
 # What a run may be resumed with another value of: where it runs, and how often it tells of itself.
 MAY_CHANGE = (
-  "mesh.", "placement", "accumulate", "loader.threads", "loader.on_error", "log_every", "max_skipped_steps",
-  "model.backend", "model.remat", "model.round_tokens",
+  "mesh.", "sharding_rules", "grad_accum_steps", "loader.threads", "loader.on_error", "log_every",
+  "max_nonfinite_steps", "model.backend", "model.remat", "model.pad_to_multiple_of",
   "log.",
 )  # fmt: skip
 
@@ -31,12 +31,12 @@ def check_same(
     if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
       raise InputError(
         f"--workdir {workdir} holds a run with config.{key} = {before.get(key)!r}, not {after.get(key)!r}; "
-        "choose another --workdir, or add --move_old to move it aside"
+        "choose another --workdir, or add --archive_existing to move it aside"
       )
   if checkpoint.unpack_bytes(meta["tokenizer"]) != tokenizer.to_bytes():
     raise InputError(
       f"--workdir {workdir} holds a run whose tokenizer came of other training sentences; "
-      "choose another --workdir, or add --move_old to move it aside"
+      "choose another --workdir, or add --archive_existing to move it aside"
     )
 
 
@@ -48,7 +48,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return found
 
 
-def move_old(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
+def archive_existing(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:
   """Moves a run with another config or tokenizer aside, to WORKDIR.1, .2, ...; nothing is deleted."""
   if not checkpoint.exists(workdir):
     return

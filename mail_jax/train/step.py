@@ -116,7 +116,7 @@ def draw_chance(model: MaIL, batch: Batch, key: PRNGKeyArray, each: float, every
 
 
 def make_loss(
-  model: MaIL, weights: dict[str, float], decode_every: int, decode_meant: bool
+  model: MaIL, weights: dict[str, float], decode_every: int, teacher_forcing: bool
 ) -> Callable[..., tuple[jax.Array, tuple[Metrics, Tree]]]:
   """Makes the loss: (params, batch_stats, batch, counted, key) -> (loss, (metrics, batch_stats)).
 
@@ -133,7 +133,7 @@ def make_loss(
       masks = instances.unpack_planes(planes, model.max_instances) & valid[:, :, None, None]
       overlap = losses.instance_share if model.selection == "multi" else losses.instance_iou
       truth = overlap(masks, batch["target"])
-      if decode_meant:
+      if teacher_forcing:
         meant = truth > 0.5 if model.selection == "multi" else find_meant(truth, model.none_slot)
     output, updated = model.apply(
       {"params": params, "batch_stats": batch_stats},
@@ -187,21 +187,21 @@ def weighted_mean(
 def make_gradients(
   loss_fn: Callable[..., Any],
   decode_every: int,
-  accumulate: int,
+  grad_accum_steps: int,
   gather: Callable[[Tree], Tree],
   scatter: Callable[[Tree], Tree],
 ) -> Callable[..., tuple[Tree, tuple[Metrics, Tree]]]:
   """Makes the gradient of a batch: (variables, batch, key) -> (gradients, (metrics, batch_stats)).
 
-  With `accumulate` the batch is taken in so many micro-batches, one after the other. Gradients and metrics are those
-  of the whole; batch statistics are the mean of those of its parts.
+  With `grad_accum_steps` the batch is split into so many micro-batches, run one after the other. Gradients and metrics
+  are those of the whole; batch statistics are the mean of those of its parts.
   """
   grad_fn = jax.grad(loss_fn, has_aux=True)
 
   def gradients(variables: Tree, batch: Batch, key: PRNGKeyArray):
     params, batch_stats = gather(variables["params"]), variables["batch_stats"]
     counted = count_weights(batch["weight"], decode_every)
-    if accumulate == 1:
+    if grad_accum_steps == 1:
       grads, aux = grad_fn(params, batch_stats, batch, counted, key)
       return scatter(grads), aux
 
@@ -211,7 +211,7 @@ def make_gradients(
       return jax.tree.map(jnp.add, total, scatter(grads)), aux
 
     zeros = scatter(jax.tree.map(jnp.zeros_like, params))
-    parts = (jnp.arange(accumulate), split_batch(batch, accumulate, decode_every))
+    parts = (jnp.arange(grad_accum_steps), split_batch(batch, grad_accum_steps, decode_every))
     grads, (metrics, stats) = jax.lax.scan(add, zeros, parts)
     return grads, (
       jax.tree.map(lambda x: x.sum(0), metrics),
@@ -231,8 +231,8 @@ def make_train_step(
   all_instances_dropout: float = 0.0,
   ema_decay: float = 0.0,
   decode_every: int = 1,
-  decode_meant: bool = False,
-  accumulate: int = 1,
+  teacher_forcing: bool = False,
+  grad_accum_steps: int = 1,
   gather: Callable[[Tree], Tree] = lambda params: params,
   scatter: Callable[[Tree], Tree] = lambda grads: grads,
 ) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, Metrics]]:
@@ -245,12 +245,12 @@ def make_train_step(
     instance_dropout, all_instances_dropout: see `drop_instances`.
     ema_decay: of the moving average.
     decode_every: decodes one example of so many.
-    decode_meant: decodes the instance (with `multi` selection those) that is meant, not the one that is chosen.
-    accumulate: micro-batches of a batch; see `make_gradients`.
+    teacher_forcing: decodes the instance (with `multi` selection those) that is meant, not the one that is chosen.
+    grad_accum_steps: micro-batches of a batch; see `make_gradients`.
     gather, scatter: see `sharding.make_gather_and_scatter`.
   """
-  loss_fn = make_loss(model, loss_weights, decode_every, decode_meant)
-  gradients = make_gradients(loss_fn, decode_every, accumulate, gather, scatter)
+  loss_fn = make_loss(model, loss_weights, decode_every, teacher_forcing)
+  gradients = make_gradients(loss_fn, decode_every, grad_accum_steps, gather, scatter)
 
   def train_step(
     state: TrainState, batch: Batch, lr: Float[Array, ""]

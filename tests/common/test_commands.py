@@ -47,7 +47,7 @@ def evaluation(finished_run, shapes_data, tmp_path_factory) -> Evaluation:
   command = ["--checkpoint", str(finished_run), "--data_dir", shapes_data]
   command += ["--data", "shapes/val", "--data", "shapes/testC"]
   command += ["--json", str(folder / "new" / "metrics.json")]
-  command += ["--samples", str(folder / "new" / "rows.jsonl")]
+  command += ["--per_expression", str(folder / "new" / "rows.jsonl")]
   command += ["--overlays", str(folder / "sheet.png"), "--overlay_count", "8"]
   with contextlib.redirect_stdout(printed):
     evaluate.main(command)
@@ -185,7 +185,7 @@ def test_a_protocol_of_another_paper_is_named_wherever_its_numbers_are(
 ):
   command = ["--checkpoint", str(finished_run), "--data_dir", shapes_data, "--data", "shapes/val"]
   out, rows = tmp_path / "m.json", tmp_path / "r.jsonl"
-  command += ["--protocol", "lavt", "--json", str(out), "--samples", str(rows)]
+  command += ["--protocol", "lavt", "--json", str(out), "--per_expression", str(rows)]
   evaluate.main(command)
   assert "protocol lavt" in capsys.readouterr().out.splitlines()[0]
   metrics = json.loads(out.read_text())["shapes/val"]
@@ -323,7 +323,7 @@ def test_predict_says_that_the_annotations_do_not_know_a_photo(finished_run, lay
     (["--overlays", "nowhere/s.png"], r"nowhere/s\.png: the folder nowhere does not exist"),
     (["--overlays", "s.doc"], r"s\.doc: unknown kind of picture"),
     (["--json", "file/m.json"], r"file/m\.json cannot be written"),
-    (["--samples", "file/r.jsonl"], r"file/r\.jsonl cannot be written"),
+    (["--per_expression", "file/r.jsonl"], r"file/r\.jsonl cannot be written"),
   ],
 )
 def test_evaluate_names_what_is_wrong(

@@ -119,11 +119,11 @@ def test_a_run_from_before_there_was_a_key_goes_on_as_what_it_was():
   tokenizer = SentencePieceTokenizer.train(["the left cup", "a red one", "that dog there"], 300)
   config = load_config(DEMO)
   before = to_json(config)
-  del before["loader"]["expressions_per_image"]
+  del before["loader"]["refs_per_image"]
   meta = {"config": before, "tokenizer": checkpoint.pack_bytes(tokenizer.to_bytes())}
   resume.check_same(meta, config, tokenizer, "runs/demo")
-  other = load_config(DEMO, ["loader.expressions_per_image=4"])
-  with pytest.raises(InputError, match=r"loader\.expressions_per_image = 1, not 4"):
+  other = load_config(DEMO, ["loader.refs_per_image=4"])
+  with pytest.raises(InputError, match=r"loader\.refs_per_image = 1, not 4"):
     resume.check_same(meta, other, tokenizer, "runs/demo")
 
 
@@ -142,13 +142,13 @@ def test_a_config_from_before_there_was_a_key_says_what_was_done_then():
   before = to_json(config)
   for part, key in (("model", "no_target"), ("loss", "no_target"), ("model", "scan")):
     del before[part][key]
-  del before["loader"]["text_lengths"]
+  del before["loader"]["text_buckets"]
   for key in ("separate_blocks", "sparse_tokens", "instance_views", "none_slot", "coordinates"):
     del before["model"][key]
   again = from_json(before)
   assert again.to_dict() == config.to_dict()
   assert again.model.no_target is False
-  assert isinstance(again.loader.text_lengths, tuple)
+  assert isinstance(again.loader.text_buckets, tuple)
   # What a config says is not replaced.
   said = to_json(load_config(DEMO, ["model.no_target=True", "loss.no_target=0.5"]))
   assert (from_json(said).model.no_target, from_json(said).loss.no_target) == (True, 0.5)
@@ -167,8 +167,8 @@ def test_recipes_for_several_targets_have_a_gate_an_instance(recipe):
 def test_what_the_config_says_of_reading_reaches_the_loader(shapes_data, monkeypatch):
   asked = {}
   monkeypatch.setattr(loader, "train_batches", lambda *_, **options: iter([asked.update(options)]))
-  overrides = ["loader.cache=False", "loader.expressions_per_image=3", "loader.threads=5"]
+  overrides = ["loader.cache=False", "loader.refs_per_image=3", "loader.threads=5"]
   config = load_config(DEMO, [*overrides, "vocab_size=300"])
   data.open_data(config, shapes_data).train(7)
-  assert asked["expressions_per_image"] == 3 and asked["threads"] == 5
+  assert asked["refs_per_image"] == 3 and asked["threads"] == 5
   assert asked["start_step"] == 7 and not asked["cache"]

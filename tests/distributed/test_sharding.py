@@ -257,7 +257,7 @@ def test_the_first_rule_that_is_found_decides():
   ],
 )
 def test_a_rule_that_cannot_be_followed_is_named(rules, message):
-  with pytest.raises(InputError, match=rf"config\.placement: .*{message}"):
+  with pytest.raises(InputError, match=rf"config\.sharding_rules: .*{message}"):
     _place(rules, kernel=(6, 8))
 
 
@@ -278,9 +278,9 @@ def test_impossible_mesh_names_its_place_in_the_config(data, fsdp):
   [
     ({"model": {"backend": "tpu"}}, r"config\.model\.backend 'tpu' does not run on cpu; set it to 'xla'"),
     ({"model": {"backend": "cudnn"}}, r"config\.model\.backend 'cudnn' does not run on cpu"),
-    ({"batch_size": 6, "accumulate": 4}, r"batch_size 6 does not divide by 1 devices times config\.accumulate 4"),
+    ({"batch_size": 6, "grad_accum_steps": 4}, r"batch_size 6 does not .* config\.grad_accum_steps 4"),
     ({"decode_every": 3, "batch_size": 8}, r"batch_size 8 .* times config\.decode_every 3"),
-    ({"accumulate": 0}, r"config\.accumulate is 0; it must be at least 1"),
+    ({"grad_accum_steps": 0}, r"config\.grad_accum_steps is 0; it must be at least 1"),
   ],
 )  # fmt: skip
 def test_a_program_that_cannot_be_is_refused(changes, message):

@@ -90,7 +90,7 @@ VARIANTS = {
   "padded sequence, bare masks": (
     "instance",
     5,
-    {"round_tokens": 8, "appearance": False, "neighbours": False, "mask_path": False},
+    {"pad_to_multiple_of": 8, "appearance": False, "neighbours": False, "mask_path": False},
   ),
 }
 

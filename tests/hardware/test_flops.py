@@ -44,7 +44,7 @@ def make_config(kind: str) -> ConfigDict:
     config.model.update(selection="multi", no_target=True)
   if kind == "plain tokens":
     config.model.update(appearance=False, neighbours=False, image_path=False, norm="group")
-    config.accumulate = 2
+    config.grad_accum_steps = 2
   config.model.update(OPTIONS.get(kind, {}))
   return config
 

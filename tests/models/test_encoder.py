@@ -126,7 +126,7 @@ def test_the_whole_model_says_the_same_however_it_is_compiled():
   config = tiny_model.make_config(depth=2, no_target=True)
   variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
   expected = tiny_model.run(config, variables, inputs)
-  rounded = tiny_model.make_config(depth=2, no_target=True, round_tokens=64)
+  rounded = tiny_model.make_config(depth=2, no_target=True, pad_to_multiple_of=64)
   found = tiny_model.run(rounded, variables, inputs)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
 
@@ -168,7 +168,7 @@ def test_a_backend_runs_where_it_has_a_kernel():
   ("change", "message"),
   [
     ({"remat": "all"}, r"model\.remat 'all' is not one of none, block, products"),
-    ({"round_tokens": 0}, r"model\.round_tokens is 0; it must be at least 1"),
+    ({"pad_to_multiple_of": 0}, r"model\.pad_to_multiple_of is 0; it must be at least 1"),
   ],
 )
 def test_what_cannot_be_compiled_is_refused_by_name(change, message):

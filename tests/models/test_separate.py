@@ -159,7 +159,7 @@ def test_a_loop_and_a_padded_sequence_change_nothing(variables, inputs, seen):
       node = node.setdefault(parent, {})
     node[last] = value
   looped = variables | {"params": params}
-  config = make_config(scan=True, round_tokens=8, remat="block")
+  config = make_config(scan=True, pad_to_multiple_of=8, remat="block")
   shapes = jax.tree.map(lambda x: x.shape, tiny_model.shapes(config)["params"])
   assert jax.tree.map(np.shape, params) == shapes
   found = tiny_model.run(config, looped, inputs)

@@ -177,7 +177,7 @@ def test_training_says_how_many_tokens_had_no_place(variables, inputs):
     "target": np.zeros((3, 32, 32), bool), "weight": np.array([1, 1, 0], np.float32),
   }  # fmt: skip
   weights = {"bce": 1.0, "dice": 1.0, "selection": 1.0}
-  loss = step.make_loss(tiny_model.make(make_config(20)), weights, 1, decode_meant=True)
+  loss = step.make_loss(tiny_model.make(make_config(20)), weights, 1, teacher_forcing=True)
   counted = step.count_weights(jnp.asarray(batch["weight"]), 1)
   _, (metrics, _) = jax.jit(loss)(
     variables["params"], variables["batch_stats"], batch, counted, jax.random.key(0)

@@ -125,7 +125,7 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
   monkeypatch.setattr(plan, "estimate", lambda *args: None)
   monkeypatch.setattr(plan, "memory_of", lambda *args: Total())
   config = tiny_run.get_config()
-  config.accumulate, config.batch_size = 2, 4
+  config.grad_accum_steps, config.batch_size = 2, 4
   found = plan.make_plan(config.lock(), chips.parse_topology("v5e:1x1"), "full", 9).largest_batch
   assert found == LargestBatch(10, 12, len(asked) - 1)
   assert [effort for _, effort in asked] == ["full"] + ["quick"] * found.compilations
@@ -154,8 +154,8 @@ def test_what_cannot_be_planned_is_told_at_once(arguments, message):
     (["--search", "-2"], "--search -2: it must be at least 0"),
     (["--config.mesh.fsdp=2"], "config.mesh: data -1 x fsdp 2 does not make 1 devices"),
     (
-      ["--config.accumulate=3"],
-      "config.batch_size 8 does not divide by 1 devices times config.accumulate 3",
+      ["--config.grad_accum_steps=3"],
+      "config.batch_size 8 does not divide by 1 devices times config.grad_accum_steps 3",
     ),
     (["--json", "nowhere/plan.json"], "the folder nowhere does not exist"),
     (["--config.nothing=3"], "unknown key 'nothing'"),

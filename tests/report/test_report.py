@@ -192,7 +192,7 @@ def test_rows_that_were_written_before_give_the_same_page(
   """And with it: the same input gives the same bytes, but for the date."""
   monkeypatch.setattr(evaluate, "evaluate", None)
   out = tmp_path / "again.html"
-  report.main(_command(finished_run, shapes_data, out, "--samples", str(samples)))
+  report.main(_command(finished_run, shapes_data, out, "--per_expression", str(samples)))
   assert _DATE.sub("", out.read_text()) == _DATE.sub("", written.text)
   assert _DATE.search(written.text)
 
@@ -208,7 +208,9 @@ def test_rows_of_another_model_are_noticed_by_their_pictures(
   rows = [row | {"iou": 1 - row["iou"]} for row in written.rows]
   per_expression.write(tmp_path / "other.jsonl", rows)
   out = tmp_path / "page.html"
-  report.main(_command(finished_run, shapes_data, out, "--samples", str(tmp_path / "other.jsonl")))
+  report.main(
+    _command(finished_run, shapes_data, out, "--per_expression", str(tmp_path / "other.jsonl"))
+  )
   assert "pictures show a mask whose IoU is not that of the rows" in capsys.readouterr().out
   assert "pictures show a mask whose IoU is not that of the rows" in out.read_text()
   assert "is not that of the rows" not in written.text
@@ -220,7 +222,7 @@ def test_a_run_without_a_log_is_reported_without_curves(
   run = tmp_path / "run"
   shutil.copytree(finished_run, run)
   (run / "metrics.jsonl").unlink()
-  command = [str(run), "--data_dir", shapes_data, "--samples", str(samples), "--count", "0"]
+  command = [str(run), "--data_dir", shapes_data, "--per_expression", str(samples), "--count", "0"]
   report.main(command)
   text = (run / "report.html").read_text()
   assert "There is no metrics.jsonl in this folder" in text
@@ -245,10 +247,10 @@ def test_a_run_without_a_log_is_reported_without_curves(
     (["--data_dir", "nowhere"], r"nowhere: shapes is not prepared there; run .*prepare"),
     (["--data", "shapes/testZ"], r"has no split 'testZ'; it has .*testC"),
     (["--data", "refcoco/val"], r"'refcoco': unknown; the known ones are shapes, refcoco_unc"),
-    (["--samples", "nowhere.jsonl"], r"nowhere\.jsonl: No such file .*evaluate --samples"),
-    (["--samples", "lavt.jsonl"], r"lavt\.jsonl: shapes/val was counted by protocol lavt; .*without --protocol"),
-    (["--samples", "val.jsonl", "--data", "shapes/testC"], r"--data shapes/testC: val\.jsonl has rows of shapes/val"),
-    (["--samples", "strange.jsonl"], r"shapes/val: the data has no sentence 'a cup' of ref \d+, image \d+; were"),
+    (["--per_expression", "nowhere.jsonl"], r"nowhere\.jsonl: No such file .*evaluate --per_expression"),
+    (["--per_expression", "lavt.jsonl"], r"lavt\.jsonl: shapes/val was counted by protocol lavt; .*without --protocol"),
+    (["--per_expression", "val.jsonl", "--data", "shapes/testC"], r"shapes/testC: val\.jsonl has rows of shapes/val"),
+    (["--per_expression", "strange.jsonl"], r"the data has no sentence 'a cup' of ref \d+, image \d+; were"),
   ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_the_evaluation(

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   """Returns the recipe: every part of the default model, each as small as it can be."""
   c = base.get_config()
   c.image_size, c.max_instances, c.max_tokens, c.vocab_size = 32, 8, 16, 320
-  c.steps, c.batch_size, c.eval_batch_size, c.eval_sentences = STEPS, 8, 16, 40
+  c.steps, c.batch_size, c.eval_batch_size, c.eval_expressions = STEPS, 8, 16, 40
   c.eval_every, c.save_every, c.log_every = EVAL_EVERY, SAVE_EVERY, 1
   c.model.width, c.model.depth, c.model.heads = 32, 1, 2
   c.model.patch_size, c.model.decoder_widths = 8, (16, 8, 8)

@@ -61,7 +61,7 @@ def _batches(data_dir, tokenizer, count, **options) -> list[dict]:
   return list(itertools.islice(endless, count))
 
 
-_WAYS = {"streamed": {}, "cached": {"cache": True}, "shared": {"expressions_per_image": 2}}
+_WAYS = {"streamed": {}, "cached": {"cache": True}, "shared": {"refs_per_image": 2}}
 # Every kind of damage in one way of reading, and every way of reading with one kind.
 _PAIRS = [(how, "streamed") for how in _DAMAGES] + [("flipped", "cached"), ("flipped", "shared")]
 _pairs = pytest.mark.parametrize(("damaged", "way"), _PAIRS, indirect=["damaged"])

@@ -159,20 +159,20 @@ def test_rows_of_tokens_are_no_longer_than_their_batch_needs(shapes_data):
 
   full, lengths = batches(), (6, 9)
   widths = collections.Counter()
-  for batch, whole in zip(batches(text_lengths=lengths), full, strict=True):
+  for batch, whole in zip(batches(text_buckets=lengths), full, strict=True):
     width = min(n for n in (*lengths, 24) if n >= whole["num_tokens"].max())
     np.testing.assert_array_equal(batch["tokens"], whole["tokens"][:, :width])
     np.testing.assert_array_equal(batch["num_tokens"], whole["num_tokens"])
     widths[width] += 1
   assert len(widths) > 1
-  several = batches(text_lengths=lengths, process_count=2)
+  several = batches(text_buckets=lengths, process_count=2)
   assert {batch["tokens"].shape[1] for batch in several} == {24}
 
 
 @pytest.mark.parametrize("lengths", [(0, 8), (8, 25)])
 def test_impossible_lengths_of_text_are_refused(train, lengths):
-  with pytest.raises(InputError, match=r"text_lengths .* must be between 1 and max_tokens, 24"):
-    train(1, text_lengths=lengths)
+  with pytest.raises(InputError, match=r"text_buckets .* must be between 1 and max_tokens, 24"):
+    train(1, text_buckets=lengths)
 
 
 def test_processes_share_the_records_and_leave_none_out(train, data_dir):

@@ -1,4 +1,4 @@
-"""`expressions_per_image`: one decoding for several samples of an image, and what it leaves as it was."""
+"""`refs_per_image`: one decoding for several samples of an image, and what it leaves as it was."""
 
 import collections
 import io
@@ -129,8 +129,8 @@ def _batches(data_dir, tokenizer, count, **options):
 
 @pytest.mark.parametrize("step", [3, 12])
 def test_a_run_that_starts_later_gets_the_same_batches(data_dir, tokenizer, step):
-  whole = _batches(data_dir, tokenizer, 15, expressions_per_image=4)
-  rest = _batches(data_dir, tokenizer, 15 - step, expressions_per_image=4, start_step=step)
+  whole = _batches(data_dir, tokenizer, 15, refs_per_image=4)
+  rest = _batches(data_dir, tokenizer, 15 - step, refs_per_image=4, start_step=step)
   for one, other in zip(whole[step:], rest, strict=True):
     for key in one:
       np.testing.assert_array_equal(one[key], other[key])
@@ -138,7 +138,7 @@ def test_a_run_that_starts_later_gets_the_same_batches(data_dir, tokenizer, step
 
 def test_every_sample_has_a_chance_of_its_own(data_dir, tokenizer):
   """Those of one image are not all mirrored, have other light, and draw their own sentence."""
-  batches = _batches(data_dir, tokenizer, 140, expressions_per_image=8)
+  batches = _batches(data_dir, tokenizer, 140, refs_per_image=8)
   light = collections.defaultdict(set)
   drawn = set()
   for row in half_records.rows_of(batches):
@@ -151,7 +151,7 @@ def test_every_sample_has_a_chance_of_its_own(data_dir, tokenizer):
 
 def test_one_expression_an_image_is_what_there_was_before_there_was_a_choice(data_dir, tokenizer):
   """Images, refs and last words that commit 93f163d drew with the same seed."""
-  rows = half_records.rows_of(_batches(data_dir, tokenizer, 5, jitter=0.0, expressions_per_image=1))
+  rows = half_records.rows_of(_batches(data_dir, tokenizer, 5, jitter=0.0, refs_per_image=1))
   images = [round(int(row["image"][0, 0, 0]) / 20) for row in rows]
   texts = [tokenizer.decode(row["tokens"][: row["num_tokens"]]) for row in rows]
   assert images == [4, 10, 4, 8, 4, 8, 4, 3, 5, 4, 9, 10, 6, 4, 7, 7, 4, 3, 9, 7]
@@ -182,14 +182,14 @@ def test_an_image_is_decoded_once_for_its_samples(data_dir, monkeypatch):
 
 def test_an_image_that_cannot_be_decoded_is_named(data_dir, tokenizer):
   with pytest.raises(InputError, match=r"refcoco_unc/testA: image 6\.png .*image_id 6"):
-    _batches(data_dir, tokenizer, REFS, split="testA", expressions_per_image=4)
+    _batches(data_dir, tokenizer, REFS, split="testA", refs_per_image=4)
 
 
 def test_wrong_numbers_are_refused(data_dir, tokenizer):
-  with pytest.raises(InputError, match="expressions_per_image is 2, but cache decodes"):
-    _batches(data_dir, tokenizer, 1, expressions_per_image=2, cache=True)
-  with pytest.raises(InputError, match="expressions_per_image is 0; it must be at least 1"):
-    _batches(data_dir, tokenizer, 1, expressions_per_image=0)
+  with pytest.raises(InputError, match="refs_per_image is 2, but cache decodes"):
+    _batches(data_dir, tokenizer, 1, refs_per_image=2, cache=True)
+  with pytest.raises(InputError, match="refs_per_image is 0; it must be at least 1"):
+    _batches(data_dir, tokenizer, 1, refs_per_image=0)
 
 
 @pytest.mark.slow

@@ -47,15 +47,15 @@ def _assert_the_same_update(whole: dict[str, np.ndarray], parts: dict[str, np.nd
 
 
 def test_four_times_eight_is_thirty_two_with_group_norm():
-  changes = {"decode_every": 2, "decode_meant": False}
+  changes = {"decode_every": 2, "teacher_forcing": False}
   whole = _update({"norm": "group"}, **changes)
-  _assert_the_same_update(whole, _update({"norm": "group"}, accumulate=4, **changes))
+  _assert_the_same_update(whole, _update({"norm": "group"}, grad_accum_steps=4, **changes))
 
 
 @pytest.mark.slow
 def test_masks_that_change_slots_change_the_same_slots():
   stacked = {"norm": "group", "mask_tokens": "stacked", "selection": "soft"}
-  _assert_the_same_update(_update(stacked), _update(stacked, accumulate=4))
+  _assert_the_same_update(_update(stacked), _update(stacked, grad_accum_steps=4))
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_batch_statistics_are_the_mean_of_those_of_the_micro_batches():
 
   They lack what the means of the parts differ by.
   """
-  whole, parts = _update({"norm": "batch"}), _update({"norm": "batch"}, accumulate=4)
+  whole, parts = _update({"norm": "batch"}), _update({"norm": "batch"}, grad_accum_steps=4)
   first = "variables/batch_stats/decoder/stage0/norm/"
   np.testing.assert_allclose(parts[first + "mean"], whole[first + "mean"], rtol=1e-5, atol=1e-6)
   assert (parts[first + "var"] < whole[first + "var"]).all()

@@ -71,7 +71,9 @@ def test_a_finished_run_says_so_and_is_left_alone(finished_run, shapes_data, cap
 def test_a_run_with_other_settings_is_refused_by_the_key_that_differs(finished_run, shapes_data):
   before = _hashes(finished_run)
   command = tiny_run.arguments(shapes_data, finished_run, "--config.optimizer.b2=0.5")
-  with pytest.raises(InputError, match=r"config\.optimizer\.b2 = 0\.98, not 0\.5.*--move_old"):
+  with pytest.raises(
+    InputError, match=r"config\.optimizer\.b2 = 0\.98, not 0\.5.*--archive_existing"
+  ):
     train.main(command)
   assert _hashes(finished_run) == before
 
@@ -82,7 +84,7 @@ def test_move_old_moves_such_a_run_aside_and_deletes_nothing(
   workdir = tmp_path / "run"
   shutil.copytree(finished_run, workdir)
   (tmp_path / "run.1").mkdir()  # the name is taken
-  short = tiny_run.arguments(shapes_data, workdir, "--move_old", "--config.steps=2")
+  short = tiny_run.arguments(shapes_data, workdir, "--archive_existing", "--config.steps=2")
   train.main(short)
   assert f"moved to {tmp_path}/run.2" in capsys.readouterr().out
   assert _hashes(tmp_path / "run.2") == _hashes(finished_run)
@@ -115,7 +117,7 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
   everything = lambda self, checkpoints, *, context: [True] * len(checkpoints)  # noqa: E731
   monkeypatch.setattr(orbax_settings.LastTwoAndBest, "should_preserve", everything)
   run, every = tmp_path / "run", 8
-  keys = {"eval_sentences": 0, "eval_every": every, "save_every": every, "ema_decay": 0.0}
+  keys = {"eval_expressions": 0, "eval_every": every, "save_every": every, "ema_decay": 0.0}
   words = [f"--config.{key}={value}" for key, value in keys.items()]
   train.main(tiny_run.arguments(shapes_data, run, *words, "--config.optimizer.lr=0.02"))
   steps, scores, measure = tiny_run.steps_kept(run), {}, None
@@ -190,7 +192,7 @@ def test_one_of_steps_epochs_and_minutes_is_set(steps, minutes):
 def test_updates_that_stay_not_finite_end_the_run_and_name_what_was_in_their_batches(
   shapes_data, tmp_path
 ):
-  more = ("--config.optimizer.lr=1e30", "--config.max_skipped_steps=3", "--config.eval_every=100")
+  more = ("--config.optimizer.lr=1e30", "--config.max_nonfinite_steps=3", "--config.eval_every=100")
   with pytest.raises(InputError, match=r"not finite in 3 steps in a row, 2 to 4; what"):
     train.main(tiny_run.arguments(shapes_data, tmp_path, *more))
   told = json.loads((tmp_path / "skipped_batches.json").read_text())

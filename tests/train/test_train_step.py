@@ -40,10 +40,14 @@ def test_dropout_leaves_out_instances_and_whole_examples_as_often_as_told():
   assert not step.drop_instances(jax.random.key(0), ~valid, 0.2, 0.1).any()
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_update_that_is_not_finite_changes_nothing_but_the_step(accumulate):
+@pytest.mark.parametrize("grad_accum_steps", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step(grad_accum_steps):
   config = tiny_model.make_config(slots=4)
-  config.accumulate, config.batch_size, config.vocab_size = accumulate, 8, tiny_model.VOCAB
+  config.grad_accum_steps, config.batch_size, config.vocab_size = (
+    grad_accum_steps,
+    8,
+    tiny_model.VOCAB,
+  )
   program = build_program(config, tiny_model.VOCAB, sharding.make_mesh(**config.mesh))
   inputs = tiny_model.make_inputs(config, 8)
   batch = {key: inputs[key] for key in ("image", "tokens", "num_tokens")} | {

@@ -45,7 +45,7 @@ def test_a_second_run_is_told_who_holds_the_folder_and_changes_nothing(
 ):
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
   told = rf"in use by another run \(host {socket.gethostname()}, pid {holder.pid}, since 20\d\d-"
-  for more in ((), ("--move_old",)):
+  for more in ((), ("--archive_existing",)):
     with pytest.raises(InputError, match=told):
       train.main(tiny_run.arguments(shapes_data, tmp_path, *more))
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
