@@ -93,10 +93,17 @@ plan: $(LIBTPU)/.installed  ## the tests with the TPU compiler, which this insta
 package:  ## installs it as users do, in an environment of its own, and asks every command for help
 	PYTHON=$(PYTHON) tests/installed.sh
 
-lint: $(READY)  ## ruff and pyright
+lint: $(READY)  ## ruff, pyright and codespell
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(VENV)/bin/codespell
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+contracts: $(READY)  ## what may import what, as pyproject.toml has it
+	$(VENV)/bin/lint-imports --no-logo --no-cache
+
+habits: $(READY)  ## phrases that are not English, with what to write instead
+	$(PY) tests/support/habits.py
 
 # On a CPU, one device a core trains faster than one device on all cores; huge pages spare XLA's buffers most of their
 # page faults. Both only matter on a CPU (docs/reports/results.md).
@@ -119,7 +126,7 @@ pins: $(READY)  ## the newest versions that pyproject.toml allows, with their ha
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(RESOLVE) --upgrade -o $(VENV)/pins
 	grep '^[#-]' requirements.txt | cat - $(VENV)/pins > $(VENV)/all && mv $(VENV)/all requirements.txt
-	for extra in dev cuda tpu; do \
+	for extra in dev docs cuda tpu; do \
 	  $(RESOLVE) --upgrade --extra $$extra -c requirements.txt -o $(VENV)/pins \
 	    $$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.txt) && \
 	  grep '^[#-]' requirements-$$extra.txt | cat - $(VENV)/pins > $(VENV)/all && \
@@ -130,4 +137,4 @@ clean:  ## removes environments and caches; data/ and runs/ stay
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow coverage extras beam app page plan package lint demo pins clean
+.PHONY: help setup test test-slow coverage extras beam app page plan package lint contracts habits demo pins clean

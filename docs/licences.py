@@ -19,6 +19,7 @@ PAGE = CHECKOUT / "docs" / "reports" / "licences.md"
 FILES = {
   "requirements.txt": "run",
   "requirements-dev.txt": "dev",
+  "requirements-docs.txt": "docs",
   "requirements-app.txt": "app",
   "requirements-extras.txt": "extras",
   "requirements-beam.txt": "beam",
@@ -29,6 +30,7 @@ FILES = {
 }
 # Said by hand: not installed on Linux, told only in words, or too large to fetch for a look.
 BY_HAND = {
+  "atheris": "Apache-2.0",
   "cffi": "MIT-0",
   "colorama": "BSD-3-Clause",
   "nest-asyncio": "BSD-2-Clause",
