@@ -23,7 +23,8 @@ from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import custom, leakage
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources import Source, jsonl, photo_set, photos, readers, scene_set
+from input_pipeline.sources import jsonl, photo_set, photos, readers, scene_set
+from input_pipeline.sources.source import Source
 
 # The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
 # before that, and the processes that make scenes import this module again.

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations, category_of
-from input_pipeline.proposers import UnknownImage
+from input_pipeline.proposers.registry import UnknownImage
 
 
 class CocoInstances:

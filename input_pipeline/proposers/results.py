@@ -14,7 +14,7 @@ from input_pipeline import records
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import category_of, decode_segmentation
 from input_pipeline.masks.row_index import RowIndex
-from input_pipeline.proposers import UnknownImage
+from input_pipeline.proposers.registry import UnknownImage
 
 _LARGEST = float(np.finfo(np.float32).max)  # as which scores are kept
 

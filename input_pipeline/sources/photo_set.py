@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources import Task, photos
+from input_pipeline.sources import photos
+from input_pipeline.sources.source import Task
 
 BATCH_SIZE = 4
 """Photos that a provider of instances gets at once, unless someone says otherwise."""

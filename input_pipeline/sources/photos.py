@@ -14,9 +14,11 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.custom import masks
 from input_pipeline.masks import phrasecut
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
-from input_pipeline.proposers import Selected, UnknownImage, custom, open_provider
+from input_pipeline.proposers import custom
+from input_pipeline.proposers.registry import Selected, UnknownImage, open_provider
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources import Made, Skipped, Task, photo_bytes
+from input_pipeline.sources import photo_bytes
+from input_pipeline.sources.source import Made, Skipped, Task
 
 
 @dataclasses.dataclass(frozen=True)

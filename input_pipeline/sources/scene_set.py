@@ -8,7 +8,7 @@ from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import leakage
 from input_pipeline.shapes import scenes
-from input_pipeline.sources import Made, Task
+from input_pipeline.sources.source import Made, Task
 
 NOISE = "default"
 TRAIN_SCENES = 16_000

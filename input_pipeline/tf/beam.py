@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMiss
 )
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources import Made, Skipped, Source
+from input_pipeline.sources.source import Made, Skipped, Source
 from input_pipeline.tf import tfds_settings
 
 tfds_settings.apply()  # in the workers too, which import this module

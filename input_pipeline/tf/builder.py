@@ -22,16 +22,8 @@ from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.progress_bar import progress_bar
 from input_pipeline.proposers import leakage
-from input_pipeline.sources import (
-  Made,
-  Skipped,
-  Source,
-  photo_set,
-  photos,
-  phrasecut,
-  readers,
-  scene_set,
-)
+from input_pipeline.sources import photo_set, photos, phrasecut, readers, scene_set
+from input_pipeline.sources.source import Made, Skipped, Source
 from input_pipeline.tf import tfds_settings
 
 tfds_settings.apply()

@@ -15,9 +15,9 @@ import signal
 import tempfile
 from collections.abc import Iterator
 
-from input_pipeline import proposers as providers
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import registry as providers
 from mail_jax.app import examples, guard, messages
 from mail_jax.app.limits import Limits
 from mail_jax.app.service import Answerer

@@ -18,7 +18,7 @@ from PIL import Image
 from input_pipeline import preprocess
 from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import Selected
+from input_pipeline.proposers.registry import Selected
 from mail_jax.app import limits, messages, pictures
 from mail_jax.app.examples import Masks
 from mail_jax.predict.instances import PhotoInstances

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import Selected
+from input_pipeline.proposers.registry import Selected
 
 _PROBLEMS = 5  # of a file of lines that are told
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from input_pipeline import preprocess
-from input_pipeline import proposers as providers
 from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import registry as providers
 from input_pipeline.proposers.selection import Selection
 
 Given = (

@@ -13,8 +13,8 @@ from refer_layout import HEIGHT, WIDTH
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import UnknownImage
 from input_pipeline.proposers.coco import CocoInstances
+from input_pipeline.proposers.registry import UnknownImage
 from input_pipeline.proposers.results import DetectionResults
 from input_pipeline.sources import grefer, photos, phrasecut, refer
 from mail_jax.config import from_json, load_config, to_json

@@ -8,7 +8,7 @@ import own_files
 import pytest
 from PIL import Image
 
-from input_pipeline import preprocess, proposers, storage
+from input_pipeline import preprocess, storage
 from input_pipeline.common import atomic_files, errors
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command as own_data
@@ -18,7 +18,7 @@ from input_pipeline.custom.problems import Wrong
 from input_pipeline.masks import phrasecut, row_index
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import tokenizer as tokenizers
-from input_pipeline.proposers import custom, none
+from input_pipeline.proposers import custom, none, registry
 from input_pipeline.sources import scene_set
 from mail_jax.checkpoints import manifest
 from mail_jax.export import weights
@@ -43,7 +43,7 @@ class GivesNothing:
 
 
 def _selected():
-  provider = proposers.Selected(GivesNothing(), proposers.Selection())
+  provider = registry.Selected(GivesNothing(), registry.Selection())
   return provider.propose([np.zeros((2, 2, 3), np.uint8)], [1])
 
 
@@ -57,7 +57,7 @@ def _peak_flops():
     (lambda: none.NoInstances("x"), "none takes no argument"),
     (lambda: custom.OwnInstances("x"), "own takes no argument"),
     (lambda: custom.OwnInstances().propose([], []), "only data of --dataset jsonl:FILE"),
-    (lambda: proposers.open_provider(f"{__name__}.NoProvider"), "no method propose"),
+    (lambda: registry.open_provider(f"{__name__}.NoProvider"), "no method propose"),
     (_selected, "instances of 0 images for 1"),
     (lambda: scene_set.SceneSet(train_scenes=0), "at least one scene"),
     (lambda: scene_set.SceneSet(size=8), "--size 8: scenes need"),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from input_pipeline import preprocess
-from input_pipeline import proposers as providers
 from input_pipeline.common import untrusted_pickle
 from input_pipeline.preprocess import one_photo
+from input_pipeline.proposers import registry as providers
 from mail_jax.export import folder, load
 from mail_jax.models.resize import resize_logits
 

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import open_provider
 from input_pipeline.proposers.coco import CocoInstances
+from input_pipeline.proposers.registry import open_provider
 from input_pipeline.shapes import scenes as shapes
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 

@@ -17,7 +17,7 @@ from refer_layout import HEIGHT, WIDTH, make_layout
 from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
-from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.registry import open_provider
 from input_pipeline.shapes import scenes
 from input_pipeline.sources import photos, refer, scene_set
 from input_pipeline.tf import builder

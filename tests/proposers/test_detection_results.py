@@ -11,7 +11,7 @@ from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.row_index import RowIndex
-from input_pipeline.proposers import UnknownImage, open_provider
+from input_pipeline.proposers.registry import UnknownImage, open_provider
 from input_pipeline.proposers.results import DetectionResults
 
 PHOTO = np.zeros((HEIGHT, WIDTH, 3), np.uint8)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.registry import open_provider
 
 
 @pytest.mark.extras

@@ -9,7 +9,7 @@ from PIL import Image
 from provider_photos import assert_same
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.registry import open_provider
 
 
 @pytest.fixture(scope="module")

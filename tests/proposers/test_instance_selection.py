@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.registry import open_provider
 from input_pipeline.proposers.selection import Selection, select
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from provider_photos import ALL, assert_same
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import open_provider
+from input_pipeline.proposers.registry import open_provider
 from input_pipeline.proposers.selection import Selection
 
 

@@ -18,7 +18,8 @@ from input_pipeline import records
 from input_pipeline.common import untrusted_pickle
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
-from input_pipeline.proposers import coco, open_provider
+from input_pipeline.proposers import coco
+from input_pipeline.proposers.registry import open_provider
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import photos, refer
 

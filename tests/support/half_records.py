@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import example, records
-from input_pipeline.sources import Made
+from input_pipeline.sources.source import Made
 from input_pipeline.tf import builder
 
 NAME = "refcoco_unc"
