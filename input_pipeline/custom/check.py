@@ -12,9 +12,8 @@ from jaxtyping import Bool
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import masks, photo_files, schema
+from input_pipeline.custom import image_files, masks, schema
 from input_pipeline.custom.problems import Problem, Wrong
-from input_pipeline.sources import photo_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ class LineChecker:
       path = self.places.image(line.image)
       if self.how.fast:
         return None
-      size = photo_files.upright_size(path)
+      size = image_files.upright_size(path)
       if self.how.whole:
         _decode(path)
       return size
@@ -138,7 +137,7 @@ class LineChecker:
 def _decode(path: str) -> None:
   try:
     data = untrusted_files.read(path, path, preprocess.MAX_FILE)
-    photo_bytes.stored_upright(data, path)
+    image_files.stored_upright(data, path)
   except InputError as error:
     raise Wrong("image cannot be read", str(error)) from error
 

@@ -12,9 +12,8 @@ from jaxtyping import Bool, UInt8
 from input_pipeline.common import drawing
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import check, masks, problems, scan, schema
+from input_pipeline.custom import check, image_files, masks, problems, scan, schema
 from input_pipeline.custom.problems import Wrong
-from input_pipeline.sources import photo_bytes
 
 _TILE = 240  # pixels, the longer side
 
@@ -71,7 +70,7 @@ def _draw(line: schema.Line, places: masks.Places) -> UInt8[np.ndarray, "h w 3"]
   try:
     path = places.image(line.image)
     with open(path, "rb") as file:
-      _, pixels = photo_bytes.stored_upright(file.read(), path)
+      _, pixels = image_files.stored_upright(file.read(), path)
     shape = (pixels.shape[0], pixels.shape[1])
     target = _union(line.target, line, places, shape)
     instances = [_union([mask], line, places, shape) for mask in line.instances or ()]

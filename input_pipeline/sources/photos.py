@@ -11,13 +11,12 @@ from jaxtyping import Bool, UInt8
 from input_pipeline import example, preprocess, records
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import masks
+from input_pipeline.custom import image_files, masks
 from input_pipeline.masks import phrasecut
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
 from input_pipeline.proposers import custom
 from input_pipeline.proposers.registry import Selected, UnknownImage, open_provider
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources import photo_bytes
 from input_pipeline.sources.source import Made, Skipped, Task
 
 
@@ -173,7 +172,7 @@ def read_photo(
       f"{error}; --images names the folder of the photos, and docs/guides/datasets.md says where to get them"
     ) from error
   if upright:
-    data, photo = photo_bytes.stored_upright(data, path)
+    data, photo = image_files.stored_upright(data, path)
   else:
     photo = preprocess.decode_image(data, path, upright=False)  # annotations are for what is stored
   if photo.shape[:2] != size:

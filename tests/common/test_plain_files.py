@@ -8,7 +8,7 @@ import pytest
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files, untrusted_json, untrusted_pickle
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import photo_files
+from input_pipeline.custom import image_files
 from input_pipeline.custom.problems import Wrong
 from input_pipeline.preprocess import one_photo
 from input_pipeline.sources import photos
@@ -52,7 +52,7 @@ def test_what_is_no_file_is_refused_at_once(no_file, reader):
 
 def test_photos_of_a_users_own_data_that_are_none_are_problems(no_file):
   with pytest.raises(Wrong):
-    photo_files.upright_size(no_file)
+    image_files.upright_size(no_file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

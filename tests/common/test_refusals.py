@@ -12,7 +12,7 @@ from input_pipeline import preprocess, storage
 from input_pipeline.common import atomic_files, errors
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command as own_data
-from input_pipeline.custom import masks, photo_files, schema
+from input_pipeline.custom import image_files, masks, schema
 from input_pipeline.custom.converters import brush
 from input_pipeline.custom.problems import Wrong
 from input_pipeline.masks import phrasecut, row_index
@@ -153,7 +153,7 @@ def test_a_mask_that_is_no_picture_is_told(tmp_path, data, told):
 def test_a_photo_of_too_many_pixels_is_told_from_its_head(tmp_path):
   Image.new("1", (20_000, 20_000)).save(tmp_path / "a.png")
   with pytest.raises(Wrong, match="pixels") as wrong:
-    photo_files.upright_size(str(tmp_path / "a.png"))
+    image_files.upright_size(str(tmp_path / "a.png"))
   assert wrong.value.kind == "image is too big"
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources import photo_bytes
+from input_pipeline.custom import image_files
 
-COVERED = ("input_pipeline/preprocess/__init__.py", "input_pipeline/sources/photo_bytes.py")
+COVERED = ("input_pipeline/preprocess/__init__.py", "input_pipeline/custom/image_files.py")
 MAX_BYTES = 4096
 _MAX_PIXELS = 1 << 20
 
@@ -67,7 +67,7 @@ def one_input(data: bytes) -> None:
     upright = preprocess.decode_image(data, "a.jpg", max_pixels=_MAX_PIXELS)
     assert sorted(stored.shape) == sorted(upright.shape)
     assert stored.dtype == upright.dtype == np.uint8 and stored.shape[2] == 3
-    kept, pixels = photo_bytes.stored_upright(data, "a.jpg")
+    kept, pixels = image_files.stored_upright(data, "a.jpg")
     assert (pixels == upright).all()
     assert (preprocess.decode_image(kept, "kept") == upright).all()
   except InputError as error:

@@ -1,0 +1,71 @@
+"""Images in files of any format: their size from the header, and how a record stores them."""
+
+import functools
+import io
+import os
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from input_pipeline import preprocess
+from input_pipeline.common import untrusted_files
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom.problems import Wrong
+
+# Formats and modes that the training pipeline decodes to the same pixels as Pillow. All others are
+# stored as PNG.
+_STORED_UNCHANGED = {
+  "JPEG": ("RGB", "L"),
+  # JPEG from phones with a second image appended.
+  "MPO": ("RGB", "L"),
+  "PNG": ("RGB", "L"),
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def upright_size(path: str) -> tuple[int, int]:
+  """Returns height and width of an image after its EXIF rotation, read from the file's header.
+
+  Raises:
+    Wrong: the file is missing, not an image, or too large.
+  """
+  try:
+    with untrusted_files.open_file(path, path) as file, preprocess.open_head(file) as image:
+      width, height = image.size
+      sideways = preprocess.read_orientation(image) >= 5
+  except InputError as error:
+    missing = isinstance(error.__cause__, FileNotFoundError)
+    kind = "image is missing" if missing else "image cannot be read"
+    raise Wrong(kind, f"{path}: no such file" if missing else str(error)) from error
+  except UnidentifiedImageError as error:
+    what = "is no picture of a known kind" if os.path.getsize(path) else "is empty"
+    raise Wrong("image cannot be read", f"{path} {what}") from error
+  except preprocess.TooManyPixels as error:
+    raise Wrong("image is too big", f"{path} {error}") from error
+  except Exception as error:  # Pillow raises nearly anything of damaged files.
+    raise Wrong("image cannot be read", f"{path} cannot be read ({error})") from error
+  return (width, height) if sideways else (height, width)
+
+
+def stored_upright(data: bytes, path: str) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
+  """Returns an image as a record stores it, and its pixels; both upright.
+
+  The bytes are unchanged if they are a JPEG or PNG that is upright and opaque; otherwise they are a
+  PNG of the same pixels.
+
+  Args:
+    data: the file's bytes.
+    path: the file's name, for errors.
+
+  Raises:
+    InputError: the bytes are not a complete image.
+  """
+  pixels = preprocess.decode_image(data, path)
+  with preprocess.open_head(io.BytesIO(data)) as image:
+    unchanged = preprocess.read_orientation(image) == 1 and not image.has_transparency_data
+    if unchanged and image.mode in _STORED_UNCHANGED.get(image.format or "", ()):
+      return data, pixels
+  png = io.BytesIO()
+  Image.fromarray(pixels).save(png, format="PNG")
+  return png.getvalue(), pixels
