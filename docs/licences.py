@@ -1,9 +1,9 @@
-"""Writes docs/reports/licences.md: the licences of all packages in requirements*.txt, as they state them themselves.
+"""Writes docs/reports/licences.md: the licences that the packages in requirements*.txt declare.
 
     python docs/licences.py
 
-pip (26 knows `License-Expression`) tells what an installation would bring, and installs nothing; what only other
-systems need it does not tell. Python 3.12 or later.
+pip (26 reads `License-Expression`) reports what an installation would bring, without installing it
+or listing what only other systems need. Python 3.12 or later.
 """
 
 import json
@@ -28,7 +28,7 @@ FILES = {
   "requirements-tpu.txt": "tpu",
   "requirements-cuda.txt": "cuda",
 }
-# Said by hand: not installed on Linux, told only in words, or too large to fetch for a look.
+# Not installed on Linux, declared in prose only, or too large to download.
 BY_HAND = {
   "atheris": "Apache-2.0",
   "cffi": "MIT-0",
@@ -49,13 +49,14 @@ _CLASSIFIERS = {
 }
 _HEAD = """# Licences
 
-Ours is [Apache-2.0](../../LICENSE). Those of data sets and of weights are in
-[data.md](../guides/datasets.md#licences), and beside every data set there; of a model that is
-trained on photos with terms of their own you have to judge.
+mail_jax is licensed under Apache-2.0. [Data sets](../guides/datasets.md#licences) and pretrained
+weights have licences of their own; whether a model trained on other people's photos may be used for
+a purpose is for you to decide.
 
-Below is what the packages in `requirements*.txt` say of themselves, as `python docs/licences.py` found it. None of them
-is part of this repository, and nothing of them is copied into it. *Needed for*: `run` is what `pip install` brings; the
-others are the files of that name ([install.md](../start/install.md)).
+The table is what the packages in `requirements*.txt` declare, as collected by
+`python docs/licences.py`. None of them is part of this repository, and nothing of them is copied
+into it. *Needed for*: `run` is what `pip install` brings; the others are the files of that name
+([installation](../start/install.md)).
 
 | package | version | licence | needed for |
 | --- | --- | --- | --- |
@@ -63,16 +64,16 @@ others are the files of that name ([install.md](../start/install.md)).
 
 
 def pins(name: str) -> dict[str, list[str]]:
-  """The packages of a file of requirements with their versions; more than one where Python decides."""
-  found: dict[str, list[str]] = {}
+  """Returns the versions of each package in a requirements file, several where Python decides."""
+  pinned: dict[str, list[str]] = {}
   for line in (CHECKOUT / name).read_text().splitlines():
     if match := re.match(r"([A-Za-z0-9._-]+)==([^ ;\\]+)", line):
-      found.setdefault(re.sub(r"[._]", "-", match[1]).lower(), []).append(match[2])
-  return found
+      pinned.setdefault(re.sub(r"[._]", "-", match[1]).lower(), []).append(match[2])
+  return pinned
 
 
 def licence(metadata: dict) -> str:
-  """What a package says of itself, as short as it can be said."""
+  """Returns the licence that a package declares, as short as possible."""
   if metadata.get("license_expression"):
     return metadata["license_expression"]
   names = [
@@ -80,14 +81,14 @@ def licence(metadata: dict) -> str:
     for row in metadata.get("classifier", [])
     if row.startswith("License :: ") and row != "License :: OSI Approved"
   ]
-  said = (metadata.get("license") or "").strip().splitlines()
-  if len(said) == 1 and len(said[0]) < 40 and (not names or names == ["BSD License"]):
-    return said[0]
+  declared = (metadata.get("license") or "").strip().splitlines()
+  if len(declared) == 1 and len(declared[0]) < 40 and (not names or names == ["BSD License"]):
+    return declared[0]
   return " AND ".join(_CLASSIFIERS.get(name, name) for name in names) or "not stated"
 
 
 def _report(name: str) -> list[dict]:
-  """The metadata of what an installation of a file would bring."""
+  """Returns the metadata of the packages that a requirements file installs."""
   lines = [
     f"{package}=={versions[-1]}"
     for package, versions in pins(name).items()
@@ -106,22 +107,23 @@ def main() -> None:
   """Writes the page."""
   versions: dict[str, list[str]] = {}
   needed: dict[str, list[str]] = {}
-  said = dict(BY_HAND)
+  licences = dict(BY_HAND)
   for name, use in FILES.items():
-    for package, found in pins(name).items():
-      versions[package] = sorted({*versions.get(package, []), *found})
+    for package, pinned in pins(name).items():
+      versions[package] = sorted({*versions.get(package, []), *pinned})
       needed.setdefault(package, []).append(use)
     for metadata in _report(name):
-      said[re.sub(r"[._]", "-", metadata["name"]).lower()] = licence(metadata)
+      licences[re.sub(r"[._]", "-", metadata["name"]).lower()] = licence(metadata)
   for package in versions:
     if package.startswith("nvidia-"):
-      said[package] = "NVIDIA's software licence agreement"
+      licences[package] = "NVIDIA's software licence agreement"
     elif package.startswith("jax-cuda"):
-      said[package] = "Apache-2.0"
+      licences[package] = "Apache-2.0"
     elif package == "torch":
-      said[package] = "BSD-3-Clause"
+      licences[package] = "BSD-3-Clause"
   rows = [
-    f"| {package} | {', '.join(versions[package])} | {said[package]} | {', '.join(needed[package])} |\n"
+    f"| {package} | {', '.join(versions[package])} | {licences[package]} "
+    f"| {', '.join(needed[package])} |\n"
     for package in sorted(versions)
   ]
   PAGE.write_text(_HEAD + "".join(rows))
