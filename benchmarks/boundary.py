@@ -45,7 +45,7 @@ def stretch(batch: Batch, height: int, width: int) -> Batch:
   return batch | {"original_target": target, "original_size": size}
 
 
-def _batches(args: argparse.Namespace, model: load.Trained) -> Iterator[Batch]:
+def _batches(args: argparse.Namespace, model: load.LoadedModel) -> Iterator[Batch]:
   for batch in evaluate.open_batches(model, args.data_dir, args.data, args.sentences):
     arrays = {name: value for name, value in batch.items() if name != "meta"}
     yield stretch(arrays, *args.photo) if args.photo else arrays
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--rounds", type=int, default=9)
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args(argv)
-  model = load.load(args.checkpoint, args.which)
+  model = load.load(args.checkpoint, args.step)
   held = [jax.device_put(batch) for batch in _batches(args, model)]
   variables = jax.device_put(model.on_one_device())
   protocols = {

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
   print(json.dumps({"load_s": round(loaded, 2)} | figures))
 
 
-def _random(path: str, overrides: list[str]) -> load.Trained:
+def _random(path: str, overrides: list[str]) -> load.LoadedModel:
   config = load_config(path, overrides)
   tokenizer = SentencePieceTokenizer.train(list(_TEXTS), 300)
   model = make_model(config, tokenizer.vocab_size)
@@ -67,11 +67,11 @@ def _random(path: str, overrides: list[str]) -> load.Trained:
   state = create_state(
     model, make_optimizer_from(config), config.image_size, config.max_tokens, config.seed
   )
-  return load.Trained(config, model, jax.device_put(state.variables), tokenizer, 0)
+  return load.LoadedModel(config, model, jax.device_put(state.variables), tokenizer, 0)
 
 
 def measure(
-  model: load.Trained, folder: pathlib.Path, width: int, height: int, rounds: int
+  model: load.LoadedModel, folder: pathlib.Path, width: int, height: int, rounds: int
 ) -> dict[str, Any]:
   """Returns milliseconds, medians of `rounds` turns, and the ratio of both within a turn."""
   photos = _photos(folder, width, height)
@@ -114,7 +114,7 @@ def _photos(folder: pathlib.Path, width: int, height: int) -> list[str]:
   return paths
 
 
-def _onnx(model: load.Trained, folder: pathlib.Path) -> Callable[..., np.ndarray]:
+def _onnx(model: load.LoadedModel, folder: pathlib.Path) -> Callable[..., np.ndarray]:
   """The same model in ONNX Runtime, as `run_onnx.py` beside an exported model runs it."""
   import onnxruntime  # pyright: ignore[reportMissingImports]
 

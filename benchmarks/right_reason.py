@@ -149,7 +149,7 @@ def score_raw(iou: Float[np.ndarray, "n"]) -> Result:
 
 
 def judge(
-  model: load.Trained,
+  model: load.LoadedModel,
   open_batches: Callable[[], Iterable[Batch]],
   open_oracle: Callable[[], Iterable[Batch]] | None = None,
 ) -> Iterator[tuple[str, Result]]:
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--markdown", action="store_true", help="print the table for a document")
   args = parser.parse_args(argv)
 
-  model = load.load(args.checkpoint, args.which)
+  model = load.load(args.checkpoint, args.step)
 
   def batches_of(data_dir: str) -> Callable[[], Iterable[Batch]]:
     evaluate.open_batches(model, data_dir, args.data)  # what is wrong with it is told at once

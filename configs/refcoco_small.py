@@ -3,7 +3,7 @@
   python -m input_pipeline.prepare --dataset refcoco_unc --refer_root R --images C \
       --instances coco:INSTANCES.json --data_dir data
   python -m mail_jax.train --config configs/refcoco_small.py --data_dir data --workdir runs/refcoco_small
-  python -m mail_jax.evaluate --checkpoint runs/refcoco_small --which last --data_dir data \
+  python -m mail_jax.evaluate --checkpoint runs/refcoco_small --step last --data_dir data \
       --data refcoco_unc/train --data refcoco_unc/val --data refcoco_unc/testA --data refcoco_unc/testB
 
 It is meant for a few hundred photos, which it learns by heart; it is no recipe for good numbers on new ones.

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
   drawing.check_writable(args.out)
   scene = scenes.make_scene("val", 0, args.scene, size=_SIDE)
   said = [max((e.text for e in texts), key=len) for texts in scene.expressions if texts][:3]
-  segmenter = Segmenter.load(args.checkpoint, args.which)
+  segmenter = Segmenter.load(args.checkpoint, args.step)
   answers = [segmenter(scene.image, text, scene.instances.masks) for text in said]
   drawing.save(
     _join([("", scene.image), *((a.expression, a.overlay()) for a in answers)]), args.out

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
   _check_gradio()
   provider = providers.open_provider(args.instances)
   with _temporary_folder() as folder:
-    model = load.load(args.checkpoint, args.which)
+    model = load.load(args.checkpoint, args.step)
     dataset = str(model.config.dataset)
     offered = examples.load(args.examples, dataset, allowed, folder / "examples")
     answerer = Answerer(
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
       args.instances.partition(":")[0],
     )
     name = os.path.basename(os.path.normpath(args.checkpoint))
-    heading = messages.title(name, args.which, model.step, dataset)
+    selected = args.step if isinstance(args.step, str) else ""
+    heading = messages.title(name, selected, model.step, dataset)
     _serve(args, allowed, answerer, heading, offered)
 
 

@@ -64,10 +64,12 @@ def caption(result: Segmentation, k: int) -> str:
   return f"{k + 1}: {result.instance_probability[k]:.0%}{mark}"
 
 
-def title(name: str, which: str, step: int, dataset: str) -> str:
+def title(name: str, selected: str, step: int, dataset: str) -> str:
   """The head of the page: which model this is."""
   about = " · ".join(
-    html.escape(part) for part in (name, which, f"step {step:,}", f"learned from {dataset}") if part
+    html.escape(part)
+    for part in (name, selected, f"step {step:,}", f"learned from {dataset}")
+    if part
   )
   return (
     '<header><h1>Say it, see it</h1><p class="lead">Describe something in a photo; the model marks it.</p>'

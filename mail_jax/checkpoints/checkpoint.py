@@ -53,7 +53,7 @@ class Checkpoints:
     self._copy = s3_mirror.Mirror(str(self._place)) if s3_mirror.is_needed(workdir) else None
     self._folder = self._place if self._copy is None else self._copy.local
     self._metrics: dict[int, Metrics] = {}
-    self._sound: dict[int, bool] = {}  # of the steps that were looked at
+    self._intact: dict[int, bool] = {}  # of the steps that were looked at
     self._saving = -1
     self._bytes = 0  # of the state that is saved
     orbax_settings.leave_errors_to_us()
@@ -107,6 +107,30 @@ class Checkpoints:
     evaluated = [step for score, step in sorted(scored, reverse=True) if score > -math.inf]
     return self._first_whole(evaluated)
 
+  def select(self, step: str | int) -> int:
+    """Returns the step of an intact checkpoint.
+
+    Args:
+      step: `best` (the last one if none was evaluated), `last`, or the number of a step.
+
+    Raises:
+      InputError: there is no checkpoint of that step, or it is damaged; or all of them are damaged.
+    """
+    if isinstance(step, int):
+      steps = sorted(self._steps())
+      if step not in steps or not self._is_intact(step):
+        problem = "is damaged" if step in steps else "does not exist"
+        raise InputError(
+          f"--step {step}: the checkpoint of this step {problem}; {self._place} has the steps "
+          f"{', '.join(map(str, steps)) or 'none'}"
+        )
+      return step
+    best = self.best() if step == "best" else None
+    latest = self.latest() if best is None else best
+    if latest is None:
+      raise InputError(f"{self._option} {self._named}: {self._place} has no checkpoint")
+    return latest
+
   def save(self, step: int, state: Tree, meta: dict[str, Any], metrics: Metrics | None) -> None:
     """Saves in the background.
 
@@ -119,7 +143,7 @@ class Checkpoints:
       if metrics and not self._metrics.get(step):
         self._add_metrics(step, metrics)
       return
-    self._metrics[step], self._sound[step], self._saving = metrics or {}, True, step
+    self._metrics[step], self._intact[step], self._saving = metrics or {}, True, step
     self._bytes = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
     with self._clear_errors(self._unwritten(step)):
@@ -170,7 +194,7 @@ class Checkpoints:
   def _read_metrics(self) -> None:
     """Reads the metrics of all checkpoints; the first process tells the others, so that no two differ."""
     found = [(step, manifest.read_about(self._path(step))) for step in self._steps()]
-    for step, about in processes.everyone(found)[0]:
+    for step, about in processes.all_gather_object(found)[0]:
       self._metrics[step] = about.get("metrics", {})
       if self._read_only:
         self._best_metric = about.get("best_metric", self._best_metric)
@@ -204,11 +228,11 @@ class Checkpoints:
           self._copy.push_manifest(step)
 
   def _first_whole(self, steps: Sequence[int]) -> int | None:
-    return next((step for step in steps if self._is_sound(step)), None)
+    return next((step for step in steps if self._is_intact(step)), None)
 
-  def _is_sound(self, step: int) -> bool:
+  def _is_intact(self, step: int) -> bool:
     """Compares a checkpoint with what was written, once; the processes share the work and its outcome."""
-    if step not in self._sound:
+    if step not in self._intact:
       wrong = ""
       try:
         if self._copy:
@@ -216,11 +240,11 @@ class Checkpoints:
         manifest.check(self._path(step), jax.process_index(), jax.process_count())
       except manifest.DamagedError as error:
         wrong = str(error)
-      wrong = next(filter(None, processes.everyone(wrong)), "")
+      wrong = next(filter(None, processes.all_gather_object(wrong)), "")
       if wrong:
         _warn(f"{self._place / str(step)} is damaged ({wrong}) and is passed over")
-      self._sound[step] = not wrong
-    return self._sound[step]
+      self._intact[step] = not wrong
+    return self._intact[step]
 
   def _set_aside(self, steps: Sequence[int]) -> None:
     """Moves damaged checkpoints to where they do not stand in the way of what is saved next."""
@@ -235,7 +259,7 @@ class Checkpoints:
         _warn(f"{self._place / str(step)} was moved to {target}")
     self._manager.reload()
     for step in steps:
-      del self._sound[step], self._metrics[step]
+      del self._intact[step], self._metrics[step]
 
   def _unwritten(self, step: int) -> str:
     return f"the checkpoint of step {step} cannot be written to {self._place}"
@@ -277,7 +301,7 @@ def exists(workdir: str) -> bool:
     for step in path.iterdir()
     if step.name.isdigit()
   )
-  return processes.everyone(found)[0]
+  return processes.all_gather_object(found)[0]
 
 
 def move_aside(workdir: str) -> str:
@@ -286,7 +310,7 @@ def move_aside(workdir: str) -> str:
   target = _free_name(path.with_name(f"{path.name}.1"))
   if processes.is_main():
     buckets.rename(path, target)
-  return processes.everyone(str(target))[0]
+  return processes.all_gather_object(str(target))[0]
 
 
 def _free_name(path: epath.Path) -> epath.Path:

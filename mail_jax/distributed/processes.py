@@ -23,13 +23,13 @@ from mail_jax.distributed import clusters, watchdog
 
 # Seconds for all processes to come: on a cluster one may have to pull its image first.
 STARTUP = 300
-# Seconds after which JAX takes a process for dead that the lifeline could not watch.
+# Seconds after which JAX takes a process for dead that the watchdog could not watch.
 HEARTBEAT = 40
 # Seconds that a process waits at its end for the others to end too.
 SHUTDOWN = 30
 
 _OPTIONS = ("coordinator_address", "num_processes", "process_id")
-_lifelines: list[watchdog.Lifeline] = []  # of this process; at most one
+_watchdogs: list[watchdog.ProcessWatchdog] = []  # of this process; at most one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
   """Joins the other processes of the run; does nothing where there are none.
 
-  When one of them dies later, the others end too: see `lifeline`.
+  When one of them dies later, the others end too: see `watchdog`.
 
   Args:
     args: with the options of `add_arguments`. Without them the environment decides: see `clusters`.
@@ -66,7 +66,7 @@ def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
   jax.config.update("jax_enable_preemption_service", saves_on_sigterm)
   _join(options)
   if jax.process_count() > 1:
-    _lifelines.append(watchdog.Lifeline(host))
+    _watchdogs.append(watchdog.ProcessWatchdog(host))
 
 
 def is_main() -> bool:
@@ -74,13 +74,13 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
-def agree(value: int) -> int:
-  """The number of process 0, on all of them: clocks differ, steps must not."""
+def broadcast_from_main(value: int) -> int:
+  """Returns the number of process 0 on every process: clocks differ, steps must not."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def everyone(value: Any) -> list[Any]:
-  """What each process says, on all of them: JSON, in the order of the processes."""
+def all_gather_object(value: Any) -> list[Any]:
+  """Returns the values of all processes, in the order of the processes, on each of them; values are JSON."""
   if jax.process_count() == 1:
     return [value]
   data = json.dumps(value).encode()
@@ -100,13 +100,13 @@ def run_command(main: Callable[[], None], interrupted: str = "") -> None:
     errors.run_command(main, interrupted)
   except BaseException as error:
     code = error.code if isinstance(error, SystemExit) else 1
-    if not _lifelines or not code:
+    if not _watchdogs or not code:
       raise
     defect = not isinstance(error, SystemExit)
     if defect:
       traceback.print_exc()
     sys.stdout.flush()
-    _lifelines[0].fail(code if isinstance(code, int) else 1, follows=defect)
+    _watchdogs[0].fail(code if isinstance(code, int) else 1, follows=defect)
 
 
 def explicit(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ _BYE = -1  # the sender is done; any other number is of a process that is gone
 _MESSAGE = struct.Struct("!i")
 
 
-class Lifeline:
+class ProcessWatchdog:
   """The connections of this process; opening it is something that all processes do together."""
 
   def __init__(self, host: str = ""):
@@ -55,7 +55,7 @@ class Lifeline:
     elif server := _connect(book["hosts"], book["port"], book["token"], self._me):
       self._peers[0] = server
       self._watch(self._listen, server)
-    multihost_utils.sync_global_devices("lifeline")  # whoever could has connected
+    multihost_utils.sync_global_devices("watchdog")  # whoever could has connected
     _delay_abort()
     atexit.register(self.leave)
 
@@ -82,7 +82,7 @@ class Lifeline:
     os._exit(code)
 
   def _watch(self, target, *args) -> None:
-    threading.Thread(target=target, args=args, daemon=True, name="lifeline").start()
+    threading.Thread(target=target, args=args, daemon=True, name="watchdog").start()
 
   def _serve(self, hub: socket.socket, token: str) -> None:
     """Process 0: lets the others in, and tells all when one of them is gone."""

@@ -39,7 +39,7 @@ from mail_jax.train.program import jit_measure
 
 
 def open_batches(
-  model: load.Trained,
+  model: load.LoadedModel,
   data_dir: str,
   name: str,
   limit: int | None = None,
@@ -75,7 +75,7 @@ def open_batches(
 
 
 def compile_measure(
-  model: load.Trained, protocol: protocols.Protocol = protocols.ORIGINAL
+  model: load.LoadedModel, protocol: protocols.Protocol = protocols.ORIGINAL
 ) -> Callable[[Any, dict[str, Any]], dict[str, jax.Array]]:
   """Makes what the evaluator runs: every process gives its rows of a batch, and has the results of all."""
   mesh = sharding.make_mesh()
@@ -98,7 +98,7 @@ def summarise(
 
 
 def evaluate_split(
-  model: load.Trained,
+  model: load.LoadedModel,
   data_dir: str,
   name: str,
   batch_size: int = 0,
@@ -130,7 +130,7 @@ def evaluate_split(
   evaluator = SegmentationEvaluator(measure, lambda: batches, how)
   for _ in evaluator.run(model.variables):
     pass  # what it yields follows from the rows, as what is said below does
-  shares = processes.everyone(evaluator.meta)
+  shares = processes.all_gather_object(evaluator.meta)
   meta = sorted((row for share in shares for row in share), key=lambda row: row["index"])
   rows = per_expression.make(name, evaluator.rows, meta, how, model.config.max_instances)
   columns = per_expression.columns(rows)
@@ -174,7 +174,7 @@ def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
   return leakage.recall(storage.read_metadata(data_dir, dataset) or {}, dataset, split)
 
 
-def draw_sheet(model: load.Trained, data_dir: str, names: Sequence[str], count: int) -> Any:
+def draw_sheet(model: load.LoadedModel, data_dir: str, names: Sequence[str], count: int) -> Any:
   """A contact sheet of predictions, `count` sentences spread evenly over each split; one process draws it."""
   variables = model.on_one_device()
 
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
   processes.initialize(args, saves_on_sigterm=False)
   if args.overlays and processes.is_main():
     drawing.check_writable(args.overlays)
-  model = load.load(args.checkpoint, args.which)
+  model = load.load(args.checkpoint, args.step)
   names = find_splits(args.data_dir, args.data)
   results, rows = evaluate(model, args.data_dir, names, args.batch_size, args.protocol)
   if processes.is_main():
@@ -292,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def evaluate(
-  model: load.Trained,
+  model: load.LoadedModel,
   data_dir: str,
   names: Sequence[str],
   batch_size: int = 0,
@@ -308,7 +308,7 @@ def evaluate(
 
 
 def describe(
-  model: load.Trained, data_dir: str, names: Sequence[str], protocol: str
+  model: load.LoadedModel, data_dir: str, names: Sequence[str], protocol: str
 ) -> dict[str, dict[str, Any]]:
   """What the metrics of each of `names`, which are DATASET/SPLIT, were measured on, and how."""
   prints = {
@@ -329,7 +329,7 @@ def describe(
 
 
 def write_report(
-  model: load.Trained,
+  model: load.LoadedModel,
   results: dict[str, dict[str, Any]],
   rows: list[per_expression.Row],
   args: argparse.Namespace,

@@ -31,7 +31,7 @@ def make_measure(
   Args:
     model: the network.
     protocol: by which it counts.
-    apply: runs in place of the network, as `trained.Trained.apply` does.
+    apply: runs in place of the network, as `LoadedModel.apply` does.
   """
   apply = apply or functools.partial(apply_model, model)
 

@@ -31,7 +31,7 @@ def export(
   checkpoint: str,
   out: str,
   formats: tuple[str, ...] = ("safetensors",),
-  which: str = "best",
+  step: str | int = "best",
   metrics: str | None = None,
   overwrite: bool = False,
 ) -> dict[str, int]:
@@ -41,7 +41,7 @@ def export(
     checkpoint: the folder of a run, or an exported folder with safetensors.
     out: the folder to be made; it appears whole or not at all.
     formats: of `folder.PLACES`.
-    which: `best` or `last`, of a run.
+    step: of a run: `best`, `last` or a number.
     metrics: a file that `mail_jax.evaluate --json` wrote, for the card.
     overwrite: replaces what was exported there before.
 
@@ -53,7 +53,7 @@ def export(
   """
   _check(out, formats, overwrite)
   splits = model_card.read_metrics(metrics) if metrics else {}
-  model = load.load(checkpoint, which)
+  model = load.load(checkpoint, step)
   if model.forward is not None:
     raise InputError(
       f"--checkpoint {checkpoint}: it holds no parameters; export from a run or its safetensors"
@@ -91,7 +91,7 @@ def _check(out: str, formats: tuple[str, ...], overwrite: bool) -> None:
     folder.read_about(epath.Path(there))  # nothing else is ever replaced
 
 
-def _write_format(form: str, place: pathlib.Path, model: load.Trained, variables: Any) -> None:
+def _write_format(form: str, place: pathlib.Path, model: load.LoadedModel, variables: Any) -> None:
   if form == "safetensors":
     (place / folder.PLACES[form]).write_bytes(weights.to_bytes(variables))
     return
@@ -105,7 +105,7 @@ def _write_format(form: str, place: pathlib.Path, model: load.Trained, variables
   artifacts.write(form, place / folder.PLACES[form], config, network, variables)
 
 
-def _write_scripts(formats: tuple[str, ...], place: pathlib.Path, model: load.Trained) -> None:
+def _write_scripts(formats: tuple[str, ...], place: pathlib.Path, model: load.LoadedModel) -> None:
   kind = model.tokenizer.kind
   (place / folder.TOKENIZERS[kind]).write_bytes(model.tokenizer.file_bytes())
   scripts = [standalone.SCRIPTS[form][0] for form in formats if form in standalone.SCRIPTS]
@@ -119,7 +119,7 @@ def _write_scripts(formats: tuple[str, ...], place: pathlib.Path, model: load.Tr
 
 
 def _describe(
-  model: load.Trained, variables: Any, formats: tuple[str, ...], place: pathlib.Path
+  model: load.LoadedModel, variables: Any, formats: tuple[str, ...], place: pathlib.Path
 ) -> dict[str, Any]:
   """What `config.json` holds."""
   config = to_json(model.config)
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
   )
   args = parser.parse_args(argv)
   formats = tuple(dict.fromkeys(filter(None, args.format.replace(" ", "").split(","))))
-  sizes = export(args.checkpoint, args.out, formats, args.which, args.metrics, args.overwrite)
+  sizes = export(args.checkpoint, args.out, formats, args.step, args.metrics, args.overwrite)
   print(
     f"wrote {args.out}: {', '.join(f'{form} {size / 1e6:.1f} MB' for form, size in sizes.items())}"
   )

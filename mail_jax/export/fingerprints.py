@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mail_jax.config import to_json
-from mail_jax.export.load import Trained
+from mail_jax.export.load import LoadedModel
 from mail_jax.train.optim import path_name
 from mail_jax.train.resume import MAY_CHANGE, flat
 
@@ -24,7 +24,7 @@ def of_config(config: ConfigDict) -> str:
   return _letters(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()))
 
 
-def of_model(model: Trained) -> str:
+def of_model(model: LoadedModel) -> str:
   """Fingerprint of all that a model's answers come from: parameters, statistics, config and tokenizer.
 
   That of a model that holds its parameters itself, such as an ONNX file, is of its files.

@@ -24,7 +24,7 @@ from mail_jax.train.step import TrainState, apply_model, create_state
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class LoadedModel:
   """What a checkpoint or an exported model holds, ready to be applied.
 
   Attributes:
@@ -65,42 +65,54 @@ class Trained:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options that say which model a command loads: `--checkpoint` and `--which`."""
+  """Adds the options that name the model that a command loads: `--checkpoint` and `--step`."""
   parser.add_argument(
     "--checkpoint",
     required=True,
     help="the --workdir of a training run, or what mail_jax.export wrote: the folder, or one format in it",
   )
+  add_step_argument(parser)
+
+
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds `--step` alone, for a command that names the run in another way."""
   parser.add_argument(
-    "--which",
-    choices=("best", "last"),
+    "--step",
+    type=_parse_step,
     default="best",
-    help="which checkpoint of a run (default: best)",
+    metavar="best|last|N",
+    help="which checkpoint of a run: the best one, the last one, or the one of step N (default: best)",
   )
 
 
-def load(workdir: str, which: str = "best") -> Trained:
+def _parse_step(text: str) -> str | int:
+  if text in ("best", "last"):
+    return text
+  if text.isdecimal():
+    return int(text)
+  raise argparse.ArgumentTypeError(f"{text!r} is not best, last or the number of a step")
+
+
+def load(workdir: str, step: str | int = "best") -> LoadedModel:
   """Loads a checkpoint, or an exported model.
 
   Args:
     workdir: of the training run, a folder or an address in a bucket; or what `mail_jax.export` wrote: the folder, or
       one of the formats in it, such as `FOLDER/model.onnx`.
-    which: `best` by the run's metric (the last one where none was evaluated), or `last`; where that one is damaged the
-      next best, or the one before, with a warning.
+    step: `best` by the run's metric (the last one if none was evaluated), `last`, or the number of a step. If the
+      `best` or the `last` checkpoint is damaged, the next best or the previous one is loaded, with a warning.
 
   Raises:
-    InputError: no such folder, no whole checkpoint in it, or no whole exported model.
+    InputError: no such folder, no intact checkpoint (of that step) in it, or no intact exported model.
   """
   found = folder.find(buckets.folder(workdir, "--checkpoint"), workdir)
-  return _load_run(workdir, which) if found is None else _load_exported(*found)
+  return _load_run(workdir, step) if found is None else _load_exported(*found, step)
 
 
-def _load_run(workdir: str, which: str) -> Trained:
+def _load_run(workdir: str, selected: str | int) -> LoadedModel:
   checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
   try:
-    step = checkpoints.best() if which == "best" else None
-    step = checkpoints.latest() if step is None else step
-    assert step is not None  # the constructor has looked
+    step = checkpoints.select(selected)
     meta = checkpoints.meta(step)
     config = _config_for_here(meta["config"], f"--checkpoint {workdir}")
     tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
@@ -114,11 +126,13 @@ def _load_run(workdir: str, which: str) -> Trained:
     raise InputError(f"--checkpoint {workdir}: the checkpoint is not complete ({error})") from error
   finally:
     checkpoints.close()
-  return Trained(config, model, variables, tokenizer, step, metrics)
+  return LoadedModel(config, model, variables, tokenizer, step, metrics)
 
 
-def _load_exported(place: epath.Path, form: str) -> Trained:
+def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel:
   about = folder.read_about(place)
+  if isinstance(step, int) and step != about["step"]:
+    raise InputError(f"--step {step}: {place} was exported from step {about['step']}")
   config = _config_for_here(about["config"], str(place / folder.ABOUT))
   kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
   tokenizer = tokenizers.of_kind(kind, folder.read_file(place, about, name), str(place / name))
@@ -133,7 +147,7 @@ def _load_exported(place: epath.Path, form: str) -> Trained:
     path = folder.check_place(place, about, form)
     forward = formats.open_forward(form, path, config, model)
     files = {name: about["files"][name][1] for name in folder.names_of(about, form)}
-  return Trained(
+  return LoadedModel(
     config, model, variables, tokenizer, about["step"], about["metrics"], forward, files
   )
 

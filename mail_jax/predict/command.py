@@ -103,7 +103,7 @@ def _predict_one(args: argparse.Namespace) -> None:
     atomic_files.check_folder(args.json)
   pixels = preprocess.open_image(args.image)
   masks = PhotoInstances().of(args.instances, pixels, args.image)
-  result = Segmenter.load(args.checkpoint, args.which)(pixels, args.text[0], masks)
+  result = Segmenter.load(args.checkpoint, args.step)(pixels, args.text[0], masks)
   if args.mask:
     drawing.save(Image.fromarray(result.mask.astype(np.uint8) * 255), args.mask)
   drawing.save(Image.fromarray(result.overlay()), args.out)
@@ -142,7 +142,7 @@ def _predict_many(args: argparse.Namespace) -> None:
   else:
     _check_apart(args.image, args.out)
     asked = inputs.from_folder(args.image, args.text)
-  model = load.load(args.checkpoint, args.which)
+  model = load.load(args.checkpoint, args.step)
   from mail_jax.export import fingerprints
 
   settings = {"model": fingerprints.of_model(model), "instances": args.instances} | asked.source

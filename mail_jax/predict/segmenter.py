@@ -16,7 +16,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import one_photo
-from mail_jax.export import load as trained
+from mail_jax.export import load
 from mail_jax.models.mail import find_mask
 from mail_jax.models.resize import resize_logits
 from mail_jax.predict import instances as photo_instances
@@ -75,9 +75,9 @@ class Segmenter:
   The first photo of a size (in steps of 64 pixels) waits for the compiler; later ones, and other expressions, do not.
   """
 
-  def __init__(self, model: trained.Trained):
-    """Args: model: as `trained.load` returns it."""
-    self._trained = model
+  def __init__(self, model: load.LoadedModel):
+    """Args: model: as `load.load` returns it."""
+    self._model = model
     self._variables = model.on_one_device()
     self._instances = PhotoInstances()
     self._compiled: set[tuple[int, int]] = set()
@@ -94,15 +94,15 @@ class Segmenter:
 
   def _weigh(self, logits: Float[jax.Array, "b j"]) -> Float[jax.Array, "b j"]:
     """Probabilities of the instances, and of none of them last."""
-    if self._trained.config.model.selection == "multi":
+    if self._model.config.model.selection == "multi":
       # Each has a gate of its own, and none is right where all are shut.
       return jax.nn.sigmoid(logits - logits[:, -1:])
     return jax.nn.softmax(logits, -1)
 
   @classmethod
-  def load(cls, workdir: str, which: str = "best") -> "Segmenter":
-    """Loads the best (or the `last`) checkpoint of a training run, or an exported model; see `trained.load`."""
-    return cls(trained.load(workdir, which))
+  def load(cls, workdir: str, step: str | int = "best") -> "Segmenter":
+    """Loads a checkpoint of a training run, or an exported model; see `mail_jax.export.load.load`."""
+    return cls(load.load(workdir, step))
 
   @overload
   def __call__(  # pyright: ignore[reportOverlappingOverload]  # text is a sequence of texts too
@@ -135,7 +135,7 @@ class Segmenter:
     expressions = _check_expressions(list(expression) if several else [expression])
     pixels = preprocess.open_image(image)
     name = _file_name(image)
-    masks = self._instances.of(instances, pixels, name)[: self._trained.config.max_instances]
+    masks = self._instances.of(instances, pixels, name)[: self._model.config.max_instances]
     photo = self._prepare(pixels, masks)
     found = [self._segment(photo, text, pixels, masks) for text in expressions]
     return found if several else found[0]
@@ -144,7 +144,7 @@ class Segmenter:
     self, pixels: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"]
   ) -> dict[str, jax.Array]:
     """The photo's part of a batch of one, on the device."""
-    config = self._trained.config
+    config = self._model.config
     photo = one_photo.prepare_photo(
       pixels, masks, image_size=config.image_size, max_instances=config.max_instances
     )
@@ -159,7 +159,7 @@ class Segmenter:
     masks: Bool[np.ndarray, "k h w"],
   ) -> Segmentation:
     tokens, was_cut = one_photo.prepare_text(
-      [expression], self._trained.tokenizer, max_tokens=self._trained.config.max_tokens
+      [expression], self._model.tokenizer, max_tokens=self._model.config.max_tokens
     )
     height, width = pixels.shape[:2]
     probability, mask, weights, nothing = self._run(photo | tokens, height, width)

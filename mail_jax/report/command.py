@@ -42,16 +42,17 @@ def main(argv: list[str] | None = None) -> None:
   out = _where(args.workdir, args.out)
   log = training_log.read(args.workdir)
   given = _read_samples(args.per_expression, args.data) if args.per_expression else None
-  model = load.load(args.workdir, args.which)
+  model = load.load(args.workdir, args.step)
   splits = _judge(args.data_dir, given) if given else _evaluate(args, model)
   pictures, notes = _draw(model, args.data_dir, splits, args.count)
   described = evaluate.describe(
     model, args.data_dir, [split.name for split in splits], protocols.ORIGINAL.name
   )
   written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+  selected = f"The {args.step} checkpoint, " if isinstance(args.step, str) else ""
   report = page.Report(
     run=os.path.basename(os.path.abspath(args.workdir)),
-    about=f"The {args.which} checkpoint, step {model.step:,}; {_names(splits)}; written {written}",
+    about=f"{selected}step {model.step:,}; {_names(splits)}; written {written}",
     step=model.step,
     splits=splits,
     log=log,
@@ -68,9 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = command_parser("mail_jax.report", __doc__)
   parser.add_argument("workdir", metavar="W", help="the --workdir of a training run")
-  parser.add_argument(
-    "--which", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
-  )
+  load.add_step_argument(parser)
   parser.add_argument(
     "--data_dir",
     default="data",
@@ -114,7 +113,7 @@ def _where(workdir: str, out: str | None) -> str:
   return out
 
 
-def _evaluate(args: argparse.Namespace, model: load.Trained) -> list[Judged]:
+def _evaluate(args: argparse.Namespace, model: load.LoadedModel) -> list[Judged]:
   """Runs the model on every sentence."""
   names = evaluate.find_splits(args.data_dir, args.data or [_own_split(model)])
   results, rows = evaluate.evaluate(model, args.data_dir, names)
@@ -122,7 +121,7 @@ def _evaluate(args: argparse.Namespace, model: load.Trained) -> list[Judged]:
   return [_judged(args.data_dir, name, results[name], by_name[name]) for name in names]
 
 
-def _own_split(model: load.Trained) -> str:
+def _own_split(model: load.LoadedModel) -> str:
   config = model.config
   if not config.eval_split:
     raise InputError(
@@ -182,7 +181,7 @@ def _names(splits: Sequence[Judged]) -> str:
 
 
 def _draw(
-  model: load.Trained, data_dir: str, splits: Sequence[Judged], count: int
+  model: load.LoadedModel, data_dir: str, splits: Sequence[Judged], count: int
 ) -> tuple[dict[str, list[Drawn]], list[str]]:
   """Draws `count` sentences of each kind, the same number of every split; and says what is odd about them."""
   share = -(-count // len(splits))

@@ -10,13 +10,13 @@ import jax
 
 from input_pipeline import storage
 from mail_jax.config import to_json
-from mail_jax.export.load import Trained
+from mail_jax.export.load import LoadedModel
 
 _PACKAGES = ("mail_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
 
 
 def facts(
-  model: Trained, data_dir: str, described: Mapping[str, Mapping[str, Any]], written: str
+  model: LoadedModel, data_dir: str, described: Mapping[str, Mapping[str, Any]], written: str
 ) -> dict[str, dict[str, str]]:
   """Returns headings, each with names and what they are.
 
@@ -37,12 +37,12 @@ def facts(
   return found | {"Written by": _programs(written)}
 
 
-def config_text(model: Trained) -> str:
+def config_text(model: LoadedModel) -> str:
   """Returns the config as JSON."""
   return json.dumps(to_json(model.config), indent=2)
 
 
-def _model(model: Trained, prints: Mapping[str, str]) -> dict[str, str]:
+def _model(model: LoadedModel, prints: Mapping[str, str]) -> dict[str, str]:
   config = model.config
   parts = config.model
   # An exported program holds its parameters itself.

@@ -4,7 +4,7 @@ import math
 import time
 
 from input_pipeline.common.errors import InputError
-from mail_jax.distributed.processes import agree
+from mail_jax.distributed.processes import broadcast_from_main
 
 # With `config.minutes`, the share of the time that is kept for evaluating and saving, and the share for which the
 # speed is measured: that of a few seconds would be off by a tenth.
@@ -52,11 +52,11 @@ class Budget:
     missing = int((_MEASURED * self._seconds - measured) / seconds_per_step)
     if not self._extended:
       self._extended = True
-      self._decide_at = step + 1 + max(0, agree(missing))
+      self._decide_at = step + 1 + max(0, broadcast_from_main(missing))
       if self._decide_at > step + 1:
         return False
     left = self._seconds * (1 - _RESERVE) - (now - self._began)
-    self.steps = agree(step + 1 + max(1, int(left / seconds_per_step)))
+    self.steps = broadcast_from_main(step + 1 + max(1, int(left / seconds_per_step)))
     return True
 
 

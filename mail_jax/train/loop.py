@@ -61,7 +61,7 @@ class Trainer:
     self.budget = Budget(steps, config.minutes, config.optimizer.warmup_steps)
     learning_rate_from(config, config.optimizer.warmup_steps, self.budget.steps)
     shapes = self.program.shapes
-    new = not processes.agree(checkpoint.exists(workdir))
+    new = not processes.broadcast_from_main(checkpoint.exists(workdir))
     loaded = initialise.load(config, shapes.variables["params"]) if config.init and new else {}
     # Up to here, whatever is wrong with the config has been refused and nothing was written.
     with contextlib.ExitStack() as stack:
@@ -205,7 +205,7 @@ class Trainer:
   def _describe(self, steps: list[int]) -> list[Any]:
     """Which samples were in the batches of these steps, of all processes."""
     own = self.data.describe(steps) if self.data.describe else [{"step": step} for step in steps]
-    return [row for rows in processes.everyone(own) for row in rows]
+    return [row for rows in processes.all_gather_object(own) for row in rows]
 
   def _announce(self) -> None:
     parameters = sum(x.size for x in jax.tree.leaves(self.state.variables["params"]))

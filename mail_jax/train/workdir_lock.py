@@ -33,7 +33,7 @@ def held(workdir: str) -> Iterator[None]:
         stack.enter_context(_locked(pathlib.Path(workdir)))
       except InputError as error:
         wrong = str(error)
-    wrong = processes.everyone(wrong)[0]
+    wrong = processes.all_gather_object(wrong)[0]
     if wrong:
       raise InputError(wrong)
     yield

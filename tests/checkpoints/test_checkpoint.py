@@ -239,6 +239,18 @@ def test_a_model_is_loaded_from_the_next_best_checkpoint_where_the_best_is_damag
   assert f"{best} is damaged (state/manifest.ocdbt has other bytes" in capsys.readouterr().err
 
 
+def test_the_checkpoint_of_a_step_is_selected_by_its_number(tmp_path):
+  _make(tmp_path, 0.2, 0.9, 0.3, None)
+  checkpoints = Checkpoints(str(tmp_path), read_only=True)
+  selected = [checkpoints.select(step) for step in ("best", "last", 2, 3)]
+  assert selected == [2, 4, 2, 3]
+  with pytest.raises(InputError, match=r"--step 1: .* does not exist; \S+ has the steps 2, 3, 4"):
+    checkpoints.select(1)
+  _flip(next((tmp_path / "checkpoints" / "3" / "state").rglob("manifest.ocdbt")))
+  with pytest.raises(InputError, match=r"--step 3: the checkpoint of this step is damaged"):
+    Checkpoints(str(tmp_path), read_only=True).select(3)
+
+
 def test_a_model_of_another_machine_is_loaded_with_attention_that_runs_here(
   finished_run, monkeypatch
 ):

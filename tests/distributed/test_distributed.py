@@ -48,7 +48,7 @@ def joined(monkeypatch) -> list[dict]:
 def test_a_laptop_stays_a_laptop(joined):
   distributed.initialize(_parse())
   assert joined == []
-  assert distributed.is_main() and distributed.agree(7) == 7
+  assert distributed.is_main() and distributed.broadcast_from_main(7) == 7
 
 
 def test_explicit_options_go_to_jax_and_no_cluster_is_asked(joined, monkeypatch):

@@ -201,6 +201,13 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(exported, tmp_path, how
     load.load(f"{place}/{form}" if form else place)
 
 
+def test_an_exported_model_has_no_other_step(exported):
+  step = load.load(str(exported)).step
+  assert load.load(str(exported), step).step == step
+  with pytest.raises(InputError, match=rf"--step {step + 1}: .* was exported from step {step}$"):
+    load.load(str(exported), step + 1)
+
+
 def test_a_card_may_be_edited(exported, tmp_path):
   shutil.copytree(exported, tmp_path / "copy")
   (tmp_path / "copy" / "README.md").write_text("ours")

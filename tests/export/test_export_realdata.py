@@ -38,7 +38,7 @@ def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
   return rows
 
 
-def _logits(model: load.Trained, asked: list, batch_size: int) -> list[np.ndarray]:
+def _logits(model: load.LoadedModel, asked: list, batch_size: int) -> list[np.ndarray]:
   """Logits at the size of each photo."""
   config, variables = model.config, model.on_one_device()
   apply = jax.jit(lambda variables, batch: model.apply(variables, batch).logits)

@@ -14,7 +14,7 @@ from mail_jax.export import fingerprints, load
 
 
 @pytest.fixture(scope="module")
-def model(finished_run) -> load.Trained:
+def model(finished_run) -> load.LoadedModel:
   return load.load(str(finished_run), "last")
 
 

@@ -199,7 +199,7 @@ def make_segmenter(bias: float) -> segmenter.Segmenter:
   head = jax.tree.map(jnp.zeros_like, head) | {"bias": jnp.full((1,), bias)}
   variables["params"] = variables["params"] | {"no_target_logit": head}
   model = tiny_model.make(config, tokenizer.vocab_size)
-  return segmenter.Segmenter(load.Trained(config, model, variables, tokenizer, 1))
+  return segmenter.Segmenter(load.LoadedModel(config, model, variables, tokenizer, 1))
 
 
 def test_a_photo_of_which_nothing_is_meant_has_no_mask_and_no_instance():
@@ -234,7 +234,7 @@ def test_predict_says_that_nothing_is_meant(tmp_path, monkeypatch, capsys):
 def test_a_model_without_the_output_says_nothing_of_it():
   made = make_segmenter(0.0)
   config = tiny_model.make_config(slots=4)
-  old = made._trained
+  old = made._model
   variables = tiny_model.random_variables(config, old.tokenizer.vocab_size)
   model = tiny_model.make(config, old.tokenizer.vocab_size)
   plain = dataclasses.replace(old, config=config, model=model, variables=variables)

@@ -75,7 +75,7 @@ def test_it_learns_real_photos_and_answers_what_people_asked(workdir, data_dir, 
   printed = _run(
     "mail_jax.evaluate",
     checkpoint=workdir,
-    which="last",
+    step="last",
     data_dir=data_dir,
     data=splits,
     json=tmp_path / "metrics.json",
@@ -114,7 +114,7 @@ def test_real_photos_are_predicted_at_their_own_size(workdir, realdata, tmp_path
     printed = _run(
       "mail_jax.predict",
       checkpoint=workdir,
-      which="last",
+      step="last",
       image=photo,
       text="the leftmost one",
       instances=f"coco:{annotations}" if number % 2 else "none",

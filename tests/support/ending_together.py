@@ -33,13 +33,13 @@ def main() -> None:
   import jax
 
   me = jax.process_index()
-  number = processes.agree(70 + me)
+  number = processes.broadcast_from_main(70 + me)
   print(f"process {me} of {jax.process_count()} heard {number}, main: {processes.is_main()}")
   if me == args.number:
     meet(args.fate)
   while args.deed == "busy":
     sum(range(10**5))
-  processes.agree(0)
+  processes.broadcast_from_main(0)
   if me == args.number and args.fate == "late":
     time.sleep(2 * processes.SHUTDOWN)
   print(f"process {me} ends")

@@ -23,7 +23,7 @@ from mail_jax.train.step import apply_model
 MARGIN = 1e-4
 
 
-def make_measure(model: load.Trained):
+def make_measure(model: load.LoadedModel):
   """Counts what every evaluation counts, and the pixels of each sentence that are too close to tell."""
   mesh = sharding.make_mesh()
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)

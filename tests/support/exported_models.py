@@ -35,12 +35,14 @@ def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.
   }
 
 
-def run(model: load.Trained, batch: dict[str, np.ndarray]) -> Output:
+def run(model: load.LoadedModel, batch: dict[str, np.ndarray]) -> Output:
   """What a model says of a batch, on the host."""
   return jax.device_get(jax.jit(model.apply)(model.on_one_device(), batch))
 
 
-def assert_alike(ours: load.Trained, theirs: load.Trained, batch: dict[str, np.ndarray]) -> float:
+def assert_alike(
+  ours: load.LoadedModel, theirs: load.LoadedModel, batch: dict[str, np.ndarray]
+) -> float:
   """Compares everything that two models say; returns the largest difference of a logit."""
   found, expected = run(ours, batch), run(theirs, batch)
   np.testing.assert_allclose(found.selection_logits, expected.selection_logits, atol=1e-4)

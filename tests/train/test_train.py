@@ -131,7 +131,7 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
     scores[step] = found["mIoU"]
   assert len(set(scores.values())) == len(scores)
   out = tmp_path / "m.json"
-  command = ["--checkpoint", str(run), "--which", "best", "--data_dir", shapes_data]
+  command = ["--checkpoint", str(run), "--step", "best", "--data_dir", shapes_data]
   evaluate.main([*command, "--data", "shapes/val", "--json", str(out)])
   best = json.loads(out.read_text())["shapes/val"]
   assert best["step"] == max(scores, key=lambda step: scores[step])

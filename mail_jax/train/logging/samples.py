@@ -99,13 +99,13 @@ class FixedSamples:
 
   def _gather(self) -> dict[str, np.ndarray]:
     """The rows of all processes, in the order of their numbers."""
-    said = processes.everyone({str(n): text for n, text in self._sentences.items()})
+    said = processes.all_gather_object({str(n): text for n, text in self._sentences.items()})
     self._sentences = {int(n): text for one in said for n, text in one.items()}
     numbers = sorted(self._sentences)
     if jax.process_count() == 1:
       return {name: np.stack([self._seen[n][name] for n in numbers]) for name in _KEPT}
     # Everyone gives what it has at its place and zeros elsewhere, in shapes that it may have to learn from others.
-    shapes = processes.everyone(
+    shapes = processes.all_gather_object(
       {
         k: [list(v.shape), v.dtype.str]
         for row in list(self._seen.values())[:1]
