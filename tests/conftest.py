@@ -65,7 +65,7 @@ def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> 
   """Folder of a finished run of `tiny_run.py` on `shapes_data`; not to be changed."""
   import tiny_run
 
-  from mail_jax.train import loop as train
+  from mail_jax.train import command as train
 
   workdir = tmp_path_factory.mktemp("runs") / "finished"
   train.main(tiny_run.arguments(shapes_data, workdir))

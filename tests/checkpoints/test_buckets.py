@@ -24,7 +24,7 @@ from input_pipeline.common.errors import InputError
 from mail_jax.checkpoints import checkpoint, manifest
 from mail_jax.checkpoints.checkpoint import Checkpoints
 from mail_jax.export import load
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 from mail_jax.train.logging import tensorboard
 
 pytestmark = pytest.mark.extras

@@ -22,7 +22,7 @@ from mail_jax.checkpoints import manifest, orbax_settings
 from mail_jax.checkpoints.checkpoint import Checkpoints
 from mail_jax.distributed import sharding
 from mail_jax.export import load
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 # Orbax writes these last; nothing is read from them.
 _UNUSED = {"_CHECKPOINT_METADATA", "commit_success.txt"}

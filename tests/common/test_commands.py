@@ -24,7 +24,7 @@ from mail_jax.evaluate import command as evaluate
 from mail_jax.export import fingerprints, load
 from mail_jax.predict import command as predict
 from mail_jax.predict.segmenter import Segmenter
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 COUNTS = ("sentences", "refs")
 METRICS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")

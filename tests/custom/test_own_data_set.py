@@ -19,7 +19,7 @@ from input_pipeline.prepare import command as prepare
 from input_pipeline.tf import loader, stored_records
 from mail_jax.evaluate import command as evaluate
 from mail_jax.evaluate import dataset_metrics
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 
 def records_of(data_dir, name, split):

@@ -16,7 +16,7 @@ from input_pipeline.tf import builder
 from mail_jax.evaluate import command as evaluate_command
 from mail_jax.evaluate.segmentation import SegmentationEvaluator
 from mail_jax.export import load
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 SCRIPT = str(tiny_run.CHECKOUT / "tests" / "support" / "evaluated_by_several.py")
 # Batch sizes for each number of processes and of devices that each has.

@@ -4,7 +4,7 @@ import pytest
 import tiny_run
 
 from mail_jax.hardware import chips, flops
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from mail_jax.config import load_config
 from mail_jax.export import load
 from mail_jax.pretrained import initialise, vilt
 from mail_jax.pretrained.weights import open_weights
-from mail_jax.train import loop as train
 from mail_jax.train.data import open_data
+from mail_jax.train.loop import Trainer
 from mail_jax.train.optim import path_name
 
 TINY = {"width": 32, "depth": 1, "patch": 8, "vocab": len(vilt_weights.VOCABULARY), "grid": 3}
@@ -209,10 +209,10 @@ def test_positions_that_are_no_square_grid_are_refused():
     vilt.resize_positions(np.zeros((12, 4), np.float32), 3, 3)
 
 
-def start(folder, data_dir, workdir, *more: str) -> train.Trainer:
+def start(folder, data_dir, workdir, *more: str) -> Trainer:
   """A run of the tiny recipe that has not begun."""
   config = load_config(tiny_run.__file__, [f"--config.init=vilt:{folder}", *more])
-  return train.Trainer(config, str(workdir), open_data(config, data_dir))
+  return Trainer(config, str(workdir), open_data(config, data_dir))
 
 
 @pytest.fixture

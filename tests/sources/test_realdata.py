@@ -14,7 +14,7 @@ from PIL import Image
 
 from input_pipeline import storage
 from input_pipeline.sources import refer
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 pytestmark = pytest.mark.slow
 

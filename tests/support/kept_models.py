@@ -35,7 +35,7 @@ def make() -> None:
   from input_pipeline.prepare import command as prepare
   from mail_jax.export import command as export
   from mail_jax.export import load
-  from mail_jax.train import loop as train
+  from mail_jax.train import command as train
 
   DATA.mkdir()
   with tempfile.TemporaryDirectory() as folder:

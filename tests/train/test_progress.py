@@ -16,7 +16,7 @@ import tiny_run
 from screen import Screen, seen
 
 from input_pipeline.common.errors import InputError
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 from mail_jax.train.logging import final_table, sinks, step_line
 from mail_jax.train.logging.progress import Progress
 from mail_jax.train.logging.terminal import Terminal

@@ -17,7 +17,7 @@ from several_processes import Processes
 
 from mail_jax.checkpoints import checkpoint
 from mail_jax.export import load
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 DEADLINE = 300  # seconds, many times what is needed
 # How many devices a process has, and how many processes there are.

@@ -19,7 +19,7 @@ from input_pipeline.tf import stored_records
 from mail_jax.checkpoints import checkpoint, orbax_settings
 from mail_jax.evaluate import command as evaluate
 from mail_jax.export import load
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 from mail_jax.train.length import Budget
 
 

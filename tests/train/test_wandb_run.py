@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 from mail_jax.train.logging import wandb
 from mail_jax.train.logging.samples import Picture
 from mail_jax.train.logging.wandb import WandbRun

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 
 from input_pipeline.common.errors import InputError
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 from mail_jax.train import workdir_lock
 
 # Holds a folder until it is killed.
