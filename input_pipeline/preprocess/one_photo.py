@@ -41,7 +41,7 @@ def prepare(
     image_size, max_instances, max_tokens: of the model's config.
 
   Returns:
-    `image`, `instances`, `num_instances`, `tokens`, `num_tokens` (docs/explanation/architecture.md, The batch);
+    `image`, `instances`, `num_instances`, `tokens`, `num_tokens` (docs/reference/formats.md);
     and whether each expression was longer than the model reads.
 
   Raises:

@@ -16,7 +16,7 @@ from mail_jax.train.step import apply_model
 
 Variables = Any  # {"params", "batch_stats"}
 Named = Mapping[str, jax.Array]
-# Of the batch (docs/explanation/architecture.md), in the order in which every exported model takes them.
+# Of the batch (docs/reference/formats.md), in the order in which every exported model takes them.
 INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
 
 

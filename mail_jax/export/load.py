@@ -53,7 +53,7 @@ class LoadedModel:
 
     Args:
       variables: of this model, wherever they are by now.
-      batch: see docs/explanation/architecture.md.
+      batch: see docs/reference/formats.md.
     """
     if self.forward is not None:
       return self.forward(variables, batch)

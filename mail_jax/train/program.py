@@ -122,7 +122,7 @@ def jit_measure(
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a global batch of training (docs/explanation/architecture.md, The batch)."""
+  """Shapes of a global batch of training (docs/reference/formats.md)."""
   rows, size = config.batch_size, config.image_size
   groups = max(1, -(-config.max_instances // instances.PLANE_BITS))
   shapes = {
