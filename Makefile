@@ -57,6 +57,14 @@ $(EXTRAS): $(READY) requirements-extras.txt
 extras: $(EXTRAS)  ## the tests that need what is not required (torch, transformers, ...), which this installs
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow" $$(grep -rl --include="test_*.py" mark.extras tests)
 
+$(VENV)/.docs: $(READY) requirements-docs.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-docs.txt
+	@touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site, in site/; a broken link or an undocumented name fails
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "Open site/index.html, or run $(PY) -m mkdocs serve"
+
 # Apache Beam asks for older versions of what the other packages share, so it has an environment of its own.
 $(BEAM)/.installed: requirements-beam.txt
 	@rm -rf $(BEAM)
@@ -134,7 +142,7 @@ pins: $(READY)  ## the newest versions that pyproject.toml allows, with their ha
 	done
 
 clean:  ## removes environments and caches; data/ and runs/ stay
-	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) site .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow coverage extras beam app page plan package lint contracts habits demo pins clean
+.PHONY: help setup test test-slow coverage extras beam app page plan package lint contracts habits docs demo pins clean
