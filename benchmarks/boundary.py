@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import paired
 from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess import nearest_indices
-from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import runner
 from mail_jax.evaluate.protocols import ORIGINAL
 from mail_jax.evaluate.segmentation import make_measure
 from mail_jax.export import load
@@ -46,7 +46,7 @@ def stretch(batch: Batch, height: int, width: int) -> Batch:
 
 
 def _batches(args: argparse.Namespace, model: load.LoadedModel) -> Iterator[Batch]:
-  for batch in evaluate.open_batches(model, args.data_dir, args.data, args.sentences):
+  for batch in runner.open_batches(model, args.data_dir, args.data, args.sentences):
     arrays = {name: value for name, value in batch.items() if name != "meta"}
     yield stretch(arrays, *args.photo) if args.photo else arrays
 

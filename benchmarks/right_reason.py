@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from input_pipeline.common import atomic_files
 from input_pipeline.common.errors import InputError, run_command
-from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import runner
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, make_measure
 from mail_jax.export import load
 
@@ -219,8 +219,8 @@ def main(argv: list[str] | None = None) -> None:
   model = load.load(args.checkpoint, args.step)
 
   def batches_of(data_dir: str) -> Callable[[], Iterable[Batch]]:
-    evaluate.open_batches(model, data_dir, args.data)  # what is wrong with it is told at once
-    return lambda: evaluate.open_batches(model, data_dir, args.data)
+    runner.open_batches(model, data_dir, args.data)  # what is wrong with it is told at once
+    return lambda: runner.open_batches(model, data_dir, args.data)
 
   oracle = batches_of(args.oracle_data_dir) if args.oracle_data_dir else None
   results = {}

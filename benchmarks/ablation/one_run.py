@@ -23,7 +23,7 @@ from benchmarks.ablation.runs import SPLITS
 from input_pipeline.common import atomic_files
 from input_pipeline.common.errors import InputError, run_command
 from mail_jax.config import load_config
-from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import runner
 from mail_jax.export import load
 from mail_jax.hardware import flops
 from mail_jax.train import loop as train
@@ -75,7 +75,7 @@ def measure(
   for test in tests:
     noise, _, split = test.rpartition("/")
     where = os.path.join(tests_dir, noise) if noise else data_dir
-    found, _ = evaluate.evaluate(model, where, [f"shapes/{split}"])
+    found, _ = runner.evaluate(model, where, [f"shapes/{split}"])
     results[test] = {name: found[f"shapes/{split}"].get(name) for name in METRICS}
   return {
     "seed": model.config.seed,

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,15 @@ import numpy as np
 from input_pipeline import preprocess
 from input_pipeline.common import atomic_files
 from input_pipeline.common.errors import InputError
+from input_pipeline.proposals.oracle import SIZES
 from mail_jax.evaluate.protocols import PROTOCOLS, Protocol
 
 Row = dict[str, Any]
+Columns = Mapping[str, np.ndarray]
+Summary = Callable[[Columns], Iterable[tuple[str, Any]]]
+# Numbers of words, the smallest and the largest. They hold 36, 49, 14 and 1 % of the expressions of
+# RefCOCO's val, and 2, 21, 51 and 26 % of those of RefCOCOg's (umd).
+LENGTHS = {"1-2": (1, 2), "3-5": (3, 5), "6-10": (6, 10), "11+": (11, np.inf)}
 FIELDS: dict[str, type] = {
   "data": str,
   "protocol": str,
@@ -90,6 +96,40 @@ def columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     if name in FIELDS or all(name in row for row in rows)
   ]
   return {name: np.array([row[name] for row in rows], kinds[name]) for name in numbers}
+
+
+def breakdowns(columns: Columns, summary: Summary) -> dict[str, dict[str, dict[str, Any]]]:
+  """Summarises the sentences of each kind; a kind without sentences is left out.
+
+  Args:
+    columns: a value a sentence; `area` is that of the target in pixels of the photo, `words` how many the sentence has.
+    summary: of sentences, given their columns.
+
+  Returns:
+    `by_size` (COCO's sizes, and `none` where nothing is meant) and `by_words`, each from a kind to its metrics.
+  """
+  groups = {"by_size": _by_size(columns["area"]), "by_words": _by_words(columns["words"])}
+  return {
+    name: {
+      kind: dict(summary({key: values[chosen] for key, values in columns.items()}))
+      for kind, chosen in kinds
+      if chosen.any()
+    }
+    for name, kinds in groups.items()
+  }
+
+
+def _by_size(area: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+  yield "none", area == 0
+  least = 1.0
+  for name, limit in SIZES.items():
+    yield name, (area >= least) & (area < limit)
+    least = limit
+
+
+def _by_words(words: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+  for name, (least, most) in LENGTHS.items():
+    yield name, (words >= least) & (words <= most)
 
 
 def write(path: str | os.PathLike, rows: Sequence[Row]) -> None:

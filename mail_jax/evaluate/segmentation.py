@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
 from input_pipeline.common.errors import InputError
-from mail_jax.evaluate import boundary, packed_masks
+from mail_jax.evaluate import boundary
 from mail_jax.evaluate.protocols import ORIGINAL, Protocol
 from mail_jax.models.mail import MaIL, Output, empty_where_nothing
 from mail_jax.train import losses
@@ -68,13 +68,13 @@ def count(
   result |= _compare(predicted, true, size, protocol) | {
     "height": size[:, 0],
     "width": size[:, 1],
-    "area": packed_masks.count_pixels(packed_masks.pack(truth)),
+    "area": boundary.count_pixels(boundary.pack(truth)),
     "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
   }
   if output.no_target is not None:
     result |= {
       "no_target_probability": jax.nn.sigmoid(output.no_target),
-      "raw_union": packed_masks.count_pixels(packed_masks.pack(drawn | true)),
+      "raw_union": boundary.count_pixels(boundary.pack(drawn | true)),
     }
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
@@ -93,14 +93,14 @@ def _compare(
   protocol: Protocol,
 ) -> dict[str, Int32[Array, "b"]]:
   """Pixels of the masks, and of their boundaries where the protocol has them, that are in both and in at least one."""
-  packed = jnp.stack([packed_masks.pack(masks) for masks in (predicted, true)], axis=1)
+  packed = jnp.stack([boundary.pack(masks) for masks in (predicted, true)], axis=1)
   compared = {"": packed}
   if protocol.boundary:
     compared["boundary_"] = boundary.take_boundaries(packed, size, true.shape[1], true.shape[2])
   result = {}
   for name, pair in compared.items():
-    result[f"{name}intersection"] = packed_masks.count_pixels(pair[:, 0] & pair[:, 1])
-    result[f"{name}union"] = packed_masks.count_pixels(pair[:, 0] | pair[:, 1])
+    result[f"{name}intersection"] = boundary.count_pixels(pair[:, 0] & pair[:, 1])
+    result[f"{name}union"] = boundary.count_pixels(pair[:, 0] | pair[:, 1])
   return result
 
 

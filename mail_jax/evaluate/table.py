@@ -5,12 +5,12 @@ from typing import Any
 
 COUNTS = ("sentences", "refs", "no_targets")
 # What a table of kinds of sentences shows; the rest is in the JSON.
-_OF_A_KIND = (
+_GROUP_COLUMNS = (
   "sentences", "oIoU", "gIoU", "cIoU", "mIoU", "boundary_mIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc",
   "selection_accuracy", "oracle_mIoU",
 )  # fmt: skip
 _INDENT = "  "
-_KINDS = {
+_GROUPS = {
   "by_size": "target, pixels of the photo (small: below 32 x 32, medium: below 96 x 96)",
   "by_words": "words of the sentence",
 }
@@ -25,14 +25,16 @@ def metrics(results: Mapping[str, Mapping[str, Any]]) -> str:
   return text(rows)
 
 
-def kinds(results: Mapping[str, Mapping[str, Any]]) -> str:
+def groups(results: Mapping[str, Mapping[str, Any]]) -> str:
   """The metrics of kinds of sentences, a row a kind of each split."""
-  columns = [c for c in _OF_A_KIND if any(c in found for found in results.values())]
-  return text([["", *columns], *_kinds(results, columns)])
+  columns = [c for c in _GROUP_COLUMNS if any(c in found for found in results.values())]
+  return text([["", *columns], *_groups(results, columns)])
 
 
-def _kinds(results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> Iterator[list[str]]:
-  for breakdown, title in _KINDS.items():
+def _groups(
+  results: Mapping[str, Mapping[str, Any]], columns: Sequence[str]
+) -> Iterator[list[str]]:
+  for breakdown, title in _GROUPS.items():
     yield [title]
     for name, found in results.items():
       for kind, metrics in found[breakdown].items():

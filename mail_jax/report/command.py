@@ -7,7 +7,6 @@ It evaluates every expression first, unless --per_expression names the rows that
 
 import argparse
 import datetime
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from mail_jax.evaluate import breakdowns, per_expression, protocols
-from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import per_expression, protocols, runner
 from mail_jax.evaluate.per_expression import Row
 from mail_jax.export import load
 from mail_jax.predict.segmenter import Segmenter
@@ -45,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
   model = load.load(args.workdir, args.step)
   splits = _judge(args.data_dir, given) if given else _evaluate(args, model)
   pictures, notes = _draw(model, args.data_dir, splits, args.count)
-  described = evaluate.describe(
+  described = runner.describe(
     model, args.data_dir, [split.name for split in splits], protocols.ORIGINAL.name
   )
   written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -115,8 +113,8 @@ def _where(workdir: str, out: str | None) -> str:
 
 def _evaluate(args: argparse.Namespace, model: load.LoadedModel) -> list[Judged]:
   """Runs the model on every sentence."""
-  names = evaluate.find_splits(args.data_dir, args.data or [_own_split(model)])
-  results, rows = evaluate.evaluate(model, args.data_dir, names)
+  names = runner.find_splits(args.data_dir, args.data or [_own_split(model)])
+  results, rows = runner.evaluate(model, args.data_dir, names)
   by_name = _by_split(rows)
   return [_judged(args.data_dir, name, results[name], by_name[name]) for name in names]
 
@@ -160,12 +158,10 @@ def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _judge(data_dir: str, found: Mapping[str, Sequence[Row]]) -> list[Judged]:
   """Computes the metrics of rows that were written before."""
-  evaluate.find_splits(data_dir, [*found])
+  runner.find_splits(data_dir, [*found])
   splits = []
   for name, rows in found.items():
-    summary = functools.partial(evaluate.summarise, protocol=protocols.ORIGINAL, name=name)
-    columns = per_expression.columns(rows)
-    metrics = dict(summary(columns)) | breakdowns.breakdowns(columns, summary)
+    metrics = runner.summarise_rows(rows, protocols.ORIGINAL, name)
     splits.append(_judged(data_dir, name, metrics, rows))
   return splits
 
@@ -173,7 +169,7 @@ def _judge(data_dir: str, found: Mapping[str, Sequence[Row]]) -> list[Judged]:
 def _judged(data_dir: str, name: str, results: Mapping[str, Any], rows: Sequence[Row]) -> Judged:
   metrics = {key: value for key, value in results.items() if isinstance(value, (int, float))}
   groups = {key: value for key, value in results.items() if isinstance(value, dict)}
-  return Judged(name, metrics, rows, groups, evaluate.recall_instances(data_dir, name))
+  return Judged(name, metrics, rows, groups, runner.recall_instances(data_dir, name))
 
 
 def _names(splits: Sequence[Judged]) -> str:

@@ -21,6 +21,7 @@ from input_pipeline import storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.tf import builder
 from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import runner
 from mail_jax.export import fingerprints, load
 from mail_jax.predict import command as predict
 from mail_jax.predict.segmenter import Segmenter
@@ -174,9 +175,9 @@ def test_a_second_table_has_the_kinds_of_sentences(evaluation):
 
 def test_a_data_set_stands_for_all_its_splits_but_train(shapes_data):
   tests = ["shapes/val", "shapes/testA", "shapes/testB", "shapes/testC"]
-  assert evaluate.find_splits(shapes_data, ["shapes"]) == tests
+  assert runner.find_splits(shapes_data, ["shapes"]) == tests
   again = ["shapes/testB", "shapes", "shapes/train"]
-  found = evaluate.find_splits(shapes_data, again)
+  found = runner.find_splits(shapes_data, again)
   assert found == ["shapes/testB", "shapes/val", "shapes/testA", "shapes/testC", "shapes/train"]
 
 

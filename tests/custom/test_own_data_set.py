@@ -18,7 +18,7 @@ from input_pipeline.custom import command
 from input_pipeline.prepare import command as prepare
 from input_pipeline.tf import loader, stored_records
 from mail_jax.evaluate import command as evaluate
-from mail_jax.evaluate import dataset_metrics
+from mail_jax.evaluate import dataset_metrics, runner
 from mail_jax.train import command as train
 
 
@@ -218,7 +218,7 @@ def test_photos_with_the_names_of_coco_are_known_to_be_coco_s(tmp_path):
   rows = [line("COCO_train2014_000000000009.jpg", split="val"), line("a.jpg", split="val")]
   rows[0]["instances"] = [SQUARE]
   data = make(tmp_path, *rows, more=["--trained_on", "coco"])
-  warning = evaluate.recall_instances(str(data), "mine/val")["warning"]
+  warning = runner.recall_instances(str(data), "mine/val")["warning"]
   assert "trained on COCO, and 1 of these 2 photos" in warning
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from benchmarks import boundary as benchmark
-from mail_jax.evaluate import boundary, packed_masks, protocols
+from mail_jax.evaluate import boundary, protocols
 from mail_jax.evaluate.segmentation import count, summarise
 from mail_jax.models.mail import Output
 
@@ -94,11 +94,9 @@ def test_every_distance_erodes_as_so_many_steps_of_scipy(canvas):
   masks[:, 0] = True
   masks[:, 0, canvas[0] // 2, 100] = False
   distances = np.arange(1, most + 1)
-  eroded = jax.jit(lambda masks, d: packed_masks.erode(packed_masks.pack(masks), d, most))(
-    masks, distances
-  )
+  eroded = jax.jit(lambda masks, d: boundary.erode(boundary.pack(masks), d, most))(masks, distances)
   target = np.stack([[erode(m, d) for m in pair] for pair, d in zip(masks, distances, strict=True)])
-  np.testing.assert_array_equal(eroded, packed_masks.pack(jnp.asarray(target)))
+  np.testing.assert_array_equal(eroded, boundary.pack(jnp.asarray(target)))
   # Between the border and the hole of 72 rows something is left; of 5 rows little is.
   assert target[20, 0].any() == (canvas[0] > 50) and target[0].any()
 

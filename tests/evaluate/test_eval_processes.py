@@ -13,7 +13,7 @@ import tiny_run
 
 from input_pipeline.prepare import command as prepare
 from input_pipeline.tf import builder
-from mail_jax.evaluate import command as evaluate_command
+from mail_jax.evaluate import runner
 from mail_jax.evaluate.segmentation import SegmentationEvaluator
 from mail_jax.export import load
 from mail_jax.train import command as train
@@ -167,7 +167,7 @@ def test_any_number_of_processes_and_devices_and_any_batch_size_find_the_same(
 def test_the_order_in_which_sentences_come_changes_no_integer(finished_run, shapes_data):
   model = load.load(str(finished_run), "last")
   measure = evaluated_by_several.make_measure(model)
-  batches = list(evaluate_command.open_batches(model, shapes_data, "shapes/val", 40, 8))
+  batches = list(runner.open_batches(model, shapes_data, "shapes/val", 40, 8))
   assert len(batches) == 5
   fields = [{k: v for k, v in batch.items() if k != "meta"} for batch in batches]
   whole = {name: np.concatenate([batch[name] for batch in fields]) for name in fields[0]}

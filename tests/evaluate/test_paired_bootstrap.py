@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mail_jax.evaluate import paired_bootstrap, protocols
+from mail_jax.evaluate import compare, protocols
 
 ORIGINAL = protocols.ORIGINAL
 
@@ -38,11 +38,11 @@ def test_intervals_are_those_of_a_plain_loop():
   rng = np.random.default_rng(0)
   cluster = np.sort(np.append(rng.integers(0, 12, 48), np.arange(12)))
   sides = [draw(rng, cluster, better) for better in (0.0, 0.7)]
-  found = paired_bootstrap.intervals(
-    *(paired_bootstrap.ratios(side, ORIGINAL) for side in sides), cluster, resamples=200, seed=3
+  found = compare.intervals(
+    *(compare.ratios(side, ORIGINAL) for side in sides), cluster, resamples=200, seed=3
   )
   differences: dict[str, list[float]] = {}
-  for images in np.concatenate(list(paired_bootstrap.draws(12, 200, seed=3))):
+  for images in np.concatenate(list(compare.draws(12, 200, seed=3))):
     numbers = [i for image in images for i in range(len(cluster)) if cluster[i] == image]
     a, b = (metrics_by_hand(side, numbers) for side in sides)
     for name in a:
@@ -53,9 +53,9 @@ def test_intervals_are_those_of_a_plain_loop():
 
 
 def test_how_many_are_drawn_at_a_time_changes_nothing(monkeypatch):
-  whole = np.concatenate(list(paired_bootstrap.draws(7, 101)))
-  monkeypatch.setattr(paired_bootstrap, "_AT_A_TIME", 50)
-  parts = list(paired_bootstrap.draws(7, 101))
+  whole = np.concatenate(list(compare.draws(7, 101)))
+  monkeypatch.setattr(compare, "_AT_A_TIME", 50)
+  parts = list(compare.draws(7, 101))
   assert len(parts) == 15
   np.testing.assert_array_equal(np.concatenate(parts), whole)
   assert whole.shape == (101, 7) and set(whole.ravel().tolist()) == set(range(7))
@@ -72,7 +72,7 @@ def test_intervals_hold_the_true_difference_in_95_of_100_cases(metric):
     a = draw(rng, cluster, 0.0)
     odds = a["intersection"] / np.maximum(a["union"] - a["intersection"], 1) * np.exp(gain)
     b = a | {"intersection": (a["union"] * odds / (1 + odds)).astype(int)}
-    return cluster, [paired_bootstrap.ratios(side, ORIGINAL) for side in (a, b)]
+    return cluster, [compare.ratios(side, ORIGINAL) for side in (a, b)]
 
   def difference(sides: list[dict[str, np.ndarray]]) -> float:
     a, b = (side[metric].sum(1) for side in sides)
@@ -83,10 +83,10 @@ def test_intervals_hold_the_true_difference_in_95_of_100_cases(metric):
   for case in range(cases):
     cluster, (a, b) = sample(80)
     a, b = {metric: a[metric]}, {metric: b[metric]}
-    low, high = paired_bootstrap.intervals(a, b, cluster, resamples=400, seed=case)[metric]
+    low, high = compare.intervals(a, b, cluster, resamples=400, seed=case)[metric]
     covered += low <= true <= high
     alone = np.arange(len(cluster))
-    low, high = paired_bootstrap.intervals(a, b, alone, resamples=400, seed=case)[metric]
+    low, high = compare.intervals(a, b, alone, resamples=400, seed=case)[metric]
     narrow += low <= true <= high
   # Three standard deviations of a binomial of 300 at 95 % are 3.8 %; percentile intervals of few clusters are narrow.
   assert 0.90 <= covered / cases <= 0.99, covered / cases
@@ -96,8 +96,8 @@ def test_intervals_hold_the_true_difference_in_95_of_100_cases(metric):
 def test_a_model_does_not_differ_from_itself():
   rng = np.random.default_rng(2)
   cluster = np.arange(40) // 4
-  ratios = paired_bootstrap.ratios(draw(rng, cluster, 0), ORIGINAL)
-  found = paired_bootstrap.intervals(ratios, ratios, cluster)
+  ratios = compare.ratios(draw(rng, cluster, 0), ORIGINAL)
+  found = compare.intervals(ratios, ratios, cluster)
   assert set(found.values()) == {(0.0, 0.0)}
 
 
@@ -105,6 +105,6 @@ def test_a_metric_that_no_sentence_has_has_no_interval():
   rng = np.random.default_rng(3)
   cluster = np.arange(40) // 4
   blind = draw(rng, cluster, 0) | {"oracle_iou": np.zeros(40)}
-  ratios = paired_bootstrap.ratios(blind, ORIGINAL)
-  found = paired_bootstrap.intervals(ratios, ratios, cluster, resamples=20)
+  ratios = compare.ratios(blind, ORIGINAL)
+  found = compare.intervals(ratios, ratios, cluster, resamples=20)
   assert np.isnan(found["selection_accuracy"]).all() and not np.isnan(found["mIoU"]).any()

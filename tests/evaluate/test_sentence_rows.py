@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.common.errors import InputError
-from mail_jax.evaluate import breakdowns, per_expression, protocols
+from mail_jax.evaluate import per_expression, protocols
 from mail_jax.evaluate.segmentation import summarise
 
 COUNTED = {
@@ -65,7 +65,7 @@ def test_boundaries_are_kept_where_they_were_counted(tmp_path):
   per_expression.write(tmp_path / "rows.jsonl", rows)
   columns = per_expression.columns(per_expression.read(tmp_path / "rows.jsonl"))
   assert dict(summarise(columns))["boundary_mIoU"] == pytest.approx(2 / 3)
-  kinds = breakdowns.breakdowns(columns, summarise)["by_size"]
+  kinds = per_expression.breakdowns(columns, summarise)["by_size"]
   assert {kind: found["boundary_mIoU"] for kind, found in kinds.items()} == {
     "none": 1, "small": 0.25, "large": 0.75,
   }  # fmt: skip
@@ -144,7 +144,7 @@ def test_what_is_no_file_of_text_is_named(tmp_path):
 def test_kinds_of_sentences_have_the_metrics_of_those_sentences_alone():
   areas = np.array([0, 1, 1023, 1024, 9215, 9216, 10**6])
   columns = {"area": areas, "words": np.array([1, 2, 3, 5, 6, 10, 11])}
-  found = breakdowns.breakdowns(columns, lambda part: [("areas", part["area"].tolist())])
+  found = per_expression.breakdowns(columns, lambda part: [("areas", part["area"].tolist())])
   assert found == {
     "by_size": {
       "none": {"areas": [0]},
@@ -163,5 +163,5 @@ def test_kinds_of_sentences_have_the_metrics_of_those_sentences_alone():
 
 def test_a_kind_without_sentences_is_left_out():
   columns = {"area": np.array([5]), "words": np.array([4])}
-  found = breakdowns.breakdowns(columns, lambda part: [("sentences", len(part["area"]))])
+  found = per_expression.breakdowns(columns, lambda part: [("sentences", len(part["area"]))])
   assert found == {"by_size": {"small": {"sentences": 1}}, "by_words": {"3-5": {"sentences": 1}}}

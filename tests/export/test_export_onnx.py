@@ -11,8 +11,7 @@ import pytest
 import tiny_model
 from jax import lax
 
-from mail_jax.evaluate import command as evaluate
-from mail_jax.evaluate import table
+from mail_jax.evaluate import runner, table
 from mail_jax.export import command as export
 from mail_jax.export import forward, load
 
@@ -44,7 +43,7 @@ def test_onnx_gives_the_logits_of_the_checkpoint(exported_onnx, count):
 
 def test_evaluate_gives_the_same_numbers_on_onnx(exported_onnx, shapes_data):
   found, expected = (
-    evaluate.evaluate(load.load(str(place)), shapes_data, ["shapes/val"])[0]
+    runner.evaluate(load.load(str(place)), shapes_data, ["shapes/val"])[0]
     for place in (exported_onnx / "model.onnx", exported_onnx)
   )
   assert table.metrics(found) == table.metrics(expected)

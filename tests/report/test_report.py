@@ -17,8 +17,7 @@ from PIL import Image
 
 from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
-from mail_jax.evaluate import command as evaluate
-from mail_jax.evaluate import per_expression
+from mail_jax.evaluate import per_expression, runner
 from mail_jax.export import load
 from mail_jax.predict.segmenter import Segmentation
 from mail_jax.report import command as report
@@ -54,9 +53,7 @@ def written(finished_run, shapes_data, tmp_path_factory) -> Written:
   with contextlib.redirect_stdout(printed):
     report.main(_command(finished_run, shapes_data, out))
   model = load.load(str(finished_run))
-  return Written(
-    out.read_text(), printed.getvalue(), *evaluate.evaluate(model, shapes_data, SPLITS)
-  )
+  return Written(out.read_text(), printed.getvalue(), *runner.evaluate(model, shapes_data, SPLITS))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +187,7 @@ def test_rows_that_were_written_before_give_the_same_page(
   written, samples, finished_run, shapes_data, tmp_path, monkeypatch
 ):
   """And with it: the same input gives the same bytes, but for the date."""
-  monkeypatch.setattr(evaluate, "evaluate", None)
+  monkeypatch.setattr(runner, "evaluate", None)
   out = tmp_path / "again.html"
   report.main(_command(finished_run, shapes_data, out, "--per_expression", str(samples)))
   assert _DATE.sub("", out.read_text()) == _DATE.sub("", written.text)
@@ -257,7 +254,7 @@ def test_what_is_wrong_is_said_before_the_evaluation(
   written, finished_run, shapes_data, tmp_path, monkeypatch, options, message
 ):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(evaluate, "evaluate", None)
+  monkeypatch.setattr(runner, "evaluate", None)
   pathlib.Path("folder").mkdir()
   rows = _rows_of(written, "shapes/val")
   per_expression.write("val.jsonl", rows)

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mail_jax.distributed import processes, sharding
-from mail_jax.evaluate import command as evaluate
-from mail_jax.evaluate import per_expression
+from mail_jax.evaluate import per_expression, runner
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, count
 from mail_jax.export import load
 from mail_jax.models.resize import resize_logits
@@ -60,7 +59,7 @@ def main() -> None:
   measure, found, read = make_measure(model), {}, {}
   for size in args.batch_sizes:
     for name in args.data:
-      batches = evaluate.open_batches(model, args.data_dir, name, args.limit, size)
+      batches = runner.open_batches(model, args.data_dir, name, args.limit, size)
       evaluator = SegmentationEvaluator(measure, lambda batches=batches: batches)
       metrics = dict(evaluator.run(model.variables))
       key = f"{size}/{name}"
@@ -70,7 +69,7 @@ def main() -> None:
         [row[k] for k in ("image_id", "ref_id", "sentence_index")] for row in evaluator.meta
       ]
   out = pathlib.Path(args.out)
-  _, rows = evaluate.evaluate_split(
+  _, rows = runner.evaluate_split(
     model, args.data_dir, args.data[-1], args.batch_sizes[-1], measure=measure, limit=args.limit
   )
   per_expression.write(out / f"{jax.process_index()}.jsonl", rows)

@@ -18,6 +18,7 @@ from input_pipeline.preprocess import exchange_left_right
 from input_pipeline.tf import stored_records
 from mail_jax.checkpoints import checkpoint, orbax_settings
 from mail_jax.evaluate import command as evaluate
+from mail_jax.evaluate import runner
 from mail_jax.export import load
 from mail_jax.train import command as train
 from mail_jax.train.length import Budget
@@ -126,8 +127,8 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
     alone = tmp_path / str(step)
     shutil.copytree(run / "checkpoints" / str(step), alone / "checkpoints" / str(step))
     model = load.load(str(alone), "last")
-    measure = measure or evaluate.compile_measure(model)
-    found, _ = evaluate.evaluate_split(model, shapes_data, "shapes/val", measure=measure)
+    measure = measure or runner.compile_measure(model)
+    found, _ = runner.evaluate_split(model, shapes_data, "shapes/val", measure=measure)
     scores[step] = found["mIoU"]
   assert len(set(scores.values())) == len(scores)
   out = tmp_path / "m.json"

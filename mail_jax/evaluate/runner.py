@@ -1,0 +1,206 @@
+"""Evaluates a model on splits: every expression once, on all devices of all processes."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from input_pipeline import storage
+from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import leakage
+from mail_jax.distributed import processes, sharding
+from mail_jax.evaluate import dataset_metrics, per_expression, protocols, segmentation
+from mail_jax.evaluate.segmentation import SegmentationEvaluator
+from mail_jax.export import fingerprints, load
+from mail_jax.train.program import jit_measure
+
+Measure = Callable[[Any, dict[str, Any]], dict[str, jax.Array]]
+
+
+def open_batches(
+  model: load.LoadedModel,
+  data_dir: str,
+  name: str,
+  limit: int | None = None,
+  batch_size: int = 0,
+  alone: bool = False,
+):
+  """Starts one pass over the expressions of a split.
+
+  Args:
+    model: the model that will run on them.
+    data_dir: the folder that `prepare` wrote to.
+    name: DATASET/SPLIT.
+    limit: stop after this many expressions.
+    batch_size: over all devices of all processes, rounded up to a multiple of their number; 0 takes
+      the one that training evaluates with.
+    alone: this process reads all of them, and the others none.
+  """
+  # The only import that needs more than this package's own requirements.
+  from input_pipeline.tf import loader
+
+  dataset, slash, split = name.rpartition("/")
+  if not slash:
+    raise InputError(f"--data {name}: write DATASET/SPLIT, such as refcoco_unc/val")
+  config = model.config
+  return loader.eval_batches(
+    data_dir, dataset, split, model.tokenizer,
+    image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
+    batch_size=sharding.local_batch_size(sharding.make_mesh(), batch_size or config.eval_batch_size),
+    process_index=0 if alone else jax.process_index(),
+    process_count=1 if alone else jax.process_count(),
+    limit=limit,
+  )  # fmt: skip
+
+
+def compile_measure(
+  model: load.LoadedModel, protocol: protocols.Protocol = protocols.ORIGINAL
+) -> Measure:
+  """Returns the function that the evaluator runs.
+
+  Every process passes its rows of a batch and gets the results of all rows.
+  """
+  mesh = sharding.make_mesh()
+  measure = jit_measure(model.model, mesh, sharding.replicated(mesh), protocol, model.apply)
+  return lambda variables, batch: measure(variables, sharding.global_batch(mesh, batch))
+
+
+def summarise(
+  columns: Mapping[str, np.ndarray], protocol: protocols.Protocol, name: str
+) -> Iterator[tuple[str, int | float]]:
+  """Yields all metrics as fractions: those common to all data sets, and the data set's own.
+
+  Args:
+    columns: as `per_expression.columns` returns them.
+    protocol: that the pixels were counted by.
+    name: DATASET/SPLIT.
+  """
+  metrics = dict(segmentation.summarise(columns, protocol))
+  yield from dataset_metrics.with_own(metrics, name.partition("/")[0], columns).items()
+
+
+def summarise_rows(
+  rows: Sequence[per_expression.Row], protocol: protocols.Protocol, name: str
+) -> dict[str, Any]:
+  """Returns the metrics of a split from its rows, with `by_size` and `by_words`.
+
+  Args:
+    rows: of all expressions of the split.
+    protocol: that the pixels were counted by.
+    name: DATASET/SPLIT.
+  """
+  columns = per_expression.columns(rows)
+  summary = functools.partial(summarise, protocol=protocol, name=name)
+  return dict(summary(columns)) | per_expression.breakdowns(columns, summary)
+
+
+def evaluate_split(
+  model: load.LoadedModel,
+  data_dir: str,
+  name: str,
+  batch_size: int = 0,
+  protocol: str = "original",
+  measure: Measure | None = None,
+  limit: int | None = None,
+) -> tuple[dict[str, Any], list[per_expression.Row]]:
+  """Evaluates one split; all processes take part, and all get the result.
+
+  Args:
+    model: the model to evaluate.
+    data_dir: the folder that `prepare` wrote to.
+    name: DATASET/SPLIT.
+    batch_size: over all devices of all processes; 0 takes the one that training evaluates with. It
+      changes no metric.
+    protocol: `original`, `lavt` or `cris`.
+    measure: from `compile_measure`, for the same model and protocol; compiled here by default.
+    limit: stop after this many expressions.
+
+  Returns:
+    The metrics as fractions, with the metrics of groups of expressions in `by_size` and `by_words`;
+    and one row per expression, in the order of the data, with the keys of `per_expression.FIELDS`.
+    The metrics follow from the rows.
+
+  Raises:
+    InputError: no such protocol, data set or split.
+  """
+  definition = protocols.find(protocol)
+  measure = measure or compile_measure(model, definition)
+  batches = open_batches(model, data_dir, name, limit, batch_size)
+  evaluator = SegmentationEvaluator(measure, lambda: batches, definition)
+  for _ in evaluator.run(model.variables):
+    pass  # the metrics are computed from the rows below
+  shares = processes.all_gather_object(evaluator.meta)
+  meta = sorted((row for share in shares for row in share), key=lambda row: row["index"])
+  rows = per_expression.make(name, evaluator.rows, meta, definition, model.config.max_instances)
+  return summarise_rows(rows, definition, name), rows
+
+
+def evaluate(
+  model: load.LoadedModel,
+  data_dir: str,
+  names: Sequence[str],
+  batch_size: int = 0,
+  protocol: str = "original",
+) -> tuple[dict[str, dict[str, Any]], list[per_expression.Row]]:
+  """Evaluates splits, each DATASET/SPLIT, with one compiled program; see `evaluate_split`."""
+  measure = compile_measure(model, protocols.find(protocol))
+  results, rows = {}, []
+  for name in names:
+    results[name], of_split = evaluate_split(model, data_dir, name, batch_size, protocol, measure)
+    rows += of_split
+  return results, rows
+
+
+def find_splits(data_dir: str, data: Sequence[str]) -> list[str]:
+  """Returns DATASET/SPLIT for each of `data`, without duplicates.
+
+  A DATASET alone stands for all of its splits except `train`.
+
+  Raises:
+    InputError: there is no such data set or split.
+  """
+  from input_pipeline.tf import loader
+
+  names = []
+  for name in data:
+    dataset, slash, split = name.partition("/")
+    if not dataset or (slash and not split):
+      raise InputError(f"--data {name}: write DATASET or DATASET/SPLIT, such as refcoco_unc/val")
+    if slash:
+      loader.num_refs(data_dir, dataset, split)  # fails early for an unknown name
+    splits = [split] if slash else [s for s in loader.splits(data_dir, dataset) if s != "train"]
+    if not splits:
+      raise InputError(
+        f"--data {name}: the only split is train; write {name}/train to evaluate on it"
+      )
+    names += [f"{dataset}/{split}" for split in splits]
+  return list(dict.fromkeys(names))
+
+
+def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
+  """Returns where the instance masks of DATASET/SPLIT came from, and what that means for its metrics."""
+  dataset, _, split = name.rpartition("/")
+  return leakage.recall(storage.read_metadata(data_dir, dataset) or {}, dataset, split)
+
+
+def describe(
+  model: load.LoadedModel, data_dir: str, names: Sequence[str], protocol: str
+) -> dict[str, dict[str, Any]]:
+  """Returns, for each DATASET/SPLIT, the model, the data and the protocol behind its metrics."""
+  prints = {
+    "model": fingerprints.of_model(model),
+    "config": fingerprints.of_config(model.config),
+  }
+  about = {}
+  for name in names:
+    dataset, _, split = name.partition("/")
+    data = storage.fingerprint_split(data_dir, dataset, split)
+    about[name] = {
+      "protocol": protocol,
+      "instances": recall_instances(data_dir, name),
+      "step": model.step,
+      "fingerprints": prints | {"data": data},
+    }
+  return about
