@@ -81,6 +81,10 @@ def test_a_wheel_has_every_file_of_the_packages_and_nothing_else(wheel):
   assert found == expected
 
 
+def test_type_checkers_use_what_is_installed(wheel):
+  assert {"mail_jax/py.typed", "input_pipeline/py.typed"} <= _content(wheel).keys()
+
+
 def test_a_wheel_of_the_source_distribution_is_the_same(wheel, source, tmp_path):
   with tarfile.open(source) as file:
     file.extractall(tmp_path, filter="data")
