@@ -1,21 +1,27 @@
 """docs/guides/scale.md: what it tells people to type is what the commands, bash and Kubernetes understand."""
 
 import argparse
-import importlib
 import itertools
 import math
+import pathlib
 import re
 import shlex
 import subprocess
 
+import help_pages
 import pytest
 import tiny_run
 import yaml
 
 from mail_jax.config import load_config
 
-PAGE = (tiny_run.CHECKOUT / "docs" / "guides" / "scale.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+GUIDES = tiny_run.CHECKOUT / "docs" / "guides"
+PAGE = (GUIDES / "scale.md").read_text()
+FILES = {path.name: path.read_text() for path in sorted((GUIDES / "clusters").iterdir())}
+KINDS = {".sbatch": "bash", ".sh": "bash", ".yaml": "yaml", ".Dockerfile": "dockerfile"}
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL) + [
+  (KINDS[pathlib.PurePath(name).suffix], text) for name, text in FILES.items()
+]
 SCRIPTS = [text for kind, text in BLOCKS if kind == "bash"]
 MANIFESTS = [
   manifest for kind, text in BLOCKS if kind == "yaml" for manifest in yaml.safe_load_all(text)
@@ -87,7 +93,7 @@ def _parse(command: list[str], monkeypatch) -> tuple[argparse.Namespace, list[st
 
   monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
   with pytest.raises(_ParsedError):
-    importlib.import_module(module).main(arguments)
+    help_pages.main_of(module)(arguments)
   return parsed[0]
 
 
@@ -95,8 +101,9 @@ def test_there_are_recipes_for_every_way_to_run():
   assert len(_commands()) >= 8
   assert {command[0] for command in _commands()} >= {"mail_jax.train", "mail_jax.evaluate"}
   titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-  assert {"One GPU", "8 GPUs of one machine", "Slurm", "A Cloud TPU slice"} < set(titles)
+  assert {"One GPU", "Several GPUs in one machine", "Slurm", "Cloud TPU slice"} < set(titles)
   assert "**have not been run on such clusters**" in PAGE
+  assert {name for name in FILES if f"(clusters/{name})" in PAGE} == FILES.keys()
 
 
 @pytest.mark.parametrize("command", _commands(), ids=lambda command: command[0])
@@ -170,7 +177,7 @@ def test_a_pod_that_is_asked_to_end_does_not_count_as_finished(tmp_path):
 
 
 def test_a_slurm_job_that_is_asked_to_end_is_queued_again(tmp_path):
-  [script] = [script for script in SCRIPTS if script.startswith("#!/bin/bash")]
+  script = FILES["train.sbatch"]
   for code, asked in ((0, False), (1, False), (0, True)):
     assert _ends(script, tmp_path, code, asked) == code
     requeued = tmp_path / "requeued"
