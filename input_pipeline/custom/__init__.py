@@ -1,5 +1,5 @@
-"""A user's own data: photos, sentences and what they mean, a line of JSON each (docs/guides/custom-data.md).
+"""Custom data: images, expressions and masks of a user's own, one JSON object per line.
 
-`lines.py` says what a line may hold, `masks.py` what its masks mean, `check.py` what is wrong with one and `scan.py`
-with a whole file; `converters/` write such files from what annotation tools export; `example.py` makes one.
+`schema.py` parses a line, `masks.py` rasterises its masks, `check.py` checks a line and `scan.py` a
+whole file; `converters/` reads the exports of annotation tools.
 """

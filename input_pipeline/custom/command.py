@@ -1,23 +1,23 @@
-"""Commands about data of your own (docs/guides/custom-data.md):
+"""Validates, draws and converts custom data (docs/guides/custom-data.md):
 
 python -m input_pipeline.custom validate mine.jsonl
-python -m input_pipeline.custom look mine.jsonl --out look.png
+python -m input_pipeline.custom draw mine.jsonl --out draw.png
 python -m input_pipeline.custom convert --from cvat instances_default.json --images images --out mine.jsonl
 python -m input_pipeline.custom example --out example
 """
 
 from input_pipeline.common.command_line import command_parser
-from input_pipeline.custom import convert, draw, example_command, validate
+from input_pipeline.custom import convert, draw, example, validate
 
 # Each has add_parser(subparsers), which sets `run` to a function of the parsed arguments.
-COMMANDS = (validate, draw, convert, example_command)
+COMMANDS = (validate, draw, convert, example)
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Runs the command that is named first.
+  """Runs the subcommand.
 
   Raises:
-    InputError: something is wrong with what was given.
+    InputError: an argument or a file is invalid.
   """
   parser = command_parser("input_pipeline.custom", __doc__)
   subparsers = parser.add_subparsers(required=True, metavar="COMMAND")

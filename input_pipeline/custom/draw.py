@@ -1,6 +1,6 @@
-"""Draws lines from everywhere in the file: what is meant in blue, instances outlined in yellow.
+"""Draws lines spread over the file: targets in blue, instances outlined in yellow.
 
-python -m input_pipeline.custom look mine.jsonl --out look.png --count 6
+python -m input_pipeline.custom draw mine.jsonl --out draw.png --count 6
 """
 
 import argparse
@@ -12,85 +12,87 @@ from jaxtyping import Bool, UInt8
 from input_pipeline.common import drawing
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import check, image_files, masks, problems, scan, schema
-from input_pipeline.custom.problems import Wrong
+from input_pipeline.custom import image_files, masks, scan, schema
+from input_pipeline.custom.check import CheckLevel
+from input_pipeline.custom.schema import LineError
 
-_TILE = 240  # pixels, the longer side
+# Pixels, the longer side.
+_TILE = 240
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-  """Adds `look`."""
-  parser = add_subparser(
-    subparsers, "look", "draw lines of the file: photos with what is meant", __doc__
-  )
+  """Adds `draw`."""
+  parser = add_subparser(subparsers, "draw", "draw images with their targets", __doc__)
+  parser.add_argument("file", metavar="FILE.jsonl", help="see docs/guides/custom-data.md")
+  parser.add_argument("--out", required=True, metavar="OUT.png", help="output image")
+  parser.add_argument("--images", help="folder that paths are relative to (default: that of FILE)")
   parser.add_argument(
-    "file", metavar="FILE.jsonl", help="docs/guides/custom-data.md says what it holds"
+    "--annotations", help="COCO file that ann_id refers to (default: the one that a line names)"
   )
-  parser.add_argument("--out", required=True, metavar="OUT.png", help="the picture")
-  parser.add_argument("--images", help="folder that paths start in (default: that of FILE)")
-  parser.add_argument(
-    "--annotations", help="COCO file of ann_id (default: the one that a line names)"
-  )
-  parser.add_argument("--count", type=int, default=24, help="lines on it (default: 24)")
+  parser.add_argument("--count", type=int, default=24, help="number of lines (default: 24)")
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   if args.count < 1:
-    raise InputError(f"--count {args.count}: at least 1")
+    raise InputError(f"--count {args.count}: must be at least 1")
   drawing.check_writable(args.out)
-  found = scan.scan(args.file, args.images, args.annotations, check.How(fast=True))
-  if not found.facts:
+  scanned = scan.scan(args.file, args.images, args.annotations, CheckLevel.FAST)
+  if not scanned.lines:
     raise InputError(
-      f"{args.file}: no line can be used, the first problem: {problems.errors(found.problems)[0]}; "
+      f"{args.file}: every line has an error; the first is: {scanned.errors()[0]}; "
       f"`python -m input_pipeline.custom validate {args.file}` lists them all"
     )
-  step = max(1, len(found.facts) // args.count)
-  wanted = {facts.number for facts in found.facts[::step][: args.count]}
+  step = max(1, len(scanned.lines) // args.count)
+  numbers = {line.number for line in scanned.lines[::step][: args.count]}
   tiles, captions = [], []
-  for line in _lines(args.file, wanted):
-    tiles.append(_draw(line, found.places))
+  for line in _read_lines(args.file, numbers):
+    tiles.append(_draw(line, scanned.paths))
     captions.append(f"line {line.number}, {line.split}: {' / '.join(line.sentences)}")
   drawing.save(drawing.contact_sheet(tiles, captions), args.out)
   print(
-    f"wrote {args.out}: {len(tiles)} of {len(found.facts):,} lines; blue is meant, yellow outlines are instances"
+    f"wrote {args.out}: {len(tiles)} of {len(scanned.lines):,} lines; targets in blue, "
+    "instances outlined in yellow"
   )
 
 
-def _lines(path: str, wanted: set[int]) -> Iterator[schema.Line]:
+def _read_lines(path: str, numbers: set[int]) -> Iterator[schema.Annotation]:
   for number, _, data in scan.read_rows(path):
-    if number in wanted:
+    if number in numbers:
       line, _ = schema.parse(number, data)
       if line is not None:
         yield line
 
 
-def _draw(line: schema.Line, places: masks.Places) -> UInt8[np.ndarray, "h w 3"]:
+def _draw(line: schema.Annotation, paths: masks.PathResolver) -> UInt8[np.ndarray, "h w 3"]:
   try:
-    path = places.image(line.image)
+    path = paths.resolve(line.image)
     with open(path, "rb") as file:
       _, pixels = image_files.stored_upright(file.read(), path)
     shape = (pixels.shape[0], pixels.shape[1])
-    target = _union(line.target, line, places, shape)
-    instances = [_union([mask], line, places, shape) for mask in line.instances or ()]
+    target = _union(line.target, line, paths, shape)
+    instances = [_union([mask], line, paths, shape) for mask in line.instances or ()]
   except OSError as error:
     raise InputError(f"line {line.number}: image {line.image}: {error.strerror}") from error
-  except Wrong as wrong:
-    raise InputError(str(wrong.at(line.number))) from wrong
+  except LineError as error:
+    raise InputError(str(error.at(line.number))) from error
   size = drawing.fitting_size(*shape, _TILE)
-  meant = drawing.stretch(target, size)
-  picture = drawing.overlay(drawing.stretch(pixels, size), meant, meant)
+  small_target = drawing.stretch(target, size)
+  tile = drawing.overlay(drawing.stretch(pixels, size), small_target, small_target)
   for mask in instances:
-    picture = drawing.outline(picture, drawing.stretch(mask, size), drawing.CHOSEN)
-  return picture
+    tile = drawing.outline(tile, drawing.stretch(mask, size), drawing.CHOSEN)
+  return tile
 
 
 def _union(
-  found: Iterable[schema.Mask], line: schema.Line, places: masks.Places, size: tuple[int, int]
+  parts: Iterable[schema.Mask],
+  line: schema.Annotation,
+  paths: masks.PathResolver,
+  size: tuple[int, int],
 ) -> Bool[np.ndarray, "{size[0]} {size[1]}"]:
   union = np.zeros(size, bool)
-  for mask in found:
-    for part in masks.resolve(mask, line.image, places):
+  for mask in parts:
+    for part in masks.resolve(mask, line.image, paths):
       union |= masks.rasterise(part, *size)
   return union

@@ -1,5 +1,9 @@
-"""A small set of generated scenes as somebody's own data: photos, masks and a file of lines."""
+"""Writes an example of custom data: a folder with generated images, masks and mine.jsonl.
 
+python -m input_pipeline.custom example --out example --train 8 --val 4
+"""
+
+import argparse
 import io
 import json
 import os
@@ -12,27 +16,56 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import preprocess, records
 from input_pipeline.common import atomic_files
+from input_pipeline.common.command_line import add_subparser
+from input_pipeline.common.errors import InputError
 from input_pipeline.custom.schema import Mask
 from input_pipeline.shapes import scenes
 
 FILE = "mine.jsonl"
 
 
-def write(out: str, train: int, val: int, size: int, seed: int) -> dict[str, int]:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+  """Adds `example`."""
+  parser = add_subparser(
+    subparsers, "example", "write a small example of custom data to try the commands on", __doc__
+  )
+  parser.add_argument(
+    "--out", required=True, metavar="FOLDER", help="output folder; must be new or empty"
+  )
+  parser.add_argument("--train", type=int, default=64, help="training images (default: 64)")
+  parser.add_argument("--val", type=int, default=16, help="validation images (default: 16)")
+  parser.add_argument(
+    "--size", type=int, default=96, help="side of an image in pixels (default: 96)"
+  )
+  parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+  parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  if args.train < 1 or args.val < 0:
+    raise InputError("--train must be at least 1, and --val at least 0")
+  if args.size < scenes.MIN_SIZE or args.seed < 0:
+    raise InputError(f"--size must be at least {scenes.MIN_SIZE}, and --seed at least 0")
+  lines = write(args.out, args.train, args.val, args.size, args.seed)
+  print(f"wrote {args.out}/{FILE}: {lines} lines for {args.train + args.val} images")
+
+
+def write(out: str, train: int, val: int, size: int, seed: int) -> int:
   """Writes a folder: `photos/`, `masks/` and `mine.jsonl`.
 
-  Targets are run lengths in `train` and PNG files in `val`, so that both are seen; instances are those of the simulated
-  detector of the scenes.
+  To show both formats, targets are run lengths in `train` and PNG files in `val`. Instances are
+  those of the scenes' simulated detector.
 
   Args:
-    out: the folder; it must not be there, or be empty.
-    train: photos of that split.
-    val: photos of that split.
-    size: side of a photo, in pixels.
-    seed: another one gives other scenes.
+    out: the folder; it must be new or empty.
+    train: number of training images.
+    val: number of validation images.
+    size: side of an image, in pixels.
+    seed: of the scenes.
 
   Returns:
-    How many photos and lines there are.
+    The number of lines.
 
   Raises:
     InputError: the folder cannot be written.
@@ -47,18 +80,20 @@ def write(out: str, train: int, val: int, size: int, seed: int) -> dict[str, int
         lines += _write_scene(os.fspath(folder), split, record)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / FILE).write_text(text, encoding="utf-8")
-  return {"photos": train + val, "lines": len(lines)}
+  return len(lines)
 
 
 def _write_scene(folder: str, split: str, record: records.ImageRecord) -> list[dict[str, Any]]:
   name = f"{split}_{record.image_id:04d}"
-  photo = f"photos/{name}.jpg"
-  pixels = preprocess.decode_image(record.image, photo)
-  Image.fromarray(pixels).save(os.path.join(folder, photo), quality=95)
-  made = record.instances
+  image = f"photos/{name}.jpg"
+  pixels = preprocess.decode_image(record.image, image)
+  Image.fromarray(pixels).save(os.path.join(folder, image), quality=95)
+  detected = record.instances
   instances = [
     {**encode(mask), "score": round(float(score), 4), "category": int(category)}
-    for mask, score, category in zip(made.masks, made.scores, made.categories, strict=True)
+    for mask, score, category in zip(
+      detected.masks, detected.scores, detected.categories, strict=True
+    )
   ]
   lines = []
   for number, ref in enumerate(record.refs):
@@ -69,12 +104,12 @@ def _write_scene(folder: str, split: str, record: records.ImageRecord) -> list[d
       Image.fromarray(ref.target).save(png, format="PNG")
       with open(os.path.join(folder, target["png"]), "wb") as file:
         file.write(png.getvalue())
-    line = {"image": photo, "split": split, "sentences": list(ref.sentences), "target": target}
+    line = {"image": image, "split": split, "sentences": list(ref.sentences), "target": target}
     lines.append(line | ({"instances": instances} if not number else {}))
   return lines
 
 
 def encode(mask: Bool[np.ndarray, "h w"]) -> Mask:
-  """Returns a mask as COCO's run lengths."""
+  """Returns a mask as COCO's compressed run lengths."""
   runs: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
   return {"rle": {"size": list(map(int, runs["size"])), "counts": runs["counts"].decode()}}

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.problems import Wrong
+from input_pipeline.custom.schema import LineError
 
 # Formats and modes that the training pipeline decodes to the same pixels as Pillow. All others are
 # stored as PNG.
@@ -28,7 +28,7 @@ def upright_size(path: str) -> tuple[int, int]:
   """Returns height and width of an image after its EXIF rotation, read from the file's header.
 
   Raises:
-    Wrong: the file is missing, not an image, or too large.
+    LineError: the file is missing, not an image, or too large.
   """
   try:
     with untrusted_files.open_file(path, path) as file, preprocess.open_head(file) as image:
@@ -37,14 +37,14 @@ def upright_size(path: str) -> tuple[int, int]:
   except InputError as error:
     missing = isinstance(error.__cause__, FileNotFoundError)
     kind = "image is missing" if missing else "image cannot be read"
-    raise Wrong(kind, f"{path}: no such file" if missing else str(error)) from error
+    raise LineError(kind, f"{path}: no such file" if missing else str(error)) from error
   except UnidentifiedImageError as error:
-    what = "is no picture of a known kind" if os.path.getsize(path) else "is empty"
-    raise Wrong("image cannot be read", f"{path} {what}") from error
+    reason = "is not an image of a known format" if os.path.getsize(path) else "is empty"
+    raise LineError("image cannot be read", f"{path} {reason}") from error
   except preprocess.TooManyPixels as error:
-    raise Wrong("image is too big", f"{path} {error}") from error
-  except Exception as error:  # Pillow raises nearly anything of damaged files.
-    raise Wrong("image cannot be read", f"{path} cannot be read ({error})") from error
+    raise LineError("image is too large", f"{path} {error}") from error
+  except Exception as error:  # Pillow raises almost any exception on damaged files.
+    raise LineError("image cannot be read", f"{path} cannot be read ({error})") from error
   return (width, height) if sideways else (height, width)
 
 

@@ -1,4 +1,4 @@
-"""Masks of a user's own data: which pixels the parts of a line mean."""
+"""Masks of custom data: the pixels that the masks of a line cover."""
 
 import dataclasses
 import functools
@@ -13,84 +13,84 @@ from PIL import UnidentifiedImageError
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files, untrusted_paths
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.problems import Wrong
-from input_pipeline.custom.schema import Mask
+from input_pipeline.custom.schema import LineError, Mask
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
 
-_TOLERANCE = 1.0  # pixels that a polygon may lie outside: tools round
+# Pixels that a polygon may extend beyond the image: annotation tools round.
+_TOLERANCE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
-  """Where the files are that lines name."""
+class PathResolver:
+  """Finds the files that lines name."""
 
   root: str
-  """The folder of images, and of masks that are files."""
+  """The folder of the images and of masks in files."""
   annotations: str = ""
-  """The COCO file that `ann_id` looks into; empty where there is none."""
+  """The COCO file that `ann_id` refers to; empty without one."""
 
-  def image(self, path: str) -> str:
-    """Returns the file of an image.
+  def resolve(self, path: str) -> str:
+    """Returns the real path of an image or a mask.
 
     Raises:
-      Wrong: the path leaves the folder.
+      LineError: the path is outside the folder.
     """
     try:
       return untrusted_paths.inside(self.root, path, "the path")
     except InputError as error:
-      raise Wrong("path leaves the folder", str(error)) from error
+      raise LineError("path outside the folder", str(error)) from error
 
 
-def resolve(mask: Mask, image: str, places: Places) -> list[Mask]:
-  """Returns what a mask means without any other table: `rle`, `polygons`, or `png` with its whole path.
+def resolve(mask: Mask, image: str, paths: PathResolver) -> list[Mask]:
+  """Returns a mask as self-contained parts: `rle`, `polygons`, or `png` with a full path.
 
   Args:
-    mask: as the line has it, its types checked.
-    image: of the line, as it names it.
-    places: where files are.
+    mask: as in the line, with its types checked.
+    image: the image as the line names it.
+    paths: where files are.
 
   Raises:
-    Wrong: an annotation is not there, or is of another image.
+    LineError: an annotation does not exist or belongs to another image.
   """
   if "png" in mask:
-    return [mask | {"png": places.image(mask["png"])}]
+    return [mask | {"png": paths.resolve(mask["png"])}]
   ids = mask["ann_ids"] if "ann_ids" in mask else [mask["ann_id"]] if "ann_id" in mask else None
-  return [mask] if ids is None else [_annotation(ann_id, image, places) for ann_id in ids]
+  return [mask] if ids is None else [_look_up(ann_id, image, paths) for ann_id in ids]
 
 
-def _annotation(ann_id: int, image: str, places: Places) -> Mask:
-  if not places.annotations:
-    text = "which COCO file? Name it with 'annotations' on a line, or with --annotations FILE"
-    raise Wrong("no COCO file", f"annotation {ann_id}: {text}")
+def _look_up(ann_id: int, image: str, paths: PathResolver) -> Mask:
+  if not paths.annotations:
+    hint = "name the COCO file with 'annotations' on a line or with --annotations FILE"
+    raise LineError("no COCO file", f"annotation {ann_id}: {hint}")
   try:
-    coco = open_coco(places.annotations)
+    coco = open_coco(paths.annotations)
   except InputError as error:
-    raise Wrong("no COCO file", str(error)) from error
-  found = coco.annotation(ann_id)
-  if found is None:
-    raise Wrong(
-      "unknown annotation", f"annotation {ann_id} is not in {os.path.basename(coco.path)}"
-    )
-  row = coco.image(found.get("image_id", -1)) or {}
+    raise LineError("no COCO file", str(error)) from error
+  annotation = coco.annotation(ann_id)
+  if annotation is None:
+    message = f"annotation {ann_id} is not in {os.path.basename(coco.path)}"
+    raise LineError("unknown annotation", message)
+  row = coco.image(annotation.get("image_id", -1)) or {}
   name = str(row.get("file_name", "")).replace("\\", "/").rpartition("/")[2]
   if name != os.path.basename(image):
-    raise Wrong("unknown annotation", f"annotation {ann_id} is of the image {name!r}, not of this")
-  segmentation = found.get("segmentation")
+    message = f"annotation {ann_id} belongs to image {name!r}, not to {os.path.basename(image)!r}"
+    raise LineError("unknown annotation", message)
+  segmentation = annotation.get("segmentation")
   if isinstance(segmentation, dict):
     return {"rle": segmentation}
   if not isinstance(segmentation, list) or not segmentation:
-    raise Wrong("unknown annotation", f"annotation {ann_id} has no segmentation")
+    raise LineError("unknown annotation", f"annotation {ann_id} has no segmentation")
   return {"polygons": segmentation}
 
 
 @functools.cache
 def open_coco(path: str) -> CocoAnnotations:
-  """Opens a COCO file, once a process."""
+  """Opens a COCO file, once per process."""
   return CocoAnnotations(path)
 
 
 def rasterise(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
-  """Returns the pixels of a mask that `resolve` gave.
+  """Returns the pixels of a mask that `resolve` returned.
 
   Args:
     mask: `rle`, `polygons` or `png`.
@@ -98,7 +98,7 @@ def rasterise(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "{height}
     width: of the upright image, in pixels.
 
   Raises:
-    Wrong: it does not fit the image, or cannot be read.
+    LineError: the mask does not fit the image or cannot be read.
   """
   if "png" in mask:
     return _read_png(mask["png"], mask.get("value"), height, width)
@@ -107,26 +107,27 @@ def rasterise(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "{height}
       return decode_segmentation(mask["rle"], height, width)
     _check_inside(mask["polygons"], height, width)
     return decode_segmentation(mask["polygons"], height, width)
-  except Wrong:
+  except LineError:
     raise
   except ValueError as error:
-    kind = "wrong RLE" if "rle" in mask else "wrong polygon"
-    raise Wrong(kind, f"does not fit ({error})") from error
+    kind = "invalid RLE" if "rle" in mask else "invalid polygon"
+    raise LineError(kind, f"does not fit the image ({error})") from error
 
 
 def union(parts: Sequence[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"]:
-  """Returns what any of the masks covers; there is at least one."""
-  # `np.logical_or.reduce` takes half as long as all else that is done to a line.
+  """Returns the union of one or more masks."""
+  # `np.logical_or.reduce` would take half as long as the rest of the check of a line.
   return functools.reduce(np.logical_or, parts)
 
 
 def _check_inside(polygons: Any, height: int, width: int) -> None:
   for number, polygon in enumerate(polygons):
     for values, limit, axis in ((polygon[::2], width, "x"), (polygon[1::2], height, "y")):
-      far = [v for v in values if not -_TOLERANCE <= v <= limit + _TOLERANCE]
-      if far:
-        text = f"number {number + 1} has {axis} = {far[0]:g}, and the image is {width} x {height}"
-        raise Wrong("polygon outside the image", text)
+      outside = [v for v in values if not -_TOLERANCE <= v <= limit + _TOLERANCE]
+      if outside:
+        point = f"{axis} = {outside[0]:g}"
+        message = f"number {number + 1} has {point}, but the image is {width} x {height}"
+        raise LineError("polygon outside the image", message)
 
 
 def _read_png(
@@ -136,23 +137,25 @@ def _read_png(
   try:
     with untrusted_files.open_file(path, path) as file, preprocess.open_head(file) as image:
       if image.format != "PNG":
-        raise Wrong("wrong PNG", f"{name} is a {image.format}; write masks as PNG, without loss")
+        message = f"{name} is {image.format}; write masks as PNG, which is lossless"
+        raise LineError("invalid PNG", message)
       if image.size != (width, height):
-        text = f"{name} is {image.width} x {image.height}, the image is {width} x {height}"
-        raise Wrong("mask of another size", text)
+        sizes = f"{name} is {image.width} x {image.height}, but the image is {width} x {height}"
+        raise LineError("mask has another size", sizes)
       pixels = np.asarray(image)
-  except Wrong:
+  except LineError:
     raise
   except InputError as error:
     if isinstance(error.__cause__, FileNotFoundError):
-      raise Wrong("mask is missing", f"{path}: no such file") from error
-    raise Wrong("wrong PNG", str(error)) from error
+      raise LineError("mask is missing", f"{path}: no such file") from error
+    raise LineError("invalid PNG", str(error)) from error
   except UnidentifiedImageError as error:
-    raise Wrong("wrong PNG", f"{name}: it is no picture of a known kind") from error
-  except Exception as error:  # Pillow raises nearly anything of damaged files.
-    raise Wrong("wrong PNG", f"{name} cannot be read ({error})") from error
+    raise LineError("invalid PNG", f"{name} is not an image of a known format") from error
+  except Exception as error:  # Pillow raises almost any exception on damaged files.
+    raise LineError("invalid PNG", f"{name} cannot be read ({error})") from error
   if pixels.ndim == 3:
     if pixels.shape[2] != 3 or (pixels != pixels[..., :1]).any():
-      raise Wrong("wrong PNG", f"{name} is coloured or has transparency; write one channel")
+      message = f"{name} has colours or transparency; write a single channel"
+      raise LineError("invalid PNG", message)
     pixels = pixels[..., 0]
   return pixels == value if value is not None else pixels != 0

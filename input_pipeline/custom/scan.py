@@ -1,6 +1,5 @@
-"""A whole file of lines: every problem in it, what it holds, and where each line lies."""
+"""Checks of a whole file of annotations: its lines, what they share, and where each one starts."""
 
-import collections
 import dataclasses
 import hashlib
 import itertools
@@ -10,85 +9,92 @@ from typing import Any
 
 from input_pipeline.common import parallel, untrusted_json, untrusted_paths
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.check import Checked, Facts, How, LineChecker
-from input_pipeline.custom.masks import Places, open_coco
-from input_pipeline.custom.problems import Problem, Wrong
-from input_pipeline.custom.schema import MAX_LINE
+from input_pipeline.custom.check import CheckLevel, CheckResult, LineChecker, LineSummary
+from input_pipeline.custom.masks import PathResolver, open_coco
+from input_pipeline.custom.schema import MAX_LINE, LineError, Problem
 
-_CHUNK = 256  # lines a piece of work
-_ALONE = 2000  # lines up to which starting processes takes longer than the work
-_ID_BITS = 53  # of an image's own id: JSON of any reader keeps such a number whole
+# Lines per unit of work.
+_CHUNK = 256
+# Up to this many lines, starting processes takes longer than the work.
+_SINGLE_PROCESS = 2000
+# Of the id of an image without one: every JSON reader represents such integers exactly.
+_ID_BITS = 53
 
 Row = tuple[int, int, bytes]
-"""Number of a line, offset of its first byte, its bytes."""
+"""A line: its number, the offset of its first byte, and its bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-  """What is known of a file of lines."""
+  """The result of checking a file of annotations."""
 
   path: str
-  places: Places
-  facts: list[Facts]
-  """Of the lines that can be used, in the file's order."""
+  paths: PathResolver
+  lines: list[LineSummary]
+  """Lines without errors, in the file's order."""
   problems: list[Problem]
   ref_ids: dict[int, int]
-  """The id of each line's ref, by the number of the line."""
+  """Line number -> id of its ref."""
   image_ids: dict[str, int]
-  """The id of each image, by its path."""
+  """Path of an image -> its id."""
 
-  def splits(self) -> dict[str, list[Facts]]:
+  def errors(self) -> list[Problem]:
+    """Returns the problems that are not warnings."""
+    return [problem for problem in self.problems if not problem.warning]
+
+  def warnings(self) -> list[Problem]:
+    """Returns the warnings."""
+    return [problem for problem in self.problems if problem.warning]
+
+  def splits(self) -> dict[str, list[LineSummary]]:
     """Returns the lines of each split; `train` and `val` come first."""
-    found: dict[str, list[Facts]] = {}
-    for facts in self.facts:
-      found.setdefault(facts.split, []).append(facts)
-    first = ("train", "val")
-    return {
-      split: found[split] for split in [*filter(found.get, first), *sorted({*found} - {*first})]
-    }
+    lines: dict[str, list[LineSummary]] = {}
+    for line in self.lines:
+      lines.setdefault(line.split, []).append(line)
+    first = [split for split in ("train", "val") if split in lines]
+    return {split: lines[split] for split in [*first, *sorted({*lines} - {*first})]}
 
 
 def scan(
   path: str,
   images: str | None = None,
   annotations: str | None = None,
-  how: How | None = None,
+  level: CheckLevel = CheckLevel.HEADERS,
   workers: int | None = None,
 ) -> Scan:
-  """Reads a file of lines, and finds everything that is wrong with it.
+  """Checks a file of annotations and collects all problems.
 
   Args:
-    path: JSON, a line each (docs/guides/custom-data.md).
-    images: the folder that paths of images and masks start in; the file's own by default.
-    annotations: the COCO file that `ann_id` looks into; by default the one that a line names.
-    how: how closely lines are looked at.
-    workers: processes; by default as many as there are cores, one for short files.
+    path: JSON Lines (docs/reference/formats.md).
+    images: the folder that paths of images and masks are relative to; the file's own by default.
+    annotations: the COCO file that `ann_id` refers to; by default the one that a line names.
+    level: how thoroughly lines are checked.
+    workers: number of processes; by default one per core, or one for a short file.
 
   Raises:
-    InputError: the file cannot be read, or there is no such folder.
+    InputError: the file cannot be read, or the folder does not exist.
   """
   root = images if images is not None else os.path.dirname(path) or "."
   if not os.path.isdir(root):
-    raise InputError(f"--images {root}: no such folder; paths of images start there")
-  named, problems = _named_annotations(path)
-  places = Places(os.path.abspath(root), annotations or named or "")
-  if places.annotations:
-    problems += _check_annotations(places.annotations)
-  checker = LineChecker(places, how or How())
-  facts: list[Facts] = []
-  for checked in _check_all(path, checker, workers):
-    problems += checked.problems
-    # A line whose photo or masks are wrong still counts for what lines have in common.
-    if checked.facts is not None:
-      facts.append(checked.facts)
-  if not facts and not problems:
-    raise InputError(f"{path}: it has no line; docs/guides/custom-data.md says what belongs there")
-  ref_ids, found = _number_refs(facts)
-  image_ids, more = _number_images(facts)
-  problems += [*found, *more, *_check_instances(facts), *_check_splits(facts)]
-  wrong = {problem.line for problem in problems if not problem.warning}
-  usable = [row for row in facts if row.number not in wrong]
-  return Scan(path, places, usable, sorted(problems), ref_ids, image_ids)
+    raise InputError(f"--images {root}: no such folder; it must contain the images")
+  coco_file, problems = _find_annotations(path)
+  paths = PathResolver(os.path.abspath(root), annotations or coco_file or "")
+  if paths.annotations:
+    problems += _check_annotations(paths.annotations)
+  lines: list[LineSummary] = []
+  for result in _check_lines(path, LineChecker(paths, level), workers):
+    problems += result.problems
+    # A line with an invalid image or mask still counts for what lines share.
+    if result.summary is not None:
+      lines.append(result.summary)
+  if not lines and not problems:
+    raise InputError(f"{path}: the file is empty; docs/guides/custom-data.md describes its lines")
+  ref_ids, ref_problems = _number_refs(lines)
+  image_ids, image_problems = _number_images(lines)
+  problems += [*ref_problems, *image_problems, *_check_instances(lines), *_check_splits(lines)]
+  invalid = {problem.line for problem in problems if not problem.warning}
+  valid = [line for line in lines if line.number not in invalid]
+  return Scan(path, paths, valid, sorted(problems), ref_ids, image_ids)
 
 
 def read_rows(path: str) -> Iterator[Row]:
@@ -106,19 +112,21 @@ def read_rows(path: str) -> Iterator[Row]:
           yield number, offset, text.strip()
         offset += len(data)
   except OSError as error:
-    raise InputError(f"{path}: {error.strerror}; name a file with a line of JSON each") from error
+    raise InputError(
+      f"{path}: {error.strerror}; expected a file with one JSON object per line"
+    ) from error
 
 
-def _check_all(path: str, checker: LineChecker, workers: int | None) -> Iterator[Checked]:
+def _check_lines(path: str, checker: LineChecker, workers: int | None) -> Iterator[CheckResult]:
   rows = read_rows(path)
-  first = list(itertools.islice(rows, _ALONE))
-  more = next(rows, None)
-  count = workers or (parallel.available_cores() if more is not None else 1)
-  if more is not None:
-    rows = itertools.chain([more], rows)
+  first = list(itertools.islice(rows, _SINGLE_PROCESS))
+  following = next(rows, None)
+  count = workers or (parallel.available_cores() if following is not None else 1)
+  if following is not None:
+    rows = itertools.chain([following], rows)
   chunks = _chunks(itertools.chain(first, rows))
   if count == 1:
-    results: Iterable[list[Checked]] = map(checker, chunks)
+    results: Iterable[list[CheckResult]] = map(checker, chunks)
   else:
     pool = parallel.start_workers(count)
     results = parallel.ordered_map(pool, checker, chunks, 4 * count)
@@ -131,33 +139,37 @@ def _chunks(rows: Iterable[Row]) -> Iterator[Sequence[Row]]:
     yield chunk
 
 
-def _named_annotations(path: str) -> tuple[str | None, list[Problem]]:
-  """The COCO file that a line names, and what is wrong with the lines that name another."""
-  named: str | None = None
+def _find_annotations(path: str) -> tuple[str | None, list[Problem]]:
+  """Returns the COCO file that a line names, and problems of lines that name another one."""
+  coco_file: str | None = None
   problems = []
   for number, _, data in read_rows(path):
     if b'"annotations"' not in data:
       continue
     name = _annotations_of(data)
     if not isinstance(name, str) or not name:
-      continue  # `lines.parse` tells it
-    try:
-      found = untrusted_paths.inside(os.path.dirname(path) or ".", name, "annotations")
-    except InputError as error:
-      problems.append(Wrong("path leaves the folder", str(error)).at(number))
+      # `schema.parse` reports it.
       continue
-    named = named or found
-    if found != named:
-      text = f"annotations: {name} is another file than an earlier line names; name one, once"
-      problems.append(Problem(number, "two COCO files", text))
-  return named, problems
+    try:
+      resolved = untrusted_paths.inside(os.path.dirname(path) or ".", name, "annotations")
+    except InputError as error:
+      problems.append(LineError("path outside the folder", str(error)).at(number))
+      continue
+    coco_file = coco_file or resolved
+    if resolved != coco_file:
+      message = (
+        f"annotations: {name} differs from the file that an earlier line names; use one file"
+      )
+      problems.append(Problem(number, "several COCO files", message))
+  return coco_file, problems
 
 
 def _annotations_of(data: bytes) -> Any:
   try:
-    fields = untrusted_json.loads(data, "it", max_bytes=MAX_LINE)
+    fields = untrusted_json.loads(data, "the line", max_bytes=MAX_LINE)
   except InputError:
-    return None  # `lines.parse` tells it
+    # `schema.parse` reports it.
+    return None
   return fields.get("annotations") if isinstance(fields, dict) else None
 
 
@@ -169,44 +181,42 @@ def _check_annotations(path: str) -> list[Problem]:
   return []
 
 
-def _number_refs(facts: Sequence[Facts]) -> tuple[dict[int, int], list[Problem]]:
-  """Ids of refs: those that lines give; the others are the numbers of their lines."""
-  ids = {row.number: row.number if row.ref_id is None else row.ref_id for row in facts}
-  first: dict[int, int] = {}
+def _number_refs(lines: Sequence[LineSummary]) -> tuple[dict[int, int], list[Problem]]:
+  """Returns the id of each line's ref: the line's `ref_id`, or else its number."""
+  ids = {line.number: line.number if line.ref_id is None else line.ref_id for line in lines}
+  owners: dict[int, int] = {}
   problems = []
-  for row in facts:
-    ref_id = ids[row.number]
-    if (other := first.setdefault(ref_id, row.number)) != row.number:
-      own = "" if row.ref_id is not None else ", which is what a line without one gets"
-      text = f"ref_id {ref_id}{own} is that of line {other} already"
-      problems.append(Problem(row.number, "ref id twice", text))
+  for line in lines:
+    ref_id = ids[line.number]
+    if (owner := owners.setdefault(ref_id, line.number)) != line.number:
+      default = "" if line.ref_id is not None else " (the line number, since the line has none)"
+      message = f"ref_id {ref_id}{default} is already that of line {owner}"
+      problems.append(Problem(line.number, "duplicate ref id", message))
   return ids, problems
 
 
-def _number_images(facts: Sequence[Facts]) -> tuple[dict[str, int], list[Problem]]:
-  """Ids of images: those that lines give, else a hash of the path."""
+def _number_images(lines: Sequence[LineSummary]) -> tuple[dict[str, int], list[Problem]]:
+  """Returns the id of each image: the `image_id` of its lines, or else a hash of its path."""
   ids: dict[str, int] = {}
-  said: dict[str, Facts] = {}
+  first: dict[str, LineSummary] = {}
   problems = []
-  for row in facts:
-    if row.image_id is None:
+  for line in lines:
+    if line.image_id is None:
       continue
-    earlier = said.setdefault(row.image, row)
-    if earlier.image_id != row.image_id:
-      text = (
-        f"image_id {row.image_id}, but line {earlier.number} calls this image {earlier.image_id}"
-      )
-      problems.append(Problem(row.number, "image with two ids", text))
+    earlier = first.setdefault(line.image, line)
+    if earlier.image_id != line.image_id:
+      message = f"image_id {line.image_id}, but line {earlier.number} has {earlier.image_id} for it"
+      problems.append(Problem(line.number, "image with two ids", message))
   owners: dict[int, str] = {}
-  for row in facts:
-    if row.image in ids:
+  for line in lines:
+    if line.image in ids:
       continue
-    earlier = said.get(row.image)
+    earlier = first.get(line.image)
     image_id = earlier.image_id if earlier is not None else None
-    ids[row.image] = image_id = _hash(row.image) if image_id is None else image_id
-    if (owner := owners.setdefault(image_id, row.image)) != row.image:
-      text = f"image_id {image_id} is that of {owner} already"
-      problems.append(Problem(row.number, "two images with one id", text))
+    ids[line.image] = image_id = _hash(line.image) if image_id is None else image_id
+    if (owner := owners.setdefault(image_id, line.image)) != line.image:
+      message = f"image_id {image_id} is already that of {owner}"
+      problems.append(Problem(line.number, "duplicate image id", message))
   return ids, problems
 
 
@@ -215,39 +225,27 @@ def _hash(path: str) -> int:
   return int.from_bytes(digest[:8]) >> (64 - _ID_BITS)
 
 
-def _check_instances(facts: Sequence[Facts]) -> Iterator[Problem]:
-  """An image has one list of instances, whichever of its lines has it."""
-  first: dict[str, Facts] = {}
-  for row in facts:
-    if row.instances and (other := first.setdefault(row.image, row)).instances != row.instances:
-      text = (
-        f"instances: line {other.number} has others for this image; give them once, or the same"
+def _check_instances(lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a problem for each line whose instances differ from those of the same image before."""
+  first: dict[str, LineSummary] = {}
+  for line in lines:
+    if not line.instances_hash:
+      continue
+    earlier = first.setdefault(line.image, line)
+    if earlier.instances_hash != line.instances_hash:
+      message = f"instances: differ from those of line {earlier.number} for the same image"
+      yield Problem(line.number, "conflicting instances", f"{message}; give them once")
+
+
+def _check_splits(lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a warning for each image in two splits, which may be intended."""
+  first: dict[str, LineSummary] = {}
+  reported: set[tuple[str, str]] = set()
+  for line in lines:
+    earlier = first.setdefault(line.image, line)
+    if earlier.split != line.split and (line.image, line.split) not in reported:
+      reported.add((line.image, line.split))
+      message = (
+        f"{line.image} is in {line.split} here and in {earlier.split} on line {earlier.number}"
       )
-      yield Problem(row.number, "two lists of instances", text)
-
-
-def _check_splits(facts: Sequence[Facts]) -> Iterator[Problem]:
-  """An image in two splits is judged, or trained on, twice: it may be meant so."""
-  first: dict[str, Facts] = {}
-  told: set[tuple[str, str]] = set()
-  for row in facts:
-    other = first.setdefault(row.image, row)
-    if other.split != row.split and (row.image, row.split) not in told:
-      told.add((row.image, row.split))
-      text = (
-        f"{row.image} is in {row.split}, and line {other.number} has it in {other.split}: leakage"
-      )
-      yield Problem(row.number, "image in two splits", text, warning=True)
-
-
-def count_images(facts: Iterable[Facts]) -> int:
-  """Returns of how many images lines speak."""
-  return len({row.image for row in facts})
-
-
-def sentences_an_image(facts: Iterable[Facts]) -> collections.Counter[str]:
-  """Returns how many sentences each image has."""
-  counts: collections.Counter[str] = collections.Counter()
-  for row in facts:
-    counts[row.image] += row.sentences
-  return counts
+      yield Problem(line.number, "image in two splits", f"{message}: leakage", warning=True)

@@ -1,4 +1,7 @@
-"""A line of a user's own data: which keys it may have, and what they hold (docs/guides/custom-data.md)."""
+"""The line format of custom data: allowed keys, the types of their values, and what a violation is.
+
+docs/reference/formats.md describes the format for users.
+"""
 
 import dataclasses
 import difflib
@@ -10,7 +13,6 @@ from typing import Any
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.problems import Problem, Wrong
 
 KEYS = (
   "image",
@@ -24,220 +26,257 @@ KEYS = (
   "meta",
 )
 MASK_KEYS = ("rle", "polygons", "png", "ann_id", "ann_ids")
-"""A mask has exactly one of them."""
+"""A mask has exactly one of these."""
 INSTANCE_KEYS = ("score", "category")
 DEFAULT_SPLIT = "train"
-MAX_LINE = 64 << 20  # bytes
+MAX_LINE = 64 << 20
+"""Bytes."""
 _MAX_ID = 2**63
 _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_RESERVED_SPLITS = ("all",)  # TFDS's word for all of them together
+# TFDS's name for all splits together.
+_RESERVED_SPLITS = ("all",)
 
 Mask = dict[str, Any]
-"""As the line has it: one of MASK_KEYS, `value` beside `png`, and INSTANCE_KEYS of an instance."""
+"""A mask as in the line: one of MASK_KEYS; also `value` with `png`, INSTANCE_KEYS in an instance."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Problem:
+  """An error in a file of annotations, or a warning."""
+
+  line: int
+  """Line number, from 1; 0 is the file itself."""
+  kind: str
+  """What similar problems have in common, such as `image is missing`."""
+  message: str
+  warning: bool = False
+  """Whether the line can be used anyway."""
+
+  def __str__(self) -> str:
+    """Returns the message with its line number."""
+    return f"line {self.line}: {self.message}" if self.line else self.message
+
+
+class LineError(ValueError):
+  """An error in one part of a line: the kind and message of a `Problem`."""
+
+  def __init__(self, kind: str, message: str):
+    """Args: see `Problem`."""
+    super().__init__(message)
+    self.kind = kind
+
+  def at(self, line: int, field: str = "") -> Problem:
+    """Returns the error as a problem of a line, or of a field in it."""
+    return Problem(line, self.kind, f"{field}: {self}" if field else str(self))
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-  """A line, each of its fields of the right type."""
+class Annotation:
+  """A valid line: all fields have the right types."""
 
   number: int
-  """In the file, from 1."""
+  """Line number, from 1."""
   image: str
   """Path below the folder of images."""
   sentences: tuple[str, ...]
   target: tuple[Mask, ...]
-  """What the sentences mean is the union; none of them, and nothing is meant."""
+  """The target is the union of these masks; empty if the expressions refer to nothing."""
   split: str
   instances: tuple[Mask, ...] | None
-  """None where the line says nothing of them."""
+  """None if the line has no such key."""
   ref_id: int | None
   image_id: int | None
   annotations: str | None
-  """The COCO file that `ann_id` looks into, relative to the file of lines."""
+  """The COCO file that `ann_id` refers to, relative to the file of annotations."""
 
 
 def parse(
   number: int, data: str | bytes, *, targets: bool = True
-) -> tuple[Line | None, list[Problem]]:
-  """Reads a line.
+) -> tuple[Annotation | None, list[Problem]]:
+  """Parses a line.
 
   Args:
-    number: of the line, for its problems.
-    data: its text, JSON.
-    targets: whether it must have `target`; to predict, it need not.
+    number: line number, for the problems.
+    data: the JSON text.
+    targets: whether `target` is required; prediction does not need it.
 
   Returns:
-    The line, None where something is wrong with it; and everything that is.
+    The annotation, or None if the line has an error; and all problems.
   """
   try:
-    fields = untrusted_json.loads(data, "it", max_bytes=MAX_LINE)
+    fields = untrusted_json.loads(data, "the line", max_bytes=MAX_LINE)
   except InputError as error:
-    return None, [Problem(number, "not JSON", str(error))]
+    return None, [Problem(number, "invalid JSON", str(error))]
   if not isinstance(fields, dict):
-    text = f"a line is an object in braces, and this is a {type(fields).__name__}"
-    return None, [Problem(number, "not JSON", text)]
-  found: list[Problem] = []
+    message = f"expected a JSON object, got {type(fields).__name__}"
+    return None, [Problem(number, "invalid JSON", message)]
+  problems: list[Problem] = []
   values: dict[str, Any] = {}
   required = ("image", "sentences", "target") if targets else ("image", "sentences")
-  for wrong in _check_keys(fields, KEYS, required):
-    found.append(wrong.at(number))
+  for error in _check_keys(fields, KEYS, required):
+    problems.append(error.at(number))
   for key, check in _CHECKS.items():
     if key not in fields:
       values[key] = _DEFAULTS.get(key)
       continue
-    wrongs: list[Wrong] = []
-    values[key] = check(fields[key], wrongs)
-    found += [wrong.at(number, key) for wrong in wrongs]
-  return (None if found else Line(number=number, **values)), found
+    errors: list[LineError] = []
+    values[key] = check(fields[key], errors)
+    problems += [error.at(number, key) for error in errors]
+  return (None if problems else Annotation(number=number, **values)), problems
 
 
 def _check_keys(
   fields: Mapping[str, Any], known: Collection[str], required: Collection[str]
-) -> Iterator[Wrong]:
+) -> Iterator[LineError]:
   for key in fields:
     if key not in known:
-      near = difflib.get_close_matches(key, known, 1, 0.6)
-      hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(known)}"
-      yield Wrong("unknown key", f"unknown key {key!r}; {hint}")
+      similar = difflib.get_close_matches(key, known, 1, 0.6)
+      hint = f"did you mean {similar[0]!r}?" if similar else f"allowed keys: {', '.join(known)}"
+      yield LineError("unknown key", f"unknown key {key!r}; {hint}")
   for key in required:
     if key not in fields:
-      more = "; null says that nothing is meant" if key == "target" else ""
-      yield Wrong("missing key", f"the key {key!r} is missing{more}")
+      hint = "; use null if the expressions refer to nothing" if key == "target" else ""
+      yield LineError("missing key", f"missing key {key!r}{hint}")
 
 
-def _check_path(value: Any, wrongs: list[Wrong]) -> str:
+def _check_path(value: Any, errors: list[LineError]) -> str:
   if not isinstance(value, str) or not value:
-    wrongs.append(Wrong("wrong type", f"must be a path, not {_short(value)}"))
+    errors.append(LineError("wrong type", f"must be a path, not {_shorten(value)}"))
     return ""
   return value
 
 
-def _check_sentences(value: Any, wrongs: list[Wrong]) -> tuple[str, ...]:
+def _check_sentences(value: Any, errors: list[LineError]) -> tuple[str, ...]:
   if not isinstance(value, list) or not value:
-    what = "an empty list" if value == [] else _short(value)
-    kind = "empty sentence" if value == [] else "wrong type"
-    wrongs.append(Wrong(kind, f'must be a list of sentences, such as ["the red cup"], not {what}'))
+    kind = "empty expression" if value == [] else "wrong type"
+    message = 'must be a non-empty list of expressions, such as ["the red cup"]'
+    errors.append(LineError(kind, f"{message}, not {_shorten(value)}"))
     return ()
-  for number, sentence in enumerate(value):
-    if not isinstance(sentence, str):
-      wrongs.append(Wrong("wrong type", f"number {number + 1} is {_short(sentence)}, not text"))
+  for number, expression in enumerate(value):
+    if not isinstance(expression, str):
+      message = f"number {number + 1} must be a string, not {_shorten(expression)}"
+      errors.append(LineError("wrong type", message))
       continue
     try:
-      preprocess.normalise_text(sentence)
+      preprocess.normalise_text(expression)
     except InputError as error:
-      wrongs.append(Wrong("empty sentence", f"number {number + 1}: {error}"))
-  return tuple(sentence for sentence in value if isinstance(sentence, str))
+      errors.append(LineError("empty expression", f"number {number + 1}: {error}"))
+  return tuple(expression for expression in value if isinstance(expression, str))
 
 
-def _check_target(value: Any, wrongs: list[Wrong]) -> tuple[Mask, ...]:
+def _check_target(value: Any, errors: list[LineError]) -> tuple[Mask, ...]:
   masks = [] if value is None else value if isinstance(value, list) else [value]
   for number, mask in enumerate(masks):
     where = f"number {number + 1}: " if isinstance(value, list) else ""
-    _check_mask(mask, (), where, wrongs)
+    _check_mask(mask, (), where, errors)
   return tuple(mask for mask in masks if isinstance(mask, dict))
 
 
-def _check_instances(value: Any, wrongs: list[Wrong]) -> tuple[Mask, ...]:
+def _check_instances(value: Any, errors: list[LineError]) -> tuple[Mask, ...]:
   if not isinstance(value, list):
-    wrongs.append(Wrong("wrong type", f"must be a list of masks, not {_short(value)}"))
+    errors.append(LineError("wrong type", f"must be a list of masks, not {_shorten(value)}"))
     return ()
   for number, mask in enumerate(value):
     where = f"number {number + 1}: "
-    _check_mask(mask, INSTANCE_KEYS, where, wrongs)
+    _check_mask(mask, INSTANCE_KEYS, where, errors)
     if not isinstance(mask, dict):
       continue
     if "ann_ids" in mask:
-      wrongs.append(Wrong("wrong mask", f"{where}an instance is one thing: give its 'ann_id'"))
+      message = f"{where}an instance is a single object; use 'ann_id'"
+      errors.append(LineError("invalid mask", message))
     if not _is_number(mask.get("score", 1.0)):
-      wrongs.append(
-        Wrong("wrong type", f"{where}score must be a number, not {_short(mask['score'])}")
-      )
+      message = f"{where}score must be a number, not {_shorten(mask['score'])}"
+      errors.append(LineError("wrong type", message))
     category = mask.get("category", 0)
-    if not _is_whole(category) or not 0 <= category < 2**31:
-      text = f"category must be a whole number from 0, not {_short(category)}"
-      wrongs.append(Wrong("wrong type", where + text))
+    if not _is_integer(category) or not 0 <= category < 2**31:
+      message = f"{where}category must be a non-negative integer, not {_shorten(category)}"
+      errors.append(LineError("wrong type", message))
   return tuple(mask for mask in value if isinstance(mask, dict))
 
 
-def _check_mask(mask: Any, more: tuple[str, ...], where: str, wrongs: list[Wrong]) -> None:
+def _check_mask(mask: Any, optional: tuple[str, ...], where: str, errors: list[LineError]) -> None:
   if not isinstance(mask, dict):
-    text = f'a mask is an object such as {{"polygons": [[x, y, x, y, ...]]}}, not {_short(mask)}'
-    wrongs.append(Wrong("wrong mask", where + text))
+    message = 'a mask is an object such as {"polygons": [[x, y, x, y, ...]]}'
+    errors.append(LineError("invalid mask", f"{where}{message}, not {_shorten(mask)}"))
     return
-  for wrong in _check_keys(mask, (*MASK_KEYS, "value", *more), ()):
-    wrongs.append(Wrong(wrong.kind, f"{where}{wrong}"))
-  kinds = [key for key in MASK_KEYS if key in mask]
-  if len(kinds) != 1:
-    text = f"has {' and '.join(kinds) or 'none'} of {', '.join(MASK_KEYS)}; a mask has exactly one"
-    wrongs.append(Wrong("wrong mask", where + text))
+  for error in _check_keys(mask, (*MASK_KEYS, "value", *optional), ()):
+    errors.append(LineError(error.kind, f"{where}{error}"))
+  formats = [key for key in MASK_KEYS if key in mask]
+  if len(formats) != 1:
+    present = " and ".join(formats) or "none"
+    message = f"a mask needs exactly one of {', '.join(MASK_KEYS)}; this one has {present}"
+    errors.append(LineError("invalid mask", where + message))
     return
-  for wrong in _CHECK_MASK[kinds[0]](mask[kinds[0]]):
-    wrongs.append(Wrong(wrong.kind, f"{where}{kinds[0]} {wrong}"))
-  if "value" in mask and (kinds[0] != "png" or not _is_whole(mask["value"])):
-    text = "'value' is a whole number beside 'png': the pixels that have it are meant"
-    wrongs.append(Wrong("wrong mask", where + text))
+  for error in _CHECK_MASK[formats[0]](mask[formats[0]]):
+    errors.append(LineError(error.kind, f"{where}{formats[0]} {error}"))
+  if "value" in mask and (formats[0] != "png" or not _is_integer(mask["value"])):
+    message = "'value' must be an integer, and is only allowed with 'png': it selects the pixels"
+    errors.append(LineError("invalid mask", f"{where}{message} of that value"))
 
 
-def _check_rle(value: Any) -> Iterator[Wrong]:
+def _check_rle(value: Any) -> Iterator[LineError]:
   if not isinstance(value, dict) or set(value) != {"size", "counts"}:
-    yield Wrong("wrong RLE", "must have 'size' and 'counts', as COCO's have")
+    yield LineError("invalid RLE", "must have 'size' and 'counts', as in COCO")
     return
   size, counts = value["size"], value["counts"]
-  if not isinstance(size, list) or len(size) != 2 or not all(map(_is_whole, size)):
-    yield Wrong("wrong RLE", f"has the size {_short(size)}; it must be [height, width]")
+  if not isinstance(size, list) or len(size) != 2 or not all(map(_is_integer, size)):
+    yield LineError("invalid RLE", f"has size {_shorten(size)}; it must be [height, width]")
   if isinstance(counts, list):
-    if not all(map(_is_whole, counts)):
-      yield Wrong("wrong RLE", "has counts that are no whole numbers")
+    if not all(map(_is_integer, counts)):
+      yield LineError("invalid RLE", "has counts that are not integers")
   elif not isinstance(counts, str):
-    yield Wrong("wrong RLE", f"has the counts {_short(counts)}; they are COCO's string, or a list")
+    message = f"has counts {_shorten(counts)}; they must be COCO's compressed string or a list"
+    yield LineError("invalid RLE", message)
 
 
-def _check_polygons(value: Any) -> Iterator[Wrong]:
+def _check_polygons(value: Any) -> Iterator[LineError]:
   if not isinstance(value, list) or not value or not all(isinstance(p, list) for p in value):
-    yield Wrong("wrong polygon", "must be a list of polygons, each a list x, y, x, y, ...")
+    yield LineError("invalid polygon", "must be a list of polygons, each a list x, y, x, y, ...")
     return
   for number, polygon in enumerate(value):
     where = f"number {number + 1} has"
     if not all(map(_is_number, polygon)):
-      odd = next(x for x in polygon if not _is_number(x))
-      yield Wrong("wrong polygon", f"{where} {_short(odd)}, which is no number")
+      bad = next(x for x in polygon if not _is_number(x))
+      yield LineError("invalid polygon", f"{where} {_shorten(bad)}, which is not a number")
     elif len(polygon) % 2:
-      yield Wrong("wrong polygon", f"{where} {len(polygon)} coordinates; an x or a y is missing")
+      message = f"{where} {len(polygon)} coordinates; an x or a y is missing"
+      yield LineError("invalid polygon", message)
     elif len(polygon) < 6:
-      yield Wrong("wrong polygon", f"{where} {len(polygon) // 2} points; it needs 3 or more")
+      message = f"{where} {len(polygon) // 2} points; it needs at least 3"
+      yield LineError("invalid polygon", message)
 
 
-def _check_png(value: Any) -> Iterator[Wrong]:
+def _check_png(value: Any) -> Iterator[LineError]:
   if not isinstance(value, str) or not value:
-    yield Wrong("wrong type", f"must be the path of a file, not {_short(value)}")
+    yield LineError("wrong type", f"must be the path of a file, not {_shorten(value)}")
 
 
-def _check_ann_id(value: Any) -> Iterator[Wrong]:
-  if not _is_whole(value):
-    yield Wrong("wrong type", f"must be a whole number, not {_short(value)}")
+def _check_ann_id(value: Any) -> Iterator[LineError]:
+  if not _is_integer(value):
+    yield LineError("wrong type", f"must be an integer, not {_shorten(value)}")
 
 
-def _check_ann_ids(value: Any) -> Iterator[Wrong]:
-  if not isinstance(value, list) or not value or not all(map(_is_whole, value)):
-    yield Wrong("wrong type", f"must be a list of whole numbers, not {_short(value)}")
+def _check_ann_ids(value: Any) -> Iterator[LineError]:
+  if not isinstance(value, list) or not value or not all(map(_is_integer, value)):
+    yield LineError("wrong type", f"must be a list of integers, not {_shorten(value)}")
 
 
-def _check_split(value: Any, wrongs: list[Wrong]) -> str:
+def _check_split(value: Any, errors: list[LineError]) -> str:
   if not isinstance(value, str) or not _SPLIT.fullmatch(value) or value in _RESERVED_SPLITS:
-    text = f"must be a name of letters, digits and _, such as 'val', not {_short(value)}"
-    wrongs.append(Wrong("wrong split", text))
+    message = f"must be a name of letters, digits and _, such as 'val', not {_shorten(value)}"
+    errors.append(LineError("invalid split", message))
     return DEFAULT_SPLIT
   return value
 
 
-def _check_id(value: Any, wrongs: list[Wrong]) -> int | None:
-  if _is_whole(value) and 0 <= value < _MAX_ID:
+def _check_id(value: Any, errors: list[LineError]) -> int | None:
+  if _is_integer(value) and 0 <= value < _MAX_ID:
     return value
-  wrongs.append(Wrong("wrong type", f"must be a whole number from 0, not {_short(value)}"))
+  errors.append(LineError("wrong type", f"must be a non-negative integer, not {_shorten(value)}"))
   return None
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
   return type(value) is int
 
 
@@ -245,8 +284,8 @@ def _is_number(value: Any) -> bool:
   return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
-def _short(value: Any) -> str:
-  text = repr(value)
+def _shorten(value: Any) -> str:
+  text = "an empty list" if value == [] else repr(value)
   return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -1,61 +1,120 @@
-"""Tells everything that is wrong with a file of lines; exit code 2 where anything is.
+"""Reports all problems in a file of annotations; the exit code is 2 if there are errors.
 
 python -m input_pipeline.custom validate mine.jsonl
 python -m input_pipeline.custom validate mine.jsonl --whole --all
 """
 
 import argparse
+import collections
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from input_pipeline.common.command_line import add_subparser
-from input_pipeline.custom import problems, scan, summary
-from input_pipeline.custom.check import How
+from input_pipeline.custom import scan
+from input_pipeline.custom.check import CheckLevel, LineSummary
+from input_pipeline.custom.schema import Problem
+
+SHOWN = 5
+"""Problems of a kind that are printed without `--all`."""
+_LINE_NUMBERS = 20
+_QUANTILES = (0.0, 0.5, 1.0)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
   """Adds `validate`."""
   parser = add_subparser(
-    subparsers,
-    "validate",
-    "tell everything that is wrong with a file of lines, with its line",
-    __doc__,
+    subparsers, "validate", "report all problems in a file of annotations", __doc__
   )
+  parser.add_argument("file", metavar="FILE.jsonl", help="see docs/guides/custom-data.md")
+  parser.add_argument("--images", help="folder that paths are relative to (default: that of FILE)")
   parser.add_argument(
-    "file", metavar="FILE.jsonl", help="docs/guides/custom-data.md says what it holds"
+    "--annotations", help="COCO file that ann_id refers to (default: the one that a line names)"
   )
-  parser.add_argument("--images", help="folder that paths start in (default: that of FILE)")
-  parser.add_argument(
-    "--annotations", help="COCO file of ann_id (default: the one that a line names)"
-  )
-  parser.add_argument("--all", action="store_true", help="write out every problem of a kind")
+  parser.add_argument("--all", action="store_true", help="print every problem of each kind")
   depth = parser.add_mutually_exclusive_group()
-  depth.add_argument("--fast", action="store_true", help="open no photo and draw no mask")
+  depth.add_argument("--fast", action="store_true", help="do not open images or rasterise masks")
   depth.add_argument(
-    "--whole", action="store_true", help="decode photos to their end, as prepare does"
+    "--whole", action="store_true", help="decode images completely, as prepare does"
   )
-  parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+  parser.add_argument("--workers", type=int, help="processes (default: one per core)")
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
-  found = scan.scan(
-    args.file, args.images, args.annotations, How(fast=args.fast, whole=args.whole), args.workers
-  )
-  for line in problems.describe(found.problems, args.all):
-    print(line)
-  if found.problems and found.facts:
+  level = CheckLevel.HEADERS
+  if args.fast or args.whole:
+    level = CheckLevel.FAST if args.fast else CheckLevel.WHOLE
+  scanned = scan.scan(args.file, args.images, args.annotations, level, args.workers)
+  for text in describe_problems(scanned.problems, args.all):
+    print(text)
+  if scanned.problems and scanned.lines:
     print()
-  for line in summary.describe(found) if found.facts else ():
-    print(line)
-  wrong = problems.errors(found.problems)
-  count = len({problem.line for problem in wrong})
-  warnings = len(found.problems) - len(wrong)
-  more = f", {warnings:,} warning{'s' * (warnings != 1)}" if warnings else ""
-  if not wrong:
-    print(f"{args.file}: nothing is wrong{more}")
+  for text in describe_lines(scanned) if scanned.lines else ():
+    print(text)
+  errors, warnings = scanned.errors(), scanned.warnings()
+  suffix = f", {_count(warnings, 'warning')}" if warnings else ""
+  if not errors:
+    print(f"{args.file}: no errors{suffix}")
     return
-  print(
-    f"{args.file}: {len(wrong):,} problem{'s' * (len(wrong) != 1)} in {count:,} line{'s' * (count != 1)}{more}"
-  )
+  lines = {problem.line for problem in errors}
+  print(f"{args.file}: {_count(errors, 'error')} in {_count(lines, 'line')}{suffix}")
   sys.exit(2)
+
+
+def _count(items: Sequence | set, noun: str) -> str:
+  return f"{len(items):,} {noun}{'s' * (len(items) != 1)}"
+
+
+def describe_problems(problems: Iterable[Problem], everything: bool = False) -> Iterator[str]:
+  """Yields lines of text: problems by kind, errors first, then by frequency.
+
+  Args:
+    problems: in any order.
+    everything: whether all problems are printed; otherwise SHOWN of each kind, and line numbers.
+  """
+  kinds: dict[tuple[bool, str], list[Problem]] = collections.defaultdict(list)
+  for problem in problems:
+    kinds[problem.warning, problem.kind].append(problem)
+  for (warning, kind), group in sorted(kinds.items(), key=lambda row: (row[0][0], -len(row[1]))):
+    group.sort()
+    prefix = "warning: " if warning else ""
+    yield f"{prefix}{kind} ({len(group):,})"
+    shown = group if everything or len(group) <= SHOWN + 1 else group[:SHOWN]
+    for problem in shown:
+      yield f"  {problem}"
+    if rest := group[len(shown) :]:
+      numbers = list(dict.fromkeys(problem.line for problem in rest))
+      few = ", ".join(map(str, numbers[:_LINE_NUMBERS]))
+      yield f"  and {len(rest):,} more, lines {few}{', ...' * (len(numbers) > _LINE_NUMBERS)}"
+
+
+def describe_lines(scanned: scan.Scan) -> Iterator[str]:
+  """Yields lines of text: counts per split, expressions per image, sizes of targets."""
+  header = f"{'split':10}{'images':>10}{'lines':>10}{'expressions':>13}{'no target':>11}"
+  yield f"{header}   expressions per image: min / median / max"
+  for split, lines in scanned.splits().items():
+    per_image = _expressions_per_image(lines)
+    without_target = sum(line.area == 0 for line in lines)
+    yield (
+      f"{split:10}{len(per_image):10,}{len(lines):10,}{per_image.total():13,}{without_target:11,}   "
+      + " / ".join(f"{n:g}" for n in np.quantile(list(per_image.values()), _QUANTILES))
+    )
+  shares = [
+    line.area / (line.size[0] * line.size[1]) for line in scanned.lines if line.area and line.size
+  ]
+  if shares:
+    low, median, high = np.quantile(shares, _QUANTILES)
+    yield f"share of the image that targets cover: min {low:.2%}, median {median:.2%}, max {high:.2%}"
+  images = {line.image for line in scanned.lines}
+  with_instances = {line.image for line in scanned.lines if line.instances_hash}
+  yield f"images with instances: {len(with_instances):,} of {len(images):,}"
+
+
+def _expressions_per_image(lines: Iterable[LineSummary]) -> collections.Counter[str]:
+  counts: collections.Counter[str] = collections.Counter()
+  for line in lines:
+    counts[line.image] += line.num_expressions
+  return counts

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import masks
-from input_pipeline.custom.problems import Wrong
+from input_pipeline.custom.schema import LineError
 
 NAME = "own"
 
@@ -55,8 +55,8 @@ class OwnInstances:
   ) -> records.Instances:
     try:
       found = [masks.rasterise(mask, height, width) for mask in given]
-    except Wrong as wrong:
-      raise InputError(f"instances of image {image_id}: {wrong}") from wrong
+    except LineError as error:
+      raise InputError(f"instances of image {image_id}: {error}") from error
     return records.Instances(
       masks=np.stack(found) if found else np.zeros((0, height, width), bool),
       scores=np.array([mask.get("score", 1.0) for mask in given], np.float32),

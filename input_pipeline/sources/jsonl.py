@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import masks, problems, scan, schema
-from input_pipeline.custom.problems import Wrong
+from input_pipeline.custom import masks, scan, schema
+from input_pipeline.custom.schema import LineError
 from input_pipeline.sources import photos
 
 PREFIX = "jsonl:"
@@ -53,27 +53,27 @@ class JsonlReader:
     """
     self.dataset, self.annotations_path = name, ""
     self._scan = scan.scan(path, images, annotations, workers=workers)
-    self.left_out = problems.errors(self._scan.problems)
-    if self.left_out and (not skip or not self._scan.facts):
+    self.left_out = self._scan.errors()
+    if self.left_out and (not skip or not self._scan.lines):
       raise _refusal(path, images, self.left_out)
     self._lines: dict[tuple[str, int], list[int]] = {}
     self._instances: dict[int, int] = {}
     self.no_targets: dict[str, int] = {}
-    for row in self._scan.facts:
+    for row in self._scan.lines:
       image_id = self._scan.image_ids[row.image]
       self._lines.setdefault((row.split, image_id), []).append(row.offset)
-      if row.instances:
+      if row.instances_hash:
         self._instances.setdefault(image_id, row.offset)
       self.no_targets[row.split] = self.no_targets.get(row.split, 0) + (row.area == 0)
-    self._sizes = {self._scan.image_ids[row.image]: row.size for row in self._scan.facts}
-    self._paths = {self._scan.image_ids[row.image]: row.image for row in self._scan.facts}
+    self._sizes = {self._scan.image_ids[row.image]: row.size for row in self._scan.lines}
+    self._paths = {self._scan.image_ids[row.image]: row.image for row in self._scan.lines}
     self.splits = {
       split: sorted({self._scan.image_ids[row.image] for row in facts})
       for split, facts in self._scan.splits().items()
     }
-    self._number_of = {row.offset: row.number for row in self._scan.facts}
+    self._number_of = {row.offset: row.number for row in self._scan.lines}
     self.has_instances = bool(self._instances)
-    self._ids_given = all(row.image_id is not None for row in self._scan.facts)
+    self._ids_given = all(row.image_id is not None for row in self._scan.lines)
 
   def coco_ids(self) -> dict[str, list[int]]:
     """Returns the COCO ids of the photos that have COCO's names."""
@@ -85,7 +85,7 @@ class JsonlReader:
 
   def warning(self) -> str | None:
     """Returns what looks wrong and can be used all the same, None where nothing does."""
-    found = [problem for problem in self._scan.problems if problem.warning]
+    found = self._scan.warnings()
     parts = []
     if found:
       parts.append(f"{self._scan.path}: {len(found):,} warnings, the first: {found[0]}")
@@ -98,7 +98,7 @@ class JsonlReader:
 
   def more_metadata(self) -> dict[str, Any]:
     """Returns what the data set's metadata keeps besides: what means nothing, and what was left out."""
-    left_out = [[problem.line, problem.text] for problem in self.left_out]
+    left_out = [[problem.line, problem.message] for problem in self.left_out]
     return {"no_targets": self.no_targets} | ({"lines_left_out": left_out} if left_out else {})
 
   def check_provider(self, spec: str) -> None:
@@ -116,7 +116,7 @@ class JsonlReader:
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the file of an image; `images` is the folder that was given before."""
     del images
-    return self._scan.places.image(self._paths[image_id])
+    return self._scan.paths.resolve(self._paths[image_id])
 
   def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
     """Returns one photo with the refs that it has in a split, and its own instances.
@@ -141,7 +141,7 @@ class JsonlReader:
       instances=None if owner is None else self._own_instances(self._read(owner)),
     )
 
-  def _read(self, offset: int) -> schema.Line:
+  def _read(self, offset: int) -> schema.Annotation:
     with open(self._scan.path, "rb") as file:
       file.seek(offset)
       data = file.readline()
@@ -151,7 +151,7 @@ class JsonlReader:
       raise InputError(f"{self._scan.path} was changed while it was read; start again")
     return line
 
-  def _ref(self, line: schema.Line) -> dict[str, Any]:
+  def _ref(self, line: schema.Annotation) -> dict[str, Any]:
     ref_id = self._scan.ref_ids[line.number]
     parts = [part for mask in line.target for part in self._resolve(mask, line)]
     ids = [i for mask in line.target for i in mask.get("ann_ids", [mask.get("ann_id")])]
@@ -163,7 +163,7 @@ class JsonlReader:
       "sentences": list(line.sentences),
     }
 
-  def _own_instances(self, line: schema.Line) -> list[dict[str, Any]]:
+  def _own_instances(self, line: schema.Annotation) -> list[dict[str, Any]]:
     kept = [
       {key: mask[key] for key in schema.INSTANCE_KEYS if key in mask}
       for mask in line.instances or ()
@@ -173,18 +173,18 @@ class JsonlReader:
       for mask, more in zip(line.instances or (), kept, strict=True)
     ]
 
-  def _resolve(self, mask: schema.Mask, line: schema.Line) -> list[schema.Mask]:
+  def _resolve(self, mask: schema.Mask, line: schema.Annotation) -> list[schema.Mask]:
     try:
-      return masks.resolve(mask, line.image, self._scan.places)
-    except Wrong as wrong:
-      raise InputError(f"{self._scan.path}, {wrong.at(line.number)}") from wrong
+      return masks.resolve(mask, line.image, self._scan.paths)
+    except LineError as error:
+      raise InputError(f"{self._scan.path}, {error.at(line.number)}") from error
 
 
-def _refusal(path: str, images: str | None, found: list[problems.Problem]) -> InputError:
+def _refusal(path: str, images: str | None, found: list[schema.Problem]) -> InputError:
   count = len({problem.line for problem in found})
   more = f" --images {images}" if images is not None else ""
   return InputError(
-    f"{path}: {len(found):,} problem{'s' * (len(found) > 1)} in {count:,} line{'s' * (count > 1)}, the first: "
+    f"{path}: {len(found):,} error{'s' * (len(found) > 1)} in {count:,} line{'s' * (count > 1)}, the first: "
     f"{found[0]}; `python -m input_pipeline.custom validate {path}{more}` lists them all, and --on_error skip leaves "
     "such lines out"
   )

@@ -62,19 +62,19 @@ class Questions:
     if question.instances is None:
       return None
     from input_pipeline.custom import masks
-    from input_pipeline.custom.problems import Wrong
+    from input_pipeline.custom.schema import LineError
     from input_pipeline.proposers.custom import OwnInstances
     from input_pipeline.proposers.selection import Selection
 
-    places = masks.Places(self.root, self.annotations)
+    places = masks.PathResolver(self.root, self.annotations)
     try:
       given = [
         whole | {key: mask[key] for key in ("score", "category") if key in mask}
         for mask in question.instances
         for whole in masks.resolve(mask, question.image, places)
       ]
-    except Wrong as wrong:
-      raise InputError(f"instances: {wrong}") from wrong
+    except LineError as error:
+      raise InputError(f"instances: {error}") from error
     return Selected(OwnInstances(given={0: given}), Selection())
 
 
@@ -118,12 +118,12 @@ def from_lines(path: str, images: str | None, option: str = "--pairs") -> Questi
     InputError: the file cannot be read, a line is wrong, or there is none.
   """
   from input_pipeline.custom import masks, scan, schema
-  from input_pipeline.custom.problems import Wrong
+  from input_pipeline.custom.schema import LineError
 
   root = images if images is not None else os.path.dirname(path) or "."
   if not os.path.isdir(root):
     raise InputError(f"--images {root}: no such folder; paths of photos start there")
-  places, digest = masks.Places(os.path.abspath(root)), hashlib.sha256()
+  places, digest = masks.PathResolver(os.path.abspath(root)), hashlib.sha256()
   asked, problems, annotations = [], [], ""
   for number, _, data in scan.read_rows(path):
     digest.update(data + b"\n")
@@ -133,8 +133,8 @@ def from_lines(path: str, images: str | None, option: str = "--pairs") -> Questi
       continue
     annotations = annotations or line.annotations or ""
     try:
-      file = places.image(line.image)
-    except Wrong as error:
+      file = places.resolve(line.image)
+    except LineError as error:
       problems.append(error.at(number, "image"))
       continue
     stem = os.path.splitext(os.path.basename(line.image))[0]

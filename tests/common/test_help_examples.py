@@ -100,7 +100,7 @@ BEFORE = {
   ),
 }
 # What must not be there yet.
-WRITTEN_ONCE = {"own_data convert": "mine.jsonl", "own_data example": "example"}
+WRITTEN_ONCE = {"custom convert": "mine.jsonl", "custom example": "example"}
 
 
 def _run(line: str) -> None:

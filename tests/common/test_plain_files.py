@@ -9,7 +9,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files, untrusted_json, untrusted_pickle
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
-from input_pipeline.custom.problems import Wrong
+from input_pipeline.custom.schema import LineError
 from input_pipeline.preprocess import one_photo
 from input_pipeline.sources import photos
 
@@ -51,7 +51,7 @@ def test_what_is_no_file_is_refused_at_once(no_file, reader):
 
 
 def test_photos_of_a_users_own_data_that_are_none_are_problems(no_file):
-  with pytest.raises(Wrong):
+  with pytest.raises(LineError):
     image_files.upright_size(no_file)
 
 

@@ -13,8 +13,8 @@ from input_pipeline.common import atomic_files, errors
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command as own_data
 from input_pipeline.custom import image_files, masks, schema
-from input_pipeline.custom.converters import brush
-from input_pipeline.custom.problems import Wrong
+from input_pipeline.custom.converters import label_studio
+from input_pipeline.custom.schema import LineError
 from input_pipeline.masks import phrasecut, row_index
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import tokenizer as tokenizers
@@ -112,9 +112,9 @@ def test_ctrl_c_is_told_where_a_command_has_something_to_say(capsys):
 @pytest.mark.parametrize(
   ("mask", "told"),
   [
-    ({"rle": {"size": [20, 30], "counts": [1, "x"]}}, "counts that are no whole numbers"),
-    ({"rle": {"size": [20, 30], "counts": 7}}, "has the counts 7; they are COCO's string"),
-    ({"ann_ids": [1, "x"]}, "must be a list of whole numbers"),
+    ({"rle": {"size": [20, 30], "counts": [1, "x"]}}, "counts that are not integers"),
+    ({"rle": {"size": [20, 30], "counts": 7}}, "has counts 7; they must be COCO's"),
+    ({"ann_ids": [1, "x"]}, "must be a list of integers"),
   ],
 )
 def test_a_mask_of_a_line_that_is_none_is_told(mask, told):
@@ -133,46 +133,46 @@ def test_annotations_without_masks_are_told(tmp_path):
   content["annotations"][0]["segmentation"] = []
   content["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [600]}
   (tmp_path / "coco.json").write_text(json.dumps(content))
-  places = masks.Places(str(tmp_path), str(tmp_path / "coco.json"))
-  with pytest.raises(Wrong, match="annotation 7 has no segmentation"):
+  places = masks.PathResolver(str(tmp_path), str(tmp_path / "coco.json"))
+  with pytest.raises(LineError, match="annotation 7 has no segmentation"):
     list(masks.resolve({"ann_id": rows[0]["id"]}, "a.png", places))
   (run_lengths,) = masks.resolve({"ann_id": rows[1]["id"]}, "a.png", places)
   assert not masks.rasterise(run_lengths, HEIGHT, WIDTH).any()
 
 
 @pytest.mark.parametrize(
-  ("data", "told"), [(b"text", "no picture of a known kind"), (b"\x89PNG\r\n", "m.png")]
+  ("data", "told"), [(b"text", "not an image of a known format"), (b"\x89PNG\r\n", "m.png")]
 )
 def test_a_mask_that_is_no_picture_is_told(tmp_path, data, told):
   (tmp_path / "m.png").write_bytes(data)
-  with pytest.raises(Wrong, match=told) as wrong:
+  with pytest.raises(LineError, match=told) as raised:
     masks.rasterise({"png": str(tmp_path / "m.png")}, HEIGHT, WIDTH)
-  assert wrong.value.kind == "wrong PNG" and "m.png" in str(wrong.value)
+  assert raised.value.kind == "invalid PNG" and "m.png" in str(raised.value)
 
 
 def test_a_photo_of_too_many_pixels_is_told_from_its_head(tmp_path):
   Image.new("1", (20_000, 20_000)).save(tmp_path / "a.png")
-  with pytest.raises(Wrong, match="pixels") as wrong:
+  with pytest.raises(LineError, match="pixels") as raised:
     image_files.upright_size(str(tmp_path / "a.png"))
-  assert wrong.value.kind == "image is too big"
+  assert raised.value.kind == "image is too large"
 
 
 @pytest.mark.parametrize(
   ("arguments", "told"),
   [
-    (["look", "FILE", "--count", "0"], "--count 0: at least 1"),
+    (["draw", "FILE", "--count", "0"], "--count 0: must be at least 1"),
     (["validate", "FILE", "--images", "nowhere"], "nowhere: no such folder"),
-    (["convert", "--from", "coco", "FILE", "--out", "FILE"], "is there already; add --overwrite"),
+    (["convert", "--from", "coco", "FILE", "--out", "FILE"], "already exists; add --overwrite"),
     (
       ["convert", "--from", "coco", "FILE", "--out", "new.jsonl", "--images", "nowhere"],
       "--images nowhere: no such folder",
     ),
     (
       ["convert", "--from", "coco", "FILE", "--out", "new.jsonl", "--no_target", "x"],
-      "--no_target is for --from label-studio",
+      "--no_target only works with --from label-studio",
     ),
-    (["example", "--out", "new", "--size", "2"], "--size is"),
-    (["example", "--out", "new", "--train", "0"], "at least one photo for train"),
+    (["example", "--out", "new", "--size", "2"], "--size must be"),
+    (["example", "--out", "new", "--train", "0"], "--train must be at least 1"),
   ],
 )
 def test_a_command_of_own_data_that_cannot_be_is_told(tmp_path, monkeypatch, arguments, told):
@@ -180,7 +180,7 @@ def test_a_command_of_own_data_that_cannot_be_is_told(tmp_path, monkeypatch, arg
   own_files.write_photo(tmp_path / "a.png")
   own_files.write_lines(tmp_path / "mine.jsonl", own_files.line())
   words = [word.replace("FILE", "mine.jsonl") for word in arguments]
-  if "look" in words:
+  if "draw" in words:
     words += ["--out", "sheet.png"]
   with pytest.raises(InputError, match=told):
     own_data.main(words)
@@ -194,15 +194,15 @@ def test_photos_that_an_export_names_and_nobody_has_are_told(tmp_path, capsys):
   (tmp_path / "coco.json").write_text(json.dumps(content))
   command = ["convert", "--from", "coco", str(tmp_path / "coco.json")]
   own_data.main([*command, "--out", str(tmp_path / "mine.jsonl")])
-  assert "1 photos are not in the folder of --out: a.png" in capsys.readouterr().err
+  assert "1 images are not in the folder of --out: a.png" in capsys.readouterr().err
 
 
 def test_a_brush_that_runs_over_its_photo_is_told():
   bits = f"{4:032b}{7:05b}" + f"{15:04b}" * 4 + f"1{0:02b}{30:016b}{255:08b}"
   bits += "0" * (-len(bits) % 8)
   data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
-  with pytest.raises(ValueError, match="runs are too long"):
-    brush.decode_brush(data, 1, 1)
+  with pytest.raises(ValueError, match="runs that are too long"):
+    label_studio.decode_brush(data, 1, 1)
 
 
 def test_polygons_that_are_too_many_are_told():

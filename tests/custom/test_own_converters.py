@@ -10,7 +10,7 @@ from own_files import HEIGHT, WIDTH, write_photo
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command, masks, scan, schema
-from input_pipeline.custom.converters import brush, collect
+from input_pipeline.custom.converters import collect, label_studio
 
 SQUARE = own_files.SQUARE["polygons"]
 TRIANGLE = [[15, 3, 25, 3, 25, 13]]
@@ -81,11 +81,11 @@ def test_a_field_of_one_s_own_can_be_named(folder, capsys):
   content = coco({"label_text": "the cup|a mug"}, {"caption": "not this"})
   (line,) = convert(folder, "coco", content, "--text", "label_text", "--separator", "|")
   assert line["sentences"] == ["the cup", "a mug"]
-  assert "left out: a region without an expression (1)" in capsys.readouterr().out
+  assert "skipped: region without an expression (1)" in capsys.readouterr().out
   schema = convert(folder, "coco", content, "--text", "category")
   assert [line["sentences"] for line in schema] == [["mug"]]
   assert len(schema[0]["target"]) == 2
-  with pytest.raises(InputError, match=r"annotations have caption, .*label_text.*--text category"):
+  with pytest.raises(InputError, match=r"annotations are caption, .*label_text.*--text category"):
     convert(folder, "coco", content, "--text", "none")
 
 
@@ -126,8 +126,8 @@ def test_what_cvat_exports(folder, capsys):
   assert (cup["sentences"], cup["target"]) == (["the cup"], {"polygons": SQUARE})
   assert np.array_equal(masks.rasterise(brushed["target"], HEIGHT, WIDTH), mask.astype(bool))
   printed = capsys.readouterr().out
-  assert "a box without a mask (--boxes takes it as one) (1)" in printed
-  assert "a region without an expression (1)" in printed
+  assert "box without a mask (use --boxes to convert it) (1)" in printed
+  assert "region without an expression (1)" in printed
   assert scan.scan(str(folder / "mine.jsonl")).problems == []
   _, box, _ = convert(
     folder, "cvat", content, "--images", str(folder / "images"), "--boxes", "--with_instances"
@@ -204,7 +204,7 @@ def test_what_label_studio_exports_as_json(folder, capsys):
   assert np.array_equal(drawn(cup), expected)
   assert note["sentences"] == ["a note"]
   printed = capsys.readouterr().out
-  for told in ("a box without", "a text without a region (1)", "a keypointlabels (1)"):
+  for told in ("skipped: box without", "text without a region (1)", "keypointlabels (1)"):
     assert told in printed
   schema = convert(folder, "label-studio", content, "--boxes", "--no_target", "absent")
   by_text = {line["sentences"][0]: line for line in schema}
@@ -268,10 +268,10 @@ def test_a_literal_run_is_read_value_by_value():
   bits += "0" * (-len(bits) % 8)
   data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
   expected = values.reshape(2, 2, 4)[..., 3] != 0
-  assert np.array_equal(brush.decode_brush(data, 2, 2), expected)
-  for wrong, told in ((data[:-3], "breaks off"), (data[4:], "values for")):
+  assert np.array_equal(label_studio.decode_brush(data, 2, 2), expected)
+  for wrong, told in ((data[:-3], "truncated"), (data[4:], "values for")):
     with pytest.raises(ValueError, match=told):
-      brush.decode_brush(wrong, 2, 2)
+      label_studio.decode_brush(wrong, 2, 2)
 
 
 def test_regions_that_cannot_be_read_are_left_out_and_told(folder, capsys):
@@ -289,7 +289,7 @@ def test_regions_that_cannot_be_read_are_left_out_and_told(folder, capsys):
   (line,) = convert(folder, "label-studio", content)
   assert line["sentences"] == ["good"]
   printed = capsys.readouterr().out
-  assert "turned by 90 degrees" in printed and "breaks off" in printed and "'points'" in printed
+  assert "rotated by 90 degrees" in printed and "truncated" in printed and "'points'" in printed
 
 
 def test_of_several_people_s_annotations_one_counts(folder):
@@ -321,7 +321,7 @@ def test_photos_are_found_however_label_studio_names_them(folder, image):
 def test_label_studio_s_coco_has_no_text_and_says_so(folder):
   """Its `result.json`: paths as on the exporting machine, no attributes."""
   content = coco({"bbox": [2, 3, 10, 10], "ignore": 0}, file_name="images\\0123abcd-a.png")
-  with pytest.raises(InputError, match=r"holds no text .* export as JSON"):
+  with pytest.raises(InputError, match=r"does not contain the texts .* export as JSON"):
     convert(folder, "label-studio", content)
   (line,) = convert(folder, "label-studio", content, "--text", "category")
   assert (line["image"], line["sentences"]) == ("a.png", ["mug"])
@@ -330,9 +330,9 @@ def test_label_studio_s_coco_has_no_text_and_says_so(folder):
 @pytest.mark.parametrize(
   ("form", "content", "told"),
   [
-    ("coco", [], "no COCO file"),
-    ("coco", {"images": {}, "annotations": []}, "no COCO file"),
-    ("coco", {"images": [], "annotations": ["x"]}, "is no object"),
+    ("coco", [], "not a COCO file"),
+    ("coco", {"images": {}, "annotations": []}, "not a COCO file"),
+    ("coco", {"images": [], "annotations": ["x"]}, "is not an object"),
     ("cvat", coco({}), "no annotation with a mask has an expression"),
     ("label-studio", {"a": 1}, "neither Label Studio's JSON"),
     ("label-studio", [{"image": "a.png", "label": []}], "JSON-MIN"),

@@ -136,7 +136,7 @@ def test_what_is_transparent_stands_before_white_in_training_as_in_prediction(tm
 
 def test_nothing_is_written_where_a_line_is_wrong(tmp_path):
   write_photo(tmp_path / "a.png")
-  with pytest.raises(InputError, match=r"2 problems in 2 lines, the first: line 2: .*validate"):
+  with pytest.raises(InputError, match=r"2 errors in 2 lines, the first: line 2: .*validate"):
     make(tmp_path, line(), line("none.png"), line(sentences=[]))
   assert not (tmp_path / "data").exists()
 
@@ -155,14 +155,14 @@ def test_wrong_lines_and_broken_photos_can_be_left_out(tmp_path, capsys):
   assert "left out: line 3: " in printed.out
   assert "left out of train: 1 images" in printed.out
   assert "2 lines of" in printed.err
-  with pytest.raises(InputError, match="2 problems"):
+  with pytest.raises(InputError, match="2 errors"):
     make(tmp_path, "{", "[", more=["--on_error", "skip", "--overwrite"])
 
 
 def test_an_image_in_two_splits_is_warned_of(tmp_path, capsys):
   write_photo(tmp_path / "a.png")
   make(tmp_path, line(), line(split="val"))
-  assert "a.png is in val, and line 1 has it in train: leakage" in capsys.readouterr().err
+  assert "a.png is in val here and in train on line 1: leakage" in capsys.readouterr().err
 
 
 def test_a_data_set_has_a_name_of_its_own(tmp_path):
@@ -268,12 +268,12 @@ def test_data_with_expressions_that_mean_nothing_has_their_metrics():
   assert dataset_metrics.summarise("mine", {k: v[:1] for k, v in rows.items()}) == {}
 
 
-def test_look_draws_what_is_meant(tmp_path):
+def test_draw_shows_the_targets(tmp_path):
   write_photo(tmp_path / "a.png", (200, 200))
   square = {"polygons": [[50, 50, 150, 50, 150, 150, 50, 150]]}
   path = write_lines(tmp_path / "mine.jsonl", line(target=square))
-  command.main(["look", path, "--out", str(tmp_path / "look.png")])
-  with Image.open(io.BytesIO((tmp_path / "look.png").read_bytes())) as sheet:
+  command.main(["draw", path, "--out", str(tmp_path / "draw.png")])
+  with Image.open(io.BytesIO((tmp_path / "draw.png").read_bytes())) as sheet:
     pixels = np.asarray(sheet.convert("RGB")).astype(float)
   inside, outside = pixels[80:180, 80:180].mean((0, 1)), pixels[15:50, 15:50].mean((0, 1))
   assert inside[2] - inside[0] > 60 > abs(outside[2] - outside[0])

@@ -11,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import command, masks, problems, scan, schema
-from input_pipeline.custom.check import How
-from input_pipeline.custom.problems import Problem, Wrong
+from input_pipeline.custom import command, masks, scan, schema, validate
+from input_pipeline.custom.check import CheckLevel
+from input_pipeline.custom.schema import LineError, Problem
 
 SIZE = [own_files.HEIGHT, own_files.WIDTH]
 
@@ -37,7 +37,7 @@ def rle(mask):
 
 
 WRONG = {
-  "not JSON": ["{", '["a"]', "NaN", '{"image": "a.png", "image": "b.jpg"}', '{"ref_id": NaN}'],
+  "invalid JSON": ["{", '["a"]', "NaN", '{"image": "a.png", "image": "b.jpg"}', '{"ref_id": NaN}'],
   "unknown key": [line(sentence="x"), line(target=SQUARE | {"colour": 1})],
   "missing key": [
     {"image": "a.png", "sentences": ["x"]},
@@ -57,16 +57,16 @@ WRONG = {
     line(target={"png": 3}),
     line(target={"ann_id": "7"}),
   ],
-  "empty sentence": [line(sentences=[]), line(sentences=[" \t"]), line(sentences=["x", ""])],
-  "wrong split": [line(split="all"), line(split="my split"), line(split=3)],
-  "wrong mask": [
+  "empty expression": [line(sentences=[]), line(sentences=[" \t"]), line(sentences=["x", ""])],
+  "invalid split": [line(split="all"), line(split="my split"), line(split=3)],
+  "invalid mask": [
     line(target=[[1, 2, 3, 4, 5, 6]]),
     line(target={}),
     line(target=SQUARE | {"png": "m.png"}),
     line(target=SQUARE | {"value": 1}),
     line(instances=[{"ann_ids": [1]}]),
   ],
-  "wrong RLE": [
+  "invalid RLE": [
     line(target={"rle": {"size": SIZE}}),
     line(target={"rle": {"size": [20], "counts": [600]}}),
     line(target={"rle": {"size": SIZE, "counts": [599]}}),
@@ -74,24 +74,24 @@ WRONG = {
     line(target={"rle": {"size": SIZE, "counts": [-1, 601]}}),
     line(target={"rle": {"size": SIZE, "counts": "not run lengths"}}),
   ],
-  "wrong polygon": [
+  "invalid polygon": [
     line(target={"polygons": []}),
     line(target={"polygons": [[1, 2, 3, 4]]}),
     line(target={"polygons": [[1, 2, 3, 4, 5, 6, 7]]}),
     line(target={"polygons": [[1, 2, 3, 4, 5, "6"]]}),
   ],
   "polygon outside the image": [line(target={"polygons": [[0, 0, 40, 0, 40, 9]]})],
-  "mask covers nothing": [
+  "empty mask": [
     line(target={"rle": {"size": SIZE, "counts": [600]}}),
     line(target={"polygons": [[3, 3, 3, 3, 3, 3]]}),
   ],
   "mask is missing": [line(target={"png": "none.png"})],
-  "mask of another size": [line(target={"png": "small.png"})],
-  "wrong PNG": [line(target={"png": "b.jpg"}), line(target={"png": "a.png"})],
+  "mask has another size": [line(target={"png": "small.png"})],
+  "invalid PNG": [line(target={"png": "b.jpg"}), line(target={"png": "a.png"})],
   "unknown annotation": [line(target={"ann_id": 99}), line("b.jpg", target={"ann_id": 7})],
   "image is missing": [line("none.png")],
   "image cannot be read": [line("text.png"), line("empty.png")],
-  "path leaves the folder": [
+  "path outside the folder": [
     line("../a.png"),
     line("/a.png"),
     line("link/a.png"),
@@ -146,10 +146,10 @@ def test_an_unknown_key_is_refused_with_the_likely_one(folder):
 def test_every_problem_of_a_line_is_told_at_once(folder):
   row = {"image": "none.png", "sentences": [""], "split": 3, "targets": None}
   kinds = {kind for _, kind in found(folder, row)}
-  assert kinds == {"empty sentence", "wrong split", "unknown key", "missing key"}
+  assert kinds == {"empty expression", "invalid split", "unknown key", "missing key"}
   row = line("none.png", target={"ann_id": 7}, instances=[{"png": "/m.png"}])
   kinds = {kind for _, kind in found(folder, row)}
-  assert kinds == {"image is missing", "no COCO file", "path leaves the folder"}
+  assert kinds == {"image is missing", "no COCO file", "path outside the folder"}
 
 
 def test_what_lines_have_in_common_is_compared(folder):
@@ -163,12 +163,12 @@ def test_what_lines_have_in_common_is_compared(folder):
     line(instances=[]),
   ]
   assert found(folder, *rows) == [
+    (2, "duplicate ref id"),
     (2, "image with two ids"),
-    (2, "ref id twice"),
-    (3, "two images with one id"),
-    (4, "ref id twice"),
+    (3, "duplicate image id"),
+    (4, "duplicate ref id"),
     (5, "image in two splits"),
-    (7, "two lists of instances"),
+    (7, "conflicting instances"),
   ]
 
 
@@ -176,7 +176,7 @@ def test_only_one_coco_file_may_be_named(folder):
   own_files.write_coco(folder / "one.json")
   own_files.write_coco(folder / "two.json")
   rows = [line(target={"ann_id": 7}), line(annotations="one.json"), line(annotations="two.json")]
-  assert found(folder, *rows) == [(3, "two COCO files")]
+  assert found(folder, *rows) == [(3, "several COCO files")]
   assert found(folder, rows[0], annotations=str(folder / "two.json")) == []
   kinds = {kind for _, kind in found(folder, line(annotations="none.json", target={"ann_id": 7}))}
   assert kinds == {"no COCO file"}
@@ -193,12 +193,12 @@ def test_a_photo_that_breaks_off_is_found_when_it_is_decoded(folder):
   (folder / "half.jpg").write_bytes(data[: len(data) // 2])
   row = line("half.jpg")
   assert found(folder, row) == []
-  assert found(folder, row, how=How(whole=True)) == [(1, "image cannot be read")]
+  assert found(folder, row, level=CheckLevel.WHOLE) == [(1, "image cannot be read")]
 
 
 def test_fast_opens_no_photo(folder):
-  assert found(folder, line("none.png"), how=How(fast=True)) == []
-  assert found(folder, line("none.png", target={"ann_id": 7}), how=How(fast=True)) == [
+  assert found(folder, line("none.png"), level=CheckLevel.FAST) == []
+  assert found(folder, line("none.png", target={"ann_id": 7}), level=CheckLevel.FAST) == [
     (1, "no COCO file")
   ]
 
@@ -212,7 +212,7 @@ def test_blank_lines_count_and_a_byte_order_mark_does_no_harm(folder):
 @pytest.mark.parametrize("text", ["", "\n\n"])
 def test_a_file_without_lines_is_refused(folder, text):
   (folder / "mine.jsonl").write_text(text)
-  with pytest.raises(InputError, match="it has no line"):
+  with pytest.raises(InputError, match="the file is empty"):
     scan.scan(str(folder / "mine.jsonl"))
 
 
@@ -241,17 +241,17 @@ def test_the_pixels_of_a_png_that_are_not_zero_are_meant(tmp_path, mode):
   assert np.array_equal(masks.rasterise(mask, *SIZE), values > 0)
   if mode in ("L", "P", "I;16"):
     assert np.array_equal(masks.rasterise(mask | {"value": 2}, *SIZE), values == 2)
-  with pytest.raises(Wrong, match="the image is 30 x 21"):
+  with pytest.raises(LineError, match="the image is 30 x 21"):
     masks.rasterise(mask, SIZE[0] + 1, SIZE[1])
 
 
 def test_many_problems_of_a_kind_are_counted_and_not_all_written_out():
   many = [Problem(n, "image is missing", "image") for n in range(1, 1001)]
-  text = list(problems.describe([*many, Problem(3, "wrong split", "split")]))
+  text = list(validate.describe_problems([*many, Problem(3, "invalid split", "split")]))
   assert text[0] == "image is missing (1,000)"
   assert len(text) == 9
   assert "and 995 more, lines 6, 7" in text[6]
-  assert len(list(problems.describe(many, everything=True))) == 1001
+  assert len(list(validate.describe_problems(many, everything=True))) == 1001
 
 
 def test_validate_ends_with_2_where_anything_is_wrong(folder, capsys):
@@ -261,7 +261,7 @@ def test_validate_ends_with_2_where_anything_is_wrong(folder, capsys):
   printed = capsys.readouterr().out
   assert ended.value.code == 2
   assert "line 2: image:" in printed and "line 3: " in printed
-  assert printed.endswith("2 problems in 2 lines\n")
+  assert printed.endswith("2 errors in 2 lines\n")
 
 
 def test_validate_counts_what_there_is(folder, capsys):
@@ -270,7 +270,7 @@ def test_validate_counts_what_there_is(folder, capsys):
   printed = capsys.readouterr().out.splitlines()
   assert printed[1].split()[:5] == ["train", "1", "2", "3", "1"]
   assert printed[2].split()[:5] == ["val", "1", "1", "1", "0"]
-  assert printed[-1].endswith("nothing is wrong")
+  assert printed[-1].endswith("no errors")
 
 
 def test_to_predict_a_line_needs_no_target():

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from input_pipeline.custom import masks, schema
-from input_pipeline.custom.problems import Wrong
+from input_pipeline.custom.schema import LineError
 
 COVERED = (
   "input_pipeline/custom/schema.py",
@@ -14,7 +14,7 @@ COVERED = (
 )
 MAX_BYTES = 2048
 _SIZE = (60, 80)
-_PLACES = masks.Places("photos-that-are-not-there")
+_PATHS = masks.PathResolver("photos-that-are-not-there")
 
 
 def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
@@ -62,7 +62,7 @@ def one_input(data: bytes) -> None:
     return
   for mask in (*line.target, *(line.instances or ())):
     try:
-      for part in masks.resolve(mask, line.image, _PLACES):
+      for part in masks.resolve(mask, line.image, _PATHS):
         assert masks.rasterise(part, *_SIZE).shape == _SIZE
-    except Wrong:
+    except LineError:
       pass

@@ -223,7 +223,7 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
     (["--pairs", "void.jsonl"], r"void\.jsonl: it has no line"),
     (
       ["--pairs", "bad.jsonl"],
-      r"line 1: the key 'sentences' is missing; line 2: .*\(docs/guides/custom",
+      r"line 1: missing key 'sentences'; line 2: .*\(docs/guides/custom",
     ),
     (["--pairs", "out.jsonl"], r"out\.jsonl: line 1: image: .*leaves the folder"),
     (["--pairs", "fine.jsonl", "--images", "nowhere"], r"--images nowhere: no such folder"),

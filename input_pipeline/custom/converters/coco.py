@@ -1,7 +1,8 @@
-"""COCO instances with expressions beside the segmentation: as people write them, and as CVAT's "COCO 1.0" exports them.
+"""Reads COCO files with expressions in the annotations, as written by hand or by CVAT ("COCO 1.0").
 
-CVAT puts a label's attributes under `attributes` of each annotation, `occluded` and the like among them; boxes have an
-empty segmentation; shapes of a group are one annotation, run lengths where a mask is among them.
+CVAT puts attributes under `attributes` of each annotation, including `occluded` and the like. Boxes
+have an empty segmentation. A group of shapes is a single annotation, with run lengths if any of
+them is a mask.
 """
 
 import collections
@@ -10,7 +11,7 @@ from typing import Any
 
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import (
+from input_pipeline.custom.converters.export import (
   CATEGORY,
   Export,
   Options,
@@ -22,7 +23,8 @@ from input_pipeline.custom.converters import (
 )
 from input_pipeline.custom.schema import Mask
 
-_LARGEST = 1e6  # pixels
+# Pixels.
+_MAX_LENGTH = 1e6
 
 
 def read(path: str, options: Options) -> Export:
@@ -30,34 +32,34 @@ def read(path: str, options: Options) -> Export:
 
   Args:
     path: JSON with `images`, `annotations` and, for `category`, `categories`.
-    options: how.
+    options: how it is read.
 
   Raises:
-    InputError: it is no such file, or nothing in it has an expression.
+    InputError: it is not a COCO file, or no annotation has an expression.
   """
   return read_content(untrusted_json.load_file(path), path, options)
 
 
 def read_content(content: Any, path: str, options: Options) -> Export:
-  """The same of a file that was read already."""
+  """Reads an export from parsed JSON; see `read`."""
   if not is_coco(content):
-    raise InputError(f"{path}: no COCO file; it needs the lists `images` and `annotations`")
+    raise InputError(f"{path}: not a COCO file; it needs the lists `images` and `annotations`")
   images = {id_in(row, "id"): row for row in rows_in(content["images"])}
   names = {id_in(row, "id"): str(row.get("name", "")) for row in rows_in(content.get("categories"))}
   export = Export([], collections.Counter())
   for number, row in enumerate(content["annotations"]):
     if not isinstance(row, dict):
-      raise InputError(f"{path}: annotation number {number + 1} is no object")
+      raise InputError(f"{path}: annotation number {number + 1} is not an object")
     image_id = id_in(row, "image_id")
     image = None if image_id is None else images.get(image_id)
     if image is None or not isinstance(image.get("file_name"), str):
-      export.left_out["of an image that the file does not name"] += 1
+      export.skipped["annotation of an image that is not in the file"] += 1
       continue
     mask = _mask(row, options)
     texts = _texts(row, names, options)
     if mask is None:
-      kind = "a box without a mask (--boxes takes it as one)" if row.get("bbox") else "no mask"
-      export.left_out[kind] += 1
+      reason = "box without a mask (use --boxes to convert it)" if row.get("bbox") else "no mask"
+      export.skipped[reason] += 1
       continue
     category = row.get("category_id", 0)
     export.regions.append(
@@ -76,7 +78,7 @@ def read_content(content: Any, path: str, options: Options) -> Export:
 
 
 def is_coco(content: Any) -> bool:
-  """Whether this is a COCO file."""
+  """Returns whether parsed JSON looks like a COCO file."""
   return isinstance(content, dict) and all(
     isinstance(content.get(key), list) for key in ("images", "annotations")
   )
@@ -84,13 +86,13 @@ def is_coco(content: Any) -> bool:
 
 def _texts(row: Mapping[str, Any], names: Mapping[Any, str], options: Options) -> tuple[str, ...]:
   attributes = row.get("attributes")
-  places = (row, attributes if isinstance(attributes, dict) else {})
+  levels = (row, attributes if isinstance(attributes, dict) else {})
   for key in options.text_keys:
     if key == CATEGORY:
       return texts_in(names.get(id_in(row, "category_id"), ""), options.separator)
-    for place in places:
-      if found := texts_in(place.get(key), options.separator):
-        return found
+    for level in levels:
+      if texts := texts_in(level.get(key), options.separator):
+        return texts
   return ()
 
 
@@ -106,15 +108,15 @@ def _mask(row: Mapping[str, Any], options: Options) -> Mask | None:
 
 
 def _is_length(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) <= _LARGEST
+  return type(value) in (int, float) and abs(value) <= _MAX_LENGTH
 
 
 def _no_text(rows: Sequence[Mapping[str, Any]], options: Options) -> str:
   keys = sorted({key for row in rows for key in row})
   attributes = sorted({key for row in rows for key in row.get("attributes") or ()})
-  more = f", and under attributes {', '.join(attributes)}" if attributes else ""
+  nested = f", and under attributes: {', '.join(attributes)}" if attributes else ""
   return (
-    f"no annotation with a mask has an expression in any of {', '.join(options.text_keys)}; annotations have "
-    f"{', '.join(keys) or 'no keys'}{more}. Name the place with --text KEY, or take the names of categories with "
-    f"--text {CATEGORY}"
+    f"no annotation with a mask has an expression under {', '.join(options.text_keys)}; the keys of "
+    f"annotations are {', '.join(keys) or 'missing'}{nested}. Name the right one with --text KEY, or "
+    f"use category names as expressions with --text {CATEGORY}"
   )

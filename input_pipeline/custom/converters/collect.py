@@ -1,4 +1,4 @@
-"""Regions with their expressions to lines: which photo is meant, which regions belong together, which split."""
+"""Turns regions with expressions into lines: finds images, groups regions, assigns splits."""
 
 import collections
 import hashlib
@@ -10,12 +10,11 @@ from typing import Any
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import Region
+from input_pipeline.custom.converters.export import Region
 from input_pipeline.custom.schema import DEFAULT_SPLIT
 
-_UPLOADED = re.compile(
-  r"[0-9a-f]{8}-"
-)  # what Label Studio puts before the name of an uploaded file
+# Label Studio's prefix of the name of an uploaded file.
+_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 
 
 def make_lines(
@@ -23,115 +22,118 @@ def make_lines(
 ) -> Iterator[dict[str, Any]]:
   """Yields the lines of an export, image by image.
 
-  Regions of an image that have the same expression are one target together; expressions for the same regions are the
-  sentences of one line.
+  Regions of an image with the same expression form one target; expressions for the same regions are
+  the `sentences` of one line.
 
   Args:
     regions: in any order.
-    paths: of the images, by the names that the export has for them.
+    paths: of the images, by their names in the export.
     splits: see `split_of`.
-    instances: whether all regions of an image that are no crowd are its instances.
+    instances: whether all regions of an image, except crowds, are its instances.
   """
   by_image: dict[str, list[Region]] = {}
   for region in regions:
     by_image.setdefault(region.image, []).append(region)
-  for image, found in by_image.items():
+  for image, group in by_image.items():
     path = paths[image]
     shared: dict[str, Any] = {"image": path, "split": split_of(path, splits)}
-    if found[0].image_id is not None:
-      shared["image_id"] = found[0].image_id
+    if group[0].image_id is not None:
+      shared["image_id"] = group[0].image_id
     if instances:
-      things = [region for region in found if region.mask is not None and not region.crowd]
-      shared["instances"] = [(r.mask or {}) | {"category": r.category} for r in things]
-    for numbers, sentences in _sentences(found).items():
-      masks = [mask for n in numbers if (mask := found[n].mask) is not None]
+      objects = [region for region in group if region.mask is not None and not region.crowd]
+      shared["instances"] = [(r.mask or {}) | {"category": r.category} for r in objects]
+    for numbers, expressions in _group_expressions(group).items():
+      masks = [mask for n in numbers if (mask := group[n].mask) is not None]
       target = None if not masks else masks[0] if len(masks) == 1 else masks
-      yield shared | {"sentences": sentences, "target": target}
+      yield shared | {"sentences": expressions, "target": target}
 
 
-def _sentences(regions: Sequence[Region]) -> dict[tuple[int, ...], list[str]]:
-  """The expressions of each group of regions, by the numbers of these."""
-  meant: dict[str, list[int]] = {}
-  written: dict[str, str] = {}
+def _group_expressions(regions: Sequence[Region]) -> dict[tuple[int, ...], list[str]]:
+  """Returns the expressions of each group of regions, by the indices of the regions."""
+  referents: dict[str, list[int]] = {}
+  spelling: dict[str, str] = {}
   for number, region in enumerate(regions):
     for text in region.texts:
       try:
-        normal = preprocess.normalise_text(text)
+        normalised = preprocess.normalise_text(text)
       except InputError:
         continue
-      written.setdefault(normal, text)
-      if number not in meant.setdefault(normal, []):
-        meant[normal].append(number)
-  found: dict[tuple[int, ...], list[str]] = {}
-  for normal, numbers in meant.items():
-    found.setdefault(tuple(numbers), []).append(written[normal])
-  return found
+      spelling.setdefault(normalised, text)
+      if number not in referents.setdefault(normalised, []):
+        referents[normalised].append(number)
+  groups: dict[tuple[int, ...], list[str]] = {}
+  for normalised, numbers in referents.items():
+    groups.setdefault(tuple(numbers), []).append(spelling[normalised])
+  return groups
 
 
 def split_of(path: str, splits: Mapping[str, float]) -> str:
-  """Returns the split of an image, which depends on nothing but its path.
+  """Returns the split of an image, which depends only on its path.
 
   Args:
     path: of the image.
-    splits: shares that sum to at most 1, by name; what is left is `train`.
+    splits: shares by name, at most 1 in total; the rest is `train`.
   """
   digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).digest()
-  drawn = int.from_bytes(digest[:6]) / 2**48
+  position = int.from_bytes(digest[:6]) / 2**48
   for split, share in splits.items():
-    if drawn < share:
+    if position < share:
       return split
-    drawn -= share
+    position -= share
   return DEFAULT_SPLIT
 
 
 def parse_splits(texts: Sequence[str]) -> dict[str, float]:
-  """Reads what stands behind `--split`: `NAME`, all of it, or `NAME=SHARE`.
+  """Parses the values of `--split`: `NAME`, for all images, or `NAME=SHARE`.
 
   Raises:
-    InputError: a share is none, or they are more than 1 together.
+    InputError: a share is invalid, or the shares exceed 1 in total.
   """
-  found: dict[str, float] = {}
+  shares: dict[str, float] = {}
   for text in texts:
     name, equals, share = text.partition("=")
     try:
-      found[name] = float(share) if equals else 1.0
+      shares[name] = float(share) if equals else 1.0
     except ValueError as error:
-      raise InputError(f"--split {text}: write NAME, or NAME=SHARE such as val=0.1") from error
-    if not name or not 0 < found[name] <= 1:
-      raise InputError(f"--split {text}: write NAME, or NAME=SHARE such as val=0.1")
-  if sum(found.values()) > 1 + 1e-9:
-    raise InputError(f"--split {' '.join(texts)}: the shares are more than 1 together")
-  return found
+      raise InputError(f"--split {text}: use NAME, or NAME=SHARE such as val=0.1") from error
+    if not name or not 0 < shares[name] <= 1:
+      raise InputError(f"--split {text}: use NAME, or NAME=SHARE such as val=0.1")
+  if sum(shares.values()) > 1 + 1e-9:
+    raise InputError(f"--split {' '.join(texts)}: the shares exceed 1 in total")
+  return shares
 
 
 def find_images(names: Sequence[str], folder: str) -> tuple[dict[str, str], list[str]]:
-  """Finds the photos that an export names, by as much of their path as is the same.
+  """Finds the images of an export by the longest matching end of their paths.
 
   Args:
-    names: as the export has them: relative to somewhere, or with Label Studio's prefix of uploads.
-    folder: in which they lie, or in folders of it.
+    names: as in the export: relative to some folder, or with Label Studio's upload prefix.
+    folder: the images are in it, at any depth.
 
   Returns:
-    Their paths below the folder, by their names; and the names that were not found, whose path is the name itself.
+    Paths relative to the folder, by name; and the names that were not found, which keep their name
+    as path.
   """
-  there: dict[str, list[str]] = collections.defaultdict(list)
+  by_file_name: dict[str, list[str]] = collections.defaultdict(list)
   for base, _, files in os.walk(folder):
     for file in files:
       path = os.path.relpath(os.path.join(base, file), folder).replace(os.sep, "/")
-      there[file].append(path)
-  found, missing = {}, []
+      by_file_name[file].append(path)
+  paths, missing = {}, []
   for name in dict.fromkeys(names):
-    plain = name.replace("\\", "/")
-    last = plain.rpartition("/")[2]
-    paths = there.get(last) or there.get(_UPLOADED.sub("", last, count=1), [])
-    best = max(paths, key=lambda path: _shared_end(path, plain), default="")
+    posix = name.replace("\\", "/")
+    last = posix.rpartition("/")[2]
+    candidates = by_file_name.get(last)
+    if not candidates:
+      candidates = by_file_name.get(_UPLOAD_PREFIX.sub("", last, count=1), [])
+    best = max(candidates, key=lambda path: _common_suffix(path, posix), default="")
     if not best:
       missing.append(name)
-    found[name] = best or plain.lstrip("/")
-  return found, missing
+    paths[name] = best or posix.lstrip("/")
+  return paths, missing
 
 
-def _shared_end(a: str, b: str) -> int:
-  """How many folders and file names two paths have in common, from their ends."""
+def _common_suffix(a: str, b: str) -> int:
+  """Counts the parts that two paths share, from their ends."""
   pairs = zip(reversed(a.split("/")), reversed(b.split("/")), strict=False)
   return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
