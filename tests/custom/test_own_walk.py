@@ -39,7 +39,7 @@ def test_the_walk_of_the_page_works_in_an_empty_folder(tmp_path):
   assert "no errors" in done.stdout
   assert "mine/val" in done.stdout
   made = {path.name for path in folder.iterdir()}
-  assert {"example", "look.png", "data", "mine.py", "runs", "predictions.png", "ring.png"} <= made
+  assert {"example", "draw.png", "data", "mine.py", "runs", "predictions.png", "ring.png"} <= made
   rows = (folder / "answers" / "predictions.jsonl").read_text().splitlines()
   lines_asked = (folder / "example" / "mine.jsonl").read_text().splitlines()
   assert len(rows) == sum(len(json.loads(line)["sentences"]) for line in lines_asked)
