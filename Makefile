@@ -129,14 +129,15 @@ demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; re
 	$(PY) -m mail_jax.report $(RUN) --data_dir data --per_expression $(RUN)/samples.jsonl
 	@echo "Open $(RUN)/report.html in a browser; the numbers are in $(RUN)/metrics.json."
 
-# Each file has what its extra adds to requirements.txt; its first lines, which say what it is for, stay.
+# Each file has what its extra adds to requirements.txt, where colorama is for Windows only; its first lines, which say what
+# it is for, stay.
 pins: $(READY)  ## the newest versions that pyproject.toml allows, with their hashes, into requirements*.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(RESOLVE) --upgrade -o $(VENV)/pins
 	grep '^[#-]' requirements.txt | cat - $(VENV)/pins > $(VENV)/all && mv $(VENV)/all requirements.txt
 	for extra in dev docs cuda tpu; do \
 	  $(RESOLVE) --upgrade --extra $$extra -c requirements.txt -o $(VENV)/pins \
-	    $$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.txt) && \
+	    $$(sed -n "/^colorama==/d; s/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p" requirements.txt) && \
 	  grep '^[#-]' requirements-$$extra.txt | cat - $(VENV)/pins > $(VENV)/all && \
 	  mv $(VENV)/all requirements-$$extra.txt || exit; \
 	done
