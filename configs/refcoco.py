@@ -42,7 +42,7 @@ def get_config(argument: str = "unc") -> ConfigDict:
   c.init = "vilt:vilt-b32-mlm"
   c.image_size = 480
   c.max_instances = 16
-  # Of the expressions, at most 1 in 1,000 is longer (docs/guides/datasets.md); ViLT has positions for 40.
+  # Of the expressions, at most 1 in 1,000 is longer (docs/reports/results.md); ViLT has positions for 40.
   c.max_tokens = 40 if name in ("umd", "google") else 20
 
   c.epochs = 40.0

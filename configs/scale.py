@@ -7,7 +7,7 @@
 Widths, depths and heads are those of ViT (arXiv 2010.11929, table 1), at 480 px in bf16. The patch is 32 pixels for all
 three: ours must be a power of two, so ViT-H's 14 is not to be had. `vit_b` is `configs/refcoco.py:unc` and starts from
 ViLT's weights; the others have none to start from. None of them has been trained here.
-docs/guides/scale.md shows what they need, and from where on `--config.mesh.fsdp` is worth it.
+docs/reports/performance.md has what they need; docs/guides/scale.md explains `mail_jax.plan` and `--config.mesh.fsdp`.
 """
 
 from ml_collections import ConfigDict

@@ -244,7 +244,7 @@ def _resize(
 
   One call of Python, a few microseconds of it outside of C code that lets other threads run. TF's own operations
   give the same pixels, within a level, and take twice as long for a photo and six times for a mask
-  (docs/guides/datasets.md).
+  (docs/reports/performance.md).
   """
   shape: list[int | None] = pixels.shape.as_list()
   shape[axis : axis + 2] = size, size

@@ -40,7 +40,7 @@ FIELDS: dict[str, type] = {
   "oracle_iou": float,
   "cut": bool,
 }
-"""The keys of a row, in their order, and the types of the values; `chosen` may be null (docs/guides/evaluate.md)."""
+"""The keys of a row, in their order, and the types of the values; `chosen` may be null (docs/reference/formats.md)."""
 _BOUNDARY: dict[str, type] = {
   "boundary_intersection": int,
   "boundary_union": int,

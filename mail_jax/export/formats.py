@@ -28,7 +28,7 @@ from mail_jax.models.mail import MaIL, Output
 from mail_jax.train.optim import path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_STABLEHLO = "1.8.0"  # what reads SavedModels knows 1.13 (docs/guides/export.md)
+_STABLEHLO = "1.8.0"  # what reads SavedModels knows 1.13
 # What a name stands for in its place, since such readers find the shapes of neither composites nor calls; and no paths
 # of the files that the program was written in.
 _PLAIN = "builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)"

@@ -21,7 +21,7 @@ Key = tuple[str, int | None, int]
 
 
 def describe(result: Segmentation) -> dict[str, Any]:
-  """What a row says of an answer (docs/guides/predict.md has the table)."""
+  """What a row says of an answer (docs/reference/formats.md has the table)."""
   from pycocotools import mask as coco_mask
 
   encoded: Any = coco_mask.encode(np.asfortranarray(result.mask.astype(np.uint8)))

@@ -325,7 +325,7 @@ def test_resizing_is_within_a_level_of_what_tensorflow_makes(realdata):
 
 
 def test_decoding_at_half_size_is_far_from_exact(realdata):
-  """Why it is not done, even where a photo has twice the pixels that are wanted (docs/guides/datasets.md)."""
+  """Why it is not done, even where a photo has twice the pixels that are wanted (docs/reports/performance.md)."""
   apart = []
   for path in sorted((realdata / "coco/train2014").glob("*.jpg"))[:12]:
     whole, half = (tf.io.decode_jpeg(path.read_bytes(), 3, ratio=n).numpy() for n in (1, 2))
