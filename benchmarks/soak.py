@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks import paired, pictures
 from input_pipeline.common.errors import InputError, run_command
 from mail_jax.checkpoints import checkpoint
-from mail_jax.report import axes, charts
+from mail_jax.report import charts
 from mail_jax.train import loop as train
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -169,16 +169,16 @@ def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
     charts.Series(text, _thinned([(row["minutes"], row[name]) for row in rows if name in row]))
     for name, text in _DRAWN.items()
   ]
-  x = axes.until(rows[-1]["minutes"], "minutes")
-  y = axes.covering([value for one in series for _, value in one.points], "")
+  x = charts.until(rows[-1]["minutes"], "minutes")
+  y = charts.covering([value for one in series for _, value in one.points], "")
   last = ", ".join(f"{one.name} {one.points[-1][1]:.0f} MB" for one in series)
   drawn = charts.lines(
     series, x, y, f"Memory of a run in MB by the minute; at the end: {last}",
     lambda name, x, y: f"{name}: {y:.0f} MB after {x:.0f} min", mark=warm_up,
   )  # fmt: skip
-  frame = axes.Frame(x, y)
+  frame = charts.Frame(x, y)
   names = "".join(
-    f'<text class="name end {axes.colour(i)}" x="{frame.at(x.high, 0)[0]:.1f}" '
+    f'<text class="name end {charts.colour(i)}" x="{frame.at(x.high, 0)[0]:.1f}" '
     f'y="{frame.at(0, max(value for _, value in one.points))[1] - 5:.1f}">{one.name}, MB</text>'
     for i, one in enumerate(series)
   )

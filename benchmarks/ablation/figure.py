@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import pictures
 from benchmarks.ablation.tables import Row
 from input_pipeline.common.html import escape
-from mail_jax.report import axes
+from mail_jax.report import charts
 
 _LEFT, _WIDTH, _ROW, _TOP = 280, 740, 24, 26
 _MARK = "default"  # in the names of rows that are drawn in another colour
@@ -26,15 +26,15 @@ def draw(
   named = [
     (row.name, [line["results"]["val"][metric] for line in found]) for row, found in rows if found
   ]
-  scale = axes.fractions("")
+  scale = charts.fractions("")
   says = ", ".join(f"{name} {100 * statistics.mean(values):.1f}" for name, values in named)
   height = _TOP + _ROW * len(named) + 26
-  drawn = axes.drawing(_WIDTH, height, f"{title}: {says}", _parts(named, title, scale))
+  drawn = charts.svg(_WIDTH, height, f"{title}: {says}", _parts(named, title, scale))
   return pictures.standalone(drawn, _WIDTH, height)
 
 
 def _parts(
-  named: Sequence[tuple[str, list[float]]], title: str, scale: axes.Scale
+  named: Sequence[tuple[str, list[float]]], title: str, scale: charts.Scale
 ) -> Iterator[str]:
   bottom = _TOP + _ROW * len(named)
   yield f'<text x="{_LEFT}" y="14">{escape(title)}</text>'

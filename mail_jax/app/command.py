@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry as providers
-from mail_jax.app import examples, guard, messages
+from mail_jax.app import examples, guard, service
 from mail_jax.app.limits import Limits
 from mail_jax.app.service import Answerer
 from mail_jax.export import load
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     name = os.path.basename(os.path.normpath(args.checkpoint))
     selected = args.step if isinstance(args.step, str) else ""
-    heading = messages.title(name, selected, model.step, dataset)
+    heading = service.title(name, selected, model.step, dataset)
     _serve(args, allowed, answerer, heading, offered)
 
 

@@ -1,5 +1,6 @@
 """The page itself: its fields, and what happens when they are used."""
 
+import abc
 import html
 import os
 import sys
@@ -8,17 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.data_classes import FileData, ImageData  # pyright: ignore[reportMissingImports]
 
 from input_pipeline.common.errors import InputError
 from mail_jax.app import examples as examples_of
-from mail_jax.app import fields
 from mail_jax.app.limits import Limits, shorten
 from mail_jax.app.service import KEPT_SECONDS, Answer, Answerer
 
-# Where Gradio is absent, the type checker sees no arguments of its classes.
-_PHOTO: Any = fields.Photo
-_MASKS_FILE: Any = fields.MasksFile
-
+_FETCHES = ("http:", "https:")
 _WAITING = (
   '<div class="waiting" role="note">The answer appears here:<br>'
   "the photo with what you described marked in it.</div>"
@@ -34,6 +32,55 @@ _INSTANCES = (
 _DEFECT = (
   "Something went wrong on the server, and its log says what: try again, or try another photo."
 )
+
+
+class _Unwritten(type(gr.Image)):
+  """Gradio's metaclass, but it writes no stub file into this package when a class is made."""
+
+  def __new__(cls, name: str, bases: tuple, attrs: dict) -> Any:
+    return abc.ABCMeta.__new__(cls, name, bases, attrs)
+
+
+class _Uploaded:
+  """Takes what was uploaded to this server; an address of somewhere else is not asked."""
+
+  async def async_move_resource_to_block_cache(self, url_or_file_path: str | None) -> str | None:
+    if str(url_or_file_path or "").lower().startswith(_FETCHES):
+      raise gr.Error("Files are not fetched from other addresses: upload the file itself.")
+    return await super().async_move_resource_to_block_cache(url_or_file_path)  # pyright: ignore
+
+
+class Photo(_Uploaded, gr.Image, metaclass=_Unwritten):
+  """A picture to upload; the function gets the path of the file, before anybody has decoded it."""
+
+  data_model = ImageData
+
+  def get_block_name(self) -> str:
+    """The name of the part of Gradio's page that shows it."""
+    return "image"
+
+  def preprocess(self, payload) -> str | None:
+    """Args: payload is where Gradio put the file. Returns its path."""
+    return None if payload is None else payload.path
+
+
+class MasksFile(_Uploaded, gr.File, metaclass=_Unwritten):
+  """A file to upload; the function gets its path."""
+
+  data_model = FileData
+
+  def get_block_name(self) -> str:
+    """The name of the part of Gradio's page that shows it."""
+    return "file"
+
+  def preprocess(self, payload) -> str | None:
+    """Args: payload is where Gradio put the file. Returns its path."""
+    return None if payload is None else payload.path
+
+
+# Where Gradio is absent, the type checker sees no arguments of its classes.
+_PHOTO: Any = Photo
+_MASKS_FILE: Any = MasksFile
 
 
 def build(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import os
 import pathlib
 import shutil
@@ -19,7 +20,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.registry import Selected
-from mail_jax.app import limits, messages, pictures
+from mail_jax.app import limits
 from mail_jax.app.examples import Masks
 from mail_jax.predict.instances import PhotoInstances
 from mail_jax.predict.segmenter import Segmentation, Segmenter
@@ -28,6 +29,8 @@ KEPT_SECONDS = 3600  # what a visitor was shown can be looked at again for so lo
 # Photos of every other size are another program, and a page sees photos of all sizes. Its programs are forgotten
 # after this many sizes, so that they do not fill the memory.
 _SIZES, _CANVAS = 48, 64
+SIDE = 640  # pixels of the longer side of an instance's picture
+_DIMMED = 0.72
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,19 +185,19 @@ def _write(result: Segmentation, source: str, place: pathlib.Path, prefix: str) 
   overlay, mask = place / f"{prefix}overlay.png", place / f"{prefix}mask.png"
   Image.fromarray(result.overlay()).save(overlay, compress_level=1)
   Image.fromarray(result.mask.astype(np.uint8) * 255).save(mask)
-  small, fitted = pictures.fit(result.image, result.instances)
+  small, fitted = fit(result.image, result.instances)
   instances = []
   for k in range(len(fitted)):
     path = place / f"{prefix}instance-{k + 1}.jpg"
-    alone = pictures.instance_alone(small, fitted[k], k == result.chosen)
+    alone = instance_alone(small, fitted[k], k == result.chosen)
     path.write_bytes(drawing.encode_jpeg(alone, 88))
-    instances.append((str(path), messages.caption(result, k)))
+    instances.append((str(path), caption(result, k)))
   return Answer(
     expression=result.expression,
     overlay=str(overlay),
     mask=str(mask),
     instances=_likeliest_first(instances, result.instance_probability),
-    summary=messages.summary(result, source),
+    summary=summary(result, source),
   )
 
 
@@ -202,3 +205,101 @@ def _likeliest_first(
   instances: list[tuple[str, str]], chances: Float32[np.ndarray, "k"]
 ) -> list[tuple[str, str]]:
   return [instances[k] for k in np.argsort(-chances, kind="stable").tolist()]
+
+
+def instance_alone(
+  image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], chosen: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The photo with everything but one instance dimmed, the instance as it is with an outline.
+
+  Args:
+    image: RGB.
+    mask: of the instance.
+    chosen: whether the model chose it; its outline is yellow then, else white.
+  """
+  width = max(1, round(max(image.shape[:2]) / 300))
+  dimmed = drawing.tint(image, ~mask, (20, 24, 32), _DIMMED)
+  return drawing.outline(dimmed, mask, drawing.CHOSEN if chosen else drawing.TARGET, width)
+
+
+def fit(
+  image: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"], side: int = SIDE
+) -> tuple[UInt8[np.ndarray, "y x 3"], Bool[np.ndarray, "k y x"]]:
+  """Photo and masks with a longer side of `side` pixels: larger ones averaged, smaller ones kept pixel by pixel."""
+  size = drawing.fitting_size(image.shape[0], image.shape[1], side)
+  if max(image.shape[:2]) > side:
+    small = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+  else:
+    small = drawing.stretch(image, size)
+  fitted = [drawing.stretch(mask, size) for mask in masks]
+  return small, np.stack(fitted) if fitted else np.zeros((0, *small.shape[:2]), bool)
+
+
+def summary(result: Segmentation, masks_from: str) -> str:
+  """Says how much was found, how sure the model is, and what to know about it.
+
+  Args:
+    result: of one expression.
+    masks_from: where the instance masks came from, in a few words; empty where there were none.
+  """
+  notes = [f"<li>{html.escape(note)}</li>" for note in _notes(result, masks_from)]
+  return (
+    f'<section class="answer" aria-live="polite"><p class="asked">“{html.escape(result.expression)}”</p>'
+    f'<p class="found">{html.escape(headline(result))}</p><ul>{"".join(notes)}</ul></section>'
+  )
+
+
+def headline(result: Segmentation) -> str:
+  """What was found, in one line."""
+  nothing = result.no_target_probability
+  if nothing is not None and nothing > 0.5:
+    return f"Nothing in the photo is meant, {nothing:.0%} sure"
+  if not result.mask.any():
+    return "Nothing was found"
+  share = result.mask.mean()
+  return (
+    f"Found: {share:.1%} of the photo" if share >= 0.001 else "Found: less than 0.1% of the photo"
+  )
+
+
+def _notes(result: Segmentation, masks_from: str) -> list[str]:
+  notes = []
+  if result.mask.any():
+    sure = result.probability[result.mask].mean(dtype=np.float64)
+    notes.append(f"{sure:.0%} sure of the pixels inside the mask, on average")
+  count = len(result.instances)
+  if count:
+    notes.append(f"{_choice(result)}; the masks are {masks_from}")
+  else:
+    notes.append(
+      "No instance masks: answered from the photo and the text alone, which is less exact"
+    )
+  if result.was_cut:
+    notes.append("The text is longer than the model reads: its end was cut off")
+  return notes
+
+
+def _choice(result: Segmentation) -> str:
+  count, chances = len(result.instances), result.instance_probability
+  if result.chosen is None:
+    return f"None of the {count} instances was chosen"
+  return f"Instance {result.chosen + 1} of {count} chosen, {chances[result.chosen]:.0%} sure"
+
+
+def caption(result: Segmentation, k: int) -> str:
+  """The line below the picture of instance k."""
+  mark = " ✓" if k == result.chosen else ""
+  return f"{k + 1}: {result.instance_probability[k]:.0%}{mark}"
+
+
+def title(name: str, selected: str, step: int, dataset: str) -> str:
+  """The head of the page: which model this is."""
+  about = " · ".join(
+    html.escape(part)
+    for part in (name, selected, f"step {step:,}", f"learned from {dataset}")
+    if part
+  )
+  return (
+    '<header><h1>Say it, see it</h1><p class="lead">Describe something in a photo; the model marks it.</p>'
+    f'<p class="model"><span>mail_jax</span> {about}</p></header>'
+  )

@@ -121,7 +121,9 @@ def _write(
     print(f"wrote {args.overlays} ({drawing.legend()})")
 
 
-def draw_sheet(model: load.LoadedModel, data_dir: str, names: Sequence[str], count: int) -> Image.Image:
+def draw_sheet(
+  model: load.LoadedModel, data_dir: str, names: Sequence[str], count: int
+) -> Image.Image:
   """Draws a contact sheet of predictions, in one process.
 
   Args:

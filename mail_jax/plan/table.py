@@ -1,20 +1,13 @@
 """Plans as text: one of them in some lines, several as a table."""
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-  from mail_jax.plan.command import Plan
+from mail_jax.plan.estimate import Plan, mesh_name
 
 _GIB = 2**30
 
 
-def mesh_name(mesh: dict[str, int]) -> str:
-  """`data 4 x fsdp 4`."""
-  return " x ".join(f"{name} {size}" for name, size in mesh.items())
-
-
-def describe(plan: "Plan") -> str:
+def describe(plan: Plan) -> str:
   """One plan in a few lines."""
   lines = [
     f"{plan.topology}: {plan.chips} chips, {plan.hosts} hosts, {mesh_name(plan.mesh)}, "
@@ -36,7 +29,7 @@ def describe(plan: "Plan") -> str:
   return "\n".join(lines)
 
 
-def _memory_lines(plan: "Plan") -> list[str]:
+def _memory_lines(plan: Plan) -> list[str]:
   assert plan.estimate
   memory = plan.estimate.memory
   return [
@@ -46,7 +39,7 @@ def _memory_lines(plan: "Plan") -> list[str]:
   ]
 
 
-def _work_lines(plan: "Plan") -> list[str]:
+def _work_lines(plan: Plan) -> list[str]:
   found = plan.estimate
   assert found
   lines = [
@@ -67,7 +60,7 @@ def _gib(count: int) -> str:
   return f"{count / _GIB:.2f}"
 
 
-def _largest(plan: "Plan") -> str:
+def _largest(plan: Plan) -> str:
   """`64 a chip, 1024 in all (72 a chip does not fit; 5 compilations)`."""
   largest = plan.largest_batch
   assert largest
@@ -80,7 +73,7 @@ def _largest(plan: "Plan") -> str:
   )
 
 
-def table(plans: list["Plan"]) -> str:
+def table(plans: list[Plan]) -> str:
   """Plans as a table, one row each; Markdown."""
   header = [
     "slice",
@@ -101,7 +94,7 @@ def table(plans: list["Plan"]) -> str:
   )
 
 
-def _row(plan: "Plan") -> list[str]:
+def _row(plan: Plan) -> list[str]:
   row = [plan.topology, f"{plan.mesh['data']} x {plan.mesh['fsdp']}"]
   row.append(f"{plan.batch_size / plan.chips:g}")
   found = plan.estimate

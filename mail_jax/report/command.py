@@ -18,9 +18,9 @@ from mail_jax.evaluate import per_expression, protocols, runner
 from mail_jax.evaluate.per_expression import Row
 from mail_jax.export import load
 from mail_jax.predict.segmenter import Segmenter
-from mail_jax.report import page, predictions, provenance, training_log
-from mail_jax.report.judged import Judged
+from mail_jax.report import curves, page, predictions, provenance
 from mail_jax.report.predictions import Drawn
+from mail_jax.report.quality import SplitResults
 
 _MOST = 100
 """Pictures of each kind; more than three hundred are no report."""
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
   """
   args = _parse(argv)
   out = _where(args.workdir, args.out)
-  log = training_log.read(args.workdir)
+  log = curves.read_log(args.workdir)
   given = _read_samples(args.per_expression, args.data) if args.per_expression else None
   model = load.load(args.workdir, args.step)
   splits = _judge(args.data_dir, given) if given else _evaluate(args, model)
@@ -111,7 +111,7 @@ def _where(workdir: str, out: str | None) -> str:
   return out
 
 
-def _evaluate(args: argparse.Namespace, model: load.LoadedModel) -> list[Judged]:
+def _evaluate(args: argparse.Namespace, model: load.LoadedModel) -> list[SplitResults]:
   """Runs the model on every sentence."""
   names = runner.find_splits(args.data_dir, args.data or [_own_split(model)])
   results, rows = runner.evaluate(model, args.data_dir, names)
@@ -156,7 +156,7 @@ def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
   return found
 
 
-def _judge(data_dir: str, found: Mapping[str, Sequence[Row]]) -> list[Judged]:
+def _judge(data_dir: str, found: Mapping[str, Sequence[Row]]) -> list[SplitResults]:
   """Computes the metrics of rows that were written before."""
   runner.find_splits(data_dir, [*found])
   splits = []
@@ -166,18 +166,20 @@ def _judge(data_dir: str, found: Mapping[str, Sequence[Row]]) -> list[Judged]:
   return splits
 
 
-def _judged(data_dir: str, name: str, results: Mapping[str, Any], rows: Sequence[Row]) -> Judged:
+def _judged(
+  data_dir: str, name: str, results: Mapping[str, Any], rows: Sequence[Row]
+) -> SplitResults:
   metrics = {key: value for key, value in results.items() if isinstance(value, (int, float))}
   groups = {key: value for key, value in results.items() if isinstance(value, dict)}
-  return Judged(name, metrics, rows, groups, runner.recall_instances(data_dir, name))
+  return SplitResults(name, metrics, rows, groups, runner.recall_instances(data_dir, name))
 
 
-def _names(splits: Sequence[Judged]) -> str:
+def _names(splits: Sequence[SplitResults]) -> str:
   return ", ".join(split.name for split in splits)
 
 
 def _draw(
-  model: load.LoadedModel, data_dir: str, splits: Sequence[Judged], count: int
+  model: load.LoadedModel, data_dir: str, splits: Sequence[SplitResults], count: int
 ) -> tuple[dict[str, list[Drawn]], list[str]]:
   """Draws `count` sentences of each kind, the same number of every split; and says what is odd about them."""
   share = -(-count // len(splits))

@@ -1,14 +1,21 @@
 """The learning curves of a run: its losses, what it was judged by, its speed, and where the time went."""
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mail_jax.report import axes, charts, training_log
-from mail_jax.report.charts import Series
-from mail_jax.report.panels import grid, panel
-from mail_jax.report.training_log import Curve
+from input_pipeline.common import buckets
+from input_pipeline.common.errors import InputError
+from mail_jax.report import charts
+from mail_jax.report.charts import Series, grid, panel
 
+FILE = "metrics.jsonl"
+POINTS = 160
+"""A curve has no more: what is between two of them cannot be seen."""
+
+Curve = list[tuple[float, float]]
 _LOSSES = ("loss", "bce", "dice", "selection", "no_target")
 _LOSS_TEXT = "The loss and its terms, before they are weighed; a point is the mean of the steps since the last one."
 _JUDGED = ("mIoU", "oIoU", "gIoU", "P@0.5", "P@0.9", "selection_accuracy", "oracle_mIoU")
@@ -16,6 +23,76 @@ _JUDGED_TEXT = "On the sentences that the run was judged by as it trained, perha
 _TIME = {
   "step": "c0", "data": "c1", "evaluation": "c2", "checkpoint": "c3", "compile": "c4", "other": "c5",
 }  # fmt: skip
+
+
+def read_log(workdir: str) -> list[dict[str, Any]] | None:
+  """Returns the rows of a run's log; None where there is none, as beside an exported model.
+
+  A last line without its end is passed over: the run was stopped, or is writing it.
+
+  Raises:
+    InputError: the file cannot be read, or a line of it is no row.
+  """
+  path = buckets.folder(workdir, "W") / FILE
+  try:
+    if not path.exists():
+      return None
+    text = path.read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"{path} cannot be read: {error}") from error
+  *whole, _ = text.split("\n")
+  return [_row(f"{path}, line {number}", line) for number, line in enumerate(whole, 1)]
+
+
+def _row(where: str, line: str) -> dict[str, Any]:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise InputError(
+      f"{where}: {error}; remove the line, or the file to do without curves"
+    ) from error
+  step = row.get("step") if isinstance(row, dict) else None
+  if type(step) is not int:
+    raise InputError(
+      f"{where}: no row of a training log, which has a whole number as its step; remove the line"
+    )
+  return row
+
+
+def read_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+  """Returns (step, value) of every number in a log, by its name, in the order of steps, thinned to POINTS.
+
+  What is not finite is left out.
+  """
+  found: dict[str, Curve] = {}
+  for row in sorted(rows, key=lambda row: row["step"]):
+    for name, value in row.items():
+      if name != "step" and type(value) in (int, float) and math.isfinite(value):
+        found.setdefault(name, []).append((float(row["step"]), float(value)))
+  return {name: thin(curve) for name, curve in found.items()}
+
+
+def thin(curve: Curve, points: int = POINTS) -> Curve:
+  """Returns a curve of so many points at most: each the mean of as many that follow each other, but for the ends.
+
+  The first and the last point stay as they are.
+  """
+  if len(curve) <= points:
+    return curve
+  inner, parts = curve[1:-1], points - 2
+  thinned = [curve[0]]
+  for part in range(parts):
+    few = inner[part * len(inner) // parts : (part + 1) * len(inner) // parts]
+    thinned.append(
+      (math.fsum(x for x, _ in few) / len(few), math.fsum(y for _, y in few) / len(few))
+    )
+  return [*thinned, curve[-1]]
+
+
+def time_spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Returns the seconds that the last start of a run spent on each phase, the longest first; empty if none is known."""
+  logged = [row["seconds"] for row in rows if isinstance(row.get("seconds"), dict)]
+  return dict(sorted(logged[-1].items(), key=lambda item: -item[1])) if logged else {}
 
 
 def draw(rows: Sequence[Mapping[str, Any]] | None, step: int) -> Iterator[str]:
@@ -31,12 +108,12 @@ def draw(rows: Sequence[Mapping[str, Any]] | None, step: int) -> Iterator[str]:
       "exported model has none.</p>"
     )
     return
-  curves = training_log.curves(rows)
+  curves = read_curves(rows)
   if not curves:
     yield "<p>metrics.jsonl is empty: the run has logged nothing yet.</p>"
     return
   yield "<p>The dashed line is the checkpoint of this page.</p>"
-  yield from grid(_panels(curves, training_log.time_spent(rows), step))
+  yield from grid(_panels(curves, time_spent(rows), step))
 
 
 def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) -> Iterator[str]:
@@ -54,7 +131,7 @@ def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) 
   }
   for name, (title, text) in alone.items():
     if name in curves:
-      write = _percent if name in ("mfu", "data_wait") else axes.plain
+      write = _percent if name in ("mfu", "data_wait") else charts.plain
       yield _panel(title, {name: curves[name]}, step, text, write)
   if sum(spent.values()) > 0:
     yield _time(spent)
@@ -77,12 +154,12 @@ def _panel(
   curves: Mapping[str, Curve],
   step: int,
   text: str,
-  write: Callable[[axes.Number], str] = axes.plain,
+  write: Callable[[charts.Number], str] = charts.plain,
 ) -> str:
   values = [y for curve in curves.values() for _, y in curve]
   tick = _percent_tick if write is _percent else write
-  y = dataclasses.replace(axes.covering(values, ""), write=tick)
-  x = axes.until(max(x for curve in curves.values() for x, _ in curve), "step")
+  y = dataclasses.replace(charts.covering(values, ""), write=tick)
+  x = charts.until(max(x for curve in curves.values() for x, _ in curve), "step")
   ends = ", ".join(f"{name} {write(curve[-1][1])}" for name, curve in curves.items())
   steps = sorted({x for curve in curves.values() for x, _ in curve})
   looked_up = {name: dict(curve) for name, curve in curves.items()}
@@ -100,11 +177,11 @@ def _panel(
   return panel(title, chart, charts.key([*curves]), text, (["step", *curves], table))
 
 
-def _percent(value: axes.Number) -> str:
+def _percent(value: charts.Number) -> str:
   return f"{100 * value:.1f}"
 
 
-def _percent_tick(value: axes.Number) -> str:
+def _percent_tick(value: charts.Number) -> str:
   return f"{100 * value:.3g}"
 
 

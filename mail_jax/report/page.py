@@ -7,10 +7,10 @@ from typing import Any
 from input_pipeline.common import html
 from input_pipeline.common.html import escape
 from input_pipeline.proposers import leakage
-from mail_jax.report import curves, gallery, quality
-from mail_jax.report.judged import Judged
-from mail_jax.report.panels import section
+from mail_jax.report import curves, predictions, quality
+from mail_jax.report.charts import section
 from mail_jax.report.predictions import Drawn
+from mail_jax.report.quality import SplitResults
 from mail_jax.report.style import LOOK
 
 _SECTIONS = {
@@ -65,7 +65,7 @@ class Report:
   run: str
   about: str
   step: int
-  splits: Sequence[Judged]
+  splits: Sequence[SplitResults]
   log: Sequence[Mapping[str, Any]] | None
   pictures: Mapping[str, Sequence[Drawn]]
   facts: Mapping[str, Mapping[str, str]]
@@ -79,7 +79,7 @@ def write(report: Report) -> str:
     "results": _results(report),
     "quality": quality.draw(report.splits),
     "training": curves.draw(report.log, report.step),
-    "predictions": gallery.draw(report.pictures, name_data=len(report.splits) > 1),
+    "predictions": predictions.gallery(report.pictures, name_data=len(report.splits) > 1),
     "provenance": _provenance(report),
   }
   parts = [*_header(report), "<main>"]
@@ -116,7 +116,7 @@ def _results(report: Report) -> Iterator[str]:
   yield "</details>"
 
 
-def _tiles(splits: Sequence[Judged]) -> Iterator[str]:
+def _tiles(splits: Sequence[SplitResults]) -> Iterator[str]:
   if len(splits) > 1:
     for split in splits:
       more = ", ".join(f"{name} {write_metric(split.metrics[name])}" for name in ("oIoU", "P@0.5"))

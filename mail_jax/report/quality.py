@@ -1,13 +1,19 @@
 """How good the masks are, in charts: at which IoU, for which targets and sentences, and what stands in the way."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from mail_jax.report import axes, charts, outcomes
-from mail_jax.report.charts import Bar, Series
-from mail_jax.report.judged import Judged
-from mail_jax.report.outcomes import BINS, REASONS, STEPS
-from mail_jax.report.panels import grid, panel
+import numpy as np
 
+from mail_jax.evaluate.per_expression import Row
+from mail_jax.report import charts
+from mail_jax.report.charts import Bar, Series, grid, panel
+
+STEPS = 100
+"""The P@X curve has a point each hundredth from 0 to 1."""
+BINS = 20
+_HIT = 0.5
 _GROUPS = {
   "by_size": (
     "Mean IoU by the size of the target",
@@ -20,12 +26,89 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def draw(splits: Sequence[Judged]) -> Iterator[str]:
+@dataclasses.dataclass(frozen=True)
+class SplitResults:
+  """The results of a split.
+
+  Attributes:
+    name: DATASET/SPLIT.
+    metrics: fractions and counts by their name.
+    rows: a sentence each, in the order of the data; at least one.
+    groups: metrics of a part of the sentences, by what parts them (`by_size`, `by_words`) and the name of the part.
+    instances: who made its instance masks, as `leakage.recall` says.
+  """
+
+  name: str
+  metrics: Mapping[str, int | float]
+  rows: Sequence[Row]
+  groups: Mapping[str, Mapping[str, Mapping[str, int | float]]]
+  instances: Mapping[str, Any]
+
+
+def precision_curve(rows: Sequence[Row]) -> list[float]:
+  """Returns P@X, the share of rows with an IoU of at least X, for X = 0, 1/STEPS, ..., 1."""
+  ious = np.sort([row["iou"] for row in rows])
+  below = np.searchsorted(ious, np.arange(STEPS + 1) / STEPS, side="left")
+  return ((len(ious) - below) / len(ious)).tolist()
+
+
+def histogram(rows: Sequence[Row]) -> list[int]:
+  """Returns how many rows have an IoU in [0, 1/BINS), [1/BINS, 2/BINS), ...; the last bin has those of 1 too.
+
+  Counted in whole numbers, so that no IoU lands in its neighbour's bin.
+  """
+  counts = [0] * BINS
+  for row in rows:
+    full = row["intersection"] * BINS // row["union"] if row["union"] else BINS
+    counts[min(full, BINS - 1)] += 1
+  return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+  """One of the ways in which a sentence ends; `look` is its class in the page's look."""
+
+  name: str
+  meaning: str
+  look: str
+
+
+REASONS = (
+  Reason("found", "the mask has an IoU of at least 0.5", "found"),
+  Reason(
+    "poor outline", "the right instance was chosen, and the mask is below 0.5 all the same", "poor"
+  ),
+  Reason(
+    "wrong instance", "an instance mask fits the target, and another or none was chosen", "wrong"
+  ),
+  Reason("no instance fits", "no instance mask overlaps the target by more than 0.5", "none"),
+)
+
+
+def reasons(rows: Sequence[Row]) -> list[int]:
+  """Returns how many of the rows that have a target end in each of REASONS."""
+  counts = dict.fromkeys(REASONS, 0)
+  for row in rows:
+    if row["area"]:
+      counts[_reason(row)] += 1
+  return [*counts.values()]
+
+
+def _reason(row: Row) -> Reason:
+  found, poor, wrong, impossible = REASONS
+  if row["iou"] >= _HIT:
+    return found
+  if row["chosen_iou"] > _HIT:
+    return poor
+  return wrong if row["oracle_iou"] > _HIT else impossible
+
+
+def draw(splits: Sequence[SplitResults]) -> Iterator[str]:
   """Yields the panels."""
   yield from grid(_panels(splits))
 
 
-def _panels(splits: Sequence[Judged]) -> Iterator[str]:
+def _panels(splits: Sequence[SplitResults]) -> Iterator[str]:
   yield _precision(splits)
   for number, split in enumerate(splits):
     yield _histogram(split, number, alone=len(splits) == 1)
@@ -36,8 +119,8 @@ def _panels(splits: Sequence[Judged]) -> Iterator[str]:
       yield _groups(splits, name, title, text)
 
 
-def _precision(splits: Sequence[Judged]) -> str:
-  curves = [outcomes.precision_curve(split.rows) for split in splits]
+def _precision(splits: Sequence[SplitResults]) -> str:
+  curves = [precision_curve(split.rows) for split in splits]
   at = [x / STEPS for x in range(STEPS + 1)]
   series = [
     Series(split.name, [*zip(at, curve, strict=True)])
@@ -47,9 +130,9 @@ def _precision(splits: Sequence[Judged]) -> str:
     f"{one.name} {_percent(curve[STEPS // 2])} % at 0.5"
     for one, curve in zip(series, curves, strict=True)
   )
-  tick = axes.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), axes.plain, "X")
+  tick = charts.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), charts.plain, "X")
   chart = charts.lines(
-    series, tick, axes.fractions(""), f"P@X for X from 0 to 1: {half}",
+    series, tick, charts.fractions(""), f"P@X for X from 0 to 1: {half}",
     lambda name, x, y: f"{name}: P@{x:.2f} = {_percent(y)} %",
   )  # fmt: skip
   rows = [
@@ -64,17 +147,17 @@ def _precision(splits: Sequence[Judged]) -> str:
   )
 
 
-def _histogram(split: Judged, number: int, alone: bool) -> str:
-  counts = outcomes.histogram(split.rows)
+def _histogram(split: SplitResults, number: int, alone: bool) -> str:
+  counts = histogram(split.rows)
   names = [f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}" for i in range(BINS)]
   say = [
     f"IoU {name}: {count:,} sentences, {count / len(split.rows):.1%}"
     for name, count in zip(names, counts, strict=True)
   ]
-  x = axes.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), axes.plain, "IoU")
+  x = charts.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), charts.plain, "IoU")
   low, high = counts[0] / len(split.rows), counts[-1] / len(split.rows)
   says = f"Histogram of the IoU on {split.name}: {low:.1%} of the sentences below 0.05, {high:.1%} from 0.95 on"
-  chart = charts.columns(counts, x, axes.covering(counts, ""), says, say, number)
+  chart = charts.columns(counts, x, charts.covering(counts, ""), says, say, number)
   title = "Sentences by IoU" if alone else f"Sentences by IoU, {split.name}"
   rows = [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]
   return panel(
@@ -82,8 +165,8 @@ def _histogram(split: Judged, number: int, alone: bool) -> str:
   )
 
 
-def _reasons(splits: Sequence[Judged]) -> str:
-  found = {split.name: outcomes.reasons(split.rows) for split in splits}
+def _reasons(splits: Sequence[SplitResults]) -> str:
+  found = {split.name: reasons(split.rows) for split in splits}
   bars, table = [], []
   for name, counts in found.items():
     total = max(sum(counts), 1)
@@ -109,7 +192,7 @@ def _reasons(splits: Sequence[Judged]) -> str:
   return panel("Found or not, and why", chart, key, text, (["", *(r.name for r in REASONS)], table))
 
 
-def _ceiling(splits: Sequence[Judged]) -> str:
+def _ceiling(splits: Sequence[SplitResults]) -> str:
   marks = {
     "picked_mIoU": "the chosen instance mask, as it is",
     "mIoU": "the model's mask",
@@ -134,7 +217,7 @@ def _ceiling(splits: Sequence[Judged]) -> str:
   )
 
 
-def _groups(splits: Sequence[Judged], name: str, title: str, text: str) -> str:
+def _groups(splits: Sequence[SplitResults], name: str, title: str, text: str) -> str:
   parts = list(dict.fromkeys(part for split in splits for part in split.groups.get(name, {})))
   drawn, table = [], []
   for part in parts:

@@ -21,7 +21,7 @@ from mail_jax.config import from_json, load_config, to_json
 from mail_jax.evaluate import per_expression
 from mail_jax.export import folder as folders
 from mail_jax.export import load
-from mail_jax.report import training_log
+from mail_jax.report import curves
 
 PHOTO = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
@@ -137,8 +137,8 @@ def test_rows_of_an_evaluation(tmp_path):
 def test_the_log_of_a_run(tmp_path):
 
   def read(content):
-    (tmp_path / training_log.FILE).write_text(json.dumps(content) + "\n")
-    return training_log.curves(training_log.read(str(tmp_path)) or ())
+    (tmp_path / curves.FILE).write_text(json.dumps(content) + "\n")
+    return curves.read_curves(curves.read_log(str(tmp_path)) or ())
 
   check(read, {"step": 3, "loss": 0.5, "seconds": {"step": 1.0}})
 

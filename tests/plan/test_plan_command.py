@@ -13,7 +13,7 @@ import tiny_run
 from configs import base, refcoco, scale
 from input_pipeline.common.errors import InputError
 from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead
+from mail_jax.plan import ahead, estimate
 from mail_jax.plan import command as plan
 from mail_jax.plan.largest_batch import LargestBatch
 
@@ -67,7 +67,7 @@ def test_slices_and_splits_make_a_table(one_chip, monkeypatch, tmp_path, capsys)
 
   monkeypatch.setattr(ahead, "compile_step", refuse)
   monkeypatch.setattr(ahead, "open_topology", lambda t: jax.devices()[:1] * t.chips)
-  monkeypatch.setattr(plan.ahead, "make_program", lambda config, vocab, devices: _program(config))
+  monkeypatch.setattr(ahead, "make_program", lambda config, vocab, devices: _program(config))
   run("--topology", "v4:2x2x1", "--sweep", "--json", str(tmp_path / "p.json"), topology="v5e:2x2")
   rows = re.findall(
     r"^\| (v\S+) +\| (\d+ x \d+) +\| (\S+) +\| (.*?) +\| (\S+)", capsys.readouterr().out, re.M
@@ -122,11 +122,13 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
 
   monkeypatch.setattr(ahead, "compile_step", compile_step)
   monkeypatch.setattr(ahead, "make_program", lambda config, vocab, devices: _program(config))
-  monkeypatch.setattr(plan, "estimate", lambda *args: None)
-  monkeypatch.setattr(plan, "memory_of", lambda *args: Total())
+  monkeypatch.setattr(estimate, "estimate_step", lambda *args: None)
+  monkeypatch.setattr(estimate, "memory_of", lambda *args: Total())
   config = tiny_run.get_config()
   config.grad_accum_steps, config.batch_size = 2, 4
-  found = plan.make_plan(config.lock(), chips.parse_topology("v5e:1x1"), "full", 9).largest_batch
+  found = estimate.make_plan(
+    config.lock(), chips.parse_topology("v5e:1x1"), "full", 9
+  ).largest_batch
   assert found == LargestBatch(10, 12, len(asked) - 1)
   assert [effort for _, effort in asked] == ["full"] + ["quick"] * found.compilations
   assert all(batch % 2 == 0 for batch, _ in asked)
@@ -175,15 +177,15 @@ def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
 
 def test_the_vocabulary_is_that_of_the_tokenizer_or_the_weights(tmp_path):
   config = base.get_config()
-  assert plan.vocab_size(config) == 512
-  assert plan.vocab_size(refcoco.get_config("unc")) == 30522  # BERT's, as ViLT has it
+  assert estimate.vocab_size(config) == 512
+  assert estimate.vocab_size(refcoco.get_config("unc")) == 30522  # BERT's, as ViLT has it
   vocab = pathlib.Path(tmp_path / "vocab.txt")
   vocab.write_text(
     "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "left", "right"]) + "\n"
   )
   config.tokenizer = f"wordpiece:{vocab}"
-  assert plan.vocab_size(config) == 7
-  assert {plan.vocab_size(scale.get_config(size)) for size in scale.SIZES} == {30522}
+  assert estimate.vocab_size(config) == 7
+  assert {estimate.vocab_size(scale.get_config(size)) for size in scale.SIZES} == {30522}
 
 
 def test_published_figures_hold_together():

@@ -13,9 +13,9 @@ import tiny_run
 from configs import refcoco
 from input_pipeline.common.errors import InputError
 from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead, collectives, hlo, products, traffic
+from mail_jax.plan import ahead, collectives, costs, hlo
 from mail_jax.plan import command as plan
-from mail_jax.plan.estimate import estimate, memory_of
+from mail_jax.plan.estimate import estimate_step, make_plan, memory_of
 
 _MISSING = not os.path.isfile(os.environ.get("TPU_LIBRARY_PATH", "")) and (
   importlib.util.find_spec("libtpu") is None
@@ -56,14 +56,14 @@ def test_products_of_the_program_are_those_counted_by_hand(copies, cut):
   by_hand = flops.train_step_flops(make_config()) / SLICE.chips
   for compiled in (copies, cut):
     module = hlo.parse(compiled.as_text())
-    assert products.product_flops(module) == pytest.approx(by_hand, rel=0.03)
+    assert costs.product_flops(module) == pytest.approx(by_hand, rel=0.03)
 
 
 def test_traffic_of_every_memory_is_what_xla_counts(copies):
   module = hlo.parse(copies.as_text())
   told = copies.cost_analysis()["bytes accessed"]
-  assert traffic.memory_bytes(module, every_space=True) == pytest.approx(told, rel=0.05)
-  assert traffic.memory_bytes(module) <= traffic.memory_bytes(module, every_space=True)
+  assert costs.memory_bytes(module, every_space=True) == pytest.approx(told, rel=0.05)
+  assert costs.memory_bytes(module) <= costs.memory_bytes(module, every_space=True)
 
 
 def test_copies_of_the_model_sum_their_gradients(copies):
@@ -123,7 +123,7 @@ def _parameters() -> int:
 
 def test_an_estimate_of_a_slice(copies):
   program = ahead.make_program(make_config(), 320, ahead.open_topology(SLICE))
-  found = estimate(program, copies, SLICE)
+  found = estimate_step(program, copies, SLICE)
   assert found.memory.available == int(15.75 * 2**30)
   assert found.seconds["compute"] == found.flops_compiled / 197e12
   # Two links of 50 GB/s at each corner of the square.
@@ -183,7 +183,7 @@ def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
     topology = chips.parse_topology(name)
     config = refcoco.get_config("unc")
     config.batch_size = 8 * topology.chips
-    found = plan.make_plan(config.lock(), topology, "quick", 0).estimate
+    found = make_plan(config.lock(), topology, "quick", 0).estimate
     assert found
     totals.append(found.memory.total)
     assert 1 < found.flops_xla / found.flops < 1.05

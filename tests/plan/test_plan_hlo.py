@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mail_jax.plan import hlo, products, traffic
+from mail_jax.plan import costs, hlo
 
 LOOP = """HloModule m
 
@@ -71,9 +71,9 @@ def test_a_compiled_scan_runs_its_body_as_often_as_it_is_long():
   compiled = jax.jit(scanned).lower(jnp.zeros((16, 16))).compile()
   module = hlo.parse(compiled.as_text())
   once = 2 * 16**3
-  assert products.product_flops(module) == 6 * once
+  assert costs.product_flops(module) == 6 * once
   # XLA counts one round; with the others it is what we count, but for the elements.
-  assert products.flops_of_further_rounds(module) == 5 * once
+  assert costs.flops_of_further_rounds(module) == 5 * once
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_text_that_is_no_program_is_refused():
 def test_products_are_counted_by_their_taps(line, data, kernel, flops):
   lines = f"  %x = {data} parameter(0)\n  %k = {kernel} parameter(1)\n  ROOT %y = {line}\n"
   module = hlo.parse(f"ENTRY %main () -> f32[] {{\n{lines}}}\n")
-  assert products.product_flops(module) == flops
+  assert costs.product_flops(module) == flops
 
 
 def test_products_are_those_that_xla_counts():
@@ -144,7 +144,7 @@ def test_products_are_those_that_xla_counts():
 
   shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 3, 4, 6), (2, 9, 9, 4), (6, 5))]
   compiled = jax.jit(jax.grad(step, argnums=(0, 1, 2))).lower(*shapes).compile()
-  ours = products.product_flops(hlo.parse(compiled.as_text()))
+  ours = costs.product_flops(hlo.parse(compiled.as_text()))
   forward = 2 * 2 * 4 * 6 * 25**2 + 2 * 162 * 6 * 5
   assert ours == 3 * forward
   assert ours <= compiled.cost_analysis()["flops"] < 1.1 * ours
@@ -168,7 +168,7 @@ ENTRY %main (table: f32[100,8], i: s32[]) -> f32[1,8] {
 }
 """)
   whole, row, index = 3200, 32, 4
-  assert traffic.memory_bytes(module) == whole + whole + (row + index + row)
+  assert costs.memory_bytes(module) == whole + whole + (row + index + row)
 
 
 def test_traffic_is_what_xla_counts_where_all_is_in_one_memory():
@@ -178,6 +178,6 @@ def test_traffic_is_what_xla_counts_where_all_is_in_one_memory():
   shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 32), (32, 128))]
   compiled = jax.jit(step).lower(*shapes).compile()
   module = hlo.parse(compiled.as_text())
-  assert traffic.memory_bytes(module) == pytest.approx(
+  assert costs.memory_bytes(module) == pytest.approx(
     compiled.cost_analysis()["bytes accessed"], rel=0.02
   )

@@ -23,8 +23,8 @@ from mail_jax.predict.segmenter import Segmentation
 from mail_jax.report import command as report
 from mail_jax.report import page as report_page
 from mail_jax.report import predictions
-from mail_jax.report.judged import Judged
 from mail_jax.report.predictions import Drawn
+from mail_jax.report.quality import SplitResults
 
 SPLITS = ("shapes/val", "shapes/testC")
 COUNT = 6
@@ -307,7 +307,7 @@ def _report(
 ) -> report_page.Report:
   metrics = {"sentences": len(rows), "mIoU": 0.5, "oIoU": 0.5, "P@0.5": 0.5}
   instances = {"warning": None}
-  split = Judged(name, metrics, rows, {"by_size": {"small": metrics}}, instances)
+  split = SplitResults(name, metrics, rows, {"by_size": {"small": metrics}}, instances)
   drawn = dict.fromkeys(predictions.KINDS, pictures)
   log = [{"step": step, "loss": 1 / step, "lr": 1e-3} for step in range(1, 20_000)]
   facts = {"Model": {"parameters": "1"}}

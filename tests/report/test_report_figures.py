@@ -1,4 +1,4 @@
-"""What the charts of a report are drawn from: counts of rows, curves of a log, axes."""
+"""What the charts of a report are drawn from: counts of rows, curves of a log, charts."""
 
 import fractions
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mail_jax.report import axes, outcomes, predictions, training_log
+from mail_jax.report import charts, curves, predictions, quality
 
 
 def _rows(pairs: list[tuple[int, int]]) -> list[dict]:
@@ -28,7 +28,7 @@ def _exact(intersection: int, union: int) -> fractions.Fraction:
 
 @hypothesis.given(_PAIRS)
 def test_the_precision_curve_counts_every_iou_that_reaches_x_exactly(pairs):
-  curve = outcomes.precision_curve(_rows(pairs))
+  curve = quality.precision_curve(_rows(pairs))
   assert len(curve) == 101
   for number, share in enumerate(curve):
     reached = sum(_exact(*pair) >= fractions.Fraction(number, 100) for pair in pairs)
@@ -44,7 +44,7 @@ def test_the_histogram_puts_every_iou_into_the_bin_that_it_is_in_exactly(pairs):
       if fractions.Fraction(n, 20) <= _exact(*pair) < fractions.Fraction(n + 1, 20)
     ]  # fmt: skip
     expected[inside[0] if inside else 19] += 1
-  assert outcomes.histogram(_rows(pairs)) == expected
+  assert quality.histogram(_rows(pairs)) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_the_histogram_puts_every_iou_into_the_bin_that_it_is_in_exactly(pairs):
 )
 def test_a_sentence_ends_for_one_reason(iou, chosen_iou, oracle_iou, reason):
   row = {"iou": iou, "chosen_iou": chosen_iou, "oracle_iou": oracle_iou, "area": 10}
-  counts = outcomes.reasons([row, row | {"area": 0}])
-  found = {r.name: count for r, count in zip(outcomes.REASONS, counts, strict=True)}
-  assert found == {r.name: int(r.name == reason) for r in outcomes.REASONS}
+  counts = quality.reasons([row, row | {"area": 0}])
+  found = {r.name: count for r, count in zip(quality.REASONS, counts, strict=True)}
+  assert found == {r.name: int(r.name == reason) for r in quality.REASONS}
 
 
 def _sentences(count: int, images: int) -> list[dict]:
@@ -114,16 +114,16 @@ def test_curves_are_in_the_order_of_steps_and_have_no_holes_for_what_is_not_fini
     {"step": 1, "loss": 3, "lr": 0.5},
     {"step": 3, "loss": math.nan, "val/mIoU": 0.25, "note": "x", "flag": True},
   ]
-  assert training_log.curves(rows) == {
+  assert curves.read_curves(rows) == {
     "loss": [(1.0, 3.0), (2.0, 2.0)], "lr": [(1.0, 0.5)], "val/mIoU": [(3.0, 0.25)]
   }  # fmt: skip
-  assert training_log.time_spent(rows) == {"step": 5.0}
+  assert curves.time_spent(rows) == {"step": 5.0}
 
 
 @hypothesis.given(st.integers(3, 60), st.integers(1, 500))
 def test_thinning_keeps_the_ends_the_order_and_the_means(points, count):
   curve = [(float(i), float((i * 7919) % 101)) for i in range(count)]
-  thin = training_log.thin(curve, points)
+  thin = curves.thin(curve, points)
   assert len(thin) == min(points, count)
   assert (thin[0], thin[-1]) == (curve[0], curve[-1])
   assert [x for x, _ in thin] == sorted({x for x, _ in thin})
@@ -139,7 +139,7 @@ def test_thinning_keeps_the_ends_the_order_and_the_means(points, count):
   st.lists(st.floats(-1e12, 1e12).filter(lambda x: x == 0 or abs(x) > 1e-9), min_size=1, max_size=5)
 )
 def test_an_axis_covers_all_values_with_few_round_ticks(values):
-  scale = axes.covering(values, "")
+  scale = charts.covering(values, "")
   rounding = 1e-8 * (scale.high - scale.low)
   assert scale.low <= min(values) + rounding
   assert scale.high >= max(values) - rounding
@@ -164,4 +164,4 @@ def test_an_axis_covers_all_values_with_few_round_ticks(values):
   ],
 )
 def test_numbers_on_axes_are_short(value, text):
-  assert axes.plain(value) == text
+  assert charts.plain(value) == text
