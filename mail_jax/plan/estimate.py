@@ -134,8 +134,8 @@ def estimate_step(
   config, chip = program.config, topology.chip
   module = hlo.parse(_text(compiled))
   ours = flops.train_step_flops(config) / topology.chips
-  costs: Any = compiled.cost_analysis()
-  xla = costs["flops"] + costs.flops_of_further_rounds(module)
+  analysis: Any = compiled.cost_analysis()
+  xla = analysis["flops"] + costs.flops_of_further_rounds(module)
   moved = costs.memory_bytes(module)
   done = costs.product_flops(module)
   counted = collectives.count_collectives(module, topology.chips)
