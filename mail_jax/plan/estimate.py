@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import open_tokenizer
 from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead, collectives, hlo
+from mail_jax.plan import ahead, collectives, costs, hlo
 from mail_jax.plan.largest_batch import LargestBatch, find_largest
 from mail_jax.train.program import Program
 
