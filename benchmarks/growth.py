@@ -21,8 +21,8 @@ from input_pipeline.common.errors import run_command
 from mail_jax.config import load_config
 from mail_jax.distributed import sharding
 from mail_jax.hardware import flops
+from mail_jax.models.build import apply_model
 from mail_jax.train.program import build_program
-from mail_jax.train.step import apply_model
 
 # Widths, depths and heads of ViT's Tiny, Small, Base and Large (arXiv 2010.11929, 2012.12877).
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}

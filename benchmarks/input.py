@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 
 from benchmarks import paired
+from input_pipeline import records
 from input_pipeline.common import parallel
 from input_pipeline.common.errors import run_command
 
@@ -85,7 +86,6 @@ def stored(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[tuple[dic
   from pycocotools import mask as mask_api
 
   from benchmarks import torch_input
-  from input_pipeline import records
   from input_pipeline.tf import builder
 
   polygons = _polygons(args.annotations)
@@ -143,14 +143,14 @@ def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> 
   """Fails where the two disagree; returns how far the photos are apart, in levels."""
   import tensorflow as tf
 
-  from input_pipeline import preprocess, records
+  from input_pipeline import preprocess
   from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
   from input_pipeline.tf import record_reader, train_samples
 
   tokenizer = WordPieceTokenizer(pathlib.Path(args.vocab).read_bytes(), args.vocab)
   record, shape = (
     mine["record"],
-    record_reader.Shape(args.image_size, record_reader.num_planes(args.max_instances)),
+    record_reader.Shape(args.image_size, records.num_planes(args.max_instances)),
   )
   refs = record["refs"]
   fields = {key: record[key] for key in ("image", "instances", "height", "width")} | {

@@ -27,10 +27,10 @@ from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess import one_photo
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.shapes import scenes
-from mail_jax.config import load_config, make_model
+from mail_jax.config import load_config
 from mail_jax.export import formats, load
+from mail_jax.models.build import init_variables, make_model
 from mail_jax.predict.segmenter import Segmenter
-from mail_jax.train.step import create_state
 
 _TEXTS = tuple(f"the {size} {shape}" for size in ("large", "small") for shape in scenes.SHAPES)
 _MORE = 8  # expressions that are asked of a photo beside the first
@@ -62,12 +62,8 @@ def _random(path: str, overrides: list[str]) -> load.LoadedModel:
   config = load_config(path, overrides)
   tokenizer = SentencePieceTokenizer.train(list(_TEXTS), 300)
   model = make_model(config, tokenizer.vocab_size)
-  from mail_jax.train.optim import make_optimizer_from
-
-  state = create_state(
-    model, make_optimizer_from(config), config.image_size, config.max_tokens, config.seed
-  )
-  return load.LoadedModel(config, model, jax.device_put(state.variables), tokenizer, 0)
+  variables = init_variables(model, config)
+  return load.LoadedModel(config, model, jax.device_put(variables), tokenizer, 0)
 
 
 def measure(

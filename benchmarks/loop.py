@@ -22,7 +22,7 @@ from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess import tokenizer
 from mail_jax.config import load_config
 from mail_jax.distributed import sharding
-from mail_jax.train import loop as train
+from mail_jax.train import loop
 from mail_jax.train.data import Data
 
 # Steps before anything is measured.
@@ -38,7 +38,7 @@ def loop_seconds(workdir: pathlib.Path) -> float:
   return (last - first) / (rows[-1]["step"] - rows[0]["step"])
 
 
-def step_seconds(trainer: train.Trainer, batch: dict[str, np.ndarray], steps: int) -> float:
+def step_seconds(trainer: loop.Trainer, batch: dict[str, np.ndarray], steps: int) -> float:
   """Seconds of a bare step, one ahead of the device as in the loop."""
   spread, lr = sharding.global_batch(trainer.program.mesh, batch), np.float32(0)
 
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
   times: dict[str, list[float]] = {"the loop": [], "the bare step": []}
   for _ in range(args.rounds):
     with tempfile.TemporaryDirectory() as folder:
-      trainer = train.Trainer(config, folder, held)
+      trainer = loop.Trainer(config, folder, held)
       trainer.run()
       times["the loop"].append(loop_seconds(pathlib.Path(folder)))
       times["the bare step"].append(step_seconds(trainer, batch, args.steps))

@@ -19,10 +19,10 @@ from input_pipeline import preprocess, records
 from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 from input_pipeline.shapes import scenes as shapes
-from mail_jax.config import make_model
+from mail_jax.models.build import make_model
 from mail_jax.models.encoder import Encoder
+from mail_jax.models.parameters import path_name
 from mail_jax.pretrained import initialise, vilt
-from mail_jax.train.optim import path_name
 
 Values = dict[str, np.ndarray]
 MAX_TOKENS, MAX_INSTANCES = 20, 16

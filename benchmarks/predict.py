@@ -16,8 +16,8 @@ from benchmarks import contestants
 from input_pipeline.common.errors import run_command
 from mail_jax.distributed import sharding
 from mail_jax.hardware import flops
+from mail_jax.models.build import apply_model
 from mail_jax.train.program import build_program
-from mail_jax.train.step import apply_model
 
 # Largest difference of two logits: float32 on CPUs, TF32 on GPUs, and with bf16 inside.
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}

@@ -30,7 +30,7 @@ from benchmarks import paired, pictures
 from input_pipeline.common.errors import InputError, run_command
 from mail_jax.checkpoints import checkpoint
 from mail_jax.report import charts
-from mail_jax.train import loop as train
+from mail_jax.train import command as train
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _DRAWN = {"rss_mb": "resident", "held_mb": "held between steps"}

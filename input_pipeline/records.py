@@ -67,6 +67,11 @@ def no_instances(height: int, width: int) -> Instances:
   )
 
 
+def num_planes(count: int) -> int:
+  """Returns how many bit planes hold so many masks; at least one."""
+  return max(1, -(-count // PLANE_BITS))
+
+
 def pack_planes(masks: Bool[np.ndarray, "k h w"]) -> UInt16[np.ndarray, "g h w"]:
   """Packs k masks into max(1, ceil(k / 16)) planes of 16 bits."""
   count, height, width = masks.shape

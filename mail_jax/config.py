@@ -1,18 +1,15 @@
 """Recipes from files, overrides from the command line, and back from checkpoints."""
 
 import ast
-import dataclasses
 import json
 import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from mail_jax import recipes
-from mail_jax.models.mail import MaIL
 
 # Keys that configs of before do not have, with what the code of then did.
 ADDED = {
@@ -29,6 +26,13 @@ ADDED = {
   "model.coordinates": True,
   "loss.no_target": 1.0,
 }
+
+# Keys that may change when a run is resumed: where it runs, and how much it logs.
+MAY_CHANGE = (
+  "mesh.", "sharding_rules", "grad_accum_steps", "loader.threads", "loader.on_error", "log_every",
+  "max_nonfinite_steps", "model.backend", "model.remat", "model.pad_to_multiple_of",
+  "log.",
+)  # fmt: skip
 
 # Without these, and what is in them, no model can be built or judged.
 _NEEDED = (
@@ -96,6 +100,14 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json())
 
 
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns a nested config as one level, its names joined by dots."""
+  found = {}
+  for key, value in data.items():
+    found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return found
+
+
 def from_json(data: Any, where: str = "the config") -> ConfigDict:
   """Undoes `to_json`; a key that was added since gets the value of what was done without it.
 
@@ -141,33 +153,9 @@ def _differences(
     elif path in _SIZES and not _is_size(value, _SIZES[path]):
       yield path, f"is {reprlib.repr(value)}, not {_SIZES[path][0]} to {_SIZES[path][1]:,}"
   if inside == "model.":
-    known = {field.name for field in dataclasses.fields(MaIL)}
-    yield from ((inside + key, "is unknown") for key in stored.keys() - known)
+    yield from ((inside + key, "is unknown") for key in stored.keys() - base.keys())
 
 
 def _is_size(value: Any, limits: tuple[int, int]) -> bool:
   values = value if isinstance(value, list) else [value]
   return all(type(x) is int and limits[0] <= x <= limits[1] for x in values)
-
-
-def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
-  """Builds the model that a config describes.
-
-  Args:
-    config: a whole config.
-    vocab_size: word pieces of the tokenizer (it may have fewer than `config.vocab_size`).
-  """
-  if config.image_size % config.model.patch_size:
-    raise InputError(
-      f"config.image_size {config.image_size} is not a multiple of config.model.patch_size {config.model.patch_size}"
-    )
-  fields = dict(config.model)
-  if fields["dtype"] not in ("float32", "bfloat16"):
-    raise InputError(f"config.model.dtype {fields['dtype']!r} is not one of float32, bfloat16")
-  fields["dtype"] = jnp.dtype(fields["dtype"])
-  return MaIL(
-    vocab_size=vocab_size,
-    max_instances=config.max_instances,
-    max_tokens=config.max_tokens,
-    **fields,
-  )

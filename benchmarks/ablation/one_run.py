@@ -26,7 +26,7 @@ from mail_jax.config import load_config
 from mail_jax.evaluate import runner
 from mail_jax.export import load
 from mail_jax.hardware import flops
-from mail_jax.train import loop as train
+from mail_jax.train import loop
 from mail_jax.train.data import Batch, Data, open_data
 
 METRICS = (
@@ -98,12 +98,12 @@ def _train(config: ConfigDict, data: Data, workdir: str, until: float) -> list[l
         trainer.preemption.ask()
       yield batch
 
-  trainer = train.Trainer(config, workdir, dataclasses.replace(data, train=batches))
+  trainer = loop.Trainer(config, workdir, dataclasses.replace(data, train=batches))
   trainer.run()
   return _curve(trainer)
 
 
-def _curve(trainer: train.Trainer) -> list[list[float]]:
+def _curve(trainer: loop.Trainer) -> list[list[float]]:
   rows = [row for row in trainer.progress.rows() if "val/mIoU" in row]
   return [[row["step"] * trainer.config.batch_size, row["val/mIoU"]] for row in rows]
 

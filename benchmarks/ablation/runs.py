@@ -9,8 +9,7 @@ from typing import Any
 
 from benchmarks.ablation.tables import TABLES, Row
 from input_pipeline.common.errors import InputError
-from mail_jax.config import ADDED, load_config, to_json
-from mail_jax.train.resume import MAY_CHANGE, flat
+from mail_jax.config import ADDED, MAY_CHANGE, flatten, load_config, to_json
 
 # A run is judged once, at its end; during it only as far as its row asks for it.
 ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_expressions=64")
@@ -60,7 +59,7 @@ def of_row(row: Row, seed: int, budget: Budget) -> Run:
   """The run of a row with a seed."""
   steps = max(1, round(budget.samples * row.share / load_config(budget.recipe).batch_size))
   overrides = (*ALWAYS, f"steps={steps}", f"seed={seed}", *row.overrides)
-  settings = flat(to_json(load_config(budget.recipe, overrides)))
+  settings = flatten(to_json(load_config(budget.recipe, overrides)))
   told = {
     key: value
     for key, value in settings.items()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import re
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from input_pipeline import preprocess, records
+from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.tf import builder, pipelines, record_frames
 from input_pipeline.tf.record_frames import Damage
@@ -336,8 +335,3 @@ def _place_of(source: Source, image_id: int) -> str:
       if record["image_id"] == image_id:
         return f"record {skip + n} of {path}"
   return "in its files"
-
-
-def num_planes(max_instances: int) -> int:
-  """How many bit planes hold that many instances; at least one."""
-  return max(1, math.ceil(max_instances / records.PLANE_BITS))

@@ -17,8 +17,8 @@ from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.errors import InputError
 from mail_jax.checkpoints import manifest, orbax_settings, s3_mirror
 from mail_jax.distributed import processes
+from mail_jax.models.parameters import Tree
 
-Tree = Any  # a nest of arrays, as JAX has them
 Metrics = dict[str, int | float]
 FOLDER = "checkpoints"
 

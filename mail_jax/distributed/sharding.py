@@ -12,9 +12,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from input_pipeline.common.errors import InputError
-from mail_jax.train.optim import path_name
+from mail_jax.models.parameters import Tree, path_name
 
-Tree = Any  # a nest of arrays, as JAX has them
 Rule = (
   str | tuple[str | None, ...]
 )  # "fsdp", "replicate", or an axis of the mesh (or None) for each dimension

@@ -12,9 +12,8 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import dataset_metrics, per_expression, protocols, segmentation
-from mail_jax.evaluate.segmentation import SegmentationEvaluator
+from mail_jax.evaluate.segmentation import SegmentationEvaluator, jit_measure
 from mail_jax.export import fingerprints, load
-from mail_jax.train.program import jit_measure
 
 Measure = Callable[[Any, dict[str, Any]], dict[str, jax.Array]]
 

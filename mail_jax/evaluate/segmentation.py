@@ -7,17 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Int32
 
 from input_pipeline.common.errors import InputError
+from mail_jax.distributed import sharding
 from mail_jax.evaluate import boundary
 from mail_jax.evaluate.protocols import ORIGINAL, Protocol
+from mail_jax.models import instances
+from mail_jax.models.build import apply_model
 from mail_jax.models.mail import MaIL, Output, empty_where_nothing
-from mail_jax.train import losses
-from mail_jax.train.step import apply_model
+from mail_jax.models.parameters import Variables
 
 Batch = dict[str, Any]
-Variables = Any  # {"params", "batch_stats"}
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -39,6 +41,25 @@ def make_measure(
     return count(apply(variables, batch), batch, model.max_instances, protocol)
 
   return measure
+
+
+def jit_measure(
+  model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGINAL, apply: Any = None
+) -> Any:
+  """Compiles `make_measure` for a mesh: (variables, batch) -> counts, on every device.
+
+  Args:
+    model: the network.
+    mesh: of the devices that the batch is spread over.
+    placed: sharding of the variables.
+    protocol: by which it counts.
+    apply: runs in place of the network; see `make_measure`.
+  """
+  return jax.jit(
+    sharding.traced_on(mesh, make_measure(model, protocol, apply)),
+    in_shardings=(placed, sharding.batch_sharding(mesh)),
+    out_shardings=sharding.replicated(mesh),
+  )
 
 
 def count(
@@ -79,7 +100,7 @@ def count(
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
     return result | {"chosen_iou": zero, "oracle_iou": zero}
-  iou = losses.instance_iou(output.masks, batch["target"])
+  iou = instances.instance_iou(output.masks, batch["target"])
   chosen_iou = jnp.take_along_axis(
     jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1
   )[:, 0]

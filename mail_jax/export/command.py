@@ -18,10 +18,11 @@ from etils import epath
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from mail_jax.config import make_model, to_json
+from mail_jax.config import to_json
 from mail_jax.export import bundle, folder, forward, load, model_card, weights
 from mail_jax.export import formats as artifacts
 from mail_jax.export import scripts as standalone
+from mail_jax.models.build import make_model
 
 # Whose versions the card tells, where they are installed.
 _PACKAGES = ("jax", "flax", "numpy", "safetensors", "onnx")

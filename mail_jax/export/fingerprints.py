@@ -8,10 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mail_jax.config import to_json
+from mail_jax.config import MAY_CHANGE, flatten, to_json
 from mail_jax.export.load import LoadedModel
-from mail_jax.train.optim import path_name
-from mail_jax.train.resume import MAY_CHANGE, flat
+from mail_jax.models.parameters import path_name
 
 _LETTERS = 16  # of SHA-256: 64 bits
 
@@ -19,7 +18,7 @@ _LETTERS = 16  # of SHA-256: 64 bits
 def of_config(config: ConfigDict) -> str:
   """Fingerprint of a config, without what says where a run works and how often it tells of itself."""
   settings = {
-    key: value for key, value in flat(to_json(config)).items() if not key.startswith(MAY_CHANGE)
+    key: value for key, value in flatten(to_json(config)).items() if not key.startswith(MAY_CHANGE)
   }
   return _letters(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()))
 

@@ -16,16 +16,10 @@ from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from mail_jax.export import folder as folders
-from mail_jax.export.forward import (
-  INPUTS,
-  Variables,
-  as_output,
-  input_specs,
-  make_forward,
-  output_specs,
-)
+from mail_jax.export.forward import as_output, make_forward, output_specs
+from mail_jax.models.build import INPUTS, input_specs
 from mail_jax.models.mail import MaIL, Output
-from mail_jax.train.optim import path_name
+from mail_jax.models.parameters import Variables, path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _STABLEHLO = "1.8.0"  # what reads SavedModels knows 1.13
@@ -52,19 +46,18 @@ def write(
     InputError: what writes that format is not installed.
   """
   specs = input_specs(config, export.symbolic_shape("b")[0])
-  named: dict[str, Any] = dict(zip(INPUTS, specs, strict=True))
   forward = make_forward(model)
   if form == "stablehlo":
     inside = jax.jit(functools.partial(forward, variables))
-    exported = export.export(inside, platforms=PLATFORMS)(*specs)
+    exported = export.export(inside, platforms=PLATFORMS)(*specs.values())
     module = _for_older_readers(exported.mlir_module_serialized)
     place.write_bytes(dataclasses.replace(exported, mlir_module_serialized=module).serialize())
   elif form == "saved_model":
-    _write_saved_model(place, forward, variables, named)
+    _write_saved_model(place, forward, variables, specs)
   elif form == "onnx":
     from mail_jax.export import onnx_model
 
-    place.write_bytes(onnx_model.build(forward, variables, named))
+    place.write_bytes(onnx_model.build(forward, variables, specs))
   else:
     raise InputError(f"--format {form!r} is not one of {', '.join(folders.PLACES)}")
 

@@ -1,6 +1,7 @@
 """The function that an exported model is: five arrays in, logits and scores out."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,15 +10,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mail_jax.models import instances
+from mail_jax.models.build import INPUTS, apply_model, init_variables, input_specs
 from mail_jax.models.encoder import STACK, block_name
 from mail_jax.models.mail import MaIL, Output
 from mail_jax.models.mask_selection import select
-from mail_jax.train.step import apply_model
+from mail_jax.models.parameters import Variables
 
-Variables = Any  # {"params", "batch_stats"}
 Named = Mapping[str, jax.Array]
-# Of the batch (docs/reference/formats.md), in the order in which every exported model takes them.
-INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
 
 
 def make_forward(model: MaIL) -> Callable[..., dict[str, jax.Array]]:
@@ -65,31 +64,10 @@ def _unstack(encoder: Mapping[str, Any], first: int, depth: int) -> dict[str, An
   return apart
 
 
-def input_specs(config: ConfigDict, batch: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """Shapes and dtypes of the inputs, for that many examples; `batch` may be a symbol of `jax.export`."""
-  size = config.image_size
-  planes = max(1, -(-config.max_instances // instances.PLANE_BITS))
-  shapes = {
-    "image": ((batch, size, size, 3), jnp.uint8),
-    "instances": ((batch, planes, size, size), jnp.uint16),
-    "num_instances": ((batch,), jnp.int32),
-    "tokens": ((batch, config.max_tokens), jnp.int32),
-    "num_tokens": ((batch,), jnp.int32),
-  }
-  return tuple(jax.ShapeDtypeStruct(*shapes[name]) for name in INPUTS)
-
-
 def output_specs(model: MaIL, config: ConfigDict, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and dtypes of the outputs, for that many examples."""
-  specs = input_specs(config, batch)
-  given = dict(zip(INPUTS, specs, strict=True))
-  valid = jax.ShapeDtypeStruct((batch, model.max_instances), jnp.bool_)
-  shapes = jax.eval_shape(
-    model.init,
-    jax.random.key(0),
-    *(given["image"], given["instances"], valid, given["tokens"], given["num_tokens"]),
-  )
-  return jax.eval_shape(make_forward(model), shapes, *specs)
+  variables = jax.eval_shape(functools.partial(init_variables, model, config))
+  return jax.eval_shape(make_forward(model), variables, *input_specs(config, batch).values())
 
 
 def as_output(model: MaIL, named: Named, batch: Mapping[str, jax.Array]) -> Output:

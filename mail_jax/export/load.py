@@ -14,13 +14,13 @@ from input_pipeline.common import buckets
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import tokenizer as tokenizers
 from mail_jax.checkpoints import checkpoint
-from mail_jax.config import from_json, make_model
+from mail_jax.config import from_json
 from mail_jax.distributed import sharding
 from mail_jax.export import folder, formats, weights
 from mail_jax.models.attention import runs_on
+from mail_jax.models.build import apply_model, init_variables, make_model
 from mail_jax.models.mail import MaIL, Output
-from mail_jax.train.optim import make_optimizer_from
-from mail_jax.train.step import TrainState, apply_model, create_state
+from mail_jax.models.parameters import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +116,10 @@ def _load_run(workdir: str, selected: str | int) -> LoadedModel:
     meta = checkpoints.meta(step)
     config = _config_for_here(meta["config"], f"--checkpoint {workdir}")
     tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
-    model, state = _describe(config, tokenizer.vocab_size, f"--checkpoint {workdir}")
+    model, variables = _describe(config, tokenizer.vocab_size, f"--checkpoint {workdir}")
+    # Names of fields of `TrainState`.
     field = "averaged" if config.ema_decay else "variables"
-    shapes = {field: getattr(state, field)}
+    shapes = {field: variables}
     everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
     variables = checkpoints.restore(step, checkpoint.abstract_like(shapes, everywhere))[field]
     metrics = checkpoints.metrics(step)
@@ -136,12 +137,12 @@ def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel
   config = _config_for_here(about["config"], str(place / folder.ABOUT))
   kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
   tokenizer = tokenizers.of_kind(kind, folder.read_file(place, about, name), str(place / name))
-  model, state = _describe(config, tokenizer.vocab_size, str(place / folder.ABOUT))
+  model, shapes = _describe(config, tokenizer.vocab_size, str(place / folder.ABOUT))
   variables, forward, files = {}, None, {}
   if form == "safetensors":
     name = folder.PLACES[form]
     data = folder.read_file(place, about, name)
-    arrays = weights.from_bytes(data, state.variables, str(place / name))
+    arrays = weights.from_bytes(data, shapes, str(place / name))
     variables = sharding.on_every_device(sharding.make_mesh(), arrays)
   else:
     path = folder.check_place(place, about, form)
@@ -160,19 +161,15 @@ def _config_for_here(data: dict[str, Any], where: str) -> ConfigDict:
   return config
 
 
-def _describe(config: ConfigDict, vocab_size: int, where: str) -> tuple[MaIL, TrainState]:
-  """The model of a stored config, and the shapes of its state; an `InputError` where it describes none."""
+def _describe(config: ConfigDict, vocab_size: int, where: str) -> tuple[MaIL, Variables]:
+  """Returns the model of a stored config, and the shapes of its variables.
+
+  Raises:
+    InputError: the config describes no model.
+  """
   try:
     model = make_model(config, vocab_size)
-    create = functools.partial(
-      create_state,
-      model,
-      make_optimizer_from(config),
-      config.image_size,
-      config.max_tokens,
-      config.seed,
-    )
-    return model, jax.eval_shape(create)
+    return model, jax.eval_shape(functools.partial(init_variables, model, config))
   except InputError as error:
     raise InputError(f"{where}: {error}") from error
   except Exception as error:  # whatever its parts raise of values that fit no model

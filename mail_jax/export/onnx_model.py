@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend import core
 
 from input_pipeline.common.errors import InputError
-from mail_jax.train.optim import path_name
+from mail_jax.models.parameters import path_name
 
 try:
   import onnx  # pyright: ignore[reportMissingImports]

@@ -1,7 +1,5 @@
 """Variables as a file of safetensors, and back."""
 
-from typing import Any
-
 import jax
 import numpy as np
 import safetensors
@@ -9,9 +7,7 @@ import safetensors.numpy
 
 from input_pipeline.common.errors import InputError
 from mail_jax.export.folder import FORMAT
-from mail_jax.train.optim import path_name
-
-Tree = Any  # a nest of arrays, as JAX has them
+from mail_jax.models.parameters import Tree, path_name
 
 
 def to_bytes(variables: Tree) -> bytes:

@@ -44,6 +44,25 @@ def overlap(masks: Bool[Array, "b k h w"], other: Bool[Array, "b h w"]) -> Float
   return (inside @ other.astype(jnp.float32).reshape(batch, height * width, 1))[..., 0]
 
 
+def instance_iou(
+  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
+) -> Float[Array, "b k"]:
+  """IoU of each instance mask with the target, in [0, 1]; 0 where both are empty."""
+  both = overlap(masks, target)
+  area = areas(masks) + target.sum((1, 2), dtype=jnp.float32)[:, None]
+  return both / jnp.maximum(area - both, 1)
+
+
+def instance_share(
+  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
+) -> Float[Array, "b k"]:
+  """Share of each instance mask that lies inside the target, in [0, 1]; 0 for an empty mask.
+
+  Where several objects are meant, each of them is inside and none has the whole target's IoU.
+  """
+  return overlap(masks, target) / jnp.maximum(areas(masks), 1)
+
+
 def boxes(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k 4"]:
   """Bounding boxes (top, left, bottom, right) in pixels, ends exclusive; the full frame for an empty mask."""
   sides = []

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,11 +10,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models.encoder import stack_blocks
+from mail_jax.models.parameters import Tree, path_name
 from mail_jax.models.separate import MODALITIES
 from mail_jax.pretrained import vilt
-from mail_jax.train.optim import path_name
-
-Tree = Any  # a nest of arrays, as JAX has them
 
 
 def vilt_path(init: str) -> str:

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from mail_jax.models import instances
-
 
 def binary_cross_entropy(
   logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]
@@ -26,15 +24,6 @@ def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[A
   overlap = (probability * truth).sum((1, 2))
   total = probability.sum((1, 2)) + truth.sum((1, 2))
   return 1 - (2 * overlap + 1) / (total + 1)
-
-
-def instance_iou(
-  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
-) -> Float[Array, "b k"]:
-  """IoU of each instance mask with the target, in [0, 1]; 0 where both are empty."""
-  both = instances.overlap(masks, target)
-  area = instances.areas(masks) + target.sum((1, 2), dtype=jnp.float32)[:, None]
-  return both / jnp.maximum(area - both, 1)
 
 
 def selection_cross_entropy(
@@ -57,16 +46,6 @@ def selection_cross_entropy(
   return optax.softmax_cross_entropy(logits, truth / jnp.maximum(truth.sum(1, keepdims=True), 1))
 
 
-def instance_share(
-  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
-) -> Float[Array, "b k"]:
-  """Share of each instance mask that lies inside the target, in [0, 1]; 0 for an empty mask.
-
-  Where several objects are meant, each of them is inside and none has the whole target's IoU.
-  """
-  return instances.overlap(masks, target) / jnp.maximum(instances.areas(masks), 1)
-
-
 def gate_cross_entropy(
   logits: Float[Array, "b j"], share: Float[Array, "b k"], valid: Bool[Array, "b k"]
 ) -> Float[Array, "b"]:
@@ -74,7 +53,7 @@ def gate_cross_entropy(
 
   Args:
     logits: of each instance, and of "none of them" last, j = k + 1; a gate's logit is the difference.
-    share: see `instance_share`.
+    share: see `instances.instance_share`.
     valid: slots that hold an instance.
 
   Returns:

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,9 @@ import optax
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
+from mail_jax.models.parameters import Tree, path_name
 
 Rules = Sequence[tuple[str, float]]
-Tree = Any  # a nest of arrays, as JAX has them
-
-
-def path_name(path: tuple) -> str:
-  """Name of a leaf: its keys joined by slashes, as in `encoder/block00/qkv/kernel`."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def by_rule(tree: Tree, rules: Rules, what: str) -> Tree:

@@ -12,14 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
-from mail_jax.config import make_model
 from mail_jax.distributed import sharding
-from mail_jax.evaluate.protocols import ORIGINAL, Protocol
-from mail_jax.evaluate.segmentation import make_measure
-from mail_jax.models import instances
+from mail_jax.evaluate.segmentation import jit_measure
 from mail_jax.models.attention import runs_on
+from mail_jax.models.build import input_specs, make_model
 from mail_jax.models.mail import IN_DTYPE, MaIL
-from mail_jax.train.optim import make_optimizer_from, path_name
+from mail_jax.models.parameters import path_name
+from mail_jax.train.optim import make_optimizer_from
 from mail_jax.train.step import TrainState, create_state, make_train_step
 
 
@@ -60,9 +59,7 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   _check_batch(config, mesh)
   _check_backend(config, mesh)
   model, optimizer = make_model(config, vocab_size), make_optimizer_from(config)
-  create = functools.partial(
-    create_state, model, optimizer, config.image_size, config.max_tokens, config.seed
-  )
+  create = functools.partial(create_state, model, optimizer, config)
   shapes = jax.eval_shape(create)
   placed = sharding.state_sharding(mesh, shapes, config.sharding_rules)
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -102,40 +99,17 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   )
 
 
-def jit_measure(
-  model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGINAL, apply: Any = None
-) -> Any:
-  """What an evaluation counts of a batch, on every device: (variables, batch) -> counts.
-
-  Args:
-    model: the network.
-    mesh: of the devices that the batch is spread over.
-    placed: where the variables are.
-    protocol: by which it counts.
-    apply: runs in place of the network; see `make_measure`.
-  """
-  return jax.jit(
-    sharding.traced_on(mesh, make_measure(model, protocol, apply)),
-    in_shardings=(placed, sharding.batch_sharding(mesh)),
-    out_shardings=sharding.replicated(mesh),
-  )
-
-
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a global batch of training (docs/reference/formats.md)."""
+  """Returns the shapes of a global batch of training (docs/reference/formats.md)."""
   rows, size = config.batch_size, config.image_size
-  groups = max(1, -(-config.max_instances // instances.PLANE_BITS))
-  shapes = {
-    "image": ((rows, size, size, 3), jnp.uint8),
-    "instances": ((rows, groups, size, size), jnp.uint16),
-    "num_instances": ((rows,), jnp.int32),
-    "tokens": ((rows, config.max_tokens), jnp.int32),
-    "num_tokens": ((rows,), jnp.int32),
-    "target": ((rows, size, size), jnp.bool_),
-    "weight": ((rows,), jnp.float32),
+  specs = input_specs(config, rows)
+  specs |= {
+    "target": jax.ShapeDtypeStruct((rows, size, size), jnp.bool_),
+    "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
   }
-  shapes |= {"light": ((rows, 3), jnp.float32)} if config.augment.jitter else {}
-  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+  if config.augment.jitter:
+    specs["light"] = jax.ShapeDtypeStruct((rows, 3), jnp.float32)
+  return specs
 
 
 def _dtypes_of_use(model: MaIL, params: Any) -> Any:

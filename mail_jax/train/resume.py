@@ -7,15 +7,8 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import Tokenizer
 from mail_jax.checkpoints import checkpoint
-from mail_jax.config import ADDED, to_json
+from mail_jax.config import ADDED, MAY_CHANGE, flatten, to_json
 from mail_jax.distributed import processes
-
-# What a run may be resumed with another value of: where it runs, and how often it tells of itself.
-MAY_CHANGE = (
-  "mesh.", "sharding_rules", "grad_accum_steps", "loader.threads", "loader.on_error", "log_every",
-  "max_nonfinite_steps", "model.backend", "model.remat", "model.pad_to_multiple_of",
-  "log.",
-)  # fmt: skip
 
 
 def check_same(
@@ -26,7 +19,7 @@ def check_same(
   Raises:
     InputError: names the first key that differs.
   """
-  before, after = ADDED | flat(meta["config"]), flat(to_json(config))
+  before, after = ADDED | flatten(meta["config"]), flatten(to_json(config))
   for key in sorted(before.keys() | after.keys()):
     if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
       raise InputError(
@@ -38,14 +31,6 @@ def check_same(
       f"--workdir {workdir} holds a run whose tokenizer came of other training sentences; "
       "choose another --workdir, or add --archive_existing to move it aside"
     )
-
-
-def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A nested config as one level of names with dots."""
-  found = {}
-  for key, value in data.items():
-    found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return found
 
 
 def archive_existing(workdir: str, config: ConfigDict, tokenizer: Tokenizer) -> None:

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt16
+from ml_collections import ConfigDict
 
 from mail_jax.models import instances
-from mail_jax.models.mail import MaIL, Output, every
+from mail_jax.models.build import Batch, init_variables
+from mail_jax.models.mail import MaIL, every
+from mail_jax.models.parameters import Tree, Variables
 from mail_jax.train import losses
 from mail_jax.train.colours import change_colours
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Tree = Any  # a nest of arrays, as JAX has them
 
 
 @struct.dataclass
@@ -24,39 +25,22 @@ class TrainState:
   """All that training changes; `variables` and `averaged` are {"params", "batch_stats"}."""
 
   step: Any  # an int32; its shape or sharding where the state stands for those
-  variables: Tree
-  averaged: Tree
+  variables: Variables
+  averaged: Variables
   opt_state: Tree
 
 
 def create_state(
-  model: MaIL, optimizer: optax.GradientTransformation, image_size: int, max_tokens: int, seed: int
+  model: MaIL, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> TrainState:
-  """Initialises the parameters, the optimizer and the average (to be jitted: shapes alone decide)."""
-  groups = max(1, -(-model.max_instances // instances.PLANE_BITS))
-  variables = model.init(
-    jax.random.key(seed),
-    jnp.zeros((1, image_size, image_size, 3), jnp.uint8),
-    jnp.zeros((1, groups, image_size, image_size), jnp.uint16),
-    jnp.zeros((1, model.max_instances), bool),
-    jnp.zeros((1, max_tokens), jnp.int32),
-    jnp.ones((1,), jnp.int32),
-  )
-  variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+  """Creates the parameters, the optimizer's state and the average (to be jitted)."""
+  variables = init_variables(model, config)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     variables=variables,
     averaged=jax.tree.map(jnp.copy, variables),
     opt_state=optimizer.init(variables["params"]),
   )
-
-
-def apply_model(model: MaIL, variables: Tree, batch: Batch) -> Output:
-  """Runs the model on a batch, as at test time."""
-  valid = instances.count_valid(batch["num_instances"], model.max_instances)
-  return model.apply(
-    variables, batch["image"], batch["instances"], valid, batch["tokens"], batch["num_tokens"]
-  )  # pyright: ignore[reportReturnType]
 
 
 def drop_instances(
@@ -131,7 +115,7 @@ def make_loss(
     truth, meant = None, None
     if model.max_instances and model.selection != "none":
       masks = instances.unpack_planes(planes, model.max_instances) & valid[:, :, None, None]
-      overlap = losses.instance_share if model.selection == "multi" else losses.instance_iou
+      overlap = instances.instance_share if model.selection == "multi" else instances.instance_iou
       truth = overlap(masks, batch["target"])
       if teacher_forcing:
         meant = truth > 0.5 if model.selection == "multi" else find_meant(truth, model.none_slot)

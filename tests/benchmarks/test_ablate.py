@@ -17,6 +17,7 @@ from benchmarks.ablation import documents, figure, one_run, runs
 from benchmarks.ablation.tables import NOISES, TABLES, Row, Table
 from input_pipeline.common.errors import InputError
 from mail_jax import config
+from mail_jax.models import build
 
 BUDGET = runs.Budget()
 TINY = runs.Budget(tiny_run.__file__, samples=24 * 8, seeds=1)
@@ -55,7 +56,7 @@ def test_rows_of_a_table_are_different_runs_or_judged_on_different_masks(table):
 
 def test_every_row_is_a_model():
   made = {
-    config.make_model(config.load_config("demo", run.overrides), 512)
+    build.make_model(config.load_config("demo", run.overrides), 512)
     for run in runs.planned(list(TABLES), dataclasses.replace(BUDGET, seeds=1))
   }
   assert len(made) > 25

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny_model
 
-from mail_jax.train.step import apply_model, draw_chance, make_loss
+from mail_jax.models.build import apply_model
+from mail_jax.train.step import draw_chance, make_loss
 
 torch = pytest.importorskip("torch", reason="needs torch and transformers: make extras")
 pytest.importorskip("transformers", reason="needs torch and transformers: make extras")

@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 from configs import refcoco
 from input_pipeline.common.errors import InputError
-from mail_jax.config import make_model
 from mail_jax.distributed import sharding
 from mail_jax.distributed.sharding import make_mesh
+from mail_jax.models.build import make_model
 from mail_jax.train.optim import make_optimizer_from
 from mail_jax.train.program import build_program
 from mail_jax.train.step import create_state
@@ -219,7 +219,7 @@ def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer():
   """With 5 % more for what is too small to be cut."""
   config = refcoco.get_config()
   model, optimizer = make_model(config, vocab_size=30522), make_optimizer_from(config)
-  state = jax.eval_shape(lambda: create_state(model, optimizer, config.image_size, 20, 0))
+  state = jax.eval_shape(lambda: create_state(model, optimizer, config))
   mesh = AbstractMesh((1, 8), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
   kept = (state.variables["params"], state.opt_state)
   leaves = jax.tree.leaves(sharding.shapes_at(kept, sharding.state_sharding(mesh, kept)))

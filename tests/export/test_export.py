@@ -24,8 +24,8 @@ from input_pipeline.common.errors import InputError
 from mail_jax.evaluate import command as evaluate
 from mail_jax.export import command as export
 from mail_jax.export import fingerprints, folder, formats, load
+from mail_jax.models.build import apply_model
 from mail_jax.predict import command as predict
-from mail_jax.train.step import apply_model
 
 FORMATS = ("stablehlo", "saved_model")
 

@@ -14,6 +14,7 @@ from jax import lax
 from mail_jax.evaluate import runner, table
 from mail_jax.export import command as export
 from mail_jax.export import forward, load
+from mail_jax.models import build
 
 pytestmark = pytest.mark.extras
 B = "b"  # stands for any number of examples
@@ -106,10 +107,10 @@ def test_every_variant_of_the_model_is_the_same_in_onnx(name):
   config = tiny_model.make_config(preset, slots, **model)
   network, variables = tiny_model.make(config), tiny_model.random_variables(config)
   run = forward.make_forward(network)
-  specs = forward.input_specs(config, jax.export.symbolic_shape("b")[0])
+  specs = build.input_specs(config, jax.export.symbolic_shape("b")[0])
   plain, plain_variables = forward.without_loop(config, variables)
   written = forward.make_forward(tiny_model.make(plain))
-  model = _build(written, plain_variables, dict(zip(forward.INPUTS, specs, strict=True)))
+  model = _build(written, plain_variables, specs)
   for count in (1, 3):
     batch = exported_models.random_batch(config, count, seed=count)
     expected = jax.jit(run)(variables, *(batch[key] for key in forward.INPUTS))

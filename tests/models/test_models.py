@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 from configs import base, demo, refcoco_small
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from mail_jax.config import make_model
 from mail_jax.export import forward
+from mail_jax.models import build
+from mail_jax.models.build import make_model
 from mail_jax.models.mail import IN_DTYPE, Output
-from mail_jax.train.optim import path_name
+from mail_jax.models.parameters import path_name
 
 Inputs = dict[str, np.ndarray]
 
@@ -310,8 +311,8 @@ def test_a_program_holds_the_weights_and_takes_any_number_of_examples(options):
   config = tiny_model.make_config(**options)
   variables = jax.device_get(tiny_model.random_variables(config))
   run = forward.make_forward(tiny_model.make(config))
-  specs = forward.input_specs(config, jax.export.symbolic_shape("b")[0])
-  exported = jax.export.export(jax.jit(lambda *inputs: run(variables, *inputs)))(*specs)
+  specs = build.input_specs(config, jax.export.symbolic_shape("b")[0])
+  exported = jax.export.export(jax.jit(lambda *inputs: run(variables, *inputs)))(*specs.values())
   shapes = {str(x.shape) for x in exported.out_avals}
   assert shapes == {"(b, 32, 32)", f"(b, {tiny_model.SLOTS + 1})"}
 

@@ -13,8 +13,8 @@ from input_pipeline import records
 from input_pipeline.common.errors import InputError
 from mail_jax.export.forward import without_loop
 from mail_jax.models.encoder import Block, block_name, stack_blocks
+from mail_jax.models.parameters import path_name
 from mail_jax.models.separate import MODALITIES
-from mail_jax.train.optim import path_name
 
 Tree = Any
 DEPTH, SEPARATE = 3, 2

@@ -12,11 +12,11 @@ import pytest
 import vilt_weights
 
 from input_pipeline.common.errors import InputError
-from mail_jax.config import make_model
 from mail_jax.models import embeddings
+from mail_jax.models.build import make_model
 from mail_jax.models.encoder import Block, Encoder
+from mail_jax.models.parameters import path_name
 from mail_jax.pretrained import initialise, vilt
-from mail_jax.train.optim import path_name
 
 torch = pytest.importorskip("torch", reason="needs torch and transformers: make extras")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make extras")

@@ -15,8 +15,8 @@ from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import per_expression, runner
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, count
 from mail_jax.export import load
+from mail_jax.models.build import apply_model
 from mail_jax.models.resize import resize_logits
-from mail_jax.train.step import apply_model
 
 # Pixels whose probability is closer to the threshold may fall on either side of it.
 MARGIN = 1e-4

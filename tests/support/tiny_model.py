@@ -12,9 +12,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
 from input_pipeline import records
-from mail_jax.config import make_model
+from mail_jax.models.build import make_model
 from mail_jax.models.mail import MaIL, Output
-from mail_jax.train.optim import path_name
+from mail_jax.models.parameters import path_name
 
 VOCAB = 20
 # 18 slots: one more plane than 16 bits, and the second not full.

@@ -8,8 +8,8 @@ import pytest
 import tiny_model
 
 from mail_jax.models.mail import every
+from mail_jax.models.parameters import path_name
 from mail_jax.train import step
-from mail_jax.train.optim import path_name
 from mail_jax.train.step import TrainState
 
 ROWS = 32

@@ -17,10 +17,10 @@ from PIL import Image
 
 from input_pipeline.tf import loader
 from mail_jax.export import load
+from mail_jax.models.build import apply_model
 from mail_jax.models.mail import find_mask
 from mail_jax.train import command as train
 from mail_jax.train.logging import samples
-from mail_jax.train.step import apply_model
 
 pytestmark = pytest.mark.extras
 STEPS, EVERY, COUNT = 12, 6, 3

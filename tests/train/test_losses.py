@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from mail_jax.models import instances
 from mail_jax.train import losses
 
 binary_cross_entropy = jax.jit(losses.binary_cross_entropy)
 dice = jax.jit(losses.dice)
-instance_iou = jax.jit(losses.instance_iou)
+instance_iou = jax.jit(instances.instance_iou)
 selection_cross_entropy = jax.jit(losses.selection_cross_entropy, static_argnames="none_slot")
 
 
@@ -121,7 +122,7 @@ def test_share_of_an_instance_is_what_lies_inside_the_target():
   rng = np.random.default_rng(4)
   masks, target = rng.random((3, 5, 9, 8)) < 0.5, rng.random((3, 9, 8)) < 0.5
   masks[0, 0], target[2] = False, False
-  found = np.asarray(jax.jit(losses.instance_share)(masks, target))
+  found = np.asarray(jax.jit(instances.instance_share)(masks, target))
   for b, k in np.ndindex(3, 5):
     expected = (masks[b, k] & target[b]).sum() / max(masks[b, k].sum(), 1)
     np.testing.assert_allclose(found[b, k], expected, atol=1e-6)

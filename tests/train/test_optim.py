@@ -8,7 +8,8 @@ import pytest
 import tiny_model
 
 from input_pipeline.common.errors import InputError
-from mail_jax.train.optim import learning_rate, make_optimizer, make_optimizer_from, path_name
+from mail_jax.models.parameters import path_name
+from mail_jax.train.optim import learning_rate, make_optimizer, make_optimizer_from
 
 EVERYTHING = ((".*", 1.0),)
 SETTINGS = {"clip": 1.0, "b1": 0.9, "b2": 0.98, "weight_decay": 0.1}

@@ -13,8 +13,8 @@ from PIL import Image
 
 from input_pipeline.common import drawing
 from mail_jax.distributed import processes, sharding
+from mail_jax.models.build import apply_model
 from mail_jax.models.mail import MaIL, find_mask
-from mail_jax.train.step import apply_model
 
 # Pixels of the longer side of a picture, at least: a model may see photos of 96.
 _SIDE = 288

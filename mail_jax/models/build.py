@@ -1,0 +1,87 @@
+"""The model that a config describes: its network, its initial variables, and its inputs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from input_pipeline.common.errors import InputError
+from input_pipeline.records import num_planes
+from mail_jax.models import instances
+from mail_jax.models.mail import MaIL, Output
+from mail_jax.models.parameters import Variables
+
+INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
+"""What the model reads of a batch, in the order in which every exported model takes them."""
+Batch = dict[str, jax.Array]
+"""Examples on the devices, by the names of docs/reference/formats.md."""
+
+
+def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
+  """Builds the model that a config describes.
+
+  Args:
+    config: a whole config.
+    vocab_size: word pieces of the tokenizer (it may have fewer than `config.vocab_size`).
+
+  Raises:
+    InputError: the config describes no model.
+  """
+  if config.image_size % config.model.patch_size:
+    raise InputError(
+      f"config.image_size {config.image_size} is not a multiple of config.model.patch_size "
+      f"{config.model.patch_size}"
+    )
+  fields = dict(config.model)
+  if fields["dtype"] not in ("float32", "bfloat16"):
+    raise InputError(f"config.model.dtype {fields['dtype']!r} is not one of float32, bfloat16")
+  fields["dtype"] = jnp.dtype(fields["dtype"])
+  return MaIL(
+    vocab_size=vocab_size,
+    max_instances=config.max_instances,
+    max_tokens=config.max_tokens,
+    **fields,
+  )
+
+
+def input_specs(config: ConfigDict, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes and dtypes of what the model reads of a batch.
+
+  Args:
+    config: a whole config.
+    rows: number of examples, or a symbol of `jax.export`.
+  """
+  size = config.image_size
+  shapes = {
+    "image": ((rows, size, size, 3), jnp.uint8),
+    "instances": ((rows, num_planes(config.max_instances), size, size), jnp.uint16),
+    "num_instances": ((rows,), jnp.int32),
+    "tokens": ((rows, config.max_tokens), jnp.int32),
+    "num_tokens": ((rows,), jnp.int32),
+  }
+  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def init_variables(model: MaIL, config: ConfigDict) -> Variables:
+  """Draws the initial parameters with `config.seed`; shapes alone decide, so it can be traced."""
+  specs = input_specs(config, 1)
+  inputs = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+  variables = model.init(
+    jax.random.key(config.seed),
+    inputs["image"],
+    inputs["instances"],
+    jnp.zeros((1, model.max_instances), bool),
+    inputs["tokens"],
+    jnp.ones((1,), jnp.int32),
+  )
+  return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def apply_model(model: MaIL, variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
+  """Runs the model on a batch, as at test time."""
+  valid = instances.count_valid(batch["num_instances"], model.max_instances)
+  return model.apply(
+    variables, batch["image"], batch["instances"], valid, batch["tokens"], batch["num_tokens"]
+  )  # pyright: ignore[reportReturnType]
