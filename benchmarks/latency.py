@@ -24,7 +24,7 @@ from PIL import Image
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError, run_command
-from input_pipeline.preprocess import one_photo
+from input_pipeline.preprocess import model_inputs
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.shapes import scenes
 from mail_jax.config import load_config
@@ -122,11 +122,11 @@ def _onnx(model: load.LoadedModel, folder: pathlib.Path) -> Callable[..., np.nda
 
   def segment(photo: str, text: str, masks: np.ndarray) -> np.ndarray:
     pixels = preprocess.open_image(photo)
-    inputs, _ = one_photo.prepare(pixels, [text], masks, model.tokenizer, **sizes)
+    inputs, _ = model_inputs.prepare(pixels, [text], masks, model.tokenizer, **sizes)
     outputs: dict[str, Any] = dict(zip(names, session.run(names, inputs), strict=True))
     height, width = pixels.shape[:2]
     nothing = outputs.get("no_target", [None])[0]
-    return one_photo.mask_from_logits(outputs["logits"][0], height, width, nothing)
+    return model_inputs.mask_from_logits(outputs["logits"][0], height, width, nothing)
 
   return segment
 

@@ -55,7 +55,7 @@ def preprocessing(kind: str, package: str) -> str:
     package: that this kind needs.
   """
   parts, imports = [], {}
-  for module, names in (*_SHARED, *_TOKENIZERS[kind], ("one_photo", None)):
+  for module, names in (*_SHARED, *_TOKENIZERS[kind], ("model_inputs", None)):
     source = inspect.getsource(importlib.import_module(f"input_pipeline.{module}"))
     parts += _definitions(source, names)
     imports |= _imports(source)

@@ -15,7 +15,7 @@ from PIL import Image
 from input_pipeline import preprocess
 from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
-from input_pipeline.preprocess import one_photo
+from input_pipeline.preprocess import model_inputs
 from mail_jax.export import load
 from mail_jax.models.mail import find_mask
 from mail_jax.models.resize import resize_logits
@@ -145,7 +145,7 @@ class Segmenter:
   ) -> dict[str, jax.Array]:
     """The photo's part of a batch of one, on the device."""
     config = self._model.config
-    photo = one_photo.prepare_photo(
+    photo = model_inputs.prepare_photo(
       pixels, masks, image_size=config.image_size, max_instances=config.max_instances
     )
     photo["original_size"] = np.array(pixels.shape[:2], np.int32)
@@ -158,7 +158,7 @@ class Segmenter:
     pixels: UInt8[np.ndarray, "h w 3"],
     masks: Bool[np.ndarray, "k h w"],
   ) -> Segmentation:
-    tokens, was_cut = one_photo.prepare_text(
+    tokens, was_cut = model_inputs.prepare_text(
       [expression], self._model.tokenizer, max_tokens=self._model.config.max_tokens
     )
     height, width = pixels.shape[:2]

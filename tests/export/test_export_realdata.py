@@ -9,7 +9,7 @@ import pytest
 
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_pickle
-from input_pipeline.preprocess import one_photo
+from input_pipeline.preprocess import model_inputs
 from input_pipeline.proposers import registry as providers
 from mail_jax.export import folder, load
 from mail_jax.models.resize import resize_logits
@@ -43,7 +43,7 @@ def _logits(model: load.LoadedModel, asked: list, batch_size: int) -> list[np.nd
   config, variables = model.config, model.on_one_device()
   apply = jax.jit(lambda variables, batch: model.apply(variables, batch).logits)
   prepared = [
-    one_photo.prepare(
+    model_inputs.prepare(
       pixels, [text], masks, model.tokenizer,
       image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
     )[0]

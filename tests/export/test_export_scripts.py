@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from input_pipeline import preprocess, records
-from input_pipeline.preprocess import one_photo, tokenizer
+from input_pipeline.preprocess import model_inputs, tokenizer
 from mail_jax.export import bundle, scripts
 from mail_jax.models.resize import resize_logits
 from mail_jax.predict.segmenter import Segmenter
@@ -101,7 +101,7 @@ def test_shipped_code_prepares_what_ours_prepares(pair, size, height, count, see
   pixels = rng.integers(0, 256, (height, size, 3), np.uint8)
   masks = rng.random((count, height, size)) < 0.5
   arguments = {"image_size": 32, "max_instances": 18, "max_tokens": 8}
-  expected, cut = one_photo.prepare(pixels, TEXTS, masks, ours, **arguments)
+  expected, cut = model_inputs.prepare(pixels, TEXTS, masks, ours, **arguments)
   found, also_cut = shipped.prepare(pixels, TEXTS, masks, theirs, **arguments)
   assert set(found) == set(expected)
   for name, value in expected.items():
@@ -115,7 +115,7 @@ def test_a_photo_is_prepared_by_the_functions_of_the_loader():
   pixels = rng.integers(0, 256, (45, 70, 3), np.uint8)
   masks = rng.random((3, 45, 70)) < 0.5
   word_pieces = tokenizer.WordPieceTokenizer("\n".join(WORDS).encode())
-  batch, cut = one_photo.prepare(
+  batch, cut = model_inputs.prepare(
     pixels, ["The red star"], masks, word_pieces, image_size=32, max_instances=17, max_tokens=4
   )
   np.testing.assert_array_equal(batch["image"][0], preprocess.resize_image(pixels, 32))
@@ -130,7 +130,7 @@ def test_a_photo_is_prepared_by_the_functions_of_the_loader():
 def test_masks_are_those_of_the_device_at_the_size_of_the_photo(height, width, seed):
   logits = np.random.default_rng(seed).normal(size=(16, 16)).astype(np.float32)
   resized = RESIZE(logits[None], np.array([[height, width]]), (72, 80))[0, :height, :width]
-  found = one_photo.mask_from_logits(logits, height, width)
+  found = model_inputs.mask_from_logits(logits, height, width)
   wrong = found != (np.asarray(resized) > 0)
   assert not (wrong & (np.abs(resized) > exported_models.MARGIN)).any()
   assert found.any() or (resized < exported_models.MARGIN).all()
@@ -138,8 +138,8 @@ def test_masks_are_those_of_the_device_at_the_size_of_the_photo(height, width, s
 
 def test_a_model_that_sees_no_target_gives_an_empty_mask():
   logits = np.ones((4, 4), np.float32)
-  assert one_photo.mask_from_logits(logits, 5, 6, -0.1).all()
-  assert not one_photo.mask_from_logits(logits, 5, 6, 0.1).any()
+  assert model_inputs.mask_from_logits(logits, 5, 6, -0.1).all()
+  assert not model_inputs.mask_from_logits(logits, 5, 6, 0.1).any()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_masks_that_do_not_fit_are_told(tmp_path, kind, message):
   else:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
   with pytest.raises(ValueError, match=message):
-    one_photo.read_masks([str(path)], 8, 8)
+    model_inputs.read_masks([str(path)], 8, 8)
 
 
 def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> None:
