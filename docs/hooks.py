@@ -1,4 +1,4 @@
-"""What `make docs` adds to the pages: the config keys, the commands, and a front page.
+"""What `make docs` adds to the pages: the config keys and the commands.
 
 MkDocs calls these functions while it builds the site (mkdocs.yml, `hooks`).
 """
@@ -20,19 +20,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^()\s]+)\)")
 # Pages that this file fills in, and what makes their content.
 _MARK = "<!-- made when the site is built -->"
-
-
-def on_files(files, config):
-  """Makes the front page from README.md where there is none."""
-  from mkdocs.structure.files import File
-
-  if files.get_file_from_path("index.md"):
-    return files
-  text = (ROOT / "README.md").read_text(encoding="utf-8")
-  text = re.sub(r"\]\(docs/", "](", text)
-  text = re.sub(r"^## Documentation\n.*?(?=^## |^Apache)", "", text, flags=re.M | re.S)
-  files.append(File.generated(config, "index.md", content=text))
-  return files
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
@@ -65,8 +52,6 @@ def _only_inner_links(markdown: str, folder: str, repository: str | None) -> str
     outside = posixpath.normpath(posixpath.join("docs", inside))
     if (ROOT / "docs" / inside).exists() and not inside.startswith("../"):
       return match[0]
-    if not (ROOT / outside).exists() and (ROOT / inside).exists():
-      outside = inside  # from README.md, which lies one folder higher
     if not (ROOT / outside).exists():
       return match[0]
     if repository is None:
@@ -117,7 +102,8 @@ def _undocumented_members(cls: type) -> Iterator[str]:
     is_method = inspect.isfunction(member) or isinstance(member, property)
     if is_method and not (member.__doc__ or "").strip():
       yield name
-  documented = re.findall(r"^ *(\w+):", cls.__doc__ or "", re.M)
+  listed = re.findall(r"^ *(\w+(?:, \w+)*):", cls.__doc__ or "", re.M)
+  documented = {name for names in listed for name in names.split(", ")}
   body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
   assert isinstance(body, ast.ClassDef)
   for node, following in itertools.pairwise([*body.body, ast.Pass()]):
@@ -179,7 +165,7 @@ def config_tables() -> Iterator[str]:
     yield f"\n## {f'`{section}`' if section else 'Run'}\n"
     if about.get(section):
       yield about[section] + "\n"
-    yield "| key | default | type | |\n| --- | --- | --- | --- |"
+    yield "| key | default | type | meaning |\n| --- | --- | --- | --- |"
     yield from rows
 
 
@@ -194,14 +180,17 @@ def command_sections() -> Iterator[str]:
       text = re.sub(rf"python -m {re.escape(command.module)}(?![\w.])", f"mail-jax {name}", text)
     return text
 
-  for name, parser in parsers.items():
-    title = called(name)
+  titles = {called(name): parser for name, parser in parsers.items()}
+  # The parts of a command behind it.
+  order = [f"mail-jax {name}" for name in commands]
+  for title in sorted(titles, key=lambda title: order.index(" ".join(title.split()[:2]))):
+    parser = titles[title]
     inner = len(title.split(" --")[0].split()) > 2 or " --" in title
     yield f"\n{'###' if inner else '##'} {title}\n"
     yield from _prose(called(parser.description or ""))
     rows = list(_options(parser))
     if rows:
-      yield "\n| argument | default | |\n| --- | --- | --- |"
+      yield "\n| argument | default | meaning |\n| --- | --- | --- |"
       yield from (called(row) for row in rows)
 
 
