@@ -24,8 +24,11 @@ class Instances:
   """Instance masks of one image, sorted by score, best first. They may overlap."""
 
   masks: Bool[np.ndarray, "k h w"]
+  """At the size of the image."""
   scores: Float32[np.ndarray, "k"]
+  """Confidence of the proposer; higher is better."""
   categories: Int32[np.ndarray, "k"]
+  """Category ids of the proposer; not used by the model."""
   source: str
   """Who made the masks: `coco`, `results`, `shapes`, `none` and so on."""
   trained_on: str = "nothing"

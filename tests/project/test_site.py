@@ -14,6 +14,7 @@ import hooks  # noqa: E402  # MkDocs loads it from docs/
 from configs import base  # noqa: E402
 from input_pipeline.common.command_line import COMMANDS  # noqa: E402
 
+API = ROOT / "docs" / "reference" / "api.md"
 SOURCE = """
 def get_config():
   c = ConfigDict()
@@ -60,12 +61,36 @@ def test_every_command_has_a_section_with_its_arguments():
   assert re.search(r"^\| `--config [^|]*\| required \|", text, re.M)
 
 
+def test_every_public_name_is_documented():
+  assert not hooks.undocumented(API.read_text(encoding="utf-8"))
+
+
 def test_a_name_without_a_docstring_is_found():
-  page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+  page = API.read_text(encoding="utf-8")
   names = hooks.undocumented(
     page.replace("::: mail_jax.Segmenter", "") + "\n::: mail_jax.no_name\n"
   )
   assert {"mail_jax.Segmenter (not in the page)", "mail_jax.no_name (no such name)"} <= {*names}
+
+
+def test_fields_are_documented_in_the_list_of_attributes_or_below():
+  class Both:
+    """Two.
+
+    Attributes:
+      a, b: listed.
+    """
+
+    a: int
+    b: int
+    c: int
+    """Below."""
+    d: int
+
+    def method(self):
+      pass
+
+  assert list(hooks._undocumented_members(Both)) == ["method", "d"]
 
 
 def test_links_to_files_outside_of_the_site_become_text():
