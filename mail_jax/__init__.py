@@ -7,15 +7,17 @@ from mail_jax import Segmenter
 
 from typing import TYPE_CHECKING
 
+from input_pipeline.common.errors import InputError
+
 if TYPE_CHECKING:
   from mail_jax.predict.segmenter import Segmentation, Segmenter
 
-__all__ = ["Segmentation", "Segmenter"]
+__all__ = ["InputError", "Segmentation", "Segmenter"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-  """The Python API, imported when it is asked for: commands that only print their help need no JAX."""
+  """Imports the Python API on first use: commands that only print their help need no JAX."""
   if name in __all__:
     from mail_jax.predict import segmenter
 
