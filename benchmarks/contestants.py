@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from benchmarks import paired
 from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 from mail_jax.config import load_config
 from mail_jax.hardware import chips
 
@@ -293,7 +294,7 @@ def jax_memory() -> PeakMemory:
 def make_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
   """A batch as the loader makes it: photos of noise, boxes as instances, one of them the target, full sentences."""
   rng, size = np.random.default_rng(0), config.image_size
-  groups = max(1, -(-config.max_instances // 16))
+  groups = bit_planes.num_planes(config.max_instances)
   planes = np.zeros((batch_size, groups, size, size), np.uint16)
   for row, k in np.ndindex(batch_size, config.max_instances):
     (top, left), (tall, wide) = rng.integers(0, size // 2, 2), rng.integers(size // 8, size // 2, 2)

@@ -30,6 +30,7 @@ from benchmarks import paired
 from input_pipeline import records
 from input_pipeline.common import parallel
 from input_pipeline.common.errors import run_command
+from input_pipeline.preprocess import bit_planes
 
 PHOTO_TOLERANCE = 10.0
 """Mean difference of a photo that is allowed, in levels."""
@@ -102,8 +103,8 @@ def stored(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[tuple[dic
     path = folder / record["file_name"].numpy().decode()
     path.write_bytes(record["image"].numpy())
     count = len(record["instance_score"])
-    planes = records.decode_planes(record["instances"].numpy(), height)
-    instances = runs(records.unpack_planes(planes, count)) if count else []
+    planes = bit_planes.decode_png(record["instances"].numpy(), height)
+    instances = runs(bit_planes.unpackbits(planes, count)) if count else []
     refs = record["refs"]
     for n, target in enumerate(refs["target"].numpy()):
       texts = [text.decode() for text in refs["normalised"][n].numpy()]
@@ -150,7 +151,7 @@ def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> 
   tokenizer = WordPieceTokenizer(pathlib.Path(args.vocab).read_bytes(), args.vocab)
   record, shape = (
     mine["record"],
-    record_reader.Shape(args.image_size, records.num_planes(args.max_instances)),
+    record_reader.Shape(args.image_size, bit_planes.num_planes(args.max_instances)),
   )
   refs = record["refs"]
   fields = {key: record[key] for key in ("image", "instances", "height", "width")} | {
@@ -164,7 +165,7 @@ def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> 
   count = theirs["num_instances"]
   assert count == min(len(record["instance_score"]), args.max_instances)
   planes = sample["instances"].numpy()
-  masks = np.concatenate([records.unpack_planes(planes, count), sample["target"].numpy()[None]])
+  masks = np.concatenate([bit_planes.unpackbits(planes, count), sample["target"].numpy()[None]])
   whole = samples.masks(index)
   assert (masks == preprocess.resize_planes(whole, args.image_size)).all(), (
     f"masks of sample {index} differ"

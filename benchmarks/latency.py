@@ -126,7 +126,7 @@ def _onnx(model: load.LoadedModel, folder: pathlib.Path) -> Callable[..., np.nda
     outputs: dict[str, Any] = dict(zip(names, session.run(names, inputs), strict=True))
     height, width = pixels.shape[:2]
     nothing = outputs.get("no_target", [None])[0]
-    return model_inputs.mask_from_logits(outputs["logits"][0], height, width, nothing)
+    return preprocess.mask_from_logits(outputs["logits"][0], height, width, nothing)
 
   return segment
 

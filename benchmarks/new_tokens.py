@@ -15,8 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
-from input_pipeline import preprocess, records
+from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 from input_pipeline.shapes import scenes as shapes
 from mail_jax.models.build import make_model
@@ -48,7 +49,7 @@ def make_inputs(tokenizer: WordPieceTokenizer, count: int, size: int) -> dict[st
   masks = [s.instances.masks[:MAX_INSTANCES] for s in scenes]
   return {
     "image": np.stack([preprocess.resize_image(s.image, size) for s in scenes]),
-    "planes": np.stack([preprocess.resize_planes(records.pack_planes(m), size) for m in masks]),
+    "planes": np.stack([preprocess.resize_planes(bit_planes.packbits(m), size) for m in masks]),
     "valid": np.arange(MAX_INSTANCES) < np.array([len(m) for m in masks])[:, None],
     "tokens": tokens,
     "num_tokens": num_tokens,

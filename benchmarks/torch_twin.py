@@ -16,7 +16,7 @@ from torch import nn  # pyright: ignore[reportMissingImports]
 from transformers import ViltConfig  # pyright: ignore[reportMissingImports]
 from transformers.models.vilt.modeling_vilt import ViltLayer, ViltSelfAttention  # pyright: ignore[reportMissingImports]
 
-from input_pipeline import records
+from input_pipeline.preprocess import bit_planes
 
 # As in `mail_jax.models`: resolutions of an instance's views, octaves of its box, kinds of neighbours.
 CROP, FRAME, PIXELS, OCTAVES = 16, 12, 8, 5
@@ -363,7 +363,7 @@ def use_onednn(twin: Twin) -> None:
 
 def to_torch(batch: dict[str, np.ndarray], max_instances: int, device: str = "cpu") -> Batch:
   """Our batch as PyTorch's users have it: masks unpacked to one byte a pixel."""
-  masks = np.stack([records.unpack_planes(planes, max_instances) for planes in batch["instances"]])
+  masks = np.stack([bit_planes.unpackbits(planes, max_instances) for planes in batch["instances"]])
   arrays = {
     name: batch[name] for name in ("image", "tokens", "num_tokens", "target") if name in batch
   }

@@ -1,22 +1,20 @@
-"""The record: one image, its instance masks and the expressions that refer to it.
+"""The record: one image, its instance masks and its expressions; and how it is stored.
 
-Instance masks are kept as **bit planes**: pixel bit `k % 16` of plane `k // 16` is set where
-instance k covers the pixel. Overlaps survive, a mask costs one bit, and the planes are a plain
-16-bit PNG that `tf.io.decode_png` and Pillow both read.
+Instance masks are stored as bit planes (`preprocess/bit_planes.py`), targets as 1-bit PNGs.
 """
 
 import dataclasses
 import io
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt16
+from jaxtyping import Bool, Float32, Int32
 from PIL import Image
 
 from input_pipeline import preprocess
-
-PLANE_BITS = 16
-MAX_PLANES = 64
-"""Of a record; those that `prepare` writes have up to four."""
+from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes, images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,20 +28,20 @@ class Instances:
   categories: Int32[np.ndarray, "k"]
   """Category ids of the proposer; not used by the model."""
   source: str
-  """Who made the masks: `coco`, `results`, `shapes`, `none` and so on."""
+  """The proposer: `coco`, `results`, `shapes`, `none` and so on."""
   trained_on: str = "nothing"
-  """What whoever made them had learned from, as `instances/leakage.py` names it."""
+  """The proposer's training data, as `proposers/leakage.py` names it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-  """One referred object and every sentence that means it."""
+  """One target and every expression that refers to it."""
 
   ref_id: int
   ann_ids: tuple[int, ...]
   target: Bool[np.ndarray, "h w"]
   sentences: tuple[str, ...]
-  """As a person wrote them; normalised when they are stored."""
+  """Expressions as people wrote them; the record stores them normalised as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +49,7 @@ class ImageRecord:
   """One image with the refs of one split."""
 
   image: bytes
-  """JPEG or PNG, untouched."""
+  """JPEG or PNG, unchanged."""
   image_id: int
   file_name: str
   height: int
@@ -61,7 +59,7 @@ class ImageRecord:
 
 
 def no_instances(height: int, width: int) -> Instances:
-  """Returns the instances of an image for which nobody proposed any."""
+  """Returns the instances of an image without proposals."""
   return Instances(
     masks=np.zeros((0, height, width), bool),
     scores=np.zeros(0, np.float32),
@@ -70,84 +68,109 @@ def no_instances(height: int, width: int) -> Instances:
   )
 
 
-def num_planes(count: int) -> int:
-  """Returns how many bit planes hold so many masks; at least one."""
-  return max(1, -(-count // PLANE_BITS))
-
-
-def pack_planes(masks: Bool[np.ndarray, "k h w"]) -> UInt16[np.ndarray, "g h w"]:
-  """Packs k masks into max(1, ceil(k / 16)) planes of 16 bits."""
-  count, height, width = masks.shape
-  planes = np.zeros((max(1, -(-count // PLANE_BITS)), height, width), np.uint16)
-  for k in range(count):
-    planes[k // PLANE_BITS] |= masks[k].astype(np.uint16) << np.uint16(k % PLANE_BITS)
-  return planes
-
-
-def unpack_planes(
-  planes: UInt16[np.ndarray, "g h w"], count: int
-) -> Bool[np.ndarray, "{count} h w"]:
-  """Returns the first `count` masks of the planes."""
-  if count > planes.shape[0] * PLANE_BITS:
-    raise ValueError(f"{count} masks do not fit into {planes.shape[0]} planes")
-  masks = np.zeros((count, *planes.shape[1:]), bool)
-  for k in range(count):
-    masks[k] = (planes[k // PLANE_BITS] >> np.uint16(k % PLANE_BITS)) & 1
-  return masks
-
-
-def encode_planes(planes: UInt16[np.ndarray, "g h w"]) -> bytes:
-  """Writes the planes, one below the other, as one 16-bit grayscale PNG of [g * h, w]."""
-  return _encode_png(Image.fromarray(planes.reshape(-1, planes.shape[2])))
-
-
-def decode_planes(
-  png: bytes, height: int, width: int | None = None
-) -> UInt16[np.ndarray, "g {height} w"]:
-  """Reads the planes of an image of that size.
+def encode_record(record: ImageRecord) -> dict[str, Any]:
+  """Returns the fields of a record as they are stored; `builder.record_features` has their types.
 
   Raises:
-    Exception: what Pillow raises of what is no PNG, and ValueError where it is none of planes of that size.
+    InputError: an expression is empty.
   """
-  most = MAX_PLANES * (preprocess.MAX_PIXELS if width is None else height * width)
-  with preprocess.open_head(io.BytesIO(png), most, ("PNG",)) as image:
-    if height < 1 or image.height % height or width not in (None, image.width):
-      raise ValueError(
-        f"bit planes of {image.width} x {image.height} for {width} x {height} pixels"
-      )
-    if not image.mode.startswith("I"):
-      raise ValueError(f"bit planes of the mode {image.mode}, not of 16 bits")
-    stacked = np.asarray(image).astype(np.uint16)
-  return stacked.reshape(-1, height, stacked.shape[1])
+  return {
+    "image": record.image,
+    "image_id": record.image_id,
+    "file_name": record.file_name,
+    "height": record.height,
+    "width": record.width,
+    "instances": bit_planes.encode_png(bit_planes.packbits(record.instances.masks)),
+    "instance_score": record.instances.scores,
+    "instance_category": record.instances.categories,
+    "instances_from": record.instances.source,
+    "instances_trained_on": record.instances.trained_on,
+    "refs": [_encode_ref(ref) for ref in record.refs],
+  }
+
+
+def decode_record(fields: Mapping[str, Any]) -> ImageRecord:
+  """Undoes `encode_record`; the image stays encoded.
+
+  Raises:
+    InputError: a mask cannot be decoded, or differs from the image in size.
+  """
+  try:
+    return _decode_record(fields)
+  except Exception as error:  # Pillow raises nearly anything for damaged files
+    raise InputError(
+      f"image {fields['file_name']} (image_id {fields['image_id']}): one of its masks cannot be "
+      f"decoded ({error}); prepare the data set again with --overwrite"
+    ) from error
+
+
+def _decode_record(fields: Mapping[str, Any]) -> ImageRecord:
+  height, width = int(fields["height"]), int(fields["width"])
+  scores = np.asarray(fields["instance_score"], np.float32)
+  if height * width > images.MAX_PIXELS:
+    raise ValueError(f"an image of {width} x {height} pixels")
+  planes = bit_planes.decode_png(fields["instances"], height, width)
+  return ImageRecord(
+    image=fields["image"],
+    image_id=int(fields["image_id"]),
+    file_name=fields["file_name"],
+    height=height,
+    width=width,
+    instances=Instances(
+      masks=bit_planes.unpackbits(planes, len(scores)),
+      scores=scores,
+      categories=np.asarray(fields["instance_category"], np.int32),
+      source=fields["instances_from"],
+      trained_on=fields["instances_trained_on"],
+    ),
+    refs=tuple(_decode_ref(ref, (height, width)) for ref in fields["refs"]),
+  )
+
+
+def _decode_ref(fields: Mapping[str, Any], size: tuple[int, int]) -> Ref:
+  return Ref(
+    ref_id=int(fields["ref_id"]),
+    ann_ids=tuple(map(int, fields["ann_ids"])),
+    target=decode_target(fields["target"], size),
+    sentences=tuple(fields["sentences"]),
+  )
+
+
+def _encode_ref(ref: Ref) -> dict[str, Any]:
+  try:
+    normalised = [preprocess.normalise_text(sentence) for sentence in ref.sentences]
+  except InputError as error:
+    raise InputError(f"ref {ref.ref_id}: {error}") from error
+  return {
+    "ref_id": ref.ref_id,
+    "ann_ids": list(ref.ann_ids),
+    "target": encode_target(ref.target),
+    "sentences": list(ref.sentences),
+    "normalised": normalised,
+  }
 
 
 def encode_target(target: Bool[np.ndarray, "h w"]) -> bytes:
-  """Writes a mask as a 1-bit PNG."""
-  return _encode_png(Image.fromarray(target))
+  """Encodes a mask as a 1-bit PNG."""
+  return images.encode_png(Image.fromarray(target))
 
 
 def decode_target(png: bytes, size: tuple[int, int] | None = None) -> Bool[np.ndarray, "h w"]:
-  """Reads a mask written by `encode_target`.
+  """Undoes `encode_target`.
 
   Args:
-    png: what it wrote.
+    png: an encoded mask.
     size: height and width that it must have.
 
   Raises:
-    Exception: what Pillow raises of what is no PNG, and ValueError where it is none of a mask of that size.
+    Exception: what Pillow raises for invalid PNGs; a ValueError for a PNG that is not a mask of
+      that size.
   """
-  with preprocess.open_head(io.BytesIO(png), formats=("PNG",)) as image:
+  with images.open_header(io.BytesIO(png), formats=("PNG",)) as image:
     if size is not None and image.size != size[::-1]:
       raise ValueError(
         f"a target of {image.width} x {image.height} for {size[1]} x {size[0]} pixels"
       )
     if image.mode not in ("1", "L"):
-      raise ValueError(f"a target of the mode {image.mode}, not of 1 bit")
+      raise ValueError(f"a target of mode {image.mode}, expected 1 bit")
     return np.asarray(image).astype(bool)
-
-
-def _encode_png(image: Image.Image) -> bytes:
-  buffer = io.BytesIO()
-  # Masks are runs: zlib's run-length strategy is half the time of the default and a tenth smaller.
-  image.save(buffer, format="PNG", compress_type=Image.RLE)
-  return buffer.getvalue()

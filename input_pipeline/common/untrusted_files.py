@@ -4,7 +4,7 @@ import os
 import stat
 from typing import BinaryIO
 
-from input_pipeline.common.errors import InputError
+from .errors import InputError
 
 # Opening a pipe must not wait for whoever writes to it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -140,7 +140,7 @@ class LineChecker:
 
 def _decode(path: str) -> None:
   try:
-    data = untrusted_files.read(path, path, preprocess.MAX_FILE)
+    data = untrusted_files.read(path, path, preprocess.MAX_FILE_BYTES)
     image_files.stored_upright(data, path)
   except InputError as error:
     raise LineError("image cannot be read", str(error)) from error

@@ -31,7 +31,7 @@ def upright_size(path: str) -> tuple[int, int]:
     LineError: the file is missing, not an image, or too large.
   """
   try:
-    with untrusted_files.open_file(path, path) as file, preprocess.open_head(file) as image:
+    with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
       width, height = image.size
       sideways = preprocess.read_orientation(image) >= 5
   except InputError as error:
@@ -62,7 +62,7 @@ def stored_upright(data: bytes, path: str) -> tuple[bytes, UInt8[np.ndarray, "h 
     InputError: the bytes are not a complete image.
   """
   pixels = preprocess.decode_image(data, path)
-  with preprocess.open_head(io.BytesIO(data)) as image:
+  with preprocess.open_header(io.BytesIO(data)) as image:
     unchanged = preprocess.read_orientation(image) == 1 and not image.has_transparency_data
     if unchanged and image.mode in _STORED_UNCHANGED.get(image.format or "", ()):
       return data, pixels

@@ -135,7 +135,7 @@ def _read_png(
 ) -> Bool[np.ndarray, "{height} {width}"]:
   name = os.path.basename(path)
   try:
-    with untrusted_files.open_file(path, path) as file, preprocess.open_head(file) as image:
+    with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
       if image.format != "PNG":
         message = f"{name} is {image.format}; write masks as PNG, which is lossless"
         raise LineError("invalid PNG", message)

@@ -1,38 +1,41 @@
-"""Text, image and mask preparation that training, evaluation, prediction and export share."""
+"""Image, text and mask preparation that training, evaluation, prediction and export share.
+
+Needs NumPy and Pillow alone, and a tokenizer's library where one is used. Exported models ship a
+copy of this folder with `common/errors.py` and `common/untrusted_files.py`: imports between these
+files are relative, and nothing else of ours is imported.
+"""
 
 from .images import (
-  ENDINGS,
+  EXTENSIONS,
   FORMATS,
-  MAX_FILE,
+  MAX_FILE_BYTES,
   MAX_PIXELS,
   TooManyPixels,
-  check_instances,
   decode_image,
-  empty_text,
-  exchange_left_right,
-  nearest_indices,
-  normalise_text,
-  open_head,
+  open_header,
   open_image,
   read_orientation,
   resize_image,
-  resize_planes,
 )
+from .masks import check_instances, mask_from_logits, nearest_indices, read_masks, resize_planes
+from .text import empty_text, exchange_left_right, normalise_text
 
 __all__ = [
-  "ENDINGS",
+  "EXTENSIONS",
   "FORMATS",
-  "MAX_FILE",
+  "MAX_FILE_BYTES",
   "MAX_PIXELS",
   "TooManyPixels",
   "check_instances",
   "decode_image",
   "empty_text",
   "exchange_left_right",
+  "mask_from_logits",
   "nearest_indices",
   "normalise_text",
-  "open_head",
+  "open_header",
   "open_image",
+  "read_masks",
   "read_orientation",
   "resize_image",
   "resize_planes",

@@ -1,35 +1,51 @@
-"""Text to token ids: WordPiece with BERT's vocabulary, or SentencePiece trained on a data set's own sentences."""
+"""Text to token ids: BERT's WordPiece, or SentencePiece trained on a data set's expressions.
+
+The two libraries are imported where they are used: an exported model needs only that of its
+tokenizer.
+"""
 
 import abc
+import collections
+import io
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import sentencepiece
-import tokenizers
-from jaxtyping import Bool, Int32
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from input_pipeline.common.errors import InputError
-from input_pipeline.preprocess import empty_text, normalise_text
-from input_pipeline.preprocess.basic_tokens import basic_tokens
-from input_pipeline.preprocess.sentencepiece_training import BOS, EOS, PAD, UNK, train_model
+from ..common.errors import InputError
+from .array_types import Bool, Int32
+from .text import empty_text, normalise_text
 
 # Below this many texts, starting threads costs more than they save (measured on 2 cores).
 _THREADED_BATCH = 4096
-_LONGEST_WORD = 100  # characters; BERT calls longer words unknown
+# In characters; BERT's limit, above which a word is unknown.
+_MAX_WORD = 100
+_CHINESE = (
+  (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
+  (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+_PAD, _UNK, _BOS, _EOS = range(4)
+_WORD_START = "\u2581"
+_MAX_PIECE = 16
+_MAX_SEEDS = 1_000_000
+# SentencePiece leaves longer sentences out of the training; its default is 4192 bytes.
+_MAX_SENTENCE_BYTES = 1 << 16
 
 
 class Tokenizer(abc.ABC):
-  """A text becomes `begin pieces end`, padded with `pad_id`.
+  """Text to rows of `begin pieces end`, padded with `pad_id`.
 
-  Special tokens that are written out in a text are only text.
+  Special tokens written out in a text are plain text.
 
   Attributes:
     kind: `wordpiece` or `sentencepiece`.
-    pad_id: the id that fills rows up to `max_tokens`.
-    unk_id, bos_id, eos_id: the other special tokens.
+    pad_id: fills rows up to `max_tokens`.
+    unk_id: the unknown token.
+    bos_id: begins a row.
+    eos_id: ends a row.
     vocab_size: number of ids.
   """
 
@@ -50,14 +66,15 @@ class Tokenizer(abc.ABC):
       max_tokens: length of a row, begin and end included; at least 3.
 
     Returns:
-      Ids padded with `pad_id`; the number of ids of each row; whether a text was cut. A cut row still has its end.
+      Ids padded with `pad_id`; the number of ids of each row; whether a text was truncated. A
+      truncated row still has its end token.
 
     Raises:
       InputError: a text is empty, or `max_tokens` leaves no room for text.
     """
     if max_tokens < 3:
       raise InputError(
-        f"max_tokens is {max_tokens}; it must be at least 3, two of them are the marks of begin and end"
+        f"max_tokens is {max_tokens}; it must be at least 3: begin, end and room for text"
       )
     ids = np.full((len(texts), max_tokens), self.pad_id, np.int32)
     lengths = np.zeros(len(texts), np.int32)
@@ -71,189 +88,310 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
-    """The text of ids; special tokens and padding are skipped."""
+    """Returns the text of ids, without special tokens and padding."""
 
   @abc.abstractmethod
   def to_bytes(self) -> bytes:
-    """The whole tokenizer, for the checkpoint; `from_bytes` undoes it."""
+    """Serialises the whole tokenizer for the checkpoint; `from_bytes` restores it."""
 
   @abc.abstractmethod
   def file_bytes(self) -> bytes:
-    """The file that the tokenizer was made of; `of_kind` undoes it."""
+    """Returns the file that the tokenizer was made from; `from_file_bytes` restores it."""
 
   @abc.abstractmethod
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text, whole and without marks; an `InputError` for an empty one."""
+    """Returns the ids of each text, without begin, end and truncation.
+
+    Raises:
+      InputError: a text is empty.
+    """
 
 
 class WordPieceTokenizer(Tokenizer):
-  """BERT's uncased WordPiece: the ids of `transformers.BertTokenizer`, which ViLT's weights go with.
+  """BERT's uncased WordPiece: the ids of `transformers.BertTokenizer`, as ViLT's weights expect.
 
-  A text becomes `[CLS] pieces [SEP]`. Cleaning, lower-casing and splitting are BERT's own, and so is what becomes
-  `[UNK]`: a word of more than 100 characters, or with a character that the vocabulary lacks.
+  A text becomes `[CLS] pieces [SEP]`. Cleaning, lower-casing and splitting follow BERT, and so does
+  what becomes `[UNK]`: a word of more than 100 characters, or with a character that the vocabulary
+  lacks.
   """
 
   kind = "wordpiece"
 
   def __init__(self, vocab: bytes, name: str = "vocab.txt"):
-    """Takes a vocabulary as BERT has it.
+    """Loads a BERT vocabulary.
 
     Args:
-      vocab: UTF-8 text, one piece a line; the number of the line, from 0, is the id.
-      name: what to call it in errors.
+      vocab: UTF-8 text, one piece per line; the line number, from 0, is the id.
+      name: of the file, for error messages.
 
     Raises:
       InputError: the bytes are not such a vocabulary.
     """
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
     self._vocab = bytes(vocab)
     try:
       lines = self._vocab.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-      raise InputError(f"tokenizer: {name} is not UTF-8 text, one word piece a line") from error
+      raise InputError(f"tokenizer: {name} is not UTF-8 text, one word piece per line") from error
     ids = {piece: number for number, piece in enumerate(lines)}
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-    missing = [mark for mark in special if mark not in ids]
+    missing = [token for token in special if token not in ids]
     if missing:
       raise InputError(
-        f"tokenizer: {name} lacks {', '.join(missing)}; it should be the vocab.txt of a BERT or ViLT folder"
+        f"tokenizer: {name} lacks {', '.join(missing)}; it should be the vocab.txt of a BERT or "
+        "ViLT folder"
       )
-    self.pad_id, self.unk_id, self.bos_id, self.eos_id = (ids[mark] for mark in special)
+    self.pad_id, self.unk_id, self.bos_id, self.eos_id = (ids[token] for token in special)
     self.vocab_size = len(lines)
-    model = models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD)
-    # ASCII, which is nearly all there is, is cleaned and split by compiled code; other text by `basic_tokens`.
-    self._of_ascii, self._of_words = tokenizers.Tokenizer(model), tokenizers.Tokenizer(model)
-    self._of_ascii.normalizer = normalizers.BertNormalizer()
-    self._of_ascii.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    self._of_words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    self._of_words.decoder = decoders.WordPiece(cleanup=False)
+    model = models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD)
+    # Compiled code cleans and splits ASCII, which is nearly all text; `basic_tokens` does the rest.
+    self._ascii_tokenizer = tokenizers.Tokenizer(model)
+    self._word_tokenizer = tokenizers.Tokenizer(model)
+    self._ascii_tokenizer.normalizer = normalizers.BertNormalizer()
+    self._ascii_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    self._word_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    self._word_tokenizer.decoder = decoders.WordPiece(cleanup=False)
 
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
-    """The text of ids, pieces joined to words; special tokens and padding are skipped."""
-    return self._of_words.decode(ids[~np.isin(ids, (self.pad_id, self.bos_id, self.eos_id))])
+    """Returns the text of ids, pieces joined to words, without special tokens and padding."""
+    special = (self.pad_id, self.bos_id, self.eos_id)
+    return self._word_tokenizer.decode(ids[~np.isin(ids, special)])
 
   def to_bytes(self) -> bytes:
-    """The vocabulary, marked as one."""
-    return _mark(self.kind, self._vocab)
+    """Returns the vocabulary after a line with the tokenizer's kind."""
+    return _with_kind(self.kind, self._vocab)
 
   def file_bytes(self) -> bytes:
-    """The vocabulary, one piece a line."""
+    """Returns the vocabulary, one piece per line."""
     return self._vocab
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text, whole and without marks; an `InputError` for an empty one."""
+    """Returns the ids of each text, without begin, end and truncation.
+
+    Raises:
+      InputError: a text is empty.
+    """
     pieces: list[list[int]] = [[]] * len(texts)
-    for is_ascii, tokenizer in ((True, self._of_ascii), (False, self._of_words)):
+    for is_ascii, tokenizer in ((True, self._ascii_tokenizer), (False, self._word_tokenizer)):
       rows = [row for row, text in enumerate(texts) if text.isascii() == is_ascii]
       some = [texts[row] if is_ascii else " ".join(basic_tokens(texts[row])) for row in rows]
-      encoded = tokenizer.encode_batch_fast(some, add_special_tokens=False)
-      for row, found in zip(rows, encoded, strict=True):
-        pieces[row] = found.ids
+      encodings = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+      for row, encoding in zip(rows, encodings, strict=True):
+        pieces[row] = encoding.ids
         if not pieces[row]:
           raise empty_text(texts[row])
     return pieces
 
 
+def basic_tokens(text: str) -> list[str]:
+  """Splits text into words as BERT does before WordPiece.
+
+  From the released code of Devlin et al., arXiv 1810.04805.
+
+  Words are lower-case and without accents; punctuation and Chinese characters are words by
+  themselves. The compiled tokenizers do the same with the tables of another Unicode version than
+  Python's.
+  """
+  cleaned = unicodedata.normalize("NFC", "".join(map(_clean, text)))
+  words = []
+  for word in cleaned.split():
+    plain = unicodedata.normalize("NFD", word.lower())
+    words += "".join(_separate_punctuation(plain)).split()
+  return words
+
+
+def _clean(char: str) -> str:
+  """Drops what is invisible, unifies spaces, and separates Chinese characters by spaces."""
+  if char in "\t\n\r" or unicodedata.category(char) == "Zs":
+    return " "
+  if char == "\ufffd" or unicodedata.category(char).startswith("C"):
+    return ""
+  return f" {char} " if any(low <= ord(char) <= high for low, high in _CHINESE) else char
+
+
+def _separate_punctuation(word: str) -> Iterator[str]:
+  for char in word:
+    category = unicodedata.category(char)
+    # BERT counts every ASCII character that is neither letter nor digit as punctuation.
+    if category.startswith("P") or (char.isascii() and not char.isalnum()):
+      yield f" {char} "
+    elif category != "Mn":
+      yield char
+
+
 class SentencePieceTokenizer(Tokenizer):
   """A unigram SentencePiece model with byte fallback: every text has tokens, none is unknown.
 
-  A text becomes `<s> pieces </s>`. Text is normalised by `normalise_text` alone; the model's own normalisation is
-  off, so that decoding gives the normalised text back.
+  A text becomes `<s> pieces </s>`. Only `normalise_text` normalises text; the model's own
+  normalisation is off, so that decoding returns the normalised text.
   """
 
   kind = "sentencepiece"
 
   def __init__(self, model: bytes, name: str = "the model"):
-    """Takes a serialised SentencePiece model.
+    """Loads a serialised SentencePiece model.
 
     Args:
       model: bytes of a `.model` file.
-      name: what to call it in errors.
+      name: of the file, for error messages.
 
     Raises:
-      InputError: the bytes are not such a model, or it has other special tokens.
+      InputError: the bytes are not such a model, or its special tokens have other ids.
     """
+    import sentencepiece
+
     self._model = bytes(model)
     try:
-      self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+      processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
     except (RuntimeError, OSError) as error:
       raise InputError(f"tokenizer: {name} is not a SentencePiece model") from error
     if not self._model:
       raise InputError(f"tokenizer: {name} is not a SentencePiece model, it is empty")
-    of = self._processor
-    self.pad_id, self.unk_id = of.pad_id(), of.unk_id()
-    self.bos_id, self.eos_id = of.bos_id(), of.eos_id()
-    expected = (PAD, UNK, BOS, EOS)
-    if (self.pad_id, self.unk_id, self.bos_id, self.eos_id) != expected:
+    self._processor = processor
+    self.pad_id, self.unk_id = processor.pad_id(), processor.unk_id()
+    self.bos_id, self.eos_id = processor.bos_id(), processor.eos_id()
+    if (self.pad_id, self.unk_id, self.bos_id, self.eos_id) != (_PAD, _UNK, _BOS, _EOS):
       raise InputError(
-        f"tokenizer: {name} needs pad, unk, bos, eos with the ids 0, 1, 2, 3; train it with "
+        f"tokenizer: {name} must have pad, unk, bos, eos with the ids 0, 1, 2, 3; train it with "
         "python -m input_pipeline.tokenizer"
       )
-    self.vocab_size = of.vocab_size()
+    self.vocab_size = processor.vocab_size()
 
   @classmethod
   def train(cls, sentences: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
-    """Trains on sentences; the result depends on which sentences there are, not on their order.
+    """Trains on expressions; the result depends on the set of expressions, not on their order.
 
     Args:
       sentences: expressions, raw or normalised; none may be empty.
-      vocab_size: number of ids wanted, 256 bytes and 4 special tokens among them. Clipped to what
+      vocab_size: number of ids wanted, including 256 bytes and 4 special tokens. Reduced to what
         the text allows.
 
     Raises:
-      InputError: no sentence, an empty one, or a vocabulary too small for the bytes, the special
+      InputError: no expression, an empty one, or a vocabulary too small for the bytes, the special
         tokens and the characters.
     """
-    return cls(train_model(sentences, vocab_size))
+    return cls(_train_model(sentences, vocab_size))
 
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
-    """The normalised text of ids; special tokens and padding are skipped."""
+    """Returns the normalised text of ids, without special tokens and padding."""
     special = (self.pad_id, self.bos_id, self.eos_id)
     return self._processor.decode(ids[~np.isin(ids, special)].tolist())
 
   def to_bytes(self) -> bytes:
-    """The model, marked as one."""
-    return _mark(self.kind, self._model)
+    """Returns the model after a line with the tokenizer's kind."""
+    return _with_kind(self.kind, self._model)
 
   def file_bytes(self) -> bytes:
-    """The bytes of a `.model` file, as SentencePiece's own tools read it."""
+    """Returns the bytes of a `.model` file, as SentencePiece's own tools read it."""
     return self._model
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text, whole and without marks; an `InputError` for an empty one."""
+    """Returns the ids of each text, without begin, end and truncation.
+
+    Raises:
+      InputError: a text is empty.
+    """
     normal = [normalise_text(text) for text in texts]
     threads = (os.cpu_count() or 1) if len(texts) >= _THREADED_BATCH else 1
     return self._processor.encode(normal, out_type=int, num_threads=threads)
 
 
-_KINDS = {kind.kind: kind for kind in (WordPieceTokenizer, SentencePieceTokenizer)}
+def _train_model(sentences: Iterable[str], vocab_size: int) -> bytes:
+  import sentencepiece
+
+  normal = sorted(map(normalise_text, sentences))
+  if not normal:
+    raise InputError("tokenizer: no expressions to train on; is the train split empty?")
+  characters = len(set().union(*normal)) + 1
+  model = io.BytesIO()
+  try:
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as seeds:
+      seeds.writelines(f"{piece}\t{score}\n" for piece, score in _seed_pieces(normal))
+      seeds.flush()
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(normal),
+        model_writer=model,
+        model_type="unigram",
+        seed_sentencepieces_file=seeds.name,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        # Rare characters of a large alphabet are left to the bytes instead of crowding out words.
+        character_coverage=1.0 if characters * 8 <= vocab_size else 0.9995,
+        normalization_rule_name="identity",
+        max_sentence_length=_MAX_SENTENCE_BYTES,
+        pad_id=_PAD,
+        unk_id=_UNK,
+        bos_id=_BOS,
+        eos_id=_EOS,
+        num_threads=1,
+        minloglevel=2,
+      )
+  except RuntimeError as error:
+    raise InputError(
+      f"tokenizer: vocab_size {vocab_size} is too small for 256 bytes, 4 special tokens and the "
+      f"characters of these expressions; {characters + 260} is enough"
+    ) from error
+  return _without_seeds_path(model.getvalue())
 
 
-def _mark(kind: str, data: bytes) -> bytes:
+def _seed_pieces(sentences: Iterable[str]) -> list[tuple[str, int]]:
+  """Returns candidate pieces, all substrings of words, those that cover most characters first.
+
+  SentencePiece's own candidates are substrings that two different words share, which splits the
+  words of a small
+  vocabulary into letters: "green" became five pieces with the forty words of the generated scenes.
+  """
+  counts: collections.Counter[str] = collections.Counter()
+  for word, count in collections.Counter(w for s in sentences for w in s.split()).items():
+    marked = _WORD_START + word
+    for start in range(len(marked)):
+      for end in range(start + 2, min(len(marked), start + _MAX_PIECE) + 1):
+        counts[marked[start:end]] += count
+  scored = [(piece, count * len(piece)) for piece, count in counts.items()]
+  return sorted(scored, key=lambda row: (-row[1], row[0]))[:_MAX_SEEDS]
+
+
+def _without_seeds_path(model: bytes) -> bytes:
+  """Removes the name of the temporary file from the model, so that its bytes are reproducible."""
+  from sentencepiece import sentencepiece_model_pb2
+
+  proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore
+  proto.trainer_spec.ClearField("seed_sentencepieces_file")
+  return proto.SerializeToString(deterministic=True)
+
+
+_CLASSES = {tokenizer.kind: tokenizer for tokenizer in (WordPieceTokenizer, SentencePieceTokenizer)}
+
+
+def _with_kind(kind: str, data: bytes) -> bytes:
   return kind.encode() + b"\n" + data
 
 
 def from_bytes(data: bytes) -> Tokenizer:
-  """The tokenizer that `to_bytes` wrote.
+  """Restores the tokenizer that `to_bytes` serialised.
 
   Raises:
-    InputError: the bytes are something else.
+    InputError: the bytes are not a serialised tokenizer.
   """
   kind, _, content = data.partition(b"\n")
   name = kind[:32].decode("ascii", "replace")
-  if name not in _KINDS:
-    raise InputError(f"tokenizer: these bytes are none of {', '.join(_KINDS)}")
-  return _KINDS[name](content, f"the {name} tokenizer")
+  if name not in _CLASSES:
+    raise InputError(f"tokenizer: these bytes are none of {', '.join(_CLASSES)}")
+  return _CLASSES[name](content, f"the {name} tokenizer")
 
 
-def of_kind(kind: str, data: bytes, name: str) -> Tokenizer:
-  """A tokenizer from the bytes of the file that a user would have of it, a vocabulary or a SentencePiece model.
+def from_file_bytes(kind: str, data: bytes, name: str) -> Tokenizer:
+  """Makes a tokenizer from the bytes of a vocabulary or of a SentencePiece model.
 
   Raises:
-    InputError: an unknown kind, or bytes of something else.
+    InputError: unknown kind, or the bytes are not such a file.
   """
-  if kind not in _KINDS:
-    raise InputError(f"tokenizer: {name} is of the kind {kind!r}, none of {', '.join(_KINDS)}")
-  return _KINDS[kind](data, name)
+  if kind not in _CLASSES:
+    raise InputError(f"tokenizer: {name} is of the kind {kind!r}, none of {', '.join(_CLASSES)}")
+  return _CLASSES[kind](data, name)
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
@@ -263,10 +401,10 @@ def open_tokenizer(spec: str) -> Tokenizer:
     spec: `wordpiece:VOCAB.txt` or `sentencepiece:FILE.model`.
 
   Raises:
-    InputError: another kind, no such file, or a file of another kind.
+    InputError: unknown kind, no such file, or the file is not of this kind.
   """
   kind, _, path = spec.partition(":")
-  if kind not in _KINDS:
+  if kind not in _CLASSES:
     raise InputError(
       f"config.tokenizer {spec!r} is not wordpiece:VOCAB.txt or sentencepiece:FILE.model"
     )
@@ -274,4 +412,4 @@ def open_tokenizer(spec: str) -> Tokenizer:
     data = pathlib.Path(path).read_bytes()
   except OSError as error:
     raise InputError(f"config.tokenizer: {path}: {error.strerror}") from error
-  return _KINDS[kind](data, path)
+  return _CLASSES[kind](data, path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from input_pipeline import example, storage
+from input_pipeline import records, storage
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
@@ -100,7 +100,7 @@ def measure(name: str, stored: Iterator[Mapping[str, Any]], gallery: Gallery) ->
   """
   ceiling = Ceiling()
   for fields in stored:
-    record = example.decode_record(fields)
+    record = records.decode_record(fields)
     matches = match_refs(record)
     ceiling.add(record.instances, matches)
     gallery.add(name, fields, matches)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline import example, preprocess
+from input_pipeline import preprocess, records
 from input_pipeline.common import drawing, html
 from input_pipeline.common.html import escape
 from input_pipeline.proposals import report_table
@@ -57,7 +57,7 @@ def _section(kind: str, pictures: Sequence[Picture]) -> Iterator[str]:
 
 
 def _figure(picture: Picture) -> str:
-  record = example.decode_record(picture.fields)
+  record = records.decode_record(picture.fields)
   ref, match = record.refs[picture.ref], picture.match
   drawn = draw(picture)
   sentences = "".join(f'<li dir="auto">{escape(sentence)}</li>' for sentence in ref.sentences)
@@ -83,7 +83,7 @@ def draw(picture: Picture) -> np.ndarray:
   Raises:
     InputError: the photo cannot be decoded.
   """
-  record = example.decode_record(picture.fields)
+  record = records.decode_record(picture.fields)
   size = drawing.fitting_size(record.height, record.width, _SIDE)
   photo = Image.fromarray(
     preprocess.decode_image(record.image, record.file_name, upright=False)

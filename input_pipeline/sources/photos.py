@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from input_pipeline import example, preprocess, records
+from input_pipeline import preprocess, records
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files, masks
@@ -96,7 +96,7 @@ class PhotoMaker:
     found = self._propose([pixels for _, pixels in read], photos)
     seconds = time.monotonic() - began
     made = [
-      example.encode_record(make_record(photo, data, instances))
+      records.encode_record(make_record(photo, data, instances))
       for photo, (data, _), instances in zip(photos, read, found, strict=True)
     ]
     return Made(made, (), seconds)
@@ -166,7 +166,7 @@ def read_photo(
     InputError: the file is missing, damaged, or of another size.
   """
   try:
-    data = untrusted_files.read(path, f"image {path}", preprocess.MAX_FILE)
+    data = untrusted_files.read(path, f"image {path}", preprocess.MAX_FILE_BYTES)
   except InputError as error:
     raise InputError(
       f"{error}; --images names the folder of the photos, and docs/guides/datasets.md says where to get them"

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from input_pipeline import example
+from input_pipeline import records
 from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import leakage
@@ -71,7 +71,7 @@ class SceneMaker:
     """Makes the scenes `first` to before `last` of a split."""
     return Made(
       [
-        example.encode_record(
+        records.encode_record(
           scenes.make_record(task["split"], self.seed, n, self.size, self.noise)
         )
         for n in range(task["first"], task["last"])

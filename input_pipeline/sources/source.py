@@ -21,7 +21,7 @@ class Made:
   """What a task gave."""
 
   examples: list[dict[str, Any]]
-  """As `example.encode_record` makes them."""
+  """As `records.encode_record` makes them."""
   skipped: tuple[Skipped, ...] = ()
   seconds: float = 0.0
   """Time that the instance masks took."""

@@ -40,7 +40,7 @@ def record_features() -> tfds.features.FeaturesDict:
       "file_name": text,
       "height": np.int32,
       "width": np.int32,
-      "instances": undecoded,  # records.encode_planes
+      "instances": undecoded,  # bit_planes.encode_png
       "instance_score": tfds.features.Tensor(shape=(None,), dtype=np.float32),
       "instance_category": tfds.features.Tensor(shape=(None,), dtype=np.int32),
       "instances_from": text,

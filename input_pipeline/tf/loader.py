@@ -21,9 +21,8 @@ from typing import NoReturn
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from input_pipeline.preprocess import exchange_left_right
+from input_pipeline.preprocess import bit_planes, exchange_left_right
 from input_pipeline.preprocess.tokenizer import Tokenizer
 from input_pipeline.tf import (
   augment,
@@ -192,7 +191,7 @@ def train_batches(
       "set refs_per_image to 1, or cache to False"
     )
   source = _open_train(data_dir, name, split, on_error, process_index, process_count)
-  shape = Shape(image_size, records.num_planes(max_instances))
+  shape = Shape(image_size, bit_planes.num_planes(max_instances))
   key, start = train_samples.key_of(seed, process_index), start_step * batch_size
   decode = functools.partial(train_samples.decode, shape=shape)
   undecoded = functools.partial(
@@ -319,7 +318,7 @@ def eval_batches(
   _check_positive(batch_size=batch_size, image_size=image_size, limit=1 if limit is None else limit)
   record_reader.check_process(process_index, process_count)
   source = record_reader.open_source(data_dir, name, split)
-  shape = Shape(image_size, records.num_planes(max_instances))
+  shape = Shape(image_size, bit_planes.num_planes(max_instances))
   sizes = record_reader.scan(source)
   total = int(sizes.sentences.sum())
   total = total if limit is None else min(limit, total)

@@ -17,9 +17,9 @@ def splits(data_dir: str, name: str) -> dict[str, int]:
 
 
 def read(data_dir: str, name: str, split: str) -> Iterator[dict[str, Any]]:
-  """Yields the fields of every record as `example.encode_record` gave them, in the order in which they are stored.
+  """Yields the fields of every record as `records.encode_record` gave them, in the order in which they are stored.
 
-  Holds a few records at a time, undecoded; `example.decode_record` makes them masks.
+  Holds a few records at a time, undecoded; `records.decode_record` makes them masks.
 
   Raises:
     InputError: the data set or the split is not there, or a file of it is damaged.

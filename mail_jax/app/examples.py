@@ -51,7 +51,7 @@ def load(place: str | None, dataset: str, limits: Limits, folder: pathlib.Path) 
     return generated(folder) if dataset == "shapes" else []
   root = pathlib.Path(place)
   if root.is_dir():
-    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in preprocess.ENDINGS)
+    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in preprocess.EXTENSIONS)
     found = [Example(str(path)) for path in paths[: limits.examples]]
   elif root.is_file():
     found = _read_jsonl(root, limits)
@@ -59,7 +59,7 @@ def load(place: str | None, dataset: str, limits: Limits, folder: pathlib.Path) 
     raise InputError(f"--examples {place}: no such folder or JSONL file")
   if not found:
     raise InputError(
-      f"--examples {place}: there is no picture ({', '.join(preprocess.ENDINGS)}) in it"
+      f"--examples {place}: there is no picture ({', '.join(preprocess.EXTENSIONS)}) in it"
     )
   for example in found:
     check_photo(example.path, limits)

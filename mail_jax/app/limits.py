@@ -55,7 +55,7 @@ def check_photo(path: str | None, limits: Limits) -> str:
   try:
     with (
       untrusted_files.open_file(path, name) as file,
-      preprocess.open_head(file, formats=FORMATS) as image,
+      preprocess.open_header(file, formats=FORMATS) as image,
     ):
       width, height = image.size
   except preprocess.TooManyPixels as error:

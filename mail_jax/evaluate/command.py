@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from input_pipeline import records
 from input_pipeline.common import atomic_files, drawing
 from input_pipeline.common.command_line import command_parser
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes
 from mail_jax.evaluate import compare, per_expression, protocols, runner, table
@@ -182,7 +182,7 @@ def _tile(
   height, width = (int(n) for n in batch["original_size"][i])
   size = drawing.fitting_size(height, width, _TILE)
   target, mask = batch["original_target"][i, :height, :width], mask[:height, :width]
-  masks = records.unpack_planes(batch["instances"][i], int(batch["num_instances"][i]))
+  masks = bit_planes.unpackbits(batch["instances"][i], int(batch["num_instances"][i]))
   instance = masks[chosen] if chosen < len(masks) else None
   picture = drawing.overlay(
     drawing.stretch(batch["image"][i], size),

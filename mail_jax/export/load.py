@@ -136,7 +136,9 @@ def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel
     raise InputError(f"--step {step}: {place} was exported from step {about['step']}")
   config = _config_for_here(about["config"], str(place / folder.ABOUT))
   kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
-  tokenizer = tokenizers.of_kind(kind, folder.read_file(place, about, name), str(place / name))
+  tokenizer = tokenizers.from_file_bytes(
+    kind, folder.read_file(place, about, name), str(place / name)
+  )
   model, shapes = _describe(config, tokenizer.vocab_size, str(place / folder.ABOUT))
   variables, forward, files = {}, None, {}
   if form == "safetensors":

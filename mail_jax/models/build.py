@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.records import num_planes
+from input_pipeline.preprocess.bit_planes import num_planes
 from mail_jax.models import instances
 from mail_jax.models.mail import MaIL, Output
 from mail_jax.models.parameters import Variables

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt16
 
-from input_pipeline.records import PLANE_BITS
+from input_pipeline.preprocess.bit_planes import PLANE_BITS
 
 
 def unpack_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Array, "b {count} h w"]:

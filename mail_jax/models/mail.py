@@ -148,7 +148,7 @@ class MaIL(nn.Module):
 
     Args:
       image: RGB bytes; sides are multiples of the patch size.
-      planes: instance masks as bit planes (`input_pipeline.records.pack_planes`).
+      planes: instance masks as bit planes (`input_pipeline.preprocess.bit_planes.packbits`).
       valid: slots that hold an instance.
       tokens: word pieces.
       num_tokens: word pieces that count; the rest is padding.

@@ -130,7 +130,7 @@ def _in_words(result: Segmentation) -> str:
 
 
 def _predict_many(args: argparse.Namespace) -> None:
-  if args.out.lower().endswith(preprocess.ENDINGS):
+  if args.out.lower().endswith(preprocess.EXTENSIONS):
     raise InputError(
       f"--out {args.out}: of several photos it is a folder; name one, such as answers"
     )

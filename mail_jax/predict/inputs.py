@@ -91,11 +91,11 @@ def from_folder(folder: str, texts: Sequence[str]) -> Questions:
     found += [
       os.path.normpath(os.path.join(inside, name))
       for name in sorted(names)
-      if name.lower().endswith(preprocess.ENDINGS)
+      if name.lower().endswith(preprocess.EXTENSIONS)
     ]
   if not found:
     raise InputError(
-      f"--image {folder}: there is no picture ({', '.join(preprocess.ENDINGS)}) in it"
+      f"--image {folder}: there is no picture ({', '.join(preprocess.EXTENSIONS)}) in it"
     )
   stems = collections.Counter(os.path.splitext(name)[0] for name in found)
   asked = []

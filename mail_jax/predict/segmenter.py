@@ -145,7 +145,7 @@ class Segmenter:
   ) -> dict[str, jax.Array]:
     """The photo's part of a batch of one, on the device."""
     config = self._model.config
-    photo = model_inputs.prepare_photo(
+    photo = model_inputs.prepare_image(
       pixels, masks, image_size=config.image_size, max_instances=config.max_instances
     )
     photo["original_size"] = np.array(pixels.shape[:2], np.int32)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from input_pipeline import example, preprocess, records
+from input_pipeline import preprocess, records
 from input_pipeline.common import drawing, html
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.html import escape
@@ -128,7 +128,7 @@ def _records(data_dir: str, name: str, wanted: Mapping[int, Any]) -> Iterator[re
       break
     if fields["image_id"] in left:
       left.remove(fields["image_id"])
-      yield example.decode_record(fields)
+      yield records.decode_record(fields)
 
 
 def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: int) -> Drawn:

@@ -135,9 +135,9 @@ def test_the_first_picture_of_several_is_read(kind):
 
 
 def test_tiffs_of_fractions_and_of_32_bits_say_what_to_do():
-  with pytest.raises(InputError, match=r"image photo cannot be decoded.*fractions.*8 bits"):
+  with pytest.raises(InputError, match=r"image photo cannot be decoded.*floating point.*8 bits"):
     _decoded(_file(Image.new("F", (4, 3), 0.5), "TIFF"))
-  with pytest.raises(InputError, match=r"image photo cannot be decoded.*32 bits.*8 or 16"):
+  with pytest.raises(InputError, match=r"image photo cannot be decoded.*32-bit integers.*8 or 16"):
     _decoded(_file(Image.new("I", (4, 3), 1 << 20), "TIFF"))
 
 
@@ -204,7 +204,7 @@ def test_what_is_no_picture_is_named(tmp_path):
   empty.write_bytes(b"")
   os.mkfifo(pipe)
   for path, words in (
-    (text, "no picture of a known kind"),
+    (text, "not an image of a known format"),
     (empty, "it is empty"),
     (tmp_path, "directory"),
     (pipe, "no file but a pipe"),  # nobody writes to it: opened as a file it would never end
@@ -229,7 +229,7 @@ def test_kinds_that_start_programs_are_no_pictures():
   script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
   with Image.open(io.BytesIO(script)) as image:
     assert image.format == "EPS"  # which Pillow hands to Ghostscript
-  with pytest.raises(InputError, match="no picture of a known kind"):
+  with pytest.raises(InputError, match="not an image of a known format"):
     preprocess.decode_image(script, "a.eps")
 
 
@@ -262,7 +262,7 @@ _OPEN = """
 import sys, time
 from own_process import peak_kilobytes
 from input_pipeline import preprocess
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 for path in sys.argv[1:]:
   start, refused = time.perf_counter(), ""
   try:

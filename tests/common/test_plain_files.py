@@ -10,7 +10,6 @@ from input_pipeline.common import untrusted_files, untrusted_json, untrusted_pic
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
 from input_pipeline.custom.schema import LineError
-from input_pipeline.preprocess import model_inputs
 from input_pipeline.sources import photos
 
 READERS = {
@@ -19,7 +18,7 @@ READERS = {
   "a pickle": untrusted_pickle.load,
   "a photo": preprocess.open_image,
   "a photo of a data set": lambda path: photos.read_photo(path, (4, 4)),
-  "a mask": lambda path: model_inputs.read_masks([path], 4, 4),
+  "a mask": lambda path: preprocess.read_masks([path], 4, 4),
 }
 
 
@@ -94,7 +93,7 @@ def test_masks_of_numpy_that_are_none_are_refused_before_memory_is_spent(tmp_pat
   path = tmp_path / "m.npy"
   path.write_bytes(data)
   with pytest.raises(InputError, match=r"m\.npy"):
-    model_inputs.read_masks([str(path)], 4, 4)
+    preprocess.read_masks([str(path)], 4, 4)
   path.write_bytes(_npy("(1, 4, 4)", more=b"\1" * 16))
-  assert model_inputs.read_masks([str(path)], 4, 4).all()
+  assert preprocess.read_masks([str(path)], 4, 4).all()
   assert np.load(path).shape == (1, 4, 4)

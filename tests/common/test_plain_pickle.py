@@ -146,7 +146,7 @@ BOMBS = {
 _REFUSE = """
 import sys, time
 from own_process import peak_kilobytes
-from input_pipeline.errors import InputError
+from input_pipeline.common.errors import InputError
 from input_pipeline.sources import plain_pickle
 for path in sys.argv[1:]:
   start = time.perf_counter()

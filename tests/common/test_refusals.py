@@ -62,11 +62,11 @@ def _peak_flops():
     (lambda: scene_set.SceneSet(train_scenes=0), "at least one scene"),
     (lambda: scene_set.SceneSet(size=8), "--size 8: scenes need"),
     (lambda: scene_set.SceneSet(seed=-1), "--seed -1: a seed is 0 or more"),
-    (lambda: tokenizers.of_kind("morse", b"", "x.model"), "x.model is of the kind 'morse'"),
+    (lambda: tokenizers.from_file_bytes("morse", b"", "x.model"), "x.model is of the kind 'morse'"),
     (_peak_flops, "'float8' is not one of float32, bfloat16"),
     (lambda: report.main(["--count", "-1", "runs/x"]), "--count -1: it must be between 0"),
     (lambda: prepare.main(["--dataset", "refcoco_unc", "--data_dir", "new"]), "needs --refer_root"),
-    (lambda: preprocess.open_image(Image.new("1", (20_000, 20_000))), "image that was given"),
+    (lambda: preprocess.open_image(Image.new("1", (20_000, 20_000))), "the given image has"),
     (lambda: weights.from_bytes(b"none", {}, "a.safetensors"), "a.safetensors: not a whole"),
   ],
 )

@@ -12,7 +12,7 @@ from own_files import SQUARE, line, write_lines, write_photo
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools.coco import COCO
 
-from input_pipeline import example, preprocess, storage
+from input_pipeline import preprocess, records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command
 from input_pipeline.prepare import command as prepare
@@ -23,7 +23,7 @@ from mail_jax.train import command as train
 
 
 def records_of(data_dir, name, split):
-  found = map(example.decode_record, stored_records.read(str(data_dir), name, split))
+  found = map(records.decode_record, stored_records.read(str(data_dir), name, split))
   return sorted(found, key=lambda record: record.file_name)
 
 

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline import preprocess, records
-from input_pipeline.preprocess import model_inputs, tokenizer
+from input_pipeline import preprocess
+from input_pipeline.preprocess import bit_planes, model_inputs, tokenizer
 from mail_jax.export import bundle, scripts
 from mail_jax.models.resize import resize_logits
 from mail_jax.predict.segmenter import Segmenter
@@ -120,7 +120,7 @@ def test_a_photo_is_prepared_by_the_functions_of_the_loader():
   )
   np.testing.assert_array_equal(batch["image"][0], preprocess.resize_image(pixels, 32))
   planes = preprocess.resize_planes(masks, 32)
-  np.testing.assert_array_equal(records.unpack_planes(batch["instances"][0], 3), planes)
+  np.testing.assert_array_equal(bit_planes.unpackbits(batch["instances"][0], 3), planes)
   assert batch["instances"].shape == (1, 2, 32, 32)
   assert batch["num_instances"].tolist() == [3] and cut.tolist() == [True]
   assert batch["tokens"].tolist() == [[2, 4, 11, 3]]
@@ -130,7 +130,7 @@ def test_a_photo_is_prepared_by_the_functions_of_the_loader():
 def test_masks_are_those_of_the_device_at_the_size_of_the_photo(height, width, seed):
   logits = np.random.default_rng(seed).normal(size=(16, 16)).astype(np.float32)
   resized = RESIZE(logits[None], np.array([[height, width]]), (72, 80))[0, :height, :width]
-  found = model_inputs.mask_from_logits(logits, height, width)
+  found = preprocess.mask_from_logits(logits, height, width)
   wrong = found != (np.asarray(resized) > 0)
   assert not (wrong & (np.abs(resized) > exported_models.MARGIN)).any()
   assert found.any() or (resized < exported_models.MARGIN).all()
@@ -138,8 +138,8 @@ def test_masks_are_those_of_the_device_at_the_size_of_the_photo(height, width, s
 
 def test_a_model_that_sees_no_target_gives_an_empty_mask():
   logits = np.ones((4, 4), np.float32)
-  assert model_inputs.mask_from_logits(logits, 5, 6, -0.1).all()
-  assert not model_inputs.mask_from_logits(logits, 5, 6, 0.1).any()
+  assert preprocess.mask_from_logits(logits, 5, 6, -0.1).all()
+  assert not preprocess.mask_from_logits(logits, 5, 6, 0.1).any()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_masks_that_do_not_fit_are_told(tmp_path, kind, message):
   else:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
   with pytest.raises(ValueError, match=message):
-    model_inputs.read_masks([str(path)], 8, 8)
+    preprocess.read_masks([str(path)], 8, 8)
 
 
 def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> None:

@@ -11,7 +11,7 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
 
-COVERED = ("input_pipeline/preprocess/__init__.py", "input_pipeline/custom/image_files.py")
+COVERED = ("input_pipeline/preprocess/images.py", "input_pipeline/custom/image_files.py")
 MAX_BYTES = 4096
 _MAX_PIXELS = 1 << 20
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from input_pipeline import records
+from input_pipeline.preprocess import bit_planes
 from mail_jax.models import instances
 
 SIZE = 24
@@ -67,12 +67,12 @@ def test_a_view_by_itself_is_one_of_both(masks):
 @pytest.mark.parametrize("count", [0, 16, 50, 64])
 def test_device_and_records_pack_and_unpack_the_same_bits(count):
   drawn = np.random.default_rng(count).random((2, count, 3, 5)) < 0.5
-  planes = np.stack([records.pack_planes(m) for m in drawn])
+  planes = np.stack([bit_planes.packbits(m) for m in drawn])
   np.testing.assert_array_equal(unpack_planes(planes, count), drawn)
   packed = np.asarray(pack_planes(drawn, planes.shape[1]))
   np.testing.assert_array_equal(packed, planes)
   for row, mask in zip(packed, drawn, strict=True):
-    np.testing.assert_array_equal(records.unpack_planes(row, count), mask)
+    np.testing.assert_array_equal(bit_planes.unpackbits(row, count), mask)
 
 
 def test_coverage_is_the_share_of_each_patch_row_by_row(masks):

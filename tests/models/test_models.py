@@ -10,8 +10,8 @@ import tiny_model
 from ml_collections import ConfigDict
 
 from configs import base, demo, refcoco_small
-from input_pipeline import records
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 from mail_jax.export import forward
 from mail_jax.models import build
 from mail_jax.models.build import make_model
@@ -70,7 +70,7 @@ def test_instance_preset_gives_a_logit_a_pixel_and_a_weight_a_slot(config, input
 
 def test_masks_seen_are_those_of_the_slots_that_hold_an_instance(inputs, output):
   for planes, valid, masks in zip(inputs["planes"], inputs["valid"], output.masks, strict=True):
-    stored = records.unpack_planes(planes, len(valid))
+    stored = bit_planes.unpackbits(planes, len(valid))
     np.testing.assert_array_equal(masks, stored & valid[:, None, None])
 
 
@@ -125,7 +125,7 @@ def with_other_void_slots(inputs: Inputs, config: ConfigDict) -> Inputs:
   side = config.image_size
   flip = np.broadcast_to(void, (*inputs["valid"].shape, side, side))
   return inputs | {
-    "planes": inputs["planes"] ^ np.stack([records.pack_planes(mask) for mask in flip])
+    "planes": inputs["planes"] ^ np.stack([bit_planes.packbits(mask) for mask in flip])
   }
 
 
@@ -165,7 +165,7 @@ def test_order_of_the_instances_changes_the_order_of_their_weights_and_no_pixel(
 ):
   order = np.random.default_rng(3).permutation(config.max_instances)
   planes = [
-    records.pack_planes(records.unpack_planes(p, len(order))[order]) for p in inputs["planes"]
+    bit_planes.packbits(bit_planes.unpackbits(p, len(order))[order]) for p in inputs["planes"]
   ]
   shuffled = inputs | {"planes": np.stack(planes), "valid": inputs["valid"][:, order]}
   found = tiny_model.run(config, variables, shuffled)

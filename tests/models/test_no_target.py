@@ -11,7 +11,7 @@ import tiny_model
 import tiny_run
 from PIL import Image
 
-from input_pipeline import records
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from mail_jax.export import load
 from mail_jax.models import instances
@@ -129,7 +129,7 @@ def make_batch(world: dict, tokenizer: SentencePieceTokenizer, config) -> dict[s
   count = len(tokens)
   return {
     "image": world["image"],
-    "instances": np.stack([records.pack_planes(masks) for masks in world["masks"]]),
+    "instances": np.stack([bit_planes.packbits(masks) for masks in world["masks"]]),
     "num_instances": np.full(count, SQUARES, np.int32),
     "tokens": tokens,
     "num_tokens": num_tokens,

@@ -9,8 +9,8 @@ import pytest
 import tiny_model
 from ml_collections import ConfigDict
 
-from input_pipeline import records
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 from mail_jax.export.forward import without_loop
 from mail_jax.models.encoder import Block, block_name, stack_blocks
 from mail_jax.models.parameters import path_name
@@ -114,7 +114,7 @@ def test_padding_of_no_modality_changes_anything(variables, inputs, seen):
   other["tokens"][padding] = other["tokens"][padding] % 7 + 3
   # In the slots that hold no instance: others, of every pixel.
   void = np.broadcast_to(~inputs["valid"][:, :, None, None], (*inputs["valid"].shape, 32, 32))
-  other["planes"] ^= np.stack([records.pack_planes(masks) for masks in void])
+  other["planes"] ^= np.stack([bit_planes.packbits(masks) for masks in void])
   assert (other["planes"] != inputs["planes"]).any()
   _, output = look_inside(variables, other)
   jax.tree.map(np.testing.assert_array_equal, output, seen[1])

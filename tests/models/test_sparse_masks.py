@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from input_pipeline import records
+from input_pipeline.preprocess import bit_planes
 from mail_jax.models import instances
 from mail_jax.models.mask_selection import pool_instances
 from mail_jax.models.sparse_masks import SparseMaskEmbedding, find_pairs, share_of_tokens
@@ -119,7 +119,7 @@ def test_order_of_the_instances_changes_the_order_of_their_weights_and_no_pixel(
 ):
   order = np.random.default_rng(3).permutation(tiny_model.SLOTS)
   planes = [
-    records.pack_planes(records.unpack_planes(p, len(order))[order]) for p in inputs["planes"]
+    bit_planes.packbits(bit_planes.unpackbits(p, len(order))[order]) for p in inputs["planes"]
   ]
   shuffled = inputs | {"planes": np.stack(planes), "valid": inputs["valid"][:, order]}
   found = tiny_model.run(make_config(), variables, shuffled)
@@ -146,7 +146,7 @@ def count_pairs(inputs: dict[str, np.ndarray]) -> list[int]:
   """How many patches of 8 x 8 pixels the instances of each example touch, by a loop."""
   counts = []
   for planes, valid in zip(inputs["planes"], inputs["valid"], strict=True):
-    masks = records.unpack_planes(planes, len(valid))[valid]
+    masks = bit_planes.unpackbits(planes, len(valid))[valid]
     patches = [
       m[y : y + 8, x : x + 8] for m in masks for y in range(0, 32, 8) for x in range(0, 32, 8)
     ]
@@ -157,7 +157,7 @@ def count_pairs(inputs: dict[str, np.ndarray]) -> list[int]:
 def pack_void(void: np.ndarray) -> np.ndarray:
   """Planes whose bits are set where there is no instance."""
   flat = np.broadcast_to(void[:, :, None, None], (*void.shape, 32, 32))
-  return np.stack([records.pack_planes(mask) for mask in flat])
+  return np.stack([bit_planes.packbits(mask) for mask in flat])
 
 
 def test_what_there_is_no_place_for_is_counted_and_missing(variables, inputs, output):

@@ -120,7 +120,7 @@ def test_a_photo_on_its_side_is_turned_as_its_exif_says(segmenter, scene, tmp_pa
   ("image", "expression", "instances", "message"),
   [
     ("nowhere.png", "red", None, r"image nowhere\.png: No such file"),
-    (b"text", "red", None, r"no picture of a known kind"),
+    (b"text", "red", None, r"not an image of a known format"),
     (np.zeros((4, 4), np.uint8), "red", None, r"an array must be uint8 \[height, width, 3\]"),
     (None, " ", None, r"is empty; write what to look for"),
     (None, [], None, r"expression: the list is empty"),

@@ -17,6 +17,7 @@ from refer_layout import HEIGHT, WIDTH, make_layout
 from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.proposers.registry import open_provider
 from input_pipeline.shapes import scenes
 from input_pipeline.sources import photos, refer, scene_set
@@ -32,7 +33,7 @@ def _read(data_dir, name: str, split: str) -> dict[int, records.ImageRecord]:
 
 def _decode(fields) -> records.ImageRecord:
   scores = fields["instance_score"].numpy()
-  planes = records.decode_planes(fields["instances"].numpy(), int(fields["height"]))
+  planes = bit_planes.decode_png(fields["instances"].numpy(), int(fields["height"]))
   refs = fields["refs"]
   return records.ImageRecord(
     image=fields["image"].numpy(),
@@ -41,7 +42,7 @@ def _decode(fields) -> records.ImageRecord:
     height=int(fields["height"]),
     width=int(fields["width"]),
     instances=records.Instances(
-      masks=records.unpack_planes(planes, len(scores)),
+      masks=bit_planes.unpackbits(planes, len(scores)),
       scores=scores,
       categories=fields["instance_category"].numpy(),
       source=fields["instances_from"].numpy().decode(),
@@ -169,9 +170,9 @@ def test_tensorflow_reads_the_planes_and_targets_that_pillow_reads(shapes_data, 
     assert read.any()
   # More than one plane: 40 instances are three planes, one below the other.
   masks = np.random.default_rng(0).random((40, 7, 5)) < 0.5
-  png = records.encode_planes(records.pack_planes(masks))
+  png = bit_planes.encode_png(bit_planes.packbits(masks))
   stacked = tf.io.decode_png(png, channels=1, dtype=tf.uint16).numpy()[..., 0]
-  np.testing.assert_array_equal(stacked.reshape(3, 7, 5), records.pack_planes(masks))
+  np.testing.assert_array_equal(stacked.reshape(3, 7, 5), bit_planes.packbits(masks))
 
 
 def test_normalised_sentences_lie_beside_the_raw_ones(tmp_path):

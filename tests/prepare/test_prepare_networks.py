@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.prepare import write_layout
-from input_pipeline import records
 from input_pipeline.prepare import command as prepare
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.tf import builder
 
 pytest.importorskip("torch", reason="needs torch and transformers: make extras")
@@ -41,9 +41,9 @@ def _prepared(layout, model, data_dir, batch_size) -> dict[int, tuple[np.ndarray
   )
   read = {}
   for fields in builder.open_dataset(str(data_dir), "refcoco_unc").as_dataset(split="train"):
-    planes = records.decode_planes(fields["instances"].numpy(), int(fields["height"]))
+    planes = bit_planes.decode_png(fields["instances"].numpy(), int(fields["height"]))
     scores = fields["instance_score"].numpy()
-    read[int(fields["image_id"])] = records.unpack_planes(planes, len(scores)), scores
+    read[int(fields["image_id"])] = bit_planes.unpackbits(planes, len(scores)), scores
     assert fields["instances_from"].numpy() == b"huggingface"
     assert fields["instances_trained_on"].numpy() == b"unknown"
   return read

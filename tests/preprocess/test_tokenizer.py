@@ -18,6 +18,7 @@ from input_pipeline.preprocess.tokenizer import (
   Tokenizer,
   WordPieceTokenizer,
 )
+from input_pipeline.tokenizer import command
 
 _COLOURS = ("red", "green", "blue", "yellow")
 _SHAPES = ("circle", "square", "star", "ring")
@@ -260,7 +261,7 @@ def test_wordpiece_decodes_to_words(wordpiece):
 def test_the_command_trains_on_lines_of_text(tmp_path, capsys):
   lines, out = tmp_path / "lines.txt", tmp_path / "new" / "f.model"
   lines.write_text("\n\n".join(_SENTENCES))
-  tokenizers.main(["--train_from", str(lines), "--vocab_size", "320", "--out", str(out)])
+  command.main(["--train_from", str(lines), "--vocab_size", "320", "--out", str(out)])
   assert f"from {len(_SENTENCES)} expressions" in capsys.readouterr().out
   opened = tokenizers.open_tokenizer(f"sentencepiece:{out}")
   assert opened.to_bytes() == SentencePieceTokenizer.train(_SENTENCES, 320).to_bytes()
@@ -270,7 +271,7 @@ def test_the_command_trains_on_a_data_set(shapes_data, tmp_path):
   from input_pipeline.tf import loader
 
   arguments = ["--train_from", "shapes", "--data_dir", shapes_data, "--vocab_size", "400"]
-  tokenizers.main([*arguments, "--out", str(tmp_path / "f.model")])
+  command.main([*arguments, "--out", str(tmp_path / "f.model")])
   expected = SentencePieceTokenizer.train(loader.train_sentences(shapes_data, "shapes"), 400)
   assert (tmp_path / "f.model").read_bytes() == expected.file_bytes()
 
@@ -278,8 +279,8 @@ def test_the_command_trains_on_a_data_set(shapes_data, tmp_path):
 def test_the_command_names_a_file_that_it_cannot_read(tmp_path):
   rest = ["--vocab_size", "320", "--out", str(tmp_path / "f.model")]
   with pytest.raises(InputError, match=r"missing\.txt: No such file.*--data_dir"):
-    tokenizers.main(["--train_from", str(tmp_path / "missing.txt"), *rest])
+    command.main(["--train_from", str(tmp_path / "missing.txt"), *rest])
   (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
   with pytest.raises(InputError, match=r"latin\.txt: it is not UTF-8"):
-    tokenizers.main(["--train_from", str(tmp_path / "latin.txt"), *rest])
+    command.main(["--train_from", str(tmp_path / "latin.txt"), *rest])
   assert not (tmp_path / "f.model").exists()

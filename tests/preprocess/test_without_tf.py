@@ -25,5 +25,7 @@ def test_training_on_arrays_and_prediction_need_no_tensorflow(tmp_path):
 
 def test_no_file_of_mail_jax_names_tensorflow():
   files = [path for path in (tiny_run.CHECKOUT / "mail_jax").rglob("*") if path.is_file()]
+  # The scripts are data: they travel with an exported model and run without us.
+  files = [path for path in files if path.parent.name != "scripts"]
   assert len(files) > 10
   assert [path.name for path in files if b"tensorflow" in path.read_bytes().lower()] == []

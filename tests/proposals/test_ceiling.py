@@ -19,7 +19,7 @@ from random_records import (
   size_by_area,
 )
 
-from input_pipeline import example, records
+from input_pipeline import records
 from input_pipeline.common import drawing
 from input_pipeline.proposals import report, report_page
 from input_pipeline.proposals.gallery import Gallery, Picture
@@ -172,7 +172,7 @@ def test_records_that_are_not_drawn_are_not_kept():
 
   def stored():
     for i in range(200):
-      fields = _Fields(example.encode_record(dataclasses.replace(record, image_id=i)))
+      fields = _Fields(records.encode_record(dataclasses.replace(record, image_id=i)))
       watched.append(weakref.ref(fields))
       yield fields
       alive.append(sum(reference() is not None for reference in watched))
@@ -214,7 +214,7 @@ def test_a_small_mask_is_seen_on_a_large_one():
 
 def _pictures(record: records.ImageRecord) -> list[Picture]:
   """One for each ref."""
-  fields, matches = example.encode_record(record), match_refs(record)
+  fields, matches = records.encode_record(record), match_refs(record)
   return [Picture("a/b", fields, ref, match) for ref, match in enumerate(matches)]
 
 

@@ -20,7 +20,7 @@ from random_records import (
   make_record,
 )
 
-from input_pipeline import example, storage
+from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposals import command, report, report_page
 from input_pipeline.proposals.gallery import Gallery
@@ -39,10 +39,10 @@ def test_stored_records_are_what_was_written(tmp_path):
   assert sorted(fields["image_id"] for fields in read) == list(range(1, 10))
   for fields in read:
     expected = half_records.RECORDS[fields["image_id"] - 1]
-    stored = example.encode_record(expected)
+    stored = records.encode_record(expected)
     assert fields.keys() == stored.keys()
     assert fields["refs"] == stored["refs"]
-    found = example.decode_record(fields)
+    found = records.decode_record(fields)
     np.testing.assert_array_equal(found.instances.masks, expected.instances.masks)
     np.testing.assert_array_equal(found.instances.scores, expected.instances.scores)
     for ref, other in zip(found.refs, expected.refs, strict=True):
@@ -129,7 +129,7 @@ def test_all_three_say_that_it_is_a_ceiling_and_where_masks_came_from(shapes_rep
 
 def test_the_page_shows_the_worst_of_all_images(shapes_report):
   ious = [
-    min(iou for iou, _ in best_by_pycocotools(example.decode_record(fields)))
+    min(iou for iou, _ in best_by_pycocotools(records.decode_record(fields)))
     for split in stored_records.splits(shapes_report.data_dir, "shapes")
     for fields in stored_records.read(shapes_report.data_dir, "shapes", split)
   ]
@@ -150,7 +150,7 @@ def test_what_strangers_wrote_stays_text():
   sentence = "</li><script>alert('x')</script> & \"<img src=x onerror=y>\""
   record = make_record(1, masks, masks, sentence, source="<b>me</b>")
   record = dataclasses.replace(record, file_name='"><script src=x>')
-  fields, ceiling, gallery = example.encode_record(record), Ceiling(), Gallery()
+  fields, ceiling, gallery = records.encode_record(record), Ceiling(), Gallery()
   ceiling.add(record.instances, match_refs(record))
   gallery.add("<i>a</i>/b", fields, match_refs(record))
   page = report_page.page({"<i>a</i>/b": ceiling.figures()}, gallery.worst(), gallery.random())

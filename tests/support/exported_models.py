@@ -13,7 +13,7 @@ import tiny_model
 from ml_collections import ConfigDict
 from PIL import Image
 
-from input_pipeline import records
+from input_pipeline.preprocess import bit_planes
 from mail_jax.export import load
 from mail_jax.models.mail import Output
 
@@ -28,7 +28,7 @@ def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.
   boxes = [tiny_model.random_boxes(rng, slots, size) for _ in range(count)]
   return {
     "image": rng.integers(0, 256, (count, size, size, 3), np.uint8),
-    "instances": np.stack([records.pack_planes(masks) for masks in boxes]),
+    "instances": np.stack([bit_planes.packbits(masks) for masks in boxes]),
     "num_instances": np.linspace(0, slots, count).astype(np.int32),
     "tokens": rng.integers(1, 20, (count, config.max_tokens), np.int32),
     "num_tokens": rng.integers(3, config.max_tokens + 1, count, np.int32),

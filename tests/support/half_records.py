@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from input_pipeline import example, records
+from input_pipeline import records
 from input_pipeline.sources.source import Made
 from input_pipeline.tf import builder
 
@@ -81,7 +81,7 @@ REFS = sum(len(record.refs) for record in RECORDS)
 
 def write(data_dir: str) -> None:
   """Writes them as the splits train and val, and as testA with one picture cut short."""
-  fields = [example.encode_record(record) for record in RECORDS]
+  fields = [records.encode_record(record) for record in RECORDS]
   broken = [row | {"image": row["image"][: 60 if row["image_id"] == 6 else None]} for row in fields]
   builder.write_dataset(data_dir, NAME, _Records(train=fields, val=fields, testA=broken), {})
 

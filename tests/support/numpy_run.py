@@ -16,7 +16,8 @@ import numpy as np  # noqa: E402
 import tiny_run  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from input_pipeline import preprocess, records  # noqa: E402
+from input_pipeline import preprocess  # noqa: E402
+from input_pipeline.preprocess import bit_planes  # noqa: E402
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer  # noqa: E402
 from input_pipeline.shapes import scenes as shapes  # noqa: E402
 from mail_jax.predict.segmenter import Segmenter  # noqa: E402
@@ -36,11 +37,11 @@ def make_batch(
   size, most = config.image_size, config.max_instances
   masks = [scene.instances.masks[:most] for scene in scenes]
   targets = [
-    records.pack_planes(scene.targets[i, None]) for scene, i in zip(scenes, meant, strict=True)
+    bit_planes.packbits(scene.targets[i, None]) for scene, i in zip(scenes, meant, strict=True)
   ]
   return {
     "image": np.stack([preprocess.resize_image(scene.image, size) for scene in scenes]),
-    "instances": np.stack([preprocess.resize_planes(records.pack_planes(m), size) for m in masks]),
+    "instances": np.stack([preprocess.resize_planes(bit_planes.packbits(m), size) for m in masks]),
     "num_instances": np.array([len(m) for m in masks], np.int32),
     "tokens": tokens,
     "num_tokens": num_tokens,

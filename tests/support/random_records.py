@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from input_pipeline import example, records
+from input_pipeline import records
 from input_pipeline.proposals import report
 from input_pipeline.proposals.gallery import Gallery
 
@@ -87,7 +87,7 @@ def best_by_pycocotools(record: records.ImageRecord) -> list[tuple[float, int]]:
 
 
 def measure_records(rows: list[records.ImageRecord], gallery: Gallery | None = None) -> dict:
-  fields = map(example.encode_record, rows)
+  fields = map(records.encode_record, rows)
   return report.measure("refcoco_unc/val", fields, gallery or Gallery()).figures()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import base
-from input_pipeline import records
+from input_pipeline.preprocess import bit_planes
 from mail_jax.models.build import make_model
 from mail_jax.models.mail import MaIL, Output
 from mail_jax.models.parameters import path_name
@@ -34,7 +34,7 @@ def make_inputs(config: ConfigDict, count: int = 3, seed: int = 0) -> dict[str, 
   """Random arguments of the model for a batch; slots hold an instance or not, in any order."""
   rng = np.random.default_rng(seed)
   size, slots, length = config.image_size, config.max_instances, config.max_tokens
-  planes = [records.pack_planes(random_boxes(rng, slots, size)) for _ in range(count)]
+  planes = [bit_planes.packbits(random_boxes(rng, slots, size)) for _ in range(count)]
   return {
     "image": rng.integers(0, 256, (count, size, size, 3), np.uint8),
     "planes": np.stack(planes),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from half_records import NAME, RECORDS, SIZE, rows_of, write
 
-from input_pipeline import preprocess, records
+from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.tf import builder, loader
 
@@ -88,7 +89,7 @@ def test_rows_hold_what_the_record_holds(evaluate):
     assert row["original_target"].sum() == ref.target.sum()
     image = preprocess.resize_image(preprocess.decode_image(record.image, "test"), SIZE)
     assert np.abs(row["image"].astype(int) - image).max() <= 1
-    planes = records.pack_planes(record.instances.masks)
+    planes = bit_planes.packbits(record.instances.masks)
     np.testing.assert_array_equal(row["instances"], preprocess.resize_planes(planes, SIZE)[:1])
     assert row["num_instances"] == min(16, len(record.instances.scores))
 

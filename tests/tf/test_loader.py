@@ -11,8 +11,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from half_records import NAME, RECORDS, REFS, SIZE, TEXT, ref_of, rows_of, write
 
-from input_pipeline import preprocess, records
+from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.tf import augment, builder, loader, record_reader, train_samples
 
@@ -125,7 +126,7 @@ def test_without_augmentation_pixels_are_those_of_the_numpy_preparation(train):
     record = originals[image_id]
     image = preprocess.resize_image(preprocess.decode_image(record.image, "test"), SIZE)
     np.testing.assert_array_equal(row["image"], image)
-    planes = preprocess.resize_planes(records.pack_planes(record.instances.masks), SIZE)
+    planes = preprocess.resize_planes(bit_planes.packbits(record.instances.masks), SIZE)
     np.testing.assert_array_equal(row["instances"][: len(planes)], planes)
     assert row["instances"].shape[0] == 3 and not row["instances"][len(planes) :].any()
     assert row["num_instances"] == len(record.instances.scores)
@@ -306,7 +307,7 @@ def test_real_photos_are_decoded_and_shrunk_as_pillow_does(realdata):
     image = preprocess.decode_image(path.read_bytes(), path.name)
     record = {
       "image": tf.constant(path.read_bytes()),
-      "instances": tf.constant(records.encode_planes(np.zeros((1, *image.shape[:2]), np.uint16))),
+      "instances": tf.constant(bit_planes.encode_png(np.zeros((1, *image.shape[:2]), np.uint16))),
       "height": tf.constant(image.shape[0], tf.int64),
       "width": tf.constant(image.shape[1], tf.int64),
       "num_instances": tf.constant(0),

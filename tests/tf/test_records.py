@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from jaxtyping import Bool
 from PIL import Image
 
-from input_pipeline import example, records
+from input_pipeline import records
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 
 
 @st.composite
@@ -26,16 +27,16 @@ def masks(draw: st.DrawFn) -> Bool[np.ndarray, "k h w"]:
 @settings(max_examples=150, deadline=None)
 @given(masks())
 def test_any_masks_survive_bit_planes_and_png(drawn):
-  planes = records.pack_planes(drawn)
-  read = records.decode_planes(records.encode_planes(planes), height=drawn.shape[1])
+  planes = bit_planes.packbits(drawn)
+  read = bit_planes.decode_png(bit_planes.encode_png(planes), height=drawn.shape[1])
   np.testing.assert_array_equal(read, planes)
-  np.testing.assert_array_equal(records.unpack_planes(read, len(drawn)), drawn)
+  np.testing.assert_array_equal(bit_planes.unpackbits(read, len(drawn)), drawn)
 
 
 @settings(max_examples=50, deadline=None)
 @given(masks())
 def test_bit_k_of_plane_k_over_16_is_mask_k(drawn):
-  planes = records.pack_planes(drawn)
+  planes = bit_planes.packbits(drawn)
   count, height, width = drawn.shape
   assert planes.shape == (max(1, (count + 15) // 16), height, width)
   for number in range(planes.shape[0] * 16):
@@ -45,23 +46,23 @@ def test_bit_k_of_plane_k_over_16_is_mask_k(drawn):
 
 
 def test_no_instance_is_one_empty_plane():
-  planes = records.pack_planes(records.no_instances(5, 7).masks)
+  planes = bit_planes.packbits(records.no_instances(5, 7).masks)
   assert planes.shape == (1, 5, 7)
   assert not planes.any()
-  assert records.unpack_planes(planes, 0).shape == (0, 5, 7)
+  assert bit_planes.unpackbits(planes, 0).shape == (0, 5, 7)
 
 
 def test_planes_are_one_16_bit_grayscale_png_of_stacked_planes():
   drawn = np.zeros((17, 3, 4), bool)
   drawn[0, 0, 0] = drawn[15, 0, 1] = drawn[16, 0, 0] = True
-  with Image.open(io.BytesIO(records.encode_planes(records.pack_planes(drawn)))) as image:
+  with Image.open(io.BytesIO(bit_planes.encode_png(bit_planes.packbits(drawn)))) as image:
     assert (image.format, image.mode, image.size) == ("PNG", "I;16", (4, 6))
     assert [image.getpixel(at) for at in ((0, 0), (1, 0), (0, 3))] == [1, 1 << 15, 1]
 
 
 def test_more_masks_than_bits_is_an_error():
   with pytest.raises(ValueError, match="17 masks"):
-    records.unpack_planes(np.zeros((1, 2, 2), np.uint16), 17)
+    bit_planes.unpackbits(np.zeros((1, 2, 2), np.uint16), 17)
 
 
 @settings(max_examples=50, deadline=None)
@@ -78,7 +79,7 @@ def _record_fields() -> dict:
   drawn[3, 1:3, 2:5] = True
   ref = records.Ref(1, (4,), drawn[3], ("the cup",))
   instances = records.Instances(drawn, np.ones(17, np.float32), np.ones(17, np.int32), "own")
-  return example.encode_record(records.ImageRecord(b"", 9, "a.jpg", 5, 7, instances, (ref,)))
+  return records.encode_record(records.ImageRecord(b"", 9, "a.jpg", 5, 7, instances, (ref,)))
 
 
 def _png(mode: str, size: tuple[int, int]) -> bytes:
@@ -103,10 +104,10 @@ def _huge_png() -> bytes:
 @pytest.mark.parametrize("which", ["instances", "target"])
 def test_a_record_whose_masks_are_damaged_is_named(damaged, which):
   fields = _record_fields()
-  assert example.decode_record(fields).refs[0].target.sum() == 6
+  assert records.decode_record(fields).refs[0].target.sum() == 6
   (fields if which == "instances" else fields["refs"][0])[which] = damaged
   with pytest.raises(InputError, match=r"image a\.jpg \(image_id 9\): one of its masks"):
-    example.decode_record(fields)
+    records.decode_record(fields)
 
 
 @settings(max_examples=200, deadline=None)
@@ -120,7 +121,7 @@ def test_a_record_of_any_flipped_bytes_is_a_record_or_an_input_error(data):
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
   where[key] = bytes(content)
   try:
-    record = example.decode_record(fields)
+    record = records.decode_record(fields)
   except InputError:
     return
   assert record.instances.masks.shape == (17, 5, 7) and record.refs[0].target.shape == (5, 7)

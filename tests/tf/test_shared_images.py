@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline import example, preprocess, records
+from input_pipeline import preprocess, records
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.tf import builder, loader, pipelines, record_reader, shared_images
@@ -47,7 +47,7 @@ def _record(image_id: int, refs: int) -> records.ImageRecord:
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
   folder = str(tmp_path_factory.mktemp("rows"))
-  rows = [example.encode_record(_record(*item)) for item in REFS_OF.items()]
+  rows = [records.encode_record(_record(*item)) for item in REFS_OF.items()]
   broken = [row | {"image": row["image"][: 60 if row["image_id"] == 6 else None]} for row in rows]
   source = half_records._Records(train=rows, testA=broken)
   builder.write_dataset(folder, NAME, source, {})

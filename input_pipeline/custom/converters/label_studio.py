@@ -149,7 +149,7 @@ def _image_of(task: Mapping[str, Any]) -> str | None:
     # /data/local-files/?d=folder/photo.jpg
     local = parse_qs(url.query).get("d", [""])[0]
     path = local or unquote(url.path)
-    if path.lower().endswith(preprocess.ENDINGS):
+    if path.lower().endswith(preprocess.EXTENSIONS):
       return path.lstrip("/")
   return None
 
