@@ -55,9 +55,7 @@ def write(
   elif form == "saved_model":
     _write_saved_model(place, forward, variables, specs)
   elif form == "onnx":
-    from mail_jax.export import onnx_model
-
-    place.write_bytes(onnx_model.build(forward, variables, specs))
+    place.write_bytes(_import_onnx_model().build(forward, variables, specs))
   else:
     raise InputError(f"--format {form!r} is not one of {', '.join(folders.PLACES)}")
 
@@ -100,9 +98,17 @@ def check_installed(form: str) -> None:
   """
   # Each says itself what it lacks.
   if form == "onnx":
-    from mail_jax.export import onnx_model  # noqa: F401
+    _import_onnx_model()
   elif form == "saved_model":
     from input_pipeline.tf import saved_model  # noqa: F401
+
+
+def _import_onnx_model() -> Any:
+  try:
+    from mail_jax.export import onnx_model
+  except ImportError as error:
+    raise InputError(f"--format onnx needs the package onnx: {_EXTRA}") from error
+  return onnx_model
 
 
 def open_forward(

@@ -1,6 +1,6 @@
-"""What each primitive of our forward is in ONNX: one row each, in the form (graph, equation, *inputs) -> outputs.
+"""The ONNX operators for each JAX primitive, as functions (graph, equation, *inputs) -> outputs.
 
-Types that onnxruntime's operators lack go through the next wider one that they have.
+Where an operator of onnxruntime lacks a type, the value is cast to the next wider type it has.
 """
 
 import string
@@ -8,19 +8,79 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import helper  # pyright: ignore[reportMissingImports]
 
-from mail_jax.export.onnx_model import Graph, Value
-
+# The name of a tensor in the graph, or an array that is known when the graph is built.
+Value = str | np.ndarray
 Row = Callable[..., Any]
 
 
+class Graph:
+  """An ONNX graph under construction.
+
+  Attributes:
+    nodes: in the order in which they were added.
+    weights: arrays stored in the model, by name.
+  """
+
+  def __init__(self, batch_input: str, batch_size: int):
+    """Makes an empty graph.
+
+    Args:
+      batch_input: the input whose first axis is the batch.
+      batch_size: the size that stands for the batch in the traced function.
+    """
+    self.nodes: list[Any] = []
+    self.weights: dict[str, np.ndarray] = {}
+    self._batch_input, self._batch_size, self._batch = batch_input, batch_size, ""
+    # Holds the arrays too, so that no other object gets the id of one.
+    self._stored: dict[int, tuple[str, np.ndarray]] = {}
+
+  def add(self, op: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Any:
+    """Adds a node and returns the name of its output, or a list of names if it has several."""
+    names = [f"{op.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
+    self.nodes.append(helper.make_node(op, [self.name(x) for x in inputs], names, **attributes))
+    return names[0] if outputs == 1 else names
+
+  def cast(self, x: Value, dtype: Any) -> str:
+    """Adds a conversion to another dtype."""
+    return self.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+  def name(self, x: Value) -> str:
+    """Returns the name of a value; an array is stored in the model first."""
+    return x if isinstance(x, str) else self.keep(f"constant_{len(self.weights)}", x)
+
+  def keep(self, name: str, array: np.ndarray) -> str:
+    """Stores an array in the model, once, and returns its name."""
+    if id(array) not in self._stored:
+      self._stored[id(array)] = name, array
+      self.weights[name] = array
+    return self._stored[id(array)][0]
+
+  def shape(self, dims: Sequence[int]) -> Value:
+    """Returns a shape as a tensor whose batch size is read when the model runs."""
+    if self._batch_size not in dims:
+      return np.array(dims, np.int64)
+    self._batch = self._batch or self.add("Shape", self._batch_input, start=0, end=1)
+    parts = [
+      self._batch if size == self._batch_size else np.array([size], np.int64) for size in dims
+    ]
+    return self.add("Concat", *parts, axis=0)
+
+  def reshape(self, x: Value, dims: Sequence[int]) -> str:
+    """Adds a change of shape."""
+    # An axis that is a multiple of the batch size follows from the others.
+    sizes = [-1 if size and size % self._batch_size == 0 else size for size in dims]
+    return self.add("Reshape", x, np.array(sizes, np.int64))
+
+
 def _named(op: str) -> Row:
-  """An operator that does the same under another name."""
+  """Returns a row for an operator that differs only in name."""
   return lambda graph, equation, *inputs: graph.add(op, *inputs)
 
 
 def _same(graph: Graph, equation: Any, *inputs: Value) -> list[Value]:
-  """Nothing at all; what it says is for XLA."""
+  """Adds nothing: the primitive is a hint for XLA."""
   return list(inputs)
 
 
@@ -39,12 +99,12 @@ def _shift_right(graph: Graph, equation: Any, x: Value, by: Value) -> str:
 
 
 def _reduce(op: str, through: Any = None) -> Row:
-  """A reduction; through another type where the operator lacks the one it is given."""
+  """Returns a row for a reduction, computed in the dtype `through` if it is given."""
 
   def row(graph: Graph, equation: Any, x: Value) -> str:
     x = x if through is None else graph.cast(x, through)
-    found = graph.add(op, x, np.array(equation.params["axes"], np.int64), keepdims=0)
-    return found if through is None else graph.cast(found, _dtype(equation))
+    result = graph.add(op, x, np.array(equation.params["axes"], np.int64), keepdims=0)
+    return result if through is None else graph.cast(result, _dtype(equation))
 
   return row
 
@@ -56,7 +116,7 @@ def _argmax(graph: Graph, equation: Any, x: Value) -> str:
 
 
 def _sort(graph: Graph, equation: Any, *inputs: Value) -> list[str]:
-  """By the first of them; TopK keeps the order of equals, as a stable sort does."""
+  """Sorts by the first input; TopK keeps the order of equal values, as a stable sort does."""
   axis, key = equation.params["dimension"], inputs[0]
   if equation.params["num_keys"] != 1:
     raise NotImplementedError(f"onnx: sorting by several keys: {equation}")
@@ -66,23 +126,23 @@ def _sort(graph: Graph, equation: Any, *inputs: Value) -> list[str]:
   return [graph.add("GatherElements", x, order, axis=axis) for x in inputs]
 
 
-def _gather(graph: Graph, equation: Any, x: Value, where: Value) -> str:
-  """Whole rows of x, whose first axes are batch axes and then those that are looked up; indices are in range."""
+def _gather(graph: Graph, equation: Any, x: Value, indices: Value) -> str:
+  """Gathers whole rows of x: batch axes first, then the indexed axes; indices are in range."""
   numbers, shape = equation.params["dimension_numbers"], equation.invars[0].aval.shape
   batch = tuple(range(len(numbers.operand_batching_dims)))
-  looked_up = tuple(range(len(batch), len(batch) + len(numbers.start_index_map)))
-  rest = tuple(range(len(batch) + len(looked_up), len(shape)))
+  indexed = tuple(range(len(batch), len(batch) + len(numbers.start_index_map)))
+  rest = tuple(range(len(batch) + len(indexed), len(shape)))
   rank = len(equation.outvars[0].aval.shape)
   if (
     numbers.operand_batching_dims != batch
     or numbers.start_indices_batching_dims != batch
-    or numbers.start_index_map != looked_up
-    or numbers.collapsed_slice_dims != looked_up
+    or numbers.start_index_map != indexed
+    or numbers.collapsed_slice_dims != indexed
     or numbers.offset_dims != tuple(range(rank - len(rest), rank))
     or any(equation.params["slice_sizes"][i] != shape[i] for i in rest)
   ):
-    raise NotImplementedError(f"onnx: a gather that takes no whole rows: {equation}")
-  return graph.add("GatherND", x, graph.cast(where, np.int64), batch_dims=len(batch))
+    raise NotImplementedError(f"onnx: a gather of anything but whole rows: {equation}")
+  return graph.add("GatherND", x, graph.cast(indices, np.int64), batch_dims=len(batch))
 
 
 def _slice(graph: Graph, equation: Any, x: Value) -> Value:
@@ -111,29 +171,29 @@ def _rev(graph: Graph, equation: Any, x: Value) -> str:
 
 
 def _broadcast(graph: Graph, equation: Any, x: Value, *_: Value) -> str:
-  """One axis is put in after the other, and then all become as long as they should be."""
-  dims, places = equation.params["shape"], equation.params["broadcast_dimensions"]
-  had = dict(zip(places, equation.invars[0].aval.shape, strict=True))
-  before = [had.get(axis, 1) for axis in range(len(dims))]
-  if len(had) != len(dims):
-    x = graph.reshape(x, before)
-  # A 1 keeps what is there.
-  grown = [1 if old == new else new for old, new in zip(before, dims, strict=True)]
-  return graph.name(x) if set(grown) <= {1} else graph.add("Expand", x, graph.shape(grown))
+  """Inserts the missing axes, then expands all axes to their sizes."""
+  dims, axes = equation.params["shape"], equation.params["broadcast_dimensions"]
+  sizes = dict(zip(axes, equation.invars[0].aval.shape, strict=True))
+  inserted = [sizes.get(axis, 1) for axis in range(len(dims))]
+  if len(sizes) != len(dims):
+    x = graph.reshape(x, inserted)
+  # Expand keeps an axis whose new size is 1.
+  expanded = [1 if old == new else new for old, new in zip(inserted, dims, strict=True)]
+  return graph.name(x) if set(expanded) <= {1} else graph.add("Expand", x, graph.shape(expanded))
 
 
 def _iota(graph: Graph, equation: Any, *_: Value) -> Value:
   dims, axis = equation.params["shape"], equation.params["dimension"]
   line = np.arange(dims[axis], dtype=equation.params["dtype"])
   line = line.reshape([-1 if i == axis else 1 for i in range(len(dims))])
-  grown = [1 if i == axis else size for i, size in enumerate(dims)]
-  return line if set(grown) <= {1} else graph.add("Expand", line, graph.shape(grown))
+  expanded = [1 if i == axis else size for i, size in enumerate(dims)]
+  return line if set(expanded) <= {1} else graph.add("Expand", line, graph.shape(expanded))
 
 
 def _concatenate(graph: Graph, equation: Any, *inputs: Value) -> str:
   axis = equation.params["dimension"]
-  filled = [x for x, atom in zip(inputs, equation.invars, strict=True) if atom.aval.shape[axis]]
-  return graph.add("Concat", *filled, axis=axis)
+  parts = [x for x, atom in zip(inputs, equation.invars, strict=True) if atom.aval.shape[axis]]
+  return graph.add("Concat", *parts, axis=axis)
 
 
 def _stack(graph: Graph, equation: Any, *inputs: Value) -> str:
@@ -148,9 +208,9 @@ def _unstack(graph: Graph, equation: Any, x: Value) -> list[str]:
 
 
 def _pad(graph: Graph, equation: Any, x: Value, value: Value) -> str:
-  low, high, inside = zip(*equation.params["padding_config"], strict=True)
-  if any(inside):
-    raise NotImplementedError(f"onnx: padding between values: {equation}")
+  low, high, interior = zip(*equation.params["padding_config"], strict=True)
+  if any(interior):
+    raise NotImplementedError(f"onnx: interior padding: {equation}")
   return (
     graph.add("Pad", x, np.array([*low, *high], np.int64), value)
     if any(low + high)
@@ -160,20 +220,21 @@ def _pad(graph: Graph, equation: Any, x: Value, value: Value) -> str:
 
 def _split(graph: Graph, equation: Any, x: Value) -> Any:
   sizes = equation.params["sizes"]
-  found = graph.add(
+  parts = graph.add(
     "Split", x, np.array(sizes, np.int64), outputs=len(sizes), axis=equation.params["axis"]
   )
-  return found if len(sizes) > 1 else [found]
+  return parts if len(sizes) > 1 else [parts]
 
 
-def _select(graph: Graph, equation: Any, which: Value, *cases: Value) -> str:
+def _select(graph: Graph, equation: Any, condition: Value, *cases: Value) -> str:
   if len(cases) != 2 or not _is_bool(equation.invars):
-    raise NotImplementedError(f"onnx: a choice of more than two: {equation}")
-  no, yes = cases
+    raise NotImplementedError(f"onnx: select_n with more than two cases: {equation}")
+  if_false, if_true = cases
   if not _is_bool(equation.outvars):
-    return graph.add("Where", which, yes, no)
+    return graph.add("Where", condition, if_true, if_false)
   return graph.cast(
-    graph.add("Where", which, graph.cast(yes, np.uint8), graph.cast(no, np.uint8)), bool
+    graph.add("Where", condition, graph.cast(if_true, np.uint8), graph.cast(if_false, np.uint8)),
+    bool,
   )
 
 
@@ -187,35 +248,37 @@ def _integer_pow(graph: Graph, equation: Any, x: Value) -> str:
 
 
 def _dot_general(graph: Graph, equation: Any, x: Value, y: Value) -> str:
-  """MatMul where it is one as it stands, which runtimes know best; else Einsum."""
-  (over_x, over_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
+  """Adds a MatMul, which runtimes optimise best, where the axes allow it; otherwise an Einsum."""
+  (contract_x, contract_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
   rank_x, rank_y = (len(atom.aval.shape) for atom in equation.invars)
   if equation.invars[0].aval.dtype != np.float32:
-    raise NotImplementedError(f"onnx: products of other numbers than float32: {equation}")
-  is_last = len(over_x) == 1 and over_x[0] == rank_x - 1
-  if is_last and rank_y == 2 and over_y == (0,) and not batch_x:
+    raise NotImplementedError(f"onnx: a product of other types than float32: {equation}")
+  is_last = len(contract_x) == 1 and contract_x[0] == rank_x - 1
+  if is_last and rank_y == 2 and contract_y == (0,) and not batch_x:
     return graph.add("MatMul", x, y)
-  alike = batch_x == batch_y == tuple(range(rank_y - 2)) and rank_x == rank_y
-  if is_last and alike and over_y == (rank_y - 2,):
+  same_batch = batch_x == batch_y == tuple(range(rank_y - 2)) and rank_x == rank_y
+  if is_last and same_batch and contract_y == (rank_y - 2,):
     return graph.add("MatMul", x, y)
   letters = iter(string.ascii_lowercase)
-  of_x = [next(letters) for _ in range(rank_x)]
-  of_y = [next(letters) for _ in range(rank_y)]
-  for i, j in zip((*over_x, *batch_x), (*over_y, *batch_y), strict=True):
-    of_y[j] = of_x[i]
-  out = [of_x[i] for i in batch_x]
-  out += [c for i, c in enumerate(of_x) if i not in (*batch_x, *over_x)]
-  out += [c for j, c in enumerate(of_y) if j not in (*batch_y, *over_y)]
-  return graph.add("Einsum", x, y, equation=f"{''.join(of_x)},{''.join(of_y)}->{''.join(out)}")
+  letters_x = [next(letters) for _ in range(rank_x)]
+  letters_y = [next(letters) for _ in range(rank_y)]
+  for i, j in zip((*contract_x, *batch_x), (*contract_y, *batch_y), strict=True):
+    letters_y[j] = letters_x[i]
+  out = [letters_x[i] for i in batch_x]
+  out += [c for i, c in enumerate(letters_x) if i not in (*batch_x, *contract_x)]
+  out += [c for j, c in enumerate(letters_y) if j not in (*batch_y, *contract_y)]
+  return graph.add(
+    "Einsum", x, y, equation=f"{''.join(letters_x)},{''.join(letters_y)}->{''.join(out)}"
+  )
 
 
 def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> str:
   parameters = equation.params
   numbers = parameters["dimension_numbers"]
   if set(parameters["lhs_dilation"]) != {1} or parameters["batch_group_count"] != 1:
-    raise NotImplementedError(f"onnx: a transposed or grouped convolution: {equation}")
+    raise NotImplementedError(f"onnx: a transposed or batch-grouped convolution: {equation}")
   low, high = zip(*parameters["padding"], strict=True)
-  found = graph.add(
+  result = graph.add(
     "Conv",
     graph.add("Transpose", x, perm=numbers.lhs_spec),
     graph.add("Transpose", kernel, perm=numbers.rhs_spec),
@@ -224,7 +287,7 @@ def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> str:
     dilations=parameters["rhs_dilation"],
     group=parameters["feature_group_count"],
   )
-  return graph.add("Transpose", found, perm=[int(i) for i in np.argsort(numbers.out_spec)])
+  return graph.add("Transpose", result, perm=[int(i) for i in np.argsort(numbers.out_spec)])
 
 
 def _dtype(equation: Any) -> Any:
@@ -236,7 +299,7 @@ def _is_bool(atoms: Sequence[Any]) -> bool:
 
 
 TABLE: dict[str, Row] = {
-  # one value to one value
+  # unary
   "abs": _named("Abs"),
   "ceil": _named("Ceil"),
   "cos": _named("Cos"),
@@ -257,7 +320,7 @@ TABLE: dict[str, Row] = {
   "square": lambda g, e, x: g.add("Mul", x, x),
   "tanh": _named("Tanh"),
   "convert_element_type": lambda g, e, x: g.cast(x, e.params["new_dtype"]),
-  # two values to one
+  # binary
   "add": _named("Add"),
   "and": _logical("And", "BitwiseAnd"),
   "div": _named("Div"),
@@ -276,10 +339,10 @@ TABLE: dict[str, Row] = {
   "shift_right_logical": _shift_right,
   "sub": _named("Sub"),
   "xor": _logical("Xor", "BitwiseXor"),
-  # three
+  # ternary
   "clamp": lambda g, e, low, x, high: g.add("Min", g.add("Max", x, low), high),
   "select_n": _select,
-  # many to few
+  # reductions
   "argmax": _argmax,
   "reduce_and": _reduce("ReduceMin", np.uint8),
   "reduce_max": _reduce("ReduceMax"),
@@ -289,7 +352,7 @@ TABLE: dict[str, Row] = {
   # products
   "conv_general_dilated": _convolution,
   "dot_general": _dot_general,
-  # where things lie
+  # shapes and indices
   "broadcast_in_dim": _broadcast,
   "concatenate": _concatenate,
   "gather": _gather,
@@ -304,7 +367,7 @@ TABLE: dict[str, Row] = {
   "squeeze": lambda g, e, x: g.add("Squeeze", x, np.array(e.params["dimensions"], np.int64)),
   "unstack": _unstack,
   "transpose": lambda g, e, x: g.add("Transpose", x, perm=e.params["permutation"]),
-  # nothing
+  # identities
   "copy": _same,
   "optimization_barrier": _same,
   "stop_gradient": _same,
