@@ -19,7 +19,7 @@ from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from mail_jax.config import to_json
-from mail_jax.export import bundle, folder, forward, load, model_card, weights
+from mail_jax.export import bundle, folder, forward, load, model_card
 from mail_jax.export import formats as artifacts
 from mail_jax.export import scripts as standalone
 from mail_jax.models.build import make_model
@@ -94,7 +94,7 @@ def _check(out: str, formats: tuple[str, ...], overwrite: bool) -> None:
 
 def _write_format(form: str, place: pathlib.Path, model: load.LoadedModel, variables: Any) -> None:
   if form == "safetensors":
-    (place / folder.PLACES[form]).write_bytes(weights.to_bytes(variables))
+    (place / folder.PLACES[form]).write_bytes(folder.variables_to_bytes(variables))
     return
   config = copy.deepcopy(model.config)
   config.model.backend = "xla"  # the attention that runs everywhere

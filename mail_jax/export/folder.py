@@ -1,4 +1,4 @@
-"""The folder that `mail_jax.export` writes: what is in it, and whether it is what was written."""
+"""The folder that `mail_jax.export` writes: its files, and checks that they are intact."""
 
 import hashlib
 import json
@@ -6,36 +6,43 @@ import pathlib
 import reprlib
 from typing import Any
 
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
 from etils import epath
 
 from input_pipeline.common import untrusted_paths
 from input_pipeline.common.errors import InputError
+from mail_jax.models.parameters import Tree, path_name
 
 ABOUT = "config.json"
 README = "README.md"
 FORMAT = "mail_jax"
-VERSION = 1  # of what lies in a folder; a version reads what older ones wrote
-# A format, and where it lies in the folder; the first is what `mail_jax` itself loads, the others run elsewhere.
+# Of the folder's layout; each version also reads the layouts of older ones.
+VERSION = 1
+# The file or folder of each format. mail_jax itself loads the first; the others also run elsewhere.
 PLACES = {
   "safetensors": "model.safetensors",
   "stablehlo": "model.stablehlo",
   "saved_model": "saved_model",
   "onnx": "model.onnx",
 }
-# What is read of `config.json`, beside its format; the rest is for people.
+# The keys of `config.json` that are read, apart from the format; the others are for people.
 _KEYS = {"config": dict, "files": dict, "step": int, "metrics": dict, "tokenizer": dict}
+_COPY_AGAIN = "copy the whole folder again"
 TOKENIZERS = {"wordpiece": "vocab.txt", "sentencepiece": "tokenizer.model"}
 
 
 def find(place: epath.Path, named: str) -> tuple[epath.Path, str] | None:
-  """Says which exported model a path means: its folder and the format; None where it is no such thing.
+  """Returns the folder and the format of an exported model; None if the path is not one.
 
   Args:
-    place: an exported folder, or what lies in one under a name of `PLACES`.
-    named: the same as the user wrote it.
+    place: an exported folder, or the file or folder of one format in it.
+    named: the path as the user wrote it.
 
   Raises:
-    InputError: the folder does not have that format, or a file of such a name has no folder around it.
+    InputError: the path is another file of an exported folder, or a format outside of one.
   """
   if (place / ABOUT).is_file():
     return place, "safetensors"
@@ -43,49 +50,47 @@ def find(place: epath.Path, named: str) -> tuple[epath.Path, str] | None:
   beside = (place.parent / ABOUT).is_file()
   if place.name not in formats:
     if beside and place.is_file():
-      raise InputError(f"--checkpoint {named}: it is none of {', '.join(formats)}")
+      raise InputError(f"--checkpoint {named}: expected one of {', '.join(formats)}")
     return None
   if beside:
     return place.parent, formats[place.name]
   if place.is_file() or (place / "saved_model.pb").is_file():
     raise InputError(
-      f"--checkpoint {named}: there is no {ABOUT} beside it; an exported model is its whole folder"
+      f"--checkpoint {named}: {ABOUT} is missing beside it; an exported model is a whole folder"
     )
   return None
 
 
 def read_about(folder: epath.Path) -> dict[str, Any]:
-  """Reads what a folder says of itself.
+  """Reads and checks the `config.json` of an exported folder.
 
   Raises:
-    InputError: it cannot be read, is not ours, or is of a version to come.
+    InputError: it cannot be read, is not ours, or has a newer version.
   """
   path = folder / ABOUT
   try:
     about = json.loads(path.read_text())
     ours = about["format"] == FORMAT
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-    raise InputError(f"{path}: it is not of a model that mail_jax exported ({error!r})") from error
+    raise InputError(f"{path}: not a model exported by mail_jax ({error!r})") from error
   if not ours:
-    raise InputError(f"{path}: it is not of a model that mail_jax exported")
+    raise InputError(f"{path}: not a model exported by mail_jax")
   version = about.get("format_version")
   if not isinstance(version, int) or version > VERSION:
     raise InputError(
-      f"{path}: format_version is {version}, this mail_jax reads up to {VERSION}; install a newer one"
+      f"{path}: format_version is {version}, this mail_jax reads up to {VERSION}; upgrade mail_jax"
     )
-  for key, kind in _KEYS.items():
-    if not isinstance(about.get(key), kind):
-      what = f"its {key!r} is {reprlib.repr(about[key])}" if key in about else f"it lacks {key!r}"
-      raise InputError(f"{path}: {what}; copy it again, whole")
-  for name, said in about["files"].items():
+  for key, expected_type in _KEYS.items():
+    if not isinstance(about.get(key), expected_type):
+      problem = f"{key!r} is {reprlib.repr(about[key])}" if key in about else f"{key!r} is missing"
+      raise InputError(f"{path}: {problem}; {_COPY_AGAIN}")
+  for name, entry in about["files"].items():
     if not untrusted_paths.stays_inside(name):
-      raise InputError(f"{path}: it names the file {name!r}, which leaves the folder")
-    if not isinstance(said, list) or [type(x) for x in said] != [int, str]:
-      raise InputError(
-        f"{path}: it does not say size and SHA-256 of {name!r}; copy it again, whole"
-      )
+      raise InputError(f"{path}: the file name {name!r} points outside the folder")
+    if not isinstance(entry, list) or [type(x) for x in entry] != [int, str]:
+      raise InputError(f"{path}: no size and SHA-256 for {name!r}; {_COPY_AGAIN}")
   if not all(isinstance(about["tokenizer"].get(key), str) for key in ("kind", "file")):
-    raise InputError(f"{path}: it does not say which file the tokenizer is; copy it again, whole")
+    raise InputError(f"{path}: the tokenizer has no kind or no file; {_COPY_AGAIN}")
   return about
 
 
@@ -93,25 +98,25 @@ def read_file(folder: epath.Path, about: dict[str, Any], name: str) -> bytes:
   """Reads a file of the folder.
 
   Raises:
-    InputError: it is missing, or has other bytes than were written.
+    InputError: it is missing, or its contents are not those that were exported.
   """
   path = folder / name
   if name not in about["files"]:
-    raise InputError(f"{path}: {ABOUT} does not name it; {_formats(folder, about)}")
+    raise InputError(f"{path}: not listed in {ABOUT}; {_formats(folder, about)}")
   try:
     data = path.read_bytes()
   except OSError as error:
-    raise InputError(f"{path}: {error.strerror or error}; copy the folder again, whole") from error
+    raise InputError(f"{path}: {error.strerror or error}; {_COPY_AGAIN}") from error
   if [len(data), hashlib.sha256(data).hexdigest()] != about["files"][name]:
-    raise InputError(f"{path}: it has other bytes than were exported; copy it again")
+    raise InputError(f"{path}: contents differ from what was exported; {_COPY_AGAIN}")
   return data
 
 
 def check_place(folder: epath.Path, about: dict[str, Any], form: str) -> epath.Path:
-  """Where the model of a format lies, whose every file is what was written.
+  """Returns the path of a format's model after checking all of its files.
 
   Raises:
-    InputError: the folder does not have that format, or a file of it is missing or has other bytes.
+    InputError: the folder does not have that format, or a file of it is missing or changed.
   """
   place, names = PLACES[form], names_of(about, form)
   if not names:
@@ -122,27 +127,65 @@ def check_place(folder: epath.Path, about: dict[str, Any], form: str) -> epath.P
 
 
 def names_of(about: dict[str, Any], form: str) -> list[str]:
-  """The files that the model of a format is made of."""
+  """Returns the names of the files of a format's model."""
   place = PLACES[form]
   return [name for name in about["files"] if name == place or name.startswith(f"{place}/")]
 
 
 def _formats(folder: epath.Path, about: dict[str, Any]) -> str:
-  there = [
-    form for form, place in PLACES.items() if any(n.startswith(place) for n in about["files"])
-  ]
+  exported = [form for form in PLACES if names_of(about, form)]
   return (
-    f"the folder has {', '.join(there) or 'no model'}; "
+    f"the folder has {', '.join(exported) or 'no model'}; "
     f"python -m mail_jax.export --checkpoint {folder} makes others from safetensors"
   )
 
 
 def list_files(folder: pathlib.Path) -> dict[str, list[Any]]:
-  """Size and SHA-256 of every file that others may rely on; the card may be edited."""
-  found = {}
+  """Returns size and SHA-256 of every file but the model card, which may be edited."""
+  entries = {}
   for path in sorted(folder.rglob("*")):
     name = path.relative_to(folder).as_posix()
     if path.is_file() and name not in (README, ABOUT):
       data = path.read_bytes()
-      found[name] = [len(data), hashlib.sha256(data).hexdigest()]
-  return found
+      entries[name] = [len(data), hashlib.sha256(data).hexdigest()]
+  return entries
+
+
+def variables_to_bytes(variables: Tree) -> bytes:
+  """Returns a `.safetensors` file of variables, by paths such as `params/encoder/block00/out/kernel`."""
+  leaves = jax.tree_util.tree_leaves_with_path(variables)
+  arrays = {path_name(path): np.array(leaf, order="C") for path, leaf in leaves}
+  return safetensors.numpy.save(arrays, {"format": FORMAT})
+
+
+def variables_from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:
+  """Undoes `variables_to_bytes`.
+
+  Args:
+    data: the file.
+    shapes: structure and shapes of the model's variables.
+    name: what to call the file in errors.
+
+  Raises:
+    InputError: not an intact `.safetensors` file, or one with other variables.
+  """
+  try:
+    arrays = safetensors.numpy.load(data)
+  except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    raise InputError(f"{name}: not an intact .safetensors file ({error})") from error
+
+  def take(path, leaf) -> np.ndarray:
+    array = arrays.pop(path_name(path), None)
+    if array is None or array.shape != leaf.shape:
+      problem = "is missing" if array is None else f"has the shape {array.shape}"
+      raise InputError(
+        f"{name}: {path_name(path)} {problem}; config.json describes one of shape {leaf.shape}"
+      )
+    return array.astype(leaf.dtype, copy=False)
+
+  variables = jax.tree_util.tree_map_with_path(take, shapes)
+  if arrays:
+    raise InputError(
+      f"{name}: {min(arrays)} is not a variable of the model that config.json describes"
+    )
+  return variables

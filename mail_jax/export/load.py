@@ -16,7 +16,7 @@ from input_pipeline.preprocess import tokenizer as tokenizers
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import from_json
 from mail_jax.distributed import sharding
-from mail_jax.export import folder, formats, weights
+from mail_jax.export import folder, formats
 from mail_jax.models.attention import runs_on
 from mail_jax.models.build import apply_model, init_variables, make_model
 from mail_jax.models.mail import MaIL, Output
@@ -144,7 +144,7 @@ def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel
   if form == "safetensors":
     name = folder.PLACES[form]
     data = folder.read_file(place, about, name)
-    arrays = weights.from_bytes(data, shapes, str(place / name))
+    arrays = folder.variables_from_bytes(data, shapes, str(place / name))
     variables = sharding.on_every_device(sharding.make_mesh(), arrays)
   else:
     path = folder.check_place(place, about, form)

@@ -146,5 +146,5 @@ def test_manifests_and_exported_folders_name_nothing_outside(tmp_path, name):
     "tokenizer": {},
   }
   (folder / exported_folder.ABOUT).write_text(json.dumps(about | {"files": {name: sums}}))
-  with pytest.raises(InputError, match="which leaves the folder"):
+  with pytest.raises(InputError, match="points outside the folder"):
     exported_folder.read_about(folder)

@@ -21,7 +21,7 @@ from input_pipeline.preprocess import tokenizer as tokenizers
 from input_pipeline.proposers import custom, none, registry
 from input_pipeline.sources import scene_set
 from mail_jax.checkpoints import manifest
-from mail_jax.export import weights
+from mail_jax.export import folder
 from mail_jax.hardware import chips
 from mail_jax.predict import command as predict
 from mail_jax.predict import outputs
@@ -67,7 +67,10 @@ def _peak_flops():
     (lambda: report.main(["--count", "-1", "runs/x"]), "--count -1: it must be between 0"),
     (lambda: prepare.main(["--dataset", "refcoco_unc", "--data_dir", "new"]), "needs --refer_root"),
     (lambda: preprocess.open_image(Image.new("1", (20_000, 20_000))), "the given image has"),
-    (lambda: weights.from_bytes(b"none", {}, "a.safetensors"), "a.safetensors: not a whole"),
+    (
+      lambda: folder.variables_from_bytes(b"none", {}, "a.safetensors"),
+      "a.safetensors: not an intact",
+    ),
   ],
 )
 def test_a_wrong_value_is_told(call, told):
