@@ -49,6 +49,26 @@ def test_every_page_of_docs_is_linked_from_the_readme():
   assert pages - {(ROOT / "docs" / "index.md").resolve()} <= linked
 
 
+def test_every_page_of_docs_is_in_the_navigation_of_the_site():
+  nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+  listed = re.findall(r"^ +- [^:\n]+: (\S+\.md)$", nav, flags=re.M)
+  pages = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
+  assert len(listed) == len(set(listed)) and set(listed) == pages
+
+
+def test_the_page_on_architecture_names_the_folders_that_there_are():
+  page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+  tree = next(block for block in page.split("```") if "\ninput_pipeline/\n" in block)
+  for package in ("input_pipeline", "mail_jax"):
+    part = tree.partition(f"\n{package}/\n")[2]
+    part = re.split(r"^\S", part, maxsplit=1, flags=re.M)[0]
+    named = set(re.findall(r"^  (\w+)/ ", part, flags=re.M))
+    assert named == {init.parent.name for init in ROOT.glob(f"{package}/*/__init__.py")}
+  paths = re.findall(r"`((?:input_pipeline|mail_jax|configs)/[\w/.]+)`", page)
+  missing = [path for path in paths if path != "mail_jax/configs/" and not (ROOT / path).exists()]
+  assert len(paths) > 10 and not missing, missing
+
+
 def test_the_readme_is_one_screen():
   lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
   assert len(lines) <= 60
