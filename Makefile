@@ -1,4 +1,4 @@
-# Every target sets itself up: `make test` or `make demo` is all a fresh clone needs.
+# Every target installs what it needs: `make test` and `make demo` work in a fresh clone.
 
 PYTHON ?= python3
 MINUTES ?= 15
@@ -15,36 +15,36 @@ EXTRAS := $(VENV)/.extras
 RESOLVE := $(PY) -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
   --no-annotate --no-header --no-emit-index-url -c requirements-extras.txt
 
-# Whoever has turned the cache of compiled modules off would wait for TensorFlow at every start.
+# Without the cache of compiled modules, every start would wait for TensorFlow.
 unexport PYTHONDONTWRITEBYTECODE
 
-help:  ## this list
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' Makefile | expand -t 20
 
-setup: $(READY)  ## .venv/ with the pinned requirements; nothing to do when nothing changed
+setup: $(READY)  ## install the pinned requirements into .venv/, if they have changed
 
-# A folder made with another Python is replaced; its name says with which one it was made.
+# An environment of another Python version is replaced.
 $(VENV)/.python-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "error: $(PYTHON) is $(or $(VERSION),missing) and must be Python 3.11, 3.12 or 3.13;" \
-	    "name one that is, as in: make setup PYTHON=python3.12" >&2; exit 2; }
+	    "name another, as in: make setup PYTHON=python3.12" >&2; exit 2; }
 	@rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Compiling as modules are first imported is quicker than compiling all of them now.
+# Compiling modules on first import is faster than compiling all of them now.
 $(READY): $(VENV)/.python-$(VERSION) requirements.txt requirements-dev.txt
 	@echo "Installing the pinned requirements into $(VENV)/ (1 to 3 minutes, 2.5 GB)"
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt
 	@touch $@
 
-test: $(READY)  ## the tests that take minutes together, on two processes
+test: $(READY)  ## run the quick tests, on two processes
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)  ## the tests that take minutes each
+test-slow: $(READY)  ## run the tests that take minutes each
 	$(PY) -m pytest -q -m slow
 
-coverage: $(READY)  ## which lines the tests of `make test` do not reach; twice their time
+coverage: $(READY)  ## list the lines that `make test` does not reach; takes twice as long
 	rm -rf .coverage && mkdir .coverage
 	$(PY) -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	$(PY) -m coverage combine --quiet
@@ -54,72 +54,72 @@ $(EXTRAS): $(READY) requirements-extras.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt
 	@touch $@
 
-extras: $(EXTRAS)  ## the tests that need what is not required (torch, transformers, ...), which this installs
+extras: $(EXTRAS)  ## run the tests that need optional packages (torch, transformers, ...)
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "extras and not slow" $$(grep -rl --include="test_*.py" mark.extras tests)
 
 $(VENV)/.docs: $(READY) requirements-docs.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-docs.txt
 	@touch $@
 
-docs: $(VENV)/.docs  ## the documentation as a site, in site/; a broken link or an undocumented name fails
+docs: $(VENV)/.docs  ## build the documentation into site/; broken links and undocumented names fail
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "Open site/index.html, or run $(PY) -m mkdocs serve"
 
-# Apache Beam asks for older versions of what the other packages share, so it has an environment of its own.
+# Apache Beam requires older versions of shared dependencies, hence a separate environment.
 $(BEAM)/.installed: requirements-beam.txt
 	@rm -rf $(BEAM)
 	$(PYTHON) -m venv $(BEAM)
 	$(BEAM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-beam.txt
 	@touch $@
 
-beam: $(BEAM)/.installed  ## the tests on Apache Beam, which this installs apart
+beam: $(BEAM)/.installed  ## run the tests on Apache Beam, in .venv-beam/
 	$(BEAM)/bin/python -m pytest -q -m beam tests/prepare/test_prepare_scale.py
 
-# Gradio asks for an older Pillow and a newer huggingface-hub, so it has an environment of its own, too.
+# Gradio requires an older Pillow and a newer huggingface-hub, hence a separate environment.
 $(APP)/.installed: requirements-app.txt
 	@rm -rf $(APP)
 	$(PYTHON) -m venv $(APP)
 	$(APP)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-app.txt
 	@touch $@
 
-app: $(APP)/.installed  ## the tests of the page, with Gradio, which this installs apart (.venv-app/)
+app: $(APP)/.installed  ## run the tests of the web app, in .venv-app/
 	$(APP)/bin/python -m pytest -q -m app tests/app/test_app.py tests/app/test_app_browser.py
 
-page: $(APP)/.installed  ## the demo's model in the browser
+page: $(APP)/.installed  ## open the demo's model in the browser
 	$(APP)/bin/python -m mail_jax.app --checkpoint $(RUN)
 
-# JAX looks for chips wherever it can import libtpu, so only who asks for it has it on the path.
+# JAX searches for chips wherever it can import libtpu, so it is on the path for these tests only.
 $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 	@rm -rf $(LIBTPU)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target $(LIBTPU) -r requirements-plan.txt
 	@touch $@
 
-plan: $(LIBTPU)/.installed  ## the tests with the TPU compiler, which this installs apart (700 MB)
+plan: $(LIBTPU)/.installed  ## run the tests with the TPU compiler, in .libtpu/ (700 MB)
 	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow" $$(grep -rl --include="test_*.py" mark.plan tests)
 
-# With the newest versions that pyproject.toml allows, not the pinned ones, and from a copy: nothing is left in the clone.
-package:  ## installs it as users do, in an environment of its own, and asks every command for help
+# With the newest versions that pyproject.toml allows, from a copy: the clone stays clean.
+package:  ## install the package as users do and run --help of every command
 	PYTHON=$(PYTHON) tests/installed.sh
 
-lint: $(READY)  ## ruff, pyright and codespell
+lint: $(READY)  ## run ruff, codespell and pyright
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(VENV)/bin/codespell
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
-contracts: $(READY)  ## what may import what, as pyproject.toml has it
+contracts: $(READY)  ## check the import rules of pyproject.toml
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 
-habits: $(READY)  ## phrases that are not English, with what to write instead
+habits: $(READY)  ## list phrases that are not idiomatic English
 	$(PY) tests/support/habits.py
 
-# On a CPU, one device a core trains faster than one device on all cores; huge pages spare XLA's buffers most of their
-# page faults. Both only matter on a CPU (docs/reports/results.md).
+# On a CPU, one device per core trains faster than one device on all cores, and huge pages spare XLA's
+# buffers most page faults (docs/reports/results.md).
 CORES := $(shell $(PYTHON) -c 'import os; print(1 << min(os.cpu_count() or 1, 16).bit_length() - 1)' 2>/dev/null)
 FAST := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
   XLA_FLAGS="--xla_force_host_platform_device_count=$(CORES) --xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 
-demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; results in runs/demo/
+demo: $(READY)  ## prepare generated scenes, train for MINUTES=15, evaluate; results in runs/demo/
 	$(PY) -m input_pipeline.prepare --dataset shapes --data_dir data
 	$(FAST) $(PY) -m mail_jax.train --config configs/demo.py --config.minutes=$(MINUTES) \
 	  --data_dir data --workdir $(RUN) --archive_existing
@@ -129,9 +129,9 @@ demo: $(READY)  ## generated scenes: prepare, train for MINUTES=15, evaluate; re
 	$(PY) -m mail_jax.report $(RUN) --data_dir data --per_expression $(RUN)/samples.jsonl
 	@echo "Open $(RUN)/report.html in a browser; the numbers are in $(RUN)/metrics.json."
 
-# Each file has what its extra adds to requirements.txt, where colorama is for Windows only; its first lines, which say what
-# it is for, stay.
-pins: $(READY)  ## the newest versions that pyproject.toml allows, with their hashes, into requirements*.txt
+# Each file pins what its extra adds to requirements.txt, which has colorama for Windows only. The
+# comments at the top of a file are kept.
+pins: $(READY)  ## pin the newest versions that pyproject.toml allows in requirements*.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(RESOLVE) --upgrade -o $(VENV)/pins
 	grep '^[#-]' requirements.txt | cat - $(VENV)/pins > $(VENV)/all && mv $(VENV)/all requirements.txt
@@ -142,7 +142,7 @@ pins: $(READY)  ## the newest versions that pyproject.toml allows, with their ha
 	  mv $(VENV)/all requirements-$$extra.txt || exit; \
 	done
 
-clean:  ## removes environments and caches; data/ and runs/ stay
+clean:  ## remove environments and caches; keeps data/ and runs/
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) site .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

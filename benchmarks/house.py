@@ -133,7 +133,7 @@ def folder(name: str) -> str:
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-  """Returns the sets of nodes that reach one another, each sorted; sets of one node are no circle."""
+  """Returns the sets of nodes that reach one another, each sorted; a node alone is not a circle."""
   reach = {}
   for start in graph:
     seen, todo = set(), [start]
