@@ -30,7 +30,7 @@ from input_pipeline.sources.source import Source
 # before that, and the processes that make scenes import this module again.
 
 _IMAGES_A_WORKER = 200  # take about as long as starting a process
-_OWN_DEFAULT = "own, or none where there are none"
+_CUSTOM_DEFAULT = "custom, or none without instances"
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 
@@ -74,7 +74,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   masks.add_argument(
     "--trained_on",
     metavar="WHAT",
-    help=f"their detector: {', '.join(leakage.WORDS)}, or a FILE with its training images",
+    help=f"their detector: {', '.join(leakage.TRAINED_ON)}, or a FILE with its training images",
   )
   masks.add_argument("--max_instances", type=int, help="kept of an image, 1 to 64 (default: 16)")
   masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
@@ -164,13 +164,13 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       "annotations": _identify(args.annotations) if args.annotations else "",
       "images": os.path.abspath(args.images or os.path.dirname(path) or "."),
     }
-    return made_from | _describe_instances(args, _default(args.instances, _OWN_DEFAULT))
+    return made_from | _describe_instances(args, _default(args.instances, _CUSTOM_DEFAULT))
   for name in ("refer_root", "images", "instances"):
     if getattr(args, name) is None:
       raise InputError(
         f"--dataset {args.dataset} needs --{name}; docs/guides/datasets.md has an example"
       )
-  readers.check_provider(args.dataset, args.instances)
+  readers.check_proposer(args.dataset, args.instances)
   refs, annotations = readers.locate(args.dataset, args.refer_root, args.annotations)
   made_from = {
     "refs": ",".join(map(_identify, refs)),
@@ -181,11 +181,11 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _describe_instances(args: argparse.Namespace, spec: str) -> dict[str, Any]:
-  provider, _, argument = spec.partition(":")
+  proposer, _, argument = spec.partition(":")
   files = ",".join(_identify(part) for part in argument.split(","))
   return {
-    "instances": f"{provider}:{files}" if argument else provider,
-    "trained_on": _identify(_default(args.trained_on, "as the provider says")),
+    "instances": f"{proposer}:{files}" if argument else proposer,
+    "trained_on": _identify(_default(args.trained_on, "as the proposer says")),
     **dataclasses.asdict(_selection(args)),
     "categories": _identify(args.categories) if args.categories else "",
     "allow_empty": bool(args.allow_empty),
@@ -225,9 +225,9 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     allow_empty=bool(args.allow_empty),
     skip=args.on_error == "skip",
   )
-  provider = make.provider().provider
-  _check_images(spec, provider, reader)
-  trained_on = leakage.of_provider(provider, said)
+  proposer = make.proposer().proposer
+  _check_images(spec, proposer, reader)
+  trained_on = leakage.of_proposer(proposer, said)
   provenance = leakage.provenance(
     spec.partition(":")[0], trained_on, reader.splits, reader.coco_ids()
   )
@@ -240,7 +240,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     described["images"],
     make,
     provenance,
-    _default(args.workers, _useful_workers(provider, reader)),
+    _default(args.workers, _useful_workers(proposer, reader)),
     _default(args.batch_size, photo_set.BATCH_SIZE),
   )
 
@@ -264,7 +264,7 @@ def _instances(args: argparse.Namespace, reader: photo_set.Reader) -> str:
   if not isinstance(reader, jsonl.JsonlReader):
     return args.instances
   spec = _default(args.instances, custom.NAME if reader.has_instances else "none")
-  reader.check_provider(spec)
+  reader.check_proposer(spec)
   return spec
 
 
@@ -274,20 +274,20 @@ def _categories(spec: str, given: str | None, reader: photo_set.Reader) -> str:
   return given or (reader.annotations_path if looked_up else "")
 
 
-def _useful_workers(provider: Any, reader: photo_set.Reader) -> int:
+def _useful_workers(proposer: Any, reader: photo_set.Reader) -> int:
   """As many processes as there are cores, unless starting them takes longer than the work."""
-  if not getattr(provider, "parallel", False):
+  if not getattr(proposer, "parallel", False):
     return 1
   images = sum(len(ids) for ids in reader.splits.values())
   return max(1, min(parallel.available_cores(), images // _IMAGES_A_WORKER))
 
 
-def _check_images(spec: str, provider: Any, reader: photo_set.Reader) -> None:
+def _check_images(spec: str, proposer: Any, reader: photo_set.Reader) -> None:
   """Masks that are looked up must be of these photos: another set's file is told at once."""
-  if not hasattr(provider, "image_ids"):
+  if not hasattr(proposer, "image_ids"):
     return
   needed = {image_id for ids in reader.splits.values() for image_id in ids}
-  if not needed & provider.image_ids():
+  if not needed & proposer.image_ids():
     raise InputError(
       f"--instances {spec}: it has masks for none of the {len(needed):,} images of {reader.dataset}; are these the "
       "results for another set?"

@@ -16,7 +16,7 @@ from typing import Any
 from input_pipeline.common import atomic_files, untrusted_json, untrusted_pickle
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import image_lists
+from input_pipeline.proposers import leakage
 from input_pipeline.sources import refer
 
 _REQUIRED = {
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
   """
   _check_out(args)
   sources = evaluation_images(args.refer_root, args.allow_missing)
-  sources |= {path: image_lists.read_ids(path) for path in args.exclude}
+  sources |= {path: leakage.read_ids(path) for path in args.exclude}
   content = _load(args.annotations)
   cleaned = without_images(content, frozenset[int]().union(*sources.values()))
   if not cleaned["images"]:

@@ -1,4 +1,4 @@
-"""Ground-truth instance masks from COCO annotations: the oracle among the providers."""
+"""Ground-truth masks from COCO annotations, which make the proposals an oracle."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from input_pipeline.masks.coco import CocoAnnotations, category_of
 from input_pipeline.proposers.registry import UnknownImage
 
 
-class CocoInstances:
-  """Every annotated object of an image; crowds are no single object and are left out."""
+class CocoProposer:
+  """Proposes every annotated object of an image; crowds are left out."""
 
   trained_on = "ground-truth"
   parallel = True
@@ -22,18 +22,22 @@ class CocoInstances:
     """Reads the annotations.
 
     Args:
-      argument: path of an `instances.json`, or what such a file holds.
+      argument: path of an `instances.json`, or its content.
     """
     if not argument:
-      raise InputError("--instances coco: which file? Write --instances coco:instances.json")
+      raise InputError("--instances coco: missing file; use --instances coco:instances.json")
     self._annotations = CocoAnnotations(argument)
 
   def image_id(self, file_name: str) -> int:
-    """Returns the id of an image by the name of its file; an `InputError` where there is none."""
+    """Returns the id of an image by its file name.
+
+    Raises:
+      InputError: no image has that name.
+    """
     return self._annotations.find_image(file_name)
 
   def only_image(self) -> int | None:
-    """Returns the id of the only image that there is; None where there are several."""
+    """Returns the id of the only image, or None if there are several."""
     return self._annotations.only_image()
 
   def propose(
@@ -42,7 +46,7 @@ class CocoInstances:
     """Returns the annotated objects of each image, all with score 1.
 
     Raises:
-      InputError: an image is not in the annotations, or its size differs from theirs.
+      InputError: an image is not in the annotations or has another size there.
     """
     return [
       self._propose(image.shape[0], image.shape[1], image_id)
@@ -54,13 +58,13 @@ class CocoInstances:
       expected = self._annotations.size(image_id)
       raise InputError(
         f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "
-        f"{expected[0]} there, but its file is {width} x {height}; was the image resized?"
+        f"{expected[0]}, but its file is {width} x {height}; was the image resized?"
       )
     rows = self._annotations.of_image(image_id)
     if not rows:
       raise UnknownImage(
-        f"COCO annotations {self._annotations.path}: no annotation of image {image_id}; is the file complete? If there "
-        "is nothing in that photo, say so with --allow_empty"
+        f"COCO annotations {self._annotations.path}: no annotation of image {image_id}; is the file "
+        "complete? If the image has no objects, use --allow_empty"
       )
     masks, categories = [], []
     known = self._annotations.category_ids
@@ -69,7 +73,8 @@ class CocoInstances:
       category = category_of(row, where)
       if known and category not in known:
         raise InputError(
-          f"{where} has category {category}, which is not in the file's list of categories; is the file damaged?"
+          f"{where} has category {category}, which is not in the file's list of categories; is the "
+          "file damaged?"
         )
       if not row.get("iscrowd"):
         masks.append(self._annotations.mask(row))

@@ -1,4 +1,4 @@
-"""Instance masks that a user's own data comes with (docs/guides/custom-data.md)."""
+"""The instances that come with custom data (docs/guides/custom-data.md)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.custom import masks
 from input_pipeline.custom.schema import LineError
 
-NAME = "own"
+NAME = "custom"
 
 
-class OwnInstances:
-  """The instances that lines have; an image whose lines have none has none."""
+class CustomProposer:
+  """Proposes the `instances` of a file of annotations; none for an image without them."""
 
   trained_on = "unknown"
   parallel = True
@@ -23,15 +23,16 @@ class OwnInstances:
   def __init__(
     self, argument: str = "", given: Mapping[int, Sequence[dict[str, Any]]] | None = None
   ):
-    """Takes what the photos at hand come with.
+    """Takes the instances of the images that are proposed next.
 
     Args:
-      argument: there is none.
-      given: masks that `own_data.masks.rasterise` reads, with `score` and `category`, by the image's id.
+      argument: must be empty.
+      given: masks for `custom.masks.rasterise`, with `score` and `category`, by image id.
     """
     if argument:
       raise InputError(
-        f"--instances own:{argument}: own takes no argument, they are in the file of lines"
+        f"--instances custom:{argument}: custom does not take an argument; the instances are in the "
+        "JSONL file"
       )
     self._given = given
 
@@ -41,10 +42,10 @@ class OwnInstances:
     """Returns the instances of each image.
 
     Raises:
-      InputError: they do not fit their image; or nobody has read a file of lines.
+      InputError: they do not fit their image, or there is no file of annotations.
     """
     if self._given is None:
-      raise InputError("--instances own: only data of --dataset jsonl:FILE comes with its own")
+      raise InputError("--instances custom: only works with --dataset jsonl:FILE")
     return [
       self._propose(self._given.get(image_id, ()), image_id, *image.shape[:2])
       for image, image_id in zip(images, image_ids, strict=True)
@@ -54,11 +55,11 @@ class OwnInstances:
     self, given: Sequence[dict[str, Any]], image_id: int, height: int, width: int
   ) -> records.Instances:
     try:
-      found = [masks.rasterise(mask, height, width) for mask in given]
+      rasterised = [masks.rasterise(mask, height, width) for mask in given]
     except LineError as error:
       raise InputError(f"instances of image {image_id}: {error}") from error
     return records.Instances(
-      masks=np.stack(found) if found else np.zeros((0, height, width), bool),
+      masks=np.stack(rasterised) if rasterised else np.zeros((0, height, width), bool),
       scores=np.array([mask.get("score", 1.0) for mask in given], np.float32),
       categories=np.array([mask.get("category", 0) for mask in given], np.int32),
       source=NAME,

@@ -1,32 +1,43 @@
-"""What a detector was trained on, and whether a split is judged on photos that it has seen.
+"""What a detector was trained on, and whether a split is evaluated on images that it has seen.
 
-Every photo of RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO is one of COCO train2014, those of val and test too, and a stock
-detector was trained on all of train2014 with the very masks that are to be predicted. COCO 2017 only dealt the same
-photos out anew: a photo has the same id in both years' files, so lists of either compare with the ids of refs. Of
-PhraseCut's photos, which are Visual Genome's, a part is COCO's, and its list of images has their COCO ids.
+Every image of RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO is in COCO train2014, including those of
+validation and test splits. A stock COCO detector was trained on all of train2014, with the very
+masks that are the targets. COCO 2017 only redistributes the same images and keeps their ids, so
+lists of either year can be compared with the ids of refs. PhraseCut uses Visual Genome's images;
+some are COCO's, and its list of images has their COCO ids.
 """
 
 import dataclasses
+import gzip
+import io
 import os
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from input_pipeline import storage
+from input_pipeline.common import untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import image_lists
 
-WORDS = {
-  "unknown": "nobody says",
+TRAINED_ON = {
+  "unknown": "not declared",
   "nothing": "no training: classical segmentation, no masks, generated scenes",
   "ground-truth": "the masks are the annotations themselves",
-  "coco": "COCO of any year, or LVIS, whose photos are COCO's: every stock detector",
-  "other": "no photo of COCO: ADE20K, SA-1B and so on",
+  "coco": "COCO of any year, or LVIS, which uses COCO's images: every stock detector",
+  "other": "no COCO images: ADE20K, SA-1B and so on",
 }
-"""What a detector may have been trained on, where it is not a list of images."""
+"""What a detector may have been trained on, if it is not a list of images."""
 
 _TRAIN = "train"
-_CLEAN = "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train another"
-_SAY_SO = "say it with `prepare --trained_on` (docs/guides/proposals.md)"
+_CLEAN = (
+  "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train a new "
+  "detector"
+)
+_DECLARE = "declare it with `prepare --trained_on` (docs/guides/proposals.md)"
+_FORMATS = (
+  "a COCO file with `images`; a JSON list of ids, or of rows with `image_id` (at the top level or "
+  "under `refs`); or text with one id per line"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,75 +45,77 @@ class TrainedOn:
   """What a detector was trained on."""
 
   text: str
-  """As records carry it in `instances_trained_on`: one of WORDS, or a list's name, size and fingerprint."""
+  """As in the field `instances_trained_on` of records: a key of TRAINED_ON, or the name, size and
+  fingerprint of a list."""
   image_ids: frozenset[int] | None = None
-  """COCO ids of exactly the images that it was trained on, where they are known."""
+  """COCO ids of the training images, if they are known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What is known of the images of one split."""
+  """How many images of a split the detector has seen."""
 
   images: int
-  """How many the split has."""
+  """Number of images in the split."""
   seen: int | None
-  """How many of them the masks were learned from; None where nobody knows."""
+  """How many of them the masks were learned from; None if unknown."""
   warning: str | None
-  """One sentence to print beside every number of an evaluation split, None where there is nothing to warn of."""
+  """A sentence to print with every metric of an evaluation split; None if there is no leakage."""
 
   @property
   def leaks(self) -> bool | None:
-    """Whether the split is judged with masks that know its answers; None where nobody knows."""
+    """Whether the split is evaluated with masks learned from its targets; None if unknown."""
     if self.warning is None:
       return False
     return None if self.seen is None else True
 
 
-def parse(what: str) -> TrainedOn:
-  """Reads what stands behind `--trained_on`, or what a provider says of itself.
+def parse(value: str) -> TrainedOn:
+  """Parses the value of `--trained_on`, or a proposer's own declaration.
 
   Args:
-    what: one of WORDS, or a file that `image_lists.read_ids` reads.
+    value: a key of TRAINED_ON, or a file for `read_ids`.
 
   Raises:
-    InputError: it is neither, or the file is no list of images.
+    InputError: it is neither, or the file is not a list of images.
   """
-  if what in WORDS:
-    return TrainedOn(what)
-  if not os.path.isfile(what):
-    words = "; ".join(f"{word} ({meaning})" for word, meaning in WORDS.items())
+  if value in TRAINED_ON:
+    return TrainedOn(value)
+  if not os.path.isfile(value):
+    words = "; ".join(f"{word} ({meaning})" for word, meaning in TRAINED_ON.items())
     raise InputError(
-      f"--trained_on {what}: neither a file nor one of the words: {words}. A file lists the images "
-      "that the detector was trained on: the COCO annotations it was given, or their ids"
+      f"--trained_on {value}: neither a file nor one of {words}. A file lists the images that the "
+      "detector was trained on: its COCO annotations, or image ids"
     )
-  ids = image_lists.read_ids(what)
-  name, count = os.path.basename(what), f"{len(ids):,} image{'s' * (len(ids) != 1)}"
-  return TrainedOn(f"{name}, {count} (sha256 {storage.fingerprint(what)})", ids)
+  ids = read_ids(value)
+  name, count = os.path.basename(value), f"{len(ids):,} image{'s' * (len(ids) != 1)}"
+  return TrainedOn(f"{name}, {count} (sha256 {storage.fingerprint(value)})", ids)
 
 
-def of_provider(provider: Any, said: TrainedOn | None) -> TrainedOn:
-  """Returns what the masks of a provider were learned from.
+def of_proposer(proposer: Any, declared: TrainedOn | None) -> TrainedOn:
+  """Returns what the masks of a proposer were learned from.
 
   Args:
-    provider: an `InstanceProvider`, which may declare it itself.
-    said: what the user says, None if nothing; it counts for more, but makes no detector of what is none.
+    proposer: a `Proposer`, which may have the attribute `trained_on`.
+    declared: the user's declaration, None without one. It takes precedence, except for proposers
+      that are known not to be detectors.
 
   Raises:
-    InputError: the user says of annotations, or of masks that nothing was trained for, that a detector made them; or
-      the provider declares what is none of WORDS.
+    InputError: the user declares training data for annotations or for masks without training; or
+      the proposer's attribute is not a key of TRAINED_ON.
   """
-  declared = getattr(provider, "trained_on", "unknown")
-  if said is None and declared not in WORDS:
+  own = getattr(proposer, "trained_on", "unknown")
+  if declared is None and own not in TRAINED_ON:
     raise InputError(
-      f"{type(provider).__name__}.trained_on is {declared!r}, none of {', '.join(WORDS)}; say with "
-      "--trained_on what it was trained on"
+      f"{type(proposer).__name__}.trained_on is {own!r}, not one of {', '.join(TRAINED_ON)}; "
+      "declare the training data with --trained_on"
     )
-  if said is not None and said.text != declared and declared in ("ground-truth", "nothing"):
+  if declared is not None and declared.text != own and own in ("ground-truth", "nothing"):
     raise InputError(
-      f"--trained_on {said.text}: no detector made these instances, they are `{declared}` "
-      f"({WORDS[declared]}); leave the option out"
+      f"--trained_on {declared.text}: these instances are not from a detector but `{own}` "
+      f"({TRAINED_ON[own]}); remove the option"
     )
-  return said or TrainedOn(declared)
+  return declared or TrainedOn(own)
 
 
 def check(
@@ -111,135 +124,192 @@ def check(
   image_ids: Collection[int],
   coco_ids: Collection[int] | None = None,
 ) -> Finding:
-  """Compares a split with what a detector was trained on.
+  """Compares a split with the training data of a detector.
 
   Args:
-    trained_on: what that was.
-    split: its name; that the training images are among those of `train` is as it should be.
+    trained_on: the training data.
+    split: name of the split; for `train`, seen images are expected and cause no warning.
     image_ids: of its images.
-    coco_ids: the COCO ids of those that are COCO's; without, `image_ids` are COCO's.
+    coco_ids: the COCO ids of its images that are COCO's; by default `image_ids`.
   """
   images, of_coco = len(image_ids), image_ids if coco_ids is None else coco_ids
   if trained_on.image_ids is not None:
-    found = trained_on.image_ids.intersection(of_coco)
-    seen, sentence = len(found), _of_list(trained_on.text, found, images) if found else None
+    common = trained_on.image_ids.intersection(of_coco)
+    seen, warning = len(common), _warn_list(trained_on.text, common, images) if common else None
   else:
-    seen, sentence = {
-      "unknown": (None, _of_unknown(len(of_coco), images)),
+    seen, warning = {
+      "unknown": (None, _warn_unknown(len(of_coco), images)),
       "nothing": (0, None),
-      "ground-truth": (images, _of_annotations()),
-      "coco": (len(of_coco), _of_coco(len(of_coco), images)),
+      "ground-truth": (images, _warn_ground_truth()),
+      "coco": (len(of_coco), _warn_coco(len(of_coco), images)),
       "other": (0, None),
     }[trained_on.text]
-  return Finding(images, seen, sentence if split != _TRAIN else None)
+  return Finding(images, seen, warning if split != _TRAIN else None)
 
 
-def _of_unknown(of_coco: int, images: int) -> str:
+def _warn_unknown(of_coco: int, images: int) -> str:
   if images and not of_coco:
-    return (
-      f"who made the instance masks, and from which photos it was learned, is unknown; {_SAY_SO}"
-    )
-  photos = (
-    "these very photos (COCO train2014)"
+    return f"what the instance masks were learned from is unknown; {_DECLARE}"
+  scope = (
+    "these very images (COCO train2014)"
     if of_coco == images
-    else f"COCO, of which {of_coco:,} of these photos are"
+    else f"COCO, which contains {of_coco:,} of these images"
   )
   return (
     "what the detector behind the instance masks was trained on is unknown, and stock detectors were "
-    f"trained on {photos}; {_SAY_SO}"
+    f"trained on {scope}; {_DECLARE}"
   )
 
 
-def _of_annotations() -> str:
+def _warn_ground_truth() -> str:
   return (
-    "the instance masks are the annotations themselves, an oracle: read the numbers as a bound, not "
-    "beside those of methods that have to find the objects"
+    "the instance masks are the annotations themselves, an oracle: the metrics are an upper bound and "
+    "not comparable with methods that must find the objects"
   )
 
 
-def _of_coco(of_coco: int, images: int) -> str | None:
-  if of_coco < images:
+def _warn_coco(of_coco: int, images: int) -> str | None:
+  if not images or of_coco == images:
     return (
-      f"the detector behind the instance masks was trained on COCO, and {of_coco:,} of these {images:,} photos are "
-      "COCO's"
-      if of_coco
-      else None
+      "the detector behind the instance masks was trained on COCO, which contains all of these images "
+      f"and their targets; {_CLEAN}"
     )
+  if not of_coco:
+    return None
   return (
-    "the detector behind the instance masks was trained on COCO, and that is on all of these photos and "
-    f"their true masks; {_CLEAN}"
+    "the detector behind the instance masks was trained on COCO, which contains "
+    f"{of_coco:,} of these {images:,} images"
   )
 
 
-def _of_list(text: str, found: frozenset[int], images: int) -> str:
-  few = sorted(found)[:3]
-  named = (
-    f"image{'s' * (len(few) != 1)} {', '.join(map(str, few))}{' and others' * (found > set(few))}"
+def _warn_list(text: str, common: frozenset[int], images: int) -> str:
+  few = sorted(common)[:3]
+  names = (
+    f"image{'s' * (len(few) != 1)} {', '.join(map(str, few))}{' and others' * (common > set(few))}"
   )
   return (
-    f"the detector behind the instance masks was trained on {len(found):,} of these {images:,} photos "
-    f"({named}) according to {text}; {_CLEAN}"
+    f"the detector behind the instance masks was trained on {len(common):,} of these {images:,} images "
+    f"({names}) according to {text}; {_CLEAN}"
   )
 
 
 def provenance(
-  provider: str,
+  proposer: str,
   trained_on: TrainedOn,
   splits: Mapping[str, Collection[int]],
   coco_ids: Mapping[str, Collection[int]] | None = None,
 ) -> dict[str, Any]:
-  """Returns what a data set's metadata keeps of its instance masks.
+  """Returns what the metadata of a data set records about its instance masks.
 
   Args:
-    provider: who made them, by its name on the command line.
-    trained_on: what they were learned from.
-    splits: the ids of the images of each split.
-    coco_ids: the COCO ids of those that are COCO's, for each split; without, all of `splits` are.
+    proposer: its name on the command line.
+    trained_on: what the masks were learned from.
+    splits: image ids per split.
+    coco_ids: per split, the COCO ids of the images that are COCO's; by default those of `splits`.
   """
-  found = {
+  findings = {
     split: check(trained_on, split, ids, None if coco_ids is None else coco_ids[split])
     for split, ids in splits.items()
   }
   return {
-    "instances": {"from": provider, "trained_on": trained_on.text},
-    "leakage": {split: dataclasses.asdict(finding) for split, finding in found.items()},
+    "instances": {"from": proposer, "trained_on": trained_on.text},
+    "leakage": {split: dataclasses.asdict(finding) for split, finding in findings.items()},
   }
 
 
 def of_scenes(splits: Mapping[str, int]) -> dict[str, Any]:
-  """Returns the provenance of generated scenes, whose instances nobody learned; `splits` has their numbers."""
+  """Returns the provenance of generated scenes, given the number of scenes per split."""
   return provenance("shapes", TrainedOn("nothing"), {name: range(n) for name, n in splits.items()})
 
 
 def recall(metadata: Mapping[str, Any], dataset: str, split: str) -> dict[str, Any]:
-  """Returns what the numbers of a split have to say of its instance masks.
+  """Returns what to report about the instance masks of a split.
 
   Args:
-    metadata: of the prepared data set; one that was prepared before this was kept is `unknown`.
-    dataset: its name; masks of generated scenes were never learned.
-    split: a split of it.
+    metadata: of the prepared data set; without an entry the answer is `unknown`.
+    dataset: its name; masks of generated scenes were not learned.
+    split: one of its splits.
 
   Returns:
     `from`, `trained_on`, `seen` and `warning`; the last two as in `Finding`.
   """
   source = metadata.get("instances", {})
-  there = metadata.get("leakage", {}).get(split)
-  if there is None:
+  finding = metadata.get("leakage", {}).get(split)
+  if finding is None:
     trained_on = TrainedOn("nothing" if dataset == "shapes" else "unknown")
-    # Neither word asks which images these are.
-    there = dataclasses.asdict(check(trained_on, split, ()))
+    # The result does not depend on the images for either word.
+    finding = dataclasses.asdict(check(trained_on, split, ()))
     source = {"from": "unknown", "trained_on": trained_on.text}
-  return dict(source) | {key: there[key] for key in ("seen", "warning")}
+  return dict(source) | {key: finding[key] for key in ("seen", "warning")}
 
 
 def warnings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """Returns one line for each thing to warn of, with the names of what it is about.
+  """Returns one line per distinct warning, with the names of the splits it applies to.
 
   Args:
-    findings: by the name of a split; only their `warning` is read.
+    findings: by the name of a split; only `warning` is read.
   """
-  concerned: dict[str, list[str]] = {}
+  splits: dict[str, list[str]] = {}
   for name, finding in findings.items():
     if finding["warning"] is not None:
-      concerned.setdefault(finding["warning"], []).append(name)
-  return [f"warning: {', '.join(names)}: {sentence}" for sentence, names in concerned.items()]
+      splits.setdefault(finding["warning"], []).append(name)
+  return [f"warning: {', '.join(names)}: {warning}" for warning, names in splits.items()]
+
+
+def read_ids(path: str) -> frozenset[int]:
+  """Reads a list of COCO image ids, gzipped or not.
+
+  Args:
+    path: a COCO file (all its images count, annotated or not), a JSON list of ids or of rows with
+      `image_id`, such rows under `refs`, or text with one id per line.
+
+  Raises:
+    InputError: the file cannot be read, has another format, or is empty.
+  """
+  text = _read_text(path)
+  try:
+    is_json = text.lstrip().startswith(("[", "{"))
+    values = _ids_in_json(untrusted_json.loads(text, "the file")) if is_json else _ids_in_text(text)
+    ids = frozenset(map(_check_id, values))
+  except (KeyError, TypeError, ValueError) as error:
+    reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    raise InputError(f"{path}: not a list of images ({reason}); it must be {_FORMATS}") from error
+  if not ids:
+    raise InputError(f"{path}: the list of images is empty; it must be {_FORMATS}")
+  return ids
+
+
+def _read_text(path: str) -> str:
+  try:
+    data = untrusted_files.read(path, path, untrusted_json.MAX_BYTES)
+    # Recognised by its content, not by its name: browsers unpack or rename files.
+    if data.startswith(b"\x1f\x8b"):
+      with gzip.open(io.BytesIO(data)) as file:
+        # The unpacked size may be a thousand times larger.
+        data = file.read(untrusted_json.MAX_BYTES + 1)
+      if len(data) > untrusted_json.MAX_BYTES:
+        raise InputError(
+          f"{path}: exceeds the limit of {untrusted_json.MAX_BYTES:,} bytes when unpacked"
+        )
+    return data.decode("utf-8-sig")
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise InputError(f"{path}: the gzip file is damaged ({error}); is it complete?") from error
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path}: not a text file ({error}); it must be {_FORMATS}") from error
+
+
+def _ids_in_text(text: str) -> list[int]:
+  return [int(line) for line in text.splitlines() if line.strip()]
+
+
+def _ids_in_json(content: Any) -> Iterable[Any]:
+  if isinstance(content, dict) and "images" in content:
+    return [row["id"] for row in content["images"]]
+  rows = content["refs"] if isinstance(content, dict) else content
+  return [row["image_id"] if isinstance(row, dict) else row for row in rows]
+
+
+def _check_id(image_id: Any) -> int:
+  if type(image_id) is not int or image_id < 0:
+    raise ValueError(f"{image_id!r} is not an image id")
+  return image_id

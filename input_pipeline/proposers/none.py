@@ -1,4 +1,4 @@
-"""The provider for those who have no detector: the model works from image and text alone."""
+"""No proposals: the model uses the image and the expression alone."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from input_pipeline import records
 from input_pipeline.common.errors import InputError
 
 
-class NoInstances:
-  """No instance for any image."""
+class EmptyProposer:
+  """Proposes nothing."""
 
   trained_on = "nothing"
   parallel = True
@@ -18,11 +18,11 @@ class NoInstances:
   def __init__(self, argument: str = ""):
     """Takes no argument."""
     if argument:
-      raise InputError(f"--instances none:{argument}: none takes no argument")
+      raise InputError(f"--instances none:{argument}: none does not take an argument")
 
   def propose(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
   ) -> list[records.Instances]:
-    """Returns no instance for any image."""
+    """Returns no proposals for each image."""
     del image_ids
     return [records.no_instances(*image.shape[:2]) for image in images]

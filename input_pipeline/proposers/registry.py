@@ -1,4 +1,9 @@
-"""Where instance masks come from: one protocol, the providers by name, and what is kept of what they propose."""
+"""The protocol of proposers, their names, and the selection that all of them share.
+
+To add a proposer, write a class with the methods of `Proposer` in a module of this folder, add a
+line to `PROPOSERS`, and describe it in docs/guides/proposals.md. A class outside this project needs
+no line: users name it as `package.module.Class`.
+"""
 
 import importlib
 from collections.abc import Sequence
@@ -11,108 +16,110 @@ from input_pipeline import records
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.selection import Selection, select
 
-PROVIDERS = {
-  "coco": "input_pipeline.proposers.coco.CocoInstances",
-  "felzenszwalb": "input_pipeline.proposers.felzenszwalb.FelzenszwalbInstances",
-  "huggingface": "input_pipeline.proposers.huggingface.HuggingFaceInstances",
-  "none": "input_pipeline.proposers.none.NoInstances",
-  "onnx": "input_pipeline.proposers.onnx.OnnxInstances",
-  "own": "input_pipeline.proposers.custom.OwnInstances",
-  "results": "input_pipeline.proposers.results.DetectionResults",
+PROPOSERS = {
+  "coco": "input_pipeline.proposers.coco.CocoProposer",
+  "custom": "input_pipeline.proposers.custom.CustomProposer",
+  "felzenszwalb": "input_pipeline.proposers.felzenszwalb.FelzenszwalbProposer",
+  "huggingface": "input_pipeline.proposers.huggingface.HuggingFaceProposer",
+  "none": "input_pipeline.proposers.none.EmptyProposer",
+  "onnx": "input_pipeline.proposers.onnx.OnnxProposer",
+  "results": "input_pipeline.proposers.results.ResultsProposer",
 }
-"""The class of each provider; its module is imported when it is asked for."""
+"""Name on the command line -> class; its module is only imported when it is used."""
 
 
 class UnknownImage(InputError):
-  """A provider that looks masks up in a file does not find an image there."""
+  """A proposer that reads masks from a file found no entry for an image."""
 
 
 @runtime_checkable
-class InstanceProvider(Protocol):
-  """Proposes instance masks for photos.
+class Proposer(Protocol):
+  """Proposes instance masks for images.
 
-  A provider is a class whose constructor takes what stands behind the colon of `--instances NAME:ARGUMENT`. It may say
-  with an attribute `trained_on` what its masks were learned from: a name that `leakage.py` knows; and with an attribute
-  `parallel` that every core may well have a process with one of its own, as when it only looks masks up.
+  The constructor takes the text after the colon of `--instances NAME:ARGUMENT`. Two attributes are
+  optional: `trained_on` says what the masks were learned from, as one of `leakage.TRAINED_ON`;
+  `parallel` says that several processes may each have a proposer, as when it only reads files.
   """
 
   def propose(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
   ) -> list[records.Instances]:
-    """Returns the instances of each image: all that there are, in any order, at the image's own size.
+    """Returns all proposals for each image, in any order, at the image's own size.
 
     Args:
       images: RGB, each of its own size.
-      image_ids: what the data set calls them.
+      image_ids: their ids in the data set.
 
     Raises:
-      UnknownImage: it looks masks up, and has none for an image.
+      UnknownImage: the proposer reads masks from a file, which has no entry for an image.
     """
     ...
 
 
-class Selected:
-  """A provider whose proposals are sorted and thinned out, the same way whoever made them.
+class SelectingProposer:
+  """A proposer whose proposals are sorted and filtered by the same rules for all proposers.
 
   Attributes:
-    provider: the provider itself.
-    trained_on: what its masks were learned from, as `leakage.py` names it.
+    proposer: the unfiltered proposer.
+    trained_on: what its masks were learned from, as in `leakage.TrainedOn.text`.
   """
 
-  def __init__(self, provider: InstanceProvider, selection: Selection, trained_on: str = ""):
-    """Args: trained_on is what the user says; without, what the provider says of itself."""
-    self.provider = provider
-    self.trained_on = trained_on or getattr(provider, "trained_on", "unknown")
+  def __init__(self, proposer: Proposer, selection: Selection, trained_on: str = ""):
+    """Args: trained_on is the user's declaration; by default the proposer's own."""
+    self.proposer = proposer
+    self.trained_on = trained_on or getattr(proposer, "trained_on", "unknown")
     self._selection = selection
 
   def propose(
     self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
   ) -> list[records.Instances]:
-    """Returns the instances that are kept of each image, best first.
+    """Returns the selected instances of each image, best first.
 
     Raises:
-      InputError: the provider cannot make masks for an image, or made them in another size.
+      InputError: the proposer failed on an image, or returned masks of another size.
     """
-    found = self.provider.propose(images, image_ids)
-    if len(found) != len(images):
+    proposals = self.proposer.propose(images, image_ids)
+    if len(proposals) != len(images):
       raise InputError(
-        f"{type(self.provider).__name__}.propose gave instances of {len(found)} images for {len(images)}"
+        f"{type(self.proposer).__name__}.propose returned proposals for {len(proposals)} images, "
+        f"expected {len(images)}"
       )
-    for image, image_id, instances in zip(images, image_ids, found, strict=True):
+    for image, image_id, instances in zip(images, image_ids, proposals, strict=True):
       if instances.masks.shape[1:] != image.shape[:2]:
         height, width = instances.masks.shape[1:]
         raise InputError(
-          f"instances of image {image_id} are {width} x {height} pixels, the image is "
-          f"{image.shape[1]} x {image.shape[0]}; masks must have the image's own size"
+          f"proposals for image {image_id} are {width} x {height} pixels, but the image is "
+          f"{image.shape[1]} x {image.shape[0]}; masks must have the size of their image"
         )
-    return [select(instances, self._selection, self.trained_on) for instances in found]
+    return [select(instances, self._selection, self.trained_on) for instances in proposals]
 
 
-def open_provider(spec: str, selection: Selection | None = None, trained_on: str = "") -> Selected:
-  """Opens a provider by its name on the command line.
+def open_proposer(
+  spec: str, selection: Selection | None = None, trained_on: str = ""
+) -> SelectingProposer:
+  """Opens a proposer by its name on the command line.
 
   Args:
-    spec: `NAME` or `NAME:ARGUMENT`, such as `coco:instances.json`; a name with a dot in it is a class of one's own
-      that Python can import, such as `my_detector.MyDetector`.
-    selection: which of its proposals to keep; the defaults of `Selection`.
-    trained_on: what the masks were learned from, where the user says so.
+    spec: `NAME` or `NAME:ARGUMENT`, such as `coco:instances.json`; a name with a dot is a class that
+      Python can import, such as `my_detector.MyDetector`.
+    selection: which proposals are kept; `Selection()` by default.
+    trained_on: what the masks were learned from, if the user declares it.
 
   Raises:
-    InputError: there is no such provider, or its argument is wrong.
+    InputError: there is no such proposer, or its argument is invalid.
   """
   name, _, argument = spec.partition(":")
-  path = PROVIDERS.get(name, name)
+  path = PROPOSERS.get(name, name)
   if "." not in path:
-    known = ", ".join(sorted(PROVIDERS))
     raise InputError(
-      f"--instances {spec}: no provider of that name; the known ones are {known}, and a class of your own is "
-      "package.module.Class"
+      f"--instances {spec}: unknown proposer; use one of {', '.join(sorted(PROPOSERS))}, or "
+      "package.module.Class for a class of your own"
     )
   module, _, class_name = path.rpartition(".")
   try:
-    made = getattr(importlib.import_module(module), class_name)(argument)
+    proposer = getattr(importlib.import_module(module), class_name)(argument)
   except (ImportError, AttributeError, TypeError) as error:
     raise InputError(f"--instances {spec}: {path} cannot be used ({error})") from error
-  if not isinstance(made, InstanceProvider):
+  if not isinstance(proposer, Proposer):
     raise InputError(f"--instances {spec}: {path} has no method propose(images, image_ids)")
-  return Selected(made, selection or Selection(), trained_on)
+  return SelectingProposer(proposer, selection or Selection(), trained_on)

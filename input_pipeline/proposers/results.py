@@ -1,7 +1,7 @@
-"""A detector's masks from files in COCO's results format, as Detectron2, MMDetection and ultralytics write them.
+"""A detector's masks from COCO results files, as Detectron2, MMDetection and Ultralytics write them.
 
-A list of rows `{"image_id", "category_id", "segmentation", "score"}`; segmentations are run lengths, compressed or not,
-or polygons.
+A file is a list of rows `{"image_id", "category_id", "segmentation", "score"}`; segmentations are
+run lengths, compressed or not, or polygons.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ from input_pipeline.masks.coco import category_of, decode_segmentation
 from input_pipeline.masks.row_index import RowIndex
 from input_pipeline.proposers.registry import UnknownImage
 
-_LARGEST = float(np.finfo(np.float32).max)  # as which scores are kept
+# Scores are stored as float32.
+_MAX_SCORE = float(np.finfo(np.float32).max)
 
 
-class DetectionResults:
-  """Every row of an image, whatever its score."""
+class ResultsProposer:
+  """Proposes all detections of an image, with any score."""
 
   parallel = True
 
@@ -28,27 +29,27 @@ class DetectionResults:
     """Opens the files.
 
     Args:
-      argument: path of a file, or several with commas between them, such as those of train and val.
+      argument: path of a file, or several with commas, such as those of train and val.
 
     Raises:
-      InputError: a file is missing, is of another form, or has images that another one has too.
+      InputError: a file is missing, malformed, or shares an image with another one.
     """
     if not argument:
-      raise InputError("--instances results: which file? Write --instances results:detections.json")
+      raise InputError("--instances results: missing file; use --instances results:detections.json")
     self._files = [RowIndex(path, {"results": "item"}) for path in argument.split(",")]
     self._file_of: dict[int, RowIndex] = {}
     for file in self._files:
       ids = file.image_ids("results")
       if not ids:
         raise InputError(
-          f"{file.path}: no detections; COCO's results format is a list of rows with image_id, category_id, "
-          "segmentation and score"
+          f"{file.path}: no detections; expected COCO's results format, a list of rows with "
+          "image_id, category_id, segmentation and score"
         )
-      if both := ids & self._file_of.keys():
-        image_id = min(both)
+      if shared := ids & self._file_of.keys():
+        image_id = min(shared)
         raise InputError(
-          f"{file.path}: image {image_id} is in {self._file_of[image_id].path} too; whose masks are meant? "
-          "Name files that share no image"
+          f"{file.path}: image {image_id} is also in {self._file_of[image_id].path}; use files "
+          "that do not share images"
         )
       self._file_of |= dict.fromkeys(ids, file)
 
@@ -57,15 +58,15 @@ class DetectionResults:
     return set(self._file_of)
 
   def image_id(self, file_name: str) -> int:
-    """Returns the id of an image by the number at the end of its file's name, as COCO's files have it.
+    """Returns the number at the end of a file name, which is the image id in COCO's file names.
 
     Raises:
-      InputError: the name has no number.
+      InputError: the name does not end with a number.
     """
     stem = file_name.rpartition("/")[2].partition(".")[0]
     number = stem[len(stem.rstrip("0123456789")) :]
     if not number:
-      raise InputError(f"--instances results: {file_name} has no image id at the end of its name")
+      raise InputError(f"--instances results: {file_name} does not end with an image id")
     return int(number)
 
   def propose(
@@ -75,7 +76,7 @@ class DetectionResults:
 
     Raises:
       UnknownImage: the files have no detection of an image.
-      InputError: a row is unusable, or its mask is of another size than the image.
+      InputError: a row is invalid, or its mask has another size than the image.
     """
     return [
       self._propose(image.shape[0], image.shape[1], image_id)
@@ -86,8 +87,8 @@ class DetectionResults:
     file = self._file_of.get(image_id)
     if file is None:
       raise UnknownImage(
-        f"{', '.join(file.path for file in self._files)}: no detection of image {image_id}; are these the results for "
-        "this set? If the detector found nothing there, say so with --allow_empty"
+        f"{', '.join(file.path for file in self._files)}: no detection of image {image_id}; are "
+        "these the results of another data set? If the detector found nothing, use --allow_empty"
       )
     rows = file.of_image("results", image_id)
     where = f"{file.path}, image {image_id}"
@@ -104,21 +105,22 @@ def _mask(row: dict[str, Any], where: str, height: int, width: int) -> np.ndarra
   segmentation = row.get("segmentation")
   if segmentation is None:
     raise InputError(
-      f"{where}: a row without a segmentation; boxes are no masks, write the detector's segm results"
+      f"{where}: a row without a segmentation; boxes are not enough, export the detector's masks "
+      "(segm results)"
     )
   try:
     return decode_segmentation(segmentation, height, width)
   except ValueError as error:
     raise InputError(
-      f"{where}: unusable segmentation ({error}); is the file damaged, or of resized photos?"
+      f"{where}: invalid segmentation ({error}); is the file damaged, or of resized images?"
     ) from error
 
 
 def _score(row: dict[str, Any], where: str) -> float:
   score: Any = row.get("score")
-  if type(score) not in (int, float) or not abs(score) <= _LARGEST:
+  if type(score) not in (int, float) or not abs(score) <= _MAX_SCORE:
     raise InputError(
-      f"{where}: the score of a row is {score!r}; results have a score each, ground truth is "
-      "for --instances coco:FILE"
+      f"{where}: invalid score {score!r}; results need a score per row, ground truth is for "
+      "--instances coco:FILE"
     )
   return float(score)

@@ -1,4 +1,4 @@
-"""What is kept of the masks that a provider proposes, and in which order: the same for every provider."""
+"""Which proposals are kept as instances, and in which order; the same for every proposer."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from input_pipeline import records
 from input_pipeline.common.errors import InputError
 
 MAX_INSTANCES = 16
-"""Instances kept of an image, unless someone says otherwise: one bit plane."""
+"""Instances kept per image by default: one bit plane."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,37 +16,36 @@ class Selection:
   """Which proposals are kept."""
 
   max_instances: int = MAX_INSTANCES
-  """At most so many, the best; 1 to 64."""
+  """Maximum number per image, 1 to 64; the best are kept."""
   min_area: float = 0.0002
-  """Smaller masks are dropped; a share of the image, in [0, 1). The default is 8 x 8 pixels of 640 x 480."""
+  """Minimum area as a fraction of the image, in [0, 1). The default is 8 x 8 pixels at 640 x 480."""
   nms_iou: float = 0.9
-  """A mask is dropped whose IoU with a better one is greater; 1 keeps all."""
+  """A mask whose IoU with a better one exceeds this is dropped; 1 keeps all."""
 
   def __post_init__(self):
-    """Raises: InputError, a value is out of its range."""
+    """Raises InputError if a value is out of range."""
     if not 1 <= self.max_instances <= 64:
-      raise InputError(f"--max_instances {self.max_instances}: choose 1 to 64")
+      raise InputError(f"--max_instances {self.max_instances}: must be between 1 and 64")
     if not 0 <= self.min_area < 1:
-      raise InputError(f"--min_area {self.min_area:g}: a share of the image, from 0 to below 1")
+      raise InputError(f"--min_area {self.min_area:g}: must be a fraction, from 0 to below 1")
     if not 0 < self.nms_iou <= 1:
-      raise InputError(f"--nms_iou {self.nms_iou:g}: choose above 0, to 1, which keeps all")
+      raise InputError(
+        f"--nms_iou {self.nms_iou:g}: must be above 0 and at most 1, which keeps all"
+      )
 
 
 def select(
   instances: records.Instances, selection: Selection, trained_on: str = "unknown"
 ) -> records.Instances:
-  """Keeps the best instances.
+  """Keeps the best proposals.
 
-  The order is that of the scores, highest first; of equal scores the larger mask comes first, of equal areas the one
-  that was proposed first. Empty masks are never kept.
+  They are sorted by score, highest first; ties by area, largest first, then by the order in which
+  they were proposed. Empty masks are dropped.
 
   Args:
-    instances: as proposed, in any order.
-    selection: what to keep.
+    instances: all proposals, in any order.
+    selection: which ones are kept.
     trained_on: what the masks were learned from, for the record.
-
-  Returns:
-    The instances that are kept, in that order.
   """
   count = len(instances.masks)
   pixels = instances.masks.shape[1] * instances.masks.shape[2]
@@ -74,6 +73,6 @@ def select(
 
 
 def _iou(a: np.ndarray, b: np.ndarray, areas: int) -> float:
-  """Of two masks packed to bits, whose areas sum to `areas`."""
+  """Returns the IoU of two bit-packed masks whose areas sum to `areas`."""
   intersection = int(np.bitwise_count(a & b).sum(dtype=np.int64))
   return intersection / (areas - intersection)

@@ -11,7 +11,7 @@ from input_pipeline.sources import photos
 
 PREFIX = "jsonl:"
 """What `--dataset` begins with."""
-_BY_ID = ("coco", "results")  # providers that look masks up by the ids of images
+_BY_ID = ("coco", "results")  # proposers that look masks up by the ids of images
 # Photos that are COCO's are recognised by COCO's own names: a stock detector has seen them.
 _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)201[45]_)?(\d{12})\.jpe?g", re.IGNORECASE)
 
@@ -101,11 +101,11 @@ class JsonlReader:
     left_out = [[problem.line, problem.message] for problem in self.left_out]
     return {"no_targets": self.no_targets} | ({"lines_left_out": left_out} if left_out else {})
 
-  def check_provider(self, spec: str) -> None:
+  def check_proposer(self, spec: str) -> None:
     """Refuses masks that are looked up by ids that the images have not been given.
 
     Raises:
-      InputError: the provider knows images by their ids, and a line says none.
+      InputError: the proposer knows images by their ids, and a line says none.
     """
     if spec.partition(":")[0] in _BY_ID and not self._ids_given:
       raise InputError(
@@ -136,7 +136,7 @@ class JsonlReader:
       *size,
       annotations=self._scan.path,
       refs=[self._ref(line) for line in found],
-      rule="own",
+      rule="custom",
       upright=True,
       instances=None if owner is None else self._own_instances(self._read(owner)),
     )

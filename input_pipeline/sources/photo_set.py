@@ -9,7 +9,7 @@ from input_pipeline.sources import photos
 from input_pipeline.sources.source import Task
 
 BATCH_SIZE = 4
-"""Photos that a provider of instances gets at once, unless someone says otherwise."""
+"""Photos that a proposer of instances gets at once, unless someone says otherwise."""
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class PhotoSet:
       make: what makes examples of them.
       provenance: where its instance masks come from, `leakage.provenance`.
       workers: number of processes.
-      batch_size: photos that the provider of instances gets at once.
+      batch_size: photos that the proposer of instances gets at once.
 
     Raises:
       InputError: the folder or, unless `make.skip` is on, a photo is missing.

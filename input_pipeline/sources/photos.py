@@ -15,7 +15,7 @@ from input_pipeline.custom import image_files, masks
 from input_pipeline.masks import phrasecut
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
 from input_pipeline.proposers import custom
-from input_pipeline.proposers.registry import Selected, UnknownImage, open_provider
+from input_pipeline.proposers.registry import SelectingProposer, UnknownImage, open_proposer
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources.source import Made, Skipped, Task
 
@@ -41,7 +41,7 @@ class Photo:
   upright: bool = False
   """Whether the annotations are for the photo as its EXIF turns it; otherwise for the pixels as they are stored."""
   instances: list[dict[str, Any]] | None = None
-  """The instances that the photo comes with, as `OwnInstances` takes them; None where it comes with none."""
+  """The instances that the photo comes with, as `CustomProposer` takes them; None where it comes with none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +49,24 @@ class PhotoMaker:
   """Makes examples of photos; called with `{"photos": [...]}`, each a `Photo` as a dict."""
 
   instances: str
-  """`NAME` or `NAME:ARGUMENT`, as for `open_provider`."""
+  """`NAME` or `NAME:ARGUMENT`, as for `open_proposer`."""
   selection: Selection = dataclasses.field(default_factory=Selection)
   trained_on: str = ""
   """What the masks were learned from, where the user says so."""
   categories: str = ""
   """A COCO file whose `categories` the instances must be of; not checked without one."""
   allow_empty: bool = False
-  """Whether a photo that the provider's file does not know has no instances; otherwise it is an error."""
+  """Whether a photo that the proposer's file does not know has no instances; otherwise it is an error."""
   skip: bool = False
   """Whether a photo with which something is wrong is left out; otherwise it is an error."""
 
-  def provider(self) -> Selected:
-    """Returns this process's provider: one for all makers that are alike, since some hold a network.
+  def proposer(self) -> SelectingProposer:
+    """Returns this process's proposer: one for all makers that are alike, since some hold a network.
 
     Raises:
-      InputError: there is no such provider, or its argument is wrong.
+      InputError: there is no such proposer, or its argument is wrong.
     """
-    return _open_provider(self.instances, self.selection, self.trained_on)
+    return _open_proposer(self.instances, self.selection, self.trained_on)
 
   def __call__(self, task: Task) -> Made:
     """Makes the examples of a task.
@@ -105,12 +105,14 @@ class PhotoMaker:
     self, images: list[UInt8[np.ndarray, "_ _ 3"]], photos: list[Photo]
   ) -> list[records.Instances]:
     ids = [photo.image_id for photo in photos]
-    provider = self.provider()
-    if isinstance(provider.provider, custom.OwnInstances):
+    proposer = self.proposer()
+    if isinstance(proposer.proposer, custom.CustomProposer):
       given = {photo.image_id: photo.instances or [] for photo in photos}
-      provider = Selected(custom.OwnInstances(given=given), self.selection, self.trained_on)
+      proposer = SelectingProposer(
+        custom.CustomProposer(given=given), self.selection, self.trained_on
+      )
     try:
-      found = provider.propose(images, ids)
+      found = proposer.propose(images, ids)
     except UnknownImage:
       if not self.allow_empty:
         raise
@@ -202,7 +204,7 @@ def _name(photo: Photo, ref: dict[str, Any], number: int) -> str:
   """A segmentation of a ref, for errors."""
   if photo.rule == "coco":
     which = f"COCO annotations {photo.annotations}: annotation {ref['ann_ids'][number]}"
-  elif photo.rule == "own":
+  elif photo.rule == "custom":
     which = f"{photo.annotations}: target {number + 1}"
   else:
     which = f"{photo.annotations}: instance {number}"
@@ -212,13 +214,13 @@ def _name(photo: Photo, ref: dict[str, Any], number: int) -> str:
 _RULES = {
   "coco": decode_segmentation,
   "phrasecut": phrasecut.decode,
-  "own": masks.rasterise,
+  "custom": masks.rasterise,
 }
 
 
 @functools.cache
-def _open_provider(spec: str, selection: Selection, trained_on: str) -> Selected:
-  return open_provider(spec, selection, trained_on)
+def _open_proposer(spec: str, selection: Selection, trained_on: str) -> SelectingProposer:
+  return open_proposer(spec, selection, trained_on)
 
 
 @functools.cache

@@ -40,11 +40,11 @@ def locate(dataset: str, refer_root: str, annotations: str | None) -> tuple[Sequ
   return [refs], instances
 
 
-def check_provider(dataset: str, spec: str) -> None:
+def check_proposer(dataset: str, spec: str) -> None:
   """Refuses masks that are looked up by the ids of other photos.
 
   Raises:
-    InputError: the provider knows COCO's ids alone, and the photos have others.
+    InputError: the proposer knows COCO's ids alone, and the photos have others.
   """
   if dataset == phrasecut.DATASET and spec.partition(":")[0] in _COCO_ONLY:
     raise InputError(

@@ -161,7 +161,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     if skipped:
       rows = sorted((row.image_id, row.reason) for row in skipped)
       self._made_from["skipped"][split] = [list(row) for row in rows]
-    if seconds:  # measured: generated scenes have no provider
+    if seconds:  # measured: generated scenes have no proposer
       self.seconds[split] = seconds / max(1, counts["records"])
 
 
@@ -178,17 +178,17 @@ def _default_source(
     images = os.path.join(root, phrasecut.FOLDER, "images")
   reader = readers.open_reader(name, root)
   # Without annotations of COCO's there is nothing to make masks of.
-  provider, argument, trained_on = (
+  proposer, argument, trained_on = (
     ("coco", f":{reader.annotations_path}", "ground-truth")
     if reader.annotations_path
     else ("none", "", "nothing")
   )
-  make = photos.PhotoMaker(provider + argument)
+  make = photos.PhotoMaker(proposer + argument)
   provenance = leakage.provenance(
-    provider, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
+    proposer, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
   )
   refs, _ = readers.locate(name, root, None)
-  arguments = {"refs": ",".join(map(storage.fingerprint, refs)), "instances": provider}
+  arguments = {"refs": ",".join(map(storage.fingerprint, refs)), "instances": proposer}
   return photo_set.PhotoSet(reader, images, make, provenance), arguments
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import registry as providers
+from input_pipeline.proposers import registry
 from mail_jax.app import examples, guard, service
 from mail_jax.app.limits import Limits
 from mail_jax.app.service import Answerer
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
   args = _parser().parse_args(argv)
   allowed = _limits(args)
   _check_gradio()
-  provider = providers.open_provider(args.instances)
+  proposer = registry.open_proposer(args.instances)
   with _temporary_folder() as folder:
     model = load.load(args.checkpoint, args.step)
     dataset = str(model.config.dataset)
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
       allowed,
       folder / "answers",
       examples.Masks(offered),
-      provider,
+      proposer,
       args.instances.partition(":")[0],
     )
     name = os.path.basename(os.path.normpath(args.checkpoint))

@@ -90,8 +90,8 @@ def _read_jsonl(path: pathlib.Path, limits: Limits) -> list[Example]:
     said = [text for question in all_of_it for text in question.sentences]
     check_photo(photo, limits)
     pixels = preprocess.open_image(photo)
-    provider = asked.masks_of(all_of_it[0], pixels)
-    masks = None if provider is None else provider.propose([pixels], [0])[0].masks
+    proposer = asked.masks_of(all_of_it[0], pixels)
+    masks = None if proposer is None else proposer.propose([pixels], [0])[0].masks
     found.append(Example(photo, tuple(said[:_SENTENCES]), masks))
   return found
 

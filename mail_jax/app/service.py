@@ -19,7 +19,7 @@ from PIL import Image
 from input_pipeline import preprocess
 from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.registry import Selected
+from input_pipeline.proposers.registry import SelectingProposer
 from mail_jax.app import limits
 from mail_jax.app.examples import Masks
 from mail_jax.predict.instances import PhotoInstances
@@ -60,8 +60,8 @@ class Answerer:
     allowed: limits.Limits,
     folder: pathlib.Path,
     examples: Masks,
-    provider: Selected | None = None,
-    provider_name: str = "none",
+    proposer: SelectingProposer | None = None,
+    proposer_name: str = "none",
   ):
     """Prepares to answer.
 
@@ -70,15 +70,15 @@ class Answerer:
       allowed: what a request may be.
       folder: where answers are written; the caller removes it.
       examples: masks that come with pictures known beforehand.
-      provider: makes masks for all other photos, if there is one.
-      provider_name: what to call it.
+      proposer: makes masks for all other photos, if there is one.
+      proposer_name: what to call it.
     """
     self._segmenter = segmenter
     self._allowed = allowed
     self._folder = folder
     self._examples = examples
-    self._provider = None if provider_name == "none" else provider
-    self._provider_name = provider_name
+    self._proposer = None if proposer_name == "none" else proposer
+    self._proposer_name = proposer_name
     self._instances = PhotoInstances()
     self._turns = _Turns()
 
@@ -117,12 +117,12 @@ class Answerer:
     own = self._examples.of(path)
     if own is not None:
       return own, "those that come with this example"
-    if self._provider is None:
+    if self._proposer is None:
       return None, ""
     try:
-      return self._instances.of(self._provider, pixels, path), f"from {self._provider_name}"
+      return self._instances.of(self._proposer, pixels, path), f"from {self._proposer_name}"
     except InputError as error:
-      if hasattr(self._provider.provider, "image_id"):
+      if hasattr(self._proposer.proposer, "image_id"):
         return None, ""  # a file of masks knows its own photos only
       why = _without_folder(str(error), path)
       raise InputError(f"The instance masks of this photo could not be made: {why}") from error

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.registry import Selected
+from input_pipeline.proposers.registry import SelectingProposer
 
 _PROBLEMS = 5  # of a file of lines that are told
 
@@ -53,8 +53,10 @@ class Questions:
   root: str = ""
   annotations: str = ""
 
-  def masks_of(self, question: Question, pixels: UInt8[np.ndarray, "h w 3"]) -> Selected | None:
-    """A provider of the masks that came with a line, for its photo alone; None where none came.
+  def masks_of(
+    self, question: Question, pixels: UInt8[np.ndarray, "h w 3"]
+  ) -> SelectingProposer | None:
+    """A proposer of the masks that came with a line, for its photo alone; None where none came.
 
     Raises:
       InputError: they are not masks of this photo.
@@ -63,7 +65,7 @@ class Questions:
       return None
     from input_pipeline.custom import masks
     from input_pipeline.custom.schema import LineError
-    from input_pipeline.proposers.custom import OwnInstances
+    from input_pipeline.proposers.custom import CustomProposer
     from input_pipeline.proposers.selection import Selection
 
     places = masks.PathResolver(self.root, self.annotations)
@@ -75,7 +77,7 @@ class Questions:
       ]
     except LineError as error:
       raise InputError(f"instances: {error}") from error
-    return Selected(OwnInstances(given={0: given}), Selection())
+    return SelectingProposer(CustomProposer(given={0: given}), Selection())
 
 
 def from_folder(folder: str, texts: Sequence[str]) -> Questions:

@@ -123,7 +123,7 @@ class Segmenter:
       expression: what to look for; or several, for which the photo is prepared once. An answer is the same, bit for
         bit, whatever else was asked with it.
       instances: what can be meant, best first: masks bool [k, h, w]; COCO annotations, a file or what it holds; a
-        provider, or its name as `--instances` takes it. The model works without, less well.
+        proposer, or its name as `--instances` takes it. The model works without, less well.
 
     Returns:
       What the model says; of several expressions a list, in their order.

@@ -102,7 +102,7 @@ def test_masks_in_a_coco_file_are_what_the_model_chooses_from(client, segmenter,
   masks = scenes.make_scene("testA", 3, 0, 96).targets
   # It is the only photo of the file, whatever it is called there.
   found = segment(client, photos[0], TEXT, coco_file(tmp_path / "own.json", masks, "any.png"))
-  # Masks are passed on as the providers sort them: all are equally sure, the larger first.
+  # Masks are passed on as the proposers sort them: all are equally sure, the larger first.
   ordered = masks[np.argsort(-masks.sum((1, 2)), kind="stable")]
   expected = segmenter(str(photos[0]), TEXT, ordered)
   np.testing.assert_array_equal(found["overlay"], expected.overlay())

@@ -289,7 +289,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
     ("--out", "o", r"o: unknown kind of picture ''"),
     ("--mask", "nowhere/m.png", r"nowhere/m\.png: the folder nowhere does not exist"),
     ("--mask", "m.psd", r"m\.psd: unknown kind of picture '\.psd'"),  # can be read, not written
-    ("--instances", "detectron", r"--instances detectron: no provider of that name"),
+    ("--instances", "detectron", r"--instances detectron: unknown proposer"),
     ("--instances", "coco:nowhere.json", r"nowhere\.json: no such file"),
   ],
 )

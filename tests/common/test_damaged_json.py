@@ -13,9 +13,9 @@ from refer_layout import HEIGHT, WIDTH
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.coco import CocoInstances
+from input_pipeline.proposers.coco import CocoProposer
 from input_pipeline.proposers.registry import UnknownImage
-from input_pipeline.proposers.results import DetectionResults
+from input_pipeline.proposers.results import ResultsProposer
 from input_pipeline.sources import grefer, photos, phrasecut, refer
 from mail_jax.config import from_json, load_config, to_json
 from mail_jax.evaluate import per_expression
@@ -95,10 +95,10 @@ def test_annotations_that_are_instances(tmp_path, given):
   def read(content):
     path.write_text(json.dumps(content))
     in_memory = given == "in memory" and isinstance(content, dict)
-    provider = CocoInstances(content if in_memory else str(path))
-    provider.only_image()
-    provider.image_id(layout.image_path(0).name)
-    return provider.propose([PHOTO], [100])
+    proposer = CocoProposer(content if in_memory else str(path))
+    proposer.only_image()
+    proposer.image_id(layout.image_path(0).name)
+    return proposer.propose([PHOTO], [100])
 
   used = {row["category_id"] for row in layout.instances["annotations"]}
   check(read, layout.instances | {"categories": [{"id": n, "name": "x"} for n in sorted(used)]})
@@ -116,7 +116,7 @@ def test_detections(tmp_path, segmentation):
 
   def read(content):
     path.write_text(json.dumps(content))
-    return DetectionResults(str(path)).propose([PHOTO], [1])
+    return ResultsProposer(str(path)).propose([PHOTO], [1])
 
   row = {"image_id": 1, "category_id": 1, "segmentation": segmentation, "score": 0.5}
   check(read, [row])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.proposers import image_lists
+from input_pipeline.proposers import leakage
 
 _values = st.recursive(
   st.one_of(
@@ -104,8 +104,8 @@ def test_a_list_that_is_packed_a_thousand_times_is_refused(tmp_path, monkeypatch
   monkeypatch.setattr(untrusted_json, "MAX_BYTES", 100_000)
   path = tmp_path / "ids.gz"
   path.write_bytes(gzip.compress(b"1\n" * 500_000))
-  with pytest.raises(InputError, match=r"ids\.gz: unpacked more than 100,000 bytes"):
-    image_lists.read_ids(str(path))
+  with pytest.raises(InputError, match=r"ids\.gz: exceeds the limit of 100,000 bytes"):
+    leakage.read_ids(str(path))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from mail_jax.report import command as report
 HEIGHT, WIDTH = own_files.HEIGHT, own_files.WIDTH
 
 
-class NoProvider:
+class NoProposer:
   def __init__(self, argument: str):
     del argument
 
@@ -43,8 +43,8 @@ class GivesNothing:
 
 
 def _selected():
-  provider = registry.Selected(GivesNothing(), registry.Selection())
-  return provider.propose([np.zeros((2, 2, 3), np.uint8)], [1])
+  proposer = registry.SelectingProposer(GivesNothing(), registry.Selection())
+  return proposer.propose([np.zeros((2, 2, 3), np.uint8)], [1])
 
 
 def _peak_flops():
@@ -54,11 +54,11 @@ def _peak_flops():
 @pytest.mark.parametrize(
   ("call", "told"),
   [
-    (lambda: none.NoInstances("x"), "none takes no argument"),
-    (lambda: custom.OwnInstances("x"), "own takes no argument"),
-    (lambda: custom.OwnInstances().propose([], []), "only data of --dataset jsonl:FILE"),
-    (lambda: registry.open_provider(f"{__name__}.NoProvider"), "no method propose"),
-    (_selected, "instances of 0 images for 1"),
+    (lambda: none.EmptyProposer("x"), "none does not take an argument"),
+    (lambda: custom.CustomProposer("x"), "custom does not take an argument"),
+    (lambda: custom.CustomProposer().propose([], []), "only works with --dataset jsonl:FILE"),
+    (lambda: registry.open_proposer(f"{__name__}.NoProposer"), "no method propose"),
+    (_selected, "proposals for 0 images, expected 1"),
     (lambda: scene_set.SceneSet(train_scenes=0), "at least one scene"),
     (lambda: scene_set.SceneSet(size=8), "--size 8: scenes need"),
     (lambda: scene_set.SceneSet(seed=-1), "--seed -1: a seed is 0 or more"),

@@ -76,7 +76,7 @@ def test_instances_are_those_of_the_lines_best_first(tmp_path):
   assert a.instances.scores.tolist() == pytest.approx([0.9, 0.2])
   assert a.instances.categories.tolist() == [0, 4]
   assert np.array_equal(a.instances.masks[1], a.refs[0].target)
-  assert (a.instances.source, a.instances.trained_on) == ("own", "other")
+  assert (a.instances.source, a.instances.trained_on) == ("custom", "other")
   assert len(b.instances.masks) == 0
 
 
@@ -219,7 +219,7 @@ def test_photos_with_the_names_of_coco_are_known_to_be_coco_s(tmp_path):
   rows[0]["instances"] = [SQUARE]
   data = make(tmp_path, *rows, more=["--trained_on", "coco"])
   warning = runner.recall_instances(str(data), "mine/val")["warning"]
-  assert "trained on COCO, and 1 of these 2 photos" in warning
+  assert "trained on COCO, which contains 1 of these 2 images" in warning
 
 
 def test_targets_by_annotation_are_coco_s_own(tmp_path, realdata):

@@ -10,7 +10,7 @@ import pytest
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_pickle
 from input_pipeline.preprocess import model_inputs
-from input_pipeline.proposers import registry as providers
+from input_pipeline.proposers import registry
 from mail_jax.export import folder, load
 from mail_jax.models.resize import resize_logits
 
@@ -25,9 +25,9 @@ def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
     refs += untrusted_pickle.load(str(realdata / "refer" / name))
   # One of each photo; where people were asked, what they said.
   by_photo = {ref["image_id"]: ref for ref in sorted(refs, key=lambda ref: ref["split"] != "train")}
-  masks = providers.open_provider(
+  masks = registry.open_proposer(
     f"coco:{realdata}/coco/annotations/instances_train2014.json"
-  ).provider
+  ).proposer
   rows = []
   for image_id, ref in sorted(by_photo.items())[:PHOTOS]:
     pixels = preprocess.open_image(realdata / f"coco/train2014/COCO_train2014_{image_id:012}.jpg")

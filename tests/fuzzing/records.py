@@ -33,7 +33,7 @@ def one_input(data: bytes) -> None:
   fields = {
     "image": b"", "image_id": 1, "file_name": "a.jpg", "height": height, "width": width,
     "instances": data[5:split], "instance_score": np.ones(count, np.float32),
-    "instance_category": np.zeros(count, np.int64), "instances_from": "own", "instances_trained_on": "",
+    "instance_category": np.zeros(count, np.int64), "instances_from": "custom", "instances_trained_on": "",
     "refs": [{"ref_id": 1, "ann_ids": [1], "target": data[split:], "sentences": ["cup"]}],
   }  # fmt: skip
   try:

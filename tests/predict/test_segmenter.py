@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.coco import CocoInstances
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.coco import CocoProposer
+from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.shapes import scenes as shapes
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
@@ -75,7 +75,7 @@ def test_answers_do_not_depend_on_what_else_was_asked(segmenter, scene):
 
 
 def test_every_kind_of_instances_gives_the_same_answer(segmenter, scene, tmp_path):
-  # Those that are kept whatever the rules of a provider are: of one size, so that their order is theirs.
+  # Those that are kept whatever the rules of a proposer are: of one size, so that their order is theirs.
   masks = np.zeros((3, *scene.image.shape[:2]), bool)
   masks[0, 5:30, 5:30] = masks[1, 40:70, 8:40] = masks[2, 50:80, 50:90] = True
   expected = segmenter(scene.image, TEXTS[0], masks)
@@ -83,7 +83,7 @@ def test_every_kind_of_instances_gives_the_same_answer(segmenter, scene, tmp_pat
   photo.write_bytes(as_png(scene.image))
   alone.write_text(json.dumps(as_coco(masks, "elsewhere.jpg")))
   several.write_text(json.dumps(as_coco(masks, "a.png", more_images=2)))
-  provider = CocoInstances(str(several))
+  proposer = CocoProposer(str(several))
   given = {
     "0 and 1": masks.astype(np.int64),
     "a dictionary": as_coco(masks, "elsewhere.jpg"),
@@ -91,8 +91,8 @@ def test_every_kind_of_instances_gives_the_same_answer(segmenter, scene, tmp_pat
     "a path": alone,
     "a file of several": str(several),
     "by name": f"coco:{several}",
-    "a provider": provider,
-    "one that is open": open_provider(f"coco:{several}"),
+    "a proposer": proposer,
+    "one that is open": open_proposer(f"coco:{several}"),
   }
   for name, instances in given.items():
     found = segmenter(photo, TEXTS[0], instances)
@@ -130,7 +130,7 @@ def test_a_photo_on_its_side_is_turned_as_its_exif_says(segmenter, scene, tmp_pa
     (None, "red", np.zeros((96, 96), bool), r"must be bool \[k, height, width\]"),
     (None, "red", 3, r"instances: a int is no masks"),
     (None, "red", "nowhere.json", r"nowhere\.json: no such file"),
-    (None, "red", "detectron", r"no provider of that name"),
+    (None, "red", "detectron", r"unknown proposer"),
     (None, "red", {"images": 3}, r"`images` must be a list"),
     (None, "red", {"images": []}, r"not a COCO instances file"),
   ],
@@ -203,8 +203,8 @@ def test_real_photos_with_their_annotations_by_name(segmenter, realdata, tmp_pat
     pytest.skip("no annotations in the excerpt")
   for photo in photos:
     by_name = segmenter(photo, "the man on the left", f"coco:{annotations}")
-    provider = CocoInstances(str(annotations))
-    proposed = provider.propose([by_name.image], [provider.image_id(photo.name)])[0]
+    proposer = CocoProposer(str(annotations))
+    proposed = proposer.propose([by_name.image], [proposer.image_id(photo.name)])[0]
     kept = by_name.instances
     assert 0 < len(kept) <= len(proposed.masks)
     known = {mask.tobytes() for mask in proposed.masks}

@@ -18,7 +18,7 @@ from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import bit_planes
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.shapes import scenes
 from input_pipeline.sources import photos, refer, scene_set
 from input_pipeline.tf import builder
@@ -148,12 +148,12 @@ def test_records_of_the_refcoco_family_round_trip(tmp_path, capsys):
   assert "testA            1         2          3" in printed.out
   assert printed.err.startswith("warning: refcoco+_unc is not the complete")
   reader = refer.RefReader("refcoco+_unc", str(layout.root))
-  provider = open_provider(f"coco:{layout.instances_path}")
+  proposer = open_proposer(f"coco:{layout.instances_path}")
   for split, (image_id,) in reader.splits.items():
     read = _read(tmp_path / "data", "refcoco+_unc", split)
     photo = reader.photo(split, image_id, str(layout.images))
     data, pixels = photos.read_photo(photo.path, (HEIGHT, WIDTH))
-    expected = photos.make_record(photo, data, provider.propose([pixels], [image_id])[0])
+    expected = photos.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
     _assert_same_record(read[image_id], expected)
 
 

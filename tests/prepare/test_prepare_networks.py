@@ -54,9 +54,9 @@ def _prepared(layout, model, data_dir, batch_size) -> dict[int, tuple[np.ndarray
 def test_records_of_a_network_do_not_depend_on_the_batch(kind, layout, tmp_path, monkeypatch):
   import tiny_segmenters
 
-  from input_pipeline.proposers import mask_generator
+  from input_pipeline.proposers import huggingface
 
-  monkeypatch.setattr(mask_generator, "POINTS_PER_SIDE", 3)
+  monkeypatch.setattr(huggingface, "POINTS_PER_SIDE", 3)
   getattr(tiny_segmenters, kind)(tmp_path / "model")
   one, four = (_prepared(layout, tmp_path / "model", tmp_path / str(size), size) for size in (1, 4))
   assert len(one) == PHOTOS

@@ -219,7 +219,7 @@ _DAMAGES = {
   "annotations are a list": (_annotations(b"[1]"), r"--annotations .*not a COCO instances file"),
   "annotations lack images": (_annotations(b'{"annotations": []}'), r"\(KeyError: 'images'\)"),
   "an annotation has no photo": (_stray, r"annotation 1 is of image 77.*\(1 are so\)"),
-  "a list is cut": (_exclude(b"[1,"), r"more\.json: no list of images"),
+  "a list is cut": (_exclude(b"[1,"), r"more\.json: not a list of images"),
   "a list is not there": (lambda inputs: None, r"more\.json: No such file"),
   "nothing is left": (_all_evaluated, r"every photo would go"),
 }

@@ -11,8 +11,8 @@ from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.row_index import RowIndex
-from input_pipeline.proposers.registry import UnknownImage, open_provider
-from input_pipeline.proposers.results import DetectionResults
+from input_pipeline.proposers.registry import UnknownImage, open_proposer
+from input_pipeline.proposers.results import ResultsProposer
 
 PHOTO = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
@@ -28,7 +28,7 @@ def _row(image_id=1, **fields):
 
 
 def _propose(path, image_id=1):
-  return DetectionResults(str(path)).propose([PHOTO], [image_id])[0]
+  return ResultsProposer(str(path)).propose([PHOTO], [image_id])[0]
 
 
 def test_polygons_and_run_lengths_of_either_kind_agree(tmp_path):
@@ -65,7 +65,7 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
   path = _write(tmp_path / "detections.json", rows)
   # What pycocotools reads as results is what we read.
   assert len(reference.loadRes(path).anns) == len(rows)
-  results, coco = open_provider(f"results:{path}"), open_provider(f"coco:{file}")
+  results, coco = open_proposer(f"results:{path}"), open_proposer(f"coco:{file}")
   for image_id in image_ids[::4]:
     size = reference.imgs[image_id]["height"], reference.imgs[image_id]["width"]
     photo = np.zeros((*size, 3), np.uint8)
@@ -83,10 +83,10 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
     ({"images": [], "annotations": []}, "no detections"),
     ([[1, 2]], "results holds a list instead of an object"),
     ([_row("one")], "no whole number"),
-    ([_row(segmentation=None)], "image 1: a row without a segmentation; boxes are no masks"),
-    ([_row(segmentation=[[1, 2, 3]])], "image 1: unusable segmentation"),
-    ([_row(segmentation={"size": [5, 5], "counts": [25]})], "image 1: unusable .*resized"),
-    ([_row(score=None)], "image 1: the score of a row is None"),
+    ([_row(segmentation=None)], "image 1: a row without a segmentation; boxes are not enough"),
+    ([_row(segmentation=[[1, 2, 3]])], "image 1: invalid segmentation"),
+    ([_row(segmentation={"size": [5, 5], "counts": [25]})], "image 1: invalid .*resized"),
+    ([_row(score=None)], "image 1: invalid score None"),
     ([_row(score=float("nan"))], "r.json"),
     ([_row(category_id="cat")], "image 1: category_id 'cat'"),
   ],
@@ -105,8 +105,8 @@ def test_a_cut_file_and_a_missing_one_are_named(tmp_path):
     _propose(path)
   with pytest.raises(InputError, match=r"gone\.json: No such file"):
     _propose(tmp_path / "gone.json")
-  with pytest.raises(InputError, match="which file"):
-    open_provider("results:")
+  with pytest.raises(InputError, match="missing file"):
+    open_proposer("results:")
 
 
 def test_an_image_without_detections_is_told_apart(tmp_path):
@@ -117,18 +117,18 @@ def test_an_image_without_detections_is_told_apart(tmp_path):
 
 def test_several_files_are_one_set_and_may_share_no_image(tmp_path):
   paths = [_write(tmp_path / f"{n}.json", [_row(n)]) for n in (1, 2)]
-  both = DetectionResults(",".join(paths))
+  both = ResultsProposer(",".join(paths))
   assert both.image_ids() == {1, 2}
   assert [len(found.masks) for found in both.propose([PHOTO, PHOTO], [2, 1])] == [1, 1]
   again = _write(tmp_path / "again.json", [_row(2)])
-  with pytest.raises(InputError, match=r"again\.json: image 2 is in .*2\.json too"):
-    DetectionResults(",".join([*paths, again]))
+  with pytest.raises(InputError, match=r"again\.json: image 2 is also in .*2\.json"):
+    ResultsProposer(",".join([*paths, again]))
 
 
 def test_a_photo_has_the_id_at_the_end_of_its_name(tmp_path):
-  results = DetectionResults(_write(tmp_path / "r.json", [_row(1)]))
+  results = ResultsProposer(_write(tmp_path / "r.json", [_row(1)]))
   assert results.image_id("a/COCO_train2014_000000000025.jpg") == 25
-  with pytest.raises(InputError, match="no image id at the end of its name"):
+  with pytest.raises(InputError, match="does not end with an image id"):
     results.image_id("holiday.jpg")
 
 

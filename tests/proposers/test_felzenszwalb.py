@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.registry import open_proposer
 
 
 @pytest.mark.extras
@@ -13,7 +13,7 @@ def test_felzenszwalb_finds_what_differs_in_colour():
   photo = np.full((90, 120, 3), (40, 160, 60), np.uint8)
   photo[20:60, 30:70] = (200, 30, 30)
   photo[30:80, 80:110] = (30, 30, 200)
-  (found,) = open_provider("felzenszwalb").propose([photo], [0])
+  (found,) = open_proposer("felzenszwalb").propose([photo], [0])
   for color in ((200, 30, 30), (30, 30, 200)):
     thing = (photo == color).all(2)
     iou = (found.masks & thing).sum((1, 2)) / (found.masks | thing).sum((1, 2))
@@ -25,10 +25,10 @@ def test_felzenszwalb_finds_what_differs_in_colour():
 @pytest.mark.extras
 def test_felzenszwalb_gives_a_photo_the_same_masks_in_any_batch(five_photos):
   pytest.importorskip("skimage")
-  provider = open_provider("felzenszwalb:200")
-  together = provider.propose(five_photos[:4], range(4))
+  proposer = open_proposer("felzenszwalb:200")
+  together = proposer.propose(five_photos[:4], range(4))
   for photo, found in zip(five_photos, together, strict=False):
-    (alone,) = provider.propose([photo], [7])
+    (alone,) = proposer.propose([photo], [7])
     np.testing.assert_array_equal(found.masks, alone.masks)
     assert found.masks.shape == (16, *photo.shape[:2])
     assert found.masks.any((1, 2)).all()
@@ -39,7 +39,7 @@ def test_felzenszwalb_gives_a_photo_the_same_masks_in_any_batch(five_photos):
 def test_felzenszwalb_takes_the_smallest_photos(shape):
   pytest.importorskip("skimage")
   photo = np.zeros((*shape, 3), np.uint8)
-  (found,) = open_provider("felzenszwalb").propose([photo], [0])
+  (found,) = open_proposer("felzenszwalb").propose([photo], [0])
   assert found.masks.all()
   assert len(found.masks) == 1
 
@@ -49,4 +49,4 @@ def test_felzenszwalb_takes_the_smallest_photos(shape):
 def test_felzenszwalb_refuses_what_is_no_scale(argument):
   pytest.importorskip("skimage")
   with pytest.raises(InputError, match=rf"felzenszwalb:{argument}: .*scale"):
-    open_provider(f"felzenszwalb:{argument}")
+    open_proposer(f"felzenszwalb:{argument}")

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from provider_photos import assert_same
+from proposer_images import assert_same
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.registry import open_proposer
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def _needs_torchvision(name: str):
 @pytest.mark.parametrize("name", ["mask2former", "maskformer", "detr", "oneformer"])
 def test_segmenters_give_a_photo_the_same_masks_in_any_batch(tmp_path, tiny, five_photos, name):
   getattr(tiny, name)(tmp_path)
-  provider = open_provider(f"huggingface:{tmp_path}").provider
-  together = provider.propose(five_photos[:4], range(4))
+  proposer = open_proposer(f"huggingface:{tmp_path}").proposer
+  together = proposer.propose(five_photos[:4], range(4))
   for photo, found in zip(five_photos, together, strict=False):
-    (alone,) = provider.propose([photo], [9])
+    (alone,) = proposer.propose([photo], [9])
     assert_same(found, alone)
     assert found.masks.shape[1:] == photo.shape[:2]
     assert len(found.masks) >= 3
@@ -72,7 +72,7 @@ def test_masks_are_those_of_the_processor_s_own_function(
   (expected,) = processor.post_process_instance_segmentation(
     outputs, threshold=0.02, target_sizes=[photo.shape[:2]], return_binary_maps=True
   )
-  (found,) = open_provider(f"huggingface:{tmp_path}").provider.propose([photo], [1])
+  (found,) = open_proposer(f"huggingface:{tmp_path}").proposer.propose([photo], [1])
   theirs = expected["segmentation"].numpy().astype(bool)
   info = expected["segments_info"]
   for mask, score, category in zip(found.masks, found.scores, found.categories, strict=True):
@@ -92,11 +92,11 @@ def test_what_a_processor_pads_is_no_part_of_the_photo(tmp_path, tiny, five_phot
   import transformers
 
   tiny.mask2former(tmp_path)
-  (plain,) = open_provider(f"huggingface:{tmp_path}").provider.propose([five_photos[0]], [1])
+  (plain,) = open_proposer(f"huggingface:{tmp_path}").proposer.propose([five_photos[0]], [1])
   padded = transformers.Mask2FormerImageProcessor(size=tiny.SIZE, pad_size=None)
   padded.pad_size = {"height": 160, "width": 224}
   padded.save_pretrained(tmp_path)
-  (found,) = open_provider(f"huggingface:{tmp_path}").provider.propose([five_photos[0]], [1])
+  (found,) = open_proposer(f"huggingface:{tmp_path}").proposer.propose([five_photos[0]], [1])
   assert found.masks.shape[1:] == plain.masks.shape[1:]
   iou = [
     ((mask & plain.masks).sum((1, 2)) / (mask | plain.masks).sum((1, 2))).max()
@@ -110,11 +110,11 @@ def test_what_a_processor_pads_is_no_part_of_the_photo(tmp_path, tiny, five_phot
 @pytest.fixture
 def coarse_grid(monkeypatch):
   """36 points and no duplicates left out: noise has its box everywhere."""
-  from input_pipeline.proposers import mask_generator
+  from input_pipeline.proposers import huggingface
 
-  monkeypatch.setattr(mask_generator, "POINTS_PER_SIDE", 6)
-  monkeypatch.setattr(mask_generator, "POINTS_AT_A_TIME", 10)
-  monkeypatch.setattr(mask_generator, "MAX_BOX_IOU", 1.0)
+  monkeypatch.setattr(huggingface, "POINTS_PER_SIDE", 6)
+  monkeypatch.setattr(huggingface, "POINTS_AT_A_TIME", 10)
+  monkeypatch.setattr(huggingface, "MAX_BOX_IOU", 1.0)
 
 
 @pytest.mark.extras
@@ -130,9 +130,9 @@ def test_mask_generators_give_what_they_say_of_each_point_alone(
   model = getattr(tiny, name)(tmp_path)
   processor = transformers.AutoProcessor.from_pretrained(tmp_path)
   small = [np.asarray(Image.fromarray(photo).reduce(4)) for photo in five_photos[:4]]
-  provider = open_provider(f"huggingface:{tmp_path}").provider
-  for photo, found in zip(small, provider.propose(small, range(4)), strict=True):
-    (alone,) = provider.propose([photo], [9])
+  proposer = open_proposer(f"huggingface:{tmp_path}").proposer
+  for photo, found in zip(small, proposer.propose(small, range(4)), strict=True):
+    (alone,) = proposer.propose([photo], [9])
     assert_same(found, alone)
     assert len(found.masks) >= 3
     assert (np.diff(found.scores) <= 0).all()
@@ -155,7 +155,7 @@ def test_mask_generators_give_what_they_say_of_each_point_alone(
         if score > 0.88 and steep > 0.95:
           expected.append((score, logits > 0))
   expected.sort(key=lambda pair: -pair[0])
-  (found,) = provider.propose([small[0]], [0])
+  (found,) = proposer.propose([small[0]], [0])
   # One of a few hundred may be on the other side of a threshold in sums of another order.
   assert abs(len(found.masks) - len(expected)) <= 1
   matched = [
@@ -168,7 +168,7 @@ def test_mask_generators_give_what_they_say_of_each_point_alone(
 @pytest.mark.extras
 def test_of_masks_with_one_box_the_best_is_kept(tiny):
   del tiny
-  from input_pipeline.proposers import mask_generator
+  from input_pipeline.proposers import huggingface
 
   masks = np.zeros((4, 10, 12), bool)
   masks[0, 1:5, 1:5] = True
@@ -177,7 +177,7 @@ def test_of_masks_with_one_box_the_best_is_kept(tiny):
   masks[3, 2:7, 1:5] = True  # 12 of 24 pixels shared with the first.
   scores = np.asarray([0.9, 0.95, 0.97, 0.89], np.float32)
   packed = [np.packbits(mask) for mask in masks]
-  found = mask_generator._without_duplicates(packed, scores, (10, 12))
+  found = huggingface._without_duplicates(packed, scores, (10, 12))
   np.testing.assert_array_equal(found.masks, masks[[2, 1, 3]])
 
 
@@ -202,29 +202,29 @@ def test_what_is_no_model_of_masks_is_named(tmp_path, tiny):
   tiny.mask2former(unprepared)
   (unprepared / "preprocessor_config.json").unlink()
   for argument, message in (
-    ("", "which model"),
+    ("", "missing model"),
     (f"{tmp_path}/none", "none: no such folder"),
     (str(empty), r"empty: no config\.json"),
-    (str(bert), r"bert: a model of kind bert; .*mask2former.*sam"),
+    (str(bert), r"bert: unsupported model type bert; .*mask2former.*sam"),
     (str(weightless), "weightless: AutoModel.* cannot load it"),
     (str(damaged), "damaged: AutoModel.* cannot load it"),
     (str(unprepared), "unprepared: AutoImageProcessor cannot load it"),
   ):
     with pytest.raises(InputError, match=message):
-      open_provider(f"huggingface:{argument}")
+      open_proposer(f"huggingface:{argument}")
 
 
 @pytest.mark.extras
 def test_a_detector_without_its_mask_head_is_refused(tmp_path, tiny):
   model = tiny.detr(tmp_path)
   model.detr.save_pretrained(tmp_path)
-  with pytest.raises(InputError, match=r"weights of DetrForSegmentation are not there, "):
-    open_provider(f"huggingface:{tmp_path}")
+  with pytest.raises(InputError, match=r"weights of DetrForSegmentation are missing, "):
+    open_proposer(f"huggingface:{tmp_path}")
 
 
 @pytest.mark.extras
 def test_tensorflow_stays_out_of_transformers(tiny):
   del tiny
-  code = "import input_pipeline.instances.huggingface, sys; sys.exit('tensorflow' in sys.modules)"
+  code = "import input_pipeline.proposers.huggingface, sys; sys.exit('tensorflow' in sys.modules)"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
   assert done.returncode == 0, done.stderr.decode()[-500:]

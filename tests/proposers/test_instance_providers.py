@@ -1,4 +1,4 @@
-"""What holds whatever the provider: missing packages, and the example of the documentation."""
+"""What holds whatever the proposer: missing packages, and the example of the documentation."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.registry import open_proposer
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_missing_package_is_an_error_that_names_its_extra(monkeypatch, name, p
   monkeypatch.setitem(sys.modules, package, None)
   monkeypatch.delitem(sys.modules, f"input_pipeline.proposers.{name}", raising=False)
   with pytest.raises(InputError, match=rf'needs .*: pip install "mail_jax\[{name}\]"'):
-    open_provider(f"{name}:anything")
+    open_proposer(f"{name}:anything")
 
 
 def test_the_detector_of_the_documentation_works(tmp_path, monkeypatch):
@@ -30,9 +30,9 @@ def test_the_detector_of_the_documentation_works(tmp_path, monkeypatch):
   photo = np.zeros((20, 30, 3), np.uint8)
   photo[2:6, 3:9] = 250
   photo[10:18, 12:28] = 210
-  (found,) = open_provider("my_detector.MyDetector:200").propose([photo], [1])
+  (found,) = open_proposer("my_detector.MyDetector:200").propose([photo], [1])
   assert found.masks.sum((1, 2)).tolist() == [8 * 16, 4 * 6]
   np.testing.assert_array_equal(found.masks[1], photo[..., 0] == 250)
   assert (found.source, found.trained_on) == ("my_detector", "nothing")
-  (dim,) = open_provider("my_detector.MyDetector:230").propose([photo], [1])
+  (dim,) = open_proposer("my_detector.MyDetector:230").propose([photo], [1])
   assert len(dim.masks) == 1

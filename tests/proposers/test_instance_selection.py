@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.proposers.selection import Selection, select
 
 
@@ -108,18 +108,18 @@ class WrongSize:
     ]
 
 
-def test_a_class_of_ones_own_is_a_provider_and_its_masks_are_checked():
-  provider = open_provider(f"{__name__}.WrongSize:7")
-  (found,) = provider.propose([np.zeros((7, 7, 3), np.uint8)], [5])
+def test_a_class_of_ones_own_is_a_proposer_and_its_masks_are_checked():
+  proposer = open_proposer(f"{__name__}.WrongSize:7")
+  (found,) = proposer.propose([np.zeros((7, 7, 3), np.uint8)], [5])
   assert found.masks.all()
   assert found.trained_on == "unknown"
   with pytest.raises(
-    InputError, match=r"instances of image 5 are 7 x 7 pixels, the image is 9 x 8"
+    InputError, match=r"proposals for image 5 are 7 x 7 pixels, but the image is 9 x 8"
   ):
-    provider.propose([np.zeros((8, 9, 3), np.uint8)], [5])
+    proposer.propose([np.zeros((8, 9, 3), np.uint8)], [5])
 
 
 @pytest.mark.parametrize("spec", ["nowhere.Detector", f"{__name__}.Missing", "json.JSONDecoder:x"])
-def test_what_cannot_be_a_provider_is_named(spec):
+def test_what_cannot_be_a_proposer_is_named(spec):
   with pytest.raises(InputError, match=f"--instances {spec}"):
-    open_provider(spec)
+    open_proposer(spec)

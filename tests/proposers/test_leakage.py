@@ -18,7 +18,7 @@ from refer_layout import ReferLayout, make_layout
 from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
-from input_pipeline.proposers import image_lists, leakage
+from input_pipeline.proposers import leakage
 from input_pipeline.tf import builder
 from mail_jax.evaluate import command as evaluate
 
@@ -37,7 +37,7 @@ def test_one_planted_photo_is_found_and_named(tmp_path):
   finding = leakage.check(trained_on, "val", VAL)
   assert (finding.images, finding.seen, finding.leaks) == (3, 1, True)
   assert finding.warning is not None
-  assert "on 1 of these 3 photos (image 200)" in finding.warning
+  assert "on 1 of these 3 images (image 200)" in finding.warning
   assert "clean-split" in finding.warning
 
 
@@ -59,7 +59,7 @@ def test_exactly_the_common_photos_are_counted(trained, evaluated):
     assert set(map(int, named[1].split(", "))) <= set(common)
 
 
-@given(st.sampled_from(sorted(leakage.WORDS)), IDS)
+@given(st.sampled_from(sorted(leakage.TRAINED_ON)), IDS)
 def test_training_on_training_photos_is_no_leak(word, ids):
   assert leakage.check(leakage.parse(word), "train", ids).warning is None
   finding = leakage.check(leakage.TrainedOn("list", ids), "train", ids)
@@ -72,7 +72,7 @@ def test_training_on_training_photos_is_no_leak(word, ids):
     ("unknown", None, None, r"is unknown.*--trained_on"),
     ("nothing", 0, False, None),
     ("ground-truth", 3, True, r"the annotations themselves, an oracle"),
-    ("coco", 3, True, r"trained on COCO.*all of these photos.*clean-split"),
+    ("coco", 3, True, r"trained on COCO.*all of these images.*clean-split"),
     ("other", 0, False, None),
   ],
 )
@@ -89,7 +89,7 @@ def test_each_word_says_what_was_seen(word, seen, leaks, warning):
 
 
 def test_every_word_is_tried():
-  assert set(leakage.WORDS) == {"unknown", "nothing", "ground-truth", "coco", "other"}
+  assert set(leakage.TRAINED_ON) == {"unknown", "nothing", "ground-truth", "coco", "other"}
 
 
 _FORMS = {
@@ -122,22 +122,22 @@ _GZIP = gzip.compress(
 @pytest.mark.parametrize(
   ("data", "message"),
   [
-    (b"", r"names no image"),
-    (b"[]", r"names no image"),
-    (b'{"images": []}', r"names no image"),
-    (b"[1, 2", r"no list of images \(it: not JSON"),
-    (b'{"annotations": []}', r"no list of images \(KeyError: 'refs'"),
-    (b'{"images": [{"file_name": "a"}]}', r"no list of images \(KeyError: 'id'"),
-    (b'{"images": 3}', r"no list of images \(TypeError"),
-    (b'{"refs": [{"ref_id": 1}]}', r"no list of images \(KeyError: 'image_id'"),
-    (b"[1, true]", r"True is no image id"),
-    (b'["1"]', r"'1' is no image id"),
-    (b"[1.5]", r"1\.5 is no image id"),
-    (b"[[1]]", r"\[1\] is no image id"),
-    (b"-1\n", r"-1 is no image id"),
-    (b"1\nCOCO_train2014_000000000009.jpg", r"no list of images \(ValueError.*one id a line"),
-    (b"[" * 100_000, r"no list of images \(it: nested deeper"),
-    (b"\xff\xfe1\x00", r"no text"),
+    (b"", r"the list of images is empty"),
+    (b"[]", r"the list of images is empty"),
+    (b'{"images": []}', r"the list of images is empty"),
+    (b"[1, 2", r"not a list of images \(the file: "),
+    (b'{"annotations": []}', r"not a list of images \(KeyError: 'refs'"),
+    (b'{"images": [{"file_name": "a"}]}', r"not a list of images \(KeyError: 'id'"),
+    (b'{"images": 3}', r"not a list of images \(TypeError"),
+    (b'{"refs": [{"ref_id": 1}]}', r"not a list of images \(KeyError: 'image_id'"),
+    (b"[1, true]", r"True is not an image id"),
+    (b'["1"]', r"'1' is not an image id"),
+    (b"[1.5]", r"1\.5 is not an image id"),
+    (b"[[1]]", r"\[1\] is not an image id"),
+    (b"-1\n", r"-1 is not an image id"),
+    (b"1\nCOCO_train2014_000000000009.jpg", r"not a list of images \(ValueError.*one id per line"),
+    (b"[" * 100_000, r"not a list of images \(the file: nested deeper"),
+    (b"\xff\xfe1\x00", r"not a text file"),
     (_GZIP[:-9], r"the gzip file is damaged.*is it complete"),
     (_GZIP[:12] + b"\xff\xff" + _GZIP[14:], r"the gzip file is damaged"),
     (_GZIP + b"tail", r"the gzip file is damaged"),
@@ -156,7 +156,7 @@ def test_a_broken_list_is_one_line_that_names_the_file(data, message, tmp_path):
 def test_what_is_neither_word_nor_file_is_told_the_words(what):
   with pytest.raises(InputError, match=r"--trained_on .*neither a file") as caught:
     leakage.parse(what)
-  assert all(word in str(caught.value) for word in leakage.WORDS)
+  assert all(word in str(caught.value) for word in leakage.TRAINED_ON)
 
 
 @pytest.mark.parametrize("name", ["val", "testA", "testB"])
@@ -211,7 +211,7 @@ def test_prepare_names_the_one_photo_that_was_seen(tmp_path):
   metadata, warnings = _prepare(layout, data_dir, "test_leakage.Detector", "--trained_on", trained)
   (line,) = warnings
   assert line.startswith("warning: testA: ")
-  assert "on 1 of these 1 photos (image 102)" in line
+  assert "on 1 of these 1 images (image 102)" in line
   assert metadata["leakage"] == {
     "train": {"images": 1, "seen": 1, "warning": None},
     "val": {"images": 1, "seen": 0, "warning": None},
@@ -258,8 +258,8 @@ def test_annotations_as_instances_are_called_an_oracle(tmp_path):
 @pytest.mark.parametrize(
   ("instances", "trained_on", "message"),
   [
-    ("coco:{annotations}", "other", r"no detector made these instances, they are `ground-truth`"),
-    ("none", "coco", r"no detector made these instances, they are `nothing`"),
+    ("coco:{annotations}", "other", r"these instances are not from a detector but `ground-truth`"),
+    ("none", "coco", r"these instances are not from a detector but `nothing`"),
     ("test_leakage.Detector", "imagenet", r"--trained_on imagenet: neither a file nor"),
     ("test_leakage.Detector:imagenet", None, r"Detector\.trained_on is 'imagenet'.*--trained_on"),
   ],
@@ -279,7 +279,7 @@ def test_another_word_or_list_is_another_data_set(tmp_path):
   prepare.main([*arguments, "--trained_on", trained])
   prepare.main([*arguments, "--trained_on", trained])
   with pytest.raises(
-    InputError, match=r"trained_on was trained\.json .*and is now as the provider"
+    InputError, match=r"trained_on was trained\.json .*and is now as the proposer"
   ):
     prepare.main(arguments)
   _list(tmp_path, [9, 101])
@@ -351,4 +351,4 @@ def test_data_that_says_nothing_is_unknown(finished_run, tmp_path):
 
 def test_an_unreadable_list_names_its_path(tmp_path):
   with pytest.raises(InputError, match=r"nowhere\.json: No such file"):
-    image_lists.read_ids(str(tmp_path / "nowhere.json"))
+    leakage.read_ids(str(tmp_path / "nowhere.json"))

@@ -9,10 +9,10 @@ import onnx_models as om
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from provider_photos import ALL, assert_same
+from proposer_images import ALL, assert_same
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.proposers.selection import Selection
 
 
@@ -103,8 +103,8 @@ def picture(height: int, width: int) -> np.ndarray:
 def test_a_map_of_classes_becomes_its_connected_parts(tmp_path, kind):
   pytest.importorskip("onnxruntime")
   five_photos = [picture(30, 40), picture(31, 23)]
-  provider = open_provider(f"onnx:{red_is_the_class(tmp_path / 'red.onnx', kind=kind)}", ALL)
-  for photo, found in zip(five_photos, provider.propose(five_photos, [1, 2]), strict=True):
+  proposer = open_proposer(f"onnx:{red_is_the_class(tmp_path / 'red.onnx', kind=kind)}", ALL)
+  for photo, found in zip(five_photos, proposer.propose(five_photos, [1, 2]), strict=True):
     expected = {(value, mask.tobytes()) for value, mask in flood_fill(photo[..., 0])}
     assert len(expected) == 5
     assert {
@@ -121,7 +121,7 @@ def test_a_model_of_fixed_size_gives_masks_of_the_photo_s_own(tmp_path):
   photo = np.zeros((60, 90, 3), np.uint8)
   photo[15:45, 30:60] = 200
   model = red_is_the_class(tmp_path / "red.onnx", 32)
-  (found,) = open_provider(f"onnx:{model}", Selection(min_area=0.05)).propose([photo], [1])
+  (found,) = open_proposer(f"onnx:{model}", Selection(min_area=0.05)).propose([photo], [1])
   thing = photo[..., 0] == 200
   assert found.masks.shape == (2, 60, 90)
   iou = (found.masks & thing).sum((1, 2)) / (found.masks | thing).sum((1, 2))
@@ -157,7 +157,7 @@ def test_logits_are_of_the_normalised_photo_and_score_their_parts(tmp_path, meta
   generator = np.random.default_rng(1)
   photo = np.repeat(np.repeat(generator.integers(0, 256, (3, 4, 3), np.uint8), 8, 0), 8, 1)
   model = colours_are_logits(tmp_path / "logits.onnx", metadata)
-  (found,) = open_provider(f"onnx:{model}", ALL).propose([photo], [1])
+  (found,) = open_proposer(f"onnx:{model}", ALL).propose([photo], [1])
   logits = 4 * (photo.astype(np.float64) / 255 - mean) / std
   classes = logits.argmax(2)
   powers = np.exp(logits - logits.max(2, keepdims=True))
@@ -205,8 +205,8 @@ def test_masks_with_scores_are_taken_as_they_are(tmp_path, batched):
   pytest.importorskip("onnxruntime")
   photo = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
   model = channels_are_masks(tmp_path / "masks.onnx", batched)
-  provider = open_provider(f"onnx:{model}", ALL)
-  (found,) = provider.provider.propose([photo], [1])
+  proposer = open_proposer(f"onnx:{model}", ALL)
+  (found,) = proposer.proposer.propose([photo], [1])
   np.testing.assert_array_equal(found.masks, np.moveaxis(photo >= 128, 2, 0))
   np.testing.assert_allclose(found.scores, photo.mean((0, 1)) / 255, rtol=1e-5)
   assert found.categories.tolist() == [7, 5, 6]
@@ -217,10 +217,10 @@ def test_masks_need_no_labels_but_scores(tmp_path):
   pytest.importorskip("onnxruntime")
   photo = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
   model = channels_are_masks(tmp_path / "masks.onnx", without="labels")
-  (found,) = open_provider(f"onnx:{model}").propose([photo], [1])
+  (found,) = open_proposer(f"onnx:{model}").propose([photo], [1])
   assert found.categories.tolist() == [0, 0, 0]
   with pytest.raises(InputError, match=r"masks, scores .*labels tensor\(int64\) \[3\]"):
-    open_provider(f"onnx:{channels_are_masks(tmp_path / 'masks.onnx', without='scores')}")
+    open_proposer(f"onnx:{channels_are_masks(tmp_path / 'masks.onnx', without='scores')}")
 
 
 def _identity(path, shape, kind=om.FLOAT, out=None):
@@ -233,11 +233,11 @@ def _identity(path, shape, kind=om.FLOAT, out=None):
 @pytest.mark.parametrize(
   ("shape", "kind", "message"),
   [
-    ([2, 3, 8, 8], om.FLOAT, r"one picture, or a batch of any size"),
-    ([1, 4, 8, 8], om.FLOAT, r"there must be 3"),
-    ([1, 3, 8, 3], om.FLOAT, r"there must be 3"),
-    ([1, "c", "h", "w"], om.FLOAT, r"there must be 3"),
-    (["h", "w"], om.FLOAT, r"one picture"),
+    ([2, 3, 8, 8], om.FLOAT, r"one image, or a batch of variable size"),
+    ([1, 4, 8, 8], om.FLOAT, r"must be 3 channels"),
+    ([1, 3, 8, 3], om.FLOAT, r"must be 3 channels"),
+    ([1, "c", "h", "w"], om.FLOAT, r"must be 3 channels"),
+    (["h", "w"], om.FLOAT, r"one image"),
     ([1, 3, 8, 8], om.INT64, r"uint8 or float32"),
   ],
 )
@@ -245,17 +245,17 @@ def test_a_model_of_another_input_is_refused_with_what_it_has(tmp_path, shape, k
   pytest.importorskip("onnxruntime")
   path = _identity(tmp_path / "other.onnx", shape, kind)
   with pytest.raises(InputError, match=message) as caught:
-    open_provider(f"onnx:{path}")
+    open_proposer(f"onnx:{path}")
   shown = re.escape(str(list(shape)))
-  assert re.search(rf"inputs: picture tensor\(\w+\) {shown}.*outputs: result", str(caught.value))
+  assert re.search(rf"Inputs: picture tensor\(\w+\) {shown}.*Outputs: result", str(caught.value))
 
 
 @pytest.mark.extras
 def test_a_model_of_another_output_is_refused_with_what_it_gave(tmp_path):
   pytest.importorskip("onnxruntime")
   path = _identity(tmp_path / "other.onnx", [3, "h", "w"])
-  with pytest.raises(InputError, match=r"output was float32 \[3, 6, 5\].*\[N, C, H, W\]"):
-    open_provider(f"onnx:{path}").propose([np.zeros((6, 5, 3), np.uint8)], [1])
+  with pytest.raises(InputError, match=r"output is float32 \[3, 6, 5\].*\[N, C, H, W\]"):
+    open_proposer(f"onnx:{path}").propose([np.zeros((6, 5, 3), np.uint8)], [1])
 
 
 @pytest.mark.extras
@@ -264,25 +264,25 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
   path = tmp_path / "no.onnx"
   path.write_bytes(b"<html>Not Found</html>")
   for spec, message in (
-    ("onnx", r"which file"),
+    ("onnx", r"missing file"),
     (f"onnx:{tmp_path / 'none.onnx'}", r"none\.onnx: no such file"),
-    (f"onnx:{path}", r"no\.onnx: no model"),
+    (f"onnx:{path}", r"no\.onnx: onnxruntime cannot load"),
   ):
     with pytest.raises(InputError, match=message):
-      open_provider(spec)
+      open_proposer(spec)
   model = colours_are_logits(path, {"mean": "imagenet"})
-  with pytest.raises(InputError, match=r"mean 'imagenet' of its metadata"):
-    open_provider(f"onnx:{model}")
+  with pytest.raises(InputError, match=r"mean in its metadata is 'imagenet'"):
+    open_proposer(f"onnx:{model}")
 
 
 @pytest.mark.extras
 def test_a_real_segmenter_finds_what_people_refer_to(realdata, five_photos):
   pytest.importorskip("onnxruntime")
   model = realdata / "models/deeplabv3_mnv2_ade20k_uint8.onnx"
-  provider = open_provider(f"onnx:{model}")
-  together = provider.propose(five_photos, range(5))
+  proposer = open_proposer(f"onnx:{model}")
+  together = proposer.propose(five_photos, range(5))
   for photo, found in zip(five_photos, together, strict=True):
-    (alone,) = provider.propose([photo], [9])
+    (alone,) = proposer.propose([photo], [9])
     assert_same(found, alone)
     assert found.masks.shape[1:] == photo.shape[:2]
     assert len(found.masks) >= 3

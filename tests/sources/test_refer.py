@@ -19,7 +19,7 @@ from input_pipeline.common import untrusted_pickle
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
 from input_pipeline.proposers import coco
-from input_pipeline.proposers.registry import open_provider
+from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import photos, refer
 
@@ -292,36 +292,36 @@ def test_a_photo_that_cannot_be_used_is_named(tmp_path, damage, message):
 def test_coco_instances_are_largest_first_without_crowds(tmp_path):
   layout = make_layout(tmp_path)
   photo = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)]
-  (found,) = open_provider(f"coco:{layout.instances_path}").propose(photo, [100])
+  (found,) = open_proposer(f"coco:{layout.instances_path}").propose(photo, [100])
   assert found.masks.sum(axis=(1, 2)).tolist() == [900, 100 + 144 - 16]
   assert found.categories.tolist() == [47, 47]
   assert found.scores.tolist() == [1.0, 1.0]
   one = Selection(max_instances=1)
-  (clipped,) = open_provider(f"coco:{layout.instances_path}", one).propose(photo, [100])
+  (clipped,) = open_proposer(f"coco:{layout.instances_path}", one).propose(photo, [100])
   np.testing.assert_array_equal(clipped.masks, found.masks[:1])
 
 
 def test_coco_instances_find_a_photo_by_its_name(tmp_path):
-  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path))
-  assert provider.image_id("some/folder/COCO_train2014_000000000102.jpg") == 102
+  proposer = coco.CocoProposer(str(make_layout(tmp_path).instances_path))
+  assert proposer.image_id("some/folder/COCO_train2014_000000000102.jpg") == 102
   with pytest.raises(InputError, match=r"know no image holiday\.jpg"):
-    provider.image_id("holiday.jpg")
+    proposer.image_id("holiday.jpg")
 
 
 def test_coco_instances_refuse_a_photo_of_another_size(tmp_path):
-  provider = coco.CocoInstances(str(make_layout(tmp_path).instances_path))
-  with pytest.raises(InputError, match=r"image 100 is 64 x 48 there, but its file is 48 x 64"):
-    provider.propose([np.zeros((WIDTH, HEIGHT, 3), np.uint8)], [100])
+  proposer = coco.CocoProposer(str(make_layout(tmp_path).instances_path))
+  with pytest.raises(InputError, match=r"image 100 is 64 x 48, but its file is 48 x 64"):
+    proposer.propose([np.zeros((WIDTH, HEIGHT, 3), np.uint8)], [100])
 
 
 @pytest.mark.parametrize("spec", ["cocoa:x", "", "detectron"])
-def test_an_unknown_provider_lists_the_known_ones(spec):
-  with pytest.raises(InputError, match=r"known ones are coco, .*, none"):
-    open_provider(spec)
+def test_an_unknown_proposer_lists_the_known_ones(spec):
+  with pytest.raises(InputError, match=r"use one of coco, .*, none"):
+    open_proposer(spec)
 
 
 def test_none_proposes_nothing():
-  (found,) = open_provider("none").propose([np.zeros((4, 5, 3), np.uint8)], [1])
+  (found,) = open_proposer("none").propose([np.zeros((4, 5, 3), np.uint8)], [1])
   np.testing.assert_array_equal(found.masks, np.zeros((0, 4, 5), bool))
   assert found.source == records.no_instances(4, 5).source == "none"
 
@@ -333,12 +333,12 @@ def test_real_refs_have_the_masks_that_pycocotools_gives(dataset, realdata):
   given = annotations if dataset == "refcocog_google" else None
   reader = refer.RefReader(dataset, str(realdata / "refer"), given)
   reference = COCO(annotations)
-  provider = coco.CocoInstances(annotations)
+  proposer = coco.CocoProposer(annotations)
   for split, image_ids in reader.splits.items():
     for image_id in image_ids[:12]:
       photo = reader.photo(split, image_id, str(realdata / "coco/train2014"))
       data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
-      record = photos.make_record(photo, data, provider.propose([pixels], [image_id])[0])
+      record = photos.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
       for ref in record.refs:
         expected = reference.annToMask(reference.loadAnns(ref.ann_ids)[0]).astype(bool)
         np.testing.assert_array_equal(ref.target, expected)

@@ -1,4 +1,4 @@
-"""What the tests of several providers share."""
+"""What the tests of several proposers share."""
 
 import numpy as np
 
