@@ -49,13 +49,6 @@ def test_every_page_of_docs_is_linked_from_the_readme():
   assert pages - {(ROOT / "docs" / "index.md").resolve()} <= linked
 
 
-def test_every_page_of_docs_is_in_the_navigation_of_the_site():
-  nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
-  listed = re.findall(r"^ +- [^:\n]+: (\S+\.md)$", nav, flags=re.M)
-  pages = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
-  assert len(listed) == len(set(listed)) and set(listed) == pages
-
-
 def test_the_page_on_architecture_names_the_folders_that_there_are():
   page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
   tree = next(block for block in page.split("```") if "\ninput_pipeline/\n" in block)
