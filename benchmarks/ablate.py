@@ -6,8 +6,8 @@
   python -m benchmarks.ablate --table all --only_write
 
 Each run has a core of its own, so as many go on beside each other as there are cores, and leaves a line in
-benchmarks/results/ablation.jsonl; what has a line is not run again, and a run that was interrupted goes on. Rows that
-are the same training share it. `--again RUN` makes a run anew, elsewhere, and shows its line beside that one.
+benchmarks/results/ablation.jsonl; what has a line is not run again, and an interrupted run is resumed. Rows that
+are the same training share it. `--again RUN` repeats a run elsewhere and shows its line next to the earlier one.
 """
 
 import argparse
@@ -120,7 +120,7 @@ class Bench:
     ]  # fmt: skip
 
   def _end_all(self) -> None:
-    """Asks what still goes on to save and end, and waits for it; the same command goes on with it."""
+    """Asks the running ones to save and end, and waits; the same command resumes them."""
     for _, process in self.going.values():
       with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--document", default=str(DOCUMENT), metavar="FILE.md")
   parser.add_argument("--picture", metavar="FILE.svg", help="draw the first of the tables")
   parser.add_argument("--only_write", action="store_true", help="write what there is; run nothing")
-  parser.add_argument("--again", metavar="RUN", help="make one run anew, elsewhere, and compare")
+  parser.add_argument("--again", metavar="RUN", help="repeat one run elsewhere and compare")
   return parser
 
 
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
 def _make_again(
   args: argparse.Namespace, planned: Sequence[runs.Run], results: pathlib.Path
 ) -> None:
-  """Makes a run anew and compares its line with the one that there is."""
+  """Repeats a run and compares its line with the earlier one."""
   known = {run.name: run for run in planned}
   before = runs.read(results)
   if args.again not in known or args.again not in before:

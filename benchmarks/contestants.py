@@ -259,7 +259,7 @@ def serve(
 
 
 def answer_commands(commands: dict[str, Callable[..., Any]]) -> None:
-  """Answers commands until there are no more; whatever else is printed goes to stderr."""
+  """Answers commands until there are no more; all other output goes to stderr."""
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   for line in sys.stdin:
@@ -272,7 +272,7 @@ def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: 
   """Seconds that one of several runs in a row takes; the last is waited for.
 
   One more goes before them and is not counted: while others had their turns the system took back what this program had
-  freed, and whoever trains or serves does not wait between runs.
+  freed, and neither training nor serving waits between runs.
   """
   finish(run())
   began = time.perf_counter()

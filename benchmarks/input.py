@@ -1,4 +1,4 @@
-"""How many training samples a second the loader gives, beside a PyTorch DataLoader that does the same:
+"""How many training samples per second the loader gives, beside a PyTorch DataLoader that does the same:
 
   python -m input_pipeline.prepare --dataset refcoco_unc ... --instances coco:instances.json --data_dir data
   python -m benchmarks.input --data_dir data --dataset refcoco_unc --vocab vocab.txt --annotations instances.json
@@ -49,7 +49,7 @@ def cpu_seconds() -> float:
 
 
 def measure(batches: Iterable[Any], count: int, batch_size: int) -> tuple[float, float]:
-  """Samples a second and milliseconds of CPU a sample, over `count` batches after the warm-up."""
+  """Returns samples per second and milliseconds of CPU per sample, over `count` batches after the warm-up."""
   rest = iter(batches)
   for _ in itertools.islice(rest, WARM_UP):
     pass
@@ -208,8 +208,8 @@ def compare(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
   rows = [
     {
       "loader": name,
-      "samples a second": statistics.median(values),
-      "CPU ms a sample": statistics.median(cpu[name]),
+      "samples per second": statistics.median(values),
+      "CPU ms per sample": statistics.median(cpu[name]),
       "times the peer": None if missing else paired.ratio(values, rates[PEER]),
     }
     for name, values in rates.items()

@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     group[1] += calls / STEPS
   total = sum(seconds for seconds, _ in groups.values())
   rows = [
-    {args.by: group, "ms a step": seconds * 1e3, "share": f"{seconds / total:.1%}", "kernels": round(calls)}
+    {args.by: group, "ms per step": seconds * 1e3, "share": f"{seconds / total:.1%}", "kernels": round(calls)}
     for group, (seconds, calls) in sorted(groups.items(), key=lambda item: -item[1][0])
   ]  # fmt: skip
   print(f"{paired.machine()}\n\n{paired.table(rows)}")

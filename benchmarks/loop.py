@@ -30,7 +30,7 @@ _WARM_UP = 10
 
 
 def loop_seconds(workdir: pathlib.Path) -> float:
-  """Seconds a step of the loop, from the log of a run: all that is no compiling, evaluation or checkpoint."""
+  """Returns seconds per step from the log of a run, without compilation, evaluation and checkpoints."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   first, last = (
     sum(row["seconds"][phase] for phase in ("step", "data", "other")) for row in (rows[0], rows[-1])
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
   rows = [
     {
       "": name,
-      "ms a step": 1e3 * statistics.median(seconds),
+      "ms per step": 1e3 * statistics.median(seconds),
       "times the bare step": f"{paired.ratio(seconds, times['the bare step']):.3f}",
     }
     for name, seconds in times.items()

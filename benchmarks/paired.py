@@ -1,6 +1,6 @@
 """Comparisons in one run: who runs when, what the machine is, and how the figures are written down.
 
-What is compared takes turns (A B A B ...), so that whatever else the machine does meanwhile falls on all alike.
+What is compared takes turns (A B A B ...), so that other load on the machine affects all of them alike.
 """
 
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""How many images a second `prepare` writes, and how much memory it takes for more of them:
+"""How many images per second `prepare` writes, and how much memory it takes for more of them:
 
   python -m benchmarks.prepare --images train2014 --annotations instances_train2014.json --repeat 1 10
 
@@ -109,7 +109,7 @@ def _held(process: psutil.Process) -> list[int]:
   try:
     for one in [process, *process.children(recursive=True)]:
       held.append(one.memory_full_info().uss)
-  except psutil.Error:  # it ended meanwhile
+  except psutil.Error:  # it has ended
     pass
   return held or [0]
 
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--workers", type=int, default=parallel.available_cores())
   args = parser.parse_args(argv)
   print(f"Python {platform.python_version()}, {args.workers} workers, {platform.processor()}")
-  print("| images | seconds | images a second | all memory, MB | a worker's, MB |")
+  print("| images | seconds | images per second | all memory, MB | per worker, MB |")
   print("| ---: | ---: | ---: | ---: | ---: |")
   for repeat in args.repeat:
     with tempfile.TemporaryDirectory() as name:

@@ -2,7 +2,7 @@
 
   python -m benchmarks.soak --data_dir data --workdir runs/soak --minutes 120 --json soak.jsonl --picture soak.svg
 
-Trains as `mail_jax.train` does, in this process, and looks at it every few seconds, whatever it is about, and after
+Trains as `mail_jax.train` does, in this process, and looks at it every few seconds, in any phase, and after
 each checkpoint, when no step is under way: then what is allocated is what the run holds (glibc's `mallinfo2`). The rest
 of the resident memory comes and goes with the steps. The minutes before `--warm_up` are drawn and not counted. With a
 FILE of `--json` that a run wrote, `--only_draw` draws it again.

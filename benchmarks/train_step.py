@@ -5,7 +5,7 @@
 Ours and each peer start from the same weights and get the same batch; their losses must agree before anything is timed.
 Then they take turns (A B A B), and the figures are medians over the turns. A step is all of it: losses, gradients,
 clipping, AdamW and the moving average. `--peers` are the twin of `benchmarks/torch_twin.py`, eager, compiled, and on
-CPUs with its linear layers through oneDNN. Whoever has a GPU gets it.
+CPUs with its linear layers through oneDNN. All of them use a GPU if there is one.
 """
 
 from typing import Any

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
   c.max_nonfinite_steps = 10
   c.best_metric = "mIoU"
 
-  # What is told beside the terminal and `metrics.jsonl`: docs/guides/logging.md.
+  # Logging besides the terminal and `metrics.jsonl`: docs/guides/logging.md.
   c.log = ConfigDict()
   c.log.tensorboard = False  # events in WORKDIR/tensorboard; pip install "mail_jax[tensorboard]"
   c.log.wandb = ""  # PROJECT or ENTITY/PROJECT of Weights & Biases; pip install "mail_jax[wandb]"

@@ -6,7 +6,7 @@
   python -m mail_jax.evaluate --checkpoint runs/refcoco_small --step last --data_dir data \
       --data refcoco_unc/train --data refcoco_unc/val --data refcoco_unc/testA --data refcoco_unc/testB
 
-It is meant for a few hundred photos, which it learns by heart; it is no recipe for good numbers on new ones.
+It is meant for a few hundred photos, which it learns by heart; it does not generalise to new ones.
 Results: docs/reports/results.md.
 """
 

@@ -68,9 +68,9 @@ def test_the_loop_is_compared_with_its_step(tmp_path, capsys):
   small = ["--config", tiny_run.__file__, "--config.model.depth=1"]
   loop.main([*small, "--steps", "5", "--rounds", "1", "--json", str(path)])
   around, bare = json.loads(path.read_text())["rows"]
-  assert around["ms a step"] > 0
+  assert around["ms per step"] > 0
   assert float(around["times the bare step"]) == pytest.approx(
-    around["ms a step"] / bare["ms a step"], rel=1e-2
+    around["ms per step"] / bare["ms per step"], rel=1e-2
   )
   with pytest.raises(InputError, match=r"--steps 5: at least as many as config\.log_every, 6"):
     loop.main([*small, "--steps", "5", "--config.log_every=6"])

@@ -89,7 +89,7 @@ def skipped_records(place: Place, chance: random.Random) -> str:
     check(f"{len(lost)} of 24 records are damaged" in ended.err, ended.err[-2000:])
     logs.append(tiny_run.log(workdir))
   check(logs[0] == logs[1], "other losses after the resume")
-  return f"each is told once; resumed: {SAME}"
+  return f"each is reported once; resumed: {SAME}"
 
 
 def flipped_evaluation(place: Place, chance: random.Random) -> str:

@@ -157,7 +157,7 @@ class Place:
     clock_back_after: float | None = None,
     obedient: bool = False,
   ) -> Child:
-    """Starts the run in a workdir, or goes on with it.
+    """Starts or resumes the run in a workdir.
 
     Args:
       workdir: of the run.

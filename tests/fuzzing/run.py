@@ -102,7 +102,7 @@ def _replay(target: str, folder: pathlib.Path) -> None:
 
   module = importlib.import_module(target)
   covered = [str(_ROOT / path) for path in module.COVERED]
-  # What is imported already was executed: the lines of functions are what is counted anew.
+  # What is imported already was executed: only the lines of functions are counted from here on.
   measured = coverage.Coverage(include=covered, branch=False, data_file=None, config_file=False)
   measured.start()
   for path in covered:

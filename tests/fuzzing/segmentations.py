@@ -36,7 +36,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 
 def one_input(data: bytes) -> None:
-  """Decodes run lengths, and whatever JSON there is, for an image of the size that the first bytes say."""
+  """Decodes run lengths and any JSON, for an image whose size is in the first bytes."""
   if len(data) < 3:
     return
   height, width, kind = data[0], data[1], data[2]

@@ -92,7 +92,7 @@ def fill_the_disk(folder: pathlib.Path) -> None:
     checkpoints.save(3, state, {}, None)
   except InputError as error:
     print(error)
-  resource.setrlimit(resource.RLIMIT_FSIZE, before)  # whoever measures coverage writes at the end
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)  # coverage writes its data at the end
 
 
 def share(_: pathlib.Path) -> None:

@@ -1,7 +1,7 @@
 """A process that meets others, of which one may fail: `python tests/support/ending_together.py FATE NUMBER DEED`.
 
 The process of that number meets its fate: it is `killed`, or `asked` to end, `raises`, finds the `input` bad, is `late`
-with its end, or `well`. What the others do meanwhile is to be `busy` on the host, or to `wait` for it in a collective.
+with its end, or `well`. The others are `busy` on the host, or `wait` for it in a collective.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A small data set of two-coloured pictures, from which every row of a batch can be told.
+"""A small data set of two-coloured pictures, in which every row of a batch can be identified.
 
-The left half of each picture is red, and its green tells which record it is. The refs are its left
+The left half of each picture is red, and its green identifies the record. The refs are its left
 and its right half; the first instance is the left half.
 """
 

@@ -56,7 +56,7 @@ class Parsed(html.parser.HTMLParser):
 
 
 def table(page: str, name: str) -> list[list[str]]:
-  """Cells of the rows of a table, its header first, by what those are told of it who cannot see it."""
+  """Returns the cells of a table, its header first, by the label for screen readers."""
   _, _, rest = page.partition(f'aria-label="{name}"')
   inner, end, _ = rest.partition("</table>")
   assert end, f"no table {name!r}"

@@ -1,6 +1,6 @@
 """The models in `tests/data`, made once, by the first version that exported any: `python tests/support/kept_models.py`.
 
-They are never made anew: that what follows still reads them is what they are for. `make` says how they came about.
+They are never written again: later versions must still read them. `make` shows how they were made.
 """
 
 import json

@@ -47,7 +47,7 @@ class Browser:
     return next((element for element in found if element.is_displayed()), None)
 
   def until(self, condition, seconds: float = WAIT):
-    # What is drawn anew while it is looked at is looked at again.
+    # Elements that were redrawn in between are looked up again.
     waiting = WebDriverWait(self.driver, seconds, 0.1, [StaleElementReferenceException])
     return waiting.until(lambda _: condition())
 

@@ -28,7 +28,7 @@ class Server:
     self.process = process
 
   def ask(self, path: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """Status and body of an answer, whatever it is."""
+    """Returns status and body of any response."""
     request = urllib.request.Request(self.url + path, data=data, headers=headers)
     try:
       with urllib.request.urlopen(request, timeout=60) as answer:

@@ -44,7 +44,7 @@ class Screen:
     return self.sent
 
   def read_until_ended(self, process: subprocess.Popen, seconds: float) -> int:
-    """Reads until a program has ended, as it would wait for whoever does not; returns its code."""
+    """Reads until a program has ended, which would block otherwise; returns its code."""
     began = time.monotonic()
     while process.poll() is None:
       self.read(0.05)

@@ -75,7 +75,7 @@ class Processes:
       process.send_signal(number)
 
   def wait(self, timeout: float = 240) -> list[Ended]:
-    """Waits for all of them; whoever has not ended by then is killed, and the test fails."""
+    """Waits for all of them; those still running by then are killed, and the test fails."""
     seconds: dict[int, float] = {}
     try:
       while len(seconds) < len(self._started):
@@ -114,7 +114,7 @@ def start(count: int, *command: str, environment: Environment | None = None) -> 
 
 
 def _reserve_port() -> socket.socket:
-  """A port that process 0 can listen on, as its server shares ports, and that nobody else is given meanwhile."""
+  """Reserves a port that process 0 can listen on, as its server shares ports, and that no other gets."""
   reserved = socket.socket(socket.AF_INET6)
   reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
   reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
