@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
   model()
   runs = {"evaluation": lambda: paired.seconds(whole), "model": lambda: paired.seconds(model)}
   times = paired.interleave(runs, args.rounds)
-  count = int(expected["sentences"])
+  count = int(expected["expressions"])
   rows = [
     {
       "what": what,

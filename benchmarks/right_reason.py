@@ -28,7 +28,7 @@ Batch = dict[str, Any]
 Row = dict[str, Any]
 Result = dict[str, int | float | None]
 GREY = 128
-COLUMNS = ("sentences", "mIoU", "P@0.5", "selection_accuracy")
+COLUMNS = ("expressions", "mIoU", "P@0.5", "selection_accuracy")
 
 
 def blank_sentences(batches: Iterable[Batch], bos_id: int, eos_id: int) -> Iterator[Batch]:
@@ -115,7 +115,7 @@ def _pairs(image: list[Row]) -> Iterator[tuple[Row, Row]]:
 
 
 def _sentence(row: Row) -> dict[str, Any]:
-  return {name: row["meta"][name] for name in ("ref_id", "sentence_index", "sentence")}
+  return {name: row["meta"][name] for name in ("ref_id", "expression_index", "expression")}
 
 
 def _batch(rows: list[Row], size: int) -> Batch:
@@ -194,7 +194,7 @@ def table(results: dict[str, Result], markdown: bool = False) -> str:
   for name, result in results.items():
     numbers = (result[column] for column in COLUMNS[1:])
     cells = ("-" if number is None else f"{100 * number:.2f}" for number in numbers)
-    rows.append((name, f"{result['sentences']:.0f}", *cells))
+    rows.append((name, f"{result['expressions']:.0f}", *cells))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
   if not markdown:

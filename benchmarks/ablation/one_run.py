@@ -30,7 +30,7 @@ from mail_jax.train import loop
 from mail_jax.train.data import Batch, Data, open_data
 
 METRICS = (
-  "sentences",
+  "expressions",
   "mIoU",
   "oIoU",
   "boundary_mIoU",

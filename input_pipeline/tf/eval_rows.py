@@ -63,8 +63,8 @@ def _row(record: Fields, index: tf.Tensor, shape: Shape) -> Fields:
     "original_target": target,
     "original_size": tf.shape(target),
     "normalised": record["normalised"][index],
-    "sentence": record["sentences"][index],
-    "sentence_index": index - record["first"][ref],
+    "expression": record["sentences"][index],
+    "expression_index": index - record["first"][ref],
     "ref_id": record["ref_id"][ref],
     "image_id": record["image_id"],
     "file_name": record["file_name"],
@@ -83,22 +83,22 @@ def no_rows(shape: Shape) -> Fields:
     "original_size": np.zeros((0, 2), np.int32),
   } | {
     key: []
-    for key in ("normalised", "sentence", "sentence_index", "ref_id", "image_id", "file_name")
+    for key in ("normalised", "expression", "expression_index", "ref_id", "image_id", "file_name")
   }
 
 
 def take_meta(batch: Fields) -> list[dict[str, Any]]:
   """Takes the columns that are no arrays out of a batch and returns them row by row."""
-  columns = ("image_id", "ref_id", "sentence_index", "sentence", "file_name")
+  columns = ("image_id", "ref_id", "expression_index", "expression", "file_name")
   return [
     {
       "image_id": int(image_id),
       "ref_id": int(ref_id),
-      "sentence_index": int(sentence_index),
-      "sentence": sentence.decode(),
+      "expression_index": int(expression_index),
+      "expression": expression.decode(),
       "file_name": file_name.decode(),
     }
-    for image_id, ref_id, sentence_index, sentence, file_name in zip(
+    for image_id, ref_id, expression_index, expression, file_name in zip(
       *(batch.pop(column) for column in columns), strict=True
     )
   ]

@@ -253,7 +253,7 @@ def _finish_train(
   ]
   ids = {name: batch.pop(name).tolist() for name in ("image_id", "ref_id")}
   if with_meta:
-    columns = ids | {"sentence": texts, "flipped": flipped.tolist()}
+    columns = ids | {"expression": texts, "flipped": flipped.tolist()}
     batch["meta"] = [
       dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
     ]
@@ -307,7 +307,7 @@ def eval_batches(
     in the upper left corner of a canvas of zeros), `original_size` int32 [b, 2] (height and width;
     0 where weight is 0), `index` int32 [b] (number of the sentence in the split, -1 where weight is
     0), `total` int32 [b] (how many there are, over all processes), `cut` bool [b] (whether tokens
-    were lost), `meta`: a list of b dicts with `image_id`, `ref_id`, `sentence_index`, `sentence`
+    were lost), `meta`: a list of b dicts with `image_id`, `ref_id`, `expression_index`, `expression`
     (as a person wrote it), `file_name`, None where weight is 0. A side of the canvas is
     `image_size` if that is enough, else a multiple of 64.
 

@@ -193,4 +193,4 @@ def _tile(
   union = (target | mask).sum()
   iou = (target & mask).sum() / union if union else 1.0
   selected = "" if instance is not None else ", no instance selected"
-  return picture, f"{meta['sentence']}\nIoU {iou:.2f}{selected}"
+  return picture, f"{meta['expression']}\nIoU {iou:.2f}{selected}"

@@ -1,4 +1,4 @@
-"""Two models on the same sentences, from what `evaluate --per_expression` wrote:
+"""Compares two models on the same expressions, from two files of `evaluate --per_expression`:
 
 python -m mail_jax.evaluate --compare demo.jsonl other.jsonl --json difference.json
 """
@@ -15,7 +15,7 @@ from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from mail_jax.evaluate import per_expression, table
-from mail_jax.evaluate.per_expression import Row
+from mail_jax.evaluate.per_expression import Columns, Row
 from mail_jax.evaluate.protocols import PROTOCOLS, Protocol
 from mail_jax.evaluate.segmentation import THRESHOLDS
 
@@ -26,69 +26,69 @@ RESAMPLES = 5000
 COVERAGE = 0.95
 # Images drawn at a time, over all resamples: 32 MB.
 _AT_A_TIME = 2**22
-_KEY = ("data", "image_id", "ref_id", "sentence_index")
-_SAME = ("protocol", "sentence", "height", "width", "area")
+_KEY = ("data", "image_id", "ref_id", "expression_index")
+_SAME = ("protocol", "expression", "height", "width", "area")
 Pair = tuple[Row, Row]
-Columns = Mapping[str, np.ndarray]
 
 
 def pair(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str] = ("A", "B")) -> list[Pair]:
-  """Pairs the rows of the same sentences, in the order of `a`.
+  """Pairs the rows of the same expressions, in the order of `a`.
 
   Args:
     a, b: rows of two evaluations.
     names: of the files that they come from.
 
   Raises:
-    InputError: a sentence is in one of them alone, or twice in one, or is not the same in both.
+    InputError: an expression is missing in one of them, is duplicate, or differs between the two.
   """
   in_a, in_b = (_by_key(rows, name) for rows, name in zip((a, b), names, strict=True))
   for these, others, name, other in ((in_a, in_b, *names), (in_b, in_a, *reversed(names))):
     if missing := [key for key in these if key not in others]:
       raise InputError(
-        f"{other}: {len(missing)} of the {len(these)} sentences of {name} are missing, the first: {_say(missing[0])}; "
-        "evaluate both on the same --data"
+        f"{other}: {len(missing)} of the {len(these)} expressions of {name} are missing, the "
+        f"first: {_describe(missing[0])}; evaluate both on the same --data"
       )
   for key, row in in_a.items():
     for field in _SAME:
       if row[field] != in_b[key][field]:
         raise InputError(
-          f"{_say(key)}: {field} is {row[field]!r} in {names[0]} and {in_b[key][field]!r} in {names[1]}; evaluate both "
-          "on the same data and by the same --protocol"
+          f"{_describe(key)}: {field} is {row[field]!r} in {names[0]} and {in_b[key][field]!r} in "
+          f"{names[1]}; evaluate both on the same data with the same --protocol"
         )
   return [(row, in_b[key]) for key, row in in_a.items()]
 
 
 def _by_key(rows: Iterable[Row], name: str) -> dict[tuple, Row]:
-  found: dict[tuple, Row] = {}
+  by_key: dict[tuple, Row] = {}
   for row in rows:
     key = tuple(row[field] for field in _KEY)
-    if key in found:
-      raise InputError(f"{name}: {_say(key)} comes more than once; write the file again")
-    found[key] = row
-  return found
+    if key in by_key:
+      raise InputError(f"{name}: duplicate row of {_describe(key)}; write the file again")
+    by_key[key] = row
+  return by_key
 
 
-def _say(key: tuple) -> str:
-  return "{}, image {}, ref {}, sentence {}".format(*key)
+def _describe(key: tuple) -> str:
+  return "{}, image {}, ref {}, expression {}".format(*key)
 
 
 def compare(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> dict[str, Any]:
-  """Compares two models on sentences of one split.
+  """Compares two models on expressions of one split.
 
   Args:
-    pairs: the rows of each sentence, of at least one.
+    pairs: the rows of each expression; at least one pair.
     resamples: of the bootstrap.
 
   Returns:
-    `sentences` and `images`; `metrics` that both have, each with `a`, `b`, `difference` (b - a) and the bounds of its
-    95 % interval, `low` and `high`, as fractions, null where no sentence has any; `wins`, the sentences with the larger
-    IoU in `a`, in `b`, or neither.
+    `expressions` and `images`, their numbers; `metrics` that both have, each with `a`, `b`,
+    `difference` (b - a) and the bounds of its 95 % interval, `low` and `high`, as fractions, null
+    where no expression has a value; `wins`, the numbers of expressions whose IoU is larger in `a`,
+    in `b`, or in `neither`.
   """
   protocol = PROTOCOLS[pairs[0][0]["protocol"]]
   columns = [per_expression.columns(rows) for rows in zip(*pairs, strict=True)]
   a, b = (ratios(side, protocol) for side in columns)
-  # Rows of before boundaries were counted can be compared by all else.
+  # Older rows have no boundaries; all other metrics can be compared.
   a, b = ({name: side[name] for name in a if name in b} for side in (a, b))
   images, cluster = np.unique(columns[0]["image_id"], return_inverse=True)
   bounds = intervals(a, b, cluster, resamples)
@@ -101,7 +101,7 @@ def compare(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> dict[str, Any]
   iou_a, iou_b = (side["iou"] for side in columns)
   wins = {"a": iou_a > iou_b, "b": iou_b > iou_a, "neither": iou_a == iou_b}
   return {
-    "sentences": len(pairs),
+    "expressions": len(pairs),
     "images": len(images),
     "metrics": metrics,
     "wins": {name: int(won.sum()) for name, won in wins.items()},
@@ -113,94 +113,31 @@ def _ratio(pair: np.ndarray) -> float:
   return numerator / denominator if denominator else math.nan
 
 
-def most_different(pairs: Sequence[Pair], count: int = SHOWN) -> list[dict[str, Any]]:
-  """The sentences whose IoU differs most, the largest difference first, then in the order of the data."""
-  differ = [i for i, (a, b) in enumerate(pairs) if a["iou"] != b["iou"]]
-  order = sorted(differ, key=lambda i: -abs(pairs[i][1]["iou"] - pairs[i][0]["iou"]))
-  about = (*_KEY, "file_name", "sentence")
-  return [
-    {field: a[field] for field in about} | {"iou_a": a["iou"], "iou_b": b["iou"]}
-    for a, b in (pairs[i] for i in order[:count])
-  ]
-
-
-def report(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str]) -> dict[str, Any]:
-  """Compares all that two files hold, split by split."""
-  pairs = pair(a, b, names)
-  splits = list(dict.fromkeys(row["data"] for row, _ in pairs))
-  of_split = {name: [p for p in pairs if p[0]["data"] == name] for name in splits}
-  for name, found in of_split.items():
-    if len({row["protocol"] for row, _ in found}) > 1:
-      raise InputError(f"{names[0]}: the rows of {name} are of several protocols; keep them apart")
-  return {
-    "a": names[0],
-    "b": names[1],
-    "resamples": RESAMPLES,
-    "coverage": COVERAGE,
-    "data": {name: compare(found) for name, found in of_split.items()},
-    "most_different": most_different(pairs),
-  }
-
-
-def text(found: dict[str, Any]) -> str:
-  """A report for people, in percent."""
-  lines = [
-    f"A: {found['a']}\nB: {found['b']}\npercent; the interval covers 95 %, images drawn anew"
-  ]
-  for name, split in found["data"].items():
-    wins = split["wins"]
-    lines.append(
-      f"\n{name}: {split['sentences']:,} sentences of {split['images']:,} images; the larger IoU has A in "
-      f"{wins['a']:,}, B in {wins['b']:,}, neither in {wins['neither']:,}"
-    )
-    rows = [["", "A", "B", "B - A", "from", "to"]]
-    for metric, numbers in split["metrics"].items():
-      plain = [_percent(numbers[key]) for key in ("a", "b")]
-      signed = [_percent(numbers[key], "+") for key in ("difference", "low", "high")]
-      rows.append([metric, *plain, *signed])
-    lines.append(table.text(rows))
-    if split["images"] < _FEW:
-      lines.append(
-        f"warning: {name}: {split['images']} images are few; the intervals are too narrow"
-      )
-  if not found["most_different"]:
-    return "\n".join([*lines, "\nEvery sentence has the same IoU in both."])
-  lines.append(f"\nThe {len(found['most_different'])} sentences that differ most:")
-  rows = [["A", "B", "", ""]]
-  for row in found["most_different"]:
-    where = f"{row['data']} {row['file_name']} ref {row['ref_id']}"
-    quoted = json.dumps(row["sentence"], ensure_ascii=False)
-    rows.append([_percent(row["iou_a"]), _percent(row["iou_b"]), where, quoted])
-  return "\n".join([*lines, table.text(rows)])
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-  return "-" if value is None else f"{100 * value:{sign}.2f}"
-
-
 def ratios(columns: Columns, protocol: Protocol) -> dict[str, Float[np.ndarray, "2 n"]]:
-  """What each metric is the ratio of: numerator and denominator of every sentence, whose sums are divided.
+  """Returns the numerator and the denominator of each metric for each expression.
+
+  A metric is the sum of the numerators divided by the sum of the denominators.
 
   Args:
-    columns: a value a sentence, as `sentence_rows.columns` gives them.
-    protocol: by which they were counted.
+    columns: as `per_expression.columns` returns them.
+    protocol: that the pixels were counted by.
   """
   intersection, union = (columns[name].astype(float) for name in ("intersection", "union"))
   iou = protocol.iou(columns["intersection"], columns["union"])
   one = np.ones_like(iou)
-  found = {"oIoU": (intersection, union), "mIoU": (iou, one)}
+  pairs = {"oIoU": (intersection, union), "mIoU": (iou, one)}
   if "boundary_iou" in columns:
-    found["boundary_mIoU"] = (columns["boundary_iou"], one)
-  found |= {f"P@{x}": (protocol.reaches(iou, x), one) for x in THRESHOLDS}
+    pairs["boundary_mIoU"] = (columns["boundary_iou"], one)
+  pairs |= {f"P@{x}": (protocol.reaches(iou, x), one) for x in THRESHOLDS}
   findable = columns["oracle_iou"] > 0.5
-  found["selection_accuracy"] = (findable & (columns["chosen_iou"] > 0.5), findable)
-  return {name: np.stack(pair).astype(float) for name, pair in found.items()}
+  pairs["selection_accuracy"] = (findable & (columns["chosen_iou"] > 0.5), findable)
+  return {name: np.stack(pair).astype(float) for name, pair in pairs.items()}
 
 
 def draws(
   clusters: int, resamples: int, seed: int = 0
 ) -> Iterator[Int[np.ndarray, "r {clusters}"]]:
-  """Yields which clusters each resample consists of, some resamples at a time; the seed decides them all."""
+  """Yields the clusters that each resample consists of, several resamples at a time."""
   rng = np.random.default_rng(seed)
   step = max(1, _AT_A_TIME // clusters)
   for start in range(0, resamples, step):
@@ -234,8 +171,8 @@ def intervals(
   # image on which an instance fits the target), and it would draw again for every metric.
   sums = np.stack([[_by_cluster(side[name], cluster) for name in a] for side in (a, b)])
   count = int(cluster.max()) + 1
-  found = [_differences(sums, _times(drawn, count)) for drawn in draws(count, resamples, seed)]
-  differences = np.concatenate(found, axis=-1)
+  parts = [_differences(sums, _times(drawn, count)) for drawn in draws(count, resamples, seed)]
+  differences = np.concatenate(parts, axis=-1)
   return {name: _interval(values) for name, values in zip(a, differences, strict=True)}
 
 
@@ -246,7 +183,7 @@ def _by_cluster(
 
 
 def _times(drawn: Int[np.ndarray, "r c"], count: int) -> Float[np.ndarray, "r c"]:
-  """How many times each resample has each cluster."""
+  """Counts how often each resample contains each cluster."""
   numbers = drawn + count * np.arange(len(drawn))[:, None]
   return np.bincount(numbers.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)
 
@@ -254,7 +191,7 @@ def _times(drawn: Int[np.ndarray, "r c"], count: int) -> Float[np.ndarray, "r c"
 def _differences(
   sums: Float[np.ndarray, "2 m 2 c"], times: Float[np.ndarray, "r c"]
 ) -> Float[np.ndarray, "m r"]:
-  """The difference of each metric in each resample; nan where one has none (0 / 0)."""
+  """Returns the difference of each metric in each resample; nan where it has none (0 / 0)."""
   drawn = sums @ times.T
   with np.errstate(invalid="ignore"):
     values = drawn[:, :, 0] / drawn[:, :, 1]
@@ -269,21 +206,86 @@ def _interval(differences: Float[np.ndarray, "r"]) -> tuple[float, float]:
   return float(low), float(high)
 
 
+def most_different(pairs: Sequence[Pair], count: int = SHOWN) -> list[dict[str, Any]]:
+  """Returns the expressions whose IoU differs most, largest difference first."""
+  differ = [i for i, (a, b) in enumerate(pairs) if a["iou"] != b["iou"]]
+  order = sorted(differ, key=lambda i: -abs(pairs[i][1]["iou"] - pairs[i][0]["iou"]))
+  fields = (*_KEY, "file_name", "expression")
+  return [
+    {field: a[field] for field in fields} | {"iou_a": a["iou"], "iou_b": b["iou"]}
+    for a, b in (pairs[i] for i in order[:count])
+  ]
+
+
+def report(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str]) -> dict[str, Any]:
+  """Compares all rows of two files, split by split."""
+  pairs = pair(a, b, names)
+  splits = list(dict.fromkeys(row["data"] for row, _ in pairs))
+  by_split = {name: [p for p in pairs if p[0]["data"] == name] for name in splits}
+  for name, of_split in by_split.items():
+    if len({row["protocol"] for row, _ in of_split}) > 1:
+      raise InputError(
+        f"{names[0]}: the rows of {name} have several protocols; write one file per protocol"
+      )
+  return {
+    "a": names[0],
+    "b": names[1],
+    "resamples": RESAMPLES,
+    "coverage": COVERAGE,
+    "data": {name: compare(of_split) for name, of_split in by_split.items()},
+    "most_different": most_different(pairs),
+  }
+
+
+def text(result: dict[str, Any]) -> str:
+  """Formats a report as text, in percent."""
+  lines = [
+    f"A: {result['a']}\nB: {result['b']}\npercent; 95 % intervals from a bootstrap over images"
+  ]
+  for name, split in result["data"].items():
+    wins = split["wins"]
+    lines.append(
+      f"\n{name}: {split['expressions']:,} expressions of {split['images']:,} images; larger IoU: "
+      f"A in {wins['a']:,}, B in {wins['b']:,}, neither in {wins['neither']:,}"
+    )
+    rows = [["", "A", "B", "B - A", "from", "to"]]
+    for metric, numbers in split["metrics"].items():
+      plain = [_percent(numbers[key]) for key in ("a", "b")]
+      signed = [_percent(numbers[key], "+") for key in ("difference", "low", "high")]
+      rows.append([metric, *plain, *signed])
+    lines.append(table.text(rows))
+    if split["images"] < _FEW:
+      lines.append(f"warning: {name}: only {split['images']} images; the intervals are too narrow")
+  if not result["most_different"]:
+    return "\n".join([*lines, "\nEvery expression has the same IoU in both."])
+  lines.append(f"\nThe {len(result['most_different'])} expressions that differ most:")
+  rows = [["A", "B", "", ""]]
+  for row in result["most_different"]:
+    where = f"{row['data']} {row['file_name']} ref {row['ref_id']}"
+    quoted = json.dumps(row["expression"], ensure_ascii=False)
+    rows.append([_percent(row["iou_a"]), _percent(row["iou_b"]), where, quoted])
+  return "\n".join([*lines, table.text(rows)])
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+  return "-" if value is None else f"{100 * value:{sign}.2f}"
+
+
 def main(argv: Sequence[str]) -> None:
-  """The command `evaluate --compare`."""
+  """Runs `evaluate --compare`."""
   parser = command_parser("mail_jax.evaluate", __doc__)
   parser.add_argument(
     "--compare",
     nargs=2,
     required=True,
     metavar=("A.jsonl", "B.jsonl"),
-    help="two files of --per_expression, on the same sentences",
+    help="two files from --per_expression, on the same expressions",
   )
   parser.add_argument("--json", metavar="OUT", help="write the differences as fractions")
   args = parser.parse_args(argv)
   a, b = args.compare
-  found = report(per_expression.read(a), per_expression.read(b), (a, b))
-  print(text(found))
+  result = report(per_expression.read(a), per_expression.read(b), (a, b))
+  print(text(result))
   if args.json:
-    atomic_files.write_whole(args.json, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    atomic_files.write_whole(args.json, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(f"wrote {args.json}")

@@ -26,8 +26,8 @@ FIELDS: dict[str, type] = {
   "image_id": int,
   "file_name": str,
   "ref_id": int,
-  "sentence_index": int,
-  "sentence": str,
+  "expression_index": int,
+  "expression": str,
   "words": int,
   "height": int,
   "width": int,
@@ -80,7 +80,7 @@ def make(
   rows = []
   for position, known in enumerate(meta):
     row = {"data": data, "protocol": protocol.name, **known}
-    row["words"] = len(preprocess.normalise_text(known["sentence"]).split())
+    row["words"] = len(preprocess.normalise_text(known["expression"]).split())
     row |= {name: found[name][position] for name in names}
     rows.append({name: row[name] for name in (*FIELDS, *OPTIONAL) if name in row})
   return rows

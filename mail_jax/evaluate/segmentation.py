@@ -137,7 +137,7 @@ def summarise(
   """
   intersection, union = (columns[name].astype(np.int64) for name in ("intersection", "union"))
   iou = protocol.iou(intersection, union)
-  yield "sentences", len(iou)
+  yield "expressions", len(iou)
   if "ref_id" in columns:
     yield (
       "refs",

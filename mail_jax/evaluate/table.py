@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-COUNTS = ("sentences", "refs", "no_targets")
+COUNTS = ("expressions", "refs", "no_targets")
 # What a table of kinds of sentences shows; the rest is in the JSON.
 _GROUP_COLUMNS = (
-  "sentences", "oIoU", "gIoU", "cIoU", "mIoU", "boundary_mIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc",
+  "expressions", "oIoU", "gIoU", "cIoU", "mIoU", "boundary_mIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc",
   "selection_accuracy", "oracle_mIoU",
 )  # fmt: skip
 _INDENT = "  "

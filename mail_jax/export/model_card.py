@@ -146,7 +146,7 @@ def _cell(name: str, value: int | float | None) -> str:
     return ""
   return (
     f"{value:.0f}"
-    if isinstance(value, int) or name in ("sentences", "refs")
+    if isinstance(value, int) or name in ("expressions", "refs")
     else f"{100 * value:.2f}"
   )
 

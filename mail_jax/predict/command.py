@@ -172,7 +172,7 @@ def _answer(
   """Answers what is not answered yet; returns how many photos were skipped."""
   total, skipped = sum(len(question.sentences) for question in asked.asked), 0
   left, found = inputs.in_order(asked.asked, folder.done), PhotoInstances()
-  with progress_bar("predict", total, "sentences", min(total, len(folder.done))) as bar:
+  with progress_bar("predict", total, "expressions", min(total, len(folder.done))) as bar:
     for question, photo in _ahead(left):
       try:
         pixels = photo.result()

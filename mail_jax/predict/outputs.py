@@ -27,7 +27,7 @@ def describe(result: Segmentation) -> dict[str, Any]:
   encoded: Any = coco_mask.encode(np.asfortranarray(result.mask.astype(np.uint8)))
   area = int(result.mask.sum())
   return {
-    "sentence": result.expression,
+    "expression": result.expression,
     "size": list(result.mask.shape),
     "mask": {"size": list(result.mask.shape), "counts": encoded["counts"].decode()},
     "area": area,

@@ -28,7 +28,7 @@ _HEADLINES = {
   "selection_accuracy": "right instance chosen, where one fits",
 }
 _MEANINGS = {
-  "sentences": "every sentence of every ref counts once",
+  "expressions": "every sentence of every ref counts once",
   "refs": "objects that are meant",
   "oIoU": "overall IoU: sum of intersections / sum of unions, in pixels of the photos",
   "mIoU": "mean over the sentences of intersection / union",

@@ -133,10 +133,10 @@ def _records(data_dir: str, name: str, wanted: Mapping[int, Any]) -> Iterator[re
 
 def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: int) -> Drawn:
   ref = next((ref for ref in record.refs if ref.ref_id == row["ref_id"]), None)
-  if ref is None or row["sentence"] not in ref.sentences:
+  if ref is None or row["expression"] not in ref.sentences:
     raise _unknown(row)
   pixels = preprocess.decode_image(record.image, record.file_name, upright=False)
-  result = segmenter(pixels, row["sentence"], record.instances.masks)
+  result = segmenter(pixels, row["expression"], record.instances.masks)
   union = int((ref.target | result.mask).sum())
   iou = int((ref.target & result.mask).sum()) / union if union else 1.0
   jpeg, width, height = encode(result, ref.target, limit)
@@ -145,7 +145,7 @@ def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: in
 
 def _unknown(row: Row) -> InputError:
   return InputError(
-    f"{row['data']}: the data has no sentence {row['sentence']!r} of ref {row['ref_id']}, image {row['image_id']}; "
+    f"{row['data']}: the data has no sentence {row['expression']!r} of ref {row['ref_id']}, image {row['image_id']}; "
     "were the rows written from other data?"
   )
 
@@ -210,7 +210,7 @@ def gallery(pictures: Mapping[str, Sequence[Drawn]], name_data: bool) -> Iterato
 
 def _figure(one: Drawn, name_data: bool) -> str:
   row = one.row
-  what = f"{row['file_name']} with the prediction for: {row['sentence']}"
+  what = f"{row['file_name']} with the prediction for: {row['expression']}"
   facts = [
     *([row["data"]] if name_data else []),
     row["file_name"],
@@ -221,7 +221,7 @@ def _figure(one: Drawn, name_data: bool) -> str:
     facts.append(f"nothing meant: {row['no_target_probability']:.0%} sure")
   return (
     f"<figure>{html.embed(one.jpeg, one.width, one.height, what)}<figcaption>"
-    f'<p class="said" dir="auto">{escape(row["sentence"])}</p>'
+    f'<p class="said" dir="auto">{escape(row["expression"])}</p>'
     f'<p class="score"><strong>IoU {row["iou"]:.2f}</strong>, {_which(one)}</p>'
     f'<p class="small">{escape(", ".join(facts))}</p></figcaption></figure>'
   )

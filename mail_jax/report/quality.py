@@ -22,7 +22,7 @@ _GROUPS = {
   "by_words": ("Mean IoU by the length of the expression", "In words. Percent."),
 }
 _COLUMNS = (
-  "sentences", "mIoU", "boundary_mIoU", "oIoU", "P@0.5", "selection_accuracy", "oracle_mIoU",
+  "expressions", "mIoU", "boundary_mIoU", "oIoU", "P@0.5", "selection_accuracy", "oracle_mIoU",
 )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def _histogram(split: SplitResults, number: int, alone: bool) -> str:
   title = "Sentences by IoU" if alone else f"Sentences by IoU, {split.name}"
   rows = [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]
   return panel(
-    title, chart, "", "How many sentences have a mask of that IoU.", (["IoU", "sentences"], rows)
+    title, chart, "", "How many sentences have a mask of that IoU.", (["IoU", "expressions"], rows)
   )
 
 
@@ -224,7 +224,7 @@ def _groups(splits: Sequence[SplitResults], name: str, title: str, text: str) ->
     bars = []
     for number, split in enumerate(splits):
       metrics = split.groups.get(name, {}).get(part, {})
-      value, count = metrics.get("mIoU"), int(metrics.get("sentences", 0))
+      value, count = metrics.get("mIoU"), int(metrics.get("expressions", 0))
       says = f"{split.name}, {part}: mean IoU {_percent(value)} %, {count:,} sentences"
       bars.append(Bar(None if value is None else float(value), says, number))
       cells = [_cell(column, metrics.get(column)) for column in _COLUMNS]
@@ -241,7 +241,7 @@ def _groups(splits: Sequence[SplitResults], name: str, title: str, text: str) ->
 
 
 def _cell(column: str, value: int | float | None) -> str:
-  if column == "sentences":
+  if column == "expressions":
     return f"{int(value or 0):,}"
   return _percent(value)
 

@@ -42,7 +42,7 @@ def test_swapped_sentences_mean_another_object_of_the_same_scene(batches, tokeni
   rows = _rows(batches)
   target_of = {row["meta"]["ref_id"]: row["original_target"] for row in rows}
   text_of = {
-    (row["meta"]["ref_id"], row["meta"]["sentence_index"]): _text(row, tokenizer) for row in rows
+    (row["meta"]["ref_id"], row["meta"]["expression_index"]): _text(row, tokenizer) for row in rows
   }
   by_image = {row["meta"]["image_id"]: row["image"] for row in rows}
   swapped = list(right_reason.swap_sentences(batches, move_target))
@@ -52,7 +52,7 @@ def test_swapped_sentences_mean_another_object_of_the_same_scene(batches, tokeni
   for row in found:
     meta = row["meta"]
     np.testing.assert_array_equal(row["image"], by_image[meta["image_id"]])
-    assert _text(row, tokenizer) == text_of[meta["ref_id"], meta["sentence_index"]]
+    assert _text(row, tokenizer) == text_of[meta["ref_id"], meta["expression_index"]]
     meant = np.array_equal(row["original_target"], target_of[meta["ref_id"]])
     assert meant == move_target
     overlap = (row["original_target"] & target_of[meta["ref_id"]]).any()

@@ -27,7 +27,7 @@ from mail_jax.predict import command as predict
 from mail_jax.predict.segmenter import Segmenter
 from mail_jax.train import command as train
 
-COUNTS = ("sentences", "refs")
+COUNTS = ("expressions", "refs")
 METRICS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
 METRICS += ("selection_accuracy", "picked_mIoU", "oracle_mIoU", "text_cut", "boundary_mIoU")
 
@@ -64,8 +64,8 @@ def test_evaluate_writes_fractions_of_every_split(evaluation, shapes_data):
   counts = (storage.read_metadata(shapes_data, "shapes") or {})["counts"]
   for name, metrics in evaluation.metrics.items():
     assert {*COUNTS, *METRICS} <= set(metrics)
-    for key in COUNTS:
-      assert metrics[key] == counts[name.partition("/")[2]][key]
+    of_split = counts[name.partition("/")[2]]
+    assert metrics["expressions"] == of_split["sentences"] and metrics["refs"] == of_split["refs"]
     assert all(0 <= metrics[key] <= 1 for key in METRICS)
     precisions = [metrics[key] for key in METRICS[2:7]]
     assert precisions == sorted(precisions, reverse=True)
@@ -90,7 +90,7 @@ def by_hand(rows: list[dict[str, Any]]) -> dict[str, float]:
   can = [row for row in rows if row["oracle_iou"] > 0.5]
   found = {f"P@0.{x}": sum(value >= x / 10 for value in iou) / len(rows) for x in range(5, 10)}
   return found | {
-    "sentences": len(rows),
+    "expressions": len(rows),
     "refs": len({row["ref_id"] for row in rows}),
     "oIoU": sum(row["intersection"] for row in rows) / sum(row["union"] for row in rows),
     "mIoU": sum(iou) / len(rows),
@@ -142,8 +142,8 @@ def test_rows_are_the_sentences_of_the_data_in_their_order(evaluation, shapes_da
           row = next(found)
           assert (row["data"], row["index"], row["protocol"]) == (name, index, "original")
           assert row["image_id"] == int(record["image_id"]) and row["ref_id"] == int(ref_id)
-          assert (row["sentence_index"], row["sentence"]) == (number, text.numpy().decode())
-          assert row["words"] == len(row["sentence"].split())
+          assert (row["expression_index"], row["expression"]) == (number, text.numpy().decode())
+          assert row["words"] == len(row["expression"].split())
           pixels = np.asarray(Image.open(io.BytesIO(target.numpy())))
           assert (row["height"], row["width"], row["area"]) == (*pixels.shape, (pixels > 0).sum())
           index += 1
@@ -169,7 +169,7 @@ def test_a_second_table_has_the_kinds_of_sentences(evaluation):
       for kind, found in metrics[breakdown].items():
         (line,) = (line for line in lines if line.split()[:2] == [name, kind])
         sentences, overall = line.split()[2:4]
-        assert int(sentences) == found["sentences"]
+        assert int(sentences) == found["expressions"]
         assert float(overall) == pytest.approx(100 * found["oIoU"], abs=0.006)
 
 
@@ -193,7 +193,7 @@ def test_a_protocol_of_another_paper_is_named_wherever_its_numbers_are(
   found = [json.loads(row) for row in rows.read_text().splitlines()]
   assert metrics["protocol"] == "lavt" and {row["protocol"] for row in found} == {"lavt"}
   ours = [row for row in evaluation.rows if row["data"] == "shapes/val"]
-  for key in ("sentence", "area", "height", "chosen", "chosen_iou"):
+  for key in ("expression", "area", "height", "chosen", "chosen_iou"):
     assert [row[key] for row in found] == [row[key] for row in ours]
   # The same pixels, at 480 x 480 instead of 96 x 96.
   unions = np.array([[row["union"] for row in rows] for rows in (found, ours)], float)

@@ -256,7 +256,7 @@ def test_the_example_is_trained_on_and_evaluated_by_its_name(tmp_path, capsys):
   metrics = json.loads((tmp_path / "m.json").read_text())
   said = [json.loads(text) for text in path.read_text().splitlines()]
   sentences = sum(len(row["sentences"]) for row in said if row["split"] == "val")
-  assert metrics["mine/val"]["sentences"] == sentences
+  assert metrics["mine/val"]["expressions"] == sentences
   assert "warning" not in capsys.readouterr().out
 
 

@@ -117,7 +117,7 @@ def check_rows_are_gathered(
   found: dict[tuple[int, int], Evaluated], name: str, expected: list[list[int]]
 ) -> None:
   """Every process has the rows of all sentences, in the order of the data, and they are the same everywhere."""
-  keys = ("image_id", "ref_id", "sentence_index")
+  keys = ("image_id", "ref_id", "expression_index")
   texts = set()
   for evaluated in found.values():
     assert len(set(evaluated.lines)) == 1
@@ -125,7 +125,7 @@ def check_rows_are_gathered(
     assert [[row[key] for key in keys] for row in rows] == expected
     assert [row["index"] for row in rows] == list(range(len(expected)))
     assert {row["data"] for row in rows} == {name}
-    texts.add(tuple((row["sentence"], row["area"], row["height"], row["cut"]) for row in rows))
+    texts.add(tuple((row["expression"], row["area"], row["height"], row["cut"]) for row in rows))
   assert len(texts) == 1
 
 

@@ -1,4 +1,4 @@
-"""`evaluate --compare`: which rows pair up, what is told of them, and what is refused."""
+"""`evaluate --compare`: pairing of rows, the report, and errors."""
 
 import json
 import pathlib
@@ -15,15 +15,19 @@ Rows = list[dict[str, Any]]
 
 
 def make_rows(seed: int, images: int = 40, data: str = "refcoco_unc/val") -> Rows:
-  """Two refs an image, one to three sentences each."""
+  """Two refs an image, two expressions each."""
   rng = np.random.default_rng(seed)
   rows = []
   for number in range(4 * images):
     union = 100 + number
     intersection = int(rng.integers(union + 1))
     row = {"data": data, "protocol": "original", "index": number, "image_id": number // 4}
-    row |= {"file_name": f"{number // 4}.jpg", "ref_id": number // 2, "sentence_index": number % 2}
-    row |= {"sentence": f"the thing {number}", "words": 3, "height": 48, "width": 64, "area": 50}
+    row |= {
+      "file_name": f"{number // 4}.jpg",
+      "ref_id": number // 2,
+      "expression_index": number % 2,
+    }
+    row |= {"expression": f"the thing {number}", "words": 3, "height": 48, "width": 64, "area": 50}
     row |= {"intersection": intersection, "union": union, "iou": intersection / union}
     row |= {"chosen": 0, "chosen_iou": float(rng.random()), "oracle_iou": 0.9, "cut": False}
     rows.append(row)
@@ -33,7 +37,7 @@ def make_rows(seed: int, images: int = 40, data: str = "refcoco_unc/val") -> Row
 def test_metrics_and_wins_are_those_of_the_rows():
   a, b = make_rows(0), make_rows(1)
   found = compare.compare(compare.pair(a, b[::-1]), resamples=2000)
-  assert (found["sentences"], found["images"]) == (160, 40)
+  assert (found["expressions"], found["images"]) == (160, 40)
   for name, rows in (("a", a), ("b", b)):
     overall = sum(r["intersection"] for r in rows) / sum(r["union"] for r in rows)
     assert found["metrics"]["oIoU"][name] == pytest.approx(overall, rel=1e-12)
@@ -68,7 +72,7 @@ def test_boundaries_are_compared_where_both_have_them():
   assert numbers["difference"] == 0 == numbers["low"]
 
 
-def test_the_same_rows_do_not_differ_and_the_same_question_has_the_same_answer():
+def test_the_same_rows_do_not_differ_and_comparing_twice_gives_the_same_result():
   a, b = make_rows(0), make_rows(1)
   same = compare.compare(compare.pair(a, a))
   assert {n[key] for n in same["metrics"].values() for key in ("difference", "low", "high")} == {0}
@@ -77,23 +81,24 @@ def test_the_same_rows_do_not_differ_and_the_same_question_has_the_same_answer()
   assert once == again
 
 
-def test_the_twenty_sentences_that_differ_most_come_first():
+def test_the_twenty_expressions_that_differ_most_come_first():
   a, b = make_rows(0), make_rows(1)
   shown = compare.most_different(compare.pair(a, b))
   differences = [abs(row["iou_b"] - row["iou_a"]) for row in shown]
   every = sorted((abs(x["iou"] - y["iou"]) for x, y in zip(a, b, strict=True)), reverse=True)
   assert differences == every[:20]
-  assert all(row["sentence"] == f"the thing {2 * row['ref_id'] + row['sentence_index']}" for row in shown)  # fmt: skip
+  for row in shown:
+    assert row["expression"] == f"the thing {2 * row['ref_id'] + row['expression_index']}"
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda rows: rows[:-2], r"B: 2 of the 160 sentences of A are missing, .*: refcoco_unc/val, image 39, ref 79,"),
-    (lambda rows: rows + make_rows(0, 1, "other/val"), r"A: 4 of the 164 sentences of B are missing, .*: other/val"),
-    (lambda rows: [*rows, rows[0]], r"B: refcoco_unc/val, image 0, ref 0, sentence 0 comes more than once"),
-    (lambda rows: [rows[0] | {"sentence": "x"}, *rows[1:]], r"sentence is 'the thing 0' in A and 'x' in B"),
-    (lambda rows: [rows[0] | {"area": 51}, *rows[1:]], r"val, image 0, ref 0, sentence 0: area is 50 in A and 51 in B"),
+    (lambda rows: rows[:-2], r"B: 2 of the 160 expressions of A are missing, .*: refcoco_unc/val, image 39, ref 79,"),
+    (lambda rows: rows + make_rows(0, 1, "other/val"), r"A: 4 of the 164 expressions of B are missing, .*: other/val"),
+    (lambda rows: [*rows, rows[0]], r"B: duplicate row of refcoco_unc/val, image 0, ref 0, expression 0"),
+    (lambda rows: [rows[0] | {"expression": "x"}, *rows[1:]], r"expression is 'the thing 0' in A and 'x' in B"),
+    (lambda rows: [rows[0] | {"area": 51}, *rows[1:]], r"ref 0, expression 0: area is 50 in A and 51 in B"),
     (lambda rows: [r | {"protocol": "lavt"} for r in rows], r"protocol is 'original' in A and .lavt. in B"),
   ],
 )  # fmt: skip
@@ -105,7 +110,7 @@ def test_rows_that_do_not_pair_up_are_named(change, message):
 def test_rows_of_several_protocols_are_not_summed_up():
   rows = make_rows(0)
   rows[5]["protocol"] = "cris"
-  with pytest.raises(InputError, match=r"A: the rows of refcoco_unc/val are of several protocols"):
+  with pytest.raises(InputError, match=r"A: the rows of refcoco_unc/val have several protocols"):
     compare.report(rows, rows, ("A", "B"))
 
 
@@ -130,7 +135,7 @@ def test_the_command_prints_every_split_and_writes_the_fractions(tmp_path, capsy
   shown = [float(cell) for cell in line.split()[1:]]
   expected = [100 * numbers[key] for key in ("a", "b", "difference", "low", "high")]
   assert shown == pytest.approx(expected, abs=0.006)
-  assert any(line.startswith("warning: refcoco_unc/testA: 10 images are few") for line in lines)
+  assert any(line.startswith("warning: refcoco_unc/testA: only 10 images") for line in lines)
   assert not any(line.startswith("warning: refcoco_unc/val") for line in lines)
   assert lines[-1] == f"wrote {out}"
 
@@ -142,7 +147,7 @@ def test_the_command_names_what_is_wrong_and_writes_nothing(tmp_path):
   assert not out.exists()
 
 
-def test_models_that_agree_everywhere_are_said_to(tmp_path, capsys):
+def test_models_that_agree_everywhere_are_reported_as_such(tmp_path, capsys):
   files = [write(tmp_path, name, 0) for name in ("a", "b")]
   evaluate.main(["--compare", *files])
-  assert "Every sentence has the same IoU in both." in capsys.readouterr().out
+  assert "Every expression has the same IoU in both." in capsys.readouterr().out

@@ -140,7 +140,7 @@ def test_metrics_follow_from_the_integers(cases, evaluated):
   metrics = evaluated[1]
   pairs = [areas(case) for case in cases]
   iou = [i / u if u else 1.0 for i, u in pairs]
-  assert metrics["sentences"] == CASES
+  assert metrics["expressions"] == CASES
   assert metrics["oIoU"] == sum(i for i, _ in pairs) / sum(u for _, u in pairs)
   np.testing.assert_allclose(metrics["mIoU"], sum(iou) / CASES, rtol=1e-12)
   for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
@@ -230,7 +230,7 @@ def test_summary_of_four_sentences_by_hand():
     "chosen": np.array([0, 1, 3, 2]),
   }
   metrics = dict(summarise(rows))
-  expected = {"sentences": 4, "oIoU": 14 / 24, "mIoU": (0.5 + 0 + 0.9 + 1) / 4}
+  expected = {"expressions": 4, "oIoU": 14 / 24, "mIoU": (0.5 + 0 + 0.9 + 1) / 4}
   expected |= {"P@0.5": 0.75, "P@0.6": 0.5, "P@0.7": 0.5, "P@0.8": 0.5, "P@0.9": 0.5}
   expected |= {"selection_accuracy": 1 / 3, "picked_mIoU": 0.375, "oracle_mIoU": 0.75}
   assert metrics == pytest.approx(expected, abs=1e-12)

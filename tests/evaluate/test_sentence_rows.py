@@ -24,7 +24,7 @@ COUNTED = {
 }
 SENTENCES = ("  The left  CUP ", "nobody", "die Tasse, ganz \u201elinks\u201c")
 META = [
-  {"index": i, "image_id": -7 * i, "file_name": f"{i}.jpg", "ref_id": 3 * i, "sentence_index": 0, "sentence": text}
+  {"index": i, "image_id": -7 * i, "file_name": f"{i}.jpg", "ref_id": 3 * i, "expression_index": 0, "expression": text}
   for i, text in enumerate(SENTENCES)
 ]  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_a_row_says_where_it_is_from_and_what_was_counted():
   rows = make()
   assert rows[0] == {
     "data": "shapes/val", "protocol": "original", "index": 0, "image_id": 0, "file_name": "0.jpg", "ref_id": 0,
-    "sentence_index": 0, "sentence": "  The left  CUP ", "words": 3, "height": 48, "width": 64, "area": 8,
+    "expression_index": 0, "expression": "  The left  CUP ", "words": 3, "height": 48, "width": 64, "area": 8,
     "intersection": 5, "union": 10, "iou": 0.5, "chosen": 1, "chosen_iou": 0.5, "oracle_iou": 0.75, "cut": False,
   }  # fmt: skip
   assert list(rows[0]) == list(per_expression.FIELDS)
@@ -103,7 +103,7 @@ def broken(**changes: Any) -> str:
     ('{"data": "shapes/val"}', r"rows\.jsonl, line 1: there is no 'protocol'"),
     (broken(area=True), r"line 1: area is True, which is not a whole number"),
     (broken(area=1.5), r"line 1: area is 1\.5, which is not a whole number"),
-    (broken(sentence=None), r"line 1: sentence is None, which is not text"),
+    (broken(expression=None), r"line 1: expression is None, which is not text"),
     (broken(cut=0), r"line 1: cut is 0, which is not true or false"),
     (broken(union=-1), r"line 1: union is -1; it cannot be negative"),
     (broken(union=4), r"line 1: the intersection, 5, is larger than the union, 4"),
@@ -163,5 +163,8 @@ def test_kinds_of_sentences_have_the_metrics_of_those_sentences_alone():
 
 def test_a_kind_without_sentences_is_left_out():
   columns = {"area": np.array([5]), "words": np.array([4])}
-  found = per_expression.breakdowns(columns, lambda part: [("sentences", len(part["area"]))])
-  assert found == {"by_size": {"small": {"sentences": 1}}, "by_words": {"3-5": {"sentences": 1}}}
+  found = per_expression.breakdowns(columns, lambda part: [("expressions", len(part["area"]))])
+  assert found == {
+    "by_size": {"small": {"expressions": 1}},
+    "by_words": {"3-5": {"expressions": 1}},
+  }

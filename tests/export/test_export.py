@@ -143,7 +143,7 @@ def test_the_card_says_how_good_it_is_and_where_it_comes_from(finished_run, shap
   card = (tmp_path / "out" / "README.md").read_text()
   row = json.loads(metrics.read_text())["shapes/testA"]
   line = next(line for line in card.splitlines() if line.startswith("| shapes/testA"))
-  assert f"| {100 * row['mIoU']:.2f} |" in line and f"| {row['sentences']} |" in line
+  assert f"| {100 * row['mIoU']:.2f} |" in line and f"| {row['expressions']} |" in line
   kept = load.load(str(finished_run)).metrics
   assert f"mIoU {100 * kept['mIoU']:.2f}" in card
   step = load.load(str(finished_run)).step

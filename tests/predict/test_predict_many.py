@@ -67,7 +67,7 @@ def test_lines_are_answered_with_their_own_instances(segmenter, example, answere
   instances = {line["image"]: line["instances"] for line in lines if "instances" in line}
   assert len(instances) == 5 < len(lines)  # they stand in one line of each photo
   found = rows_of(answered)
-  assert [(row["line"], row["sentence"]) for row in found] == [(n, text) for n, _, text in asked]
+  assert [(row["line"], row["expression"]) for row in found] == [(n, text) for n, _, text in asked]
   for row, (_, line, text) in zip(found[:12], asked, strict=False):
     given = sorted(instances[line["image"]], key=lambda mask: -mask["score"])
     masks = np.stack([coco_mask.decode(mask["rle"]).astype(bool) for mask in given])
@@ -94,11 +94,11 @@ def test_of_a_folder_every_picture_is_asked_everything(finished_run, segmenter, 
   run(finished_run, out, "--image", photos, "--text", "the star", "--text", "red")
   found = rows_of(out)
   images = ["a.jpg", "a.png", os.path.join("more", "b.jpg")]
-  assert [(r["image"], r["sentence"]) for r in found] == [
+  assert [(r["image"], r["expression"]) for r in found] == [
     (image, text) for image in images for text in ("the star", "red")
   ]
   for row in found:
-    result = segmenter(photos / row["image"], row["sentence"])
+    result = segmenter(photos / row["image"], row["expression"])
     np.testing.assert_array_equal(mask_of(row), result.mask)
     assert (out / row["picture"]).is_file()
   # A photo that is added later is all that is asked later.

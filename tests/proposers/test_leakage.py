@@ -320,7 +320,7 @@ def test_evaluate_says_below_its_table_what_the_numbers_rest_on(finished_run, tm
   common = {"from": "test_leakage.Detector", "trained_on": "coco", "seen": 1}
   assert report["refcoco_unc/val"]["instances"] == {**common, "warning": sentence}
   assert report["refcoco_unc/train"]["instances"] == {**common, "warning": None}
-  assert report["refcoco_unc/val"]["sentences"] == 3
+  assert report["refcoco_unc/val"]["expressions"] == 3
 
 
 def test_evaluate_has_nothing_to_say_of_a_clean_detector(finished_run, tmp_path):

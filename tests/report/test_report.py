@@ -82,7 +82,7 @@ def test_its_metrics_are_those_of_an_evaluation_in_percent(written):
     assert shown.keys() == {key for key in metrics if not key.startswith("by_")}
     for key, text in shown.items():
       number = float(text.replace(",", ""))
-      whole = key in ("sentences", "refs")
+      whole = key in ("expressions", "refs")
       assert number == (metrics[key] if whole else pytest.approx(100 * metrics[key], abs=0.0051))
 
 
@@ -96,7 +96,7 @@ def test_its_metrics_of_kinds_are_those_of_an_evaluation(written):
     for name in SPLITS:
       for kind, metrics in written.results[name][breakdown].items():
         cells = shown[f"{kind}, {name}"]
-        assert cells["sentences"] == str(metrics["sentences"])
+        assert cells["expressions"] == str(metrics["expressions"])
         for key in ("mIoU", "boundary_mIoU", "oIoU", "P@0.5", "oracle_mIoU"):
           assert float(cells[key]) == pytest.approx(100 * metrics[key], abs=0.051)
 
@@ -259,7 +259,7 @@ def test_what_is_wrong_is_said_before_the_evaluation(
   rows = _rows_of(written, "shapes/val")
   per_expression.write("val.jsonl", rows)
   per_expression.write("lavt.jsonl", [row | {"protocol": "lavt"} for row in rows])
-  per_expression.write("strange.jsonl", [row | {"sentence": "a cup"} for row in rows])
+  per_expression.write("strange.jsonl", [row | {"expression": "a cup"} for row in rows])
   before = sorted(tmp_path.rglob("*"))
   command = [str(finished_run), "--data_dir", shapes_data, "--out", "r.html", *options]
   with pytest.raises(InputError, match=message) as caught:
@@ -295,7 +295,8 @@ def _row(i: int, **fields: Any) -> dict[str, Any]:
   intersection = i * 37 % (union + 1)
   row = {
     "data": "refcoco_unc/val", "protocol": "original", "index": i, "image_id": i // 3, "file_name": f"{i // 3}.jpg",
-    "ref_id": i, "sentence_index": 0, "sentence": "the left one", "words": 3, "height": 480, "width": 640, "area": 900,
+    "ref_id": i, "expression_index": 0, "expression": "the left one", "words": 3,
+    "height": 480, "width": 640, "area": 900,
     "intersection": intersection, "union": union, "iou": intersection / union, "chosen": i % 4 or None,
     "chosen_iou": i * 7 % 10 / 10, "oracle_iou": 0.9, "cut": False,
   }  # fmt: skip
@@ -305,7 +306,7 @@ def _row(i: int, **fields: Any) -> dict[str, Any]:
 def _report(
   rows: Sequence[dict[str, Any]], pictures: Sequence[Drawn], name: str = "a/b"
 ) -> report_page.Report:
-  metrics = {"sentences": len(rows), "mIoU": 0.5, "oIoU": 0.5, "P@0.5": 0.5}
+  metrics = {"expressions": len(rows), "mIoU": 0.5, "oIoU": 0.5, "P@0.5": 0.5}
   instances = {"warning": None}
   split = SplitResults(name, metrics, rows, {"by_size": {"small": metrics}}, instances)
   drawn = dict.fromkeys(predictions.KINDS, pictures)
@@ -356,7 +357,7 @@ def test_a_picture_is_as_good_as_the_limit_allows():
 
 def test_what_strangers_wrote_stays_text():
   evil = "</p><script>alert('x')</script> & \"<img src=x onerror=y>\""
-  row = _row(0, sentence=evil, file_name='"><script src=x>', data="<b>a</b>/c")
+  row = _row(0, expression=evil, file_name='"><script src=x>', data="<b>a</b>/c")
   drawn = Drawn(row, drawing.encode_jpeg(np.zeros((4, 6, 3), np.uint8)), 6, 4, 1, 0.0)
   made = dataclasses.replace(
     _report([row], [drawn], "<i>a</i>/b"),

@@ -19,7 +19,7 @@ from mail_jax.train import command as train
 pytestmark = pytest.mark.slow
 
 RECIPE = tiny_run.CHECKOUT / "configs" / "refcoco_small.py"
-METRICS = {"sentences", "oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9"}
+METRICS = {"expressions", "oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9"}
 PHOTOS = 4
 
 
@@ -87,7 +87,7 @@ def test_it_learns_real_photos_and_answers_what_people_asked(workdir, data_dir, 
   counts = (storage.read_metadata(data_dir, "refcoco_unc") or {})["counts"]
   for name, row in metrics.items():
     assert row.keys() >= METRICS
-    assert row["sentences"] == counts[name.partition("/")[2]]["sentences"]
+    assert row["expressions"] == counts[name.partition("/")[2]]["sentences"]
   assert metrics["refcoco_unc/train"]["mIoU"] >= 0.75
 
 

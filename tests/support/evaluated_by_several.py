@@ -66,7 +66,7 @@ def main() -> None:
       found |= {f"{key}/{column}": values for column, values in evaluator.rows.items()}
       found |= {f"{key}/metric {name}": np.array(value) for name, value in metrics.items()}
       read[key] = [
-        [row[k] for k in ("image_id", "ref_id", "sentence_index")] for row in evaluator.meta
+        [row[k] for k in ("image_id", "ref_id", "expression_index")] for row in evaluator.meta
       ]
   out = pathlib.Path(args.out)
   _, rows = runner.evaluate_split(

@@ -45,7 +45,7 @@ def test_every_sentence_comes_once(evaluate, data_dir, process_count, limit):
   rows = [row for share in shares for row in rows_of(share)]
   assert all((row["meta"] is None) == (row["weight"] == 0) for row in rows)
   seen = [
-    (row["meta"]["image_id"], row["meta"]["ref_id"], row["meta"]["sentence_index"])
+    (row["meta"]["image_id"], row["meta"]["ref_id"], row["meta"]["expression_index"])
     for row in rows
     if row["weight"]
   ]
@@ -81,7 +81,7 @@ def test_rows_hold_what_the_record_holds(evaluate):
     meta = row["meta"]
     record = originals[meta["image_id"]]
     ref = record.refs[meta["ref_id"] % 10]
-    assert meta["sentence"] == ref.sentences[meta["sentence_index"]]
+    assert meta["expression"] == ref.sentences[meta["expression_index"]]
     assert meta["file_name"] == record.file_name and not row["cut"]
     height, width = ref.target.shape
     assert row["original_size"].tolist() == [height, width]

@@ -138,7 +138,7 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
   assert best["step"] == max(scores, key=lambda step: scores[step])
   assert best["mIoU"] == max(scores.values())
   counts = (storage.read_metadata(shapes_data, "shapes") or {})["counts"]["val"]
-  assert best["sentences"] == counts["sentences"]
+  assert best["expressions"] == counts["sentences"]
   logged = {row["step"]: row["val/mIoU"] for row in tiny_run.log(run) if "val/mIoU" in row}
   assert logged == pytest.approx(scores, abs=1e-4)  # pixels at the threshold
 
@@ -208,7 +208,7 @@ def test_updates_that_stay_not_finite_end_the_run_and_name_what_was_in_their_bat
   }
   for sample in (sample for batch in told for sample in batch["samples"]):
     texts = known[sample["image_id"], sample["ref_id"]]
-    assert sample["sentence"] in [
+    assert sample["expression"] in [
       exchange_left_right(text) if sample["flipped"] else text for text in texts
     ]
   # What is not finite is nowhere in the log: JSON has no such numbers.

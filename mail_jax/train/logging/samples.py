@@ -73,7 +73,7 @@ class FixedSamples:
       number = int(index[row])
       self._seen[number] = {name: np.array(batch[name][row]) for name in _KEPT}
       known = batch["meta"][row] if "meta" in batch else None
-      self._sentences[number] = known["sentence"] if known else f"sentence {number}"
+      self._sentences[number] = known["expression"] if known else f"sentence {number}"
 
   def draw(self, variables: Any) -> list[Picture]:
     """What the model says now; after a whole evaluation, on all processes.
