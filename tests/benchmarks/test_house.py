@@ -88,7 +88,7 @@ def test_public_functions_are_judged_and_properties_are_not(tree):
   [
     ("Returns the masks.", True),
     ("Decodes.", True),
-    ("Samples a batch.", True),
+    ("Samples the batch.", True),
     ("Samples of a batch.", False),
     ("Names and numbers.", False),
     ("Return the masks.", False),
