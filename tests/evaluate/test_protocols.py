@@ -14,7 +14,7 @@ import refer_layout
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
-from test_segmentation_evaluator import interpolate
+from test_segmentation import interpolate
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
