@@ -5,6 +5,7 @@ Instance masks are stored as bit planes (`preprocess/bit_planes.py`), targets as
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,15 @@ class ImageRecord:
   width: int
   instances: Instances
   refs: tuple[Ref, ...]
+
+
+OBJECT_SIZES = {"small": 32**2, "medium": 96**2, "large": math.inf}
+"""COCO's object sizes: each has an area below the given number of pixels of the image."""
+
+
+def object_size(area: int) -> str:
+  """Returns the COCO size of an object with this area in pixels."""
+  return next(size for size, limit in OBJECT_SIZES.items() if area < limit)
 
 
 def no_instances(height: int, width: int) -> Instances:

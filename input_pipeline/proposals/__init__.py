@@ -1,1 +1,1 @@
-"""Commands about proposals: judge them, and clean the data of detectors."""
+"""Commands about proposals: `report` measures them, `clean_split` cleans detectors' training data."""

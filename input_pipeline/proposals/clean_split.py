@@ -1,9 +1,9 @@
-"""COCO annotations without any photo of an evaluation split, to train a detector that has not seen the answers:
+"""Writes COCO annotations without evaluation images, to train a detector that has not seen them:
 
 python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer --out clean.json
 
-A photo goes if any data set of the RefCOCO family has it in any split but train. It takes seven times the annotations'
-size in memory: 3.9 GB for 560 MB.
+An image is removed if any data set of the RefCOCO family has it in a split other than train. This
+takes seven times the size of the annotations in memory: 3.9 GB for 560 MB.
 """
 
 import argparse
@@ -23,29 +23,32 @@ _REQUIRED = {
   name: os.path.join(refer.LAYOUTS[name].folder, refer.LAYOUTS[name].refs_file)
   for name in ("refcoco_unc", "refcoco+_unc", "refcocog_umd", "refcocog_google")
 }
-_WHERE_PRESENT = {
+_OPTIONAL = {
   "refcoco_google": os.path.join("refcoco", "refs(google).p"),
   "grefcoco_unc": os.path.join("grefcoco", "grefs(unc).json"),
 }
 
 
 def add_parser(subparsers: Any) -> None:
-  """Adds the command's arguments."""
+  """Adds `clean-split`."""
   parser = add_subparser(
     subparsers,
     "clean-split",
-    "COCO annotations without the photos of evaluation splits, to train a detector on",
+    "write COCO annotations without evaluation images, to train a detector on",
     __doc__,
   )
-  parser.add_argument("--annotations", required=True, help="COCO file, such as that of train2014")
+  parser.add_argument("--annotations", required=True, help="COCO file, such as train2014's")
   parser.add_argument("--refer_root", required=True, help="folder with refcoco/, refcoco+/ ...")
-  parser.add_argument("--out", required=True, metavar="CLEAN.json", help="what is written")
+  parser.add_argument("--out", required=True, metavar="CLEAN.json", help="output file")
   parser.add_argument(
-    "--exclude", action="append", default=[], metavar="FILE",
-    help="list of more photos to take out; may be given again",
-  )  # fmt: skip
+    "--exclude",
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="list of further images to remove; can be repeated",
+  )
   parser.add_argument(
-    "--allow_missing", action="store_true", help="go on without the refs of a data set"
+    "--allow_missing", action="store_true", help="continue if the refs of a data set are missing"
   )
   parser.set_defaults(run=run)
 
@@ -54,92 +57,92 @@ def run(args: argparse.Namespace) -> None:
   """Runs the command.
 
   Raises:
-    InputError: a file is missing, is of another form, or would be overwritten; nothing is written then.
+    InputError: a file is missing, malformed, or would be overwritten; nothing is written.
   """
   _check_out(args)
-  sources = evaluation_images(args.refer_root, args.allow_missing)
-  sources |= {path: leakage.read_ids(path) for path in args.exclude}
+  excluded = evaluation_images(args.refer_root, args.allow_missing)
+  excluded |= {path: leakage.read_ids(path) for path in args.exclude}
   content = _load(args.annotations)
-  cleaned = without_images(content, frozenset[int]().union(*sources.values()))
+  cleaned = without_images(content, frozenset[int]().union(*excluded.values()))
   if not cleaned["images"]:
     raise InputError(
-      f"--annotations {args.annotations}: every photo would go; is it the right file?"
+      f"--annotations {args.annotations}: every image would be removed; is this the right file?"
     )
   atomic_files.write_whole(args.out, json.dumps(cleaned))
-  _print_table(sources, content, cleaned)
+  _print_table(excluded, content, cleaned)
   print(f"wrote {args.out}")
 
 
 def evaluation_images(refer_root: str, allow_missing: bool = False) -> dict[str, frozenset[int]]:
-  """Returns the COCO ids of the photos that each data set of the family evaluates on.
+  """Returns the COCO ids of the evaluation images of each data set.
 
   Args:
-    refer_root: the folder with `refcoco/`, `refcoco+/` and `refcocog/`; `grefcoco/` and RefCOCO's split of Google
-      are taken where they are.
-    allow_missing: whether to warn only, where the refs of a data set are not there.
+    refer_root: the folder with `refcoco/`, `refcoco+/` and `refcocog/`; `grefcoco/` and RefCOCO's
+      google split are used if they exist.
+    allow_missing: whether missing refs only cause a warning.
 
   Raises:
     InputError: refs are missing or damaged.
   """
-  found = {}
-  for name, path in (_REQUIRED | _WHERE_PRESENT).items():
+  images = {}
+  for name, path in (_REQUIRED | _OPTIONAL).items():
     path = os.path.join(refer_root, path)
     if os.path.isfile(path):
-      found[name] = _read_refs(name, path)
+      images[name] = _read_refs(name, path)
     elif name in _REQUIRED:
-      _miss(f"{path}: no such file", allow_missing)
-  return found
+      _report_missing(path, allow_missing)
+  return images
 
 
-def _miss(what: str, allowed: bool) -> None:
+def _report_missing(path: str, allowed: bool) -> None:
   if not allowed:
     raise InputError(
-      f"{what}, and a list that lacks a data set's photos would not be clean; docs/guides/datasets.md says where "
-      "to get them all, --allow_missing goes on without"
+      f"{path}: no such file; without it, the result would contain evaluation images. "
+      "docs/guides/datasets.md says where to get the refs; --allow_missing continues without them"
     )
-  print(f"warning: {what}; the photos it evaluates on are not taken out", file=sys.stderr)
+  print(f"warning: {path}: no such file; its evaluation images are not removed", file=sys.stderr)
 
 
 def _read_refs(name: str, path: str) -> frozenset[int]:
-  """The images of every ref that is not for training."""
+  """Returns the images of all refs that are not for training."""
   rows = _load_json(path) if path.endswith(".json") else untrusted_pickle.load(path)
   try:
     evaluated = [row for row in rows if row["split"] != "train"]
     ids = frozenset(row["image_id"] for row in evaluated)
     if any(type(image_id) is not int for image_id in ids):
-      raise TypeError("image_id is no whole number")
+      raise TypeError("image_id is not an integer")
   except (KeyError, TypeError) as error:
     raise InputError(
       f"{path}: not a list of refs with split and image_id ({type(error).__name__}: {error}); is it "
       "another file, renamed?"
     ) from error
-  _warn_of_excerpt(name, path, [row["split"] for row in evaluated])
+  _warn_if_incomplete(name, path, [row["split"] for row in evaluated])
   return ids
 
 
-def _warn_of_excerpt(name: str, path: str, splits: list[str]) -> None:
+def _warn_if_incomplete(name: str, path: str, splits: list[str]) -> None:
   if name not in _REQUIRED:
     return
-  lacking = [
+  incomplete = [
     f"{split} has {splits.count(split):,} of {published.refs:,} refs"
     for split, published in refer.LAYOUTS[name].splits.items()
     if published and split != "train" and splits.count(split) < published.refs
   ]
-  if lacking:
+  if incomplete:
     print(
-      f"warning: {path} is not complete ({', '.join(lacking)}): only --exclude takes "
-      "out the photos of the rest",
+      f"warning: {path} is not complete ({', '.join(incomplete)}); to remove the images of the "
+      "missing refs, list them with --exclude",
       file=sys.stderr,
     )
 
 
 def without_images(content: Mapping[str, Any], image_ids: Iterable[int]) -> dict[str, Any]:
-  """Returns COCO annotations without some images and what is annotated in them; all else is as it was."""
-  out = frozenset(image_ids)
+  """Returns COCO annotations without some images and their annotations; the rest is unchanged."""
+  removed = frozenset(image_ids)
   return {
     **content,
-    "images": [row for row in content["images"] if row["id"] not in out],
-    "annotations": [row for row in content["annotations"] if row["image_id"] not in out],
+    "images": [row for row in content["images"] if row["id"] not in removed],
+    "annotations": [row for row in content["annotations"] if row["image_id"] not in removed],
   }
 
 
@@ -155,8 +158,9 @@ def _load(path: str) -> dict[str, Any]:
     ) from error
   if strays:
     raise InputError(
-      f"--annotations {path}: annotation {strays[0].get('id')} is of image {strays[0]['image_id']}, "
-      f"which is not among its images ({len(strays):,} are so); is the file complete?"
+      f"--annotations {path}: annotation {strays[0].get('id')} belongs to image "
+      f"{strays[0]['image_id']}, which is not in the file (as in {len(strays):,} annotations); is "
+      "the file complete?"
     )
   return content
 
@@ -169,22 +173,22 @@ def _load_json(path: str) -> Any:
 
 
 def _check_out(args: argparse.Namespace) -> None:
-  refs = [os.path.join(args.refer_root, path) for path in (_REQUIRED | _WHERE_PRESENT).values()]
+  refs = [os.path.join(args.refer_root, path) for path in (_REQUIRED | _OPTIONAL).values()]
   for path in (args.annotations, *args.exclude, *refs):
     if os.path.realpath(path) == os.path.realpath(args.out):
-      raise InputError(f"--out {args.out}: that is an input; name another file")
+      raise InputError(f"--out {args.out}: this is an input file; name another one")
   if os.path.isdir(args.out):
-    raise InputError(f"--out {args.out}: that is a folder; name a file in it")
+    raise InputError(f"--out {args.out}: this is a folder; name a file in it")
 
 
 def _print_table(
-  sources: Mapping[str, frozenset[int]], before: Mapping[str, Any], after: Mapping[str, Any]
+  excluded: Mapping[str, frozenset[int]], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
-  there = {row["id"] for row in before["images"]}
-  width = max((len(name) for name in sources), default=0)
-  print("photos of evaluation splits and of excluded lists, many of them in several")
-  for name, ids in sources.items():
-    print(f"{name:{width}}{len(ids):10,}, of which taken out {len(ids & there):8,}")
-  for kind in ("images", "annotations"):
-    kept, total = len(after[kind]), len(before[kind])
-    print(f"{kind}: {total - kept:,} of {total:,} removed, {kept:,} kept")
+  images = {row["id"] for row in before["images"]}
+  width = max((len(name) for name in excluded), default=0)
+  print("evaluation images, and images of excluded lists; they overlap")
+  for name, ids in excluded.items():
+    print(f"{name:{width}}{len(ids):10,}, of which {len(ids & images):8,} removed")
+  for section in ("images", "annotations"):
+    kept, total = len(after[section]), len(before[section])
+    print(f"{section}: {total - kept:,} of {total:,} removed, {kept:,} kept")

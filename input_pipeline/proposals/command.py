@@ -1,4 +1,4 @@
-"""Commands about instance masks:
+"""Measures the quality of proposals, and removes evaluation images from a detector's training data:
 
 python -m input_pipeline.proposals report --data_dir data
 python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer --out clean.json
@@ -12,10 +12,10 @@ COMMANDS = (report, clean_split)
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Runs the command that is named first.
+  """Runs the subcommand.
 
   Raises:
-    InputError: something is wrong with what was given.
+    InputError: an argument or a file is invalid.
   """
   parser = command_parser("input_pipeline.proposals", __doc__)
   subparsers = parser.add_subparsers(required=True, metavar="COMMAND")

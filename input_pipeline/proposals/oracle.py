@@ -1,22 +1,31 @@
-"""What the best instance mask of an image is worth: the ceiling of any method that only picks a mask."""
+"""The oracle: the best instance for each target, an upper bound for methods that only select one."""
 
 import collections
 import dataclasses
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from input_pipeline import records
+from input_pipeline.records import OBJECT_SIZES, object_size
 
-CEILING = (
-  "This is the ceiling of any method that only picks a mask: every ref is given the instance mask that fits its target "
-  "best. Only better masks, or a method that draws its own, can go beyond."
+NOTE = (
+  "This is the upper bound of any method that only selects an instance: every ref is assigned the "
+  "instance that fits its target best. Only better masks, or a method that predicts its own, can "
+  "exceed it."
 )
 THRESHOLDS = (0.5, 0.75, 0.9)
-SIZES = {"small": 32**2, "medium": 96**2, "large": math.inf}
-"""COCO's sizes of objects, and the area that each stays below, in pixels of the photo."""
+HEADER = (
+  "", "refs", "mIoU", *(f"P@{x}" for x in THRESHOLDS), "images", "instances/image", "without", "s/image"
+)  # fmt: skip
+LEGEND = (
+  "percent; every ref counts once; P@X: share of refs whose best instance has an IoU of at least X; "
+  "small, medium, large: area of the target below 32 x 32, below 96 x 96, and larger, in pixels of "
+  "the image; without: images without instances; s/image: time to compute the proposals"
+)
+_SIZE_INDENT = "  "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +33,18 @@ class Match:
   """The instance that fits a target best."""
 
   iou: float
-  """In [0, 1]; 0 where no instance overlaps the target."""
+  """In [0, 1]; 0 if no instance overlaps the target."""
   instance: int | None
-  """Which one, the first of equals; None where no instance overlaps the target."""
+  """Its index, the first of equals; None if no instance overlaps the target."""
   area: int
-  """Of the target, in pixels; 0 where nothing is meant."""
+  """Area of the target in pixels; 0 without a target."""
 
 
 def match_refs(record: records.ImageRecord) -> list[Match]:
   """Returns the best instance for each ref of an image."""
   count, pixels = len(record.instances.masks), record.height * record.width
   instances = np.packbits(record.instances.masks.reshape(count, pixels), axis=1)
-  areas = _count(instances)
+  areas = _count_bits(instances)
   return [_match(np.packbits(ref.target), instances, areas) for ref in record.refs]
 
 
@@ -44,8 +53,8 @@ def _match(
   instances: UInt8[np.ndarray, "k bytes"],
   areas: Int64[np.ndarray, "k"],
 ) -> Match:
-  area = int(_count(target[None])[0])
-  intersections = _count(instances & target)
+  area = int(_count_bits(target[None])[0])
+  intersections = _count_bits(instances & target)
   if not intersections.any():
     return Match(0.0, None, area)
   ious = intersections / (areas + area - intersections)
@@ -53,17 +62,12 @@ def _match(
   return Match(float(ious[best]), best, area)
 
 
-def _count(bits: UInt8[np.ndarray, "k bytes"]) -> Int64[np.ndarray, "k"]:
+def _count_bits(bits: UInt8[np.ndarray, "k bytes"]) -> Int64[np.ndarray, "k"]:
   return np.bitwise_count(bits).sum(-1, dtype=np.int64)
 
 
-def size_of(area: int) -> str:
-  """Returns COCO's word for an object of so many pixels."""
-  return next(size for size, limit in SIZES.items() if area < limit)
-
-
-class Group:
-  """Refs of one kind, counted as they come."""
+class OracleGroup:
+  """Running metrics of a group of refs."""
 
   def __init__(self):
     self._refs = 0
@@ -71,32 +75,33 @@ class Group:
     self._reached = dict.fromkeys(THRESHOLDS, 0)
 
   def add(self, iou: float) -> None:
-    """Counts a ref."""
+    """Adds a ref."""
     self._refs += 1
     self._sum += iou
     for threshold in THRESHOLDS:
       self._reached[threshold] += iou >= threshold
 
-  def figures(self) -> dict[str, int | float | None]:
-    """Returns `refs`, `mIoU` and `P@X`, the share with an IoU of at least X; None for the figures of no refs."""
-    shares: dict[str, int | float | None] = {"refs": self._refs}
+  def metrics(self) -> dict[str, int | float | None]:
+    """Returns `refs`, `mIoU` and `P@X`, the share of refs with an IoU of at least X.
+
+    The metrics of an empty group are None.
+    """
     sums = {"mIoU": self._sum} | {f"P@{x}": count for x, count in self._reached.items()}
-    return shares | {
-      name: total / self._refs if self._refs else None for name, total in sums.items()
-    }
+    means = {name: total / self._refs if self._refs else None for name, total in sums.items()}
+    return {"refs": self._refs, **means}
 
 
-class Ceiling:
-  """The figures of a split, of which nothing but sums is kept."""
+class OracleMetrics:
+  """Running metrics of a split; only sums are kept."""
 
   def __init__(self):
     self._counts = dict.fromkeys(("images", "images_without_instances", "refs_without_target"), 0)
     self._instances = 0
-    self._groups = {name: Group() for name in ("all", *SIZES)}
+    self._groups = {name: OracleGroup() for name in ("all", *OBJECT_SIZES)}
     self._origins: collections.Counter[tuple[str, str]] = collections.Counter()
 
   def add(self, instances: records.Instances, matches: list[Match]) -> None:
-    """Counts an image; a ref that means nothing has no best mask and is left out of the figures."""
+    """Adds an image; refs without a target are only counted."""
     self._counts["images"] += 1
     self._counts["images_without_instances"] += not len(instances.masks)
     self._instances += len(instances.masks)
@@ -104,12 +109,12 @@ class Ceiling:
     for match in matches:
       if match.area:
         self._groups["all"].add(match.iou)
-        self._groups[size_of(match.area)].add(match.iou)
+        self._groups[object_size(match.area)].add(match.iou)
       else:
         self._counts["refs_without_target"] += 1
 
-  def figures(self, seconds_per_image: float | None = None) -> dict[str, Any]:
-    """Returns all figures, shares as fractions; who made the masks under `origins`, most images first."""
+  def metrics(self, seconds_per_image: float | None = None) -> dict[str, Any]:
+    """Returns all metrics as fractions, and the origins of the masks, the most frequent first."""
     images = self._counts["images"]
     return {
       **self._counts,
@@ -121,5 +126,57 @@ class Ceiling:
           self._origins.items(), key=lambda origin: (-origin[1], origin[0])
         )
       ],
-      **{name: group.figures() for name, group in self._groups.items()},
+      **{name: group.metrics() for name, group in self._groups.items()},
     }
+
+
+def table_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+  """Returns a row per split and, indented below it, one per object size; a dash for no value.
+
+  Args:
+    results: what `OracleMetrics.metrics` returned, by data set and split.
+  """
+  rows = []
+  for name, metrics in results.items():
+    per_image = [
+      f"{metrics['images']:,}",
+      _number(metrics["instances_per_image"], 1),
+      f"{metrics['images_without_instances']:,}",
+      _number(metrics["seconds_per_image"], 3),
+    ]
+    rows.append([name, *_group_cells(metrics["all"]), *per_image])
+    for size in OBJECT_SIZES:
+      rows.append([_SIZE_INDENT + size, *_group_cells(metrics[size]), *[""] * len(per_image)])
+  return rows
+
+
+def _group_cells(metrics: Mapping[str, Any]) -> list[str]:
+  shares = [_number(share, 2, 100) for name, share in metrics.items() if name != "refs"]
+  return [f"{metrics['refs']:,}", *shares]
+
+
+def _number(value: float | None, digits: int, scale: int = 1) -> str:
+  return "-" if value is None else f"{scale * value:.{digits}f}"
+
+
+def describe_origins(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Returns a line per data set: the origins of its masks, and how many refs have no target."""
+  origins: dict[str, collections.Counter[str]] = {}
+  without_target: collections.Counter[str] = collections.Counter()
+  for name, metrics in results.items():
+    dataset = name.rpartition("/")[0]
+    images = origins.setdefault(dataset, collections.Counter())
+    without_target[dataset] += metrics["refs_without_target"]
+    for row in metrics["origins"]:
+      origin = f"from {row['instances_from']}, trained on {row['instances_trained_on']}"
+      images[origin] += row["images"]
+  return [
+    f"{dataset}: masks "
+    + "; ".join(f"{origin} ({count:,} images)" for origin, count in images.most_common())
+    + (
+      f"; {skipped:,} refs without a target are left out"
+      if (skipped := without_target[dataset])
+      else ""
+    )
+    for dataset, images in origins.items()
+  ]

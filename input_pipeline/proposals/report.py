@@ -1,4 +1,4 @@
-"""How well the instance masks of prepared data sets cover what their refs mean: a table, JSON and a page of pictures.
+"""Reports how well the instances of prepared data sets cover the targets: a table, JSON and a page.
 
 python -m input_pipeline.proposals report --data_dir data --html report.html
 """
@@ -6,7 +6,7 @@ python -m input_pipeline.proposals report --data_dir data --html report.html
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -15,26 +15,23 @@ from input_pipeline import records, storage
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposals import report_page, report_table
-from input_pipeline.proposals.gallery import Gallery
-from input_pipeline.proposals.oracle import CEILING, Ceiling, match_refs
+from input_pipeline.proposals import oracle, report_page
+from input_pipeline.proposals.report_page import Gallery
 
 
 def add_parser(subparsers: Any) -> None:
-  """Adds `report` to the commands of `python -m input_pipeline.proposals`."""
+  """Adds `report`."""
   parser = add_subparser(
     subparsers,
     "report",
-    "how well masks cover what is meant: the ceiling of methods that pick one",
+    "measure how well instances cover the targets: the upper bound of methods that select one",
     __doc__,
   )
+  parser.add_argument("--data_dir", required=True, help="folder with prepared data sets")
   parser.add_argument(
-    "--data_dir", required=True, help="where input_pipeline.prepare wrote records"
+    "--dataset", nargs="+", metavar="NAME", help="data sets (default: all that are prepared)"
   )
-  parser.add_argument(
-    "--dataset", nargs="+", metavar="NAME", help="data sets (default: all that are prepared there)"
-  )
-  parser.add_argument("--json", metavar="OUT.json", help="write the figures as fractions")
+  parser.add_argument("--json", metavar="OUT.json", help="write the metrics as fractions")
   parser.add_argument("--html", metavar="OUT.html", help="write a page with 100 images drawn")
   parser.set_defaults(run=run)
 
@@ -43,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
   """Runs the command.
 
   Raises:
-    InputError: a data set is not there, or a file cannot be written where it is wanted.
+    InputError: a data set does not exist, or an output cannot be written.
   """
   names = _datasets(args.data_dir, args.dataset)
   for path in filter(None, (args.json, args.html)):
@@ -56,13 +53,14 @@ def run(args: argparse.Namespace) -> None:
   for name in names:
     for split, images in stored_records.splits(args.data_dir, name).items():
       label, stored = f"{name}/{split}", stored_records.read(args.data_dir, name, split)
-      # disable=None: no progress bar where nobody watches.
-      watched = iter(tqdm(stored, desc=label, total=images, unit=" images", disable=None))
-      results[label] = measure(label, watched, gallery).figures(timing[name].get(split))
-  print("\n".join([report_table.text(results), "", *report_table.origins(results)]))
-  print(f"({report_table.LEGEND})\n{CEILING}")
+      # disable=None: no progress bar unless standard error is a terminal.
+      encoded = iter(tqdm(stored, desc=label, total=images, unit=" images", disable=None))
+      results[label] = measure(label, encoded, gallery).metrics(timing[name].get(split))
+  rows = [oracle.HEADER, *oracle.table_rows(results)]
+  print("\n".join([_format(rows), "", *oracle.describe_origins(results)]))
+  print(f"({oracle.LEGEND})\n{oracle.NOTE}")
   if args.json:
-    text = json.dumps({"ceiling": CEILING, "splits": results}, indent=2)
+    text = json.dumps({"oracle": oracle.NOTE, "splits": results}, indent=2)
     atomic_files.write_whole(args.json, text + "\n")
     print(f"wrote {args.json}")
   if args.html:
@@ -72,36 +70,50 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _datasets(data_dir: str, wanted: list[str] | None) -> list[str]:
-  """The data sets to report on; all must be there."""
-  there = storage.prepared(data_dir)
-  if not there:
+  """Returns the data sets to report on, all of which exist."""
+  prepared = storage.prepared(data_dir)
+  if not prepared:
     raise InputError(
       f"--data_dir {data_dir}: no data set is prepared there; run "
       "`python -m input_pipeline.prepare` first (docs/guides/datasets.md)"
     )
   for name in wanted or ():
-    if name in there:
+    if name in prepared:
       continue
     if name not in storage.CONFIGS:
       raise storage.not_prepared(data_dir, name)
     raise InputError(
-      f"--dataset {name}: not prepared in {data_dir}; prepared there: {', '.join(there)}"
+      f"--dataset {name}: not prepared in {data_dir}, which has {', '.join(prepared)}"
     )
-  return list(dict.fromkeys(wanted or there))
+  return list(dict.fromkeys(wanted or prepared))
 
 
-def measure(name: str, stored: Iterator[Mapping[str, Any]], gallery: Gallery) -> Ceiling:
-  """Returns the figures of a split and shows its images to the gallery; holds one image at a time.
+def measure(
+  name: str, encoded: Iterator[Mapping[str, Any]], gallery: Gallery
+) -> oracle.OracleMetrics:
+  """Returns the metrics of a split and offers its images to the gallery, one at a time.
 
   Args:
-    name: of the data set and split, as in refcoco_unc/val.
-    stored: the fields of its records, undecoded.
+    name: data set and split, as in refcoco_unc/val.
+    encoded: the encoded records.
     gallery: chooses what is drawn.
   """
-  ceiling = Ceiling()
-  for fields in stored:
+  metrics = oracle.OracleMetrics()
+  for fields in encoded:
     record = records.decode_record(fields)
-    matches = match_refs(record)
-    ceiling.add(record.instances, matches)
+    matches = oracle.match_refs(record)
+    metrics.add(record.instances, matches)
     gallery.add(name, fields, matches)
-  return ceiling
+  return metrics
+
+
+def _format(rows: Sequence[Sequence[str]]) -> str:
+  """Returns rows as lines of aligned columns."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )

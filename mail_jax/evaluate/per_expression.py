@@ -10,7 +10,7 @@ import numpy as np
 from input_pipeline import preprocess
 from input_pipeline.common import atomic_files
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposals.oracle import SIZES
+from input_pipeline.records import OBJECT_SIZES
 from mail_jax.evaluate.protocols import PROTOCOLS, Protocol
 
 Row = dict[str, Any]
@@ -122,7 +122,7 @@ def breakdowns(columns: Columns, summary: Summary) -> dict[str, dict[str, dict[s
 def _by_size(area: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
   yield "none", area == 0
   least = 1.0
-  for name, limit in SIZES.items():
+  for name, limit in OBJECT_SIZES.items():
     yield name, (area >= least) & (area < limit)
     least = limit
 

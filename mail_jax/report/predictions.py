@@ -12,7 +12,7 @@ from input_pipeline import preprocess, records
 from input_pipeline.common import drawing, html
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.html import escape
-from input_pipeline.proposals.oracle import size_of
+from input_pipeline.records import object_size
 from mail_jax.evaluate.per_expression import Row
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
@@ -215,7 +215,9 @@ def _figure(one: Drawn, name_data: bool) -> str:
     *([row["data"]] if name_data else []),
     row["file_name"],
     f"ref {row['ref_id']}",
-    f"target of {row['area']:,} pixels ({size_of(row['area'])})" if row["area"] else "no target",
+    f"target of {row['area']:,} pixels ({object_size(row['area'])})"
+    if row["area"]
+    else "no target",
   ]
   if "no_target_probability" in row:
     facts.append(f"nothing meant: {row['no_target_probability']:.0%} sure")

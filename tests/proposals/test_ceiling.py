@@ -1,4 +1,4 @@
-"""The figures of the report on instance masks, and which images it draws."""
+"""The metrics of the report on instance masks, and which images it draws."""
 
 import dataclasses
 import re
@@ -22,26 +22,26 @@ from random_records import (
 from input_pipeline import records
 from input_pipeline.common import drawing
 from input_pipeline.proposals import report, report_page
-from input_pipeline.proposals.gallery import Gallery, Picture
-from input_pipeline.proposals.oracle import Match, match_refs, size_of
+from input_pipeline.proposals.oracle import Match, match_refs
+from input_pipeline.proposals.report_page import Gallery, GalleryItem
 
 
-def test_the_figures_are_those_of_a_loop_over_pycocotools():
+def test_the_metrics_are_those_of_a_loop_over_pycocotools():
   rows = random_records(60)
-  figures = measure_records(rows)
+  metrics = measure_records(rows)
   best = [pair for record in rows for pair in best_by_pycocotools(record)]
   for group in ("all", *SIZES):
     ious = [iou for iou, area in best if group in ("all", size_by_area(area))]
-    assert figures[group]["refs"] == len(ious) > 5
-    assert figures[group]["mIoU"] == pytest.approx(sum(ious) / len(ious))
+    assert metrics[group]["refs"] == len(ious) > 5
+    assert metrics[group]["mIoU"] == pytest.approx(sum(ious) / len(ious))
     for threshold in THRESHOLDS:
       reached = sum(iou >= threshold for iou in ious) / len(ious)
-      assert figures[group][f"P@{threshold}"] == pytest.approx(reached)
-  assert len({round(figures["all"][f"P@{threshold}"], 3) for threshold in THRESHOLDS}) == 3
-  assert figures["images"] == 60
+      assert metrics[group][f"P@{threshold}"] == pytest.approx(reached)
+  assert len({round(metrics["all"][f"P@{threshold}"], 3) for threshold in THRESHOLDS}) == 3
+  assert metrics["images"] == 60
   counts = [len(record.instances.masks) for record in rows]
-  assert figures["instances_per_image"] == pytest.approx(sum(counts) / 60)
-  assert figures["images_without_instances"] == counts.count(0) > 0
+  assert metrics["instances_per_image"] == pytest.approx(sum(counts) / 60)
+  assert metrics["images_without_instances"] == counts.count(0) > 0
 
 
 def test_the_instance_named_is_the_one_that_fits_best():
@@ -61,16 +61,16 @@ def test_targets_that_are_instances_reach_1_in_everything():
   for image_id in range(5):
     masks = make_boxes(rng, 18, 120, 140)
     rows.append(make_record(image_id, masks, masks[[17, 3]]))
-  figures = measure_records(rows)
+  metrics = measure_records(rows)
   expected = {"refs": 10, "mIoU": 1.0, "P@0.5": 1.0, "P@0.75": 1.0, "P@0.9": 1.0}
-  assert figures["all"] == expected
+  assert metrics["all"] == expected
 
 
 def test_a_target_without_instances_counts_0():
   masks = make_boxes(np.random.default_rng(0), 1, 50, 60)
-  figures = measure_records([make_record(1, masks, masks), make_record(2, masks[:0], masks)])
-  assert figures["all"] == {"refs": 2, "mIoU": 0.5, "P@0.5": 0.5, "P@0.75": 0.5, "P@0.9": 0.5}
-  assert (figures["images_without_instances"], figures["instances_per_image"]) == (1, 0.5)
+  metrics = measure_records([make_record(1, masks, masks), make_record(2, masks[:0], masks)])
+  assert metrics["all"] == {"refs": 2, "mIoU": 0.5, "P@0.5": 0.5, "P@0.75": 0.5, "P@0.9": 0.5}
+  assert (metrics["images_without_instances"], metrics["instances_per_image"]) == (1, 0.5)
 
 
 def test_a_precision_includes_its_border():
@@ -78,19 +78,19 @@ def test_a_precision_includes_its_border():
   target[0, :, :10] = True
   instance = target.copy()
   instance[0, 9] = False  # 90 of 100 pixels
-  figures = measure_records([make_record(1, instance, target)])["all"]
-  assert (figures["mIoU"], figures["P@0.9"]) == (0.9, 1.0)
+  metrics = measure_records([make_record(1, instance, target)])["all"]
+  assert (metrics["mIoU"], metrics["P@0.9"]) == (0.9, 1.0)
 
 
 def test_a_ref_without_a_target_is_left_out():
   masks = make_boxes(np.random.default_rng(0), 2, 50, 60)
   targets = np.stack([masks[0], np.zeros_like(masks[0])])
   gallery = Gallery()
-  figures = measure_records(
+  metrics = measure_records(
     [make_record(1, masks, targets), make_record(2, masks, targets[1:])], gallery
   )
-  assert (figures["all"]["refs"], figures["all"]["mIoU"]) == (1, 1.0)
-  assert (figures["images"], figures["refs_without_target"]) == (2, 2)
+  assert (metrics["all"]["refs"], metrics["all"]["mIoU"]) == (1, 1.0)
+  assert (metrics["images"], metrics["refs_without_target"]) == (2, 2)
   assert [picture.ref for picture in gallery.worst() + gallery.random()] == [0, 0]
 
 
@@ -106,21 +106,21 @@ def test_a_ref_without_a_target_is_left_out():
   ],
 )
 def test_the_sizes_are_those_of_coco(area, size):
-  assert size_of(area) == size
+  assert records.object_size(area) == size
 
 
-def test_a_size_that_no_target_has_gives_no_figures():
+def test_a_size_that_no_target_has_gives_no_metrics():
   masks = np.ones((1, 50, 60), bool)
   empty = {"refs": 0, "mIoU": None, "P@0.5": None, "P@0.75": None, "P@0.9": None}
-  figures = measure_records([make_record(1, masks, masks)])
-  assert [figures["small"], figures["large"]] == [empty, empty]
-  assert figures["medium"]["refs"] == 1
+  metrics = measure_records([make_record(1, masks, masks)])
+  assert [metrics["small"], metrics["large"]] == [empty, empty]
+  assert metrics["medium"]["refs"] == 1
 
 
 def test_masks_of_several_origins_are_counted_for_each():
   masks = np.ones((1, 5, 6), bool)
-  figures = measure_records([make_record(i, masks, masks, source="abb"[i]) for i in range(3)])
-  assert figures["origins"] == [
+  metrics = measure_records([make_record(i, masks, masks, source="abb"[i]) for i in range(3)])
+  assert metrics["origins"] == [
     {"instances_from": "b", "instances_trained_on": "ground-truth", "images": 2},
     {"instances_from": "a", "instances_trained_on": "ground-truth", "images": 1},
   ]
@@ -133,7 +133,7 @@ def _matches(*ious: float) -> list[Match]:
   return [Match(iou, 0, 9) for iou in ious]
 
 
-def _drawn(pictures: list[Picture]) -> list[tuple[int, int]]:
+def _drawn(pictures: list[GalleryItem]) -> list[tuple[int, int]]:
   return [(picture.fields["image_id"], picture.ref) for picture in pictures]
 
 
@@ -212,10 +212,10 @@ def test_a_small_mask_is_seen_on_a_large_one():
   assert abs(inside - alone).sum() < abs(inside - around).sum()
 
 
-def _pictures(record: records.ImageRecord) -> list[Picture]:
+def _pictures(record: records.ImageRecord) -> list[GalleryItem]:
   """One for each ref."""
   fields, matches = records.encode_record(record), match_refs(record)
-  return [Picture("a/b", fields, ref, match) for ref, match in enumerate(matches)]
+  return [GalleryItem("a/b", fields, ref, match) for ref, match in enumerate(matches)]
 
 
 def test_a_photo_shows_the_ref_that_it_is_drawn_for():
@@ -240,9 +240,9 @@ def test_a_caption_says_which_mask_is_best_or_why_none_is():
   page = report_page.page({}, pictures, [])
   captions = re.findall(r"<figcaption><p>(.*?)</p>", page)
   assert captions == [
-    "<strong>IoU 1.00</strong>, the best of 2 masks is number 2",
-    "<strong>IoU 0.00</strong>, no mask of 1 overlaps the target",
-    "<strong>IoU 0.00</strong>, the image has no mask",
+    "<strong>IoU 1.00</strong>, the best of 2 instances is number 2",
+    "<strong>IoU 0.00</strong>, none of 1 instances overlaps the target",
+    "<strong>IoU 0.00</strong>, the image has no instances",
   ]
   assert page.count("a/b, image 7, ref 700; target of 1,500 pixels (medium)") == 3
 

@@ -153,9 +153,9 @@ def test_it_prints_what_was_taken_out(inputs):
   assert warnings == []
   lines = printed.splitlines()
   table = {line.split()[0]: line.split()[1:] for line in lines}
-  assert table["refcoco_unc"] == ["3,", "of", "which", "taken", "out", "3"]
-  assert table["refcocog_google"] == ["1,", "of", "which", "taken", "out", "1"]
-  assert table[str(inputs.folder / "more.txt")] == ["2,", "of", "which", "taken", "out", "1"]
+  assert table["refcoco_unc"] == ["3,", "of", "which", "3", "removed"]
+  assert table["refcocog_google"] == ["1,", "of", "which", "1", "removed"]
+  assert table[str(inputs.folder / "more.txt")] == ["2,", "of", "which", "1", "removed"]
   assert "images: 4 of 6 removed, 2 kept" in lines
   assert "annotations: 9 of 13 removed, 4 kept" in lines
   assert lines[-1] == f"wrote {inputs.out}"
@@ -212,16 +212,19 @@ _DAMAGES = {
   "refs have no split": (_refs(pickle.dumps([{"image_id": 1}])), r"\(KeyError: 'split'\)"),
   "refs have names": (
     _refs(pickle.dumps([{"image_id": "a", "split": "val"}])),
-    r"image_id is no whole number",
+    r"image_id is not an integer",
   ),
   "annotations are cut": (_annotations(b'{"images": ['), r"instances\.json: not JSON"),
   "annotations are text": (_annotations(b"\xff\xfe"), r"instances\.json: not JSON"),
   "annotations are a list": (_annotations(b"[1]"), r"--annotations .*not a COCO instances file"),
   "annotations lack images": (_annotations(b'{"annotations": []}'), r"\(KeyError: 'images'\)"),
-  "an annotation has no photo": (_stray, r"annotation 1 is of image 77.*\(1 are so\)"),
+  "an annotation has no photo": (
+    _stray,
+    r"annotation 1 belongs to image 77.*\(as in 1 annotations\)",
+  ),
   "a list is cut": (_exclude(b"[1,"), r"more\.json: not a list of images"),
   "a list is not there": (lambda inputs: None, r"more\.json: No such file"),
-  "nothing is left": (_all_evaluated, r"every photo would go"),
+  "nothing is left": (_all_evaluated, r"every image would be removed"),
 }
 
 
@@ -248,7 +251,7 @@ def test_no_input_is_overwritten(inputs, which):
   refs = inputs.layouts["refcoco_unc"].refs_path
   out = {"annotations": inputs.annotations, "a link": link, "a list": more, "refs": refs}[which]
   before = {path: path.read_bytes() for path in (inputs.annotations, more, refs)}
-  with pytest.raises(InputError, match=r"--out .*that is an input; name another file"):
+  with pytest.raises(InputError, match=r"--out .*this is an input file; name another one"):
     inputs.run("--exclude", str(more), "--out", str(out))
   assert {path: path.read_bytes() for path in before} == before
 

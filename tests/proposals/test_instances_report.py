@@ -23,8 +23,8 @@ from random_records import (
 from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposals import command, report, report_page
-from input_pipeline.proposals.gallery import Gallery
-from input_pipeline.proposals.oracle import Ceiling, match_refs
+from input_pipeline.proposals.oracle import OracleMetrics, match_refs
+from input_pipeline.proposals.report_page import Gallery
 from input_pipeline.tf import stored_records
 
 
@@ -117,9 +117,9 @@ def test_the_table_the_json_and_the_page_agree(shapes_report):
     assert sum(found[size]["refs"] for size in SIZES) == row["refs"]
 
 
-def test_all_three_say_that_it_is_a_ceiling_and_where_masks_came_from(shapes_report):
-  sentence = "the ceiling of any method that only picks a mask"
-  assert sentence in shapes_report.written["ceiling"]
+def test_all_three_say_that_it_is_an_upper_bound_and_where_masks_came_from(shapes_report):
+  sentence = "the upper bound of any method that only selects an instance"
+  assert sentence in shapes_report.written["oracle"]
   assert shapes_report.printed.count(sentence) == shapes_report.page.count(sentence) == 1
   origin = shapes_report.written["splits"]["shapes/val"]["origins"][0]
   text = f"from {origin['instances_from']}, trained on {origin['instances_trained_on']} (72 images)"
@@ -150,10 +150,10 @@ def test_what_strangers_wrote_stays_text():
   sentence = "</li><script>alert('x')</script> & \"<img src=x onerror=y>\""
   record = make_record(1, masks, masks, sentence, source="<b>me</b>")
   record = dataclasses.replace(record, file_name='"><script src=x>')
-  fields, ceiling, gallery = records.encode_record(record), Ceiling(), Gallery()
-  ceiling.add(record.instances, match_refs(record))
+  fields, metrics, gallery = records.encode_record(record), OracleMetrics(), Gallery()
+  metrics.add(record.instances, match_refs(record))
   gallery.add("<i>a</i>/b", fields, match_refs(record))
-  page = report_page.page({"<i>a</i>/b": ceiling.figures()}, gallery.worst(), gallery.random())
+  page = report_page.page({"<i>a</i>/b": metrics.metrics()}, gallery.worst(), gallery.random())
   parsed = html_pages.Parsed(page)
   tags = [tag for tag, _ in parsed.tags]
   assert not {"script", "b", "i"} & set(tags)
@@ -224,7 +224,7 @@ def test_a_photo_that_cannot_be_drawn_is_named_and_the_figures_are_there(tmp_pat
     (["--dataset", "refcoco"], r"'refcoco': unknown; the known ones are shapes, refcoco_unc"),
     (
       ["--dataset", "shapes", "refcoco_unc"],
-      r"--dataset refcoco_unc: not prepared in .*; prepared there: shapes",
+      r"--dataset refcoco_unc: not prepared in .*, which has shapes",
     ),
     (["--json", "nowhere/r.json"], r"nowhere/r\.json: the folder nowhere does not exist"),
     (["--html", "nowhere/r.html"], r"nowhere/r\.html: the folder nowhere does not exist"),

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_masks
 
 from input_pipeline import records
 from input_pipeline.proposals import report
-from input_pipeline.proposals.gallery import Gallery
+from input_pipeline.proposals.report_page import Gallery
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 SIZES = ("small", "medium", "large")
@@ -88,7 +88,7 @@ def best_by_pycocotools(record: records.ImageRecord) -> list[tuple[float, int]]:
 
 def measure_records(rows: list[records.ImageRecord], gallery: Gallery | None = None) -> dict:
   fields = map(records.encode_record, rows)
-  return report.measure("refcoco_unc/val", fields, gallery or Gallery()).figures()
+  return report.measure("refcoco_unc/val", fields, gallery or Gallery()).metrics()
 
 
 def size_by_area(area: int) -> str:
