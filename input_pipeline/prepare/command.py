@@ -23,7 +23,7 @@ from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import custom, leakage
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources import jsonl, photo_set, photos, readers, scene_set
+from input_pipeline.sources import annotated_images, image_source, jsonl, readers, scene_source
 from input_pipeline.sources.source import Source
 
 # The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
@@ -152,11 +152,11 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
   """Returns what the data set is made from, quickly: the same description, the same records."""
   if args.dataset == "shapes":
     return {
-      "train_scenes": _default(args.train_scenes, scene_set.TRAIN_SCENES),
-      "eval_scenes": _default(args.eval_scenes, scene_set.EVAL_SCENES),
-      "size": _default(args.size, scene_set.SIZE),
+      "train_scenes": _default(args.train_scenes, scene_source.TRAIN_SCENES),
+      "eval_scenes": _default(args.eval_scenes, scene_source.EVAL_SCENES),
+      "size": _default(args.size, scene_source.SIZE),
       "seed": _default(args.seed, 0),
-      "noise": _default(args.noise, scene_set.NOISE),
+      "noise": _default(args.noise, scene_source.NOISE),
     }
   if (path := _own_file(args)) is not None:
     made_from = {
@@ -211,13 +211,13 @@ def _identify(path: str) -> str:
 def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   """Returns what `builder.write_dataset` reads from; checks all that can be checked in advance."""
   if args.dataset == "shapes":
-    return scene_set.SceneSet(**described, workers=args.workers)
+    return scene_source.SceneSet(**described, workers=args.workers)
   said = None if args.trained_on is None else leakage.parse(args.trained_on)
   reader = _open_reader(args)
   spec = _instances(args, reader)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
-  make = photos.PhotoMaker(
+  make = annotated_images.PhotoMaker(
     spec,
     _selection(args),
     said.text if said else "",
@@ -235,17 +235,17 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     provenance |= reader.more_metadata()
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
-  return photo_set.PhotoSet(
+  return image_source.PhotoSet(
     reader,
     described["images"],
     make,
     provenance,
     _default(args.workers, _useful_workers(proposer, reader)),
-    _default(args.batch_size, photo_set.BATCH_SIZE),
+    _default(args.batch_size, image_source.BATCH_SIZE),
   )
 
 
-def _open_reader(args: argparse.Namespace) -> photo_set.Reader:
+def _open_reader(args: argparse.Namespace) -> image_source.Reader:
   path = _own_file(args)
   if path is None:
     return readers.open_reader(args.dataset, args.refer_root, args.annotations)
@@ -259,7 +259,7 @@ def _open_reader(args: argparse.Namespace) -> photo_set.Reader:
   )
 
 
-def _instances(args: argparse.Namespace, reader: photo_set.Reader) -> str:
+def _instances(args: argparse.Namespace, reader: image_source.Reader) -> str:
   """Who makes the masks; of a user's own data those that it comes with, unless something else is asked for."""
   if not isinstance(reader, jsonl.JsonlReader):
     return args.instances
@@ -268,13 +268,13 @@ def _instances(args: argparse.Namespace, reader: photo_set.Reader) -> str:
   return spec
 
 
-def _categories(spec: str, given: str | None, reader: photo_set.Reader) -> str:
+def _categories(spec: str, given: str | None, reader: image_source.Reader) -> str:
   """The file whose list of categories the masks must keep to; a detector's results mean the refs' by default."""
   looked_up = spec.partition(":")[0] == "results"
   return given or (reader.annotations_path if looked_up else "")
 
 
-def _useful_workers(proposer: Any, reader: photo_set.Reader) -> int:
+def _useful_workers(proposer: Any, reader: image_source.Reader) -> int:
   """As many processes as there are cores, unless starting them takes longer than the work."""
   if not getattr(proposer, "parallel", False):
     return 1
@@ -282,7 +282,7 @@ def _useful_workers(proposer: Any, reader: photo_set.Reader) -> int:
   return max(1, min(parallel.available_cores(), images // _IMAGES_A_WORKER))
 
 
-def _check_images(spec: str, proposer: Any, reader: photo_set.Reader) -> None:
+def _check_images(spec: str, proposer: Any, reader: image_source.Reader) -> None:
   """Masks that are looked up must be of these photos: another set's file is told at once."""
   if not hasattr(proposer, "image_ids"):
     return

@@ -7,7 +7,7 @@ from typing import Any
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import masks, scan, schema
 from input_pipeline.custom.schema import LineError
-from input_pipeline.sources import photos
+from input_pipeline.sources import annotated_images
 
 PREFIX = "jsonl:"
 """What `--dataset` begins with."""
@@ -118,7 +118,7 @@ class JsonlReader:
     del images
     return self._scan.paths.resolve(self._paths[image_id])
 
-  def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
+  def photo(self, split: str, image_id: int, images: str) -> annotated_images.Photo:
     """Returns one photo with the refs that it has in a split, and its own instances.
 
     Args:
@@ -130,7 +130,7 @@ class JsonlReader:
     size = self._sizes[image_id]
     assert size is not None
     owner = self._instances.get(image_id)
-    return photos.Photo(
+    return annotated_images.Photo(
       self.image_path(images, image_id),
       image_id,
       *size,

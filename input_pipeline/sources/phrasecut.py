@@ -14,7 +14,7 @@ from typing import Any
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.row_index import RowIndex
-from input_pipeline.sources import photos, refer
+from input_pipeline.sources import annotated_images, refer
 
 DATASET = "phrasecut"
 FOLDER = "VGPhraseCut_v0"
@@ -82,7 +82,7 @@ class PhraseCutReader:
     """Returns the file of an image in the folder of photos."""
     return refer.photo_in(images, f"{image_id}.jpg")
 
-  def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
+  def photo(self, split: str, image_id: int, images: str) -> annotated_images.Photo:
     """Returns one photo with the refs that it has in a split.
 
     Args:
@@ -101,7 +101,7 @@ class PhraseCutReader:
       for number, task in zip(self._numbers[split][image_id], tasks, strict=True)
     ]
     size, path = self._images[image_id], self.image_path(images, image_id)
-    return photos.Photo(
+    return annotated_images.Photo(
       path, image_id, size.height, size.width, self._files[split], refs, rule="phrasecut"
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.sources import grefer, phrasecut, refer
-from input_pipeline.sources.photo_set import Reader
+from input_pipeline.sources.image_source import Reader
 
 # Providers whose masks are looked up by COCO's ids, in a file that has no others.
 _COCO_ONLY = ("coco",)

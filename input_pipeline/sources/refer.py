@@ -15,7 +15,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import untrusted_paths, untrusted_pickle
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.sources import photos
+from input_pipeline.sources import annotated_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ class RefReader:
       raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
     return photo_in(images, os.path.basename(name))
 
-  def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
+  def photo(self, split: str, image_id: int, images: str) -> annotated_images.Photo:
     """Returns one photo with the refs that it has in a split.
 
     Args:
@@ -177,7 +177,7 @@ class RefReader:
     height, width = self._annotations.size(image_id)
     refs = [self._ref(row) for row in self._rows_of[split, image_id]]
     path = self.image_path(images, image_id)
-    return photos.Photo(path, image_id, height, width, self.annotations_path, refs)
+    return annotated_images.Photo(path, image_id, height, width, self.annotations_path, refs)
 
   def _read_row(self, number: int, fields: Any) -> Row:
     """Checks what can be checked of a ref without its annotation."""
@@ -214,7 +214,7 @@ class RefReader:
     return (fields["ann_id"],), (fields["category_id"],)
 
   def _ref(self, row: Row) -> dict[str, Any]:
-    """A ref as `photos.Photo` has it; the union of its annotations is the target."""
+    """A ref as `annotated_images.Photo` has it; the union of its annotations is the target."""
     meant = self._meant(row)
     return {
       "ref_id": row.ref_id,

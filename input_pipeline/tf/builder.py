@@ -22,7 +22,7 @@ from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.progress_bar import progress_bar
 from input_pipeline.proposers import leakage
-from input_pipeline.sources import photo_set, photos, phrasecut, readers, scene_set
+from input_pipeline.sources import annotated_images, image_source, phrasecut, readers, scene_source
 from input_pipeline.sources.source import Made, Skipped, Source
 from input_pipeline.tf import tfds_settings
 
@@ -171,7 +171,7 @@ def _default_source(
   """The source for TFDS's own command, which takes no arguments of ours."""
   (name,) = (name for name, legal in storage.CONFIGS.items() if legal == config)
   if name == "shapes":
-    return scene_set.SceneSet(), {}
+    return scene_source.SceneSet(), {}
   manual = os.fspath(dl_manager.manual_dir)
   root, images = os.path.join(manual, "refer"), os.path.join(manual, "train2014")
   if name == phrasecut.DATASET:
@@ -183,13 +183,13 @@ def _default_source(
     if reader.annotations_path
     else ("none", "", "nothing")
   )
-  make = photos.PhotoMaker(proposer + argument)
+  make = annotated_images.PhotoMaker(proposer + argument)
   provenance = leakage.provenance(
     proposer, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
   )
   refs, _ = readers.locate(name, root, None)
   arguments = {"refs": ",".join(map(storage.fingerprint, refs)), "instances": proposer}
-  return photo_set.PhotoSet(reader, images, make, provenance), arguments
+  return image_source.PhotoSet(reader, images, make, provenance), arguments
 
 
 def write_dataset(

@@ -16,7 +16,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.coco import CocoProposer
 from input_pipeline.proposers.registry import UnknownImage
 from input_pipeline.proposers.results import ResultsProposer
-from input_pipeline.sources import grefer, photos, phrasecut, refer
+from input_pipeline.sources import annotated_images, grefer, phrasecut, refer
 from mail_jax.config import from_json, load_config, to_json
 from mail_jax.evaluate import per_expression
 from mail_jax.export import folder as folders
@@ -43,8 +43,8 @@ def check(read: Callable[[Any], object], content: Any) -> None:
 
 def _make_record(reader, split, image_id, images):
   photo = reader.photo(split, image_id, str(images))
-  data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
-  return photos.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
+  data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+  return annotated_images.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 
 @pytest.mark.parametrize("field", ["refs", "instances"])

@@ -13,7 +13,7 @@ from own_files import line, write_coco, write_lines, write_photo
 from input_pipeline.common import untrusted_paths
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import scan
-from input_pipeline.sources import grefer, photos, phrasecut, refer
+from input_pipeline.sources import annotated_images, grefer, phrasecut, refer
 from mail_jax.checkpoints import manifest
 from mail_jax.export import folder as exported_folder
 
@@ -114,7 +114,7 @@ def test_names_of_photos_in_annotations_lead_nowhere_else(tmp_path, dataset):
     layout.write()
     reader = reader_of(dataset, str(layout.root))
     with pytest.raises(InputError):
-      photos.read_photo(
+      annotated_images.read_photo(
         reader.image_path(str(layout.images), image_id), (refer_layout.HEIGHT, refer_layout.WIDTH)
       )
 

@@ -10,14 +10,14 @@ from input_pipeline.common import untrusted_files, untrusted_json, untrusted_pic
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
 from input_pipeline.custom.schema import LineError
-from input_pipeline.sources import photos
+from input_pipeline.sources import annotated_images
 
 READERS = {
   "a file": lambda path: untrusted_files.read(path, path, 1000),
   "JSON": untrusted_json.load_file,
   "a pickle": untrusted_pickle.load,
   "a photo": preprocess.open_image,
-  "a photo of a data set": lambda path: photos.read_photo(path, (4, 4)),
+  "a photo of a data set": lambda path: annotated_images.read_photo(path, (4, 4)),
   "a mask": lambda path: preprocess.read_masks([path], 4, 4),
 }
 

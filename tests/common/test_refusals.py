@@ -19,7 +19,7 @@ from input_pipeline.masks import phrasecut, row_index
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import tokenizer as tokenizers
 from input_pipeline.proposers import custom, none, registry
-from input_pipeline.sources import scene_set
+from input_pipeline.sources import scene_source
 from mail_jax.checkpoints import manifest
 from mail_jax.export import folder
 from mail_jax.hardware import chips
@@ -59,9 +59,9 @@ def _peak_flops():
     (lambda: custom.CustomProposer().propose([], []), "only works with --dataset jsonl:FILE"),
     (lambda: registry.open_proposer(f"{__name__}.NoProposer"), "no method propose"),
     (_selected, "proposals for 0 images, expected 1"),
-    (lambda: scene_set.SceneSet(train_scenes=0), "at least one scene"),
-    (lambda: scene_set.SceneSet(size=8), "--size 8: scenes need"),
-    (lambda: scene_set.SceneSet(seed=-1), "--seed -1: a seed is 0 or more"),
+    (lambda: scene_source.SceneSet(train_scenes=0), "at least one scene"),
+    (lambda: scene_source.SceneSet(size=8), "--size 8: scenes need"),
+    (lambda: scene_source.SceneSet(seed=-1), "--seed -1: a seed is 0 or more"),
     (lambda: tokenizers.from_file_bytes("morse", b"", "x.model"), "x.model is of the kind 'morse'"),
     (_peak_flops, "'float8' is not one of float32, bfloat16"),
     (lambda: report.main(["--count", "-1", "runs/x"]), "--count -1: it must be between 0"),

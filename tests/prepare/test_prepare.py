@@ -20,7 +20,7 @@ from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.shapes import scenes
-from input_pipeline.sources import photos, refer, scene_set
+from input_pipeline.sources import annotated_images, refer, scene_source
 from input_pipeline.tf import builder
 
 
@@ -123,7 +123,7 @@ def test_metadata_says_what_was_made(shapes_data):
 
 
 def test_the_number_of_workers_changes_no_byte(shapes_data, tmp_path):
-  alone = scene_set.SceneSet(24, 12, workers=1)
+  alone = scene_source.SceneSet(24, 12, workers=1)
   metadata = storage.read_metadata(str(shapes_data), "shapes")
   assert metadata is not None
   builder.write_dataset(str(tmp_path), "shapes", alone, metadata["arguments"])
@@ -152,8 +152,8 @@ def test_records_of_the_refcoco_family_round_trip(tmp_path, capsys):
   for split, (image_id,) in reader.splits.items():
     read = _read(tmp_path / "data", "refcoco+_unc", split)
     photo = reader.photo(split, image_id, str(layout.images))
-    data, pixels = photos.read_photo(photo.path, (HEIGHT, WIDTH))
-    expected = photos.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
+    data, pixels = annotated_images.read_photo(photo.path, (HEIGHT, WIDTH))
+    expected = annotated_images.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
     _assert_same_record(read[image_id], expected)
 
 

@@ -13,14 +13,14 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.proposals import command as instances_command
-from input_pipeline.sources import grefer, photos
+from input_pipeline.sources import annotated_images, grefer
 from input_pipeline.tf import builder, loader, stored_records
 
 
 def _record(reader, split, image_id, images):
   photo = reader.photo(split, image_id, str(images))
-  data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
-  return photos.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
+  data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+  return annotated_images.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 
 def test_several_annotations_are_united_and_none_is_an_empty_target(tmp_path):

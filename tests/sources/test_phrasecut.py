@@ -15,7 +15,7 @@ from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks import phrasecut as phrasecut_polygons
 from input_pipeline.prepare import command as prepare
-from input_pipeline.sources import photos, phrasecut
+from input_pipeline.sources import annotated_images, phrasecut
 from input_pipeline.tf import builder, stored_records
 
 points = st.tuples(st.floats(-5, WIDTH + 5), st.floats(-5, HEIGHT + 5))
@@ -99,8 +99,8 @@ def test_the_toolkits_rule_and_not_cocos_makes_the_target(tmp_path):
   layout = make_layout(tmp_path)
   reader = phrasecut.PhraseCutReader(str(layout.root))
   photo = reader.photo("train", 2000, str(layout.images))
-  data, _ = photos.read_photo(photo.path, (HEIGHT, WIDTH))
-  record = photos.make_record(photo, data, records.no_instances(HEIGHT, WIDTH))
+  data, _ = annotated_images.read_photo(photo.path, (HEIGHT, WIDTH))
+  record = annotated_images.make_record(photo, data, records.no_instances(HEIGHT, WIDTH))
   # 10 x 10 and 12 x 12 pixels with their outlines, of which 4 x 4 are shared.
   assert int(record.refs[0].target[:22, :22].sum()) == 100 + 144 - 16
 

@@ -21,7 +21,7 @@ from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
 from input_pipeline.proposers import coco
 from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources import photos, refer
+from input_pipeline.sources import annotated_images, refer
 
 rectangles = st.builds(
   lambda left, top, width, height: (left, top, left + width, top + height),
@@ -96,8 +96,8 @@ def test_run_lengths_that_do_not_cover_the_image_are_refused(counts):
 
 def _record(reader, split, image_id, layout):
   photo = reader.photo(split, image_id, str(layout.images))
-  data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
-  return photos.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
+  data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+  return annotated_images.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 
 def test_a_record_has_the_photo_its_refs_of_the_split_and_raw_sentences(tmp_path):
@@ -337,8 +337,8 @@ def test_real_refs_have_the_masks_that_pycocotools_gives(dataset, realdata):
   for split, image_ids in reader.splits.items():
     for image_id in image_ids[:12]:
       photo = reader.photo(split, image_id, str(realdata / "coco/train2014"))
-      data, pixels = photos.read_photo(photo.path, (photo.height, photo.width))
-      record = photos.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
+      data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+      record = annotated_images.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
       for ref in record.refs:
         expected = reference.annToMask(reference.loadAnns(ref.ann_ids)[0]).astype(bool)
         np.testing.assert_array_equal(ref.target, expected)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources import photos
+from input_pipeline.sources import annotated_images
 from input_pipeline.sources.source import Task
 
 BATCH_SIZE = 4
@@ -35,7 +35,7 @@ class Reader(Protocol):
     """Returns the file of an image in the folder of photos."""
     ...
 
-  def photo(self, split: str, image_id: int, images: str) -> photos.Photo:
+  def photo(self, split: str, image_id: int, images: str) -> annotated_images.Photo:
     """Returns one photo with the refs that it has in a split.
 
     Args:
@@ -53,7 +53,7 @@ class PhotoSet:
     self,
     reader: Reader,
     images: str,
-    make: photos.PhotoMaker,
+    make: annotated_images.PhotoMaker,
     provenance: dict[str, Any],
     workers: int = 1,
     batch_size: int = BATCH_SIZE,
