@@ -35,10 +35,10 @@ def read_metrics(path: str) -> Splits:
   try:
     report = json.loads(pathlib.Path(path).read_text())
   except (OSError, ValueError) as error:
-    raise InputError(f"--metrics {path}: it cannot be read ({error})") from error
+    raise InputError(f"--metrics {path}: cannot be read ({error})") from error
   splits = dict(_splits(report))
   if not splits:
-    raise InputError(f"--metrics {path}: it has no metrics; mail_jax.evaluate --json writes them")
+    raise InputError(f"--metrics {path}: has no metrics; mail_jax.evaluate --json writes them")
   return splits
 
 
@@ -108,7 +108,7 @@ result.mask  # at the photo's size
     "They take `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s] (bit k % 16 of plane k // 16: instance k),",
     "`num_instances`, `tokens` and `num_tokens` int32, and give `logits` [b, s, s] and `selection_logits` [b, k + 1]",
     "(the last one: none of them) for any b.",
-    f"`{scripts.PREPROCESSING}` makes the one from a photo, and a mask from the other.",
+    f"`{scripts.PREPROCESSING}` makes these inputs from a photo, and a mask from these outputs.",
   ])  # fmt: skip
 
 

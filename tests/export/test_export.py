@@ -113,7 +113,7 @@ def test_what_was_exported_can_be_exported_again(exported, tmp_path):
   export.main(["--checkpoint", str(exported), "--out", str(tmp_path / "again")])
   again, before = tmp_path / "again" / "model.safetensors", exported / "model.safetensors"
   assert again.read_bytes() == before.read_bytes()
-  with pytest.raises(InputError, match="holds no parameters"):
+  with pytest.raises(InputError, match="has no parameters"):
     export.export(str(exported / "model.stablehlo"), str(tmp_path / "third"))
   assert not (tmp_path / "third").exists()
 
@@ -221,14 +221,14 @@ def test_a_card_may_be_edited(exported, tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (["--format", "tflite"], r"--format 'tflite' is not one of safetensors, stablehlo"),
-    (["--format", ""], r"--format '' is not one of"),
-    (["--out", "gs://bucket/model"], r"name a folder on this machine"),
-    (["--metrics", "nowhere.json"], r"--metrics nowhere\.json: it cannot be read"),
+    (["--format", "tflite"], r"--format 'tflite': expected some of safetensors, stablehlo"),
+    (["--format", ""], r"--format '': expected some of"),
+    (["--out", "gs://bucket/model"], r"must be a folder on this machine"),
+    (["--metrics", "nowhere.json"], r"--metrics nowhere\.json: cannot be read"),
     (["--metrics", "{empty}"], r"has no metrics; mail_jax\.evaluate --json writes them"),
     (["--checkpoint", "nowhere"], r"--checkpoint nowhere: there is no"),
     (["--out", "{taken}"], r"taken is there already; add --overwrite"),
-    (["--out", "{taken}", "--overwrite"], r"not of a model that mail_jax exported"),
+    (["--out", "{taken}", "--overwrite"], r"not a model exported by mail_jax"),
     (["--out", "{empty}"], r"empty\.json is a file; name a folder"),
   ],
 )

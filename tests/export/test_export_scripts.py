@@ -1,11 +1,14 @@
 """Exported models run where there is no mail_jax, and prepare photos and text as it does."""
 
 import ast
-import importlib.util
+import importlib
 import json
 import pathlib
+import subprocess
 import sys
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import exported_models
 import jax
@@ -18,7 +21,7 @@ from PIL import Image
 
 from input_pipeline import preprocess
 from input_pipeline.preprocess import bit_planes, model_inputs, tokenizer
-from mail_jax.export import bundle, scripts
+from mail_jax.export import scripts
 from mail_jax.models.resize import resize_logits
 from mail_jax.predict.segmenter import Segmenter
 
@@ -45,15 +48,23 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def _load(text: str, folder: pathlib.Path) -> ModuleType:
-  """A module from its text."""
-  path = folder / "shipped_preprocessing.py"
-  path.write_text(text)
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  assert spec and spec.loader
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+class Shipped(NamedTuple):
+  """The preprocessing as it is shipped, imported from a copy."""
+
+  preprocess: ModuleType
+  model_inputs: ModuleType
+  tokenizer: ModuleType
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory) -> Iterator[Shipped]:
+  """A copy, imported under a name of its own."""
+  folder = tmp_path_factory.mktemp("shipped")
+  scripts.copy_preprocessing(folder / "shipped_code")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(folder))
+    names = ("preprocess", "preprocess.model_inputs", "preprocess.tokenizer")
+    yield Shipped(*(importlib.import_module(f"shipped_code.{name}") for name in names))
 
 
 @pytest.fixture(scope="module")
@@ -66,27 +77,55 @@ def tokenizers(exported) -> dict[str, tokenizer.Tokenizer]:
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "sentencepiece"])
-def pair(request, tokenizers, tmp_path_factory) -> tuple[ModuleType, tokenizer.Tokenizer, object]:
-  """What is shipped with a model of each kind of tokenizer, our tokenizer, and the shipped one."""
-  package = scripts.TOKENIZER_PACKAGES[request.param]
-  text = bundle.preprocessing(request.param, package)
-  module = _load(text, tmp_path_factory.mktemp("shipped"))
+def pair(request, tokenizers, shipped) -> tuple[Any, Any]:
+  """A tokenizer of each kind, ours and the shipped one."""
   ours = tokenizers[request.param]
-  return module, ours, module.ModelTokenizer(ours.file_bytes())
+  return ours, shipped.tokenizer.from_file_bytes(request.param, ours.file_bytes(), "vocabulary")
+
+
+def test_what_is_shipped_imports_only_numpy_and_pillow_and_the_rest_where_it_is_used(tmp_path):
+  scripts.copy_preprocessing(tmp_path / "shipped")
+  for path in (tmp_path / "shipped").rglob("*.py"):
+    inside, everywhere = set(), set()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+      names = set()
+      if isinstance(node, ast.Import):
+        names = {alias.name.partition(".")[0] for alias in node.names}
+      if isinstance(node, ast.ImportFrom) and not node.level:
+        names = {(node.module or "").partition(".")[0]}
+      everywhere |= names - sys.stdlib_module_names
+      inside |= set() if node in tree.body else names - sys.stdlib_module_names
+    assert everywhere - inside <= {"numpy", "PIL"}, path
+    assert inside <= {*scripts.TOKENIZER_PACKAGES.values(), "jaxtyping"}, path
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece"])
-def test_what_is_shipped_needs_only_what_its_first_lines_say(kind):
-  text = bundle.preprocessing(kind, scripts.TOKENIZER_PACKAGES[kind])
-  names = set()
-  for node in ast.walk(ast.parse(text)):
-    if isinstance(node, ast.Import):
-      names |= {alias.name.partition(".")[0] for alias in node.names}
-    if isinstance(node, ast.ImportFrom):
-      names.add((node.module or "").partition(".")[0])
-  allowed = {"numpy", "PIL", scripts.TOKENIZER_PACKAGES[kind]}
-  assert names - sys.stdlib_module_names <= allowed
-  assert scripts.TOKENIZER_PACKAGES[kind] in text.split('"""')[1]
+def test_what_is_shipped_runs_with_numpy_pillow_and_the_package_of_its_tokenizer(
+  tokenizers, tmp_path, kind
+):
+  scripts.copy_preprocessing(tmp_path / "shipped")
+  (tmp_path / "vocabulary").write_bytes(tokenizers[kind].file_bytes())
+  missing = {*scripts.TOKENIZER_PACKAGES.values(), "jaxtyping", "jax", "tensorflow"}
+  missing.remove(scripts.TOKENIZER_PACKAGES[kind])
+  program = f"""
+import sys
+sys.modules |= dict.fromkeys({sorted(missing)})
+import numpy as np
+from shipped.preprocess.model_inputs import prepare
+from shipped.preprocess.tokenizer import from_file_bytes
+tokenizer = from_file_bytes({kind!r}, open("vocabulary", "rb").read(), "vocabulary")
+pixels, masks = np.zeros((6, 8, 3), np.uint8), np.ones((2, 6, 8), bool)
+inputs, _ = prepare(
+  pixels, ["the red star"], masks, tokenizer, image_size=16, max_instances=4, max_tokens=8
+)
+print(inputs["num_tokens"][0])
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+  )
+  expected = tokenizers[kind](["the red star"], 8)[1][0]
+  assert (done.stdout.strip(), done.stderr) == (str(expected), "")
 
 
 @given(
@@ -95,14 +134,14 @@ def test_what_is_shipped_needs_only_what_its_first_lines_say(kind):
   count=st.integers(0, 20),
   seed=st.integers(0, 9),
 )
-def test_shipped_code_prepares_what_ours_prepares(pair, size, height, count, seed):
-  shipped, ours, theirs = pair
+def test_shipped_code_prepares_what_ours_prepares(shipped, pair, size, height, count, seed):
+  ours, theirs = pair
   rng = np.random.default_rng(seed)
   pixels = rng.integers(0, 256, (height, size, 3), np.uint8)
   masks = rng.random((count, height, size)) < 0.5
   arguments = {"image_size": 32, "max_instances": 18, "max_tokens": 8}
   expected, cut = model_inputs.prepare(pixels, TEXTS, masks, ours, **arguments)
-  found, also_cut = shipped.prepare(pixels, TEXTS, masks, theirs, **arguments)
+  found, also_cut = shipped.model_inputs.prepare(pixels, TEXTS, masks, theirs, **arguments)
   assert set(found) == set(expected)
   for name, value in expected.items():
     assert found[name].dtype == value.dtype
@@ -183,8 +222,8 @@ def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> No
       found = np.asarray(image)
     assert set(np.unique(found)) <= {0, 255}
     exported_models.assert_same_mask(found > 0, expected.probability)
-    chosen = "no instance" if expected.chosen is None else f"instance {expected.chosen + 1}"
-    assert f"{chosen} of {0 if instances is None else 4} chosen" in printed
+    selected = "no instance" if expected.chosen is None else f"instance {expected.chosen + 1}"
+    assert f"{selected} of {0 if instances is None else 4} selected" in printed
   assert len(script.read_text().splitlines()) <= 45
 
 
@@ -198,8 +237,10 @@ def test_the_script_of_onnx_runs_without_us(exported_onnx, tmp_path):
   _check_script(exported_onnx, tmp_path, "onnx")
 
 
-def test_real_sentences_become_the_same_tokens_and_real_photos_the_same_pixels(realdata, pair):
-  shipped, ours, theirs = pair
+def test_real_sentences_become_the_same_tokens_and_real_photos_the_same_pixels(
+  realdata, shipped, pair
+):
+  ours, theirs = pair
   refs = json.loads((realdata / "refcocos" / "refcocos.json").read_text())
   texts = sorted({text for text in _strings(refs) if text.strip()})[:400]
   assert len(texts) >= 50
@@ -207,9 +248,9 @@ def test_real_sentences_become_the_same_tokens_and_real_photos_the_same_pixels(r
     np.testing.assert_array_equal(found, expected)
   for path in sorted((realdata / "coco/train2014").glob("*.jpg"))[:12]:
     pixels = preprocess.open_image(str(path))
-    np.testing.assert_array_equal(shipped.open_image(str(path)), pixels)
+    np.testing.assert_array_equal(shipped.preprocess.open_image(str(path)), pixels)
     np.testing.assert_array_equal(
-      shipped.resize_image(pixels, 96), preprocess.resize_image(pixels, 96)
+      shipped.preprocess.resize_image(pixels, 96), preprocess.resize_image(pixels, 96)
     )
 
 
