@@ -1,4 +1,4 @@
-"""`python -m mail_jax`: the program `mail-jax`, where it is not installed."""
+"""Runs `python -m mail_jax`: the program `mail-jax`, where it is not installed."""
 
 from mail_jax.cli import main
 

@@ -1,1 +1,1 @@
-"""What everything else rests on: errors, files, drawings, the command line; imports nothing of ours."""
+"""What every other folder may use; imports nothing of ours."""

@@ -2,37 +2,43 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
 
+import filelock
+
 from input_pipeline.common.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk, or of what the user may have of it
-STAGING = ".incomplete-"  # how the folders begin in which something is being written
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk or an exhausted quota."""
+
+STAGING = ".incomplete-"
+"""Prefix of folders that are being written."""
+
+_LOCK = ".lock"
 
 
-def refused(error: OSError, path: str | os.PathLike, needed: int = 0) -> str:
-  """Why the system refuses to write, in words; on a full disk also how much is free and how much is needed.
+def describe_error(error: OSError, path: str | os.PathLike, needed: int = 0) -> str:
+  """Returns why the system refuses to write; for a full disk, also the free and needed space.
 
   Args:
-    error: what it said.
+    error: what the system raised.
     path: what was to be written.
-    needed: bytes, at least; 0 where nobody knows.
+    needed: bytes, at least; 0 if unknown.
   """
   reason = error.strerror or str(error)
-  return f"{reason}: {space(path, needed)}" if error.errno in FULL else reason
+  return f"{reason}: {describe_space(path, needed)}" if error.errno in FULL else reason
 
 
-def space(path: str | os.PathLike, needed: int) -> str:
-  """How much is free where a path is, or will be, and how much is needed."""
-  place = pathlib.Path(path).absolute()
-  while not place.exists():
-    place = place.parent
-  free = f"{_megabytes(shutil.disk_usage(place).free)} free"
+def describe_space(path: str | os.PathLike, needed: int) -> str:
+  """Returns the free space where a path is or will be, and the needed space."""
+  parent = pathlib.Path(path).absolute()
+  while not parent.exists():
+    parent = parent.parent
+  free = f"{_megabytes(shutil.disk_usage(parent).free)} free"
   return f"{free}, at least {_megabytes(needed)} needed" if needed else free
 
 
@@ -41,22 +47,22 @@ def _megabytes(count: int) -> str:
 
 
 def size_of(path: pathlib.Path) -> int:
-  """Bytes of a file, or of all files in a folder; 0 where there is none."""
+  """Returns the bytes of a file, or of all files in a folder; 0 if it does not exist."""
   files = path.rglob("*") if path.is_dir() else [path]
   return sum(file.stat().st_size for file in files if file.is_file())
 
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a temporary name to write to; what was written there gets its own name when the context ends well.
+  """Yields a temporary path; the file gets its final name when the context ends without error.
 
-  The folder is made where it is missing.
+  The folder is created if it is missing.
 
   Raises:
-    InputError: the system refuses it; what stood there before still does.
+    InputError: the system refuses to write; an earlier file of that name is unchanged.
   """
   target = pathlib.Path(path)
-  # The ending stays: it tells some writers what to write.
+  # Keeps the extension, by which some writers choose a format.
   temporary = target.with_name(f".{os.getpid()}.{target.name}")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,20 +70,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     os.replace(temporary, target)
   except OSError as error:
     written = 0
-    with contextlib.suppress(OSError):  # where no file can be, none was written
+    with contextlib.suppress(OSError):  # where there can be no file, none was written
       written = size_of(temporary)
       temporary.unlink(missing_ok=True)
-    raise InputError(f"{path} cannot be written: {refused(error, path, written)}") from error
+    raise InputError(f"{path} cannot be written: {describe_error(error, path, written)}") from error
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
 
 
 def check_folder(path: str | os.PathLike) -> None:
-  """Looks whether a file can be put where it is wanted, before anything takes long.
+  """Checks that a file can be written to a path, before any long work.
 
   Raises:
-    InputError: there is no such folder, it is not to be written to, or the name is that of a folder.
+    InputError: its folder does not exist or is not writable, or the path is a folder.
   """
   target = pathlib.Path(path)
   if not target.parent.is_dir():
@@ -85,7 +91,7 @@ def check_folder(path: str | os.PathLike) -> None:
   if target.is_dir():
     raise InputError(f"{path} is a folder; name a file in it")
   if not os.access(target.parent, os.W_OK):
-    raise InputError(f"{path}: the folder {target.parent} cannot be written to; choose another")
+    raise InputError(f"{path}: the folder {target.parent} is not writable; choose another")
 
 
 def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
@@ -96,16 +102,17 @@ def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[pathlib.Path]:
-  """Gives a folder to write to, which gets its own name when the context ends well.
+  """Yields a temporary folder, which gets its final name when the context ends without error.
 
-  After an error or an interrupt nothing of it is left. What a killed process left is removed by the next one.
+  After an error or an interrupt nothing is left of it. The leftovers of a killed process are
+  removed by the next one.
 
   Args:
-    path: of the folder; its parents are made where they are missing.
-    overwrite: replaces what stands there, at the very end.
+    path: of the folder; missing parents are created.
+    overwrite: replaces an existing folder, at the very end.
 
   Raises:
-    InputError: something stands there already, or the system refuses it; what stood there before still does.
+    InputError: the folder exists, or the system refuses to write; an earlier folder is unchanged.
   """
   target = pathlib.Path(path)
   check_free(target, overwrite)
@@ -127,40 +134,41 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[p
   except OSError as error:
     written = size_of(staging / "new")
     shutil.rmtree(staging, ignore_errors=True)
-    raise InputError(f"{path} cannot be written: {refused(error, path, written)}") from error
+    raise InputError(f"{path} cannot be written: {describe_error(error, path, written)}") from error
   finally:
     shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
-  """Looks whether a folder can be put where it is wanted, before anything takes long.
+  """Checks that a folder can be written to a path, before any long work.
 
   Raises:
-    InputError: something stands there, and is not to be replaced.
+    InputError: something exists there and must not be replaced.
   """
   target = pathlib.Path(path)
   if target.exists() and not target.is_dir():
     raise InputError(f"{path} is a file; name a folder")
   if target.exists() and not overwrite and any(target.iterdir()):
-    raise InputError(f"{path} is there already; add --overwrite to replace it")
+    raise InputError(f"{path} already exists; add --overwrite to replace it")
 
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[bool]:
-  """Holds a folder's lock, which the system drops with the process; yields whether it was free."""
-  handle = os.open(folder, os.O_RDONLY)
+  """Locks a folder for as long as the process lives; yields whether it was free."""
+  lock = filelock.FileLock(os.path.join(folder, _LOCK))
   try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      yield True
-    except BlockingIOError:
-      yield False
+    lock.acquire(blocking=False)
+  except filelock.Timeout:
+    yield False
+    return
+  try:
+    yield True
   finally:
-    os.close(handle)
+    lock.release()
 
 
 def remove_abandoned(parent: str) -> None:
-  """Removes what killed processes left in a folder; a staging folder whose writer lives is locked."""
+  """Removes what killed processes left in a folder; staging folders of live writers are locked."""
   for path in pathlib.Path(parent).glob(STAGING + "*"):
     with contextlib.suppress(FileNotFoundError), locked(str(path)) as free:
       if free:

@@ -1,4 +1,4 @@
-"""Folders on this machine's disk and in buckets, gs:// and s3://, by the same name on the command line."""
+"""Folders on local disks and in buckets, gs:// and s3://."""
 
 import importlib.util
 import os
@@ -8,45 +8,45 @@ from etils import epath
 
 from input_pipeline.common.errors import InputError
 
-# Opens addresses with fsspec, where TensorFlow would be imported for it otherwise. etils looks at this once, when any
-# path is first used, so it has to be said before.
+# Opens addresses with fsspec, for which etils would import TensorFlow otherwise. etils reads this
+# once, when the first path is used, so it must be set before.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
-# Scheme of an address: the package that opens it, which is also the name of our extra for it.
+# Scheme of an address: the package that opens it, and the extra of ours that installs it.
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether this is an address of a bucket and not a path on this machine."""
+  """Tells whether this is the address of a bucket rather than a local path."""
   return "://" in os.fspath(path)
 
 
 def folder(path: str, option: str) -> epath.Path:
-  """Opens a folder by its path or address; nothing is read or made.
+  """Opens a folder by its path or address; nothing is read or created.
 
   Args:
-    path: a path on this machine, `gs://bucket/...` or `s3://bucket/...`.
-    option: of the command line that named it, for the message.
+    path: a local path, `gs://bucket/...` or `s3://bucket/...`.
+    option: the command-line option with the path, for error messages.
 
   Raises:
-    InputError: another kind of address, or the package for it is not installed.
+    InputError: another scheme, or the package for it is not installed.
   """
   if not is_remote(path):
     return epath.Path(pathlib.Path(path).absolute())
   scheme = path.partition("://")[0]
   if scheme not in _PACKAGES:
-    raise InputError(f"{option} {path}: {scheme}:// is not a place we know; use gs:// or s3://")
+    raise InputError(f"{option} {path}: {scheme}:// is not supported; use gs:// or s3://")
   package, extra = _PACKAGES[scheme]
   if importlib.util.find_spec(package) is None:
     raise InputError(
       f"{option} {path}: {scheme}:// needs the package {package}; pip install 'mail_jax[{extra}]'"
     )
-  _look_anew(scheme)
+  _disable_listings_cache(scheme)
   return epath.Path(path.rstrip("/"))
 
 
 def rename(path: epath.Path, target: epath.Path) -> None:
-  """Renames a folder; in a bucket all of it is copied first, by the bucket itself, and then removed."""
+  """Renames a folder; in a bucket, by copying it on the server and removing the original."""
   if not is_remote(path):
     path.rename(target)
     return
@@ -59,8 +59,8 @@ def rename(path: epath.Path, target: epath.Path) -> None:
   files.rm(old, recursive=True)
 
 
-def _look_anew(scheme: str) -> None:
-  """Keeps fsspec from remembering what is in a folder: others write there too, such as TensorStore."""
+def _disable_listings_cache(scheme: str) -> None:
+  """Keeps fsspec from caching folder contents: others write there too, such as TensorStore."""
   from fsspec.config import conf
 
   for protocol in (scheme, {"gs": "gcs"}.get(scheme, scheme)):

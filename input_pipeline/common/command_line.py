@@ -1,11 +1,13 @@
-"""What the commands share: their names, and parsers that show how each is called.
+"""The commands: their names, and parsers whose help shows how each is called.
 
-`python -m mail_jax.train` and `mail-jax train` are the same. Docstrings have examples in the first form; whoever called
-the second is shown them in the second.
+`python -m mail_jax.train` and `mail-jax train` are the same command. Docstrings have examples in
+the first form; the help of the program `mail-jax` shows them in the second.
 """
 
 import argparse
-import sys
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 PROGRAM = "mail-jax"
@@ -16,42 +18,61 @@ class Command(NamedTuple):
 
   Attributes:
     module: what comes after `python -m`.
-    summary: what it does, in a line.
-    interrupted: what it says after Ctrl-C.
-    several: whether it runs on several processes, of which one that fails takes the others along.
-    dies: whether Ctrl-C ends the process as it is: nothing is half done, and a compiler listens to nothing for minutes.
+    summary: what it does, in one line.
+    interrupted: printed after Ctrl-C.
+    several: whether it runs on several processes; if one fails, it ends the others.
+    killable: whether Ctrl-C kills the process at once: it leaves nothing half done, and compilers
+      ignore interrupts for minutes.
   """
 
   module: str
   summary: str
   interrupted: str = "interrupted"
   several: bool = False
-  dies: bool = False
+  killable: bool = False
 
 
-# In the order of a newcomer's path.
+# In the order in which a newcomer needs them.
 COMMANDS = {
   "prepare": Command(
     "input_pipeline.prepare",
-    "photos, expressions and instance masks to records",
+    "convert images, expressions and instance masks to records",
     "interrupted: nothing was written",
   ),
-  "own-data": Command("input_pipeline.custom", "check, draw and convert data of your own"),
-  "instances": Command("input_pipeline.proposals", "judge instance masks; clean detectors' data"),
+  "custom": Command("input_pipeline.custom", "validate, draw and convert custom data"),
+  "proposals": Command(
+    "input_pipeline.proposals", "evaluate instance masks; clean a detector's training data"
+  ),
   "tokenizer": Command("input_pipeline.tokenizer", "train a SentencePiece model"),
-  "convert-vilt": Command("mail_jax.pretrained.vilt", "weights of ViLT to a file to start from"),
-  "train": Command("mail_jax.train", "train, or go on with a run", several=True),
-  "evaluate": Command("mail_jax.evaluate", "metrics; whether two models differ", several=True),
-  "report": Command("mail_jax.report", "a page about a run"),
+  "convert-vilt": Command("mail_jax.pretrained.vilt", "convert ViLT's weights to start from"),
+  "train": Command("mail_jax.train", "train a model, or resume a run", several=True),
+  "evaluate": Command(
+    "mail_jax.evaluate", "compute metrics, or compare two evaluations", several=True
+  ),
+  "report": Command("mail_jax.report", "write an HTML report about a run"),
   "predict": Command(
     "mail_jax.predict",
-    "masks for photos and expressions",
-    "interrupted; of several photos, the same command goes on",
+    "predict masks for images and expressions",
+    "interrupted; with several images, run the same command again to resume",
   ),
-  "app": Command("mail_jax.app", "a page to try a model in the browser", "ended"),
-  "export": Command("mail_jax.export", "a model to share, and to run elsewhere"),
-  "plan": Command("mail_jax.plan", "what training needs on TPUs that one does not own", dies=True),
+  "app": Command("mail_jax.app", "serve a web page to try a model", "stopped"),
+  "export": Command("mail_jax.export", "export a model to share it or to run it elsewhere"),
+  "plan": Command(
+    "mail_jax.plan", "estimate memory and step time on TPUs, without TPUs", killable=True
+  ),
 }
+
+_in_program: contextvars.ContextVar[bool] = contextvars.ContextVar("in_program", default=False)
+
+
+@contextlib.contextmanager
+def as_program() -> Iterator[None]:
+  """Shows commands as `mail-jax NAME` in the help texts of parsers made inside the context."""
+  token = _in_program.set(True)
+  try:
+    yield
+  finally:
+    _in_program.reset(token)
 
 
 def command_parser(module: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
@@ -60,11 +81,11 @@ def command_parser(module: str, description: str | None, **options: Any) -> argp
   Args:
     module: what comes after `python -m`.
     description: the module's docstring, with examples.
-    options: more of `argparse.ArgumentParser`.
+    **options: passed to `argparse.ArgumentParser`.
   """
   return argparse.ArgumentParser(
-    prog=as_called(f"python -m {module}"),
-    description=as_called(description or ""),
+    prog=_as_called(f"python -m {module}"),
+    description=_as_called(description or ""),
     formatter_class=argparse.RawDescriptionHelpFormatter,
     **options,
   )
@@ -73,25 +94,24 @@ def command_parser(module: str, description: str | None, **options: Any) -> argp
 def add_subparser(
   subparsers: Any, name: str, summary: str, description: str | None
 ) -> argparse.ArgumentParser:
-  """Adds a command to a command, and returns its parser.
+  """Adds a subcommand to a command and returns its parser.
 
   Args:
     subparsers: what `add_subparsers` returned.
-    name: the command.
-    summary: a line, for the list of commands.
+    name: of the subcommand.
+    summary: one line, for the list of subcommands.
     description: what it does, with examples.
   """
   return subparsers.add_parser(
     name,
     help=summary,
-    description=as_called(description or ""),
+    description=_as_called(description or ""),
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
 
 
-def as_called(text: str) -> str:
-  """A text in which commands stand as the user called this one: as modules, or as `mail-jax NAME`."""
-  if not sys.argv[0].startswith(f"{PROGRAM} "):
+def _as_called(text: str) -> str:
+  if not _in_program.get():
     return text
   for name, command in COMMANDS.items():
     text = text.replace(f"python -m {command.module}", f"{PROGRAM} {name}")

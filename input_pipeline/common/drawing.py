@@ -1,4 +1,4 @@
-"""Pictures for people: overlays and contact sheets."""
+"""Images for people: overlays and contact sheets."""
 
 import colorsys
 import io
@@ -11,11 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.common import atomic_files
 from input_pipeline.common.errors import InputError
-from input_pipeline.preprocess import nearest_indices
 
 PREDICTION = (30, 110, 255)
 TARGET = (255, 255, 255)
-CHOSEN = (255, 200, 0)
+SELECTED = (255, 200, 0)
+LEGEND = "blue: prediction, white: outline of the target, yellow: outline of the selected instance"
+"""The colours of `overlay`."""
 
 
 def tint(
@@ -24,7 +25,7 @@ def tint(
   colour: tuple[int, int, int],
   strength: float = 0.5,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Lays a colour over the mask; strength is its share, in [0, 1]."""
+  """Blends a colour into the mask; `strength` is its share, in [0, 1]."""
   mixed = image * (1 - strength) + np.array(colour) * strength
   return np.where(mask[..., None], mixed, image).astype(np.uint8)
 
@@ -35,7 +36,7 @@ def outline(
   colour: tuple[int, int, int],
   width: int = 1,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Draws the inner edge of the mask, `width` pixels wide, with a dark line around it for contrast."""
+  """Draws the inner edge of the mask, `width` pixels wide, with a dark line around it."""
   inner = mask.copy()
   for _ in range(width):
     inner = _erode(inner)
@@ -54,13 +55,13 @@ def overlay(
   image: UInt8[np.ndarray, "h w 3"],
   prediction: Bool[np.ndarray, "h w"],
   target: Bool[np.ndarray, "h w"] | None = None,
-  chosen: Bool[np.ndarray, "h w"] | None = None,
+  selected: Bool[np.ndarray, "h w"] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """The prediction in blue, the outline of the chosen instance in yellow, that of the target in white."""
+  """Tints the prediction; outlines the selected instance and the target. See `LEGEND`."""
   width = max(1, round(max(image.shape[:2]) / 300))
   result = tint(image, prediction, PREDICTION)
-  if chosen is not None:
-    result = outline(result, chosen, CHOSEN, width)
+  if selected is not None:
+    result = outline(result, selected, SELECTED, width)
   return result if target is None else outline(result, target, TARGET, width)
 
 
@@ -70,42 +71,40 @@ def instance_overlay(
   target: Bool[np.ndarray, "h w"],
   best: int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Each instance in a colour of its own, the outline of the best in yellow, that of the target in white inside it."""
+  """Tints each instance; outlines the best one in yellow and, inside it, the target in white."""
   width = max(1, round(max(image.shape[:2]) / 300))
-  # The largest first, so that what lies on it is seen.
+  # The largest first, so that it does not hide the others.
   for k in np.argsort(-instances.sum((1, 2)), kind="stable"):
     image = tint(image, instances[k], _instance_colour(int(k)), 0.45)
   if best is not None:
-    image = outline(image, instances[best], CHOSEN, 3 * width)
+    image = outline(image, instances[best], SELECTED, 3 * width)
   return outline(image, target, TARGET, width)
 
 
 def _instance_colour(number: int) -> tuple[int, int, int]:
-  """Hues a golden section apart: neighbours differ, and none comes back."""
+  """Returns one of a series of hues a golden ratio apart: neighbours differ, and none repeats."""
   red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9, 1)
   return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def fitting_size(height: int, width: int, side: int) -> tuple[int, int]:
-  """Returns (width, height) of a picture of the same shape whose longer side has `side` pixels."""
+  """Returns (width, height) of an image of the same aspect ratio whose longer side is `side`."""
   scale = side / max(height, width)
   return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def encode_jpeg(picture: UInt8[np.ndarray, "h w 3"], quality: int = 80) -> bytes:
-  """Writes a picture as a JPEG of middling quality, or another of 1 to 95; the same bytes for the same pixels."""
+def encode_jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int = 80) -> bytes:
+  """Encodes an image as JPEG, at a quality of 1 to 95; equal pixels give equal bytes."""
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, format="JPEG", quality=quality, optimize=True)
+  Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, optimize=True)
   return buffer.getvalue()
 
 
 def stretch(
   image: Shaped[np.ndarray, "h w ..."], size: tuple[int, int]
 ) -> Shaped[np.ndarray, "y x ..."]:
-  """Resizes a picture or a mask to (width, height), each pixel kept as it is."""
-  width, height = size
-  rows, cols = nearest_indices(image.shape[0], height), nearest_indices(image.shape[1], width)
-  return image[rows[:, None], cols]
+  """Resizes an image or a mask to (width, height) by nearest neighbour."""
+  return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
 
 
 def contact_sheet(
@@ -114,12 +113,12 @@ def contact_sheet(
   columns: int = 6,
   side: int = 240,
 ) -> Image.Image:
-  """A sheet of pictures with captions of up to three lines below.
+  """Returns a sheet of images with captions of up to three lines below.
 
   Args:
-    tiles: the pictures, at most `side` pixels on a side.
-    captions: one a picture; line breaks are kept, long lines wrapped.
-    columns: pictures in a row.
+    tiles: the images, at most `side` pixels on a side.
+    captions: one per image; line breaks are kept, long lines wrapped.
+    columns: images per row.
     side: of a cell, in pixels.
   """
   font, line = ImageFont.load_default(13), 16
@@ -148,28 +147,23 @@ def _wrap(caption: str, font, width: int) -> list[str]:
 
 
 def check_writable(path: str) -> None:
-  """Looks whether a picture can be written, before anything takes long.
+  """Checks that an image can be written to a path, before any long work.
 
   Raises:
-    InputError: there is no such folder, or no such kind of picture.
+    InputError: there is no such folder, or the file name's extension is not an image format.
   """
   atomic_files.check_folder(path)
-  ending = os.path.splitext(path)[1].lower()
-  if Image.registered_extensions().get(ending) not in Image.SAVE:
-    raise InputError(f"{path}: unknown kind of picture {ending!r}; use .png")
+  extension = os.path.splitext(path)[1].lower()
+  if Image.registered_extensions().get(extension) not in Image.SAVE:
+    raise InputError(f"{path}: unknown image format {extension!r}; use .png")
 
 
-def save(picture: Image.Image, path: str) -> None:
-  """Writes a picture whole or not at all.
+def save(image: Image.Image, path: str) -> None:
+  """Writes an image whole or not at all.
 
   Raises:
     InputError: see `check_writable`; or the system refuses to write it.
   """
   check_writable(path)
   with atomic_files.whole_file(path) as temporary:
-    picture.save(temporary)
-
-
-def legend() -> str:
-  """What the colours of `overlay` mean."""
-  return "blue: prediction, white: outline of the target, yellow: outline of the chosen instance"
+    image.save(temporary)

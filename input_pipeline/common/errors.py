@@ -1,4 +1,4 @@
-"""What is wrong with a user's input: one clear line, exit code 2."""
+"""Invalid user input: one clear line, exit code 2."""
 
 import sys
 from collections.abc import Callable
@@ -9,11 +9,11 @@ class InputError(ValueError):
 
 
 def run_command(main: Callable[[], None], interrupted: str = "") -> None:
-  """Runs a command and turns an `InputError` into one line on stderr and exit code 2.
+  """Runs a command; an `InputError` becomes one line on stderr and exit code 2.
 
   Args:
-    main: the command; anything but an `InputError` that it raises is a defect and keeps its traceback.
-    interrupted: what to say after Ctrl-C, with exit code 130; without it Ctrl-C keeps its traceback.
+    main: the command; any other exception is a bug and keeps its traceback.
+    interrupted: printed after Ctrl-C, with exit code 130; without it, Ctrl-C keeps its traceback.
   """
   try:
     main()

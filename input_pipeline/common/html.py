@@ -1,6 +1,7 @@
-"""A page that needs nothing but itself: one HTML file without a program in it, its pictures inside, for light and dark.
+"""Self-contained HTML pages: one file without scripts, images embedded, for light and dark screens.
 
-What the reports share: the frame, the look, tables, pictures. Whatever strangers wrote goes through `escape`.
+What the reports share: the page's frame and style, tables, images. Text from users goes through
+`escape`.
 """
 
 import base64
@@ -13,18 +14,22 @@ from jaxtyping import UInt8
 
 from input_pipeline.common import drawing
 
-_LOOK = """
+_STYLE = """
 :root {
-  color-scheme: light dark; font: 100%/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
-  --paper: #f7f7f5; --card: #fff; --ink: #1b1f24; --quiet: #57606a; --line: #d8dbdf; --accent: #1f5fd0;
+  color-scheme: light dark;
+  font: 100%/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  --paper: #f7f7f5; --card: #fff; --ink: #1b1f24;
+  --quiet: #57606a; --line: #d8dbdf; --accent: #1f5fd0;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --paper: #14171a; --card: #1d2125; --ink: #e8eaed; --quiet: #a3abb4; --line: #363c43; --accent: #82b1ff;
+    --paper: #14171a; --card: #1d2125; --ink: #e8eaed;
+    --quiet: #a3abb4; --line: #363c43; --accent: #82b1ff;
   }
 }
 * { box-sizing: border-box }
-body { background: var(--paper); color: var(--ink); margin: 0 auto; max-width: 82rem; padding: 1.25rem }
+body { background: var(--paper); color: var(--ink) }
+body { margin: 0 auto; max-width: 82rem; padding: 1.25rem }
 h1, h2, h3 { line-height: 1.2; text-wrap: balance }
 h1 { font-size: 1.75rem; margin: .5rem 0 }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem }
@@ -35,7 +40,8 @@ a { color: var(--accent) }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0 }
 caption { color: var(--quiet); font-size: .85rem; padding: .2rem 0; text-align: left }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: right; white-space: nowrap }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem }
+th, td { text-align: right; white-space: nowrap }
 thead th { color: var(--quiet); font-size: .85rem; font-weight: 600; vertical-align: bottom }
 tbody th { font-weight: 600 }
 th:first-child { padding-left: .2rem; text-align: left }
@@ -43,33 +49,35 @@ th.inner { font-weight: 400; padding-left: 1.4rem }
 .small { color: var(--quiet); font-size: .85rem }
 .pictures { align-items: start; display: grid; gap: 1.1rem; margin: 1rem 0 }
 .pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)) }
-figure { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; margin: 0; overflow: hidden }
+figure { background: var(--card); border: 1px solid var(--line) }
+figure { border-radius: .5rem; margin: 0; overflow: hidden }
 figure img { display: block; height: auto; width: 100% }
 figure img { background: var(--line); max-height: 28rem; object-fit: contain }
 figcaption { padding: .6rem .85rem .8rem }
 figcaption p { margin: 0; overflow-wrap: anywhere }
 ul { margin: .4rem 0 0; padding-left: 1.2rem }
 li { overflow-wrap: anywhere }
-.mark { border: 2px solid #000; display: inline-block; height: .8em; outline: 1px solid #888; width: .8em }
+.mark { border: 2px solid #000; display: inline-block; outline: 1px solid #888 }
+.mark { height: .8em; width: .8em }
 .target { background: #fff }
 .chosen { background: #ffc800 }
 """
 
 
 def escape(text: str) -> str:
-  """Returns text, whoever wrote it, as what may stand anywhere in a page, between quotes too."""
+  """Escapes text for use anywhere in a page, also in quoted attributes."""
   return html.escape(text)
 
 
-def document(title: str, look: str, body: Iterable[str]) -> str:
+def document(title: str, style: str, body: Iterable[str]) -> str:
   """Returns a whole page.
 
   Args:
     title: plain text.
-    look: CSS for what the page has beyond what all share.
+    style: CSS in addition to the shared style.
     body: HTML, piece by piece.
   """
-  style = _LOOK + look
+  style = _STYLE + style
   return "\n".join(
     [
       '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -83,7 +91,7 @@ def document(title: str, look: str, body: Iterable[str]) -> str:
 
 
 def _policy(style: str) -> str:
-  """Allows the style, by its hash, and pictures that are part of the page: no program, no other address."""
+  """Allows the style, by its hash, and embedded images: no scripts, no other addresses."""
   digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
   rules = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'"]
   return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
@@ -93,9 +101,10 @@ def table(name: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> It
   """Yields a table that scrolls where it is too wide.
 
   Args:
-    name: what it shows, for those who cannot see it.
-    header: plain text, a column each.
-    rows: plain text; the first of each names the row, and belongs to the one above where it begins with a space.
+    name: what it shows, for screen readers.
+    header: plain text, one cell per column.
+    rows: plain text; the first cell names the row. A row whose name begins with a space belongs to
+      the one above.
   """
   yield f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}"><table>'
   cells = "".join(
@@ -109,17 +118,15 @@ def table(name: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> It
   yield "</tbody></table></div>"
 
 
-def picture(pixels: UInt8[np.ndarray, "h w 3"], what: str) -> str:
-  """Returns a picture as part of the page.
-
-  Args:
-    pixels: of the picture.
-    what: it shows, for those who cannot see it.
-  """
-  return embed(drawing.encode_jpeg(pixels), pixels.shape[1], pixels.shape[0], what)
+def picture(pixels: UInt8[np.ndarray, "h w 3"], alt: str) -> str:
+  """Returns an embedded image; `alt` describes it for screen readers."""
+  return embed(drawing.encode_jpeg(pixels), pixels.shape[1], pixels.shape[0], alt)
 
 
-def embed(jpeg: bytes, width: int, height: int, what: str) -> str:
-  """Returns a JPEG of that many pixels as part of the page; `what` it shows is for those who cannot see it."""
+def embed(jpeg: bytes, width: int, height: int, alt: str) -> str:
+  """Returns an embedded JPEG of that many pixels; `alt` describes it for screen readers."""
   data = base64.b64encode(jpeg).decode()
-  return f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" alt="{escape(what)}">'
+  return (
+    f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
+    f'alt="{escape(alt)}">'
+  )

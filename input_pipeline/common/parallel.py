@@ -21,10 +21,10 @@ def available_cores() -> int:
 
 
 def start_workers(count: int) -> concurrent.futures.Executor:
-  """Returns a pool of processes, which ends when nothing holds it any more.
+  """Returns a pool of processes, which ends when nothing refers to it any more.
 
   They are spawned, not forked, because the caller runs TensorFlow's threads. They import the
-  caller's main module, which therefore should import little at its top.
+  caller's main module, which should therefore import little at its top.
   """
   return concurrent.futures.ProcessPoolExecutor(
     count, multiprocessing.get_context("spawn"), initializer=_follow_parent
@@ -37,13 +37,13 @@ def ordered_map(
   inputs: Iterable[Input],
   in_flight: int,
 ) -> Iterator[Output]:
-  """Yields `function(x)` for every input, in order, whatever the number of workers.
+  """Yields `function(x)` for every input, in order, for any number of workers.
 
   Args:
-    pool: who does the work.
-    function: importable by name; what it raises is raised here.
+    pool: the workers.
+    function: importable by name; its exceptions are raised here.
     inputs: picklable.
-    in_flight: how many inputs are worked on or wait to be taken, which bounds the memory.
+    in_flight: how many inputs are processed or wait to be taken at once, which bounds the memory.
   """
   waiting: collections.deque[concurrent.futures.Future[Output]] = collections.deque()
   try:
@@ -59,7 +59,7 @@ def ordered_map(
 
 
 def _follow_parent() -> None:
-  """Leaves interrupts to the parent, and ends when the parent was killed."""
+  """Leaves interrupts to the parent process, and ends when it is killed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   if parent is not None:

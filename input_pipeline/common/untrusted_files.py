@@ -1,4 +1,4 @@
-"""Files from outside: only files are opened, and read whole only up to a size."""
+"""Untrusted files: only regular files are opened, and read up to a size limit."""
 
 import os
 import stat
@@ -6,31 +6,32 @@ from typing import BinaryIO
 
 from .errors import InputError
 
-# Opening a pipe must not wait for whoever writes to it.
+# Opening a pipe must not wait for a writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def open_file(path: str | os.PathLike, name: str) -> BinaryIO:
-  """Opens a file to read bytes.
+  """Opens a regular file to read bytes.
 
-  A pipe may never end and a device never be empty, so whatever is no file is refused.
+  Pipes and devices are refused, since reading them may never end.
 
   Args:
     path: of the file.
-    name: what to call it in errors.
+    name: of the file, for error messages.
 
   Raises:
-    InputError: there is no such file (its cause is then a FileNotFoundError), it cannot be read, or is none.
+    InputError: there is no such file (its cause is then a FileNotFoundError), it cannot be read, or
+      it is not a regular file.
   """
   try:
     file = os.fdopen(os.open(path, _FLAGS), "rb")
   except OSError as error:
     raise InputError(f"{name}: {error.strerror or error}") from error
   except ValueError as error:  # a NUL, or half of a surrogate pair
-    raise InputError(f"{name!a}: no name that a file can have ({error})") from error
+    raise InputError(f"{name!a}: not a valid file name ({error})") from error
   if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
     file.close()
-    raise InputError(f"{name}: it is no file but a pipe, a device or the like")
+    raise InputError(f"{name}: not a regular file but a pipe, a device or the like")
   return file
 
 
@@ -43,13 +44,13 @@ def read(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
   with open_file(path, name) as file:
     size = os.fstat(file.fileno()).st_size
     if size > max_bytes:
-      raise InputError(too_long(name, size, max_bytes))
+      raise InputError(too_large(name, size, max_bytes))
     try:
       return file.read(max_bytes)
     except OSError as error:
       raise InputError(f"{name}: {error.strerror or error}") from error
 
 
-def too_long(name: str, size: int, max_bytes: int) -> str:
-  """What is said of something of too many bytes."""
-  return f"{name}: {size:,} bytes, and {max_bytes:,} are the most that is read"
+def too_large(name: str, size: int, max_bytes: int) -> str:
+  """Returns the message for input of too many bytes."""
+  return f"{name}: {size:,} bytes; the limit is {max_bytes:,}"

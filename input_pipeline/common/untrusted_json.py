@@ -1,4 +1,4 @@
-"""JSON from outside: what is wrong with it is told in one line, and nothing in it can surprise the reader."""
+"""Untrusted JSON: strict, with limits; errors are one line."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from input_pipeline.common.errors import InputError
 MAX_DEPTH = 100
 MAX_BYTES = 1 << 30
 
-# What a number that is too large for a float has: an exponent of three digits or hundreds of digits. Only where there
-# is such a thing every number is looked at, which takes twice as long.
+# A number too large for a float has an exponent of three digits or hundreds of digits. Only text
+# with such a number has all its numbers checked, which takes twice as long.
 _LARGE = re.compile(r"[eE]\+?[0-9]{3}|[0-9]{300}")
 _LARGE_BYTES = re.compile(_LARGE.pattern.encode())
 
@@ -21,23 +21,23 @@ _LARGE_BYTES = re.compile(_LARGE.pattern.encode())
 def loads(
   data: str | bytes, name: str, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_BYTES
 ) -> Any:
-  """Reads JSON text.
+  """Parses JSON text.
 
   Args:
     data: the text.
-    name: what to call it in errors.
-    max_depth: of objects and lists inside each other.
+    name: of the text, for error messages.
+    max_depth: nesting limit of objects and lists.
     max_bytes: longer text is refused unread.
 
   Raises:
-    InputError: it is no JSON, has a key twice in an object, has NaN, Infinity or a number as large, or is beyond a
-      limit.
+    InputError: invalid JSON, a duplicate key in an object, NaN, Infinity or a number beyond a
+      float's range, or a limit is exceeded.
   """
   if len(data) > max_bytes:
-    raise InputError(untrusted_files.too_long(name, len(data), max_bytes))
+    raise InputError(untrusted_files.too_large(name, len(data), max_bytes))
   large = _LARGE_BYTES.search(data) if isinstance(data, bytes) else _LARGE.search(data)
   try:
-    found = json.loads(
+    value = json.loads(
       data,
       object_pairs_hook=_unique,
       parse_constant=_no_constant,
@@ -46,44 +46,44 @@ def loads(
   except RecursionError as error:
     raise InputError(f"{name}: nested deeper than {max_depth}") from error
   except ValueError as error:
-    raise InputError(f"{name}: not JSON ({error})") from error
-  if is_deeper(found, max_depth):
+    raise InputError(f"{name}: invalid JSON ({error})") from error
+  if is_deeper(value, max_depth):
     raise InputError(f"{name}: nested deeper than {max_depth}")
-  return found
+  return value
 
 
 def load_file(
   path: str | os.PathLike, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_BYTES
 ) -> Any:
-  """Reads a JSON file; see `loads`."""
+  """Parses a JSON file; see `loads`."""
   data = untrusted_files.read(path, str(path), max_bytes)
   return loads(data, str(path), max_depth=max_depth, max_bytes=max_bytes)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
     seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise ValueError(f"the key {twice[:40]!r} is there twice")
-  return found
+    duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))
+    raise ValueError(f"duplicate key {duplicate[:40]!r}")
+  return fields
 
 
 def _no_constant(word: str) -> Any:
-  raise ValueError(f"{word} is no number")
+  raise ValueError(f"{word} is not a number")
 
 
 def _finite(digits: str) -> float:
   number = float(digits)
   if math.isinf(number):
-    raise ValueError(f"{digits[:40]} is too large a number")
+    raise ValueError(f"number {digits[:40]} is out of range")
   return number
 
 
-def is_deeper(value: Any, most: int) -> bool:
-  """Whether lists and objects are nested deeper; layer by layer, so that no depth is too deep to tell."""
+def is_deeper(value: Any, max_depth: int) -> bool:
+  """Tells whether lists and objects are nested deeper, layer by layer, without recursion."""
   layer = [value] if isinstance(value, dict | list) else []
-  for _ in range(most):
+  for _ in range(max_depth):
     layer = [
       inner
       for items in layer

@@ -1,4 +1,4 @@
-"""Paths that a file names and that must stay inside a folder."""
+"""Untrusted paths: they must stay inside a folder."""
 
 import os
 
@@ -6,15 +6,16 @@ from input_pipeline.common.errors import InputError
 
 
 def inside(root: str, path: str, name: str) -> str:
-  """Returns the real path of what `path` names inside `root`; it need not be there.
+  """Returns the real path of `path` inside `root`; it need not exist.
 
   Args:
     root: a folder.
     path: relative to it.
-    name: what to call the path in errors.
+    name: of the path, for error messages.
 
   Raises:
-    InputError: the path is absolute, leaves the folder by `..` or through a link, or is none that a file can have.
+    InputError: the path is absolute, leaves the folder by `..` or through a link, or is not a valid
+      file name.
   """
   if not path or "\0" in path or os.path.isabs(path) or not _is_encodable(path):
     raise InputError(f"{name} {path!r}: write a path relative to {root}")
@@ -26,9 +27,9 @@ def inside(root: str, path: str, name: str) -> str:
 
 
 def stays_inside(path: str) -> bool:
-  """Whether a path, by its text alone, names something inside whatever folder it starts in.
+  """Tells from a path's text alone whether it stays inside the folder that it is relative to.
 
-  For what lies in buckets, and where a folder may have links: the caches of Hugging Face consist of them.
+  For buckets, and for folders that may have links: Hugging Face's caches consist of them.
   """
   parts = path.replace("\\", "/").split("/")
   return (

@@ -1,7 +1,8 @@
-"""Pickles of plain data, read without executing anything.
+"""Untrusted pickles: plain data, read without executing anything.
 
-A pickle is a program for a small machine. Its instructions are looked at before any is carried out: those that make
-lists, dicts, text and numbers are allowed, and no instruction may ask for more memory than its file justifies.
+A pickle is a program for a small virtual machine. All its instructions are checked before any is
+executed: only those that make lists, dicts, text and numbers are allowed, and none may ask for more
+memory than the size of the file justifies.
 """
 
 import io
@@ -14,27 +15,33 @@ from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 
 MAX_BYTES = 1 << 28
-"""Of a file; the largest official one has a quarter of that."""
+"""Per file; the largest official one has a quarter of this."""
+
 MAX_CONTAINERS = 10_000_000
-"""Lists and dicts: an empty one takes a byte of the file and 64 of memory. Official files have a million."""
+"""Lists and dicts per file; an empty one takes one byte of it and 64 of memory. Official files have
+a million."""
 
 MAX_DEPTH = 20
-"""Of lists and dicts inside each other; refs have five."""
+"""Nesting limit of lists and dicts; refs have five."""
 
-_LONGEST_NUMBER = 32  # characters or bytes: far more than 64 bits have
+# In characters or bytes: far more than 64 bits need.
+_MAX_NUMBER = 32
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 _CODES = {name: code for code, name in _NAMES.items()}
-# Bytes that an instruction has behind it. Tuples are not among what is made: hashing nested ones takes for ever.
+# Bytes of an instruction's argument. Tuples are not allowed: hashing nested ones takes forever.
 _FIXED = {
-  "MARK": 0, "STOP": 0, "POP": 0, "POP_MARK": 0, "DUP": 0, "NONE": 0, "NEWTRUE": 0, "NEWFALSE": 0, "APPEND": 0,
-  "APPENDS": 0, "SETITEM": 0, "SETITEMS": 0, "MEMOIZE": 0, "BININT": 4, "BININT1": 1, "BININT2": 2, "BINFLOAT": 8,
-  "BINGET": 1, "LONG_BINGET": 4, "BINPUT": 1, "PROTO": 1,
+  "MARK": 0, "STOP": 0, "POP": 0, "POP_MARK": 0, "DUP": 0, "NONE": 0, "NEWTRUE": 0,
+  "NEWFALSE": 0, "APPEND": 0, "APPENDS": 0, "SETITEM": 0, "SETITEMS": 0, "MEMOIZE": 0,
+  "BININT": 4, "BININT1": 1, "BININT2": 2, "BINFLOAT": 8, "BINGET": 1, "LONG_BINGET": 4,
+  "BINPUT": 1, "PROTO": 1,
 }  # fmt: skip
 _CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "LIST", "DICT")
-# Bytes of the length of what follows; FRAME's is only checked, for what is in it is looked at like all else.
+# Bytes of an argument's length. FRAME's length is only checked: its content is checked as
+# instructions.
 _COUNTED = {
-  "SHORT_BINSTRING": 1, "BINSTRING": 4, "SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8,
-  "SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "LONG1": 1, "LONG4": 4, "FRAME": 8,
+  "SHORT_BINSTRING": 1, "BINSTRING": 4, "SHORT_BINUNICODE": 1, "BINUNICODE": 4,
+  "BINUNICODE8": 8, "SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "LONG1": 1, "LONG4": 4,
+  "FRAME": 8,
 }  # fmt: skip
 _LINES = ("STRING", "UNICODE", "INT", "LONG", "FLOAT", "GET", "PUT")
 _STEPS = [0] * 256
@@ -49,42 +56,47 @@ _LONGS = frozenset(_CODES[name] for name in ("LONG1", "LONG4"))
 
 
 class _PlainUnpickler(pickle.Unpickler):
-  """Builds plain data. What names a class or a function has been refused before; here it would be again."""
+  """Builds plain data, and refuses classes and functions, as `_check` did before."""
 
   def find_class(self, module_name: str, global_name: str, /) -> Any:
-    raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+    raise pickle.UnpicklingError(f"it refers to {module_name}.{global_name}")
 
 
 def load(path: str | os.PathLike) -> Any:
   """Returns the plain data of a pickle.
 
   Raises:
-    InputError: the file is missing, is no pickle, holds more than plain data, or is beyond a limit.
+    InputError: the file is missing, is not a pickle, holds more than plain data, or exceeds a
+      limit.
   """
   return loads(untrusted_files.read(path, str(path), MAX_BYTES), str(path))
 
 
 def loads(data: bytes, name: str) -> Any:
-  """The same of bytes; `name` is what to call them in errors."""
+  """Returns the plain data of a pickle's bytes; `name` is for error messages. See `load`."""
   try:
     end = _check(data)
-    # Python 2 wrote the official files: its byte strings are text to us.
+    # Python 2 wrote the official files: its byte strings are text.
     try:
-      found = _PlainUnpickler(io.BytesIO(data[:end]), encoding="utf-8").load()
+      value = _PlainUnpickler(io.BytesIO(data[:end]), encoding="utf-8").load()
     except UnicodeDecodeError:
-      found = _PlainUnpickler(io.BytesIO(data[:end]), encoding="latin-1").load()
-    _check_nesting(found, len(data) + 10_000)
-    return found
-  except Exception as error:  # Damaged pickles raise nearly anything.
+      value = _PlainUnpickler(io.BytesIO(data[:end]), encoding="latin-1").load()
+    _check_nesting(value, len(data) + 10_000)
+    return value
+  except Exception as error:  # damaged pickles raise nearly anything
     raise InputError(
-      f"{name}: not a pickle of plain lists and dicts ({error}); nothing of it was executed. "
-      "Download it again from a source that docs/guides/datasets.md names"
+      f"{name}: not a pickle of plain lists and dicts ({error}); nothing in it was executed. "
+      "Download it again from a source in docs/guides/datasets.md"
     ) from error
 
 
 def _check(data: bytes) -> int:
-  """Looks at every instruction, and returns where the last one ends; raises ValueError where one is not allowed."""
-  position, containers, kept = 0, 0, 0
+  """Checks every instruction and returns where the last one ends.
+
+  Raises:
+    ValueError: an instruction is not allowed.
+  """
+  position, containers, stored = 0, 0, 0
   while position < len(data):
     code = data[position]
     if step := _STEPS[code]:
@@ -97,28 +109,28 @@ def _check(data: bytes) -> int:
       if containers > MAX_CONTAINERS:
         raise ValueError(f"more than {MAX_CONTAINERS:,} lists and dicts")
     elif code == _LONG_BINPUT:
-      _check_place(int.from_bytes(data[position + 1 : position + 5], "little"), kept)
-      kept += 1
+      _check_slot(int.from_bytes(data[position + 1 : position + 5], "little"), stored)
+      stored += 1
       position += 5
     elif code in _LENGTHS:
       position = _check_length(data, position, code)
     elif code in _LINE_CODES:
       end = data.find(b"\n", position)
-      if end < 0 or (code not in _TEXT_CODES and end - position > _LONGEST_NUMBER):
-        raise ValueError(f"{_NAMES[code]} without its end")
+      if end < 0 or (code not in _TEXT_CODES and end - position > _MAX_NUMBER):
+        raise ValueError(f"{_NAMES[code]} does not end")
       if code == _PUT:
-        _check_place(int(data[position + 1 : end]), kept)
-        kept += 1
+        _check_slot(int(data[position + 1 : end]), stored)
+        stored += 1
       position = end + 1
     else:
       raise ValueError(f"it has the instruction {_NAMES.get(code, hex(code))}")
-  raise ValueError("it breaks off")
+  raise ValueError("it is truncated")
 
 
-def _check_nesting(value: Any, most: int) -> None:
-  """Refuses what holds itself, and lists of lists of one list, which are small here and endless to whoever walks.
+def _check_nesting(value: Any, max_per_layer: int) -> None:
+  """Refuses data that contains itself, and repeated references that are endless to walk.
 
-  Layer by layer, so that no depth is too deep to tell; `most` lists and dicts may lie in one.
+  Goes layer by layer, without recursion; a layer may have `max_per_layer` lists and dicts.
   """
   layer = [value]
   for _ in range(MAX_DEPTH):
@@ -127,8 +139,8 @@ def _check_nesting(value: Any, most: int) -> None:
       if isinstance(items, list | dict):
         values = items.values() if isinstance(items, dict) else items
         inner += [item for item in values if isinstance(item, list | dict)]
-        if len(inner) > most:
-          raise ValueError("it has the same lists too many times")
+        if len(inner) > max_per_layer:
+          raise ValueError("it repeats the same lists too often")
     if not inner:
       return
     layer = inner
@@ -139,13 +151,13 @@ def _check_length(data: bytes, position: int, code: int) -> int:
   begin = position + 1 + _LENGTHS[code]
   length = int.from_bytes(data[position + 1 : begin], "little")
   if begin + length > len(data):
-    raise ValueError("it breaks off")
-  if code in _LONGS and length > _LONGEST_NUMBER:
+    raise ValueError("it is truncated")
+  if code in _LONGS and length > _MAX_NUMBER:
     raise ValueError(f"a number of {length:,} bytes")
   return begin if code == _FRAME else begin + length
 
 
-def _check_place(place: int, kept: int) -> None:
-  """What is kept for later is numbered, and there is memory for as many as the highest number says."""
-  if not 0 <= place <= 2 * kept + 1000:
-    raise ValueError(f"it keeps something as number {place:,} after {kept:,} others")
+def _check_slot(slot: int, stored: int) -> None:
+  """Refuses memo slots far beyond the number in use: pickle allocates up to the highest slot."""
+  if not 0 <= slot <= 2 * stored + 1000:
+    raise ValueError(f"it stores memo {slot:,} after {stored:,} others")

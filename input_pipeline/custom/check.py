@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from input_pipeline import preprocess
-from input_pipeline.common import untrusted_files
+from input_pipeline.common import fingerprint, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files, masks, schema
 from input_pipeline.custom.schema import LineError, Problem
@@ -170,4 +169,4 @@ def _summarise(
 def _hash(instances: Any) -> str:
   if instances is None:
     return ""
-  return hashlib.sha256(json.dumps(instances, sort_keys=True).encode()).hexdigest()[:16]
+  return fingerprint.of_bytes(json.dumps(instances, sort_keys=True).encode())

@@ -81,7 +81,7 @@ def _draw(line: schema.Annotation, paths: masks.PathResolver) -> UInt8[np.ndarra
   small_target = drawing.stretch(target, size)
   tile = drawing.overlay(drawing.stretch(pixels, size), small_target, small_target)
   for mask in instances:
-    tile = drawing.outline(tile, drawing.stretch(mask, size), drawing.CHOSEN)
+    tile = drawing.outline(tile, drawing.stretch(mask, size), drawing.SELECTED)
   return tile
 
 

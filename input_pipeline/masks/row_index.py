@@ -17,8 +17,7 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from input_pipeline import storage
-from input_pipeline.common import atomic_files, untrusted_json
+from input_pipeline.common import atomic_files, fingerprint, untrusted_json
 from input_pipeline.common.errors import InputError
 
 _FORM = 1  # of the index: another number makes all indices anew
@@ -44,7 +43,7 @@ class RowIndex:
       InputError: the file is missing or is not JSON of that form; the index cannot be written.
     """
     self.path = path
-    key = f"{storage.fingerprint(path)}-{'-'.join(sorted(sections))}-{_FORM}"
+    key = f"{fingerprint.of_file(path)}-{'-'.join(sorted(sections))}-{_FORM}"
     self._index = _cache_folder() / f"{key}.sqlite"
     self._connection: sqlite3.Connection | None = None
     if not self._index.is_file():

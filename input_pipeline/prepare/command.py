@@ -18,9 +18,10 @@ import time
 from typing import Any
 
 from input_pipeline import storage
-from input_pipeline.common import buckets, parallel
+from input_pipeline.common import buckets, fingerprint, parallel
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.text_table import text_table
 from input_pipeline.proposers import custom, leakage
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, image_source, jsonl, readers, scene_source
@@ -31,6 +32,7 @@ from input_pipeline.sources.source import Source
 
 _IMAGES_A_WORKER = 200  # take about as long as starting a process
 _CUSTOM_DEFAULT = "custom, or none without instances"
+_COUNTS = ("records", "refs", "sentences")
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 
@@ -160,7 +162,7 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
     }
   if (path := _own_file(args)) is not None:
     made_from = {
-      "lines": _identify(path) if os.path.isfile(path) else storage.fingerprint(path),
+      "lines": _identify(path) if os.path.isfile(path) else fingerprint.of_file(path),
       "annotations": _identify(args.annotations) if args.annotations else "",
       "images": os.path.abspath(args.images or os.path.dirname(path) or "."),
     }
@@ -205,7 +207,7 @@ def _default(value: Any, default: Any) -> Any:
 def _identify(path: str) -> str:
   if not os.path.isfile(path):
     return path
-  return f"{os.path.basename(path)} (sha256 {storage.fingerprint(path)})"
+  return f"{os.path.basename(path)} (sha256 {fingerprint.of_file(path)})"
 
 
 def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
@@ -316,9 +318,10 @@ def _is_prepared(args: argparse.Namespace, described: dict[str, Any]) -> bool:
 
 def _print_table(data_dir: str, dataset: str) -> None:
   metadata = storage.read_metadata(data_dir, dataset) or {}
-  print(f"{'split':8}{'records':>10}{'refs':>10}{'sentences':>11}")
-  for split, row in metadata.get("counts", {}).items():
-    print(f"{split:8}{row['records']:10,}{row['refs']:10,}{row['sentences']:11,}")
+  rows = [["split", *_COUNTS]]
+  for split, counts in metadata.get("counts", {}).items():
+    rows.append([split, *(f"{counts[name]:,}" for name in _COUNTS)])
+  print(text_table(rows))
   for number, reason in metadata.get("lines_left_out", []):
     print(f"left out: line {number}: {reason}")
   for split, rows in metadata.get("skipped", {}).items():

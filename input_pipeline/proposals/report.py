@@ -6,7 +6,7 @@ python -m input_pipeline.proposals report --data_dir data --html report.html
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from input_pipeline import records, storage
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.text_table import text_table
 from input_pipeline.proposals import oracle, report_page
 from input_pipeline.proposals.report_page import Gallery
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
       encoded = iter(tqdm(stored, desc=label, total=images, unit=" images", disable=None))
       results[label] = measure(label, encoded, gallery).metrics(timing[name].get(split))
   rows = [oracle.HEADER, *oracle.table_rows(results)]
-  print("\n".join([_format(rows), "", *oracle.describe_origins(results)]))
+  print("\n".join([text_table(rows), "", *oracle.describe_origins(results)]))
   print(f"({oracle.LEGEND})\n{oracle.NOTE}")
   if args.json:
     text = json.dumps({"oracle": oracle.NOTE, "splits": results}, indent=2)
@@ -105,15 +106,3 @@ def measure(
     metrics.add(record.instances, matches)
     gallery.add(name, fields, matches)
   return metrics
-
-
-def _format(rows: Sequence[Sequence[str]]) -> str:
-  """Returns rows as lines of aligned columns."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.rjust(width) if i else cell.ljust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip()
-    for row in rows
-  )

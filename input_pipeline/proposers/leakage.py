@@ -15,8 +15,7 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from input_pipeline import storage
-from input_pipeline.common import untrusted_files, untrusted_json
+from input_pipeline.common import fingerprint, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 
 TRAINED_ON = {
@@ -89,7 +88,7 @@ def parse(value: str) -> TrainedOn:
     )
   ids = read_ids(value)
   name, count = os.path.basename(value), f"{len(ids):,} image{'s' * (len(ids) != 1)}"
-  return TrainedOn(f"{name}, {count} (sha256 {storage.fingerprint(value)})", ids)
+  return TrainedOn(f"{name}, {count} (sha256 {fingerprint.of_file(value)})", ids)
 
 
 def of_proposer(proposer: Any, declared: TrainedOn | None) -> TrainedOn:

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from input_pipeline import storage
-from input_pipeline.common import parallel
+from input_pipeline.common import fingerprint, parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.progress_bar import progress_bar
 from input_pipeline.proposers import leakage
@@ -188,7 +188,7 @@ def _default_source(
     proposer, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
   )
   refs, _ = readers.locate(name, root, None)
-  arguments = {"refs": ",".join(map(storage.fingerprint, refs)), "instances": proposer}
+  arguments = {"refs": ",".join(map(fingerprint.of_file, refs)), "instances": proposer}
   return image_source.PhotoSet(reader, images, make, provenance), arguments
 
 

@@ -219,7 +219,7 @@ def instance_alone(
   """
   width = max(1, round(max(image.shape[:2]) / 300))
   dimmed = drawing.tint(image, ~mask, (20, 24, 32), _DIMMED)
-  return drawing.outline(dimmed, mask, drawing.CHOSEN if chosen else drawing.TARGET, width)
+  return drawing.outline(dimmed, mask, drawing.SELECTED if chosen else drawing.TARGET, width)
 
 
 def fit(

@@ -275,7 +275,7 @@ class Checkpoints:
         raise
       if orbax_settings.is_full(error) and self._copy is None:
         self._drop_half_written()
-        reason += f": {atomic_files.space(str(self._folder), self._bytes)}"
+        reason += f": {atomic_files.describe_space(str(self._folder), self._bytes)}"
       raise InputError(
         f"{self._option} {self._named}: {what} ({reason}); when that is mended, the same command goes on from the "
         "last whole checkpoint"

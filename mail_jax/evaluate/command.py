@@ -118,7 +118,7 @@ def _write(
   if args.overlays:
     share = -(-args.overlay_count // len(results))
     drawing.save(draw_sheet(model, args.data_dir, list(results), share), args.overlays)
-    print(f"wrote {args.overlays} ({drawing.legend()})")
+    print(f"wrote {args.overlays} ({drawing.LEGEND})")
 
 
 def draw_sheet(

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from mail_jax.evaluate import per_expression, table
+from input_pipeline.common.text_table import text_table
+from mail_jax.evaluate import per_expression
 from mail_jax.evaluate.per_expression import Columns, Row
 from mail_jax.evaluate.protocols import PROTOCOLS, Protocol
 from mail_jax.evaluate.segmentation import THRESHOLDS
@@ -253,7 +254,7 @@ def text(result: dict[str, Any]) -> str:
       plain = [_percent(numbers[key]) for key in ("a", "b")]
       signed = [_percent(numbers[key], "+") for key in ("difference", "low", "high")]
       rows.append([metric, *plain, *signed])
-    lines.append(table.text(rows))
+    lines.append(text_table(rows))
     if split["images"] < _FEW:
       lines.append(f"warning: {name}: only {split['images']} images; the intervals are too narrow")
   if not result["most_different"]:
@@ -264,7 +265,7 @@ def text(result: dict[str, Any]) -> str:
     where = f"{row['data']} {row['file_name']} ref {row['ref_id']}"
     quoted = json.dumps(row["expression"], ensure_ascii=False)
     rows.append([_percent(row["iou_a"]), _percent(row["iou_b"]), where, quoted])
-  return "\n".join([*lines, table.text(rows)])
+  return "\n".join([*lines, text_table(rows)])
 
 
 def _percent(value: float | None, sign: str = "") -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from input_pipeline.common.text_table import text_table
+
 COUNTS = ("expressions", "refs", "no_targets")
 # What a table of kinds of sentences shows; the rest is in the JSON.
 _GROUP_COLUMNS = (
@@ -22,13 +24,13 @@ def metrics(results: Mapping[str, Mapping[str, Any]]) -> str:
     dict.fromkeys(c for found in results.values() for c in found if _is_metric(found[c]))
   )
   rows = [["", *columns], *([name, *_cells(found, columns)] for name, found in results.items())]
-  return text(rows)
+  return text_table(rows)
 
 
 def groups(results: Mapping[str, Mapping[str, Any]]) -> str:
   """The metrics of kinds of sentences, a row a kind of each split."""
   columns = [c for c in _GROUP_COLUMNS if any(c in found for found in results.values())]
-  return text([["", *columns], *_groups(results, columns)])
+  return text_table([["", *columns], *_groups(results, columns)])
 
 
 def _groups(
@@ -53,18 +55,3 @@ def _cell(column: str, value: Any) -> str:
   if not _is_metric(value):
     return "-"
   return f"{value:.0f}" if column in COUNTS else f"{100 * value:.2f}"
-
-
-def text(rows: Sequence[Sequence[str]]) -> str:
-  """Rows one below the other, in columns; a row of one cell is a title."""
-  whole = [row for row in rows if len(row) > 1]
-  widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.rjust(width) if i else cell.ljust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-    ).rstrip()
-    if len(row) > 1
-    else row[0]
-    for row in rows
-  )

@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline.common import fingerprint
 from mail_jax.config import MAY_CHANGE, flatten, to_json
 from mail_jax.export.load import LoadedModel
 from mail_jax.models.parameters import path_name
-
-_LETTERS = 16  # of SHA-256: 64 bits
 
 
 def of_config(config: ConfigDict) -> str:
@@ -20,7 +18,7 @@ def of_config(config: ConfigDict) -> str:
   settings = {
     key: value for key, value in flatten(to_json(config)).items() if not key.startswith(MAY_CHANGE)
   }
-  return _letters(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()))
+  return fingerprint.of_bytes(json.dumps(settings, sort_keys=True).encode())
 
 
 def of_model(model: LoadedModel) -> str:
@@ -35,8 +33,4 @@ def of_model(model: LoadedModel) -> str:
     values = np.ascontiguousarray(leaf)
     digest.update(f"{path_name(path)} {values.dtype} {values.shape}\n".encode())
     digest.update(values.tobytes())
-  return _letters(digest)
-
-
-def _letters(digest: Any) -> str:
-  return digest.hexdigest()[:_LETTERS]
+  return fingerprint.of_digest(digest)

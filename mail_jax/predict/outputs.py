@@ -100,7 +100,8 @@ def open_folder(out: str, settings: Mapping[str, Any], overwrite: bool) -> Itera
       if error.errno not in atomic_files.FULL:
         raise
       raise InputError(
-        f"--out {out} cannot be written: {atomic_files.refused(error, out)}; fix this and run the same command again"
+        f"--out {out} cannot be written: {atomic_files.describe_error(error, out)}; fix this and "
+        "run the same command again"
       ) from error
 
 

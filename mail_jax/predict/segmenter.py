@@ -57,9 +57,9 @@ class Segmentation:
   no_target_probability: float | None = None
 
   def overlay(self) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo with the mask in blue and the outline of the chosen instance in yellow."""
+    """The photo with the mask in blue and the outline of the selected instance in yellow."""
     return drawing.overlay(
-      self.image, self.mask, chosen=None if self.chosen is None else self.instances[self.chosen]
+      self.image, self.mask, selected=None if self.chosen is None else self.instances[self.chosen]
     )
 
 

@@ -28,7 +28,7 @@ _SEED = 0
 _KEY = (
   ("the predicted mask", "mark prediction"),
   ("outline of the target", "mark target"),
-  ("outline of the chosen instance", "mark chosen"),
+  ("outline of the selected instance", "mark chosen"),
 )
 
 

@@ -29,7 +29,10 @@ def test_every_module_that_can_be_run_is_a_command():
       if re.search(r"^if __name__ == .__main__.:", path.read_text(), re.M):
         name = ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
         runnable.add(name.removesuffix(".__main__"))
-  assert runnable == {command.module for command in COMMANDS.values()} | {"mail_jax"}
+  assert runnable == {command.module for command in COMMANDS.values()} | {
+    "mail_jax",
+    "mail_jax.cli",
+  }
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -88,9 +91,9 @@ def test_a_sub_command_has_the_help_of_its_module_under_its_own_name(name, monke
 
 
 def test_inner_commands_are_reached(monkeypatch, capsys):
-  text = _help(cli.main, ["own-data", "validate"], monkeypatch, capsys)
-  assert text.startswith("usage: mail-jax own-data validate [-h]")
-  assert "\nmail-jax own-data validate mine.jsonl\n" in text
+  text = _help(cli.main, ["custom", "validate"], monkeypatch, capsys)
+  assert text.startswith("usage: mail-jax custom validate [-h]")
+  assert "\nmail-jax custom validate mine.jsonl\n" in text
 
 
 def test_the_list_of_commands_comes_at_once():
@@ -112,7 +115,7 @@ def test_the_version_is_told(capsys):
     cli.main(["--version"])
   assert ended.value.code == 0
   assert capsys.readouterr().out == f"mail_jax {mail_jax.__version__}\n"
-  assert f"\n## [Unreleased]: {mail_jax.__version__}\n" in (CHECKOUT / "CHANGELOG.md").read_text()
+  assert f"\n## [{mail_jax.__version__}]" in (CHECKOUT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.parametrize("arguments", [["trian"], ["--config", "demo"], ["--nothing"]])
@@ -126,7 +129,7 @@ def test_what_is_no_command_is_refused(arguments, capsys):
 def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(sys, "argv", ["pytest"])
   monkeypatch.chdir(tmp_path)
-  for words in ("own-data validate no.jsonl", "train --config no --workdir w --data_dir d"):
+  for words in ("custom validate no.jsonl", "train --config no --workdir w --data_dir d"):
     with pytest.raises(SystemExit) as ended:
       cli.main(words.split())
     assert ended.value.code == 2

@@ -207,9 +207,12 @@ def test_what_is_no_picture_is_named(tmp_path):
     (text, "not an image of a known format"),
     (empty, "it is empty"),
     (tmp_path, "directory"),
-    (pipe, "no file but a pipe"),  # nobody writes to it: opened as a file it would never end
+    (
+      pipe,
+      "not a regular file but a pipe",
+    ),  # nobody writes to it: opened as a file it would never end
     (tmp_path / "d.jpg", "No such file"),
-    ("a\0.jpg", "no name that a file can have"),
+    ("a\0.jpg", "not a valid file name"),
   ):
     with pytest.raises(InputError, match=f"image.*{words}"):
       preprocess.open_image(path)

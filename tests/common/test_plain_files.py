@@ -67,7 +67,7 @@ def test_a_file_of_the_most_bytes_is_read_and_of_one_more_is_not(tmp_path):
   path = tmp_path / "a"
   path.write_bytes(b"12345")
   assert untrusted_files.read(path, "a", 5) == b"12345"
-  with pytest.raises(InputError, match="a: 5 bytes, and 4 are the most"):
+  with pytest.raises(InputError, match="a: 5 bytes; the limit is 4"):
     untrusted_files.read(path, "a", 4)
 
 

@@ -47,7 +47,7 @@ def test_any_bytes_are_a_value_or_one_line(data):
 )
 def test_what_is_no_finite_number_is_refused(text):
   assert any(not math.isfinite(x) for x in _numbers(json.loads(text)))  # Python reads it
-  with pytest.raises(InputError, match=r"a\.json: not JSON"):
+  with pytest.raises(InputError, match=r"a\.json: invalid JSON"):
     untrusted_json.loads(text, "a.json")
 
 
@@ -62,13 +62,13 @@ def test_large_numbers_and_text_like_them_are_read(text):
 
 
 def test_a_number_of_many_digits_is_refused():
-  with pytest.raises(InputError, match=r"a\.json: not JSON"):
+  with pytest.raises(InputError, match=r"a\.json: invalid JSON"):
     untrusted_json.loads("9" * 1_000_000, "a.json")
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 0, "a": 1}}]'])
 def test_a_key_that_is_there_twice_is_named(text):
-  with pytest.raises(InputError, match=r"'a' is there twice"):
+  with pytest.raises(InputError, match=r"duplicate key 'a'"):
     untrusted_json.loads(text, "a.json")
 
 
@@ -94,9 +94,9 @@ def test_what_is_too_long_is_refused_unread(tmp_path):
   path = tmp_path / "a.json"
   with path.open("wb") as file:
     file.truncate(1 << 34)  # 16 GB that take no room
-  with pytest.raises(InputError, match=r"a\.json: 17,179,869,184 bytes, and"):
+  with pytest.raises(InputError, match=r"a\.json: 17,179,869,184 bytes; the limit"):
     untrusted_json.load_file(path)
-  with pytest.raises(InputError, match="11 bytes, and 10 are the most"):
+  with pytest.raises(InputError, match="11 bytes; the limit is 10"):
     untrusted_json.loads("[1, 2, 3, ]", "a.json", max_bytes=10)
 
 

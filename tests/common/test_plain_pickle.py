@@ -99,7 +99,7 @@ def test_a_command_in_a_pickle_does_not_run(tmp_path):
   marker, path = tmp_path / "marker", tmp_path / "refs(unc).p"
   for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
     path.write_bytes(pickle.dumps([{"ref_id": 1, "file_name": _Command(marker)}], protocol))
-    with pytest.raises(InputError, match="nothing of it was executed"):
+    with pytest.raises(InputError, match="nothing in it was executed"):
       untrusted_pickle.load(str(path))
   assert not marker.exists()
   pickle.loads(path.read_bytes())  # It would have.
@@ -147,7 +147,7 @@ _REFUSE = """
 import sys, time
 from own_process import peak_kilobytes
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources import plain_pickle
+from input_pipeline.common import untrusted_pickle as plain_pickle
 for path in sys.argv[1:]:
   start = time.perf_counter()
   try:
@@ -178,7 +178,7 @@ def test_files_beyond_the_limits_are_refused(tmp_path, monkeypatch):
   with pytest.raises(InputError, match="more than 1,000 lists and dicts"):
     untrusted_pickle.load(str(path))
   monkeypatch.setattr(untrusted_pickle, "MAX_BYTES", 100)
-  with pytest.raises(InputError, match=r"refs\(unc\)\.p: 1,004 bytes, and 100 are the most"):
+  with pytest.raises(InputError, match=r"refs\(unc\)\.p: 1,004 bytes; the limit is 100"):
     untrusted_pickle.load(str(path))
 
 

@@ -176,7 +176,7 @@ def test_a_data_set_has_a_name_of_its_own(tmp_path):
       make(tmp_path, line(), more=["--name", name])
   with pytest.raises(InputError, match="cannot be called 'refcocoplus_unc'"):
     make(tmp_path, line(), more=["--name", "refcocoplus_unc"])
-  with pytest.raises(InputError, match=r"of your own in .* Other, my_photos_v2"):
+  with pytest.raises(InputError, match=r"custom data in .*: Other, my_photos_v2"):
     loader.splits(str(data), "mine")
 
 

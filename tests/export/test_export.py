@@ -227,7 +227,7 @@ def test_a_card_may_be_edited(exported, tmp_path):
     (["--metrics", "nowhere.json"], r"--metrics nowhere\.json: cannot be read"),
     (["--metrics", "{empty}"], r"has no metrics; mail_jax\.evaluate --json writes them"),
     (["--checkpoint", "nowhere"], r"--checkpoint nowhere: there is no"),
-    (["--out", "{taken}"], r"taken is there already; add --overwrite"),
+    (["--out", "{taken}"], r"taken already exists; add --overwrite"),
     (["--out", "{taken}", "--overwrite"], r"not a model exported by mail_jax"),
     (["--out", "{empty}"], r"empty\.json is a file; name a folder"),
   ],

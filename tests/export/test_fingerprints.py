@@ -61,5 +61,5 @@ def test_a_split_is_known_by_its_records(shapes_data, tmp_path):
   assert storage.fingerprint_split(str(copied), "shapes", "val") != found["val"]
   assert storage.fingerprint_split(str(copied), "shapes", "testA") == found["testA"]
   path.unlink()
-  with pytest.raises(InputError, match=r"no file of records of val; prepare shapes again"):
+  with pytest.raises(InputError, match=r"val has no record files; prepare shapes again"):
     storage.fingerprint_split(str(copied), "shapes", "val")

@@ -145,7 +145,7 @@ def test_records_of_the_refcoco_family_round_trip(tmp_path, capsys):
   layout = make_layout(tmp_path, "refcoco+_unc")
   prepare.main(layout.arguments(tmp_path / "data"))
   printed = capsys.readouterr()
-  assert "testA            1         2          3" in printed.out
+  assert "testA        1     2          3" in printed.out
   assert printed.err.startswith("warning: refcoco+_unc is not the complete")
   reader = refer.RefReader("refcoco+_unc", str(layout.root))
   proposer = open_proposer(f"coco:{layout.instances_path}")
@@ -322,7 +322,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_one_is_not_disturbed
 def test_a_data_set_that_is_not_there_names_the_command(tmp_path):
   with pytest.raises(InputError, match=r"refcoco\+_unc is not prepared there; run .*prepare"):
     builder.open_dataset(str(tmp_path), "refcoco+_unc")
-  with pytest.raises(InputError, match=r"unknown; the known ones are shapes, refcoco_unc"):
+  with pytest.raises(InputError, match=r"unknown; known: shapes, refcoco_unc"):
     builder.open_dataset(str(tmp_path), "refcoco")
 
 

@@ -186,7 +186,7 @@ def test_every_mask_has_a_colour_the_best_a_yellow_and_the_target_a_white_outlin
   masks = np.zeros((3, 60, 90), bool)
   masks[0, 5:25, 5:40] = masks[1, 30:55, 5:40] = masks[2, 10:50, 50:85] = True
   drawn = drawing.instance_overlay(photo, masks, masks[1], best=2)
-  white, yellow = (drawn == 255).all(-1), (drawn == drawing.CHOSEN).all(-1)
+  white, yellow = (drawn == 255).all(-1), (drawn == drawing.SELECTED).all(-1)
   assert white.any()
   assert yellow.any()
   assert not (white & ~masks[1]).any()
@@ -198,7 +198,7 @@ def test_every_mask_has_a_colour_the_best_a_yellow_and_the_target_a_white_outlin
   # Where the best mask is the target, both are seen.
   both = drawing.instance_overlay(photo, masks, masks[2], best=2)
   assert (both == 255).all(-1).any()
-  assert (both == drawing.CHOSEN).all(-1).any()
+  assert (both == drawing.SELECTED).all(-1).any()
 
 
 def test_a_small_mask_is_seen_on_a_large_one():
@@ -223,7 +223,7 @@ def test_a_photo_shows_the_ref_that_it_is_drawn_for():
   masks[0, 20:200, 20:220] = masks[1, 20:200, 260:460] = True
   for ref, picture in enumerate(_pictures(make_record(1, masks[::-1], masks))):
     drawn = report_page.draw(picture)
-    white, yellow = (drawn == 255).all(-1), (drawn == drawing.CHOSEN).all(-1)
+    white, yellow = (drawn == 255).all(-1), (drawn == drawing.SELECTED).all(-1)
     assert 500 < white.sum() < yellow.sum()
     assert not ((white | yellow) & ~masks[ref]).any()
 

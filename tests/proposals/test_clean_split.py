@@ -214,8 +214,8 @@ _DAMAGES = {
     _refs(pickle.dumps([{"image_id": "a", "split": "val"}])),
     r"image_id is not an integer",
   ),
-  "annotations are cut": (_annotations(b'{"images": ['), r"instances\.json: not JSON"),
-  "annotations are text": (_annotations(b"\xff\xfe"), r"instances\.json: not JSON"),
+  "annotations are cut": (_annotations(b'{"images": ['), r"instances\.json: invalid JSON"),
+  "annotations are text": (_annotations(b"\xff\xfe"), r"instances\.json: invalid JSON"),
   "annotations are a list": (_annotations(b"[1]"), r"--annotations .*not a COCO instances file"),
   "annotations lack images": (_annotations(b'{"annotations": []}'), r"\(KeyError: 'images'\)"),
   "an annotation has no photo": (

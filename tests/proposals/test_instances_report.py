@@ -221,7 +221,7 @@ def test_a_photo_that_cannot_be_drawn_is_named_and_the_figures_are_there(tmp_pat
       ["--data_dir", "nowhere"],
       r"--data_dir nowhere: no data set is prepared there; run .*prepare",
     ),
-    (["--dataset", "refcoco"], r"'refcoco': unknown; the known ones are shapes, refcoco_unc"),
+    (["--dataset", "refcoco"], r"'refcoco': unknown; known: shapes, refcoco_unc"),
     (
       ["--dataset", "shapes", "refcoco_unc"],
       r"--dataset refcoco_unc: not prepared in .*, which has shapes",

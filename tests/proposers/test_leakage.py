@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from refer_layout import ReferLayout, make_layout
 
 from input_pipeline import records, storage
+from input_pipeline.common import fingerprint
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
 from input_pipeline.proposers import leakage
@@ -218,7 +219,7 @@ def test_prepare_names_the_one_photo_that_was_seen(tmp_path):
     "testA": {"images": 1, "seen": 1, "warning": line.removeprefix("warning: testA: ")},
     "testB": {"images": 1, "seen": 0, "warning": None},
   }
-  text = f"trained.json, 3 images (sha256 {storage.fingerprint(trained)})"
+  text = f"trained.json, 3 images (sha256 {fingerprint.of_file(trained)})"
   assert metadata["instances"] == {"from": "test_leakage.Detector", "trained_on": text}
   dataset = builder.open_dataset(str(data_dir), layout.dataset).as_dataset(split="val")
   (fields,) = list(dataset)

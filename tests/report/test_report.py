@@ -243,7 +243,7 @@ def test_a_run_without_a_log_is_reported_without_curves(
     (["--count", "-1"], r"--count -1: it must be between 0 and 100"),
     (["--data_dir", "nowhere"], r"nowhere: shapes is not prepared there; run .*prepare"),
     (["--data", "shapes/testZ"], r"has no split 'testZ'; it has .*testC"),
-    (["--data", "refcoco/val"], r"'refcoco': unknown; the known ones are shapes, refcoco_unc"),
+    (["--data", "refcoco/val"], r"'refcoco': unknown; known: shapes, refcoco_unc"),
     (["--per_expression", "nowhere.jsonl"], r"nowhere\.jsonl: No such file .*evaluate --per_expression"),
     (["--per_expression", "lavt.jsonl"], r"lavt\.jsonl: shapes/val was counted by protocol lavt; .*without --protocol"),
     (["--per_expression", "val.jsonl", "--data", "shapes/testC"], r"shapes/testC: val\.jsonl has rows of shapes/val"),
@@ -391,9 +391,9 @@ def test_the_drawing_shows_mask_target_and_chosen_instance():
   assert at(25, 25) == (60, 100, 172)  # half of the photo, half of the blue
   assert at(10.2, 80) == drawing.TARGET
   assert at(25, 80) == at(75, 100) == (90, 90, 90)
-  assert at(50.2, 50) == drawing.CHOSEN
+  assert at(50.2, 50) == drawing.SELECTED
   none = dataclasses.replace(result, chosen=None)
-  assert not (predictions.overlay(none, target, 560) == drawing.CHOSEN).all(-1).any()
+  assert not (predictions.overlay(none, target, 560) == drawing.SELECTED).all(-1).any()
   portrait = dataclasses.replace(
     result,
     image=photo.transpose(1, 0, 2),

@@ -109,9 +109,9 @@ def test_a_ref_that_does_not_fit_is_named(tmp_path, damage):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (b"", r"not JSON"),
-    (b'[{"ref_id": 0', r"not JSON"),
-    (b"\x80\x02]q\x00.", r"not JSON"),  # a pickle under the name
+    (b"", r"invalid JSON"),
+    (b'[{"ref_id": 0', r"invalid JSON"),
+    (b"\x80\x02]q\x00.", r"invalid JSON"),  # a pickle under the name
     (b"[" * 100_000, r"nested deeper than 100"),
     (b"{}", r"not a list of refs"),
     (b'["ref"]', r"ref number 0: a str instead of a dict"),

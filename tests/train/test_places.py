@@ -30,7 +30,7 @@ def test_a_bucket_whose_package_is_missing_names_the_command_that_installs_it(
 
 
 def test_an_address_of_another_kind_is_refused():
-  with pytest.raises(InputError, match="--workdir az://b/run: az:// is not a place we know"):
+  with pytest.raises(InputError, match="--workdir az://b/run: az:// is not supported"):
     checkpoint.exists("az://b/run")
 
 

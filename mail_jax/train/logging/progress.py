@@ -86,7 +86,8 @@ class Progress:
       except OSError as error:
         self._lose_file()
         raise InputError(
-          f"{self._path} cannot be written: {atomic_files.refused(error, str(self._path), len(row))}; fix this, and "
+          f"{self._path} cannot be written: "
+          f"{atomic_files.describe_error(error, str(self._path), len(row))}; fix this, and "
           "the same command goes on from the last whole checkpoint"
         ) from error
     elif self._rewrites and time.monotonic() - self._written > _REWRITE_EVERY:
