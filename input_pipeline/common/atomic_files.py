@@ -18,7 +18,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 STAGING = ".incomplete-"
 """Prefix of folders that are being written."""
 
-_LOCK = ".lock"
+LOCK = ".lock"
+"""Name of the lock file in a folder that is being written."""
 
 
 def describe_error(error: OSError, path: str | os.PathLike, needed: int = 0) -> str:
@@ -155,7 +156,7 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[bool]:
   """Locks a folder for as long as the process lives; yields whether it was free."""
-  lock = filelock.FileLock(os.path.join(folder, _LOCK))
+  lock = filelock.FileLock(os.path.join(folder, LOCK))
   try:
     lock.acquire(blocking=False)
   except filelock.Timeout:
@@ -164,6 +165,7 @@ def locked(folder: str) -> Iterator[bool]:
   try:
     yield True
   finally:
+    pathlib.Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 

@@ -107,7 +107,7 @@ def open_folder(out: str, settings: Mapping[str, Any], overwrite: bool) -> Itera
 
 def _read(folder: pathlib.Path, out: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
   if not (folder / SETTINGS).exists():
-    if any(folder.iterdir()):
+    if any(path.name != atomic_files.LOCK for path in folder.iterdir()):
       raise InputError(f"--out {out}: the folder holds other files; name an empty or a new one")
     return []
   try:
