@@ -185,7 +185,7 @@ def judge(
       )
     yield "exact instance masks", result
   yield "best raw instance mask", score_raw(plain.rows["oracle_iou"])
-  yield "picked raw instance mask", score_raw(plain.rows["chosen_iou"])
+  yield "picked raw instance mask", score_raw(plain.rows["selected_iou"])
 
 
 def table(results: dict[str, Result], markdown: bool = False) -> str:

@@ -60,7 +60,7 @@ li { overflow-wrap: anywhere }
 .mark { border: 2px solid #000; display: inline-block; outline: 1px solid #888 }
 .mark { height: .8em; width: .8em }
 .target { background: #fff }
-.chosen { background: #ffc800 }
+.selected { background: #ffc800 }
 """
 
 

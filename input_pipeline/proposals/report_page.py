@@ -127,7 +127,7 @@ def _section(heading: str, items: Sequence[GalleryItem]) -> Iterator[str]:
   }[heading]
   yield f"<h2>{len(items)} {heading} images</h2>\n<p>{explanation}. Every mask has its own colour."
   yield '<br><span class="mark target"></span> outline of the target'
-  yield '<br><span class="mark chosen"></span> outline of the best instance</p>'
+  yield '<br><span class="mark selected"></span> outline of the best instance</p>'
   yield '<div class="pictures">'
   for item in items:
     yield _figure(item)

@@ -189,7 +189,7 @@ def _write(result: Segmentation, source: str, place: pathlib.Path, prefix: str) 
   instances = []
   for k in range(len(fitted)):
     path = place / f"{prefix}instance-{k + 1}.jpg"
-    alone = instance_alone(small, fitted[k], k == result.chosen)
+    alone = instance_alone(small, fitted[k], k == result.selected)
     path.write_bytes(drawing.encode_jpeg(alone, 88))
     instances.append((str(path), caption(result, k)))
   return Answer(
@@ -281,14 +281,14 @@ def _notes(result: Segmentation, masks_from: str) -> list[str]:
 
 def _choice(result: Segmentation) -> str:
   count, chances = len(result.instances), result.instance_probability
-  if result.chosen is None:
+  if result.selected is None:
     return f"None of the {count} instances was chosen"
-  return f"Instance {result.chosen + 1} of {count} chosen, {chances[result.chosen]:.0%} sure"
+  return f"Instance {result.selected + 1} of {count} chosen, {chances[result.selected]:.0%} sure"
 
 
 def caption(result: Segmentation, k: int) -> str:
   """The line below the picture of instance k."""
-  mark = " ✓" if k == result.chosen else ""
+  mark = " ✓" if k == result.selected else ""
   return f"{k + 1}: {result.instance_probability[k]:.0%}{mark}"
 
 

@@ -1,1 +1,1 @@
-"""What judges a model: each yields (name, value)."""
+"""Metrics of a model: evaluators that yield (name, value), and the command that runs them."""

@@ -1,4 +1,4 @@
-"""Computes the metrics of a checkpoint on every expression of a data set, or compares two checkpoints:
+"""Computes metrics of a checkpoint on every expression of a split, or compares two checkpoints:
 
 python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes \
     --per_expression demo.jsonl
@@ -145,9 +145,9 @@ def draw_sheet(
   for name in names:
     for batch, rows in _spread(model, data_dir, name, count):
       meta = batch.pop("meta")
-      masks, chosen = jax.device_get(predict(variables, batch))
+      masks, selected = jax.device_get(predict(variables, batch))
       for i in rows:
-        tile, caption = _tile(batch, meta[i], masks[i], int(chosen[i]), i)
+        tile, caption = _tile(batch, meta[i], masks[i], int(selected[i]), i)
         tiles.append(tile)
         captions.append(f"{name}: {caption}")
   return drawing.contact_sheet(tiles, captions)
@@ -156,7 +156,7 @@ def draw_sheet(
 def _spread(
   model: load.LoadedModel, data_dir: str, name: str, count: int
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:
-  """Yields batches with the rows to draw: `count` refs evenly spread, the first expression of each."""
+  """Yields batches and the rows to draw: the first expression of `count` evenly spread refs."""
   from input_pipeline.tf import loader
 
   dataset, _, split = name.rpartition("/")
@@ -176,14 +176,14 @@ def _spread(
 
 
 def _tile(
-  batch: dict[str, Any], meta: dict[str, Any], mask: np.ndarray, chosen: int, i: int
+  batch: dict[str, Any], meta: dict[str, Any], mask: np.ndarray, selected: int, i: int
 ) -> tuple[np.ndarray, str]:
-  """Returns row i drawn at the model's resolution, stretched to the image's shape, and its caption."""
+  """Returns row i, drawn at the model's resolution in the image's shape, and its caption."""
   height, width = (int(n) for n in batch["original_size"][i])
   size = drawing.fitting_size(height, width, _TILE)
   target, mask = batch["original_target"][i, :height, :width], mask[:height, :width]
   masks = bit_planes.unpackbits(batch["instances"][i], int(batch["num_instances"][i]))
-  instance = masks[chosen] if chosen < len(masks) else None
+  instance = masks[selected] if selected < len(masks) else None
   picture = drawing.overlay(
     drawing.stretch(batch["image"][i], size),
     drawing.stretch(mask, size),
@@ -192,5 +192,5 @@ def _tile(
   )
   union = (target | mask).sum()
   iou = (target & mask).sum() / union if union else 1.0
-  selected = "" if instance is not None else ", no instance selected"
-  return picture, f"{meta['expression']}\nIoU {iou:.2f}{selected}"
+  note = "" if instance is not None else ", no instance selected"
+  return picture, f"{meta['expression']}\nIoU {iou:.2f}{note}"

@@ -131,7 +131,7 @@ def ratios(columns: Columns, protocol: Protocol) -> dict[str, Float[np.ndarray, 
     pairs["boundary_mIoU"] = (columns["boundary_iou"], one)
   pairs |= {f"P@{x}": (protocol.reaches(iou, x), one) for x in THRESHOLDS}
   findable = columns["oracle_iou"] > 0.5
-  pairs["selection_accuracy"] = (findable & (columns["chosen_iou"] > 0.5), findable)
+  pairs["selection_accuracy"] = (findable & (columns["selected_iou"] > 0.5), findable)
   return {name: np.stack(pair).astype(float) for name, pair in pairs.items()}
 
 
@@ -168,8 +168,8 @@ def intervals(
   Returns:
     The lower and the upper bound; nan where no resample has a difference.
   """
-  # Not `scipy.stats.bootstrap`: it returns nan if a single resample has no value (a draw without any
-  # image on which an instance fits the target), and it would draw again for every metric.
+  # Not `scipy.stats.bootstrap`: it returns nan if a single resample has no value (as in a draw in
+  # which no instance fits a target), and it would draw again for every metric.
   sums = np.stack([[_by_cluster(side[name], cluster) for name in a] for side in (a, b)])
   count = int(cluster.max()) + 1
   parts = [_differences(sums, _times(drawn, count)) for drawn in draws(count, resamples, seed)]

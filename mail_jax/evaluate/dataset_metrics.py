@@ -1,7 +1,8 @@
-"""Metrics of data sets whose expressions mean several objects, or none: gRefCOCO's and PhraseCut's own definitions.
+"""Metrics of data sets whose expressions have several targets, or none: of gRefCOCO and PhraseCut.
 
-Pure functions of the rows that `segmentation.count` gives, one a sentence: `intersection`, `union`, `area` of the
-target, `no_target_probability` of a model that has it. docs/guides/evaluate.md says what follows whose code.
+Pure functions of the columns that `segmentation.count` returns, one value per expression:
+`intersection`, `union`, `area` of the target, and `no_target_probability` if the model has it.
+docs/guides/evaluate.md names the code that each definition follows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +21,11 @@ PHRASECUT_THRESHOLDS = (0.5, 0.7, 0.9)
 
 
 def predict_no_target(rows: Rows, least_pixels: int = 1) -> Bool[np.ndarray, "n"]:
-  """Which sentences the model says to mean nothing.
+  """Returns for which expressions the model predicts that there is no target.
 
-  Those whose `no_target_probability` exceeds 0.5; of a model without that output, those whose mask has fewer than
-  `least_pixels` pixels. With the default that is an empty mask. ReLA's paper takes 50 for models without the output.
+  These are the expressions whose `no_target_probability` exceeds 0.5; of a model without that
+  output, those whose mask has fewer than `least_pixels` pixels. With the default that is an empty
+  mask. ReLA's paper takes 50 for models without the output.
   """
   if "no_target_probability" in rows:
     return rows["no_target_probability"] > 0.5
@@ -32,43 +34,48 @@ def predict_no_target(rows: Rows, least_pixels: int = 1) -> Bool[np.ndarray, "n"
 
 
 def summarise_gres(rows: Rows, least_pixels: int = 1) -> Iterator[tuple[str, int | float]]:
-  """gIoU, cIoU, N-acc, T-acc and Pr@X as in ReLA (arXiv 2306.00968), as fractions.
+  """Yields gIoU, cIoU, N-acc, T-acc and Pr@X as in ReLA (arXiv 2306.00968), as fractions.
 
   Args:
-    rows: one a sentence.
+    rows: columns with one value per expression.
     least_pixels: see `predict_no_target`.
 
   Yields:
-    `no_targets`, how many sentences mean nothing; `gIoU`, the mean over sentences of their IoU, which is
-    1 where nothing is meant and the model says so, and 0 where it is wrong about that; `cIoU`, sum of intersections /
-    sum of unions; `N-acc` and `T-acc`, the shares of the sentences without and with a target that are taken for such, 0
-    where there is none; `Pr@X`, the share of the sentences with a target whose IoU is at least X.
+    - `no_targets`, the number of expressions without a target.
+    - `gIoU`, the mean over expressions of their IoU, which is 1 if there is no target and the model
+      predicts so, and 0 if it is wrong about that.
+    - `cIoU`, sum of intersections / sum of unions.
+    - `N-acc` and `T-acc`, the shares of the expressions without and with a target that are
+      predicted as such; 0 where there are none.
+    - `Pr@X`, the share of the expressions with a target whose IoU is at least X.
   """
   intersection, union, area = _pixels(rows)
-  said = predict_no_target(rows, least_pixels)
+  denied = predict_no_target(rows, least_pixels)
   empty = area == 0
-  intersection = np.where(said, 0, intersection)
-  # A target that is denied counts with all that would have been drawn, as there; without, with its own area.
-  union = np.where(said, np.where(empty, 0, rows.get("raw_union", area)), union)
-  iou = np.where(empty, said.astype(float), intersection / np.maximum(union, 1))
+  intersection = np.where(denied, 0, intersection)
+  # As in ReLA's code, a denied target counts with the mask before it was emptied; if that is not
+  # known, with its own area.
+  union = np.where(denied, np.where(empty, 0, rows.get("raw_union", area)), union)
+  iou = np.where(empty, denied.astype(float), intersection / np.maximum(union, 1))
   yield "no_targets", int(empty.sum())
   yield "gIoU", float(iou.mean())
   yield "cIoU", _ratio(intersection, union)
-  yield "N-acc", _share(said, empty)
-  yield "T-acc", _share(~said, ~empty)
+  yield "N-acc", _share(denied, empty)
+  yield "T-acc", _share(~denied, ~empty)
   for threshold in GRES_THRESHOLDS:
     yield f"Pr@{threshold}", _share(iou >= threshold, ~empty)
 
 
 def summarise_phrasecut(rows: Rows) -> Iterator[tuple[str, int | float]]:
-  """Mean and cumulative IoU and P@X as in PhraseCut's toolkit (arXiv 2008.01187), as fractions.
+  """Yields mIoU, cIoU and P@X as in PhraseCut's toolkit (arXiv 2008.01187), as fractions.
 
   Yields:
     `mIoU`, the mean over phrases; `cIoU`, sum of intersections / sum of unions; `P@X`, the share of
     phrases whose IoU is above X, not at X.
   """
   intersection, union, _ = _pixels(rows)
-  iou = intersection / np.maximum(union, 1)  # 0 without an intersection, as there
+  # 0 without an intersection, as in the toolkit.
+  iou = intersection / np.maximum(union, 1)
   yield "mIoU", float(iou.mean())
   yield "cIoU", _ratio(intersection, union)
   for threshold in PHRASECUT_THRESHOLDS:
@@ -79,28 +86,29 @@ SUMMARIES: dict[str, Summary] = {
   "grefcoco_unc": summarise_gres,
   "phrasecut": summarise_phrasecut,
 }
-"""The metrics that a data set has besides those of `segmentation.summarise`."""
+"""Metrics of a data set, in addition to those of `segmentation.summarise`."""
 
 
 def summarise(dataset: str, rows: Rows) -> dict[str, int | float]:
-  """The metrics of masks that a data set has of its own, by name; empty for all others.
+  """Returns the metrics that are specific to a data set, by name; empty for most.
 
-  A user's own data has those of gRefCOCO where some of its expressions mean nothing.
+  Custom data gets gRefCOCO's metrics if some of its expressions have no target.
   """
   if dataset in SUMMARIES:
     return dict(SUMMARIES[dataset](rows))
-  # Data of a user's own may have expressions that mean nothing, which the other metrics do not speak of.
-  own = dataset not in storage.CONFIGS and bool((rows["area"] == 0).any())
-  return dict(summarise_gres(rows)) if own else {}
+  without_targets = dataset not in storage.CONFIGS and bool((rows["area"] == 0).any())
+  return dict(summarise_gres(rows)) if without_targets else {}
 
 
 def with_own(metrics: Metrics, dataset: str, rows: Rows) -> Metrics:
-  """The metrics that every data set has, and after them a data set's own, which replace what counts by another rule.
+  """Returns the metrics common to all data sets, followed by the data set's own.
+
+  The data set's own metrics replace those that count by another rule.
 
   Args:
     metrics: of `segmentation.summarise`.
-    dataset: which one.
-    rows: that they are from.
+    dataset: name of the data set.
+    rows: the columns that the metrics were computed from.
   """
   own = summarise(dataset, rows)
   replaced = any(name.startswith("P@") for name in own)
@@ -118,7 +126,7 @@ def _pixels(
 
 
 def _ratio(part: Int64[np.ndarray, "n"], whole: Int64[np.ndarray, "n"]) -> float:
-  """1 where there is nothing to find and nothing was found."""
+  """Returns 1 if both the targets and the predictions are empty."""
   return float(part.sum() / whole.sum()) if whole.sum() else 1.0
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found of every sentence, one row each: JSON lines that `evaluate --per_expression` writes."""
+"""Per-expression results, one row each: the JSON lines that `evaluate --per_expression` writes."""
 
 import json
 import os
@@ -35,23 +35,23 @@ FIELDS: dict[str, type] = {
   "intersection": int,
   "union": int,
   "iou": float,
-  "chosen": int,
-  "chosen_iou": float,
+  "selected": int,
+  "selected_iou": float,
   "oracle_iou": float,
   "cut": bool,
 }
-"""The keys of a row, in their order, and the types of the values; `chosen` may be null (docs/reference/formats.md)."""
+"""Keys of a row, in order, and the types of their values; `selected` may be null."""
 _BOUNDARY: dict[str, type] = {
   "boundary_intersection": int,
   "boundary_union": int,
   "boundary_iou": float,
 }
 OPTIONAL: dict[str, type] = {**_BOUNDARY, "no_target_probability": float, "raw_union": int}
-"""Keys that rows have where the protocol compares outlines, and where the model says such a thing."""
+"""Keys of rows if the protocol compares boundaries, and if the model predicts missing targets."""
 
-_SHARES = ("iou", "boundary_iou", "chosen_iou", "oracle_iou", "no_target_probability")
+_SHARES = ("iou", "boundary_iou", "selected_iou", "oracle_iou", "no_target_probability")
 _MAY_BE_NEGATIVE = ("image_id", "ref_id")
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_TYPES = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 
 
 def make(
@@ -61,61 +61,66 @@ def make(
   protocol: Protocol,
   max_instances: int,
 ) -> list[Row]:
-  """Joins what was counted on the device with what is known of the sentences.
+  """Joins the counts from the device with the expressions, one row each.
 
   Args:
     data: DATASET/SPLIT.
-    counted: a value a sentence of what `segmentation.count` returns, in the order of the data.
-    meta: what the loader says of the same sentences, in the same order.
-    protocol: by which they were counted.
-    max_instances: K; `chosen` is null where it is that.
+    counted: columns as `segmentation.count` returns them, in the order of the data.
+    meta: the loader's description of the same expressions, in the same order.
+    protocol: that the pixels were counted by.
+    max_instances: K; a `selected` of K becomes null.
   """
-  found = {name: values.tolist() for name, values in counted.items()}
+  values = {name: column.tolist() for name, column in counted.items()}
   for prefix in ("", "boundary_"):
     if f"{prefix}union" in counted:
       pair = (counted[f"{prefix}{name}"].astype(np.int64) for name in ("intersection", "union"))
-      found[f"{prefix}iou"] = protocol.iou(*pair).tolist()
-  found["chosen"] = [None if slot == max_instances else slot for slot in found["chosen"]]
-  names = [name for name in (*FIELDS, *OPTIONAL) if name in found]
+      values[f"{prefix}iou"] = protocol.iou(*pair).tolist()
+  values["selected"] = [None if slot == max_instances else slot for slot in values["selected"]]
+  names = [name for name in (*FIELDS, *OPTIONAL) if name in values]
   rows = []
   for position, known in enumerate(meta):
     row = {"data": data, "protocol": protocol.name, **known}
     row["words"] = len(preprocess.normalise_text(known["expression"]).split())
-    row |= {name: found[name][position] for name in names}
+    row |= {name: values[name][position] for name in names}
     rows.append({name: row[name] for name in (*FIELDS, *OPTIONAL) if name in row})
   return rows
 
 
 def columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-  """The numbers of the rows, an array a key; `chosen`, texts and what only some of them have are left out."""
-  kinds = {**FIELDS, **OPTIONAL}
+  """Returns one array per numeric key.
+
+  `selected` and keys that are missing in some rows are left out.
+  """
+  types = {**FIELDS, **OPTIONAL}
   numbers = [
     name
     for name in rows[0]
-    if name in kinds and kinds[name] is not str and name != "chosen"
+    if name in types and types[name] is not str and name != "selected"
     if name in FIELDS or all(name in row for row in rows)
   ]
-  return {name: np.array([row[name] for row in rows], kinds[name]) for name in numbers}
+  return {name: np.array([row[name] for row in rows], types[name]) for name in numbers}
 
 
 def breakdowns(columns: Columns, summary: Summary) -> dict[str, dict[str, dict[str, Any]]]:
-  """Summarises the sentences of each kind; a kind without sentences is left out.
+  """Summarises groups of expressions; empty groups are left out.
 
   Args:
-    columns: a value a sentence; `area` is that of the target in pixels of the photo, `words` how many the sentence has.
-    summary: of sentences, given their columns.
+    columns: one value per expression; `area` is that of the target in pixels of the image, `words`
+      the number of words of the expression.
+    summary: yields the metrics of the expressions in the columns that it is given.
 
   Returns:
-    `by_size` (COCO's sizes, and `none` where nothing is meant) and `by_words`, each from a kind to its metrics.
+    `by_size` (COCO's sizes, and `none` for expressions without a target) and `by_words`, each from
+    a group to its metrics.
   """
   groups = {"by_size": _by_size(columns["area"]), "by_words": _by_words(columns["words"])}
   return {
     name: {
-      kind: dict(summary({key: values[chosen] for key, values in columns.items()}))
-      for kind, chosen in kinds
-      if chosen.any()
+      group: dict(summary({key: values[members] for key, values in columns.items()}))
+      for group, members in by_group
+      if members.any()
     }
-    for name, kinds in groups.items()
+    for name, by_group in groups.items()
   }
 
 
@@ -133,7 +138,7 @@ def _by_words(words: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def write(path: str | os.PathLike, rows: Sequence[Row]) -> None:
-  """Writes a row a line.
+  """Writes one row per line.
 
   Raises:
     InputError: the file cannot be written.
@@ -143,10 +148,10 @@ def write(path: str | os.PathLike, rows: Sequence[Row]) -> None:
 
 
 def read(path: str | os.PathLike) -> list[Row]:
-  """Reads what `write` wrote; keys that it does not know stay.
+  """Reads a file that `write` wrote; unknown keys are kept.
 
   Raises:
-    InputError: no such file, no row in it, or a line that is no such row.
+    InputError: no such file, an empty file, or a line that is not such a row.
   """
   try:
     with open(path, encoding="utf-8") as file:
@@ -157,12 +162,10 @@ def read(path: str | os.PathLike) -> list[Row]:
     ) from error
   except UnicodeDecodeError as error:
     raise InputError(
-      f"{path}: it is no text; `evaluate --per_expression` writes such files"
+      f"{path}: not a text file; `evaluate --per_expression` writes such files"
     ) from error
   if not rows:
-    raise InputError(
-      f"{path}: there is no row in it; `evaluate --per_expression` writes such files"
-    )
+    raise InputError(f"{path}: the file is empty; `evaluate --per_expression` writes such files")
   return rows
 
 
@@ -171,30 +174,29 @@ def _parse(line: str, where: str) -> Row:
     row = json.loads(line)
   except (ValueError, RecursionError) as error:
     raise InputError(
-      f"{where}: it is no JSON ({getattr(error, 'msg', error)}); write the file again with `evaluate --per_expression`"
+      f"{where}: invalid JSON ({getattr(error, 'msg', error)}); write the file again with "
+      "`evaluate --per_expression`"
     ) from error
   if not isinstance(row, dict):
-    raise InputError(
-      f"{where}: it is no JSON object; `evaluate --per_expression` writes one a line"
-    )
-  for name, kind in FIELDS.items():
+    raise InputError(f"{where}: not a JSON object; `evaluate --per_expression` writes one per line")
+  for name, expected in FIELDS.items():
     if name not in row:
       raise InputError(
-        f"{where}: there is no {name!r}; write the file again with `evaluate --per_expression`"
+        f"{where}: missing key {name!r}; write the file again with `evaluate --per_expression`"
       )
-    _check(row[name], name, kind, where)
-  # Rows of before boundaries were counted have none of them.
+    _check(row[name], name, expected, where)
+  # Older rows have no boundaries.
   needed = _BOUNDARY if any(name in row for name in _BOUNDARY) else {}
-  for name, kind in OPTIONAL.items():
+  for name, expected in OPTIONAL.items():
     if name in row:
-      _check(row[name], name, kind, where)
+      _check(row[name], name, expected, where)
     elif name in needed:
       raise InputError(
-        f"{where}: there is no {name!r}; write the file again with `evaluate --per_expression`"
+        f"{where}: missing key {name!r}; write the file again with `evaluate --per_expression`"
       )
   if row["protocol"] not in PROTOCOLS:
     raise InputError(
-      f"{where}: protocol {row['protocol']!r}: the protocols are {', '.join(PROTOCOLS)}"
+      f"{where}: unknown protocol {row['protocol']!r}; the protocols are {', '.join(PROTOCOLS)}"
     )
   _check_pair(row, "", where)
   if needed:
@@ -205,19 +207,19 @@ def _parse(line: str, where: str) -> Row:
 def _check_pair(row: Row, prefix: str, where: str) -> None:
   intersection, union = row[f"{prefix}intersection"], row[f"{prefix}union"]
   if intersection > union:
-    what = "intersection of the boundaries" if prefix else "intersection"
-    raise InputError(f"{where}: the {what}, {intersection}, is larger than the union, {union}")
+    name = "intersection of the boundaries" if prefix else "intersection"
+    raise InputError(f"{where}: the {name}, {intersection}, is larger than the union, {union}")
 
 
-def _check(value: Any, name: str, kind: type, where: str) -> None:
-  if name == "chosen" and value is None:
+def _check(value: Any, name: str, expected: type, where: str) -> None:
+  if name == "selected" and value is None:
     return
-  kinds = (int, float) if kind is float else kind
-  if not isinstance(value, kinds) or (kind is not bool and isinstance(value, bool)):
-    raise InputError(f"{where}: {name} is {value!r}, which is not {_WORDS[kind]}")
+  types = (int, float) if expected is float else expected
+  if not isinstance(value, types) or (expected is not bool and isinstance(value, bool)):
+    raise InputError(f"{where}: {name} is {value!r}, which is not {_TYPES[expected]}")
   if name in _SHARES and not 0 <= value <= 1:
     raise InputError(f"{where}: {name} is {value}; it must be between 0 and 1")
-  if kind is int and abs(value) >= 2**63:
-    raise InputError(f"{where}: {name} is larger than any number that is written there")
-  if kind is int and name not in _MAY_BE_NEGATIVE and value < 0:
+  if expected is int and abs(value) >= 2**63:
+    raise InputError(f"{where}: {name} does not fit into 64 bits")
+  if expected is int and name not in _MAY_BE_NEGATIVE and value < 0:
     raise InputError(f"{where}: {name} is {value}; it cannot be negative")

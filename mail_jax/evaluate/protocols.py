@@ -1,6 +1,6 @@
-"""How a prediction is compared with its target: our definition, and those of two papers for comparison with theirs.
+"""Definitions of how a prediction is compared with its target: ours, and those of two papers.
 
-docs/guides/evaluate.md says what is taken from whom, and what of it is ours.
+The papers' definitions allow a comparison with their numbers; docs/guides/evaluate.md has details.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from mail_jax.models.resize import resize_cubic, resize_logits, squash_masks
 Masks = tuple[Bool[Array, "b rows cols"], Bool[Array, "b rows cols"]]
 # LAVT's input, to which its targets are resized as well (arXiv 2112.02244; test.py, transforms.py of its code).
 LAVT_SIDE = 480
-# Above this probability CRIS says that a pixel is the referent's (arXiv 2111.15174; engine/engine.py of its code).
+# CRIS takes pixels above this probability (arXiv 2111.15174; engine/engine.py of its code).
 CRIS_THRESHOLD = 0.35
 
 
@@ -27,11 +27,11 @@ class Protocol:
 
   Attributes:
     name: as on the command line.
-    masks: (logits, targets on a common canvas, their sizes) -> what is predicted and what is true, of one size; both
-      are empty beyond the image.
-    strict: P@X counts an IoU above X; else, of X or more.
-    empty: the IoU where nothing is predicted and nothing is true.
-    boundary: whether outlines are compared as well.
+    masks: (logits, targets on a common canvas, their sizes) -> predicted and true masks, of one
+      size; both are empty outside the image.
+    strict: P@X counts an IoU above X; otherwise, of at least X.
+    empty: the IoU of an empty prediction with an empty target.
+    boundary: whether boundaries are compared as well.
   """
 
   name: str
@@ -43,18 +43,18 @@ class Protocol:
   def iou(
     self, intersection: Int[np.ndarray, "n"], union: Int[np.ndarray, "n"]
   ) -> Float[np.ndarray, "n"]:
-    """Intersection over union of each sentence."""
+    """Returns the intersection over union of each expression."""
     return np.where(union > 0, intersection / np.maximum(union, 1), self.empty)
 
   def reaches(self, iou: Float[np.ndarray, "n"], threshold: float) -> Bool[np.ndarray, "n"]:
-    """Which sentences P@X counts, X being the threshold."""
+    """Returns which expressions P@X counts, X being the threshold."""
     return iou > threshold if self.strict else iou >= threshold
 
 
 def _original(
   logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
 ) -> Masks:
-  # Outside the image the resized logits are 0, so never positive.
+  # Outside the image the resized logits are 0, so not positive.
   return resize_logits(logits, size, (truth.shape[1], truth.shape[2])) > 0, truth
 
 
@@ -88,7 +88,7 @@ def find(name: str) -> Protocol:
   """Returns a protocol by its name.
 
   Raises:
-    InputError: there is none of that name.
+    InputError: no such protocol.
   """
   if name not in PROTOCOLS:
     raise InputError(f"--protocol {name}: the protocols are {', '.join(PROTOCOLS)}")

@@ -28,12 +28,12 @@ def make_measure(
   protocol: Protocol = ORIGINAL,
   apply: Callable[[Variables, Batch], Output] | None = None,
 ) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
-  """Makes the function that runs the model on a batch and counts pixels on the device (to be jitted).
+  """Returns a function, to be jitted, that runs the model on a batch and counts pixels.
 
   Args:
     model: the network.
-    protocol: by which it counts.
-    apply: runs in place of the network, as `LoadedModel.apply` does.
+    protocol: that pixels are counted by.
+    apply: runs instead of the network, as `LoadedModel.apply` does.
   """
   apply = apply or functools.partial(apply_model, model)
 
@@ -52,8 +52,8 @@ def jit_measure(
     model: the network.
     mesh: of the devices that the batch is spread over.
     placed: sharding of the variables.
-    protocol: by which it counts.
-    apply: runs in place of the network; see `make_measure`.
+    protocol: that pixels are counted by.
+    apply: runs instead of the network; see `make_measure`.
   """
   return jax.jit(
     sharding.traced_on(mesh, make_measure(model, protocol, apply)),
@@ -65,22 +65,24 @@ def jit_measure(
 def count(
   output: Output, batch: Batch, max_instances: int, protocol: Protocol = ORIGINAL
 ) -> dict[str, jax.Array]:
-  """Integers and choices from which every metric follows.
+  """Counts the pixels from which every metric follows.
 
   Args:
     output: of the model.
-    batch: with `original_target` (bool [b, y, x], zero beyond the image) and `original_size` (int [b, 2]); what it
-      says of its rows, `index`, `total` and `cut`, is part of the result.
+    batch: with `original_target` (bool [b, y, x], zero outside the image) and `original_size` (int
+      [b, 2]); `index`, `total` and `cut` are copied to the result.
     max_instances: K.
-    protocol: which pixels are compared.
+    protocol: defines the pixels to compare.
 
   Returns:
-    `intersection` and `union` in pixels of the protocol; `height`, `width` and `area`, of the target, in pixels of the
-    original image; `chosen`, the slot with the largest selection logit, k for none; `chosen_iou` and `oracle_iou`, of
-    the chosen and of the best raw instance mask with the target, at the model's resolution (0 without instances).
-    Of a model that says whether anything is meant, `no_target_probability`, and `raw_union`, with the mask that it
-    would have drawn: all else is of an empty one where it says no. Of a protocol that compares boundaries,
-    `boundary_intersection` and `boundary_union`.
+    - `intersection` and `union` in pixels of the protocol.
+    - `height`, `width` and `area` of the target, in pixels of the original image.
+    - `selected`, the slot with the largest selection logit, K for none.
+    - `selected_iou` and `oracle_iou`, of the selected and the best raw instance mask with the
+      target, at the model's resolution (0 without instances).
+    - If the model predicts whether there is a target: `no_target_probability`, and `raw_union`,
+      the union with the mask before it was emptied.
+    - If the protocol compares boundaries: `boundary_intersection` and `boundary_union`.
   """
   truth, size = batch["original_target"], batch["original_size"]
   drawn, true = protocol.masks(output.logits, truth, size)
@@ -90,7 +92,7 @@ def count(
     "height": size[:, 0],
     "width": size[:, 1],
     "area": boundary.count_pixels(boundary.pack(truth)),
-    "chosen": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
+    "selected": jnp.argmax(output.selection_logits, 1).astype(jnp.int32),
   }
   if output.no_target is not None:
     result |= {
@@ -99,12 +101,12 @@ def count(
     }
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
-    return result | {"chosen_iou": zero, "oracle_iou": zero}
+    return result | {"selected_iou": zero, "oracle_iou": zero}
   iou = instances.instance_iou(output.masks, batch["target"])
-  chosen_iou = jnp.take_along_axis(
-    jnp.pad(iou, ((0, 0), (0, 1))), result["chosen"][:, None], axis=1
+  selected_iou = jnp.take_along_axis(
+    jnp.pad(iou, ((0, 0), (0, 1))), result["selected"][:, None], axis=1
   )[:, 0]
-  return result | {"chosen_iou": chosen_iou, "oracle_iou": iou.max(1)}
+  return result | {"selected_iou": selected_iou, "oracle_iou": iou.max(1)}
 
 
 def _compare(
@@ -113,7 +115,7 @@ def _compare(
   size: Int[Array, "b 2"],
   protocol: Protocol,
 ) -> dict[str, Int32[Array, "b"]]:
-  """Pixels of the masks, and of their boundaries where the protocol has them, that are in both and in at least one."""
+  """Counts the intersection and the union of the masks, and of their boundaries if compared."""
   packed = jnp.stack([boundary.pack(masks) for masks in (predicted, true)], axis=1)
   compared = {"": packed}
   if protocol.boundary:
@@ -128,12 +130,12 @@ def _compare(
 def summarise(
   columns: Mapping[str, np.ndarray], protocol: Protocol = ORIGINAL
 ) -> Iterator[tuple[str, int | float]]:
-  """Metrics of at least one sentence, as fractions.
+  """Yields the metrics of at least one expression, as fractions.
 
   Args:
-    columns: a value a sentence of what `count` returns; with `image_id` and `ref_id` the refs are counted, with `cut`
-      the texts that were cut.
-    protocol: by which they were counted.
+    columns: as `count` returns them, one value per expression; refs are counted if `image_id` and
+      `ref_id` are present, cut expressions if `cut` is.
+    protocol: that the pixels were counted by.
   """
   intersection, union = (columns[name].astype(np.int64) for name in ("intersection", "union"))
   iou = protocol.iou(intersection, union)
@@ -150,22 +152,25 @@ def summarise(
     yield "boundary_mIoU", float(protocol.iou(*outlines).mean())
   for threshold in THRESHOLDS:
     yield f"P@{threshold}", float(protocol.reaches(iou, threshold).mean())
-  chosen_iou, oracle_iou = (columns[name].astype(float) for name in ("chosen_iou", "oracle_iou"))
+  selected_iou, oracle_iou = (
+    columns[name].astype(float) for name in ("selected_iou", "oracle_iou")
+  )
   findable = oracle_iou > 0.5
-  right = float((chosen_iou[findable] > 0.5).mean()) if findable.any() else 0.0
+  right = float((selected_iou[findable] > 0.5).mean()) if findable.any() else 0.0
   yield "selection_accuracy", right
-  yield "picked_mIoU", float(chosen_iou.mean())
+  yield "selected_mIoU", float(selected_iou.mean())
   yield "oracle_mIoU", float(oracle_iou.mean())
   if "cut" in columns:
     yield "text_cut", float(columns["cut"].mean())
 
 
 class SegmentationEvaluator:
-  """Overall IoU, mean IoU and precision@X; what the instance masks would score.
+  """Overall IoU, mean IoU and precision@X, and the scores of the raw instance masks.
 
-  `selection_accuracy` is the share of sentences whose chosen instance overlaps the target by IoU > 0.5, among
-  those where some instance does. `picked_mIoU` and `oracle_mIoU` are the mean IoU of the chosen and of the best
-  raw instance mask: the oracle is the ceiling of any method that only picks a mask.
+  `selection_accuracy` is the share of expressions whose selected instance has an IoU > 0.5 with the
+  target, among those for which some instance has. `selected_mIoU` and `oracle_mIoU` are the mean
+  IoU of the selected and of the best raw instance mask: the oracle is the upper limit of any method
+  that only selects a mask.
   """
 
   def __init__(
@@ -174,13 +179,14 @@ class SegmentationEvaluator:
     batches: Callable[[], Iterable[Batch]],
     protocol: Protocol = ORIGINAL,
   ):
-    """Takes what runs the model and what it runs on.
+    """Stores the function that runs the model and the source of batches.
 
     Args:
-      measure: as `make_measure` makes it, jitted; where a batch is spread over several processes its results are on
-        all of them.
-      batches: starts one pass over the sentences, as `loader.eval_batches` does: `index` says which one a row is.
-      protocol: by which `measure` counts.
+      measure: as `make_measure` returns it, jitted; if a batch is spread over several processes,
+        all of them get the results of all rows.
+      batches: starts one pass over the expressions, as `loader.eval_batches` does, with the number
+        of each row's expression in `index`.
+      protocol: that `measure` counts by.
     """
     self._measure = measure
     self._batches = batches
@@ -191,41 +197,43 @@ class SegmentationEvaluator:
   def run(self, variables: Variables) -> Iterator[tuple[str, int | float]]:
     """Yields (name, value).
 
-    Afterwards `rows` holds one row a sentence, in the order of the data, whatever the batches and however many
-    processes read them; `meta` has what is known of the sentences that this process read, `index` of each among it.
+    Afterwards `rows` holds one row per expression, in the order of the data, regardless of the
+    batches and the number of processes; `meta` describes the expressions that this process read,
+    each with its `index`.
 
     Raises:
-      InputError: there is no sentence.
-      RuntimeError: not every sentence came once.
+      InputError: there are no expressions.
+      RuntimeError: an expression is missing or duplicate.
     """
     results: list[dict[str, Any]] = []
     self.meta = []
     for batch in self._batches():
-      self.meta.extend(_known(batch))
+      self.meta.extend(_numbered(batch))
       arrays = {name: value for name, value in batch.items() if name != "meta"}
       results.append(self._measure(variables, arrays))
-      if len(results) > 1:  # one batch ahead of the device
+      # The device always has one more batch to work on.
+      if len(results) > 1:
         results[-2] = jax.device_get(results[-2])
     self.rows = in_order(jax.device_get(results))
     yield from summarise(self.rows, self._protocol)
 
 
-def _known(batch: Batch) -> Iterator[dict[str, Any]]:
-  """What is known of each sentence of a batch, with its number."""
+def _numbered(batch: Batch) -> Iterator[dict[str, Any]]:
+  """Yields the description of each expression of a batch, with its number."""
   for row, index in zip(batch.get("meta", []), batch["index"], strict=False):
     if row is not None:
       yield {"index": int(index), **row}
 
 
 def in_order(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Puts the rows of all batches into the order of the data, without padding.
+  """Returns the rows of all batches in the order of the data, without padding.
 
   Raises:
-    InputError: there is no row.
-    RuntimeError: not every sentence came once.
+    InputError: there are no rows.
+    RuntimeError: an expression is missing or duplicate.
   """
   if not any((result["index"] >= 0).any() for result in results):
-    raise InputError("there is no sentence to evaluate")
+    raise InputError("there are no expressions to evaluate")
   rows = {name: np.concatenate([result[name] for result in results]) for name in results[0]}
   order = np.argsort(rows["index"])
   order = order[rows["index"][order] >= 0]
@@ -233,9 +241,11 @@ def in_order(results: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   index = rows.pop("index")
   total = int(rows.pop("total", index + 1).max())
   times = np.bincount(index, minlength=total)
-  for what, wrong in (("did not come", times == 0), ("came more than once", times > 1)):
+  for problem, wrong in (("are missing", times == 0), ("are duplicate", times > 1)):
     if wrong.any():
       numbers = np.flatnonzero(wrong)
       shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-      raise RuntimeError(f"evaluation: {len(numbers)} of {total} sentences {what}: number {shown}")
+      raise RuntimeError(
+        f"evaluation: {len(numbers)} of {total} expressions {problem}: number {shown}"
+      )
   return rows

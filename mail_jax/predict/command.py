@@ -123,10 +123,10 @@ def _in_words(result: Segmentation) -> str:
   if nothing is not None and nothing > 0.5:
     return f"nothing in the photo is meant ({nothing:.0%} sure)"
   share, count = f"{result.mask.mean():.1%} of the photo", len(result.instances)
-  if result.chosen is None:
+  if result.selected is None:
     return f"{share}; no instance was chosen of {count}"
-  sure = result.instance_probability[result.chosen]
-  return f"{share}; instance {result.chosen + 1} of {count} chosen ({sure:.0%} sure)"
+  sure = result.instance_probability[result.selected]
+  return f"{share}; instance {result.selected + 1} of {count} chosen ({sure:.0%} sure)"
 
 
 def _predict_many(args: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ def describe(result: Segmentation) -> dict[str, Any]:
     "confidence": float(result.probability[result.mask].mean()) if area else 0.0,
     "instances": len(result.instances),
     "instance_probability": [float(p) for p in result.instance_probability],
-    "chosen": result.chosen,
+    "selected": result.selected,
     "no_target_probability": result.no_target_probability,
     "was_cut": result.was_cut,
   }

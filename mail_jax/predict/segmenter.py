@@ -40,7 +40,7 @@ class Segmentation:
     instances: the instance masks that the model chose from, best score first.
     instance_probability: of each instance to be the one that is meant; with that of "none of them" they sum to 1. Of a
       model for several referents (`model.selection` is `multi`): of each to be one of those that are meant.
-    chosen: index of the instance that is meant, the likeliest of several; None for none of them.
+    selected: index of the instance that is meant, the likeliest of several; None for none of them.
     was_cut: whether the expression was longer than the model reads.
     no_target_probability: that nothing in the photo is meant; above 0.5 the mask is empty. None of a model that does
       not say (`model.no_target`).
@@ -52,14 +52,16 @@ class Segmentation:
   probability: Float32[np.ndarray, "h w"]
   instances: Bool[np.ndarray, "k h w"]
   instance_probability: Float32[np.ndarray, "k"]
-  chosen: int | None
+  selected: int | None
   was_cut: bool
   no_target_probability: float | None = None
 
   def overlay(self) -> UInt8[np.ndarray, "h w 3"]:
     """The photo with the mask in blue and the outline of the selected instance in yellow."""
     return drawing.overlay(
-      self.image, self.mask, selected=None if self.chosen is None else self.instances[self.chosen]
+      self.image,
+      self.mask,
+      selected=None if self.selected is None else self.instances[self.selected],
     )
 
 
@@ -174,7 +176,7 @@ class Segmenter:
       probability=probability[0, :height, :width],
       instances=masks,
       instance_probability=weights[0, :count],
-      chosen=best if found else None,
+      selected=best if found else None,
       was_cut=bool(was_cut[0]),
       no_target_probability=no_target,
     )

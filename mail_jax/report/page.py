@@ -40,7 +40,7 @@ _MEANINGS = {
   "T-acc": "share of the others which it does not say to mean nothing",
   "no_targets": "sentences that mean nothing",
   "selection_accuracy": "share of sentences whose chosen instance is right, among those for which one is",
-  "picked_mIoU": "mean IoU of the chosen instance mask with the target",
+  "selected_mIoU": "mean IoU of the chosen instance mask with the target",
   "oracle_mIoU": "mean IoU of the best instance mask: the ceiling of any method that only picks one",
   "text_cut": "share of sentences that were longer than the model reads",
 }

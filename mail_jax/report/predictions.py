@@ -28,7 +28,7 @@ _SEED = 0
 _KEY = (
   ("the predicted mask", "mark prediction"),
   ("outline of the target", "mark target"),
-  ("outline of the selected instance", "mark chosen"),
+  ("outline of the chosen instance", "mark selected"),
 )
 
 
@@ -160,7 +160,7 @@ def overlay(result: Segmentation, target: np.ndarray, side: int) -> UInt8[np.nda
   """
   size = drawing.fitting_size(target.shape[0], target.shape[1], side)
   photo = np.asarray(Image.fromarray(result.image).resize(size, Image.Resampling.LANCZOS))
-  chosen = None if result.chosen is None else result.instances[result.chosen]
+  chosen = None if result.selected is None else result.instances[result.selected]
   return drawing.overlay(
     photo,
     drawing.stretch(result.mask, size),
@@ -234,6 +234,6 @@ def _which(one: Drawn) -> str:
   best = f"the best has {row['oracle_iou']:.2f}"
   if not count:
     return "the photo has no instance mask"
-  if row["chosen"] is None:
+  if row["selected"] is None:
     return f"none of {count} instances chosen; {best}"
-  return f"instance {row['chosen'] + 1} of {count} chosen, with {row['chosen_iou']:.2f}; {best}"
+  return f"instance {row['selected'] + 1} of {count} chosen, with {row['selected_iou']:.2f}; {best}"

@@ -98,7 +98,7 @@ def _reason(row: Row) -> Reason:
   found, poor, wrong, impossible = REASONS
   if row["iou"] >= _HIT:
     return found
-  if row["chosen_iou"] > _HIT:
+  if row["selected_iou"] > _HIT:
     return poor
   return wrong if row["oracle_iou"] > _HIT else impossible
 
@@ -194,7 +194,7 @@ def _reasons(splits: Sequence[SplitResults]) -> str:
 
 def _ceiling(splits: Sequence[SplitResults]) -> str:
   marks = {
-    "picked_mIoU": "the chosen instance mask, as it is",
+    "selected_mIoU": "the chosen instance mask, as it is",
     "mIoU": "the model's mask",
     "oracle_mIoU": "the best instance mask",
   }

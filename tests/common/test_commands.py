@@ -29,7 +29,7 @@ from mail_jax.train import command as train
 
 COUNTS = ("expressions", "refs")
 METRICS = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
-METRICS += ("selection_accuracy", "picked_mIoU", "oracle_mIoU", "text_cut", "boundary_mIoU")
+METRICS += ("selection_accuracy", "selected_mIoU", "oracle_mIoU", "text_cut", "boundary_mIoU")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +99,8 @@ def by_hand(rows: list[dict[str, Any]]) -> dict[str, float]:
       for row in rows
     )
     / len(rows),
-    "selection_accuracy": sum(row["chosen_iou"] > 0.5 for row in can) / max(1, len(can)),
-    "picked_mIoU": sum(row["chosen_iou"] for row in rows) / len(rows),
+    "selection_accuracy": sum(row["selected_iou"] > 0.5 for row in can) / max(1, len(can)),
+    "selected_mIoU": sum(row["selected_iou"] for row in rows) / len(rows),
     "oracle_mIoU": sum(row["oracle_iou"] for row in rows) / len(rows),
     "text_cut": sum(row["cut"] for row in rows) / len(rows),
   }
@@ -193,7 +193,7 @@ def test_a_protocol_of_another_paper_is_named_wherever_its_numbers_are(
   found = [json.loads(row) for row in rows.read_text().splitlines()]
   assert metrics["protocol"] == "lavt" and {row["protocol"] for row in found} == {"lavt"}
   ours = [row for row in evaluation.rows if row["data"] == "shapes/val"]
-  for key in ("expression", "area", "height", "chosen", "chosen_iou"):
+  for key in ("expression", "area", "height", "selected", "selected_iou"):
     assert [row[key] for row in found] == [row[key] for row in ours]
   # The same pixels, at 480 x 480 instead of 96 x 96.
   unions = np.array([[row["union"] for row in rows] for rows in (found, ours)], float)

@@ -169,7 +169,7 @@ def test_a_mask_that_is_shifted_or_grown_loses_more_along_its_outline(shift):
 
 def test_the_mean_is_that_of_the_ratios():
   zero = np.zeros(3)
-  columns = {"intersection": zero, "union": zero, "chosen_iou": zero, "oracle_iou": zero}
+  columns = {"intersection": zero, "union": zero, "selected_iou": zero, "oracle_iou": zero}
   pair = {"boundary_intersection": np.array([1, 0, 0]), "boundary_union": np.array([4, 0, 9])}
   assert dict(summarise(columns | pair))["boundary_mIoU"] == pytest.approx((0.25 + 1 + 0) / 3)
   assert "boundary_mIoU" not in dict(summarise(columns))

@@ -29,7 +29,7 @@ def make_rows(seed: int, images: int = 40, data: str = "refcoco_unc/val") -> Row
     }
     row |= {"expression": f"the thing {number}", "words": 3, "height": 48, "width": 64, "area": 50}
     row |= {"intersection": intersection, "union": union, "iou": intersection / union}
-    row |= {"chosen": 0, "chosen_iou": float(rng.random()), "oracle_iou": 0.9, "cut": False}
+    row |= {"selected": 0, "selected_iou": float(rng.random()), "oracle_iou": 0.9, "cut": False}
     rows.append(row)
   return rows
 
@@ -43,7 +43,7 @@ def test_metrics_and_wins_are_those_of_the_rows():
     assert found["metrics"]["oIoU"][name] == pytest.approx(overall, rel=1e-12)
     mean = sum(r["iou"] for r in rows) / len(rows)
     assert found["metrics"]["mIoU"][name] == pytest.approx(mean, rel=1e-12)
-    right = sum(r["chosen_iou"] > 0.5 for r in rows) / len(rows)
+    right = sum(r["selected_iou"] > 0.5 for r in rows) / len(rows)
     assert found["metrics"]["selection_accuracy"][name] == pytest.approx(right, rel=1e-12)
   for numbers in found["metrics"].values():
     assert numbers["difference"] == numbers["b"] - numbers["a"]

@@ -16,7 +16,7 @@ def draw(rng: np.random.Generator, cluster: np.ndarray, better: float) -> dict[s
     "intersection": (union / (1 + np.exp(-skill))).astype(int),
     "union": union,
     "boundary_iou": rng.random(len(cluster)),
-    "chosen_iou": rng.random(len(cluster)),
+    "selected_iou": rng.random(len(cluster)),
     "oracle_iou": rng.random(len(cluster)),
   }
 
@@ -30,7 +30,7 @@ def metrics_by_hand(columns: dict[str, np.ndarray], numbers: list[int]) -> dict[
   for threshold in (0.5, 0.6, 0.7, 0.8, 0.9):
     found[f"P@{threshold}"] = sum(i / u >= threshold for i, u in pairs) / len(pairs)
   can = [i for i in numbers if columns["oracle_iou"][i] > 0.5]
-  found["selection_accuracy"] = sum(columns["chosen_iou"][i] > 0.5 for i in can) / len(can)
+  found["selection_accuracy"] = sum(columns["selected_iou"][i] > 0.5 for i in can) / len(can)
   return found
 
 

@@ -1,4 +1,4 @@
-"""Rows of sentences: written, read again, and refused where they are not what was written."""
+"""Per-expression rows: written, read again, and refused if malformed."""
 
 import json
 import pathlib
@@ -17,8 +17,8 @@ COUNTED = {
   "height": np.array([48, 48, 700], np.int32),
   "width": np.array([64, 64, 500], np.int32),
   "area": np.array([8, 0, 10_000], np.int32),
-  "chosen": np.array([1, 2, 0], np.int32),
-  "chosen_iou": np.array([0.5, 0, 0.1], np.float32),
+  "selected": np.array([1, 2, 0], np.int32),
+  "selected_iou": np.array([0.5, 0, 0.1], np.float32),
   "oracle_iou": np.array([0.75, 0, 0.9], np.float32),
   "cut": np.array([False, True, False]),
 }
@@ -33,20 +33,20 @@ def make(**more: np.ndarray) -> list[dict[str, Any]]:
   return per_expression.make("shapes/val", COUNTED | more, META, protocols.ORIGINAL, 2)
 
 
-def test_a_row_says_where_it_is_from_and_what_was_counted():
+def test_a_row_has_its_origin_and_the_counts():
   rows = make()
   assert rows[0] == {
     "data": "shapes/val", "protocol": "original", "index": 0, "image_id": 0, "file_name": "0.jpg", "ref_id": 0,
     "expression_index": 0, "expression": "  The left  CUP ", "words": 3, "height": 48, "width": 64, "area": 8,
-    "intersection": 5, "union": 10, "iou": 0.5, "chosen": 1, "chosen_iou": 0.5, "oracle_iou": 0.75, "cut": False,
+    "intersection": 5, "union": 10, "iou": 0.5, "selected": 1, "selected_iou": 0.5, "oracle_iou": 0.75, "cut": False,
   }  # fmt: skip
   assert list(rows[0]) == list(per_expression.FIELDS)
-  assert [row["chosen"] for row in rows] == [1, None, 0]
+  assert [row["selected"] for row in rows] == [1, None, 0]
   assert [row["iou"] for row in rows] == [0.5, 1, 0.9]
   assert [row["words"] for row in rows] == [3, 1, 4]
 
 
-def test_what_only_some_models_say_is_kept():
+def test_outputs_of_only_some_models_are_kept():
   (first, *_) = make(no_target_probability=np.array([0.25, 1, 0], np.float32))
   assert first["no_target_probability"] == 0.25
 
@@ -71,7 +71,7 @@ def test_boundaries_are_kept_where_they_were_counted(tmp_path):
   }  # fmt: skip
 
 
-def test_rows_of_before_boundaries_were_counted_have_all_other_metrics(tmp_path):
+def test_older_rows_without_boundaries_have_all_other_metrics(tmp_path):
   per_expression.write(tmp_path / "rows.jsonl", [make(**BOUNDARY)[0], *make()[1:]])
   found = dict(summarise(per_expression.columns(per_expression.read(tmp_path / "rows.jsonl"))))
   assert "boundary_mIoU" not in found and found["mIoU"] == pytest.approx(0.8)
@@ -96,23 +96,23 @@ def broken(**changes: Any) -> str:
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("", r"rows\.jsonl: there is no row in it"),
-    ("\n", r"rows\.jsonl, line 1: it is no JSON"),
-    (broken()[:-20], r"rows\.jsonl, line 1: it is no JSON .*write the file again"),
-    (broken() + "\n[1]\n", r"rows\.jsonl, line 2: it is no JSON object"),
-    ('{"data": "shapes/val"}', r"rows\.jsonl, line 1: there is no 'protocol'"),
-    (broken(area=True), r"line 1: area is True, which is not a whole number"),
-    (broken(area=1.5), r"line 1: area is 1\.5, which is not a whole number"),
+    ("", r"rows\.jsonl: the file is empty"),
+    ("\n", r"rows\.jsonl, line 1: invalid JSON"),
+    (broken()[:-20], r"rows\.jsonl, line 1: invalid JSON .*write the file again"),
+    (broken() + "\n[1]\n", r"rows\.jsonl, line 2: not a JSON object"),
+    ('{"data": "shapes/val"}', r"rows\.jsonl, line 1: missing key 'protocol'"),
+    (broken(area=True), r"line 1: area is True, which is not an integer"),
+    (broken(area=1.5), r"line 1: area is 1\.5, which is not an integer"),
     (broken(expression=None), r"line 1: expression is None, which is not text"),
     (broken(cut=0), r"line 1: cut is 0, which is not true or false"),
     (broken(union=-1), r"line 1: union is -1; it cannot be negative"),
     (broken(union=4), r"line 1: the intersection, 5, is larger than the union, 4"),
     (broken(iou=1.5), r"line 1: iou is 1\.5; it must be between 0 and 1"),
-    (broken(chosen_iou=float("nan")), r"line 1: chosen_iou is nan; it must be between"),
+    (broken(selected_iou=float("nan")), r"line 1: selected_iou is nan; it must be between"),
     (broken(no_target_probability="no"), r"no_target_probability is 'no', which is not a number"),
     (
       broken(boundary_union=4),
-      r"line 1: there is no 'boundary_intersection'; write the file again",
+      r"line 1: missing key 'boundary_intersection'; write the file again",
     ),
     (
       broken(boundary_intersection=5, boundary_union=4, boundary_iou=1),
@@ -122,7 +122,10 @@ def broken(**changes: Any) -> str:
       broken(boundary_intersection=1, boundary_union=4, boundary_iou=1.25),
       r"boundary_iou is 1\.25; it must be between 0 and 1",
     ),
-    (broken(protocol="mine"), r"line 1: protocol 'mine': the protocols are original, lavt, cris"),
+    (
+      broken(protocol="mine"),
+      r"line 1: unknown protocol 'mine'; the protocols are original, lavt, cris",
+    ),
   ],
 )
 def test_what_is_wrong_with_a_file_is_named_with_its_line(tmp_path, text, message):
@@ -133,15 +136,15 @@ def test_what_is_wrong_with_a_file_is_named_with_its_line(tmp_path, text, messag
   assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_of_text_is_named(tmp_path):
+def test_files_that_are_not_text_are_named(tmp_path):
   (tmp_path / "photo.jsonl").write_bytes(b"\xff\xd8\xff\xe0")
-  messages = {"nowhere.jsonl": "No such file", "": "directory", "photo.jsonl": "no text"}
+  messages = {"nowhere.jsonl": "No such file", "": "directory", "photo.jsonl": "not a text file"}
   for name, message in messages.items():
     with pytest.raises(InputError, match=message):
       per_expression.read(pathlib.Path(tmp_path / name))
 
 
-def test_kinds_of_sentences_have_the_metrics_of_those_sentences_alone():
+def test_groups_have_the_metrics_of_their_expressions_alone():
   areas = np.array([0, 1, 1023, 1024, 9215, 9216, 10**6])
   columns = {"area": areas, "words": np.array([1, 2, 3, 5, 6, 10, 11])}
   found = per_expression.breakdowns(columns, lambda part: [("areas", part["area"].tolist())])
@@ -161,7 +164,7 @@ def test_kinds_of_sentences_have_the_metrics_of_those_sentences_alone():
   }
 
 
-def test_a_kind_without_sentences_is_left_out():
+def test_empty_groups_are_left_out():
   columns = {"area": np.array([5]), "words": np.array([4])}
   found = per_expression.breakdowns(columns, lambda part: [("expressions", len(part["area"]))])
   assert found == {

@@ -262,7 +262,7 @@ def test_papers_count_precision_and_emptiness_in_their_own_ways():
   rows = {
     "intersection": np.array([1, 3, 0]),
     "union": np.array([2, 5, 0]),
-    "chosen_iou": np.zeros(3),
+    "selected_iou": np.zeros(3),
     "oracle_iou": np.zeros(3),
   }
   found = {name: dict(summarise(rows, how)) for name, how in protocols.PROTOCOLS.items()}
@@ -274,7 +274,8 @@ def test_papers_count_precision_and_emptiness_in_their_own_ways():
   assert shown["cris"] == pytest.approx([1.1 / 3, 1 / 3, 0])
 
 
-SCORED = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "selection_accuracy", "picked_mIoU")  # fmt: skip
+SCORED = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
+SCORED += ("selection_accuracy", "selected_mIoU")
 
 
 def judge(name: str, predicted: np.ndarray, truth: np.ndarray, chosen: int) -> dict[str, Any]:
@@ -308,16 +309,16 @@ def targets() -> np.ndarray:
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
 def test_the_perfect_answer_scores_one_in_every_metric_and_an_empty_one_zero(targets, name):
-  perfect = judge(name, targets, targets, chosen=1)
+  perfect = judge(name, targets, targets, selected=1)
   assert {perfect[metric] for metric in (*SCORED, "oracle_mIoU")} == {1}
-  empty = judge(name, np.zeros_like(targets), targets, chosen=2)
+  empty = judge(name, np.zeros_like(targets), targets, selected=2)
   assert {empty[metric] for metric in SCORED} == {0}
   assert empty["oracle_mIoU"] == 1  # of the masks that were there
 
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
 def test_the_target_of_another_ref_scores_what_brute_force_says(targets, name):
-  found = judge(name, np.roll(targets, 1, axis=0), targets, chosen=0)
+  found = judge(name, np.roll(targets, 1, axis=0), targets, selected=0)
   pixels = [set(zip(*np.nonzero(mask), strict=True)) for mask in targets]
   pairs = [
     (len(pixels[i - 1] & pixels[i]), len(pixels[i - 1] | pixels[i])) for i in range(len(pixels))

@@ -150,19 +150,19 @@ def test_metrics_follow_from_the_integers(cases, evaluated):
 
 def test_choices_are_judged_by_the_raw_masks(cases, evaluated):
   rows, metrics = evaluated[0].rows, evaluated[1]
-  chosen_iou, oracle_iou = [], []
-  for case, chosen in zip(cases, rows["chosen"], strict=True):
+  selected_iou, oracle_iou = [], []
+  for case, chosen in zip(cases, rows["selected"], strict=True):
     iou = [coco_mask.iou([encode(m)], [encode(case.target)], [0])[0, 0] for m in case.masks]
     best = max(range(SLOTS + 1), key=lambda k, case=case: case.selection_logits[k])
     assert chosen == best
-    chosen_iou.append(iou[best] if best < SLOTS else 0)
+    selected_iou.append(iou[best] if best < SLOTS else 0)
     oracle_iou.append(max(iou))
-  np.testing.assert_allclose(rows["chosen_iou"], chosen_iou, rtol=1e-6)
+  np.testing.assert_allclose(rows["selected_iou"], selected_iou, rtol=1e-6)
   np.testing.assert_allclose(rows["oracle_iou"], oracle_iou, rtol=1e-6)
-  right = [c > 0.5 for c, b in zip(chosen_iou, oracle_iou, strict=True) if b > 0.5]
+  right = [c > 0.5 for c, b in zip(selected_iou, oracle_iou, strict=True) if b > 0.5]
   assert 0 < len(right) < CASES
   np.testing.assert_allclose(metrics["selection_accuracy"], sum(right) / len(right))
-  np.testing.assert_allclose(metrics["picked_mIoU"], np.mean(chosen_iou), rtol=1e-6)
+  np.testing.assert_allclose(metrics["selected_mIoU"], np.mean(selected_iou), rtol=1e-6)
   np.testing.assert_allclose(metrics["oracle_mIoU"], np.mean(oracle_iou), rtol=1e-6)
 
 
@@ -225,21 +225,21 @@ def test_summary_of_four_sentences_by_hand():
     "intersection": np.array([5, 0, 9, 0]),
     "union": np.array([10, 4, 10, 0]),
     # The second has no instance over 0.5, so it cannot be chosen rightly and is left out.
-    "chosen_iou": np.array([0.75, 0.25, 0.0, 0.5]),
+    "selected_iou": np.array([0.75, 0.25, 0.0, 0.5]),
     "oracle_iou": np.array([0.75, 0.5, 0.75, 1.0]),
-    "chosen": np.array([0, 1, 3, 2]),
+    "selected": np.array([0, 1, 3, 2]),
   }
   metrics = dict(summarise(rows))
   expected = {"expressions": 4, "oIoU": 14 / 24, "mIoU": (0.5 + 0 + 0.9 + 1) / 4}
   expected |= {"P@0.5": 0.75, "P@0.6": 0.5, "P@0.7": 0.5, "P@0.8": 0.5, "P@0.9": 0.5}
-  expected |= {"selection_accuracy": 1 / 3, "picked_mIoU": 0.375, "oracle_mIoU": 0.75}
+  expected |= {"selection_accuracy": 1 / 3, "selected_mIoU": 0.375, "oracle_mIoU": 0.75}
   assert metrics == pytest.approx(expected, abs=1e-12)
 
 
 def test_pixels_of_many_large_images_do_not_overflow():
   big = np.full(3, 2**31 - 1, np.int32)
   assert dict(summarise({
-    "intersection": big, "union": big, "chosen_iou": np.ones(3), "oracle_iou": np.ones(3)
+    "intersection": big, "union": big, "selected_iou": np.ones(3), "oracle_iou": np.ones(3)
   }))["oIoU"] == 1  # fmt: skip
 
 
@@ -263,13 +263,13 @@ def test_rows_are_in_the_order_of_the_data_however_they_were_dealt_out(cases, ev
 @pytest.mark.parametrize(
   ("index", "message"),
   [
-    ([0, 1, 2, 4, 5, -1], r"1 of 6 sentences did not come: number 3$"),
-    ([0, 1, 2, 3, 4, -1], r"1 of 6 sentences did not come: number 5$"),
-    ([0, 1, 2, 3, 4, 5, 5, 2], r"2 of 6 sentences came more than once: number 2, 5$"),
-    ([5, -1, -1], r"5 of 6 sentences did not come: number 0, 1, 2, 3, 4$"),
+    ([0, 1, 2, 4, 5, -1], r"1 of 6 expressions are missing: number 3$"),
+    ([0, 1, 2, 3, 4, -1], r"1 of 6 expressions are missing: number 5$"),
+    ([0, 1, 2, 3, 4, 5, 5, 2], r"2 of 6 expressions are duplicate: number 2, 5$"),
+    ([5, -1, -1], r"5 of 6 expressions are missing: number 0, 1, 2, 3, 4$"),
   ],
 )
-def test_a_sentence_that_is_missing_or_comes_twice_is_a_defect(cases, index, message):
+def test_a_missing_or_duplicate_expression_is_an_error(cases, index, message):
   [whole] = make_batches(cases[:6], 6)
   batch = {k: v[np.array(index)] for k, v in whole.items() if k not in ("meta", "index")}
   batch["index"] = np.array(index, np.int32)
@@ -278,5 +278,5 @@ def test_a_sentence_that_is_missing_or_comes_twice_is_a_defect(cases, index, mes
 
 
 def test_no_sentence_is_an_error():
-  with pytest.raises(InputError, match="no sentence to evaluate"):
+  with pytest.raises(InputError, match="no expressions to evaluate"):
     dict(SegmentationEvaluator(measure, list).run({}))

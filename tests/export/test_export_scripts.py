@@ -222,7 +222,7 @@ def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> No
       found = np.asarray(image)
     assert set(np.unique(found)) <= {0, 255}
     exported_models.assert_same_mask(found > 0, expected.probability)
-    selected = "no instance" if expected.chosen is None else f"instance {expected.chosen + 1}"
+    selected = "no instance" if expected.selected is None else f"instance {expected.selected + 1}"
     assert f"{selected} of {0 if instances is None else 4} selected" in printed
   assert len(script.read_text().splitlines()) <= 45
 

@@ -208,7 +208,7 @@ def test_a_photo_of_which_nothing_is_meant_has_no_mask_and_no_instance():
   sure, unsure = make_segmenter(2.0)(photo, "red", masks), make_segmenter(-2.0)(photo, "red", masks)
   assert sure.no_target_probability == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
   assert not sure.mask.any()
-  assert sure.chosen is None
+  assert sure.selected is None
   assert unsure.no_target_probability == pytest.approx(1 / (1 + np.exp(2)), abs=1e-6)
   np.testing.assert_array_equal(unsure.mask, unsure.probability > 0.5)
   assert unsure.mask.any()
@@ -216,7 +216,7 @@ def test_a_photo_of_which_nothing_is_meant_has_no_mask_and_no_instance():
   # Of each instance apart: they need not sum to 1.
   assert ((unsure.instance_probability >= 0) & (unsure.instance_probability <= 1)).all()
   best = int(unsure.instance_probability.argmax())
-  assert unsure.chosen == (best if unsure.instance_probability[best] > 0.5 else None)
+  assert unsure.selected == (best if unsure.instance_probability[best] > 0.5 else None)
 
 
 def test_predict_says_that_nothing_is_meant(tmp_path, monkeypatch, capsys):

@@ -75,7 +75,11 @@ def test_lines_are_answered_with_their_own_instances(segmenter, example, answere
     assert row["instances"] == len(masks)
     np.testing.assert_array_equal(mask_of(row), result.mask)
     assert row["instance_probability"] == [float(p) for p in result.instance_probability]
-    assert (row["chosen"], row["was_cut"], row["size"]) == (result.chosen, result.was_cut, [96, 96])
+    assert (row["selected"], row["was_cut"], row["size"]) == (
+      result.selected,
+      result.was_cut,
+      [96, 96],
+    )
     assert row["area"] == int(result.mask.sum())
     with Image.open(answered / row["picture"]) as picture:
       np.testing.assert_array_equal(np.asarray(picture), result.overlay())

@@ -35,7 +35,7 @@ def assert_same(a: Segmentation, b: Segmentation) -> None:
   """Bit for bit."""
   for name in ("image", "mask", "probability", "instances", "instance_probability"):
     np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
-  assert (a.expression, a.chosen, a.was_cut) == (b.expression, b.chosen, b.was_cut)
+  assert (a.expression, a.selected, a.was_cut) == (b.expression, b.selected, b.was_cut)
 
 
 def as_png(pixels: np.ndarray) -> bytes:

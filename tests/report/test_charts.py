@@ -48,7 +48,7 @@ def test_the_histogram_puts_every_iou_into_the_bin_that_it_is_in_exactly(pairs):
 
 
 @pytest.mark.parametrize(
-  ("iou", "chosen_iou", "oracle_iou", "reason"),
+  ("iou", "selected_iou", "oracle_iou", "reason"),
   [
     (0.5, 0.0, 0.0, "found"),
     (0.49, 0.51, 0.9, "poor outline"),
@@ -58,8 +58,8 @@ def test_the_histogram_puts_every_iou_into_the_bin_that_it_is_in_exactly(pairs):
     (0.0, 0.0, 0.0, "no instance fits"),
   ],
 )
-def test_a_sentence_ends_for_one_reason(iou, chosen_iou, oracle_iou, reason):
-  row = {"iou": iou, "chosen_iou": chosen_iou, "oracle_iou": oracle_iou, "area": 10}
+def test_a_sentence_ends_for_one_reason(iou, selected_iou, oracle_iou, reason):
+  row = {"iou": iou, "selected_iou": selected_iou, "oracle_iou": oracle_iou, "area": 10}
   counts = quality.reasons([row, row | {"area": 0}])
   found = {r.name: count for r, count in zip(quality.REASONS, counts, strict=True)}
   assert found == {r.name: int(r.name == reason) for r in quality.REASONS}

@@ -297,8 +297,8 @@ def _row(i: int, **fields: Any) -> dict[str, Any]:
     "data": "refcoco_unc/val", "protocol": "original", "index": i, "image_id": i // 3, "file_name": f"{i // 3}.jpg",
     "ref_id": i, "expression_index": 0, "expression": "the left one", "words": 3,
     "height": 480, "width": 640, "area": 900,
-    "intersection": intersection, "union": union, "iou": intersection / union, "chosen": i % 4 or None,
-    "chosen_iou": i * 7 % 10 / 10, "oracle_iou": 0.9, "cut": False,
+    "intersection": intersection, "union": union, "iou": intersection / union, "selected": i % 4 or None,
+    "selected_iou": i * 7 % 10 / 10, "oracle_iou": 0.9, "cut": False,
   }  # fmt: skip
   return row | fields
 
@@ -392,7 +392,7 @@ def test_the_drawing_shows_mask_target_and_chosen_instance():
   assert at(10.2, 80) == drawing.TARGET
   assert at(25, 80) == at(75, 100) == (90, 90, 90)
   assert at(50.2, 50) == drawing.SELECTED
-  none = dataclasses.replace(result, chosen=None)
+  none = dataclasses.replace(result, selected=None)
   assert not (predictions.overlay(none, target, 560) == drawing.SELECTED).all(-1).any()
   portrait = dataclasses.replace(
     result,
