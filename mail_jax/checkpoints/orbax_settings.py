@@ -1,4 +1,4 @@
-"""How `checkpoint.py` has Orbax work: what it keeps, how it writes arrays, and what it says when it fails."""
+"""Settings of Orbax: which checkpoints to keep, how arrays are written, how errors are reported."""
 
 import logging
 import math
@@ -13,17 +13,21 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from input_pipeline.common import atomic_files
 
-_SHARED_BYTES = 2**20  # of an array, for each machine that writes it
+# Smallest part of an array, in bytes, that one of several machines writes.
+_MIN_SLICE_BYTES = 2**20
 
 
 class LastTwoAndBest(policies.PreservationPolicy):
-  """Which checkpoints are kept. The scores are ours: metrics may come later than their checkpoint."""
+  """Keeps the last two checkpoints and the best one.
+
+  The scores are ours, not Orbax's: metrics may be added after their checkpoint was saved.
+  """
 
   def __init__(self, score: Callable[[int], float]):
     self._score = score
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-    """Says of each checkpoint whether it stays."""
+    """Returns for each checkpoint whether to keep it."""
     del context
     steps = [checkpoint.step for checkpoint in checkpoints]
     score, best = max((self._score(step), step) for step in steps)
@@ -32,24 +36,24 @@ class LastTwoAndBest(policies.PreservationPolicy):
 
 
 def array_handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes and reads the state.
+  """Returns the handler that writes and reads the state.
 
-  What is on all devices is by default cut into as many pieces, and every cut is compiled: half a minute at the first
-  save. That pays only for large arrays that several machines write together.
+  By default Orbax slices replicated arrays into one piece per device, and compiles every slice:
+  half a minute at the first save. This pays only for large arrays that several machines write.
   """
   arrays = ocp.type_handlers.ArrayHandler(
     use_replica_parallel=jax.process_count() > 1,
-    min_slice_bytes_for_replica_parallel=_SHARED_BYTES,
+    min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES,
   )
   registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
   return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def storage_error(error: Exception) -> str | None:
-  """What the storage says against it; None where it is not the storage that complains."""
+  """Returns the reason for an error of the storage; None for any other error."""
   if isinstance(error, OSError):
     return error.strerror or str(error)
-  # TensorStore raises a ValueError for whatever happens to it: `... : what [os_error_code='28']`.
+  # TensorStore raises a ValueError for every error: `...: reason [os_error_code='28']`.
   text, *details = re.split(r" \[(?=\w+=')", str(error))
   if any(detail.startswith(("os_error_code=", "http_response_code=")) for detail in details):
     return text.rpartition(": ")[2]
@@ -57,22 +61,23 @@ def storage_error(error: Exception) -> str | None:
 
 
 def is_full(error: Exception) -> bool:
-  """Whether the storage has no room left."""
+  """Returns whether the storage is full."""
   if isinstance(error, OSError):
     return error.errno in atomic_files.FULL
   return any(f"os_error_code='{code}'" in str(error) for code in atomic_files.FULL)
 
 
-def leave_errors_to_us() -> None:
-  """Orbax prints an exception several times over, with its traceback, before it raises it.
+def silence_tracebacks() -> None:
+  """Stops Orbax from logging the exceptions that it raises anyway.
 
-  Where several writes fail at once it raises the first, and asyncio prints the others when they are forgotten.
+  It logs each of them several times with a traceback. If several writes fail at once it raises the
+  first, and asyncio logs the others when they are garbage-collected.
   """
   for name in ("absl", "asyncio"):
-    logging.getLogger(name).addFilter(_is_no_traceback_of_orbax)
+    logging.getLogger(name).addFilter(_is_not_orbax_traceback)
 
 
-def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
   if not record.exc_info:
     return True
   frames = traceback.extract_tb(record.exc_info[2])

@@ -1,7 +1,7 @@
-"""Checkpoints in a bucket that Orbax does not write to: made on this machine's disk, and copied.
+"""Checkpoints on S3: saved on the local disk, then copied to the bucket.
 
-Orbax writes arrays to gs:// and to disks, not to s3:// (0.12.8). One machine can do without; several would have to hand
-their parts to each other.
+Orbax writes arrays to disks and to gs://, not to s3:// (0.12.8). This works for one machine;
+several machines would have to exchange their parts.
 """
 
 import tempfile
@@ -16,28 +16,29 @@ from mail_jax.checkpoints import manifest
 
 
 def is_needed(workdir: str) -> bool:
-  """Whether Orbax does not write to this place.
+  """Returns whether Orbax cannot write to this workdir itself.
 
   Raises:
-    InputError: and there are several processes.
+    InputError: it cannot, and there are several processes.
   """
   if not workdir.startswith("s3://"):
     return False
   if jax.process_count() > 1:
     raise InputError(
-      f"{workdir}: several processes cannot save to s3://; mount the bucket as a folder that all of them see, or use gs://"
+      f"{workdir}: several processes cannot save to s3://; mount the bucket as a shared folder, or "
+      "use gs://"
     )
   return True
 
 
-class Mirror:
+class S3Mirror:
   """A local folder of checkpoints, and its copy in a bucket.
 
-  A checkpoint in the bucket is whole when its manifest is there, which is copied last.
+  A checkpoint in the bucket is complete once it has its manifest, which is copied last.
   """
 
   def __init__(self, address: str):
-    """Makes an empty local folder; nothing is copied yet.
+    """Creates an empty local folder; copies nothing yet.
 
     Args:
       address: of the folder in the bucket.
@@ -47,7 +48,7 @@ class Mirror:
     self.local = epath.Path(self._temporary.name)
 
   def list(self) -> None:
-    """Makes a folder for each checkpoint of the bucket, with no more in it than the manifest."""
+    """Creates a local folder, with just the manifest, for each checkpoint in the bucket."""
     if not self._files.isdir(self._root):
       return
     for path in self._files.ls(self._root, detail=False):
@@ -57,7 +58,7 @@ class Mirror:
         self._files.get(f"{path}/{manifest.FILE}", str(self.local / name / manifest.FILE))
 
   def fetch(self, step: int) -> None:
-    """Copies the rest of a checkpoint from the bucket."""
+    """Copies the files of a checkpoint from the bucket."""
     for path in self._files.find(f"{self._root}/{step}"):
       inside = path.removeprefix(f"{self._root}/{step}/")
       self._files.get(path, str(self.local / str(step) / inside))
@@ -69,17 +70,17 @@ class Mirror:
       self._files.put(str(folder / name), f"{self._root}/{step}/{name}")
 
   def push_manifest(self, step: int) -> None:
-    """Copies the manifest of a checkpoint to the bucket again."""
+    """Copies just the manifest of a checkpoint to the bucket."""
     self._files.put(
       str(self.local / str(step) / manifest.FILE), f"{self._root}/{step}/{manifest.FILE}"
     )
 
   def forget(self, step: int) -> None:
-    """Removes the local one of a checkpoint that is no longer in the bucket."""
+    """Removes the local folder of a checkpoint that is no longer in the bucket."""
     (self.local / str(step)).rmtree()
 
   def keep(self, steps: Collection[int]) -> None:
-    """Removes the other checkpoints from the bucket."""
+    """Removes all other checkpoints from the bucket."""
     if not self._files.isdir(self._root):
       return
     for path in self._files.ls(self._root, detail=False):
@@ -92,7 +93,7 @@ class Mirror:
     self._temporary.cleanup()
 
   def _remove(self, name: str) -> None:
-    """The manifest goes first: what is left of a checkpoint is not taken for one."""
+    """Removes a checkpoint, the manifest first, so that a partial one does not count."""
     path = f"{self._root}/{name}"
     if self._files.exists(f"{path}/{manifest.FILE}"):
       self._files.rm(f"{path}/{manifest.FILE}")

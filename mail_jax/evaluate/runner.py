@@ -13,7 +13,7 @@ from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import dataset_metrics, per_expression, protocols, segmentation
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, jit_measure
-from mail_jax.export import fingerprints, load
+from mail_jax.export import load
 
 Measure = Callable[[Any, dict[str, Any]], dict[str, jax.Array]]
 
@@ -189,8 +189,8 @@ def describe(
 ) -> dict[str, dict[str, Any]]:
   """Returns, for each DATASET/SPLIT, the model, the data and the protocol behind its metrics."""
   prints = {
-    "model": fingerprints.of_model(model),
-    "config": fingerprints.of_config(model.config),
+    "model": model.fingerprint(),
+    "config": load.fingerprint_config(model.config),
   }
   about = {}
   for name in names:

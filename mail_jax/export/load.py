@@ -1,67 +1,92 @@
-"""A trained model from a run's folder, complete in itself: no config is asked from the user."""
+"""Loads a trained model from the folder of a run or from an exported one, with its own config."""
 
 import argparse
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from input_pipeline.common import buckets
+from input_pipeline.common import buckets, fingerprint
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import tokenizer as tokenizers
 from mail_jax.checkpoints import checkpoint
-from mail_jax.config import from_json
+from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
 from mail_jax.distributed import sharding
 from mail_jax.export import folder, formats
 from mail_jax.models.attention import runs_on
 from mail_jax.models.build import apply_model, init_variables, make_model
 from mail_jax.models.mail import MaIL, Output
-from mail_jax.models.parameters import Variables
+from mail_jax.models.parameters import Variables, path_name
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-  """What a checkpoint or an exported model holds, ready to be applied.
+  """The contents of a checkpoint or of an exported model, ready to be applied.
 
   Attributes:
-    config: of the run; its attention is one that runs here.
+    config: of the run, with an attention that runs on this machine.
     model: the network.
-    variables: {"params", "batch_stats"}, the moving average where the run kept one, on every device; empty where
-      `forward` holds them.
+    variables: {"params", "batch_stats"}, the moving average if the run kept one, on every device;
+      empty if `forward` holds them.
     tokenizer: of the run.
-    step: updates that the parameters have seen.
-    metrics: of the evaluation in training, where there was one.
-    forward: runs in place of the network, if it is not None; see `artifacts.open_forward`.
-    files: names and SHA-256 of the files that `forward` is, for whoever asks which model this is.
+    step: number of updates.
+    metrics: of the evaluation during training, if there was one.
+    forward: runs in place of the network if it is not None; see `formats.open_forward`.
+    files: names and SHA-256 of the files that `forward` was read from.
   """
 
   config: ConfigDict
   model: MaIL
-  variables: Any
+  variables: Variables
   tokenizer: tokenizers.Tokenizer
   step: int
   metrics: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
-  forward: Callable[[Any, Mapping[str, jax.Array]], Output] | None = None
+  forward: Callable[[Variables, Mapping[str, jax.Array]], Output] | None = None
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-  def apply(self, variables: Any, batch: Mapping[str, jax.Array]) -> Output:
-    """Runs the model on a batch, as at test time; to be called or traced.
+  def apply(self, variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
+    """Runs the model on a batch, as at test time; may be traced.
 
     Args:
-      variables: of this model, wherever they are by now.
+      variables: of this model, on any devices.
       batch: see docs/reference/formats.md.
     """
     if self.forward is not None:
       return self.forward(variables, batch)
     return apply_model(self.model, variables, dict(batch))
 
-  def on_one_device(self) -> Any:
-    """The variables on the first device of this process alone, for what the others need no part in."""
+  def on_one_device(self) -> Variables:
+    """Returns the variables on the first device of this process, for work it does alone."""
     return jax.tree.map(lambda x: x.addressable_data(0), self.variables)
+
+  def fingerprint(self) -> str:
+    """Returns a hash of all that predictions depend on: variables, config and tokenizer.
+
+    If the model holds its variables itself, as an ONNX file does, its files are hashed instead.
+    """
+    digest = hashlib.sha256(fingerprint_config(self.config).encode())
+    digest.update(self.tokenizer.to_bytes())
+    digest.update("".join(f"{name} {sha256}\n" for name, sha256 in self.files.items()).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(self.on_one_device()):
+      values = np.ascontiguousarray(leaf)
+      digest.update(f"{path_name(path)} {values.dtype} {values.shape}\n".encode())
+      digest.update(values.tobytes())
+    return fingerprint.of_digest(digest)
+
+
+def fingerprint_config(config: ConfigDict) -> str:
+  """Returns a hash of a config, without the keys that may differ between runs of one model."""
+  settings = {
+    key: value for key, value in flatten(to_json(config)).items() if not key.startswith(MAY_CHANGE)
+  }
+  return fingerprint.of_bytes(json.dumps(settings, sort_keys=True).encode())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,19 +94,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     required=True,
-    help="the --workdir of a training run, or what mail_jax.export wrote: the folder, or one format in it",
+    help="the --workdir of a run, an exported folder, or a format in an exported folder",
   )
   add_step_argument(parser)
 
 
 def add_step_argument(parser: argparse.ArgumentParser) -> None:
-  """Adds `--step` alone, for a command that names the run in another way."""
+  """Adds `--step` alone, for a command that takes the run in another way."""
   parser.add_argument(
     "--step",
     type=_parse_step,
     default="best",
     metavar="best|last|N",
-    help="which checkpoint of a run: the best one, the last one, or the one of step N (default: best)",
+    help="checkpoint of a run: best, last, or the number of a step (default: best)",
   )
 
 
@@ -94,19 +119,20 @@ def _parse_step(text: str) -> str | int:
 
 
 def load(workdir: str, step: str | int = "best") -> LoadedModel:
-  """Loads a checkpoint, or an exported model.
+  """Loads a checkpoint or an exported model.
 
   Args:
-    workdir: of the training run, a folder or an address in a bucket; or what `mail_jax.export` wrote: the folder, or
-      one of the formats in it, such as `FOLDER/model.onnx`.
-    step: `best` by the run's metric (the last one if none was evaluated), `last`, or the number of a step. If the
-      `best` or the `last` checkpoint is damaged, the next best or the previous one is loaded, with a warning.
+    workdir: of a run, a folder or an address in a bucket; or an exported folder, or one of the
+      formats in it, such as `FOLDER/model.onnx`.
+    step: `best` by the run's metric (the last one if none was evaluated), `last`, or the number of
+      a step. If the best or the last checkpoint is damaged, the next best or the previous one is
+      loaded, with a warning.
 
   Raises:
-    InputError: no such folder, no intact checkpoint (of that step) in it, or no intact exported model.
+    InputError: no such folder, no intact checkpoint of that step, or no intact exported model.
   """
-  found = folder.find(buckets.folder(workdir, "--checkpoint"), workdir)
-  return _load_run(workdir, step) if found is None else _load_exported(*found, step)
+  exported = folder.find(buckets.folder(workdir, "--checkpoint"), workdir)
+  return _load_run(workdir, step) if exported is None else _load_exported(*exported, step)
 
 
 def _load_run(workdir: str, selected: str | int) -> LoadedModel:
@@ -121,10 +147,10 @@ def _load_run(workdir: str, selected: str | int) -> LoadedModel:
     field = "averaged" if config.ema_decay else "variables"
     shapes = {field: variables}
     everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
-    variables = checkpoints.restore(step, checkpoint.abstract_like(shapes, everywhere))[field]
+    variables = checkpoints.restore(step, sharding.shapes_at(shapes, everywhere))[field]
     metrics = checkpoints.metrics(step)
   except (KeyError, FileNotFoundError) as error:
-    raise InputError(f"--checkpoint {workdir}: the checkpoint is not complete ({error})") from error
+    raise InputError(f"--checkpoint {workdir}: the checkpoint is incomplete ({error})") from error
   finally:
     checkpoints.close()
   return LoadedModel(config, model, variables, tokenizer, step, metrics)
@@ -156,7 +182,7 @@ def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel
 
 
 def _config_for_here(data: dict[str, Any], where: str) -> ConfigDict:
-  """The config of any machine, with an attention that runs on this one."""
+  """Returns a stored config, with an attention that runs on this machine."""
   config = from_json(data, where)
   if not runs_on(config.model.backend, jax.default_backend()):
     config.model.backend = "xla"
@@ -174,6 +200,6 @@ def _describe(config: ConfigDict, vocab_size: int, where: str) -> tuple[MaIL, Va
     return model, jax.eval_shape(functools.partial(init_variables, model, config))
   except InputError as error:
     raise InputError(f"{where}: {error}") from error
-  except Exception as error:  # whatever its parts raise of values that fit no model
+  except Exception as error:  # Values that fit no model raise many kinds of errors.
     reason = str(error).strip().split("\n")[0]
     raise InputError(f"{where}: its config describes no model ({reason})") from error

@@ -143,9 +143,7 @@ def _predict_many(args: argparse.Namespace) -> None:
     _check_apart(args.image, args.out)
     asked = inputs.from_folder(args.image, args.text)
   model = load.load(args.checkpoint, args.step)
-  from mail_jax.export import fingerprints
-
-  settings = {"model": fingerprints.of_model(model), "instances": args.instances} | asked.source
+  settings = {"model": model.fingerprint(), "instances": args.instances} | asked.source
   with outputs.open_folder(args.out, settings, args.overwrite) as folder:
     skipped = _answer(asked, Segmenter(model), args, folder)
     count = len(folder.done)

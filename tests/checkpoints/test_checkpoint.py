@@ -128,7 +128,7 @@ def _truncate(path: pathlib.Path) -> None:
 
 # What is done to a file, and what is said of it.
 _DAMAGE: dict[str, tuple[Callable[[pathlib.Path], None], str]] = {
-  "a bit is flipped": (_flip, "has other bytes than were written"),
+  "a bit is flipped": (_flip, "has changed"),
   "truncated": (_truncate, "bytes instead of"),
   "empty": (lambda path: os.truncate(path, 0), "has 0 bytes instead of"),
   "missing": (pathlib.Path.unlink, "is missing"),
@@ -171,7 +171,7 @@ def test_every_bit_that_is_flipped_in_the_values_of_an_array_is_noticed(tmp_path
     data = bytearray(content)
     data[position] ^= 1 << int(bit)
     path.write_bytes(data)
-    with pytest.raises(manifest.DamagedError, match="has other bytes than were written"):
+    with pytest.raises(manifest.DamagedError, match="has changed"):
       manifest.check(epath.Path(folder))
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_its_step_saved_again(tmp_path, 
   (tmp_path / "damaged-3").mkdir()  # the name is taken
   checkpoints = Checkpoints(str(tmp_path))
   assert (checkpoints.latest(), checkpoints.best()) == (2, 1)
-  assert f"{newest} was moved to {tmp_path}/damaged-3.2" in capsys.readouterr().err
+  assert f"moved {newest} to {tmp_path}/damaged-3.2" in capsys.readouterr().err
   assert _hashes(tmp_path / "damaged-3.2") == damaged
   _save(checkpoints, 3, 0.7)
   assert _restore(checkpoints, checkpoints.latest() or 0) == 3
@@ -219,7 +219,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(tmp_path,
   before = _hashes(tmp_path)
   checkpoints = Checkpoints(str(tmp_path), read_only=read_only)
   option = "--checkpoint" if read_only else "--workdir"
-  with pytest.raises(InputError, match=rf"{option} .* none of its .* is whole \(steps 2, 1\)"):
+  with pytest.raises(InputError, match=rf"{option} .* all checkpoints are damaged \(steps 2, 1\)"):
     checkpoints.latest()
   checkpoints.close()
   assert _hashes(tmp_path) == before
@@ -236,7 +236,9 @@ def test_a_model_is_loaded_from_the_next_best_checkpoint_where_the_best_is_damag
   assert load.load(str(workdir)).step == before
   _flip(best / "state" / "manifest.ocdbt")
   assert load.load(str(workdir)).step == tiny_run.STEPS
-  assert f"{best} is damaged (state/manifest.ocdbt has other bytes" in capsys.readouterr().err
+  assert (
+    f"{best} is damaged (state/manifest.ocdbt has changed); skipping it" in capsys.readouterr().err
+  )
 
 
 def test_the_checkpoint_of_a_step_is_selected_by_its_number(tmp_path):

@@ -22,7 +22,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.tf import builder
 from mail_jax.evaluate import command as evaluate
 from mail_jax.evaluate import runner
-from mail_jax.export import fingerprints, load
+from mail_jax.export import load
 from mail_jax.predict import command as predict
 from mail_jax.predict.segmenter import Segmenter
 from mail_jax.train import command as train
@@ -158,8 +158,8 @@ def test_the_json_says_what_was_measured_on_what(evaluation, finished_run, shape
     assert found["instances"]["from"] == "shapes"
     split = name.partition("/")[2]
     assert prints[name]["data"] == storage.fingerprint_split(shapes_data, "shapes", split)
-    assert prints[name]["model"] == fingerprints.of_model(model)
-    assert prints[name]["config"] == fingerprints.of_config(model.config)
+    assert prints[name]["model"] == model.fingerprint()
+    assert prints[name]["config"] == load.fingerprint_config(model.config)
 
 
 def test_a_second_table_has_the_kinds_of_sentences(evaluation):
@@ -282,7 +282,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
     ("--text", " \t", r"expression ' \\t' is empty"),
     ("--checkpoint", "nowhere", r"--checkpoint nowhere: there is no .*give the --workdir"),
     ("--checkpoint", "empty", r"--checkpoint empty: there is no .*give the --workdir"),
-    ("--checkpoint", "begun", r"--checkpoint begun: .* holds no checkpoint"),
+    ("--checkpoint", "begun", r"--checkpoint begun: .* has no checkpoint"),
     ("--checkpoint", "cut.jpg", r"--checkpoint cut\.jpg: there is no"),
     ("--out", "nowhere/o.png", r"nowhere/o\.png: the folder nowhere does not exist"),
     ("--out", "o.xyz", r"o\.xyz: unknown image format '\.xyz'; use \.png"),
@@ -320,7 +320,7 @@ def test_predict_says_that_the_annotations_do_not_know_a_photo(finished_run, lay
     (["--data", "refcoco/val"], r"'refcoco': unknown; known: shapes, refcoco_unc"),
     (["--data", "refcoco_unc/val"], r"refcoco_unc is not prepared there; run .*prepare"),
     (["--checkpoint", "nowhere"], r"--checkpoint nowhere: there is no"),
-    (["--checkpoint", "begun"], r"--checkpoint begun: .* holds no checkpoint"),
+    (["--checkpoint", "begun"], r"--checkpoint begun: .* has no checkpoint"),
     (["--overlays", "nowhere/s.png"], r"nowhere/s\.png: the folder nowhere does not exist"),
     (["--overlays", "s.doc"], r"s\.doc: unknown image format"),
     (["--json", "file/m.json"], r"file/m\.json cannot be written"),

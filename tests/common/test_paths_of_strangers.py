@@ -135,7 +135,7 @@ def test_manifests_and_exported_folders_name_nothing_outside(tmp_path, name):
   folder = epath.Path(tmp_path / "checkpoint")
   folder.mkdir()
   manifest._write(folder, {"files": {name: sums}, "about": {}})
-  with pytest.raises(manifest.DamagedError, match="which leaves the checkpoint"):
+  with pytest.raises(manifest.DamagedError, match="is outside the checkpoint"):
     manifest.check(folder)
   about = {
     "format": exported_folder.FORMAT,

@@ -237,7 +237,10 @@ def test_settings_of_answers_that_are_none_are_told(tmp_path, content):
 
 
 def test_a_manifest_that_names_nothing_is_damaged(tmp_path):
-  for content, told in (({}, "names no files"), ({"files": {"a": 7}}, "says nothing of a")):
+  for content, told in (
+    ({}, "lists no files"),
+    ({"files": {"a": 7}}, "has no size and SHA-256 of a"),
+  ):
     with pytest.raises(manifest.DamagedError, match=told):
       manifest._files(content)
 

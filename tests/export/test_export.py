@@ -23,7 +23,7 @@ from etils import epath
 from input_pipeline.common.errors import InputError
 from mail_jax.evaluate import command as evaluate
 from mail_jax.export import command as export
-from mail_jax.export import fingerprints, folder, formats, load
+from mail_jax.export import folder, formats, load
 from mail_jax.models.build import apply_model
 from mail_jax.predict import command as predict
 
@@ -267,11 +267,11 @@ def test_an_export_that_fails_leaves_the_one_before(exported, tmp_path, monkeypa
 
 def test_an_exported_model_is_known_by_its_fingerprint(exported, finished_run):
   """Parameters alone are the run's; a file that holds its own is another model when a byte of it differs."""
-  run = fingerprints.of_model(load.load(str(finished_run)))
-  assert fingerprints.of_model(load.load(str(exported))) == run
+  run = load.load(str(finished_run)).fingerprint()
+  assert load.load(str(exported)).fingerprint() == run
   program = load.load(str(exported / "model.stablehlo"))
   other = dataclasses.replace(program, files=dict.fromkeys(program.files, "0" * 64))
-  assert len({run, fingerprints.of_model(program), fingerprints.of_model(other)}) == 3
+  assert len({run, program.fingerprint(), other.fingerprint()}) == 3
 
 
 @pytest.mark.parametrize("form", FORMATS)

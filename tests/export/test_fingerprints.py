@@ -10,7 +10,7 @@ import pytest
 
 from input_pipeline import storage
 from input_pipeline.common.errors import InputError
-from mail_jax.export import fingerprints, load
+from mail_jax.export import load
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,12 @@ def model(finished_run) -> load.LoadedModel:
 
 def test_a_model_that_is_loaded_again_has_the_same_fingerprint(model, finished_run):
   again = load.load(str(finished_run), "last")
-  assert fingerprints.of_model(again) == fingerprints.of_model(model)
-  assert len(fingerprints.of_model(model)) == 16
+  assert again.fingerprint() == model.fingerprint()
+  assert len(model.fingerprint()) == 16
 
 
 def test_one_bit_of_one_parameter_makes_another_model(model):
-  seen = {fingerprints.of_model(model)}
+  seen = {model.fingerprint()}
   leaves, structure = jax.tree.flatten(model.variables)
   for number in (0, len(leaves) // 2, len(leaves) - 1):
     changed = list(leaves)
@@ -33,18 +33,18 @@ def test_one_bit_of_one_parameter_makes_another_model(model):
     values.reshape(-1)[-1] = np.nextafter(values.reshape(-1)[-1], np.float32(9))
     changed[number] = jax.device_put(values, leaves[number].sharding)
     other = dataclasses.replace(model, variables=jax.tree.unflatten(structure, changed))
-    seen.add(fingerprints.of_model(other))
+    seen.add(other.fingerprint())
   assert len(seen) == 4
 
 
 def test_where_a_run_worked_is_no_part_of_its_config(model):
   config = model.config.copy_and_resolve_references()
   config.mesh.fsdp, config.log_every, config.model.backend = 8, 7, "cudnn"
-  assert fingerprints.of_config(config) == fingerprints.of_config(model.config)
+  assert load.fingerprint_config(config) == load.fingerprint_config(model.config)
   config.optimizer.lr *= 2
-  assert fingerprints.of_config(config) != fingerprints.of_config(model.config)
+  assert load.fingerprint_config(config) != load.fingerprint_config(model.config)
   other = dataclasses.replace(model, config=config)
-  assert fingerprints.of_model(other) != fingerprints.of_model(model)
+  assert other.fingerprint() != model.fingerprint()
 
 
 def test_a_split_is_known_by_its_records(shapes_data, tmp_path):

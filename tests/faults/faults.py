@@ -123,12 +123,12 @@ def truncated_checkpoint(place: Place, chance: random.Random) -> str:
 
 
 def all_checkpoints_damaged(place: Place, chance: random.Random) -> str:
-  """No checkpoint is whole."""
+  """All checkpoints are damaged."""
   workdir = place.half_done()
   # One that was being removed when the run was killed has none any more.
   for manifest in (workdir / "checkpoints").glob("*/manifest.json"):
     shard_damage.truncate(manifest, 40)
-  place.train(workdir).wait().refused("none of its checkpoints is whole", "--workdir")
+  place.train(workdir).wait().refused("all checkpoints are damaged", "--workdir")
   return REFUSED
 
 

@@ -63,8 +63,8 @@ def _checkpoint(folder: pathlib.Path) -> epath.Path:
 
 def test_a_copied_checkpoint_comes_back_as_it_was(tmp_path):
   place = f"memory://bucket{tmp_path}/checkpoints"
-  s3_mirror.Mirror(place).push(_checkpoint(tmp_path / "original"), 7)
-  copy = s3_mirror.Mirror(place)
+  s3_mirror.S3Mirror(place).push(_checkpoint(tmp_path / "original"), 7)
+  copy = s3_mirror.S3Mirror(place)
   copy.list()
   assert [path.name for path in copy.local.iterdir()] == ["7"]
   assert manifest.read_about(copy.local / "7") == {"metrics": {"mIoU": 0.5}}
@@ -72,14 +72,14 @@ def test_a_copied_checkpoint_comes_back_as_it_was(tmp_path):
   manifest.check(copy.local / "7")
   assert (copy.local / "7/state/d/values").read_text() == "content of state/d/values"
   copy.keep([])
-  later = s3_mirror.Mirror(place)
+  later = s3_mirror.S3Mirror(place)
   later.list()
   assert list(later.local.iterdir()) == []
 
 
 def test_a_copy_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
   place = f"memory://bucket{tmp_path}/checkpoints"
-  original, copy = _checkpoint(tmp_path / "original"), s3_mirror.Mirror(place)
+  original, copy = _checkpoint(tmp_path / "original"), s3_mirror.S3Mirror(place)
   copy.push(original, 7)
   put, done = copy._files.put, []
 
@@ -92,7 +92,7 @@ def test_a_copy_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     copy.push(original, 7)  # over the one that is there
   monkeypatch.undo()
-  again = s3_mirror.Mirror(place)
+  again = s3_mirror.S3Mirror(place)
   again.list()
   assert list(again.local.iterdir()) == []
 
