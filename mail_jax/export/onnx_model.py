@@ -13,6 +13,9 @@ from input_pipeline.common.errors import InputError
 from mail_jax.export.onnx_table import TABLE, Graph, Value
 from mail_jax.models.parameters import path_name
 
+# From JAX 0.12 on, another name of `core.Jaxpr`.
+ClosedJaxpr = core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
+
 # The oldest operator set that has everything the table uses, and the IR version that came with it:
 # an older version runs on more runtimes.
 _OPSET, _IR_VERSION = 18, 8
@@ -124,7 +127,7 @@ def _reachable(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
   return kept[::-1]
 
 
-def convert(graph: Graph, closed: core.ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
+def convert(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
   """Adds the operations of a jaxpr to a graph and returns its results."""
   values: dict[Any, Value] = dict(
     zip(closed.jaxpr.constvars, map(np.asarray, closed.consts), strict=True)
@@ -151,5 +154,5 @@ def _dtype(atom: Any) -> Any:
   return atom.aval.dtype
 
 
-def _closed(jaxpr: Any) -> core.ClosedJaxpr:
-  return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
+def _closed(jaxpr: Any) -> ClosedJaxpr:
+  return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
