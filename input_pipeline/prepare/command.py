@@ -213,13 +213,13 @@ def _identify(path: str) -> str:
 def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   """Returns what `builder.write_dataset` reads from; checks all that can be checked in advance."""
   if args.dataset == "shapes":
-    return scene_source.SceneSet(**described, workers=args.workers)
+    return scene_source.SceneSource(**described, workers=args.workers)
   said = None if args.trained_on is None else leakage.parse(args.trained_on)
   reader = _open_reader(args)
   spec = _instances(args, reader)
   if (warning := reader.warning()) is not None:
     print(f"warning: {warning}", file=sys.stderr)
-  make = annotated_images.PhotoMaker(
+  make = annotated_images.RecordMaker(
     spec,
     _selection(args),
     said.text if said else "",
@@ -237,7 +237,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     provenance |= reader.more_metadata()
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
-  return image_source.PhotoSet(
+  return image_source.ImageSource(
     reader,
     described["images"],
     make,

@@ -14,7 +14,7 @@ MAX_INSTANCES = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class DetectorNoise:
   """How far a simulated detector is from perfect. The defaults are the project's difficulty.
 
   Lengths are fractions of the image side (0.01 is about one pixel at 96), rates are probabilities.
@@ -38,12 +38,12 @@ class Noise:
   score_noise: float = 0.08
 
   @classmethod
-  def oracle(cls) -> "Noise":
+  def oracle(cls) -> "DetectorNoise":
     """A perfect detector: exactly the visible masks, all scores 1."""
     return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
   @classmethod
-  def parse(cls, words: str) -> "Noise":
+  def parse(cls, words: str) -> "DetectorNoise":
     """What `--noise` of `prepare` asks for.
 
     Args:
@@ -85,7 +85,7 @@ def _number(text: str) -> float:
 
 
 def _distort(
-  masks: Bool[np.ndarray, "n h w"], noise: Noise, rng: np.random.Generator
+  masks: Bool[np.ndarray, "n h w"], noise: DetectorNoise, rng: np.random.Generator
 ) -> Bool[np.ndarray, "n h w"]:
   """Shifts masks, moves their outlines in or out, and makes them wavy.
 
@@ -174,7 +174,7 @@ def _iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
 def detect(
   visible: Bool[np.ndarray, "n h w"],
   categories: Int32[np.ndarray, "n"],
-  noise: Noise,
+  noise: DetectorNoise,
   rng: np.random.Generator,
 ) -> records.Instances:
   """Simulates an instance detector.

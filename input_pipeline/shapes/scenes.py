@@ -19,7 +19,7 @@ from PIL import Image
 from input_pipeline import records
 from input_pipeline.common import errors
 from input_pipeline.shapes import detector, drawing, grammar
-from input_pipeline.shapes.detector import Noise
+from input_pipeline.shapes.detector import DetectorNoise
 from input_pipeline.shapes.drawing import COLOURS, RADII, SHAPES, ShapeObject
 from input_pipeline.shapes.grammar import Expression
 
@@ -164,7 +164,7 @@ def _express(
 
 
 def make_scene(
-  split: str, seed: int, index: int, size: int = 96, noise: Noise | None = None
+  split: str, seed: int, index: int, size: int = 96, noise: DetectorNoise | None = None
 ) -> Scene:
   """Makes one scene, a pure function of its arguments.
 
@@ -202,13 +202,13 @@ def make_scene(
       break
   categories = np.array([SHAPES.index(thing.shape) for thing in objects], np.int32)
   instances = detector.detect(
-    painting.visible, categories, Noise() if noise is None else noise, rng
+    painting.visible, categories, DetectorNoise() if noise is None else noise, rng
   )
   return Scene(painting.image, painting.visible, instances, expressions, objects)
 
 
 def make_record(
-  split: str, seed: int, index: int, size: int = 96, noise: Noise | None = None
+  split: str, seed: int, index: int, size: int = 96, noise: DetectorNoise | None = None
 ) -> records.ImageRecord:
   """Makes one scene as a record; see `make_scene` for the arguments.
 

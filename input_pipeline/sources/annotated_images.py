@@ -1,4 +1,4 @@
-"""Photos with refs and proposed instance masks to examples: the work that `prepare` gives to processes and clusters."""
+"""Annotated images and how they become records: the work that `prepare` distributes to processes."""
 
 import dataclasses
 import functools
@@ -17,152 +17,158 @@ from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
 from input_pipeline.proposers import custom
 from input_pipeline.proposers.registry import SelectingProposer, UnknownImage, open_proposer
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources.source import Made, Skipped, Task
+from input_pipeline.sources.source import SkippedImage, Task, TaskResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Photo:
-  """A photo and its refs; everything that a worker has to know, as JSON has it."""
+class AnnotatedImage:
+  """An image file and its refs, as JSON: everything that a worker needs."""
 
   path: str
   image_id: int
   height: int
   width: int
-  """Height and width in pixels, as the annotations have them."""
+  """Height and width in pixels according to the annotations."""
   annotations: str
   """The file that the segmentations are from, for errors."""
   refs: list[dict[str, Any]]
-  """`ref_id`, `ann_ids`, `segmentations`, `sentences`. The target is the union of the segmentations; none of them, and
-  nothing is meant."""
+  """`ref_id`, `ann_ids`, `segmentations`, `sentences`. The target is the union of the segmentations;
+  it is empty without any."""
   rule: str = "coco"
-  """What the segmentations are, and which pixels they cover: `coco` (polygons or run lengths, one an annotation, as
-  pycocotools has them), `phrasecut` (polygons, one list an instance, see `phrasecut_polygons`) or `own` (see
-  `own_data.masks.rasterise`)."""
+  """Format of the segmentations and which pixels they cover: `coco` (polygons or run lengths as in
+  pycocotools, one per annotation), `phrasecut` (a list of polygons per instance, see
+  `masks/phrasecut.py`) or `custom` (see `custom.masks.rasterise`)."""
   upright: bool = False
-  """Whether the annotations are for the photo as its EXIF turns it; otherwise for the pixels as they are stored."""
+  """Whether the annotations apply to the image after its EXIF rotation, or as it is stored."""
   instances: list[dict[str, Any]] | None = None
-  """The instances that the photo comes with, as `CustomProposer` takes them; None where it comes with none."""
+  """The image's own instances for `CustomProposer`; None without any."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PhotoMaker:
-  """Makes examples of photos; called with `{"photos": [...]}`, each a `Photo` as a dict."""
+class RecordMaker:
+  """Makes records of images; called with `{"images": [...]}`, each an `AnnotatedImage` as a dict."""
 
   instances: str
   """`NAME` or `NAME:ARGUMENT`, as for `open_proposer`."""
   selection: Selection = dataclasses.field(default_factory=Selection)
   trained_on: str = ""
-  """What the masks were learned from, where the user says so."""
+  """What the masks were learned from, if the user declares it."""
   categories: str = ""
-  """A COCO file whose `categories` the instances must be of; not checked without one."""
+  """A COCO file whose `categories` the instances must have; they are not checked without one."""
   allow_empty: bool = False
-  """Whether a photo that the proposer's file does not know has no instances; otherwise it is an error."""
+  """Whether an image that the proposer's file does not have has no instances, or is an error."""
   skip: bool = False
-  """Whether a photo with which something is wrong is left out; otherwise it is an error."""
+  """Whether an invalid image is left out, or is an error."""
 
   def proposer(self) -> SelectingProposer:
-    """Returns this process's proposer: one for all makers that are alike, since some hold a network.
+    """Returns this process's proposer, which equal makers share, since some hold a network.
 
     Raises:
-      InputError: there is no such proposer, or its argument is wrong.
+      InputError: there is no such proposer, or its argument is invalid.
     """
     return _open_proposer(self.instances, self.selection, self.trained_on)
 
-  def __call__(self, task: Task) -> Made:
-    """Makes the examples of a task.
+  def __call__(self, task: Task) -> TaskResult:
+    """Makes the records of a task.
 
     Raises:
-      InputError: something is wrong with a photo, its refs or its instances, and `skip` is off.
+      InputError: an image, its refs or its instances are invalid, and `skip` is off.
     """
-    photos = [Photo(**fields) for fields in task["photos"]]
+    images = [AnnotatedImage(**fields) for fields in task["images"]]
     try:
-      return self._make(photos)
+      return self._make(images)
     except InputError as error:
       if not self.skip:
         raise
-      if len(photos) == 1:
-        return Made([], (Skipped(photos[0].image_id, str(error)),))
-    # One of them is broken; which one is seen when each is made alone.
-    alone = [self({"photos": [fields]}) for fields in task["photos"]]
-    return Made(
-      [fields for made in alone for fields in made.examples],
-      tuple(skipped for made in alone for skipped in made.skipped),
-      sum(made.seconds for made in alone),
+      if len(images) == 1:
+        return TaskResult([], (SkippedImage(images[0].image_id, str(error)),))
+    # At least one image is invalid; making each alone shows which.
+    results = [self({"images": [fields]}) for fields in task["images"]]
+    return TaskResult(
+      [fields for result in results for fields in result.records],
+      tuple(skipped for result in results for skipped in result.skipped),
+      sum(result.seconds for result in results),
     )
 
-  def _make(self, photos: list[Photo]) -> Made:
-    read = [read_photo(p.path, (p.height, p.width), upright=p.upright) for p in photos]
-    began = time.monotonic()
-    found = self._propose([pixels for _, pixels in read], photos)
-    seconds = time.monotonic() - began
-    made = [
-      records.encode_record(make_record(photo, data, instances))
-      for photo, (data, _), instances in zip(photos, read, found, strict=True)
+  def _make(self, images: list[AnnotatedImage]) -> TaskResult:
+    read = [
+      read_image(image.path, (image.height, image.width), upright=image.upright) for image in images
     ]
-    return Made(made, (), seconds)
+    start = time.monotonic()
+    proposals = self._propose([pixels for _, pixels in read], images)
+    seconds = time.monotonic() - start
+    encoded = [
+      records.encode_record(make_record(image, data, instances))
+      for image, (data, _), instances in zip(images, read, proposals, strict=True)
+    ]
+    return TaskResult(encoded, (), seconds)
 
   def _propose(
-    self, images: list[UInt8[np.ndarray, "_ _ 3"]], photos: list[Photo]
+    self, pixels: list[UInt8[np.ndarray, "_ _ 3"]], images: list[AnnotatedImage]
   ) -> list[records.Instances]:
-    ids = [photo.image_id for photo in photos]
+    ids = [image.image_id for image in images]
     proposer = self.proposer()
     if isinstance(proposer.proposer, custom.CustomProposer):
-      given = {photo.image_id: photo.instances or [] for photo in photos}
+      given = {image.image_id: image.instances or [] for image in images}
       proposer = SelectingProposer(
         custom.CustomProposer(given=given), self.selection, self.trained_on
       )
     try:
-      found = proposer.propose(images, ids)
+      proposals = proposer.propose(pixels, ids)
     except UnknownImage:
       if not self.allow_empty:
         raise
       if len(ids) == 1:
-        return [records.no_instances(photos[0].height, photos[0].width)]
+        return [records.no_instances(images[0].height, images[0].width)]
       return [
-        self._propose([image], [photo])[0] for image, photo in zip(images, photos, strict=True)
+        self._propose([array], [image])[0] for array, image in zip(pixels, images, strict=True)
       ]
-    for image_id, instances in zip(ids, found, strict=True):
+    for image_id, instances in zip(ids, proposals, strict=True):
       self._check_categories(image_id, instances)
-    return found
+    return proposals
 
   def _check_categories(self, image_id: int, instances: records.Instances) -> None:
     known = _category_ids(self.categories) if self.categories else frozenset()
-    strange = set(instances.categories.tolist()) - known - {0}  # 0: of no category
-    if known and strange:
+    # 0 means no category.
+    unknown = set(instances.categories.tolist()) - known - {0}
+    if known and unknown:
       raise InputError(
-        f"--instances {self.instances}: image {image_id} has category {min(strange)}, which is not in the list of "
-        f"{self.categories}; name the COCO file with the masks' own list: --categories FILE"
+        f"--instances {self.instances}: image {image_id} has category {min(unknown)}, which is not "
+        f"in the list of {self.categories}; name the COCO file with the masks' categories: "
+        "--categories FILE"
       )
 
 
-def make_record(photo: Photo, data: bytes, instances: records.Instances) -> records.ImageRecord:
-  """Puts a record together.
+def make_record(
+  image: AnnotatedImage, data: bytes, instances: records.Instances
+) -> records.ImageRecord:
+  """Makes a record.
 
   Args:
-    photo: its refs' segmentations become targets.
-    data: the photo's file.
-    instances: at the photo's size.
+    image: its refs' segmentations become targets.
+    data: the bytes of the image's file.
+    instances: at the image's size.
 
   Raises:
-    InputError: a segmentation is unusable, or those of a ref cover nothing.
+    InputError: a segmentation is invalid, or those of a ref cover no pixel.
   """
   refs = tuple(
-    records.Ref(ref["ref_id"], tuple(ref["ann_ids"]), _target(photo, ref), tuple(ref["sentences"]))
-    for ref in photo.refs
+    records.Ref(ref["ref_id"], tuple(ref["ann_ids"]), _target(image, ref), tuple(ref["sentences"]))
+    for ref in image.refs
   )
-  name = photo.path.rpartition("/")[2]
-  return records.ImageRecord(data, photo.image_id, name, photo.height, photo.width, instances, refs)
+  name = image.path.rpartition("/")[2]
+  return records.ImageRecord(data, image.image_id, name, image.height, image.width, instances, refs)
 
 
-def read_photo(
+def read_image(
   path: str, size: tuple[int, int], *, upright: bool = False
 ) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
-  """Returns a photo's bytes and pixels; decoding it whole is the only way to know it is sound.
+  """Returns an image's bytes and pixels; only decoding shows that it is intact.
 
   Args:
     path: a file.
-    size: height and width that it must have.
-    upright: whether it is turned as its EXIF says; otherwise its bytes are those of the file.
+    size: the height and width that it must have.
+    upright: whether it is rotated as its EXIF says; otherwise its bytes are those of the file.
 
   Raises:
     InputError: the file is missing, damaged, or of another size.
@@ -171,44 +177,46 @@ def read_photo(
     data = untrusted_files.read(path, f"image {path}", preprocess.MAX_FILE_BYTES)
   except InputError as error:
     raise InputError(
-      f"{error}; --images names the folder of the photos, and docs/guides/datasets.md says where to get them"
+      f"{error}; --images names the folder of the images, and docs/guides/datasets.md says where to "
+      "get them"
     ) from error
   if upright:
-    data, photo = image_files.stored_upright(data, path)
+    data, pixels = image_files.stored_upright(data, path)
   else:
-    photo = preprocess.decode_image(data, path, upright=False)  # annotations are for what is stored
-  if photo.shape[:2] != size:
+    # The annotations apply to the pixels as they are stored.
+    pixels = preprocess.decode_image(data, path, upright=False)
+  if pixels.shape[:2] != size:
     raise InputError(
-      f"image {path} is {photo.shape[1]} x {photo.shape[0]} pixels, but its annotations are for "
-      f"{size[1]} x {size[0]}; use the original photos"
+      f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, but its annotations are for "
+      f"{size[1]} x {size[0]}; use the original images"
     )
-  return data, photo
+  return data, pixels
 
 
-def _target(photo: Photo, ref: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
-  target = np.zeros((photo.height, photo.width), bool)
-  rasterise = _RULES[photo.rule]
+def _target(image: AnnotatedImage, ref: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
+  target = np.zeros((image.height, image.width), bool)
+  rasterise = _RULES[image.rule]
   for number, segmentation in enumerate(ref["segmentations"]):
     try:
-      target |= rasterise(segmentation, photo.height, photo.width)
+      target |= rasterise(segmentation, image.height, image.width)
     except ValueError as error:
       raise InputError(
-        f"{_name(photo, ref, number)} has no usable segmentation ({error}); is the file damaged?"
+        f"{_describe(image, ref, number)} has an invalid segmentation ({error}); is the file damaged?"
       ) from error
   if ref["segmentations"] and not target.any():
-    raise InputError(f"{_name(photo, ref, 0)} covers no pixel")
+    raise InputError(f"{_describe(image, ref, 0)} covers no pixel")
   return target
 
 
-def _name(photo: Photo, ref: dict[str, Any], number: int) -> str:
-  """A segmentation of a ref, for errors."""
-  if photo.rule == "coco":
-    which = f"COCO annotations {photo.annotations}: annotation {ref['ann_ids'][number]}"
-  elif photo.rule == "custom":
-    which = f"{photo.annotations}: target {number + 1}"
+def _describe(image: AnnotatedImage, ref: dict[str, Any], number: int) -> str:
+  """Returns what to call a segmentation of a ref in errors."""
+  if image.rule == "coco":
+    segmentation = f"COCO annotations {image.annotations}: annotation {ref['ann_ids'][number]}"
+  elif image.rule == "custom":
+    segmentation = f"{image.annotations}: target {number + 1}"
   else:
-    which = f"{photo.annotations}: instance {number}"
-  return f"{which} of ref {ref['ref_id']}"
+    segmentation = f"{image.annotations}: instance {number}"
+  return f"{segmentation} of ref {ref['ref_id']}"
 
 
 _RULES = {

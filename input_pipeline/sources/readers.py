@@ -1,4 +1,4 @@
-"""The data sets of photos by their names: who reads the files of which."""
+"""The data sets of published refs by name, and which reader reads their files."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.sources import grefer, phrasecut, refer
 from input_pipeline.sources.image_source import Reader
 
-# Providers whose masks are looked up by COCO's ids, in a file that has no others.
+# Proposers that look masks up by COCO's image ids.
 _COCO_ONLY = ("coco",)
 
 
@@ -14,21 +14,21 @@ def open_reader(dataset: str, refer_root: str, annotations: str | None = None) -
   """Reads the refs of a data set.
 
   Args:
-    dataset: a name of `storage.CONFIGS`, but `shapes`.
-    refer_root: the folder that holds the data set's own.
-    annotations: the COCO file with the refs' objects, where it is not beside them; none for PhraseCut.
+    dataset: a name in `storage.CONFIGS` other than `shapes`.
+    refer_root: the folder that contains the data set's folder.
+    annotations: the COCO file with the refs' objects if it is not beside them; not for PhraseCut.
 
   Raises:
     InputError: a file is missing or damaged, or the files do not belong together.
   """
   if dataset == phrasecut.DATASET:
     return phrasecut.PhraseCutReader(refer_root)
-  kind = grefer.GRefReader if dataset in grefer.LAYOUTS else refer.RefReader
-  return kind(dataset, refer_root, annotations)
+  reader = grefer.GRefReader if dataset in grefer.LAYOUTS else refer.RefReader
+  return reader(dataset, refer_root, annotations)
 
 
 def locate(dataset: str, refer_root: str, annotations: str | None) -> tuple[Sequence[str], str]:
-  """Returns the files of the refs, and that of their annotations or images.
+  """Returns the files of the refs, and the file of their annotations or images.
 
   Raises:
     InputError: one is missing.
@@ -41,13 +41,14 @@ def locate(dataset: str, refer_root: str, annotations: str | None) -> tuple[Sequ
 
 
 def check_proposer(dataset: str, spec: str) -> None:
-  """Refuses masks that are looked up by the ids of other photos.
+  """Checks that a proposer does not look masks up by the ids of other images.
 
   Raises:
-    InputError: the proposer knows COCO's ids alone, and the photos have others.
+    InputError: the proposer uses COCO's ids, and the data set has others.
   """
   if dataset == phrasecut.DATASET and spec.partition(":")[0] in _COCO_ONLY:
     raise InputError(
-      f"--instances {spec}: it finds photos by COCO's ids, and those of {dataset} are Visual Genome's; take a detector "
-      "(huggingface:, onnx:), its results by Visual Genome's ids (results:), felzenszwalb or none"
+      f"--instances {spec}: uses COCO's image ids, but the ids of {dataset} are Visual Genome's; use "
+      "a detector (huggingface:, onnx:), its results by Visual Genome's ids (results:), "
+      "felzenszwalb or none"
     )

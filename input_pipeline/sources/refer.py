@@ -1,8 +1,8 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of github.com/lichengunc/refer (gRefCOCO: `grefer.py`).
+"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of github.com/lichengunc/refer.
 
-`ROOT/refcoco/refs(unc).p` and `ROOT/refcoco/instances.json`, and so on for `refcoco+` and
-`refcocog`; photos are COCO train2014. Everything is checked before anything is written: what does
-not fit together is an `InputError` that names the ref.
+The files are `ROOT/refcoco/refs(unc).p` and `ROOT/refcoco/instances.json`, likewise for `refcoco+`
+and `refcocog`; the images are COCO train2014. Everything is checked before anything is written; an
+inconsistency is an `InputError` that names the ref.
 """
 
 import dataclasses
@@ -15,29 +15,29 @@ from input_pipeline import preprocess
 from input_pipeline.common import untrusted_paths, untrusted_pickle
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.sources import annotated_images
+from input_pipeline.sources.annotated_images import AnnotatedImage
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """How many refs and sentences a complete split has."""
+  """Numbers of refs and expressions in a complete split."""
 
   refs: int
-  sentences: int
+  expressions: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where a data set lies under ROOT, and its splits."""
+  """Files of a data set under ROOT, and its splits."""
 
   folder: str
   refs_file: str
   splits: Mapping[str, Published | None]
-  """None where nobody has published how many refs and sentences a split has."""
+  """None if the numbers are not published."""
 
 
 # Refs as the authors publish them (github.com/lichengunc/refer, counted by TFDS's ref_coco);
-# sentences as papers report them.
+# expressions as papers report them.
 LAYOUTS = {
   "refcoco_unc": Layout(
     "refcoco",
@@ -78,13 +78,13 @@ LAYOUTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One ref as its file has it, checked."""
+  """A ref as in its file, checked."""
 
   ref_id: int
   ann_ids: tuple[int, ...]
-  """What is meant; empty where nothing is."""
+  """Annotations that form the target; empty without a target."""
   categories: tuple[int, ...]
-  """Which categories the ref says that has; empty where it does not say."""
+  """Their categories according to the ref; empty if it has none."""
   image_id: int
   split: str
   sentences: tuple[str, ...]
@@ -94,23 +94,23 @@ class RefReader:
   """The refs of one data set, checked against their annotations.
 
   Attributes:
-    layout: where the data set lies, and its splits.
+    layout: files of the data set, and its splits.
     rows: every ref, in the file's order.
-    splits: for each split that has refs, its image ids, ascending. The google split of RefCOCOg
-      shares images between its splits; the others do not.
+    splits: for each split with refs, its image ids, ascending. The splits of refcocog_google share
+      images; those of the others do not.
   """
 
   layouts: ClassVar[Mapping[str, Layout]] = LAYOUTS
-  """The data sets that this class reads."""
+  """Data sets that this class reads."""
 
   def __init__(self, dataset: str, refer_root: str, annotations: str | None = None):
     """Reads refs and annotations.
 
     Args:
       dataset: a key of LAYOUTS.
-      refer_root: the folder that holds `refcoco/`, `refcoco+/` and `refcocog/`.
-      annotations: the COCO file with the refs' annotations; the `instances.json` beside the refs
-        by default.
+      refer_root: the folder that contains `refcoco/`, `refcoco+/` and `refcocog/`.
+      annotations: the COCO file with the refs' annotations; by default the `instances.json` beside
+        the refs.
 
     Raises:
       InputError: a file is missing or damaged, or the files do not belong together.
@@ -134,58 +134,61 @@ class RefReader:
     }
 
   def coco_ids(self) -> dict[str, list[int]]:
-    """Returns the COCO ids of the photos of each split: all photos are COCO's."""
+    """Returns the COCO ids of the images of each split: all images are COCO's."""
     return self.splits
 
   def count(self, split: str) -> Published:
-    """Returns the number of refs and sentences of a split; zeros if the file does not have it."""
+    """Returns the number of refs and expressions of a split; zeros if the file does not have it."""
     rows = [row for row in self.rows if row.split == split]
     return Published(len(rows), sum(len(row.sentences) for row in rows))
 
   def warning(self) -> str | None:
-    """Returns how the data differs from the published data set, None where it is complete."""
+    """Returns how the data differs from the published data set; None if it does not."""
     differences = [
-      f"{split} {found.refs:,} / {found.sentences:,} of {expected.refs:,} / {expected.sentences:,}"
-      for split, expected in self.layout.splits.items()
-      if expected is not None and (found := self.count(split)) != expected
+      f"{split} {actual.refs:,} / {actual.expressions:,} of {published.refs:,} / "
+      f"{published.expressions:,}"
+      for split, published in self.layout.splits.items()
+      if published is not None and (actual := self.count(split)) != published
     ]
     if not differences:
       return None
     return (
-      f"{self.dataset} is not the complete published data set (refs / sentences: "
-      f"{'; '.join(differences)}): results will not compare with published ones"
+      f"{self.dataset} is not the complete published data set (refs / expressions: "
+      f"{'; '.join(differences)}): results are not comparable with published ones"
     )
 
   def image_path(self, images: str, image_id: int) -> str:
-    """Returns the file of an image in the folder of photos.
+    """Returns the path of an image in the folder of images.
 
-    The name comes from the annotations: refs name files with a suffix that no photo has.
+    The name comes from the annotations: the names in refs have a suffix that files do not have.
     """
     name = (self._annotations.image(image_id) or {}).get("file_name")
     if not isinstance(name, str) or not name:
       raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
-    return photo_in(images, os.path.basename(name))
+    return image_in(images, os.path.basename(name))
 
-  def photo(self, split: str, image_id: int, images: str) -> annotated_images.Photo:
-    """Returns one photo with the refs that it has in a split.
+  def annotated_image(self, split: str, image_id: int, images: str) -> AnnotatedImage:
+    """Returns an image with its refs in a split.
 
     Args:
       split: a key of `splits`.
       image_id: one of `splits[split]`.
-      images: the folder of photos.
+      images: the folder of images.
     """
     height, width = self._annotations.size(image_id)
     refs = [self._ref(row) for row in self._rows_of[split, image_id]]
     path = self.image_path(images, image_id)
-    return annotated_images.Photo(path, image_id, height, width, self.annotations_path, refs)
+    return AnnotatedImage(path, image_id, height, width, self.annotations_path, refs)
 
   def _read_row(self, number: int, fields: Any) -> Row:
-    """Checks what can be checked of a ref without its annotation."""
+    """Checks a ref, except for its annotations."""
     where = f"{self.refs_path}, ref number {number}"
     if not isinstance(fields, dict):
-      raise InputError(f"{where}: a {type(fields).__name__} instead of a dict; is it another file?")
+      raise InputError(
+        f"{where}: expected a dict, got {type(fields).__name__}; is it another file?"
+      )
     for key in ("ref_id", "image_id"):
-      _check_whole(where, key, fields.get(key))
+      _check_int64(where, key, fields.get(key))
     ann_ids, categories = self._ids(where, fields)
     where = f"{self.refs_path}, ref {fields['ref_id']}"
     allowed = self.layout.splits
@@ -198,49 +201,50 @@ class RefReader:
     sentences = fields.get("sentences")
     if not isinstance(sentences, list) or not sentences:
       raise InputError(f"{where}: no sentences; every ref needs one")
-    texts = tuple(_sentence(where, index, row) for index, row in enumerate(sentences))
-    return Row(fields["ref_id"], ann_ids, categories, fields["image_id"], split, texts)
+    expressions = tuple(_expression(where, index, row) for index, row in enumerate(sentences))
+    return Row(fields["ref_id"], ann_ids, categories, fields["image_id"], split, expressions)
 
   def _load(self, path: str) -> Any:
-    """The content of the refs file."""
+    """Returns the content of the refs file."""
     return untrusted_pickle.load(path)
 
   def _ids(self, where: str, fields: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The annotations that a ref means, and the categories that it says they have."""
-    _check_whole(where, "ann_id", fields.get("ann_id"))
+    """Returns the annotations that form the target, and their categories according to the ref."""
+    _check_int64(where, "ann_id", fields.get("ann_id"))
     if "category_id" not in fields:
       return (fields["ann_id"],), ()
-    _check_whole(where, "category_id", fields["category_id"])
+    _check_int64(where, "category_id", fields["category_id"])
     return (fields["ann_id"],), (fields["category_id"],)
 
   def _ref(self, row: Row) -> dict[str, Any]:
-    """A ref as `annotated_images.Photo` has it; the union of its annotations is the target."""
-    meant = self._meant(row)
+    """Returns a ref as in `AnnotatedImage.refs`."""
+    annotations = self._target_annotations(row)
     return {
       "ref_id": row.ref_id,
-      "ann_ids": [annotation["id"] for annotation in meant],
-      "segmentations": [annotation.get("segmentation") for annotation in meant],
+      "ann_ids": [annotation["id"] for annotation in annotations],
+      "segmentations": [annotation.get("segmentation") for annotation in annotations],
       "sentences": list(row.sentences),
     }
 
-  def _meant(self, row: Row) -> list[dict[str, Any]]:
-    """The annotations of a ref."""
+  def _target_annotations(self, row: Row) -> list[dict[str, Any]]:
+    """Returns the annotations that form the target of a ref."""
     return [self._annotations.annotation(ann_id) or {"id": ann_id} for ann_id in row.ann_ids]
 
   def _check_annotations(self) -> None:
-    """Checks that each ref means annotations of its own image and categories, and is there once."""
+    """Checks that annotations match the image and categories of their ref, and that ids are unique."""
     pairs = [
       (row, ann_id, self._annotations.annotation(ann_id))
       for row in self.rows
       for ann_id in row.ann_ids
     ]
-    missing = [(row, ann_id) for row, ann_id, found in pairs if found is None]
+    missing = [(row, ann_id) for row, ann_id, annotation in pairs if annotation is None]
     if missing:
       row, ann_id = missing[0]
+      count = len({row.ref_id for row, _ in missing})
       raise InputError(
-        f"{self.refs_path}, ref {row.ref_id}: ann_id {ann_id} is not in "
-        f"{self.annotations_path} ({len({row.ref_id for row, _ in missing})} of {len(self.rows)} refs are not); do the "
-        "two files belong together? If another COCO file has these annotations, name it with --annotations FILE"
+        f"{self.refs_path}, ref {row.ref_id}: ann_id {ann_id} is not in {self.annotations_path} (this "
+        f"concerns {count} of {len(self.rows)} refs); do the two files belong together? If another "
+        "COCO file has these annotations, name it with --annotations FILE"
       )
     for row, ann_id, annotation in pairs:
       assert annotation is not None
@@ -249,31 +253,31 @@ class RefReader:
     for row in self.rows:
       if self._annotations.image(row.image_id) is None:
         raise InputError(
-          f"{self.refs_path}, ref {row.ref_id}: image {row.image_id} is not among the images of "
+          f"{self.refs_path}, ref {row.ref_id}: image {row.image_id} is not in "
           f"{self.annotations_path}; is that file complete?"
         )
       if row.ref_id in seen:
-        raise InputError(f"{self.refs_path}: ref {row.ref_id} is there twice; is the file damaged?")
+        raise InputError(f"{self.refs_path}: duplicate ref {row.ref_id}; is the file damaged?")
       seen.add(row.ref_id)
 
   def _check_annotation(self, row: Row, ann_id: int, annotation: dict[str, Any]) -> None:
-    said = {"image_id": (row.image_id,), "category_id": row.categories}
-    for key, values in said.items():
+    allowed = {"image_id": (row.image_id,), "category_id": row.categories}
+    for key, values in allowed.items():
       if values and annotation.get(key) not in values:
         raise InputError(
-          f"{self.refs_path}, ref {row.ref_id}: {key} {', '.join(map(str, values))}, but its annotation "
-          f"{ann_id} has {annotation.get(key)} in {self.annotations_path}; do the two files "
-          "belong together?"
+          f"{self.refs_path}, ref {row.ref_id}: {key} {', '.join(map(str, values))}, but its "
+          f"annotation {ann_id} has {annotation.get(key)} in {self.annotations_path}; do the two "
+          "files belong together?"
         )
 
   def _check_published(self) -> None:
-    """Recognises the complete refs of another data set: RefCOCO and RefCOCO+ share annotations."""
+    """Detects the complete refs of another data set: RefCOCO and RefCOCO+ share annotations."""
     for other, layout in self.layouts.items():
-      same = [self.count(split) == expected for split, expected in layout.splits.items()]
+      same = [self.count(split) == published for split, published in layout.splits.items()]
       if other != self.dataset and all(same):
         raise InputError(
           f"{self.refs_path}: these are the refs of {other}, not of {self.dataset}; were the "
-          "folders exchanged?"
+          "folders swapped?"
         )
 
 
@@ -281,14 +285,14 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
   """Returns the paths of the refs and of their annotations.
 
   Raises:
-    InputError: the folder or a file is not there.
+    InputError: the folder or a file does not exist.
   """
   folder = os.path.join(refer_root, layout.folder)
   refs = os.path.join(folder, layout.refs_file)
   instances = annotations or os.path.join(folder, "instances.json")
   if not os.path.isdir(folder):
     raise InputError(
-      f"--refer_root {refer_root}: there is no folder {layout.folder} in it; docs/guides/datasets.md says "
+      f"--refer_root {refer_root}: contains no folder {layout.folder}; docs/guides/datasets.md says "
       "where to get it and what goes where"
     )
   for path in (refs, instances):
@@ -297,39 +301,39 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
   return refs, instances
 
 
-def photo_in(images: str, name: str) -> str:
-  """Returns the file of a photo, in the folder of photos.
+def image_in(images: str, name: str) -> str:
+  """Returns the path of an image in the folder of images.
 
   Raises:
-    InputError: it is a link to a file somewhere else.
+    InputError: it is a link to a file outside the folder.
   """
-  untrusted_paths.inside(images, name, f"--images {images}: photo")
+  untrusted_paths.inside(images, name, f"--images {images}: image")
   return os.path.join(images, name)
 
 
-def is_whole(value: Any) -> bool:
-  """Whether a value is a whole number, and one that records can hold: 64 bits."""
+def is_int64(value: Any) -> bool:
+  """Returns whether a value is an integer of 64 bits, as records store it."""
   return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
-def _check_whole(where: str, key: str, value: Any) -> None:
-  if not is_whole(value):
+def _check_int64(where: str, key: str, value: Any) -> None:
+  if not is_int64(value):
     raise InputError(
-      f"{where}: {key} is {reprlib.repr(value)}, not a whole number; is this a refs file of "
-      "another project (gRefCOCO has several ann_id a ref)?"
+      f"{where}: {key} is {reprlib.repr(value)}, not an integer; is this a refs file of another "
+      "project (gRefCOCO has several ann_id per ref)?"
     )
 
 
-def _sentence(where: str, index: int, fields: Any) -> str:
-  """Returns a sentence as it was written, or as the authors cleaned it if only that is given."""
+def _expression(where: str, index: int, fields: Any) -> str:
+  """Returns an expression as it was written or, if missing, as the authors cleaned it."""
   if not isinstance(fields, dict):
-    raise InputError(f"{where}, sentence {index}: a {type(fields).__name__} instead of a dict")
+    raise InputError(f"{where}, sentence {index}: expected a dict, got {type(fields).__name__}")
   text = fields.get("raw") or fields.get("sent") or ""
   try:
     preprocess.normalise_text(text)
   except (InputError, TypeError, AttributeError) as error:
     raise InputError(
-      f"{where}, sentence {index} (sent_id {reprlib.repr(fields.get('sent_id'))}): the sentence is empty or no "
-      "text; correct it or remove it from the file"
+      f"{where}, sentence {index} (sent_id {reprlib.repr(fields.get('sent_id'))}): empty or not a "
+      "string; correct it or remove it from the file"
     ) from error
   return text

@@ -8,17 +8,19 @@ from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import leakage
 from input_pipeline.shapes import scenes
-from input_pipeline.sources.source import Made, Task
+from input_pipeline.shapes.detector import DetectorNoise
+from input_pipeline.sources.source import Task, TaskResult
 
 NOISE = "default"
 TRAIN_SCENES = 16_000
 EVAL_SCENES = 500
 SIZE = 96
-_CHUNK = 32  # scenes a task: about 0.1 s of work
+# Scenes per task: about 0.1 s of work.
+_CHUNK = 32
 
 
-class SceneSet:
-  """Generated scenes as examples; the same bytes whatever the number of workers."""
+class SceneSource:
+  """Generated scenes as records; the same bytes for any number of workers."""
 
   def __init__(
     self,
@@ -29,31 +31,31 @@ class SceneSet:
     noise: str = NOISE,
     workers: int | None = None,
   ):
-    """Describes the data set; nothing is made yet.
+    """Describes the data set; no scene is generated yet.
 
     Args:
-      train_scenes: number of scenes of the train split.
-      eval_scenes: number of scenes of every other split.
+      train_scenes: number of scenes in the train split.
+      eval_scenes: number of scenes in every other split.
       size: image side in pixels.
       seed: another seed gives other scenes.
-      noise: how good the simulated detector is, as `Noise.parse` reads it.
-      workers: number of processes; one a core by default.
+      noise: errors of the simulated detector, as for `DetectorNoise.parse`.
+      workers: number of processes; one per core by default.
     """
     if train_scenes < 1 or eval_scenes < 1:
-      raise InputError("--train_scenes and --eval_scenes: at least one scene a split is needed")
+      raise InputError("--train_scenes and --eval_scenes must be at least 1")
     if size < scenes.MIN_SIZE:
-      raise InputError(f"--size {size}: scenes need {scenes.MIN_SIZE} pixels or more")
+      raise InputError(f"--size {size}: scenes need at least {scenes.MIN_SIZE} pixels")
     if seed < 0:
-      raise InputError(f"--seed {seed}: a seed is 0 or more")
+      raise InputError(f"--seed {seed}: must not be negative")
     self.splits = {
       split: train_scenes if split == "train" else eval_scenes for split in scenes.SPLITS
     }
-    self.make = SceneMaker(seed, size, scenes.Noise.parse(noise))
+    self.make = SceneMaker(seed, size, DetectorNoise.parse(noise))
     self.workers = workers or parallel.available_cores()
     self.provenance = leakage.of_scenes(self.splits)
 
   def tasks(self, split: str) -> Iterator[Task]:
-    """Yields the numbers of the scenes of a split."""
+    """Yields the ranges of scene numbers of a split."""
     count = self.splits[split]
     for first in range(0, count, _CHUNK):
       yield {"split": split, "first": first, "last": min(first + _CHUNK, count)}
@@ -61,15 +63,15 @@ class SceneSet:
 
 @dataclasses.dataclass(frozen=True)
 class SceneMaker:
-  """Makes the examples of scenes by their numbers."""
+  """Makes records of scenes, given their numbers."""
 
   seed: int
   size: int
-  noise: scenes.Noise
+  noise: DetectorNoise
 
-  def __call__(self, task: Task) -> Made:
-    """Makes the scenes `first` to before `last` of a split."""
-    return Made(
+  def __call__(self, task: Task) -> TaskResult:
+    """Makes the scenes from `first` up to, but without, `last` of a split."""
+    return TaskResult(
       [
         records.encode_record(
           scenes.make_record(task["split"], self.seed, n, self.size, self.noise)

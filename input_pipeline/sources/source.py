@@ -1,52 +1,52 @@
-"""Where examples come from: one protocol for every data set."""
+"""The protocol of data sets: tasks, and what turns a task into records."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 Task = dict[str, Any]
-"""A piece of work, as JSON has it: small, complete in itself, for this machine or another one."""
+"""A unit of work as JSON: small and self-contained, so that any machine can do it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
-  """An image that was left out because of what is wrong with it."""
+class SkippedImage:
+  """An image that was left out because of an error."""
 
   image_id: int
   reason: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-  """What a task gave."""
+class TaskResult:
+  """The result of a task."""
 
-  examples: list[dict[str, Any]]
-  """As `records.encode_record` makes them."""
-  skipped: tuple[Skipped, ...] = ()
+  records: list[dict[str, Any]]
+  """Encoded by `records.encode_record`."""
+  skipped: tuple[SkippedImage, ...] = ()
   seconds: float = 0.0
-  """Time that the instance masks took."""
+  """Time to compute the proposals."""
 
   def counts(self) -> dict[str, int]:
-    """Returns how many records, refs and sentences there are."""
-    refs = [ref for fields in self.examples for ref in fields["refs"]]
-    sentences = sum(len(ref["sentences"]) for ref in refs)
-    return {"records": len(self.examples), "refs": len(refs), "sentences": sentences}
+    """Returns the number of records, refs and expressions."""
+    refs = [ref for fields in self.records for ref in fields["refs"]]
+    expressions = sum(len(ref["sentences"]) for ref in refs)
+    return {"records": len(self.records), "refs": len(refs), "sentences": expressions}
 
 
 @runtime_checkable
 class Source(Protocol):
-  """Where examples come from: tasks, and what makes examples of them, in this process or another."""
+  """A data set: tasks, and a function that turns them into records, in this process or another."""
 
   splits: dict[str, int]
-  """How many images each split has."""
+  """Number of images per split."""
   workers: int
-  """How many processes make examples, unless a cluster does; 1 is this one."""
+  """Number of processes, unless a cluster does the work; 1 is this process alone."""
   provenance: dict[str, Any]
-  """Where the instance masks come from and who has seen what, for the metadata: `leakage.provenance`."""
+  """Origin and training data of the instance masks, for the metadata: `leakage.provenance`."""
 
   @property
-  def make(self) -> Callable[[Task], Made]:
-    """Does a task: the same in every process. Picklable, and quickly so."""
+  def make(self) -> Callable[[Task], TaskResult]:
+    """Does a task, with the same result in every process; cheap to pickle."""
     ...
 
   def tasks(self, split: str) -> Iterator[Task]:

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMiss
 )
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources.source import Made, Skipped, Source
+from input_pipeline.sources.source import SkippedImage, Source, TaskResult
 from input_pipeline.tf import tfds_settings
 
 tfds_settings.apply()  # in the workers too, which import this module
@@ -73,38 +73,38 @@ class MakeExamples(beam.PTransform):
     return made | "Examples" >> beam.FlatMap(_examples)
 
 
-def _count(made: Made, split: str) -> Made:
+def _count(made: TaskResult, split: str) -> TaskResult:
   for name, number in made.counts().items():
     beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/{name}").inc(number)
   beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/milliseconds").inc(round(1000 * made.seconds))
   return made
 
 
-def _skipped(made: Made) -> list[str]:
+def _skipped(made: TaskResult) -> list[str]:
   return [json.dumps([row.image_id, row.reason]) for row in made.skipped]
 
 
-def _examples(made: Made) -> list[tuple[int, dict[str, Any]]]:
-  return [(fields["image_id"], fields) for fields in made.examples]
+def _examples(made: TaskResult) -> list[tuple[int, dict[str, Any]]]:
+  return [(fields["image_id"], fields) for fields in made.records]
 
 
 def read_counts(result: Any, split: str) -> tuple[dict[str, int], float]:
-  """The sums over a split when the pipeline is done: `Made.counts`, and seconds."""
+  """The sums over a split when the pipeline is done: `TaskResult.counts`, and seconds."""
   found = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_NAMESPACE))
   counts = {row.key.metric.name: row.committed for row in found["counters"]}
-  names = Made([]).counts()
+  names = TaskResult([]).counts()
   seconds = counts.get(f"{split}/milliseconds", 0) / 1000
   return {name: counts.get(f"{split}/{name}", 0) for name in names}, seconds
 
 
-def read_skipped(folder: str, split: str) -> list[Skipped]:
+def read_skipped(folder: str, split: str) -> list[SkippedImage]:
   """What was left out of a split when the pipeline is done."""
   lines = [
     line
     for path in pathlib.Path(folder).glob(f"skipped-{split}-*-of-*")
     for line in path.read_text().splitlines()
   ]
-  return [Skipped(*json.loads(line)) for line in lines]
+  return [SkippedImage(*json.loads(line)) for line in lines]
 
 
 def input_error(error: BaseException) -> InputError | None:

@@ -23,7 +23,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.common.progress_bar import progress_bar
 from input_pipeline.proposers import leakage
 from input_pipeline.sources import annotated_images, image_source, phrasecut, readers, scene_source
-from input_pipeline.sources.source import Made, Skipped, Source
+from input_pipeline.sources.source import SkippedImage, Source, TaskResult
 from input_pipeline.tf import tfds_settings
 
 tfds_settings.apply()
@@ -131,15 +131,15 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       done = map(self._source.make, tasks)
     else:
       done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
-    counts, skipped, seconds = Made([]).counts(), [], 0.0
+    counts, skipped, seconds = TaskResult([]).counts(), [], 0.0
     with progress_bar(split, self._source.splits[split], "images") as bar:
       for made in done:
         counts = {name: counts[name] + number for name, number in made.counts().items()}
         skipped += made.skipped
         seconds += made.seconds
-        for fields in made.examples:
+        for fields in made.records:
           yield fields["image_id"], fields
-        bar.update(len(made.examples) + len(made.skipped))
+        bar.update(len(made.records) + len(made.skipped))
     if not counts["records"]:
       raise InputError(f"{split}: every image was left out; the last: {skipped[-1].reason}")
     self._note(split, counts, skipped, seconds)
@@ -155,7 +155,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       self._note(split, counts, skipped, seconds)
 
   def _note(
-    self, split: str, counts: dict[str, int], skipped: list[Skipped], seconds: float
+    self, split: str, counts: dict[str, int], skipped: list[SkippedImage], seconds: float
   ) -> None:
     self._made_from["counts"][split] = counts
     if skipped:
@@ -171,7 +171,7 @@ def _default_source(
   """The source for TFDS's own command, which takes no arguments of ours."""
   (name,) = (name for name, legal in storage.CONFIGS.items() if legal == config)
   if name == "shapes":
-    return scene_source.SceneSet(), {}
+    return scene_source.SceneSource(), {}
   manual = os.fspath(dl_manager.manual_dir)
   root, images = os.path.join(manual, "refer"), os.path.join(manual, "train2014")
   if name == phrasecut.DATASET:
@@ -183,13 +183,13 @@ def _default_source(
     if reader.annotations_path
     else ("none", "", "nothing")
   )
-  make = annotated_images.PhotoMaker(proposer + argument)
+  make = annotated_images.RecordMaker(proposer + argument)
   provenance = leakage.provenance(
     proposer, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
   )
   refs, _ = readers.locate(name, root, None)
   arguments = {"refs": ",".join(map(fingerprint.of_file, refs)), "instances": proposer}
-  return image_source.PhotoSet(reader, images, make, provenance), arguments
+  return image_source.ImageSource(reader, images, make, provenance), arguments
 
 
 def write_dataset(

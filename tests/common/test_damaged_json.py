@@ -42,8 +42,8 @@ def check(read: Callable[[Any], object], content: Any) -> None:
 
 
 def _make_record(reader, split, image_id, images):
-  photo = reader.photo(split, image_id, str(images))
-  data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+  photo = reader.annotated_image(split, image_id, str(images))
+  data, pixels = annotated_images.read_image(photo.path, (photo.height, photo.width))
   return annotated_images.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 

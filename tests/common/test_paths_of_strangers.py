@@ -87,7 +87,7 @@ def test_lines_name_nothing_outside(places, field):
   for path in leading_out(places)[:5]:
     row = line(path) if field == "image" else line(target={"png": path})
     found = scan.scan(write_lines(root / "mine.jsonl", row))
-    assert [problem.kind for problem in found.problems] == ["path leaves the folder"], path
+    assert [problem.kind for problem in found.problems] == ["path outside the folder"], path
 
 
 def test_lines_name_no_annotations_outside(places):
@@ -98,7 +98,7 @@ def test_lines_name_no_annotations_outside(places):
     found = scan.scan(
       write_lines(root / "mine.jsonl", line(annotations=path, target={"ann_id": 7}))
     )
-    assert "path leaves the folder" in [problem.kind for problem in found.problems], path
+    assert "path outside the folder" in [problem.kind for problem in found.problems], path
 
 
 @pytest.mark.parametrize("dataset", ["refcoco_unc", "grefcoco_unc"])
@@ -114,7 +114,7 @@ def test_names_of_photos_in_annotations_lead_nowhere_else(tmp_path, dataset):
     layout.write()
     reader = reader_of(dataset, str(layout.root))
     with pytest.raises(InputError):
-      annotated_images.read_photo(
+      annotated_images.read_image(
         reader.image_path(str(layout.images), image_id), (refer_layout.HEIGHT, refer_layout.WIDTH)
       )
 

@@ -17,7 +17,7 @@ READERS = {
   "JSON": untrusted_json.load_file,
   "a pickle": untrusted_pickle.load,
   "a photo": preprocess.open_image,
-  "a photo of a data set": lambda path: annotated_images.read_photo(path, (4, 4)),
+  "a photo of a data set": lambda path: annotated_images.read_image(path, (4, 4)),
   "a mask": lambda path: preprocess.read_masks([path], 4, 4),
 }
 

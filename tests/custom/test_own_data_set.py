@@ -136,7 +136,7 @@ def test_what_is_transparent_stands_before_white_in_training_as_in_prediction(tm
 
 def test_nothing_is_written_where_a_line_is_wrong(tmp_path):
   write_photo(tmp_path / "a.png")
-  with pytest.raises(InputError, match=r"2 errors in 2 lines, the first: line 2: .*validate"):
+  with pytest.raises(InputError, match=r"2 errors in 2 lines; the first is: line 2: .*validate"):
     make(tmp_path, line(), line("none.png"), line(sentences=[]))
   assert not (tmp_path / "data").exists()
 

@@ -68,6 +68,6 @@ def one_input(data: bytes) -> None:
     reader = refer.RefReader("refcoco_unc", str(_ROOT))
     for split, image_ids in reader.splits.items():
       for image_id in image_ids:
-        assert reader.photo(split, image_id, "photos").refs
+        assert reader.annotated_image(split, image_id, "photos").refs
   except InputError:
     pass

@@ -123,7 +123,7 @@ def test_metadata_says_what_was_made(shapes_data):
 
 
 def test_the_number_of_workers_changes_no_byte(shapes_data, tmp_path):
-  alone = scene_source.SceneSet(24, 12, workers=1)
+  alone = scene_source.SceneSource(24, 12, workers=1)
   metadata = storage.read_metadata(str(shapes_data), "shapes")
   assert metadata is not None
   builder.write_dataset(str(tmp_path), "shapes", alone, metadata["arguments"])
@@ -151,8 +151,8 @@ def test_records_of_the_refcoco_family_round_trip(tmp_path, capsys):
   proposer = open_proposer(f"coco:{layout.instances_path}")
   for split, (image_id,) in reader.splits.items():
     read = _read(tmp_path / "data", "refcoco+_unc", split)
-    photo = reader.photo(split, image_id, str(layout.images))
-    data, pixels = annotated_images.read_photo(photo.path, (HEIGHT, WIDTH))
+    photo = reader.annotated_image(split, image_id, str(layout.images))
+    data, pixels = annotated_images.read_image(photo.path, (HEIGHT, WIDTH))
     expected = annotated_images.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
     _assert_same_record(read[image_id], expected)
 
@@ -215,7 +215,7 @@ _DAMAGES = {
   _corrupt_photo: r"000000000102\.jpg cannot be decoded",
   _empty_sentence: r"ref 3, sentence 0 \(sent_id 30\): the sentence is empty",
   _refs_of_another_data_set: r"ref 3: ann_id 77 is not in .*--annotations",
-  _missing_folder: r"--refer_root .*there is no folder refcoco",
+  _missing_folder: r"--refer_root .*contains no folder refcoco",
   _missing_images: r"--images .*no such folder",
 }
 
@@ -270,14 +270,14 @@ def test_an_interrupt_keeps_what_was_there_and_nothing_else(tmp_path, monkeypatc
   layout = make_layout(tmp_path)
   prepare.main(layout.arguments(tmp_path / "data"))
   before = _hashes(tmp_path / "data")
-  read_photo = refer.RefReader.photo
+  annotated_image = refer.RefReader.annotated_image
 
   def interrupted(self, split, *arguments):
     if split == "testB":
       raise KeyboardInterrupt
-    return read_photo(self, split, *arguments)
+    return annotated_image(self, split, *arguments)
 
-  monkeypatch.setattr(refer.RefReader, "photo", interrupted)
+  monkeypatch.setattr(refer.RefReader, "annotated_image", interrupted)
   with pytest.raises(KeyboardInterrupt):
     prepare.main(layout.arguments(tmp_path / "data", "--overwrite", "--max_instances", "1"))
   assert _hashes(tmp_path / "data") == before

@@ -210,7 +210,7 @@ def test_found_masks_are_whole_blobs_and_not_salt_and_pepper():
 def test_the_oracle_gives_exactly_the_visible_masks_and_changes_nothing_else():
   for index in range(20):
     scene = shapes.make_scene("val", 3, index)
-    exact = shapes.make_scene("val", 3, index, noise=shapes.Noise.oracle())
+    exact = shapes.make_scene("val", 3, index, noise=shapes.DetectorNoise.oracle())
     np.testing.assert_array_equal(exact.instances.masks, exact.targets)
     assert (exact.instances.scores == 1).all()
     names = [thing.shape for thing in exact.objects]
@@ -225,7 +225,7 @@ def test_the_oracle_gives_exactly_the_visible_masks_and_changes_nothing_else():
 def test_each_kind_of_detector_failure_does_what_its_name_says(field, value):
   silent = {"jitter": 0.0, "erosion": 0.0, "raggedness": 0.0, "score_noise": 0.0}
   none = {"miss_rate": 0.0, "merge_rate": 0.0, "spurious_rate": 0.0}
-  noise = shapes.Noise(**silent, **none | {field: value})
+  noise = shapes.DetectorNoise(**silent, **none | {field: value})
   scene = shapes.make_scene("val", 0, 1, noise=noise)
   masks, targets = scene.instances.masks, scene.targets
   if field == "miss_rate":
@@ -244,7 +244,7 @@ def _mistakes(words: str) -> tuple[float, float]:
   found = [
     max(iou(scene.instances.masks, target), default=0.0)
     for index in range(30)
-    for scene in [shapes.make_scene("val", 0, index, noise=shapes.Noise.parse(words))]
+    for scene in [shapes.make_scene("val", 0, index, noise=shapes.DetectorNoise.parse(words))]
     for target in scene.targets
   ]
   kept = [value for value in found if value > 0.3]
@@ -266,7 +266,7 @@ def test_the_words_for_noise_order_detectors_as_they_say():
 )
 def test_other_words_for_noise_are_refused(words):
   with pytest.raises(errors.InputError, match=r"--noise .*x0\.5.*miss0\.2"):
-    shapes.Noise.parse(words)
+    shapes.DetectorNoise.parse(words)
 
 
 @settings(max_examples=15, deadline=None)

@@ -18,8 +18,8 @@ from input_pipeline.tf import builder, loader, stored_records
 
 
 def _record(reader, split, image_id, images):
-  photo = reader.photo(split, image_id, str(images))
-  data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+  photo = reader.annotated_image(split, image_id, str(images))
+  data, pixels = annotated_images.read_image(photo.path, (photo.height, photo.width))
   return annotated_images.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 
@@ -53,7 +53,7 @@ def test_crowds_are_no_part_of_a_target(tmp_path):
   layout.refs[0]["ann_id"] = [1002]
   layout.write()
   reader = grefer.GRefReader("grefcoco_unc", str(layout.root))
-  with pytest.raises(InputError, match=r"ref 0: every annotation it names is a crowd"):
+  with pytest.raises(InputError, match=r"ref 0: all of its annotations are crowds"):
     _record(reader, "train", 100, layout.images)
 
 
@@ -73,24 +73,27 @@ def _set(**fields):
 
 
 _DAMAGES = {
-  "an unknown annotation": (_set(ann_id=[1000, 7]), r"ref 0: ann_id 7 is not in .*\(1 of 12 refs"),
+  "an unknown annotation": (
+    _set(ann_id=[1000, 7]),
+    r"ref 0: ann_id 7 is not in .*\(this concerns 1 of 12 refs",
+  ),
   "one of another photo": (_set(ann_id=[1000, 1011]), r"image_id 100, but its annotation 1011 has"),
   "another category": (_set(category_id=[1, 2]), r"category_id 1, 2, but its annotation 1000 has"),
   "text for a number": (
     _set(ann_id=["1000"]),
-    r"ann_id is \['1000'\], not a list of whole numbers",
+    r"ann_id is \['1000'\], not a list of integers",
   ),
-  "no list at all": (_set(ann_id=None), r"ann_id is None, not a list of whole numbers"),
-  "an empty list": (_set(ann_id=[]), r"ann_id is \[\]; it must be .*\[-1\] for none"),
-  "none and one": (_set(ann_id=[-1, 1000]), r"ann_id is \[-1, 1000\]; it must be different"),
-  "one twice": (_set(ann_id=[1000, 1000]), r"it must be different annotations"),
+  "no list at all": (_set(ann_id=None), r"ann_id is None, not a list of integers"),
+  "an empty list": (_set(ann_id=[]), r"ann_id is \[\]; it must be .*\[-1\] for no target"),
+  "none and one": (_set(ann_id=[-1, 1000]), r"ann_id is \[-1, 1000\]; it must be distinct"),
+  "one twice": (_set(ann_id=[1000, 1000]), r"it must be distinct annotations"),
   "what denies itself": (_set(no_target=True), r"no_target is True, but ann_id is \[1000, 1001\]"),
   "another's split": (_set(split="test"), r"ref 0: split 'test', but grefcoco_unc has train"),
   "an empty sentence": (
     lambda layout: layout.refs[1]["sentences"][0].update(raw=" ", sent=""),
-    r"ref 1, sentence 0 \(sent_id 1\): the sentence is empty",
+    r"ref 1, sentence 0 \(sent_id 1\): empty or not a",
   ),
-  "a ref twice": (lambda layout: layout.refs.append(layout.refs[1]), r"ref 1 is there twice"),
+  "a ref twice": (lambda layout: layout.refs.append(layout.refs[1]), r"duplicate ref 1"),
 }
 
 
@@ -114,7 +117,7 @@ def test_a_ref_that_does_not_fit_is_named(tmp_path, damage):
     (b"\x80\x02]q\x00.", r"invalid JSON"),  # a pickle under the name
     (b"[" * 100_000, r"nested deeper than 100"),
     (b"{}", r"not a list of refs"),
-    (b'["ref"]', r"ref number 0: a str instead of a dict"),
+    (b'["ref"]', r"ref number 0: expected a dict, got str"),
   ],
 )
 def test_what_is_no_refs_file_is_one_line(tmp_path, content, message):

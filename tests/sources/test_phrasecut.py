@@ -98,8 +98,8 @@ def test_only_the_splits_that_are_there_are_prepared(tmp_path):
 def test_the_toolkits_rule_and_not_cocos_makes_the_target(tmp_path):
   layout = make_layout(tmp_path)
   reader = phrasecut.PhraseCutReader(str(layout.root))
-  photo = reader.photo("train", 2000, str(layout.images))
-  data, _ = annotated_images.read_photo(photo.path, (HEIGHT, WIDTH))
+  photo = reader.annotated_image("train", 2000, str(layout.images))
+  data, _ = annotated_images.read_image(photo.path, (HEIGHT, WIDTH))
   record = annotated_images.make_record(photo, data, records.no_instances(HEIGHT, WIDTH))
   # 10 x 10 and 12 x 12 pixels with their outlines, of which 4 x 4 are shared.
   assert int(record.refs[0].target[:22, :22].sum()) == 100 + 144 - 16
@@ -124,7 +124,7 @@ def test_masks_that_are_looked_up_are_those_of_visual_genomes_ids(tmp_path):
 
 def test_masks_that_are_found_by_cocos_ids_are_refused(tmp_path):
   layout = make_layout(tmp_path)
-  with pytest.raises(InputError, match=r"--instances coco:x\.json: .*Visual Genome's; take a"):
+  with pytest.raises(InputError, match=r"--instances coco:x\.json: .*Visual Genome's; use a"):
     prepare.main(layout.arguments(tmp_path / "out", "--instances", "coco:x.json"))
 
 
@@ -194,13 +194,16 @@ _DAMAGES = {
   "no polygons": (_task(Polygons=[]), r"task number 1 .*: no Polygons; refer_input files"),
   "damaged polygons": (
     _task(Polygons=[[3]]),
-    r"refer_val\.json: instance 0 of ref 1 has no usable",
+    r"refer_val\.json: instance 0 of ref 1 has an invalid",
   ),
   "nothing inside": (_task(Polygons=_OUTSIDE), r"instance 0 of ref 1 covers no pixel"),
-  "text for an id": (_task(ann_ids=["a"]), r"ann_ids is \['a'\], not a list of whole numbers"),
-  "an empty phrase": (_task(phrase=" "), r"task number 1 .*: the phrase is empty or no text"),
-  "a number for a phrase": (_task(phrase=3), r"task number 1 .*: the phrase is empty or no text"),
-  "a task twice": (_repeat, r"task number 4 \(2002__1\): the task is there twice"),
+  "text for an id": (_task(ann_ids=["a"]), r"ann_ids is \['a'\], not a list of integers"),
+  "an empty phrase": (_task(phrase=" "), r"task number 1 .*: the phrase is empty or not a string"),
+  "a number for a phrase": (
+    _task(phrase=3),
+    r"task number 1 .*: the phrase is empty or not a string",
+  ),
+  "a task twice": (_repeat, r"task number 4 \(2002__1\): duplicate task"),
   "no tasks": (lambda layout: layout.tasks["val"].clear(), r"refer_val\.json: no tasks"),
   "no size": (_image(height=None), r"image 2002: height is None, not a number of pixels"),
   "text for COCO's id": (_image(coco_id="7"), r"image 2002: coco_id is '7'"),

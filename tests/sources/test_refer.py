@@ -95,8 +95,8 @@ def test_run_lengths_that_do_not_cover_the_image_are_refused(counts):
 
 
 def _record(reader, split, image_id, layout):
-  photo = reader.photo(split, image_id, str(layout.images))
-  data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+  photo = reader.annotated_image(split, image_id, str(layout.images))
+  data, pixels = annotated_images.read_image(photo.path, (photo.height, photo.width))
   return annotated_images.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 
@@ -151,7 +151,10 @@ def _drop_image(layout):
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
-    (_set(ann_id=7), r"ref 0: ann_id 7 is not in .*instances\.json \(1 of 8 refs .*--annotations"),
+    (
+      _set(ann_id=7),
+      r"ref 0: ann_id 7 is not in .*instances\.json \(this concerns 1 of 8 refs.*--annotations",
+    ),
     (_set(ann_id=[1000, 1001]), r"ref number 0: ann_id is \[1000, 1001\].*gRefCOCO"),
     (_set(ann_id=1010), r"ref 0: image_id 100, but its annotation 1010 has 101"),
     (_set(category_id=1), r"ref 0: category_id 1, but its annotation 1000 has 47"),
@@ -160,14 +163,14 @@ def _drop_image(layout):
     (_set(ref_id=2**63), r"ref number 0: ref_id is 9223372036854775808, not"),
     (_set(category_id=[[47] * 99] * 99), r"ref number 0: category_id is \[\[47, 47,.{,300}$"),
     (_set(sentences=[]), r"ref 0: no sentences"),
-    (_set(sentences=["cup"]), r"ref 0, sentence 0: a str instead of a dict"),
-    (_sentence(raw="", sent=""), r"ref 0, sentence 1 \(sent_id 1\): the sentence is empty"),
-    (_sentence(raw=" \t\x07"), r"ref 0, sentence 1 \(sent_id 1\): the sentence is empty"),
-    (_sentence(raw=3), r"ref 0, sentence 1 \(sent_id 1\): the sentence is empty or no text"),
+    (_set(sentences=["cup"]), r"ref 0, sentence 0: expected a dict, got str"),
+    (_sentence(raw="", sent=""), r"ref 0, sentence 1 \(sent_id 1\): empty or not a"),
+    (_sentence(raw=" \t\x07"), r"ref 0, sentence 1 \(sent_id 1\): empty or not a"),
+    (_sentence(raw=3), r"ref 0, sentence 1 \(sent_id 1\): empty or not a"),
     (_annotation(category_id=2), r"ref 0: category_id 47, but its annotation 1000 has 2"),
-    (_duplicate, r"ref 0 is there twice"),
-    (_drop_image, r"ref 0: image 100 is not among the images of .*instances\.json"),
-    (lambda layout: layout.refs.insert(0, "ref"), r"ref number 0: a str instead of a dict"),
+    (_duplicate, r"duplicate ref 0"),
+    (_drop_image, r"ref 0: image 100 is not in .*instances\.json"),
+    (lambda layout: layout.refs.insert(0, "ref"), r"ref number 0: expected a dict, got str"),
     (lambda layout: layout.refs.clear(), r"refs\(unc\)\.p: not a list of refs"),
   ],
 )
@@ -213,12 +216,12 @@ def test_incomplete_data_is_one_plain_warning(tmp_path):
 
 def test_published_counts_are_those_of_the_papers():
   published = {
-    name: [(split.refs, split.sentences) for split in layout.splits.values()]
+    name: [(split.refs, split.expressions) for split in layout.splits.values()]
     for name, layout in refer.LAYOUTS.items()
   }
   assert published["refcoco_unc"][0] == (42404, 120624)
-  assert sum(sentences for _, sentences in published["refcoco_unc"]) == 142_210
-  assert sum(sentences for _, sentences in published["refcoco+_unc"]) == 141_564
+  assert sum(expressions for _, expressions in published["refcoco_unc"]) == 142_210
+  assert sum(expressions for _, expressions in published["refcoco+_unc"]) == 141_564
   # Both splits of RefCOCOg are of the same refs and sentences.
   for index, total in enumerate((49_822, 95_010)):
     assert sum(split[index] for split in published["refcocog_umd"]) == total
@@ -336,8 +339,8 @@ def test_real_refs_have_the_masks_that_pycocotools_gives(dataset, realdata):
   proposer = coco.CocoProposer(annotations)
   for split, image_ids in reader.splits.items():
     for image_id in image_ids[:12]:
-      photo = reader.photo(split, image_id, str(realdata / "coco/train2014"))
-      data, pixels = annotated_images.read_photo(photo.path, (photo.height, photo.width))
+      photo = reader.annotated_image(split, image_id, str(realdata / "coco/train2014"))
+      data, pixels = annotated_images.read_image(photo.path, (photo.height, photo.width))
       record = annotated_images.make_record(photo, data, proposer.propose([pixels], [image_id])[0])
       for ref in record.refs:
         expected = reference.annToMask(reference.loadAnns(ref.ann_ids)[0]).astype(bool)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import records
-from input_pipeline.sources.source import Made
+from input_pipeline.sources.source import TaskResult
 from input_pipeline.tf import builder
 
 NAME = "refcoco_unc"
@@ -72,7 +72,7 @@ class _Records:
     yield {"split": split}
 
   def make(self, task):
-    return Made(self._splits[task["split"]])
+    return TaskResult(self._splits[task["split"]])
 
 
 RECORDS = [_record(image_id) for image_id in range(1, 10)]
