@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 from input_pipeline.shapes import scenes as shapes
+from mail_jax.config import recipe
 from mail_jax.models.build import make_model
 from mail_jax.models.encoder import Encoder
 from mail_jax.models.parameters import path_name
@@ -31,8 +31,7 @@ MAX_TOKENS, MAX_INSTANCES = 20, 16
 
 def make_config(pretrained: vilt.Pretrained, preset: str, image_size: int) -> ConfigDict:
   """The base recipe at the checkpoint's size; preset `none` has no mask tokens."""
-  config = base.get_config()
-  config = base.paper(config) if preset == "stacked" else config
+  config = recipe("base", "paper" if preset == "stacked" else "instance")
   config.image_size, config.max_tokens = image_size, MAX_TOKENS
   config.max_instances = 0 if preset == "none" else MAX_INSTANCES
   for key, value in pretrained.sizes().items():

@@ -1,143 +1,211 @@
-"""What every recipe starts from; a recipe lists what differs.
+"""The base of all recipes: every key with its default. A recipe lists what differs.
 
-Any value can be set from the command line: `--config.optimizer.lr=1e-4`. Unknown keys are errors.
+Set any key from the command line: `--config.optimizer.lr=1e-4`. Unknown keys are errors.
 """
 
 from ml_collections import ConfigDict
 
+from mail_jax import InputError
 
-def get_config() -> ConfigDict:
-  """Returns the base: the `instance` preset, small enough for a CPU."""
+
+def get_config(preset: str = "instance") -> ConfigDict:
+  """Returns a preset small enough for a CPU: `instance`, or `paper`.
+
+  `paper` is the reading closest to the figure of arXiv 2111.10747.
+  """
   c = ConfigDict()
+  # Seed of the initial parameters, the order of the data, augmentation and dropout.
   c.seed = 0
-  c.dataset = "shapes"  # a name that `input_pipeline.prepare` knows
-  c.image_size = 96  # pixels; images are resized to a square
-  c.max_instances = 12  # K, best scores first; 0 is the bimodal baseline
-  c.max_tokens = 16  # word pieces; longer expressions are cut, and counted
-  c.init = ""  # vilt:PATH starts from a ViLT checkpoint; empty: from random weights
-  # wordpiece:VOCAB.txt or sentencepiece:FILE.model. Empty: the vocabulary that comes with `init`, or else a
-  # SentencePiece model of `vocab_size` ids that is trained on the training sentences.
+  # Name of the dataset, as `mail-jax prepare --dataset` takes it.
+  c.dataset = "shapes"
+  # Side in pixels of the square that images are resized to.
+  c.image_size = 96
+  # Instances per image, the ones with the highest scores; 0 is the bimodal baseline without masks.
+  c.max_instances = 12
+  # Word pieces per expression; longer expressions are cut, and evaluations report how many.
+  c.max_tokens = 16
+  # Pretrained weights: `vilt:PATH` is a ViLT checkpoint; empty starts from random weights.
+  c.init = ""
+  # `wordpiece:VOCAB.txt` or `sentencepiece:FILE.model`. If empty: the vocabulary that comes with
+  # `init`, or without `init` a SentencePiece model trained on the training expressions.
   c.tokenizer = ""
+  # Word pieces of a tokenizer that is trained.
   c.vocab_size = 512
 
-  c.steps = (
-    0  # updates; one of `steps`, `epochs` and `minutes` says how long a run is, the others are 0
-  )
-  c.epochs = 0.0  # passes over the training refs
-  c.minutes = (
-    0.0  # wall time; the number of steps is fixed once the speed is known, and kept on resume
-  )
-  c.batch_size = 64  # over all devices
-  c.grad_accum_steps = 1  # micro-batches that a batch is taken in, one after the other
-  c.decode_every = 1  # training decodes one example of so many; the selection learns from all
-  # Training decodes the instance that is meant instead of the one that is chosen, so that the decoder does not learn
-  # from wrong choices; the choice learns from its own loss. With `hard` and `multi` selection.
+  # Length of the run in updates. Set one of `steps`, `epochs` and `minutes`, and leave the others 0.
+  c.steps = 0
+  # Length of the run in passes over the training refs.
+  c.epochs = 0.0
+  # Length of the run in wall time. The number of steps is fixed once the speed is known, and a
+  # resumed run keeps it.
+  c.minutes = 0.0
+  # Training examples per update, over all devices.
+  c.batch_size = 64
+  # Micro-batches per update, computed one after the other to save memory.
+  c.grad_accum_steps = 1
+  # Training decodes one example in this many; the selection learns from all of them.
+  c.decode_every = 1
+  # Training decodes the target instance instead of the selected one, so that the decoder does not
+  # learn from wrong selections. Only for `hard` and `multi` selection.
   c.teacher_forcing = True
+  # Expressions per batch of an evaluation, over all devices.
   c.eval_batch_size = 64
+  # Split that training evaluates on; empty for none.
   c.eval_split = "val"
-  c.eval_every = 1000  # steps
-  c.eval_expressions = 0  # of the split, in training; 0 is all of it, so that `best` is the best
-  c.save_every = 500  # steps
-  c.log_every = 50  # steps
-  # An update whose loss or gradient is not finite is skipped; so many in a row end the run. 0 never ends it.
+  # Steps between evaluations.
+  c.eval_every = 1000
+  # Expressions that training evaluates on; 0 is the whole split, so that `best` is the best on all.
+  c.eval_expressions = 0
+  # Steps between checkpoints.
+  c.save_every = 500
+  # Steps between rows of the log.
+  c.log_every = 50
+  # An update whose loss or gradient is not finite is skipped; this many in a row end the run. 0 is
+  # no limit.
   c.max_nonfinite_steps = 10
+  # Metric on `eval_split` that decides which checkpoint is the best.
   c.best_metric = "mIoU"
 
-  # Logging besides the terminal and `metrics.jsonl`: docs/guides/logging.md.
+  # Where a run logs to, besides the terminal and `metrics.jsonl`.
   c.log = ConfigDict()
-  c.log.tensorboard = False  # events in WORKDIR/tensorboard; pip install "mail_jax[tensorboard]"
-  c.log.wandb = ""  # PROJECT or ENTITY/PROJECT of Weights & Biases; pip install "mail_jax[wandb]"
-  c.log.images = 8  # validation samples that either shows at every evaluation, always the same
+  # Writes event files to WORKDIR/tensorboard; needs `pip install "mail_jax[tensorboard]"`.
+  c.log.tensorboard = False
+  # PROJECT or ENTITY/PROJECT of Weights & Biases; needs `pip install "mail_jax[wandb]"`.
+  c.log.wandb = ""
+  # Validation samples that both draw at every evaluation, always the same ones.
+  c.log.images = 8
 
+  # The network.
   c.model = ConfigDict()
+  # Width of the encoder.
   c.model.width = 96
+  # Blocks of the encoder.
   c.model.depth = 4
+  # Attention heads; `width` is a multiple of it.
   c.model.heads = 4
+  # Hidden units of a block's MLP, as a multiple of `width`.
   c.model.mlp_ratio = 4.0
+  # Dropout rate of the encoder's residual branches.
   c.model.dropout = 0.0
+  # Side of a patch in pixels, a power of two that divides `image_size`.
   c.model.patch_size = 32
+  # Channels of the decoder's stages: log2(`patch_size`) of them.
   c.model.decoder_widths = (64, 32, 16, 8, 8)
-  c.model.norm = "batch"  # batch | group
-  # So many of the `depth` blocks, the first, are three stacks: image, masks and text each by itself.
-  c.model.separate_blocks = 0
-  c.model.mask_tokens = "instance"  # instance | stacked | sparse
-  # Places for tokens of `sparse` masks, one for each patch of an instance; those that cover least are left out, and
-  # counted in training (`dropped_pairs`). A generated scene has up to 26 at patches of 32 pixels, 54 at 16, 131 at 8.
-  c.model.sparse_tokens = 32
-  c.model.instance_views = (
-    "both"  # both | crop (in its box) | frame (on the whole image): of an instance's mask
-  )
-  c.model.appearance = True  # an instance's token sees the image inside its mask
-  c.model.neighbours = True  # it knows how many instances like it lie on each side
-  c.model.selection = "hard"  # hard | soft | multi (several may be meant) | none
-  c.model.none_slot = True  # the selection may choose none of the instances
-  c.model.no_target = (
-    False  # says whether anything is meant, for data with expressions that mean nothing
-  )
+  # Normalisation in the decoder: `batch` or `group`.
+  c.model.norm = "batch"
+  # Tokens of the masks: `instance` is one per instance, `stacked` one per patch with all masks as
+  # its channels.
+  c.model.mask_tokens = "instance"
+  # Whether an instance's token sees the image inside its mask.
+  c.model.appearance = True
+  # Whether an instance's token knows how many similar instances are on each side.
+  c.model.neighbours = True
+  # How instances are selected: `hard` (one), `soft` (a weighted mean), `multi` (any number) or
+  # `none` (all).
+  c.model.selection = "hard"
+  # Whether the model has an output for expressions without a target.
+  c.model.no_target = False
+  # Whether the decoder sees the selected mask at full resolution.
   c.model.mask_path = True
+  # Whether the decoder sees the image at full resolution.
   c.model.image_path = True
-  c.model.coordinates = True  # the map of where each patch lies joins the decoder
-  c.model.backend = "xla"  # of the attention: xla | cudnn (NVIDIA) | tpu
-  # What the backward pass computes again to save memory: none | products (what lies between them) | block (all of it)
+  # Implementation of the attention: `xla`, `cudnn` (NVIDIA) or `tpu`.
+  c.model.backend = "xla"
+  # What the backward pass computes again to save memory: `none`, `products` (everything between the
+  # matrix products) or `block` (everything).
   c.model.remat = "none"
-  c.model.scan = False  # the blocks are one program in a loop: deep models compile sooner
-  c.model.pad_to_multiple_of = 1  # the sequence is padded to a multiple of so many tokens
-  c.model.dtype = "float32"  # float32 | bfloat16 (accelerators)
+  # Compiles the blocks as one program in a loop: deep models compile sooner.
+  c.model.scan = False
+  # Pads the sequence to a multiple of this many tokens.
+  c.model.pad_to_multiple_of = 1
+  # Type of the matrix products: `float32`, or `bfloat16` for accelerators.
+  c.model.dtype = "float32"
 
+  # Weights of the loss terms.
   c.loss = ConfigDict()
+  # Binary cross-entropy of the pixels.
   c.loss.bce = 1.0
+  # Dice loss of the mask.
   c.loss.dice = 1.0
+  # Cross-entropy of the selection.
   c.loss.selection = 1.0
-  c.loss.no_target = 1.0  # only of a model that says it
+  # Cross-entropy of the output for expressions without a target, in models that have it.
+  c.loss.no_target = 1.0
 
+  # Augmentation of the training examples.
   c.augment = ConfigDict()
-  c.augment.flip = True  # left and right are exchanged in the text too
-  c.augment.jitter = 0.2  # brightness, contrast, saturation; 0 is off
-  c.augment.instance_dropout = 0.02  # share of instances left out
-  c.augment.all_instances_dropout = 0.03  # share of examples that see no instance at all
+  # Flips half of the images, and exchanges left and right in their expressions.
+  c.augment.flip = True
+  # Strength of random brightness, contrast and saturation; 0 is off.
+  c.augment.jitter = 0.2
+  # Probability that an instance is left out.
+  c.augment.instance_dropout = 0.02
+  # Probability that an example loses all its instances.
+  c.augment.all_instances_dropout = 0.03
 
+  # AdamW and its learning rate.
   c.optimizer = ConfigDict()
-  c.optimizer.lr = 1e-3  # peak
+  # Peak of the learning rate.
+  c.optimizer.lr = 1e-3
+  # Steps until the peak.
   c.optimizer.warmup_steps = 300
-  c.optimizer.schedule = "cosine"  # cosine | polynomial | constant
-  c.optimizer.power = 0.9  # of the polynomial
-  c.optimizer.final = 0.01  # the last learning rate, as a share of the peak
+  # Schedule after the peak: `cosine`, `polynomial` or `constant`.
+  c.optimizer.schedule = "cosine"
+  # Exponent of the `polynomial` schedule.
+  c.optimizer.power = 0.9
+  # Learning rate at the end, as a fraction of the peak.
+  c.optimizer.final = 0.01
+  # Adam's decay of the mean of the gradient.
   c.optimizer.b1 = 0.9
+  # Adam's decay of the mean of its square.
   c.optimizer.b2 = 0.98
+  # Adam's epsilon.
   c.optimizer.eps = 1e-8
+  # Decoupled weight decay, times the factor of `decay_rules`.
   c.optimizer.weight_decay = 0.02
-  c.optimizer.clip = 5.0  # largest global norm of the gradient; longer ones are scaled down to it
-  # Ordered (regex, value) rules; the first that is found in a parameter's path decides.
-  c.optimizer.lr_scale = (("^decoder|^mask_gain", 4.0), (".*", 1.0))  # 0 freezes
+  # Largest global norm of the gradient; larger gradients are scaled down to it.
+  c.optimizer.clip = 5.0
+  # Learning rate of each parameter, as a multiple of `lr`; 0 freezes it. Ordered (regex, value)
+  # rules: the first regex found in the parameter's path decides.
+  c.optimizer.lr_scale = (("^decoder|^mask_gain", 4.0), (".*", 1.0))
+  # Weight decay of each parameter, as a multiple of `weight_decay`; rules as in `lr_scale`.
   c.optimizer.decay_rules = (("(kernel|words/embedding)$", 1.0), (".*", 0.0))
-  c.ema_decay = 0.998  # 0 is off
+  # Decay of the moving average of the parameters, which is what is evaluated; 0 is off.
+  c.ema_decay = 0.998
 
+  # Devices, by what they share.
   c.mesh = ConfigDict()
-  c.mesh.data = -1  # -1 takes what is left
-  c.mesh.fsdp = (
-    1  # devices that share a copy of the parameters, the optimizer's state and the average
-  )
-  # Ordered (regex, rule): `fsdp`, `replicate`, or an axis (or None) for every dimension; `sharding.state_sharding`.
+  # Copies of the parameters; -1 uses all remaining devices.
+  c.mesh.data = -1
+  # Devices that share one copy of the parameters, the optimizer's state and the average.
+  c.mesh.fsdp = 1
+  # Ordered (regex, rule) for the parameters: `fsdp`, `replicate`, or an axis (or None) for each
+  # dimension.
   c.sharding_rules = ((".*", "fsdp"),)
 
+  # How training data is read.
   c.loader = ConfigDict()
-  c.loader.cache = False  # keep decoded images in memory
-  # Samples of an image, at most, that share one decoding in an epoch; not with `cache`. Their order is another one.
+  # Keeps decoded images in memory.
+  c.loader.cache = False
+  # Refs of an image that share one decoding per epoch, at most; not together with `cache`. Changes
+  # the order of the data.
   c.loader.refs_per_image = 1
-  # Shorter rows of tokens that a batch may have, such as (8, 12), where its texts fit; not with several processes.
+  # Shorter lengths, such as (8, 12), for batches whose expressions all fit; single process only.
   c.loader.text_buckets = ()
-  c.loader.shuffle_buffer = 4096  # refs
-  c.loader.threads = 2  # of the input pipeline
-  # A damaged training record: "stop", or "skip" it: all are read once before training, and said to be left out.
+  # Refs in the shuffle buffer.
+  c.loader.shuffle_buffer = 4096
+  # Threads of the input pipeline.
+  c.loader.threads = 2
+  # At a damaged record: `stop`, or `skip`, which reads all records before training and reports the
+  # damaged ones.
   c.loader.on_error = "stop"
+
+  if preset == "paper":
+    c.model.mask_tokens = "stacked"
+    c.model.selection = "soft"
+    c.model.mask_path = False
+    c.model.image_path = False
+    c.teacher_forcing = False
+  elif preset != "instance":
+    raise InputError(f"configs/base.py:{preset}: the presets are instance and paper")
   return c
-
-
-def paper(config: ConfigDict) -> ConfigDict:
-  """Turns a recipe into the preset `paper`: the reading closest to the figure of arXiv 2111.10747."""
-  config.model.mask_tokens = "stacked"
-  config.model.selection = "soft"
-  config.model.mask_path = False
-  config.model.image_path = False
-  config.teacher_forcing = False
-  return config

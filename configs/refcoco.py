@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg from ViLT-B/32 at 480 px: 40 epochs, batches of 32, on one accelerator or many.
+"""RefCOCO, RefCOCO+ and RefCOCOg from ViLT-B/32 at 480 pixels: 40 epochs, batches of 32.
 
   python -m input_pipeline.prepare --dataset refcoco_unc --refer_root refer --images train2014 \
       --instances coco:refer/refcoco/instances.json --data_dir data
@@ -7,20 +7,21 @@
   python -m mail_jax.evaluate --checkpoint runs/refcoco_unc --data_dir data \
       --data refcoco_unc/val --data refcoco_unc/testA --data refcoco_unc/testB
 
-The argument is the data set: `unc` (RefCOCO), `refcoco+`, `umd` or `google` (RefCOCOg). `unc,large` has batches of
-1024 for a pod. `config.init` takes a folder of Hugging Face, an original checkpoint, or what `mail_jax.pretrained.vilt`
-wrote.
+The argument is the dataset: `unc` (RefCOCO), `refcoco+`, `umd` or `google` (RefCOCOg). `unc,large`
+has batches of 1024 for a pod. `config.init` takes a Hugging Face folder, an original checkpoint, or
+the output of `mail_jax.pretrained.vilt`.
 
-To aim at, the paper's overall IoU in percent: RefCOCO 70.13 (val), 71.71 (testA), 66.92 (testB); RefCOCO+ 62.23, 65.92,
-56.06; RefCOCOg 62.45 (val, umd), 62.87 (test, umd), 61.81 (val, google). Not reproduced here yet: neither the weights
-nor the data set have been at hand (docs/explanation/paper.md). Instance masks from COCO's annotations, as above,
-contain the target itself; for numbers to compare, take them from a detector.
+The paper's overall IoU, in percent: RefCOCO 70.13 (val), 71.71 (testA), 66.92 (testB); RefCOCO+
+62.23, 65.92, 56.06; RefCOCOg 62.45 (val, umd), 62.87 (test, umd), 61.81 (val, google). Not
+reproduced here: neither the weights nor the dataset were available (docs/explanation/paper.md).
+Instance masks from COCO's annotations, as above, contain the target itself; for comparable numbers
+take them from a detector.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
-from input_pipeline.common.errors import InputError
+from mail_jax import InputError
+from mail_jax.config import recipe
 
 DATASETS = {
   "unc": "refcoco_unc",
@@ -31,18 +32,19 @@ DATASETS = {
 
 
 def get_config(argument: str = "unc") -> ConfigDict:
-  """Returns the recipe for a data set, with `,large` for the large batch."""
+  """Returns the recipe for a dataset, with `,large` for the large batch."""
   name, _, size = argument.partition(",")
   if name not in DATASETS or size not in ("", "large"):
     raise InputError(
-      f"configs/refcoco.py:{argument}: write one of {', '.join(DATASETS)}, and ',large' after it for large batches"
+      f"configs/refcoco.py:{argument}: the arguments are {', '.join(DATASETS)}, each with ',large' "
+      "after it for large batches"
     )
-  c = base.get_config()
+  c = recipe("base")
   c.dataset = DATASETS[name]
   c.init = "vilt:vilt-b32-mlm"
   c.image_size = 480
   c.max_instances = 16
-  # Of the expressions, at most 1 in 1,000 is longer (docs/reports/results.md); ViLT has positions for 40.
+  # At most 1 in 1,000 expressions is longer (docs/reports/results.md); ViLT has 40 positions.
   c.max_tokens = 40 if name in ("umd", "google") else 20
 
   c.epochs = 40.0
@@ -57,7 +59,7 @@ def get_config(argument: str = "unc") -> ConfigDict:
   c.model.dtype = "bfloat16"
 
   c.optimizer.lr = 5e-5
-  # What ViLT knows is changed slowly, what is new learns at ten times its rate.
+  # Pretrained parameters change slowly, new ones ten times as fast.
   c.optimizer.lr_scale = (("^(encoder|image|text|type)", 1.0), (".*", 10.0))
   c.optimizer.warmup_steps = 2000
   c.optimizer.schedule = "polynomial"
@@ -66,12 +68,14 @@ def get_config(argument: str = "unc") -> ConfigDict:
   c.optimizer.clip = 1.0
   c.ema_decay = 0.9995
   c.loader.threads = 8
-  c.loader.refs_per_image = 4  # RefCOCO has 2.5 refs an image
+  # RefCOCO has 2.5 refs per image.
+  c.loader.refs_per_image = 4
 
   if size == "large":
     c.batch_size = 1024
     c.eval_batch_size = 256
-    c.optimizer.lr = 5e-5 * 32**0.5  # Adam: with the root of the batch size
+    # With Adam the learning rate grows with the square root of the batch size.
+    c.optimizer.lr = 5e-5 * 32**0.5
     c.optimizer.warmup_steps = 200
     c.eval_every = c.save_every = 100
     c.ema_decay = 0.99

@@ -1,45 +1,53 @@
-"""Recipes from files, overrides from the command line, and back from checkpoints."""
+"""Configs: from a recipe, changed on the command line, and to and from JSON.
 
+A recipe is a Python file with a function `get_config()` that returns a `ConfigDict`. Ours are named: `demo` is
+`configs/demo.py`. One recipe starts from another with `recipe`:
+
+```python
+from mail_jax.config import recipe
+
+def get_config():
+  c = recipe("base")
+  c.steps = 1000
+  return c
+```
+"""
+
+import argparse
 import ast
+import functools
 import json
+import pathlib
 import reprlib
+import runpy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
-from mail_jax import recipes
 
-# Keys that configs of before do not have, with what the code of then did.
-ADDED = {
-  "max_nonfinite_steps": 10,
-  "loader.refs_per_image": 1,
-  "loader.text_buckets": [],
-  "loader.on_error": "stop",
-  "model.scan": False,
-  "model.no_target": False,
-  "model.separate_blocks": 0,
-  "model.sparse_tokens": 32,
-  "model.instance_views": "both",
-  "model.none_slot": True,
-  "model.coordinates": True,
-  "loss.no_target": 1.0,
-}
+_HERE = pathlib.Path(__file__).resolve().parent
+# Of the recipes; in a clone the folder is beside this package, and when installed it is inside.
+FOLDER = next(f for f in (_HERE / "configs", _HERE.parent / "configs") if (f / "base.py").is_file())
+_BASE = "base"
 
 # Keys that may change when a run is resumed: where it runs, and how much it logs.
 MAY_CHANGE = (
-  "mesh.", "sharding_rules", "grad_accum_steps", "loader.threads", "loader.on_error", "log_every",
-  "max_nonfinite_steps", "model.backend", "model.remat", "model.pad_to_multiple_of",
+  "mesh.",
+  "sharding_rules",
+  "grad_accum_steps",
+  "loader.threads",
+  "loader.on_error",
+  "log_every",
+  "max_nonfinite_steps",
+  "model.backend",
+  "model.remat",
+  "model.pad_to_multiple_of",
   "log.",
-)  # fmt: skip
+)
 
-# Without these, and what is in them, no model can be built or judged.
-_NEEDED = (
-  "dataset", "ema_decay", "eval_batch_size", "eval_split", "image_size", "max_instances", "max_tokens", "model",
-  "optimizer", "seed",
-)  # fmt: skip
-# What a model is built from, with the least and the most that a stored config may say; more would take all memory.
+# The smallest and the largest size that a stored config may ask for; a larger one would take all memory.
 _SIZES = {
   "image_size": (1, 16_384),
   "max_instances": (0, 4_096),
@@ -49,26 +57,73 @@ _SIZES = {
   "model.heads": (1, 4_096),
   "model.patch_size": (1, 4_096),
   "model.decoder_widths": (1, 65_536),
-  "model.separate_blocks": (0, 1_024),
-  "model.sparse_tokens": (1, 1 << 20),
   "model.pad_to_multiple_of": (1, 65_536),
 }
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-  """Loads a recipe.
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds `--config` to a command; the command passes on `--config.KEY=VALUE`."""
+  parser.add_argument(
+    "--config",
+    required=True,
+    metavar="RECIPE[:ARGUMENT]",
+    help=f"{', '.join(recipe_names())}, or a file such as configs/demo.py; the recipe gets what follows the colon. "
+    "--config.KEY=VALUE changes a value, such as --config.batch_size=16",
+  )
+
+
+def recipe_names() -> list[str]:
+  """Returns the names of the recipes that come with mail_jax."""
+  return sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", _BASE})
+
+
+def recipe(name: str, argument: str = "") -> ConfigDict:
+  """Returns the config of a recipe, for another recipe to start from.
 
   Args:
-    spec: a recipe's name or file, and `:ARGUMENT`; see `recipes.make`.
+    name: `base`, one of `recipe_names()`, or the path of a file.
+    argument: passed to the recipe's `get_config()`, unless it is empty.
+
+  Raises:
+    InputError: no such recipe, or it has no `get_config`.
+  """
+  return _run(name, FOLDER / f"{_BASE}.py" if name == _BASE else _find(name), argument)
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """Loads a recipe and changes some of its values.
+
+  Args:
+    spec: a recipe's name or file, and `:ARGUMENT` where it takes one.
     overrides: `--config.KEY=VALUE` or `KEY=VALUE`, with dots for inner keys.
 
   Raises:
     InputError: no such recipe, no `get_config`, an unknown key, or a value of the wrong type.
   """
-  config = recipes.make(spec)
+  name, _, argument = spec.partition(":")
+  config = _run(name, _find(name), argument)
   for override in overrides:
     _override(config, override)
   return config.lock()
+
+
+def _find(name: str) -> pathlib.Path:
+  if name in recipe_names():
+    return FOLDER / f"{name}.py"
+  if not pathlib.Path(name).is_file():
+    raise InputError(
+      f"--config {name}: not a file and not a recipe of mail_jax; the recipes are "
+      f"{', '.join(recipe_names())}"
+    )
+  return pathlib.Path(name).resolve()
+
+
+def _run(name: str, path: pathlib.Path, argument: str) -> ConfigDict:
+  # Unlike an import, this leaves nothing in `sys.modules` and no compiled file.
+  module = runpy.run_path(str(path), run_name="recipe")
+  if "get_config" not in module:
+    raise InputError(f"--config {name}: the file defines no get_config()")
+  return module["get_config"](argument) if argument else module["get_config"]()
 
 
 def _override(config: ConfigDict, override: str) -> None:
@@ -79,8 +134,8 @@ def _override(config: ConfigDict, override: str) -> None:
   parent, node = config, config
   for part in (*parents, name):
     if not isinstance(node, ConfigDict) or part not in node:
-      known = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "nothing"
-      raise InputError(f"--config.{key}: unknown key {part!r}; there is {known}")
+      known = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "none"
+      raise InputError(f"--config.{key}: unknown key {part!r}; the keys are {known}")
     parent, node = node, node[part]
   try:
     value = ast.literal_eval(text)
@@ -95,61 +150,60 @@ def _override(config: ConfigDict, override: str) -> None:
   parent[name] = value
 
 
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns a nested config as one level, its keys joined by dots."""
+  flat = {}
+  for key, value in data.items():
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
 def to_json(config: ConfigDict) -> dict[str, Any]:
-  """A config as plain data; tuples become lists."""
+  """Returns a config as plain data; tuples become lists."""
   return json.loads(config.to_json())
 
 
-def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns a nested config as one level, its names joined by dots."""
-  found = {}
-  for key, value in data.items():
-    found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return found
-
-
 def from_json(data: Any, where: str = "the config") -> ConfigDict:
-  """Undoes `to_json`; a key that was added since gets the value of what was done without it.
+  """Undoes `to_json`.
 
   Args:
-    data: what was stored; from wherever, so that it may be anything.
-    where: it was stored, for errors.
+    data: from an untrusted file, so it can be of any type.
+    where: the file, for errors.
 
   Raises:
-    InputError: a key is of another type than in `configs/base.py`, larger than any model's, or missing where models
-      are built from it.
+    InputError: a key of `configs/base.py` is missing, is of another type there, or is too large.
   """
 
-  def tuples(value):
+  def with_tuples(value):
     if isinstance(value, dict):
-      return {k: tuples(v) for k, v in value.items()}
-    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+      return {k: with_tuples(v) for k, v in value.items()}
+    return tuple(with_tuples(v) for v in value) if isinstance(value, list) else value
 
-  filled = dict(data) if isinstance(data, dict) else {}
-  for path, value in ADDED.items():
-    part, _, key = path.partition(".")
-    if not key:
-      filled.setdefault(path, value)
-    elif isinstance(filled.get(part), dict):
-      filled[part] = {key: value} | filled[part]
-  for path, told in _differences(to_json(recipes.base()), filled):
-    raise InputError(f"{where}: config.{path} {told}; is it damaged, or of a newer version?")
-  return ConfigDict({key: tuples(value) for key, value in filled.items()})
+  stored = data if isinstance(data, dict) else {}
+  for path, problem in _problems(_base(), stored):
+    raise InputError(
+      f"{where}: config.{path} {problem}; the file is damaged or of another version of mail_jax"
+    )
+  return ConfigDict({key: with_tuples(value) for key, value in stored.items()})
 
 
-def _differences(
+@functools.cache
+def _base() -> dict[str, Any]:
+  return to_json(recipe(_BASE))
+
+
+def _problems(
   base: dict[str, Any], stored: dict[str, Any], inside: str = ""
 ) -> Iterator[tuple[str, str]]:
-  """Yields the keys that a config lacks or that are of another kind, and what is wrong with them."""
-  for key, like in base.items():
+  """Yields the keys of a stored config that are not as in the base, and what is wrong with them."""
+  for key, default in base.items():
     path, value = inside + key, stored.get(key)
     if key not in stored:
-      if path.partition(".")[0] in _NEEDED:
-        yield path, "is missing"
-    elif isinstance(like, dict) and isinstance(value, dict):
-      yield from _differences(like, value, f"{path}.")
-    elif type(value) is not type(like) and not (type(like) is float and type(value) is int):
-      yield path, f"is {reprlib.repr(value)}, not of type {type(like).__name__}"
+      yield path, "is missing"
+    elif isinstance(default, dict) and isinstance(value, dict):
+      yield from _problems(default, value, f"{path}.")
+    elif type(value) is not type(default) and not (type(default) is float and type(value) is int):
+      yield path, f"is {reprlib.repr(value)}, not of type {type(default).__name__}"
     elif path in _SIZES and not _is_size(value, _SIZES[path]):
       yield path, f"is {reprlib.repr(value)}, not {_SIZES[path][0]} to {_SIZES[path][1]:,}"
   if inside == "model.":

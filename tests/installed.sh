@@ -24,7 +24,7 @@ done
 # The way from nothing to a run, and to what a user has typed wrongly.
 "$bin/mail-jax" prepare --dataset shapes --data_dir data --train_scenes 8 --eval_scenes 2 --workers 2
 if "$bin/mail-jax" train --config demos --data_dir data --workdir run 2>"$folder/error"; then exit 1; fi
-grep -q "^error: --config demos: no such file, and no recipe of mail_jax; there is demo, " "$folder/error"
+grep -q "^error: --config demos: not a file and not a recipe of mail_jax; the recipes are demo, " "$folder/error"
 # Compiled in a hurry.
 XLA_FLAGS=--xla_backend_optimization_level=0 "$bin/mail-jax" train --config demo --config.minutes=0.0 --config.steps=2 --config.model.depth=1 \
   --config.batch_size=8 --config.vocab_size=300 --data_dir data --workdir run

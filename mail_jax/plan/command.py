@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from mail_jax import recipes
-from mail_jax.config import load_config
+from mail_jax.config import add_config_argument, load_config
 from mail_jax.hardware import chips
 from mail_jax.plan import ahead, table
 from mail_jax.plan.estimate import Plan, make_plan, with_mesh
@@ -48,7 +47,7 @@ def cases(
 def make_parser() -> argparse.ArgumentParser:
   """The options of the command."""
   parser = command_parser("mail_jax.plan", __doc__)
-  recipes.add_argument(parser)
+  add_config_argument(parser)
   parser.add_argument(
     "--topology",
     required=True,

@@ -7,8 +7,7 @@ Start the same command again after any interruption: it goes on from the last ch
 """
 
 from input_pipeline.common.command_line import command_parser
-from mail_jax import recipes
-from mail_jax.config import load_config
+from mail_jax.config import add_config_argument, load_config
 from mail_jax.distributed import processes
 from mail_jax.train import workdir_lock
 from mail_jax.train.data import open_data
@@ -20,7 +19,7 @@ from mail_jax.train.resume import archive_existing
 def main(argv: list[str] | None = None) -> None:
   """The command."""
   parser = command_parser("mail_jax.train", __doc__)
-  recipes.add_argument(parser)
+  add_config_argument(parser)
   parser.add_argument(
     "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
   )

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import Tokenizer
 from mail_jax.checkpoints import checkpoint
-from mail_jax.config import ADDED, MAY_CHANGE, flatten, to_json
+from mail_jax.config import MAY_CHANGE, flatten, to_json
 from mail_jax.distributed import processes
 
 
@@ -19,7 +19,7 @@ def check_same(
   Raises:
     InputError: names the first key that differs.
   """
-  before, after = ADDED | flatten(meta["config"]), flatten(to_json(config))
+  before, after = flatten(meta["config"]), flatten(to_json(config))
   for key in sorted(before.keys() | after.keys()):
     if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE):
       raise InputError(

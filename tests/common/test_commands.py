@@ -343,10 +343,13 @@ def test_evaluate_names_what_is_wrong(
     (["--data_dir", "nowhere"], r"nowhere: shapes is not prepared there; run .*prepare"),
     (
       ["--config", "nowhere.py"],
-      r"--config nowhere\.py: no such file, and no recipe of mail_jax; there is demo, ",
+      r"--config nowhere\.py: not a file and not a recipe of mail_jax; the recipes are demo, ",
     ),
     (["--config", "empty.py"], r"--config empty\.py: the file defines no get_config"),
-    (["--config.optimiser.lr=1"], r"--config\.optimiser\.lr: unknown key 'optimiser'; there is"),
+    (
+      ["--config.optimiser.lr=1"],
+      r"--config\.optimiser\.lr: unknown key 'optimiser'; the keys are",
+    ),
     (["--config.steps=many"], r"--config\.steps: 'many' is not of type int"),
     (["--config.steps"], r"--config\.steps: overrides are written --config\.KEY=VALUE"),
     (["--config.dataset=refcoco_unc"], r"refcoco_unc is not prepared there; run .*prepare"),

@@ -17,8 +17,8 @@ import tiny_model
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import refcoco
 from input_pipeline.common.errors import InputError
+from mail_jax.config import recipe
 from mail_jax.distributed import sharding
 from mail_jax.distributed.sharding import make_mesh
 from mail_jax.models.build import make_model
@@ -217,7 +217,7 @@ def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_kept_in_float32
 
 def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer():
   """With 5 % more for what is too small to be cut."""
-  config = refcoco.get_config()
+  config = recipe("refcoco")
   model, optimizer = make_model(config, vocab_size=30522), make_optimizer_from(config)
   state = jax.eval_shape(lambda: create_state(model, optimizer, config))
   mesh = AbstractMesh((1, 8), sharding.AXES, axis_types=(AxisType.Auto,) * 2)

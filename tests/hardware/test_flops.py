@@ -10,7 +10,7 @@ import pytest
 import tiny_model
 from ml_collections import ConfigDict
 
-from configs import base, scale
+from mail_jax.config import recipe
 from mail_jax.distributed import sharding
 from mail_jax.hardware import flops
 from mail_jax.train.program import build_program
@@ -31,9 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def make_config(kind: str) -> ConfigDict:
   """A model so wide that its products outweigh all else, and so small that it is traced in a second."""
-  config = base.get_config()
-  if kind in ("paper", "no selection"):
-    config = base.paper(config)
+  config = recipe("base", "paper" if kind in ("paper", "no selection") else "instance")
   config.update(image_size=64, max_instances=5, max_tokens=7, batch_size=128, decode_every=2)
   config.model.update(width=512, depth=1, heads=4, mlp_ratio=3.5, decoder_widths=(48, 24, 16, 8, 8))
   if kind == "bimodal":
@@ -148,7 +146,7 @@ def test_shares_are_those_of_the_whole():
 )
 def test_an_encoder_takes_two_operations_a_parameter_and_token(size, parameters):
   """The rule of thumb, with the attention to 262 tokens on top; the parameters are those that ViT's paper tells."""
-  config = scale.get_config(size)
+  config = recipe("scale", size)
   encoder = sum(p.flops for p in flops.products(config) if p.part.startswith("encoder"))
   tokens = 1 + 15 * 15 + 16 + 20
   assert 1.0 < encoder / (2 * parameters * tokens) < 1.1

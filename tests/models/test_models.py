@@ -9,9 +9,9 @@ import pytest
 import tiny_model
 from ml_collections import ConfigDict
 
-from configs import base, demo, refcoco_small
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
+from mail_jax.config import recipe
 from mail_jax.export import forward
 from mail_jax.models import build
 from mail_jax.models.build import make_model
@@ -318,7 +318,7 @@ def test_a_program_holds_the_weights_and_takes_any_number_of_examples(options):
 
 
 @pytest.mark.parametrize(
-  "recipe", [base.get_config(), demo.get_config("paper"), refcoco_small.get_config()]
+  "recipe", [recipe("base"), recipe("demo", "paper"), recipe("refcoco_small")]
 )
 def test_recipes_make_models_with_a_logit_a_pixel(recipe):
   model = make_model(recipe, recipe.vocab_size)

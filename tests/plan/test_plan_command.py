@@ -10,8 +10,8 @@ import jax
 import pytest
 import tiny_run
 
-from configs import base, refcoco, scale
 from input_pipeline.common.errors import InputError
+from mail_jax.config import recipe
 from mail_jax.hardware import chips, flops
 from mail_jax.plan import ahead, estimate
 from mail_jax.plan import command as plan
@@ -176,16 +176,18 @@ def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
 
 
 def test_the_vocabulary_is_that_of_the_tokenizer_or_the_weights(tmp_path):
-  config = base.get_config()
+  config = recipe("base")
   assert estimate.vocab_size(config) == 512
-  assert estimate.vocab_size(refcoco.get_config("unc")) == 30522  # BERT's, as ViLT has it
+  assert estimate.vocab_size(recipe("refcoco", "unc")) == 30522  # BERT's, as ViLT has it
   vocab = pathlib.Path(tmp_path / "vocab.txt")
   vocab.write_text(
     "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "left", "right"]) + "\n"
   )
   config.tokenizer = f"wordpiece:{vocab}"
   assert estimate.vocab_size(config) == 7
-  assert {estimate.vocab_size(scale.get_config(size)) for size in scale.SIZES} == {30522}
+  assert {estimate.vocab_size(recipe("scale", size)) for size in ("vit_b", "vit_l", "vit_h")} == {
+    30522
+  }
 
 
 def test_published_figures_hold_together():

@@ -10,8 +10,8 @@ import jax
 import pytest
 import tiny_run
 
-from configs import refcoco
 from input_pipeline.common.errors import InputError
+from mail_jax.config import recipe
 from mail_jax.hardware import chips, flops
 from mail_jax.plan import ahead, collectives, costs, hlo
 from mail_jax.plan import command as plan
@@ -181,7 +181,7 @@ def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
   totals = []
   for name in ("v5e:4x4", "v5e:16x16"):
     topology = chips.parse_topology(name)
-    config = refcoco.get_config("unc")
+    config = recipe("refcoco", "unc")
     config.batch_size = 8 * topology.chips
     found = make_plan(config.lock(), topology, "quick", 0).estimate
     assert found

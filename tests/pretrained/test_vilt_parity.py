@@ -85,9 +85,7 @@ def run_reference(model, inputs) -> list[np.ndarray]:
 
 def run_ours(pretrained: vilt.Pretrained, inputs) -> list[np.ndarray]:
   """The same of our model without instance masks, in the reference's order."""
-  from configs import base
-
-  config = base.get_config()
+  config = recipe("base")
   config.max_instances, config.image_size = 0, 384
   for key, value in pretrained.sizes().items():
     name = key.partition(".")[2]

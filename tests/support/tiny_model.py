@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from configs import base
 from input_pipeline.preprocess import bit_planes
+from mail_jax.config import recipe
 from mail_jax.models.build import make_model
 from mail_jax.models.mail import MaIL, Output
 from mail_jax.models.parameters import path_name
@@ -23,7 +23,7 @@ SLOTS = 18
 
 def make_config(preset: str = "instance", slots: int = SLOTS, **model: Any) -> ConfigDict:
   """The base recipe, or the preset `paper`, at 32 x 32 pixels, with that many slots for instances."""
-  config = base.get_config() if preset == "instance" else base.paper(base.get_config())
+  config = recipe("base", preset)
   config.update(image_size=32, max_instances=slots, max_tokens=6)
   config.model.update(width=16, depth=1, heads=2, patch_size=8, decoder_widths=(8, 8, 4))
   config.model.update(**model)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mail_jax.config import recipe
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 STEPS, EVAL_EVERY, SAVE_EVERY = 24, 8, 4
@@ -16,7 +16,7 @@ _CLOCKED = ("samples_per_second", "data_wait", "mfu", "seconds")
 
 def get_config() -> ConfigDict:
   """Returns the recipe: every part of the default model, each as small as it can be."""
-  c = base.get_config()
+  c = recipe("base")
   c.image_size, c.max_instances, c.max_tokens, c.vocab_size = 32, 8, 16, 320
   c.steps, c.batch_size, c.eval_batch_size, c.eval_expressions = STEPS, 8, 16, 40
   c.eval_every, c.save_every, c.log_every = EVAL_EVERY, SAVE_EVERY, 1
