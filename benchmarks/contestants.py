@@ -150,14 +150,7 @@ def _check_peers(config: ConfigDict) -> None:
       f"--peers needs {' and '.join(missing)}: pip install -r requirements-extras.txt, or --peers without a name"
     )
   model = config.model
-  like_it = (
-    (model.mask_tokens, model.instance_views) == ("instance", "both")
-    and model.none_slot
-    and model.coordinates
-    and not model.separate_blocks
-    and not model.scan
-  )
-  if not like_it or not config.max_instances:
+  if model.mask_tokens != "instance" or model.scan or not config.max_instances:
     raise InputError(
       "--peers: the twin is the `instance` preset without `model.scan`; for others write --peers without a name"
     )

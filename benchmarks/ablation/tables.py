@@ -80,13 +80,9 @@ TABLES = {
       Row("no instance masks", ("max_instances=0", _DECODES_ALL)),
       Row("no instance masks, patches of 8", ("max_instances=0", _DECODES_ALL, *_patches(8, 32, 16, 8)), seeds=1),
       Row("stacked: K channels of one projection", _tokens("stacked")),
-      Row("sparse: a token a patch of each mask", _tokens("sparse")),
-      Row("instance, masks alone: full frame", _tokens("instance", "model.instance_views=frame", *_ALONE), seeds=1),
       Row("instance, masks alone: both", _tokens("instance", *_ALONE)),
       Row("instance, without neighbours", ("model.neighbours=False",)),
       Row("instance, without the photo inside", ("model.appearance=False",)),
-      Row("instance, crop", ("model.instance_views=crop",)),
-      Row("instance, full frame", ("model.instance_views=frame",)),
       Row("instance, both: the default"),
       Row(
         "the preset paper: stacked, soft, no mask path",
@@ -108,18 +104,6 @@ TABLES = {
       Row("hard, no auxiliary loss", ("loss.selection=0.0", "teacher_forcing=False", _DECODES_ALL)),
       Row("hard, no mask path", ("model.mask_path=False",)),
       Row("hard, decodes what it chose in training", ("teacher_forcing=False",), seeds=1),
-      Row('hard, no slot for "none of these"', ("model.none_slot=False",)),
-    ),
-  ),
-  "fusion": Table(
-    "Depth of fusion",
-    "Where may the modalities look at each other? In the first blocks of a row each has blocks of its own, "
-    "with their own parameters, as encoders that are fused late: more parameters, the same operations. The paper joins "
-    "them in all.",
-    (
-      Row("in the last of 4 blocks", ("model.separate_blocks=3",)),
-      Row("in the last 2", ("model.separate_blocks=2",)),
-      Row("in all: the default"),
     ),
   ),
   "masks": Table(
@@ -158,7 +142,6 @@ TABLES = {
       Row("patches of 8", _patches(8, 32, 16, 8), seeds=2),
       Row("patches of 16", _patches(16, 64, 32, 16, 8)),
       Row("patches of 32: the default"),
-      Row("without O", ("model.coordinates=False",)),
       Row("BCE alone, no Dice", ("loss.dice=0.0",)),
       Row("without the raw photo in the decoder", ("model.image_path=False",)),
       Row("2 layers instead of 4, four times the samples", ("model.depth=2",), share=4, seeds=1),

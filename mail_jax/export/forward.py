@@ -3,7 +3,6 @@
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,22 +45,11 @@ def without_loop(config: ConfigDict, variables: Variables) -> tuple[ConfigDict, 
     return config, variables
   config = copy.deepcopy(config)
   config.model.scan = False
-  params, separate = dict(variables["params"]), config.model.separate_blocks
-  params["encoder"] = _unstack(params["encoder"], separate, config.model.depth)
-  if separate:
-    params["separate"] = {
-      name: _unstack(stack, 0, separate) for name, stack in params["separate"].items()
-    }
-  return config, variables | {"params": params}
-
-
-def _unstack(encoder: Mapping[str, Any], first: int, depth: int) -> dict[str, Any]:
-  """The parameters of an encoder with those of blocks `first` to `depth` - 1 by themselves."""
-  apart = dict(encoder)
-  stacked = apart.pop(STACK)
-  for i in range(first, depth):
-    apart[block_name(i)] = jax.tree.map(lambda x, i=i: x[i - first], stacked)
-  return apart
+  encoder = dict(variables["params"]["encoder"])
+  stacked = encoder.pop(STACK)
+  for i in range(config.model.depth):
+    encoder[block_name(i)] = jax.tree.map(lambda x, i=i: x[i], stacked)
+  return config, variables | {"params": variables["params"] | {"encoder": encoder}}
 
 
 def output_specs(model: MaIL, config: ConfigDict, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from mail_jax.models.embeddings import InstanceEmbedding
 from mail_jax.models.neighbours import SIDES, Neighbours
-from mail_jax.models.sparse_masks import count_tokens
 
-# Numbers that `instances.box_features` and `instances.colour_and_texture` return; `sparse_masks.describe` adds one.
-_BOX, _COLOUR, _TEXTURE, _FILLED = 67, 3, 6, 1
+# Lengths of what `instances.box_features` and `instances.colour_and_texture` return.
+_BOX, _COLOUR, _TEXTURE = 67, 3, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +63,12 @@ def products(config: ConfigDict) -> Iterator[Product]:
   if count and model.mask_tokens == "stacked":
     masks = patches
     yield Product("mask", _matmul(patches, count * pixels, width), gradients=1)
-  elif count and model.mask_tokens == "sparse":
-    masks = count_tokens(model.sparse_tokens, count, patches)
-    yield Product("mask/patches", _matmul(masks, pixels, width), gradients=1)
-    yield Product("mask/instance", _matmul(count, _BOX + _FILLED, width), gradients=1)
   elif count:
     masks = count
     yield from _instance_tokens(config)
   else:
     masks = 0
-  each, separate = (1 + patches, masks, config.max_tokens), model.separate_blocks
-  for tokens in each:
-    yield from _blocks(config, "separate", tokens, separate)
-  yield from _blocks(config, "encoder", sum(each), model.depth - separate)
+  yield from _blocks(config, 1 + patches + masks + config.max_tokens)
   if count:
     lines = _matmul(side, config.image_size, config.image_size)
     yield Product(
@@ -96,20 +88,15 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
   """See `embeddings.InstanceEmbedding`; the views of the masks and the pixels have no gradient."""
   model, size, count = config.model, config.image_size, config.max_instances
   width = model.width
-  kind, views = InstanceEmbedding, model.instance_views
-  crop = kind.crop_bins if views != "frame" else 0
-  frame = kind.frame_bins if views != "crop" else 0
+  crop, frame = InstanceEmbedding.crop_bins, InstanceEmbedding.frame_bins
   lines = _matmul(crop + frame, size, size)
   grids = _matmul(crop, size, crop) + _matmul(frame, size, frame)
   yield Product("mask/views", count * (lines + grids), gradients=0)
   yield Product("mask/areas", _matmul(count, size**2, 1), gradients=0)
   features = crop**2 + frame**2 + _BOX
   if model.appearance:
-    # On the frame's grid the pixels are the same for all instances.
-    bins, grids = (kind.pixel_bins, count) if crop else (kind.frame_pixel_bins, 1)
-    seen = grids * (_matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins))
-    if not crop:  # and where each instance is, is looked up on that grid
-      seen += count * (_matmul(bins, size, size) + _matmul(bins, size, bins))
+    bins = InstanceEmbedding.pixel_bins
+    seen = count * (_matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins))
     # Three colours, their squares and three numbers of the structure tensor, averaged inside each mask.
     yield Product("mask/pixels", seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0)
     features += 3 * bins**2 + _COLOUR + _TEXTURE
@@ -125,16 +112,15 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
     )
 
 
-def _blocks(config: ConfigDict, part: str, tokens: int, depth: int) -> Iterator[Product]:
-  """So many blocks of the transformer on so many tokens."""
-  width, hidden = config.model.width, int(config.model.width * config.model.mlp_ratio)
-  if not depth * tokens:
-    return
-  yield Product(f"{part}/qkv", depth * _matmul(tokens, width, 3 * width))
-  # Scores and their use; padding is computed like the rest.
-  yield Product(f"{part}/attention", depth * 2 * _matmul(tokens, width, tokens))
-  yield Product(f"{part}/out", depth * _matmul(tokens, width, width))
-  yield Product(f"{part}/mlp", depth * 2 * _matmul(tokens, width, hidden))
+def _blocks(config: ConfigDict, tokens: int) -> Iterator[Product]:
+  """Yields the products of the encoder's blocks for so many tokens."""
+  model = config.model
+  width, depth, hidden = model.width, model.depth, int(model.width * model.mlp_ratio)
+  yield Product("encoder/qkv", depth * _matmul(tokens, width, 3 * width))
+  # Scores and the weighted sum; padding is computed like the rest.
+  yield Product("encoder/attention", depth * 2 * _matmul(tokens, width, tokens))
+  yield Product("encoder/out", depth * _matmul(tokens, width, width))
+  yield Product("encoder/mlp", depth * 2 * _matmul(tokens, width, hidden))
 
 
 def _selection(config: ConfigDict, patches: int, masks: int) -> Iterator[Product]:
@@ -151,8 +137,7 @@ def _selection(config: ConfigDict, patches: int, masks: int) -> Iterator[Product
   if model.mask_tokens != "instance":
     yield Product("selection/masks", _matmul(count, masks, width), gradients=1)
   # Without a selection nothing depends on the scores; only at test time they are told.
-  scores = _matmul(count, 2 * width, width) + _matmul(count, width, 1)
-  scores += _matmul(1, width, 1) if model.none_slot else 0
+  scores = _matmul(count, 2 * width, width) + _matmul(count, width, 1) + _matmul(1, width, 1)
   yield Product("selection/inside", pooled, gradients=1 if learned else -1)
   yield Product("selection/scores", scores, gradients=2 if learned else -1)
   yield Product("selection/spread", pooled, gradients=2 if learned else 1)
@@ -167,7 +152,7 @@ def _decoder(config: ConfigDict, side: int) -> Iterator[Product]:
   if mask:
     chosen = _matmul(1, config.max_instances, config.image_size**2)
     yield Product("decoder/chosen", chosen, gradients=int(model.selection != "none"), decoded=True)
-  channels, last = model.width * (1 + masked) + 8 * model.coordinates, len(model.decoder_widths) - 1
+  channels, last = model.width * (1 + masked) + 8, len(model.decoder_widths) - 1
   for stage, width in enumerate(model.decoder_widths):
     channels += guides * (4 if stage == last else 1)
     size = side * 2**stage

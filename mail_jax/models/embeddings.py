@@ -79,23 +79,17 @@ class InstanceEmbedding(nn.Module):
     width: of the tokens.
     appearance: whether the token sees the image inside its mask.
     neighbours: whether it knows how many instances like it lie on each side.
-    views: of the mask, `both`, `crop` (inside its box) or `frame` (on the whole image). The pixels are seen on the
-      crop's grid, and with `frame` on the frame's: pixels that end where the mask ends would tell its crop. The box,
-      the mean colour and the texture, which no grid shows, are there with all three.
     crop_bins: the mask crop's resolution.
     frame_bins: the full-frame view's resolution.
     pixel_bins: the image crop's resolution; it divides `crop_bins`.
-    frame_pixel_bins: the resolution of the pixels seen with `frame`.
   """
 
   width: int
   appearance: bool = True
   neighbours: bool = True
-  views: str = "both"
   crop_bins: int = 16
   frame_bins: int = 12
   pixel_bins: int = 8
-  frame_pixel_bins: int = 6
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
@@ -105,14 +99,17 @@ class InstanceEmbedding(nn.Module):
     """Returns one token per slot; slots without an instance give a token that the caller drops."""
     batch, count, height, width = masks.shape
     box = instances.boxes(masks)
-    seen = self._views(masks, box)
-    groups = {name: view * 2 - 1 for name, view in seen.items()}
-    groups["box"] = instances.box_features(box, height, width)
+    crops, frames = instances.views(masks, box, self.crop_bins, self.frame_bins)
+    groups = {
+      "crop": crops * 2 - 1,
+      "frame": frames * 2 - 1,
+      "box": instances.box_features(box, height, width),
+    }
     area = instances.areas(masks)
     if self.appearance:
       colour, texture = instances.colour_and_texture(pixels, masks, area)
       groups |= {
-        "pixels": 2 * self._seen(seen, masks, pixels, box),
+        "pixels": 2 * self._seen(crops, pixels, box),
         "colour": 2 * colour,
         "texture": texture,
       }
@@ -129,31 +126,12 @@ class InstanceEmbedding(nn.Module):
       x += Neighbours(self.width, name="neighbours")(x, box, area)
     return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
 
-  def _views(self, masks, box):
-    """The views of the masks, by name."""
-    if self.views == "both":
-      crops, frames = instances.views(masks, box, self.crop_bins, self.frame_bins)
-      return {"crop": crops, "frame": frames}
-    if self.views == "crop":
-      return {"crop": instances.view(masks, box, self.crop_bins)}
-    if self.views == "frame":
-      whole = instances.whole_image(box, *masks.shape[2:])
-      return {"frame": instances.view(masks, whole, self.frame_bins)}
-    raise InputError(f"model.instance_views {self.views!r} is not one of both, crop, frame")
-
-  def _seen(self, views, masks, pixels, box):
-    """The image, where the mask is, on the grid of the mask's view but coarser."""
-    if "crop" in views:
-      view, bins = views["crop"], self.pixel_bins
-      factor = view.shape[-1] // bins
-      inside = view.reshape(*view.shape[:2], bins, factor, bins, factor).mean((3, 5))
-    else:
-      bins, whole = self.frame_pixel_bins, instances.whole_image(box, *pixels.shape[1:3])
-      # Not a mean of the view: XLA's compiler for CPUs makes wrong numbers of that from batches of about 60 on, where
-      # the box is a constant (jaxlib 0.10.2; tests/train/test_compiled.py).
-      inside = instances.view(masks, whole, bins)
-      box = whole[:, :1]  # the same for all
-    return instances.crop_pixels(pixels, box, bins) * inside[..., None]
+  def _seen(self, crops, pixels, box):
+    """Returns the image inside the mask, on a coarser grid than that of the mask's crop."""
+    factor = self.crop_bins // self.pixel_bins
+    inside = crops.reshape(*crops.shape[:2], self.pixel_bins, factor, self.pixel_bins, factor)
+    grid = instances.crop_pixels(pixels, box, self.pixel_bins)
+    return grid * inside.mean((3, 5))[..., None]
 
 
 class StackedMaskEmbedding(nn.Module):

@@ -78,8 +78,6 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: number of blocks; the others are `Block`'s.
-    first: number of the first of them, in the names of their parameters.
-    final_norm: whether the LayerNorm is there; a stack that others follow has none.
     remat: what training computes again in the backward pass instead of keeping it: `none`, `block` (all but the input
       of each block: the least memory, a third more products), or `products` (what lies between the matrix products).
     scan: whether the blocks are one program that runs `depth` times, which compiles in the time of one of them. Their
@@ -94,8 +92,6 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
   remat: str = "none"
   scan: bool = False
-  first: int = 0
-  final_norm: bool = True
 
   @nn.compact
   def __call__(
@@ -111,9 +107,9 @@ class Encoder(nn.Module):
       )
       x, _ = stack(self._block(STACK), x, None)
     else:
-      for i in range(self.first, self.first + self.depth):
+      for i in range(self.depth):
         x = self._block(block_name(i))(x, lengths, train)
-    return nn.LayerNorm(epsilon=1e-6, name="norm")(x) if self.final_norm else x
+    return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
 
   def _block(self, name: str) -> Any:
     if self.remat not in REMAT:

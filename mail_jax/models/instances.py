@@ -105,22 +105,6 @@ def crop_weights(
   return jnp.maximum(overlap, 0) / step
 
 
-def whole_image(box: Float[Array, "b k 4"], height: int, width: int) -> Float[Array, "b k 4"]:
-  """The box of the whole image in place of each box."""
-  return jnp.zeros_like(box) + jnp.array([0, 0, height, width], jnp.float32)
-
-
-def view(
-  masks: Bool[Array, "b k h w"], box: Float[Array, "b k 4"], bins: int
-) -> Float[Array, "b k {bins} {bins}"]:
-  """Averages each mask over a bins x bins grid laid on its box."""
-  height, width = masks.shape[2:]
-  rows = crop_weights(box[..., 0], box[..., 2], bins, height)
-  cols = crop_weights(box[..., 1], box[..., 3], bins, width)
-  lines = jnp.einsum("bkiy,bkyx->bkix", rows, masks.astype(jnp.float32))
-  return jnp.einsum("bkix,bkjx->bkij", lines, cols)
-
-
 def views(
   masks: Bool[Array, "b k h w"], box: Float[Array, "b k 4"], crop_bins: int, frame_bins: int
 ) -> tuple[

@@ -10,11 +10,10 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt16
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models import embeddings, instances, sparse_masks
+from mail_jax.models import embeddings, instances
 from mail_jax.models.decoder import Decoder, coordinate_map
 from mail_jax.models.encoder import Encoder, pack
 from mail_jax.models.mask_selection import MaskSelection, pool_instances
-from mail_jax.models.separate import SeparateBlocks
 
 
 class Output(NamedTuple):
@@ -26,7 +25,6 @@ class Output(NamedTuple):
     selection_logits: how much each instance is meant; the last one is for "none of them".
     masks: the instance masks that the model saw.
     no_target: positive where nothing in the image is meant; None of a model that does not say (`MaIL.no_target`).
-    dropped_pairs: how many tokens of `sparse` masks were beyond `MaIL.sparse_tokens`; None of other masks.
   """
 
   logits: Float[Array, "c h w"]
@@ -34,7 +32,6 @@ class Output(NamedTuple):
   selection_logits: Float[Array, "b j"]
   masks: Bool[Array, "b k h w"]
   no_target: Float[Array, "b"] | None = None
-  dropped_pairs: Int[Array, "b"] | None = None
 
 
 class MaskTokens(NamedTuple):
@@ -44,13 +41,11 @@ class MaskTokens(NamedTuple):
     tokens: some of which count.
     valid: those that do.
     share: how much of each token is whose instance's; None where token k is instance k.
-    dropped: see `Output.dropped_pairs`.
   """
 
   tokens: Float[Array, "b m d"]
   valid: Bool[Array, "b m"]
   share: Float[Array, "b k m"] | None = None
-  dropped: Int[Array, "b"] | None = None
 
 
 def empty_where_nothing(
@@ -74,7 +69,7 @@ def every(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
 
 # Paths of the parameters that the model reads in its `dtype` alone, so that they need not be given in more: kernels of
 # products and convolutions, but for those that are computed in float32.
-IN_DTYPE = re.compile(r"^(encoder|separate|image|mask(?!/neighbours)|decoder/stage\d+)/.*kernel$")
+IN_DTYPE = re.compile(r"^(encoder|image|mask(?!/neighbours)|decoder/stage\d+)/.*kernel$")
 
 
 class MaIL(nn.Module):
@@ -87,17 +82,12 @@ class MaIL(nn.Module):
     width, depth, heads, mlp_ratio, dropout, backend, remat, scan: see `Encoder`.
     pad_to_multiple_of: the sequence is padded to a multiple of so many tokens.
     patch_size: P, a power of two, in pixels.
-    separate_blocks: so many of the `depth` blocks, the first, are three stacks, one for each modality by itself.
-    mask_tokens: `instance` (one token each, the default), `stacked` (the paper's figure, as we read it) or `sparse`
-      (one for each pair of an instance and a patch that it covers).
-    sparse_tokens: places for tokens of `sparse` masks.
-    instance_views, appearance, neighbours: what the token of an instance is made of; see `InstanceEmbedding`.
+    mask_tokens: `instance` (one token each, the default) or `stacked` (the paper's figure, as we read it).
+    appearance, neighbours: what the token of an instance is made of; see `InstanceEmbedding`.
     selection: `soft`, `hard`, `multi` or `none`; see `mask_selection.select`.
-    none_slot: whether the selection may choose none of the instances.
     no_target: whether the model says of each expression whether anything is meant, from the class token.
     mask_path: the selected raw mask joins the decoder's stages and its logits.
     image_path: the raw image joins the decoder's stages.
-    coordinates: the map O of where each patch lies joins the decoder.
     decoder_widths: channels of the log2(P) stages.
     norm: `batch` or `group`.
     dtype: of the matrix products and convolutions.
@@ -113,18 +103,13 @@ class MaIL(nn.Module):
   decoder_widths: tuple[int, ...]
   mlp_ratio: float = 4.0
   dropout: float = 0.0
-  separate_blocks: int = 0
   mask_tokens: str = "instance"
-  sparse_tokens: int = 32
-  instance_views: str = "both"
   appearance: bool = True
   neighbours: bool = True
   selection: str = "hard"
-  none_slot: bool = True
   no_target: bool = False
   mask_path: bool = True
   image_path: bool = True
-  coordinates: bool = True
   norm: str = "batch"
   backend: str = "xla"
   remat: str = "none"
@@ -184,8 +169,7 @@ class MaIL(nn.Module):
     maps = [
       every(x, decode_every).reshape(-1, rows, cols, self.width) for x in (*selected, features)
     ]
-    if self.coordinates:
-      maps.append(jnp.broadcast_to(coordinate_map(rows, cols), (*maps[0].shape[:3], 8)))
+    maps.append(jnp.broadcast_to(coordinate_map(rows, cols), (*maps[0].shape[:3], 8)))
     chosen = None
     if self.mask_path and self.max_instances:
       add = instances.union if self.selection == "multi" else instances.weighted_sum
@@ -195,7 +179,7 @@ class MaIL(nn.Module):
     no_target = None
     if self.no_target:
       no_target = nn.Dense(1, name="no_target_logit")(summary.astype(jnp.float32))[..., 0]
-    return Output(logits, rho, selection_logits, masks, no_target, v_mask.dropped)
+    return Output(logits, rho, selection_logits, masks, no_target)
 
   def _check(self) -> None:
     if 2 ** len(self.decoder_widths) != self.patch_size:
@@ -203,21 +187,12 @@ class MaIL(nn.Module):
       raise InputError(
         f"model.decoder_widths has {len(self.decoder_widths)} stages; model.patch_size {self.patch_size} needs {need:g}"
       )
-    for name in ("pad_to_multiple_of", "sparse_tokens"):
-      if (count := getattr(self, name)) < 1:
-        raise InputError(f"model.{name} is {count}; it must be at least 1")
-    if not 0 <= self.separate_blocks < self.depth:
+    if self.pad_to_multiple_of < 1:
       raise InputError(
-        f"model.separate_blocks is {self.separate_blocks}; it must be at least 0 and below model.depth {self.depth}"
+        f"model.pad_to_multiple_of is {self.pad_to_multiple_of}; it must be at least 1"
       )
-    if self.mask_tokens not in ("instance", "stacked", "sparse"):
-      raise InputError(
-        f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked, sparse"
-      )
-    if self.selection == "multi" and not self.none_slot:
-      raise InputError(
-        "model.none_slot is False; model.selection 'multi' compares each instance with it: set it to True"
-      )
+    if self.mask_tokens not in ("instance", "stacked"):
+      raise InputError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
 
   def _mask_tokens(
     self,
@@ -231,14 +206,9 @@ class MaIL(nn.Module):
       return MaskTokens(jnp.zeros((batch, 0, self.width)), jnp.zeros((batch, 0), bool))
     if self.mask_tokens == "instance":
       embed = embeddings.InstanceEmbedding(
-        self.width, self.appearance, self.neighbours, self.instance_views, dtype=self.dtype, name="mask"
+        self.width, self.appearance, self.neighbours, dtype=self.dtype, name="mask"
       )  # fmt: skip
       return MaskTokens(embed(masks, pixels), valid)
-    if self.mask_tokens == "sparse":
-      pairs = sparse_masks.find_pairs(coverage, self.sparse_tokens)
-      tokens = sparse_masks.SparseMaskEmbedding(*options, name="mask")(masks, coverage, pairs)
-      share = sparse_masks.share_of_tokens(pairs, self.max_instances)
-      return MaskTokens(tokens, pairs.coverage > 0, share, pairs.dropped)
     tokens = embeddings.StackedMaskEmbedding(*options, name="mask")(masks)
     return MaskTokens(tokens, jnp.ones(tokens.shape[:2], bool), coverage)
 
@@ -249,11 +219,6 @@ class MaIL(nn.Module):
       name: getattr(self, name)
       for name in ("heads", "mlp_ratio", "dropout", "backend", "dtype", "remat", "scan")
     }
-    if self.separate_blocks:
-      separate = SeparateBlocks(
-        {"depth": self.separate_blocks, **blocks}, self.pad_to_multiple_of, name="separate"
-      )
-      v_image, v_mask, v_text = separate(v_image, v_mask, v_text, mask_valid, num_tokens, train)
     text_valid = instances.count_valid(num_tokens, v_text.shape[1])
     valid = jnp.concatenate([jnp.ones((batch, image_len), bool), mask_valid, text_valid], 1)
     joined = jnp.concatenate([v_image, v_mask, v_text], 1)
@@ -261,8 +226,7 @@ class MaIL(nn.Module):
     packed, lengths, where = pack(
       jnp.pad(joined, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
     )
-    joint = self.depth - self.separate_blocks
-    encoder = Encoder(depth=joint, first=self.separate_blocks, **blocks, name="encoder")
+    encoder = Encoder(depth=self.depth, **blocks, name="encoder")
     encoded = encoder(packed, lengths, train)
     where = where[:, image_len : image_len + mask_len]
     return encoded[:, :image_len], jnp.take_along_axis(encoded, where[..., None], axis=1)
@@ -271,7 +235,7 @@ class MaIL(nn.Module):
     """Returns the maps that join F_I in the decoder, rho and the selection logits."""
     if not self.max_instances:
       return [], coverage.sum(-1), jnp.zeros((features.shape[0], 1))
-    selection = MaskSelection(self.selection, self.width, self.none_slot, name="selection")
+    selection = MaskSelection(self.selection, self.width, name="selection")
     selected, rho, logits = selection(m, features, summary, coverage, valid, meant)
     return [selected], rho, logits
 

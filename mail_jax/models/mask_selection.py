@@ -41,8 +41,8 @@ def select(
       (straight-through); `multi` is a gate an instance, open where its score exceeds that of none, with the gradient of
       the sigmoid of the difference, for expressions that mean several objects; `none` gives every instance the weight
       1.
-    meant: what to select instead, where training knows it: with `hard` the instance, k for none of them, -1 where it
-      is not known; with `multi` which of them.
+    meant: what to select instead, where training knows it: with `hard` the instance, k for none of them; with `multi`
+      which of them.
 
   Returns:
     rho in [0, 1], zero at slots without an instance.
@@ -59,9 +59,9 @@ def select(
   if how == "soft":
     return soft
   if how == "hard":
-    best = jnp.argmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
-    if meant is not None:
-      best = jnp.where(meant < 0, best, meant)
+    best = meant
+    if best is None:
+      best = jnp.argmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
     hard = jax.nn.one_hot(best, scores.shape[1] + 1)[:, :-1]
     return soft + jax.lax.stop_gradient(hard - soft)
   raise InputError(f"model.selection {how!r} is not one of soft, hard, multi, none")
@@ -73,13 +73,10 @@ class MaskSelection(nn.Module):
   Attributes:
     how: see `select`.
     hidden: units of the scoring network.
-    none_slot: whether "none of them" is scored, too. Without it the logit of none is -1e9, and where there is no
-      instance at all 0, so that none is right there.
   """
 
   how: str = "hard"
   hidden: int = 128
-  none_slot: bool = True
 
   @nn.compact
   def __call__(
@@ -107,9 +104,7 @@ class MaskSelection(nn.Module):
     inside = pool_instances(image_features, coverage)
     x = nn.Dense(self.hidden, name="score_in")(jnp.concatenate([mask_features, inside], -1))
     scores = nn.Dense(1, name="score_out")(jax.nn.gelu(x))[..., 0]
-    null = jnp.where(valid.any(1), -1e9, 0.0)
-    if self.none_slot:
-      null = nn.Dense(1, name="null")(summary)[..., 0]
+    null = nn.Dense(1, name="null")(summary)[..., 0]
     rho = select(scores, null, valid, self.how, meant)
     features = jnp.einsum("bkn,bkd->bnd", rho[..., None] * coverage, mask_features)
     logits = jnp.concatenate([jnp.where(valid, scores, -1e9), null[:, None]], 1)

@@ -1,8 +1,6 @@
 """How a run starts from weights that others trained: `config.init`."""
 
 import dataclasses
-import re
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -11,7 +9,6 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from mail_jax.models.encoder import stack_blocks
 from mail_jax.models.parameters import Tree, path_name
-from mail_jax.models.separate import MODALITIES
 from mail_jax.pretrained import vilt
 
 
@@ -74,36 +71,11 @@ def fit(pretrained: vilt.Pretrained, config: ConfigDict, shapes: Tree) -> dict[s
   leaves = jax.tree_util.tree_leaves_with_path(shapes)
   by_name = {path_name(path): leaf.shape for path, leaf in leaves}
   side = config.image_size // config.model.patch_size
-  parameters = share_blocks(pretrained.parameters, by_name, config.model.separate_blocks)
   if config.model.scan:
-    parameters = stack_blocks(parameters)
-  pretrained = dataclasses.replace(pretrained, parameters=parameters)
+    stacked = stack_blocks(pretrained.parameters)
+    pretrained = dataclasses.replace(pretrained, parameters=stacked)
   fitted = vilt.fit(pretrained, by_name, (side, side))
   return fitted | start_new_parts(fitted, by_name)
-
-
-def share_blocks(
-  parameters: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], separate: int
-) -> dict[str, np.ndarray]:
-  """Gives the first blocks to each of the stacks that the model has for a single modality; the rest stays.
-
-  Args:
-    parameters: pretrained, by name.
-    shapes: of all parameters of the model.
-    separate: `config.model.separate_blocks`.
-  """
-  modalities = [
-    name for name in MODALITIES if any(key.startswith(f"separate/{name}/") for key in shapes)
-  ]
-  given = {}
-  for name, value in parameters.items():
-    found = re.match(r"encoder/block(\d+)/", name)
-    if found and int(found[1]) < separate:
-      rest = name.removeprefix("encoder/")
-      given |= {f"separate/{modality}/{rest}": value for modality in modalities}
-    else:
-      given[name] = value
-  return given
 
 
 def start_new_parts(

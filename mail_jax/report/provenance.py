@@ -50,8 +50,7 @@ def _model(model: LoadedModel, prints: Mapping[str, str]) -> dict[str, str]:
   return {
     **({"parameters": f"{numbers:,}"} if numbers else {}),
     "step": f"{model.step:,}",
-    "encoder": f"{parts.depth} blocks of width {parts.width}, {parts.heads} heads"
-    + (f", the first {parts.separate_blocks} apart" if parts.separate_blocks else ""),
+    "encoder": f"{parts.depth} blocks of width {parts.width}, {parts.heads} heads",
     "image": f"{config.image_size} x {config.image_size} pixels, patches of {parts.patch_size}",
     "instances": f"up to {config.max_instances}, {parts.mask_tokens} tokens, {parts.selection} selection",
     "text": f"up to {config.max_tokens} of {model.tokenizer.vocab_size:,} word pieces",

@@ -27,23 +27,21 @@ def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[A
 
 
 def selection_cross_entropy(
-  logits: Float[Array, "b j"], iou: Float[Array, "b k"], none_slot: bool = True
+  logits: Float[Array, "b j"], iou: Float[Array, "b k"]
 ) -> Float[Array, "b"]:
   """Cross-entropy of the selection with the instances that the target overlaps by IoU > 0.5.
 
   Args:
     logits: of each instance, and of "none of them" last, j = k + 1.
     iou: of each instance with the target.
-    none_slot: whether "none" can be chosen.
 
   Returns:
-    In nats, for each example. Several such instances share the truth equally; without one, "none" is right, and where
-    that cannot be chosen nothing is: the example costs 0, and the selection learns nothing from it.
+    In nats, for each example. Several such instances share the truth equally; without one, "none" is right.
   """
   hit = (iou > 0.5).astype(jnp.float32)
-  none = 1 - hit.max(1, keepdims=True, initial=0.0) if none_slot else jnp.zeros_like(hit[:, :1])
+  none = 1 - hit.max(1, keepdims=True, initial=0.0)
   truth = jnp.concatenate([hit, none], 1)
-  return optax.softmax_cross_entropy(logits, truth / jnp.maximum(truth.sum(1, keepdims=True), 1))
+  return optax.softmax_cross_entropy(logits, truth / truth.sum(1, keepdims=True))
 
 
 def gate_cross_entropy(

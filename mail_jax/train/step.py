@@ -118,7 +118,7 @@ def make_loss(
       overlap = instances.instance_share if model.selection == "multi" else instances.instance_iou
       truth = overlap(masks, batch["target"])
       if teacher_forcing:
-        meant = truth > 0.5 if model.selection == "multi" else find_meant(truth, model.none_slot)
+        meant = truth > 0.5 if model.selection == "multi" else find_meant(truth)
     output, updated = model.apply(
       {"params": params, "batch_stats": batch_stats},
       batch["image"], planes, valid, batch["tokens"], batch["num_tokens"],
@@ -134,16 +134,11 @@ def make_loss(
     if truth is not None and model.selection == "multi":
       terms["selection"] = losses.gate_cross_entropy(output.selection_logits, truth, valid)
     elif truth is not None:
-      terms["selection"] = losses.selection_cross_entropy(
-        output.selection_logits, truth, model.none_slot
-      )
+      terms["selection"] = losses.selection_cross_entropy(output.selection_logits, truth)
     if output.no_target is not None:
       terms["no_target"] = losses.no_target_cross_entropy(output.no_target, batch["target"])
     metrics = {name: weighted_mean(term, batch["weight"], counted) for name, term in terms.items()}
     loss = sum((weights[name] * value for name, value in metrics.items()), jnp.zeros(()))
-    if output.dropped_pairs is not None:
-      dropped = output.dropped_pairs.astype(jnp.float32)
-      metrics["dropped_pairs"] = weighted_mean(dropped, batch["weight"], counted)
     return loss, (metrics | {"loss": loss}, updated.get("batch_stats", {}))
 
   return loss_fn
@@ -263,13 +258,9 @@ def make_train_step(
   return train_step
 
 
-def find_meant(iou: Float[Array, "b k"], none_slot: bool = True) -> Int[Array, "b"]:
-  """The instance that overlaps the target most, if by IoU > 0.5, else k: none of them.
-
-  Where none cannot be chosen it is -1 instead, not known, and what is chosen is decoded, as at test time: the decoder
-  has to do with a wrong mask there.
-  """
-  return jnp.where(iou.max(1) > 0.5, jnp.argmax(iou, 1), iou.shape[1] if none_slot else -1)
+def find_meant(iou: Float[Array, "b k"]) -> Int[Array, "b"]:
+  """Returns the instance that overlaps the target most, if by IoU > 0.5, else k for none of them."""
+  return jnp.where(iou.max(1) > 0.5, jnp.argmax(iou, 1), iou.shape[1])
 
 
 def average(

@@ -74,19 +74,6 @@ VARIANTS = {
   "several or nothing meant": ("instance", 5, {"selection": "multi", "no_target": True}),
   "in a loop": ("instance", 5, {"scan": True, "depth": 3}),
   "in a loop, computed again": ("instance", 5, {"scan": True, "depth": 2, "remat": "block"}),
-  "sparse masks": ("instance", 5, {"mask_tokens": "sparse", "sparse_tokens": 20}),
-  "modalities apart": ("instance", 5, {"depth": 3, "separate_blocks": 2}),
-  "modalities apart, in a loop": ("paper", 5, {"depth": 3, "separate_blocks": 2, "scan": True}),
-  "frame alone, no coordinates": (
-    "instance",
-    5,
-    {"instance_views": "frame", "coordinates": False},
-  ),
-  "crop alone, some instance is meant": (
-    "instance",
-    5,
-    {"instance_views": "crop", "none_slot": False},
-  ),
   "padded sequence, bare masks": (
     "instance",
     5,

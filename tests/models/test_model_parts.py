@@ -153,12 +153,6 @@ def test_hard_selection_decodes_what_is_meant_and_learns_as_ever(scored):
   np.testing.assert_array_equal(gradient(meant), gradient(None))
 
 
-def test_hard_selection_decodes_what_is_chosen_where_it_is_not_known_what_is_meant(scored):
-  scores, null, valid = scored
-  rho = selection(scores, null, valid, "hard", jnp.array([0, -1, -1, -1]))
-  np.testing.assert_allclose(rho, [[1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]], atol=1e-6)
-
-
 def test_selection_none_gives_every_instance_the_weight_one(scored):
   np.testing.assert_array_equal(selection(*scored, "none"), np.asarray(scored[2], float))
 

@@ -227,57 +227,9 @@ def test_each_modality_matters(config, variables, inputs, output, field):
     assert not np.allclose(before, after, atol=1e-4)
 
 
-def test_without_coordinates_the_decoder_has_neither_the_map_nor_kernels_for_it(
-  config, variables, inputs
-):
-  bare = tiny_model.make_config(coordinates=False)
-  kernel = variables["params"]["decoder"]["stage0"]["conv"]["kernel"]
-  # Of [F_M, F_I, O, guides]: O has 8 channels.
-  width = config.model.width
-  without = np.delete(kernel, np.s_[2 * width : 2 * width + 8], axis=2)
-  mute = np.array(kernel)
-  mute[:, :, 2 * width : 2 * width + 8] = 0
-
-  def with_kernel(value):
-    params = variables["params"]
-    stage = params["decoder"]["stage0"]
-    decoder = params["decoder"] | {"stage0": stage | {"conv": {"kernel": value}}}
-    return variables | {"params": params | {"decoder": decoder}}
-
-  found = tiny_model.run(bare, with_kernel(without), inputs)
-  assert same(found, tiny_model.run(config, with_kernel(mute), inputs))
-  assert not same(found, tiny_model.run(config, variables, inputs), atol=1e-2)
-
-
-@pytest.mark.parametrize("how", ["hard", "soft"])
-def test_without_a_slot_for_none_some_instance_is_chosen_where_there_is_any(variables, inputs, how):
-  config = tiny_model.make_config(none_slot=False, selection=how)
-  params = dict(variables["params"])
-  params["selection"] = {k: v for k, v in params["selection"].items() if k != "null"}
-  inputs = inputs | {"valid": inputs["valid"].copy()}
-  inputs["valid"][1] = False
-  output = tiny_model.run(config, variables | {"params": params}, inputs)
-  check_output(output, inputs, config)
-  np.testing.assert_allclose(output.rho.sum(1), [1, 0, 1], atol=1e-5)
-  none = tiny_model.SLOTS
-  assert (output.selection_logits[[0, 2], -1] == -1e9).all()
-  chosen = output.selection_logits.argmax(1)
-  assert chosen[1] == none
-  for b in (0, 2):
-    logits = output.selection_logits[b, :-1].astype(float)
-    weights = np.exp(logits - logits.max()) * inputs["valid"][b]
-    expected = weights / weights.sum() if how == "soft" else np.arange(none) == chosen[b]
-    np.testing.assert_allclose(output.rho[b], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  "preset",
-  ["paper", *(pytest.param(name, marks=pytest.mark.slow) for name in ("instance", "sparse"))],
-)
+@pytest.mark.parametrize("preset", ["paper", pytest.param("instance", marks=pytest.mark.slow)])
 def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
-  options = {"mask_tokens": "sparse", "depth": 2, "separate_blocks": 1}
-  kind, more = ("instance", options) if preset == "sparse" else (preset, {})
-  config = tiny_model.make_config(kind, dtype="bfloat16", **more)
+  config = tiny_model.make_config(preset, dtype="bfloat16")
   variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
   expected = tiny_model.run(config, variables, inputs)
 
@@ -302,8 +254,6 @@ def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
   [
     {},
     {"mask_tokens": "stacked", "selection": "soft"},
-    {"mask_tokens": "sparse", "depth": 2, "separate_blocks": 1},
-    {"instance_views": "frame", "none_slot": False, "coordinates": False},
   ],
 )
 def test_a_program_holds_the_weights_and_takes_any_number_of_examples(options):
@@ -334,16 +284,8 @@ def test_recipes_make_models_with_a_logit_a_pixel(recipe):
     ({"decoder_widths": (8, 8)}, r"model\.decoder_widths has 2 stages; model\.patch_size 8"),
     ({"patch_size": 12}, r"image_size 32 is not a multiple of config\.model\.patch_size 12"),
     ({"heads": 3}, r"model\.width 16 is not a multiple of model\.heads 3"),
-    (
-      {"mask_tokens": "boxes"},
-      r"model\.mask_tokens 'boxes' is not one of instance, stacked, sparse",
-    ),
-    (
-      {"mask_tokens": "sparse", "sparse_tokens": 0},
-      r"model\.sparse_tokens is 0; it must be at least 1",
-    ),
-    ({"instance_views": "box"}, r"model\.instance_views 'box' is not one of both, crop, frame"),
-    ({"selection": "multi", "none_slot": False}, r"model\.none_slot is False; .*set it to True"),
+    ({"mask_tokens": "boxes"}, r"model\.mask_tokens 'boxes' is not one of instance, stacked"),
+    ({"pad_to_multiple_of": 0}, r"model\.pad_to_multiple_of is 0; it must be at least 1"),
     ({"selection": "first"}, r"model\.selection 'first' is not one of soft, hard, multi, none"),
     ({"backend": "flash"}, r"model\.backend 'flash' is not one of xla, cudnn, tpu"),
     ({"norm": "layer"}, r"model\.norm 'layer' is not one of batch, group"),

@@ -260,24 +260,19 @@ def test_a_run_whose_blocks_are_stacked_starts_from_the_same_weights(
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_each_modality_starts_from_the_blocks_of_the_checkpoint(tmp_path, scan):
+def test_every_block_starts_from_the_block_of_the_checkpoint(tmp_path, scan):
   deep = vilt_weights.random_weights(**(TINY | {"depth": 3}))
   pretrained = vilt.load(vilt_weights.write_folder(tmp_path / "deep", deep, heads=2))
-  config = load_config(tiny_run.__file__, ["model.depth=3", "model.separate_blocks=2"])
-  config.unlock()
-  config.model.scan = scan
+  config = load_config(tiny_run.__file__, ["model.depth=3", f"model.scan={scan}"])
   shapes = tiny_model.shapes(config, TINY["vocab"])["params"]
   found = initialise.fit(pretrained, config, shapes)
   blocks = {name: value for name, value in pretrained.parameters.items() if "/block" in name}
   assert len(blocks) == 3 * 12
   for name, value in blocks.items():
     _, block, rest = name.split("/", 2)
-    number = int(block.removeprefix("block"))
-    stacks = [f"separate/{m}" for m in ("image", "mask", "text")] if number < 2 else ["encoder"]
-    for stack in stacks:
-      got = found[f"{stack}/{'blocks' if scan else block}/{rest}"]
-      got = got[number % 2] if scan else got
-      np.testing.assert_array_equal(got.reshape(-1), value.reshape(-1), err_msg=name)
+    started = found[f"encoder/{'blocks' if scan else block}/{rest}"]
+    started = started[int(block.removeprefix("block"))] if scan else started
+    np.testing.assert_array_equal(started.reshape(-1), value.reshape(-1), err_msg=name)
   # Every parameter of the blocks has begun, and in its shape.
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     name = path_name(path)
@@ -286,14 +281,13 @@ def test_each_modality_starts_from_the_blocks_of_the_checkpoint(tmp_path, scan):
   assert not [name for name in found if "block" in name]
 
 
-def test_sparse_masks_start_at_the_positions_of_the_image_and_as_large(tmp_path):
+def test_instance_tokens_start_as_large_as_the_positions_of_the_image(tmp_path):
   pretrained = vilt.load(
     vilt_weights.write_folder(tmp_path / "tiny", vilt_weights.random_weights(**TINY), heads=2)
   )
-  config = load_config(tiny_run.__file__, ["model.mask_tokens=sparse"])
+  config = load_config(tiny_run.__file__)
   found = initialise.fit(pretrained, config, tiny_model.shapes(config, TINY["vocab"])["params"])
   position = found["image/position"][1:]
-  np.testing.assert_array_equal(found["mask/position"], position)
   np.testing.assert_allclose(found["mask/norm/scale"], np.sqrt((position**2).mean()), rtol=1e-6)
 
 

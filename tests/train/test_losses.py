@@ -12,7 +12,7 @@ from mail_jax.train import losses
 binary_cross_entropy = jax.jit(losses.binary_cross_entropy)
 dice = jax.jit(losses.dice)
 instance_iou = jax.jit(instances.instance_iou)
-selection_cross_entropy = jax.jit(losses.selection_cross_entropy, static_argnames="none_slot")
+selection_cross_entropy = jax.jit(losses.selection_cross_entropy)
 
 
 @pytest.fixture(scope="module")
@@ -87,24 +87,6 @@ def test_selection_is_right_at_instances_over_half_the_target_and_else_at_none()
   found = selection_cross_entropy(logits, iou)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   assert found.shape == (4,)
-
-
-def test_selection_that_cannot_be_none_learns_nothing_where_no_instance_is_right():
-  iou = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.6], [0.5, 0.4, 0.3]], np.float32)
-  logits = np.random.default_rng(3).normal(size=(3, 4)).astype(np.float32)
-  logits[:, -1] = -1e9
-
-  def cost(logits):
-    return selection_cross_entropy(logits, iou, none_slot=False)
-
-  shares = np.exp(logits[:, :-1].astype(float))
-  shares /= shares.sum(1, keepdims=True)
-  first, second = shares[:2]
-  expected = [-np.log(first[0]), -(np.log(second[0]) + np.log(second[2])) / 2, 0]
-  np.testing.assert_allclose(cost(logits), expected, rtol=1e-5)
-  gradient = np.asarray(jax.grad(lambda x: cost(x).sum())(jnp.asarray(logits)))
-  np.testing.assert_allclose(gradient[0, :-1], first - [1, 0, 0], atol=1e-6)
-  assert not gradient[2].any()
 
 
 def test_selection_without_slots_costs_nothing():

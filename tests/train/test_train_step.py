@@ -14,8 +14,6 @@ from mail_jax.train.program import build_program
 def test_what_is_meant_is_the_best_instance_over_one_half_or_none():
   iou = jnp.array([[0.2, 0.9, 0.7], [0.5, 0.1, 0.0], [0.0, 0.0, 0.51]])
   assert step.find_meant(iou).tolist() == [1, 3, 2]
-  # Where there is no slot for none, it is not known.
-  assert step.find_meant(iou, none_slot=False).tolist() == [1, -1, 2]
 
 
 def test_mean_is_over_the_examples_that_count_and_were_decoded():
