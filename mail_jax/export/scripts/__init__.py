@@ -4,7 +4,6 @@ import pathlib
 import shutil
 
 import input_pipeline
-from mail_jax import __version__
 
 # For each format the script, and the package that it needs besides NumPy, Pillow and a tokenizer.
 SCRIPTS = {
@@ -42,5 +41,5 @@ def copy_preprocessing(target: pathlib.Path) -> None:
       copied.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(path, copied)
   (target / "__init__.py").write_text(
-    f'"""Preprocessing of mail_jax {__version__} (Apache-2.0), copied by `mail_jax.export`."""\n'
+    '"""Preprocessing of mail_jax (Apache-2.0), copied by `mail_jax.export`."""\n'
   )
