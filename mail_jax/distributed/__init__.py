@@ -1,1 +1,1 @@
-"""Processes, meshes and the placement of arrays."""
+"""Processes of a run, the mesh of devices, and the sharding of arrays."""

@@ -1,7 +1,7 @@
-"""Whether a cluster runs this process as one of several, told from the outside.
+"""Detects whether a cluster runs this process as one of several.
 
-JAX finds out by itself who and where the processes are, on Cloud TPU, Slurm, Kubernetes and Open MPI. But it has to be
-asked to, it fails where there is no cluster, and a job of one process needs none.
+On Cloud TPU, Slurm, Kubernetes and Open MPI JAX finds the processes itself. But it must be asked
+to, it fails without a cluster, and a job of one process does not need it.
 """
 
 import glob
@@ -21,15 +21,15 @@ Options = dict[str, Any]
 
 
 def detect(environ: Environ) -> Options | None:
-  """Arguments for `jax.distributed.initialize` where a cluster runs several processes, else None.
+  """Returns the arguments of `jax.distributed.initialize`, or None for a single process.
 
   Args:
-    environ: variables of the process.
+    environ: environment variables of the process.
 
   Raises:
-    InputError: there are several processes, and JAX lacks what it needs to find them.
+    InputError: there are several processes, and JAX lacks a package to find them.
   """
-  for cluster in (_open_mpi, _slurm, _cloud_tpu, _kubernetes):  # the order in which JAX looks
+  for cluster in (_open_mpi, _slurm, _cloud_tpu, _kubernetes):  # The order in which JAX looks.
     options = cluster(environ)
     if options is not None:
       return options
@@ -41,16 +41,17 @@ def _open_mpi(environ: Environ) -> Options | None:
     return None
   if "OMPI_MCA_orte_hnp_uri" in environ:
     return {}
-  # From version 5 on mpirun does not say where it runs.
+  # From version 5 on mpirun does not say where the processes run.
   if _installed("mpi4py"):
     return {"cluster_detection_method": "mpi4py"}
   raise InputError(
-    f"mpirun runs several processes, and where is only known with mpi4py: install it, or {EXPLICIT}"
+    f"mpirun runs several processes, which can only be found with mpi4py: install it, or {EXPLICIT}"
   )
 
 
 def _slurm(environ: Environ) -> Options | None:
-  # Of the step that srun started: an allocation has variables too, and its script is one process.
+  # Of the step that srun started: the script of an allocation has variables too, but is a single
+  # process.
   tasks, nodes = (_number(environ, f"SLURM_STEP_NUM_{name}") for name in ("TASKS", "NODES"))
   if tasks < 2 or "SLURM_STEP_NODELIST" not in environ:
     return None
@@ -58,18 +59,18 @@ def _slurm(environ: Environ) -> Options | None:
   return {} if devices is None else {"local_device_ids": devices}
 
 
-def _share_of_gpus(environ: Environ, tasks_a_node: int) -> list[int] | None:
-  """Numbers, among the GPUs that a task sees, of those that it is to use; None for what JAX does by itself.
+def _share_of_gpus(environ: Environ, tasks_per_node: int) -> list[int] | None:
+  """Returns the indices, among the GPUs that a task sees, of those to use; None for JAX's default.
 
-  JAX uses the one GPU that has the number of the task on its node. That leaves most of them idle where a task has
-  several, and is none at all where a task sees only its own.
+  By default JAX uses the one GPU whose index is that of the task on its node. That leaves most GPUs
+  idle if a task has several, and does not exist if a task sees only its own.
   """
   visible = len(environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
   if not environ.get("CUDA_VISIBLE_DEVICES"):
     return None
-  if "SLURM_GPUS_PER_TASK" in environ or visible % tasks_a_node:
+  if "SLURM_GPUS_PER_TASK" in environ or visible % tasks_per_node:
     return list(range(visible))
-  share = visible // tasks_a_node
+  share = visible // tasks_per_node
   first = _number(environ, "SLURM_LOCALID") * share
   return list(range(first, first + share))
 
@@ -79,7 +80,7 @@ def _cloud_tpu(environ: Environ) -> Options | None:
     return None
   hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
   slices = environ.get("MEGASCALE_NUM_SLICES", "")
-  # Where neither is set the machine may be one of Compute Engine, whose metadata server knows.
+  # If neither is set this may be a machine of Compute Engine, whose metadata server knows.
   if hosts is None and "TPU_SKIP_MDS_QUERY" not in environ:
     hosts = _metadata("worker-network-endpoints")
     rows = [row.partition(":") for row in _metadata("tpu-env").splitlines()]
@@ -89,12 +90,12 @@ def _cloud_tpu(environ: Environ) -> Options | None:
 
 
 def _kubernetes(environ: Environ) -> Options | None:
-  # Only a Job with completionMode Indexed, as every JobSet makes them, numbers its pods.
+  # Only a Job with completionMode Indexed, which every JobSet creates, numbers its pods.
   if not {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys():
     return None
   if not _installed("kubernetes"):
     raise InputError(
-      "an indexed job of Kubernetes, whose pods are only found with the package kubernetes: "
+      "the pods of an indexed Kubernetes job can only be found with the package kubernetes: "
       f"install it, or {EXPLICIT}"
     )
   return {}
@@ -114,10 +115,10 @@ def _has_tpu() -> bool:
 
 
 def _metadata(key: str) -> str:
-  """An attribute of this machine on Google's metadata server; empty where there is none."""
+  """Returns an attribute of this machine from Google's metadata server; empty without one."""
   request = urllib.request.Request(_METADATA + key, headers={"Metadata-Flavor": "Google"})
   try:
-    with urllib.request.urlopen(request, timeout=10) as answer:
-      return answer.read().decode()
+    with urllib.request.urlopen(request, timeout=10) as response:
+      return response.read().decode()
   except (urllib.error.URLError, TimeoutError):
     return ""

@@ -1,7 +1,7 @@
-"""How the processes of a run find each other, and how they end together.
+"""Starts and ends the processes of a run together.
 
-Every command that runs on several processes is started once a process, with the same arguments, and calls
-`initialize` before anything touches a device. docs/guides/scale.md has the launch recipes.
+A command that runs on several processes is started once per process, with the same arguments, and
+calls `initialize` before it touches a device. docs/guides/scale.md has the launch recipes.
 """
 
 import argparse
@@ -21,42 +21,44 @@ from input_pipeline.common import errors
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import clusters, watchdog
 
-# Seconds for all processes to come: on a cluster one may have to pull its image first.
+# Seconds to wait for all processes at the start: on a cluster one may have to pull its image first.
 STARTUP = 300
-# Seconds after which JAX takes a process for dead that the watchdog could not watch.
+# Seconds without a heartbeat after which JAX considers a process dead, if the watchdog cannot tell.
 HEARTBEAT = 40
-# Seconds that a process waits at its end for the others to end too.
+# Seconds that a process waits for the others at the end.
 SHUTDOWN = 30
 
 _OPTIONS = ("coordinator_address", "num_processes", "process_id")
-_watchdogs: list[watchdog.ProcessWatchdog] = []  # of this process; at most one
+# Of this process; at most one.
+_watchdogs: list[watchdog.ProcessWatchdog] = []
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options for several processes where no cluster says what they are."""
+  """Adds the options for several processes, for machines without a cluster manager."""
   group = parser.add_argument_group(
     "several processes",
-    "All three or none: Cloud TPU, Slurm, Kubernetes and Open MPI need none, nor does one process.",
+    "All three or none. Not needed on Cloud TPU, Slurm, Kubernetes and Open MPI, nor for a single "
+    "process.",
   )
   group.add_argument(
-    "--coordinator_address", metavar="HOST:PORT", help="of process 0, and any port that is free"
+    "--coordinator_address", metavar="HOST:PORT", help="host of process 0, and any free port"
   )
-  group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-  group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+  group.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+  group.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
 
 
 def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
-  """Joins the other processes of the run; does nothing where there are none.
+  """Joins the other processes of the run; does nothing if there are none.
 
-  When one of them dies later, the others end too: see `watchdog`.
+  If one of them dies later, the others end too: see `watchdog`.
 
   Args:
-    args: with the options of `add_arguments`. Without them the environment decides: see `clusters`.
-    saves_on_sigterm: whether the command watches for SIGTERM, as `preemption.Preemption` does; where not, the signal
-      ends it. With several processes JAX catches it, and nobody else would hear of it.
+    args: the options of `add_arguments`. Without them the environment decides: see `clusters`.
+    saves_on_sigterm: whether the command handles SIGTERM, as `preemption.Preemption` does. If not,
+      the signal ends it: with several processes JAX would otherwise catch it.
 
   Raises:
-    InputError: the options, or what the environment says, cannot be used.
+    InputError: the options or the environment are invalid.
   """
   options = explicit(args)
   host = options["coordinator_address"].rpartition(":")[0].strip("[]") if options else ""
@@ -70,7 +72,7 @@ def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
 
 
 def is_main() -> bool:
-  """Whether this is process 0: the only one that prints, and writes logs."""
+  """Returns whether this is process 0, the only one that prints and writes logs."""
   return jax.process_index() == 0
 
 
@@ -80,7 +82,7 @@ def broadcast_from_main(value: int) -> int:
 
 
 def all_gather_object(value: Any) -> list[Any]:
-  """Returns the values of all processes, in the order of the processes, on each of them; values are JSON."""
+  """Returns the values of all processes, in order, on every process; values are JSON."""
   if jax.process_count() == 1:
     return [value]
   data = json.dumps(value).encode()
@@ -90,11 +92,11 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def run_command(main: Callable[[], None], interrupted: str = "") -> None:
-  """Runs a command as `errors.run_command` does; a process that fails does not wait for the others to end.
+  """Runs a command as `errors.run_command` does, but a process that fails ends without waiting.
 
   Args:
     main: the command.
-    interrupted: what to say after Ctrl-C.
+    interrupted: the message after Ctrl-C.
   """
   try:
     errors.run_command(main, interrupted)
@@ -102,18 +104,18 @@ def run_command(main: Callable[[], None], interrupted: str = "") -> None:
     code = error.code if isinstance(error, SystemExit) else 1
     if not _watchdogs or not code:
       raise
-    defect = not isinstance(error, SystemExit)
-    if defect:
+    is_bug = not isinstance(error, SystemExit)
+    if is_bug:
       traceback.print_exc()
     sys.stdout.flush()
-    _watchdogs[0].fail(code if isinstance(code, int) else 1, follows=defect)
+    _watchdogs[0].fail(code if isinstance(code, int) else 1, may_follow=is_bug)
 
 
 def explicit(args: argparse.Namespace) -> dict[str, Any] | None:
-  """Arguments for `jax.distributed.initialize` from the command line; None where it has none.
+  """Returns the arguments of `jax.distributed.initialize` from the command line; None if not given.
 
   Raises:
-    InputError: some are missing, or cannot be.
+    InputError: some are missing or invalid.
   """
   given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
   if not given:
@@ -121,7 +123,7 @@ def explicit(args: argparse.Namespace) -> dict[str, Any] | None:
   if missing := [f"--{name}" for name in _OPTIONS if name not in given]:
     raise InputError(
       f"--{next(iter(given))} is given without {' and '.join(missing)}: give all three, or none of "
-      "them where a cluster says what they are"
+      "them on a cluster"
     )
   address, count, index = given.values()
   host, _, port = address.rpartition(":")
@@ -141,13 +143,13 @@ def _join(options: dict[str, Any]) -> None:
 
   def give_up() -> None:
     line = (
-      f"error: the processes did not find each other within {STARTUP} s: process 0{where} cannot be reached, or not "
-      "all of them were started"
+      f"error: the processes did not find each other within {STARTUP} s: process 0{where} cannot "
+      "be reached, or not all of them were started"
     )
     os.write(2, f"{line}\n".encode())
     os._exit(1)
 
-  # JAX itself would abort with a stack trace of C++.
+  # JAX itself would abort with a C++ stack trace.
   timer = threading.Timer(STARTUP, give_up)
   timer.daemon = True
   timer.start()
@@ -160,8 +162,8 @@ def _join(options: dict[str, Any]) -> None:
     )
   except (ValueError, RuntimeError) as error:
     raise InputError(
-      f"the processes of this run cannot be joined{where}: {error} "
-      f"(is the port free on process 0? Where the cluster is not understood, {clusters.EXPLICIT})"
+      f"cannot join the processes of this run{where}: {error} (is the port free on process 0? If "
+      f"the cluster is not detected correctly, {clusters.EXPLICIT})"
     ) from error
   finally:
     timer.cancel()

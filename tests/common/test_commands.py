@@ -359,7 +359,7 @@ def test_evaluate_names_what_is_wrong(
     (["--config.epochs=2.0"], r"config\.epochs 2: config\.steps is set too"),
     (["--config.image_size=33"], r"image_size 33 is not a multiple of .*patch_size 8"),
     (["--config.optimizer.schedule=linear"], r"schedule 'linear' is not one of cosine"),
-    (["--config.mesh.fsdp=7"], r"config\.mesh: data -1 x fsdp 7 does not make \d+ device"),
+    (["--config.mesh.fsdp=7"], r"config\.mesh: data -1 x fsdp 7 is not \d+, the number of device"),
     (["--config.vocab_size=100"], r"vocab_size 100 is too small"),
   ],
 )

@@ -216,8 +216,8 @@ def test_when_one_is_gone_the_other_ends_soon_and_says_so(ended, name):
   fate, number, _ = GONE[name]
   gone, other = ended[name][int(number)], ended[name][1 - int(number)]
   assert other.code == 1
-  assert f"error: process {number} of 2 is gone" in other.last_line
-  assert "start the same command on all hosts again" in other.last_line
+  assert f"error: process {number} of 2 died (see its output)" in other.last_line
+  assert "run the same command on all hosts again to resume" in other.last_line
   assert other.seconds - gone.seconds < distributed.HEARTBEAT / 2  # JAX has not noticed yet
   assert gone.code == {"killed": -9, "asked": -15, "raises": 1, "input": 2}[fate]
   if fate not in ("killed", "asked"):

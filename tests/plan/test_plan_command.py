@@ -154,7 +154,7 @@ def test_what_cannot_be_planned_is_told_at_once(arguments, message):
   [
     (["--batch_per_chip", "-1"], "--batch_per_chip -1: it must be at least 0"),
     (["--search", "-2"], "--search -2: it must be at least 0"),
-    (["--config.mesh.fsdp=2"], "config.mesh: data -1 x fsdp 2 does not make 1 devices"),
+    (["--config.mesh.fsdp=2"], "config.mesh: data -1 x fsdp 2 is not 1, the number of devices"),
     (
       ["--config.grad_accum_steps=3"],
       "config.batch_size 8 does not divide by 1 devices times config.grad_accum_steps 3",
