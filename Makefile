@@ -101,14 +101,12 @@ plan: $(LIBTPU)/.installed  ## run the tests with the TPU compiler, in .libtpu/ 
 package:  ## install the package as users do and run --help of every command
 	PYTHON=$(PYTHON) tests/installed.sh
 
-lint: $(READY)  ## run ruff, codespell and pyright
+lint: $(READY)  ## run ruff, codespell and pyright, and check the import rules of pyproject.toml
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(VENV)/bin/codespell
-	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
-
-contracts: $(READY)  ## check the import rules of pyproject.toml
 	$(VENV)/bin/lint-imports --no-logo --no-cache
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
 habits: $(READY)  ## list phrases that are not idiomatic English
 	$(PY) tests/support/habits.py
@@ -146,4 +144,4 @@ clean:  ## remove environments and caches; keeps data/ and runs/
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) site .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow coverage extras beam app page plan package lint contracts habits docs demo pins clean
+.PHONY: help setup test test-slow coverage extras beam app page plan package lint habits docs demo pins clean
