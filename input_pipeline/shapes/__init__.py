@@ -1,1 +1,1 @@
-"""Generated scenes of shapes, with expressions and simulated proposals."""
+"""Generated scenes of shapes, with expressions and a simulated detector."""

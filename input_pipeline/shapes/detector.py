@@ -1,4 +1,4 @@
-"""A simulated instance detector: exact masks in, the masks a real one would have given out."""
+"""A simulated instance detector: turns exact masks into the masks of a real detector."""
 
 import dataclasses
 import math
@@ -15,18 +15,18 @@ MAX_INSTANCES = 12
 
 @dataclasses.dataclass(frozen=True)
 class DetectorNoise:
-  """How far a simulated detector is from perfect. The defaults are the project's difficulty.
+  """Errors of the simulated detector; the defaults define the difficulty of the data set.
 
   Lengths are fractions of the image side (0.01 is about one pixel at 96), rates are probabilities.
 
   Attributes:
     jitter: standard deviation of a mask's shift, per axis.
-    erosion: the outline is moved in or out by up to this much, the same all around.
-    raggedness: standard deviation of the outline's own waviness.
-    miss_rate: an object gets no mask.
-    merge_rate: an object's mask also takes in its nearest neighbour.
-    spurious_rate: expected number of masks an image that belong to nothing.
-    score_noise: standard deviation of a score about the mask's true quality.
+    erosion: maximum uniform shift of the outline, inwards or outwards.
+    raggedness: standard deviation of the outline's waviness.
+    miss_rate: probability that an object has no mask.
+    merge_rate: probability that an object's mask includes its nearest neighbour.
+    spurious_rate: expected number of masks per image that belong to no object.
+    score_noise: standard deviation of a score around the mask's true IoU.
   """
 
   jitter: float = 0.004
@@ -39,45 +39,46 @@ class DetectorNoise:
 
   @classmethod
   def oracle(cls) -> "DetectorNoise":
-    """A perfect detector: exactly the visible masks, all scores 1."""
+    """Returns a perfect detector: exactly the visible masks, all scores 1."""
     return cls(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
   @classmethod
-  def parse(cls, words: str) -> "DetectorNoise":
-    """What `--noise` of `prepare` asks for.
+  def parse(cls, value: str) -> "DetectorNoise":
+    """Parses the value of `prepare --noise`.
 
     Args:
-      words: `default`; `oracle`; `nothing`, which finds nothing at all; `xF`, F times the default's lengths and rates
-        (`x0.5`, `x2`); `missR`, the default but for its rate of misses (`miss0.2`).
+      value: `default`; `oracle`; `nothing`, which detects nothing; `xF`, F times the default lengths
+        and rates (`x0.5`, `x2`); `missR`, the default with the miss rate R (`miss0.2`).
 
     Raises:
       InputError: it is none of these.
     """
-    plain = {
+    presets = {
       "default": cls(),
       "oracle": cls.oracle(),
       "nothing": cls(miss_rate=1.0, spurious_rate=0.0),
     }
-    if words in plain:
-      return plain[words]
-    if words.startswith("x") and 0 <= (factor := _number(words[1:])) < math.inf:
+    if value in presets:
+      return presets[value]
+    if value.startswith("x") and 0 <= (factor := _number(value[1:])) < math.inf:
       scaled = {name: factor * size for name, size in dataclasses.asdict(cls()).items()}
       rates = {name: min(scaled[name], 1.0) for name in ("miss_rate", "merge_rate")}
       return cls(**scaled | rates)
-    if words.startswith("miss") and 0 <= (rate := _number(words[4:])) <= 1:
+    if value.startswith("miss") and 0 <= (rate := _number(value[4:])) <= 1:
       return cls(miss_rate=rate)
     raise InputError(
-      f"--noise {words}: write default, oracle, nothing, x and a factor as in x0.5, or miss and a rate as in miss0.2"
+      f"--noise {value}: use default, oracle, nothing, x with a factor such as x0.5, or miss with a "
+      "rate such as miss0.2"
     )
 
   @property
   def keeps_outlines(self) -> bool:
-    """Whether masks that are found are exact."""
+    """Whether detected masks are exact."""
     return not (self.jitter or self.erosion or self.raggedness)
 
 
 def _number(text: str) -> float:
-  """What a text says; NaN where that is no number."""
+  """Parses a number; returns NaN if it is not one."""
   try:
     return float(text)
   except ValueError:
@@ -89,8 +90,8 @@ def _distort(
 ) -> Bool[np.ndarray, "n h w"]:
   """Shifts masks, moves their outlines in or out, and makes them wavy.
 
-  Each mask is cut out with room to spare, and the pieces are worked on as one tall image: the
-  calls, not the pixels, are what takes the time.
+  Each mask is cropped with a margin, and the crops are processed as a single tall image: the number
+  of calls, not of pixels, dominates the time.
   """
   if noise.keeps_outlines:
     return masks
@@ -104,7 +105,7 @@ def _distort(
     width - columns[:, ::-1].argmax(1) - left,
   )
   cut = int(max(spans[0].max(), spans[1].max())) + 2 * pad
-  # Moved by whole pixels where a piece is put back, by the rest of the way here.
+  # The whole pixels of a shift are applied when a piece is pasted back, the fraction here.
   shift = rng.standard_normal((count, 2)) * (noise.jitter * side)
   whole = np.floor(shift).astype(int).clip(-pad, pad)
   part = (shift - whole).clip(0, 1).astype(np.float32)[:, :, None, None]
@@ -115,8 +116,8 @@ def _distort(
     y, x = max(-y, 0) + 1, max(-x, 0) + 1
     np.multiply(inside, np.uint8(255), out=piece[y : y + inside.shape[0], x : x + inside.shape[1]])
 
-  # A blurred edge is a ramp, so a threshold off one half moves the outline; a threshold that
-  # varies smoothly from place to place makes it wavy without loose pixels.
+  # A blurred edge is a ramp, so a threshold other than one half moves the outline. A threshold that
+  # varies smoothly makes it wavy without isolated pixels.
   reach = max(0.8, 1.3 * (noise.erosion + noise.raggedness) * side)
   tall = Image.fromarray(pieces.reshape(-1, cut + 1))
   soft = np.asarray(tall.filter(ImageFilter.BoxBlur(reach)), np.float32)
@@ -129,10 +130,10 @@ def _distort(
   weight = 0.5 + 0.5 * np.cos(np.pi * np.minimum(abs(place - np.arange(6, dtype=np.float32)), 1))
   outward = weight @ grid @ weight.T
   # The ramp of an edge is as wide as the box, 2 * reach + 1.
-  found = soft > (127.5 - outward * (255 * side / (2 * reach + 1))).clip(20, 235)
+  distorted = soft > (127.5 - outward * (255 * side / (2 * reach + 1))).clip(20, 235)
 
   out = np.zeros_like(masks)
-  for target, piece, (y, x), (dy, dx) in zip(out, found, corners, whole.tolist(), strict=True):
+  for target, piece, (y, x), (dy, dx) in zip(out, distorted, corners, whole.tolist(), strict=True):
     y, x = y + dy, x + dx
     inside = piece[max(-y, 0) : height - y, max(-x, 0) : width - x]
     y, x = max(y, 0), max(x, 0)
@@ -141,7 +142,7 @@ def _distort(
 
 
 def _blob(height: int, width: int, rng: np.random.Generator) -> Bool[np.ndarray, "1 h w"]:
-  """A mask of nothing in particular."""
+  """Returns a random ellipse."""
   x, y, a, b = rng.random(4).tolist()
   x, y, a, b = (
     x * width,
@@ -155,7 +156,7 @@ def _blob(height: int, width: int, rng: np.random.Generator) -> Bool[np.ndarray,
 
 
 def _nearest(masks: Bool[np.ndarray, "n h w"]) -> list[int]:
-  """For each mask the one whose centre is nearest; itself where it is alone."""
+  """Returns, for each mask, the index of the one with the nearest centre; its own if it is alone."""
   covered = masks.astype(np.float32)
   rows, columns = covered.sum(2), covered.sum(1)
   area = np.maximum(rows.sum(1), 1)
@@ -182,11 +183,11 @@ def detect(
   Args:
     visible: exact visible masks of the objects, n >= 1.
     categories: their categories.
-    noise: how far from perfect it is.
-    rng: where the randomness comes from.
+    noise: errors of the detector.
+    rng: source of randomness.
 
   Returns:
-    At most MAX_INSTANCES masks, best score first; none is empty.
+    Up to MAX_INSTANCES non-empty masks, best score first.
   """
   count, height, width = visible.shape
   extra = min(int(rng.poisson(noise.spurious_rate)), MAX_INSTANCES - count)
@@ -195,24 +196,26 @@ def detect(
   fate = rng.random((2, count))
   merged = fate[1] < noise.merge_rate
   neighbours = _nearest(visible) if merged.any() else []
-  found: list[tuple[float, int, np.ndarray]] = []
+  detections: list[tuple[float, int, np.ndarray]] = []
   for index, mask in enumerate(outlines[:count]):
     if fate[0, index] < noise.miss_rate:
       continue
     if merged[index]:
       mask = mask | outlines[neighbours[index]]
-    found.append((_iou(mask, visible[index]), int(categories[index]), mask))
+    detections.append((_iou(mask, visible[index]), int(categories[index]), mask))
   for mask in outlines[count:]:
     category = categories[int(rng.integers(count))]
-    found.append((float(rng.uniform(0.2, 0.6)), int(category), mask))
+    detections.append((float(rng.uniform(0.2, 0.6)), int(category), mask))
 
-  found = [item for item in found if item[2].any()]
-  quality = np.array([item[0] for item in found])
-  scores = np.clip(quality + noise.score_noise * rng.standard_normal(len(found)), 0.01, 1)
+  detections = [item for item in detections if item[2].any()]
+  quality = np.array([item[0] for item in detections])
+  scores = np.clip(quality + noise.score_noise * rng.standard_normal(len(detections)), 0.01, 1)
   order = np.argsort(-scores, kind="stable")
   return records.Instances(
-    masks=np.stack([found[i][2] for i in order]) if found else np.zeros((0, height, width), bool),
+    masks=np.stack([detections[i][2] for i in order])
+    if detections
+    else np.zeros((0, height, width), bool),
     scores=scores[order].astype(np.float32),
-    categories=np.array([found[i][1] for i in order], np.int32),
+    categories=np.array([detections[i][1] for i in order], np.int32),
     source="shapes",
   )

@@ -1,4 +1,4 @@
-"""What an object of a generated scene is, and how it is painted."""
+"""Objects of generated scenes and how they are painted."""
 
 import cmath
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, ImageDraw
 
-# Far apart in hue, so that brightness jitter never makes one look like another.
+# Distinct in hue, so that brightness jitter never makes two look alike.
 COLOURS = {
   "red": (222, 36, 36),
   "orange": (250, 138, 20),
@@ -27,36 +27,52 @@ TEXTURES = ("plain", "striped", "dotted")
 RADII = {"small": (0.086, 0.102), "large": (0.142, 0.176)}
 
 _SUPERSAMPLE = 3
-_TEXTURE_PERIOD = 0.062  # fraction of the image side: 6 pixels at 96
-OUTLINE_REACH = 1.27  # furthest that an outline goes along an axis, in radii
-_HOLE = 0.52  # inner radius of a ring over its outer radius
-# Colours this dark carry light stripes and dots, the others dark ones.
+# Fraction of the image side: 6 pixels at 96.
+_TEXTURE_PERIOD = 0.062
+# Largest extent of an outline along an axis, in radii.
+OUTLINE_REACH = 1.27
+# Inner radius of a ring divided by its outer radius.
+_HOLE = 0.52
+# These dark colours have light stripes and dots, the others dark ones.
 _DARK = ("blue", "purple", "red", "green")
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapeObject:
-  """One object of a scene. Positions and lengths are fractions of the image side."""
+  """An object of a scene. Positions and lengths are fractions of the image side.
+
+  Attributes:
+    shape: one of SHAPES.
+    colour: a key of COLOURS.
+    size: "small" or "large".
+    texture: one of TEXTURES.
+    x: centre, from the left.
+    y: centre, from the top.
+    radius: of the outline.
+    angle: small rotation of the outline, in radians.
+    texture_angle: direction of stripes and rows of dots, in radians.
+    brightness: factor of the colour, about 1.
+  """
 
   shape: str
   colour: str
-  size: str  # "small" or "large"
+  size: str
   texture: str
-  x: float  # centre, from the left
-  y: float  # centre, from the top
+  x: float
+  y: float
   radius: float
-  angle: float  # small tilt of the outline, radians
-  texture_angle: float  # direction of stripes and rows of dots, radians
-  brightness: float  # factor on the colour, about 1
+  angle: float
+  texture_angle: float
+  brightness: float
 
 
 class Painting(NamedTuple):
   """A painted scene.
 
   Attributes:
-    image: the picture.
-    areas: number of pixels each object covers, other objects aside.
-    visible: what is seen of each object; no two overlap.
+    image: the painted image.
+    areas: number of pixels of each object, including hidden ones.
+    visible: the visible part of each object; these do not overlap.
   """
 
   image: UInt8[np.ndarray, "s s 3"]
@@ -88,7 +104,7 @@ def _heart_points() -> np.ndarray:
   return np.stack([x / 15.0, -(y + 2.5) / 14.5], -1)
 
 
-# Outlines for radius 1, about equally large to the eye, as complex numbers x + iy.
+# Outlines of radius 1, of about the same perceived size, as complex numbers x + iy.
 _OUTLINES = {
   name: np.ascontiguousarray(points, np.float64).view(np.complex128)[:, 0]
   for name, points in {
@@ -105,7 +121,7 @@ _OUTLINES = {
 
 
 class _Patch(NamedTuple):
-  """A square part of the image that holds one object, in pixels."""
+  """A square part of the image that contains one object, in pixels."""
 
   left: int
   top: int
@@ -113,12 +129,12 @@ class _Patch(NamedTuple):
 
 
 def _patches(objects: Sequence[ShapeObject], size: int) -> list[_Patch]:
-  """The patch of each object, inside the image."""
+  """Returns the patch of each object, inside the image."""
   patches = []
-  for thing in objects:
-    reach = OUTLINE_REACH * thing.radius * size + 1
+  for obj in objects:
+    reach = OUTLINE_REACH * obj.radius * size + 1
     side = min(int(2 * reach) + 2, size)
-    left, top = int(thing.x * size - reach), int(thing.y * size - reach)
+    left, top = int(obj.x * size - reach), int(obj.y * size - reach)
     patches.append(_Patch(max(0, min(left, size - side)), max(0, min(top, size - side)), side))
   return patches
 
@@ -126,32 +142,32 @@ def _patches(objects: Sequence[ShapeObject], size: int) -> list[_Patch]:
 def _coverage(
   objects: Sequence[ShapeObject], patches: list[_Patch], size: int
 ) -> list[Float32[np.ndarray, "p p"]]:
-  """Share of each pixel that an object's outline covers, in its patch."""
+  """Returns the fraction of each pixel of its patch that an object's outline covers."""
   side = max(patch.side for patch in patches)
-  # All objects on one tall canvas: the calls, not the pixels, are what takes the time.
+  # All objects on a single tall canvas: the number of calls, not of pixels, dominates the time.
   canvas = Image.new("L", (side * _SUPERSAMPLE, side * _SUPERSAMPLE * len(objects)))
   draw = ImageDraw.Draw(canvas)
-  for row, (thing, patch) in enumerate(zip(objects, patches, strict=True)):
-    centre = complex(thing.x * size - patch.left, thing.y * size - patch.top + row * side)
+  for row, (obj, patch) in enumerate(zip(objects, patches, strict=True)):
+    centre = complex(obj.x * size - patch.left, obj.y * size - patch.top + row * side)
     centre = centre * _SUPERSAMPLE - (0.5 + 0.5j)
-    spokes = _OUTLINES[thing.shape] * cmath.rect(thing.radius * size * _SUPERSAMPLE, thing.angle)
+    spokes = _OUTLINES[obj.shape] * cmath.rect(obj.radius * size * _SUPERSAMPLE, obj.angle)
     draw.polygon((spokes + centre).view(np.float64).tolist(), fill=255)
-    if thing.shape == "ring":
+    if obj.shape == "ring":
       draw.polygon((spokes * _HOLE + centre).view(np.float64).tolist(), fill=0)
   cover = np.asarray(canvas.reduce(_SUPERSAMPLE), np.float32) * np.float32(1 / 255)
   cover = cover.reshape(len(objects), side, side)
   return [whole[:side, :side] for whole, (_, _, side) in zip(cover, patches, strict=True)]
 
 
-def _texture(thing: ShapeObject, patch: _Patch, size: int) -> Float32[np.ndarray, "p p"]:
-  """How much of the second colour each pixel of the patch takes, in [0, 1]."""
+def _texture(obj: ShapeObject, patch: _Patch, size: int) -> Float32[np.ndarray, "p p"]:
+  """Returns the weight of the second colour in each pixel of the patch, in [0, 1]."""
   pixels = np.arange(0.5, patch.side, dtype=np.float32)
-  x = pixels[None, :] + (patch.left - thing.x * size)
-  y = pixels[:, None] + (patch.top - thing.y * size)
+  x = pixels[None, :] + (patch.left - obj.x * size)
+  y = pixels[:, None] + (patch.top - obj.y * size)
   step = _TEXTURE_PERIOD * size
-  cos, sin = math.cos(thing.texture_angle), math.sin(thing.texture_angle)
+  cos, sin = math.cos(obj.texture_angle), math.sin(obj.texture_angle)
   u = (x * cos + y * sin) / step
-  if thing.texture == "striped":
+  if obj.texture == "striped":
     edge = step * (np.abs(u - np.floor(u) - 0.5) - 0.28) + 0.5
     return edge.clip(0, 1)
   v = (y * cos - x * sin) / step
@@ -159,28 +175,28 @@ def _texture(thing: ShapeObject, patch: _Patch, size: int) -> Float32[np.ndarray
   return (step * (0.34 - np.sqrt(u * u + v * v)) + 0.5).clip(0, 1)
 
 
-def _colours(thing: ShapeObject, patch: _Patch, size: int) -> Float32[np.ndarray, "..."]:
-  """Colours of the object in its patch, or one colour where it is plain."""
-  base = np.array(COLOURS[thing.colour], np.float32) * np.float32(thing.brightness)
+def _colours(obj: ShapeObject, patch: _Patch, size: int) -> Float32[np.ndarray, "..."]:
+  """Returns the colours of an object in its patch, or a single colour if it is plain."""
+  base = np.array(COLOURS[obj.colour], np.float32) * np.float32(obj.brightness)
   base = base.clip(0, 255)
-  if thing.texture == "plain":
+  if obj.texture == "plain":
     return base
-  second = base + (250 - base) * 0.72 if thing.colour in _DARK else base * 0.36
-  return base + _texture(thing, patch, size)[..., None] * (second - base)
+  second = base + (250 - base) * 0.72 if obj.colour in _DARK else base * 0.36
+  return base + _texture(obj, patch, size)[..., None] * (second - base)
 
 
 def draw_background(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "{size} {size} 3"]:
-  """Draws a dull uneven ground with thin lines and specks, none of which is an object.
+  """Draws a dull, uneven background with thin lines and specks, none of which is an object.
 
   Args:
-    rng: where the randomness comes from.
+    rng: source of randomness.
     size: image side in pixels.
 
   Returns:
     Colours in [0, 255].
   """
   level = rng.uniform(60, 185)
-  # A coarse grid enlarged smoothly gives gradients and patches in one go.
+  # A coarse grid, enlarged smoothly, gives both gradients and patches.
   grid = level + rng.uniform(-30, 30, (3, 3, 1)) + rng.uniform(-9, 9, (3, 3, 3))
   ground = Image.fromarray(grid.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
   draw = ImageDraw.Draw(ground)
@@ -202,14 +218,14 @@ def draw_background(rng: np.random.Generator, size: int) -> Float32[np.ndarray, 
 def paint_scene(
   background: Float32[np.ndarray, "s s 3"], objects: tuple[ShapeObject, ...]
 ) -> Painting:
-  """Paints objects over a background, the first at the back.
+  """Paints objects on a background, the first one at the back.
 
   Args:
     background: colours in [0, 255].
-    objects: what to paint, in order.
+    objects: from back to front.
 
   Returns:
-    The picture and the masks. A pixel belongs to the topmost object that covers over half of it.
+    The image and the masks. A pixel belongs to the topmost object that covers over half of it.
   """
   size = background.shape[0]
   canvas = background.copy()
@@ -217,11 +233,11 @@ def paint_scene(
   areas = []
   patches = _patches(objects, size)
   coverage = _coverage(objects, patches, size)
-  for index, (thing, patch) in enumerate(zip(objects, patches, strict=True)):
+  for index, (obj, patch) in enumerate(zip(objects, patches, strict=True)):
     left, top, side = patch
     box = slice(top, top + side), slice(left, left + side)
     beneath, taken = canvas[box], coverage[index] > 0.5
-    beneath += coverage[index][..., None] * (_colours(thing, patch, size) - beneath)
+    beneath += coverage[index][..., None] * (_colours(obj, patch, size) - beneath)
     areas.append(np.count_nonzero(taken))
     visible[:index, *box] &= ~taken
     visible[index][box] = taken

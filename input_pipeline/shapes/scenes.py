@@ -1,10 +1,10 @@
 """Generated scenes: the data set that needs no download.
 
-A scene is a pure function of (split, seed, index): 3 to 7 objects on a cluttered ground, sentences
-that mean exactly one of them each, and the instance masks of a simulated detector.
+A scene is a pure function of (split, seed, index): 3 to 7 objects on a cluttered background,
+expressions that each mean exactly one of them, and the instance masks of a simulated detector.
 
-- `train`, `val`: all kinds of expression.
-- `testA`: attributes only.  `testB`: superlatives, ordinals and relations only.
+- `train`, `val`: all kinds of expressions.
+- `testA`: attributes only. `testB`: superlatives, ordinals and relations only.
 - `testC`: referents whose pair of colour and shape occurs in no other split.
 """
 
@@ -26,7 +26,7 @@ from input_pipeline.shapes.grammar import Expression
 SPLITS = ("train", "val", "testA", "testB", "testC")
 MIN_SIZE = 32
 
-# Every colour and every shape is held out once, so each is still seen with seven others.
+# Every colour and every shape is held out once, so each still occurs with seven others.
 HELD_OUT = (
   ("red", "heart"),
   ("orange", "square"),
@@ -38,9 +38,10 @@ HELD_OUT = (
   ("pink", "cross"),
 )
 
-# Least share and number of pixels that must be seen of an object.
+# Minimum visible fraction of an object, and minimum visible area as a fraction of the image (55
+# pixels at 96).
 MIN_VISIBLE = 0.65
-_MIN_VISIBLE_AREA = 0.006  # of the image: 55 pixels at 96
+_MIN_VISIBLE_AREA = 0.006
 
 _KINDS = {
   "train": grammar.KINDS,
@@ -57,11 +58,11 @@ class Scene:
   """A generated scene.
 
   Attributes:
-    image: the picture.
-    targets: what is visible of each object; no two overlap.
-    instances: what the simulated detector found.
-    expressions: for each object the sentences that mean it alone; may be empty.
-    objects: the objects, the one at the back first.
+    image: the painted image.
+    targets: the visible part of each object; these do not overlap.
+    instances: masks of the simulated detector.
+    expressions: for each object, the expressions that mean it alone; may be empty.
+    objects: from back to front.
   """
 
   image: UInt8[np.ndarray, "h w 3"]
@@ -76,7 +77,7 @@ def _between(low: float, high: float, draw: float) -> float:
 
 
 def _pairs(split: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-  """Colours and shapes from a small palette, so that objects have much in common."""
+  """Draws colours and shapes from a small palette, so that objects have much in common."""
   colours, shapes = list(COLOURS), list(SHAPES)
   if split != "testC":
     colours = [colours[i] for i in rng.permutation(len(colours))[: rng.integers(2, 4)]]
@@ -85,7 +86,7 @@ def _pairs(split: str, count: int, rng: np.random.Generator) -> list[tuple[str, 
     return [pairs[i] for i in rng.integers(len(pairs), size=count).tolist()]
   held = [HELD_OUT[i] for i in rng.permutation(len(HELD_OUT))[: rng.integers(2, 4)]]
   others = [(c, s) for c, _ in held for _, s in held if (c, s) not in HELD_OUT]
-  # At least two objects can be referents; the others share a colour or a shape with them.
+  # At least two objects may be referents; the others share a colour or a shape with them.
   chosen = [held[0], held[1]]
   for unseen, pick in rng.random((count - 2, 2)).tolist():
     pool = held if unseen < 0.4 else others
@@ -94,14 +95,14 @@ def _pairs(split: str, count: int, rng: np.random.Generator) -> list[tuple[str, 
 
 
 def _place(radii: list[float], rng: np.random.Generator) -> list[tuple[float, float]] | None:
-  """Centres that keep objects inside the image and mostly apart; None where they do not fit."""
+  """Draws centres inside the image and mostly apart; returns None if the objects do not fit."""
   placed = np.zeros((0, 3))
   for radius in radii:
     margin = drawing.OUTLINE_REACH * radius + 0.01
     spots = rng.uniform(margin, 1 - margin, (40, 2))
     gap = np.hypot(spots[:, None, 0] - placed[:, 0], spots[:, None, 1] - placed[:, 1])
     closeness = (gap / (radius + placed[:, 2])).min(1, initial=np.inf)
-    # A third of the objects may overlap others, which hides a part of one of them.
+    # A third of the objects may overlap others, which occludes one of them partly.
     fits = np.flatnonzero(closeness > (0.76 if rng.random() < 0.35 else 1.12))
     if not len(fits):
       fits = np.flatnonzero(closeness > 0.8)
@@ -112,7 +113,7 @@ def _place(radii: list[float], rng: np.random.Generator) -> list[tuple[float, fl
 
 
 def _draw_objects(split: str, rng: np.random.Generator) -> tuple[ShapeObject, ...] | None:
-  """Attributes and positions of a scene's objects; None where they do not fit in the image."""
+  """Draws the objects of a scene; returns None if they do not fit into the image."""
   count = int(rng.integers(3, _MAX_OBJECTS + 1))
   draws = rng.random((count, 6)).tolist()
   sizes = ["large" if draw[0] < 0.45 else "small" for draw in draws]
@@ -138,11 +139,11 @@ def _draw_objects(split: str, rng: np.random.Generator) -> tuple[ShapeObject, ..
   )
 
 
-def _is_seen(painting: drawing.Painting) -> bool:
-  """Whether enough of every object is visible."""
-  enough = _MIN_VISIBLE_AREA * painting.image.shape[0] ** 2
+def _is_visible(painting: drawing.Painting) -> bool:
+  """Returns whether enough of every object is visible."""
+  min_area = _MIN_VISIBLE_AREA * painting.image.shape[0] ** 2
   return all(
-    np.count_nonzero(visible) >= max(enough, MIN_VISIBLE * area)
+    np.count_nonzero(visible) >= max(min_area, MIN_VISIBLE * area)
     for area, visible in zip(painting.areas, painting.visible, strict=True)
   )
 
@@ -153,13 +154,13 @@ def _express(
   visible: Bool[np.ndarray, "n h w"],
   rng: np.random.Generator,
 ) -> tuple[tuple[Expression, ...], ...]:
-  """The split's kinds of sentence for each object that may be a referent in it."""
+  """Returns expressions of the split's kinds for each object that may be a referent in it."""
   writer = grammar.Writer(grammar.observe(objects, visible), rng)
   return tuple(
-    writer.sentences(index, _KINDS[split])
-    if split != "testC" or (thing.colour, thing.shape) in HELD_OUT
+    writer.expressions(index, _KINDS[split])
+    if split != "testC" or (obj.colour, obj.shape) in HELD_OUT
     else ()
-    for index, thing in enumerate(objects)
+    for index, obj in enumerate(objects)
   )
 
 
@@ -168,39 +169,40 @@ def make_scene(
 ) -> Scene:
   """Makes one scene, a pure function of its arguments.
 
-  The picture and the sentences do not depend on `noise`.
+  The image and the expressions do not depend on `noise`.
 
   Args:
-    split: one of SPLITS; splits share no scene.
-    seed: non-negative; another seed is another data set.
+    split: one of SPLITS; splits do not share scenes.
+    seed: non-negative; another seed gives another data set.
     index: non-negative number of the scene in its split.
     size: image side in pixels, at least MIN_SIZE.
-    noise: the simulated detector; None is the default one.
+    noise: errors of the simulated detector; the default ones for None.
 
   Returns:
     A scene with at least one expression.
 
   Raises:
-    errors.InputError: for an unknown split or a size that is too small to show anything.
+    errors.InputError: the split is unknown, the size too small, or seed or index negative.
   """
   if split not in SPLITS:
-    raise errors.InputError(f"shapes: no split {split!r}; there are {', '.join(SPLITS)}")
+    raise errors.InputError(f"shapes: unknown split {split!r}; use one of {', '.join(SPLITS)}")
   if size < MIN_SIZE:
-    raise errors.InputError(f"shapes: size {size} is too small; the least is {MIN_SIZE}")
+    raise errors.InputError(f"shapes: size {size} is too small; the minimum is {MIN_SIZE}")
   if seed < 0 or index < 0:
     raise errors.InputError(f"shapes: seed {seed} and index {index} must not be negative")
   rng = np.random.Generator(np.random.Philox([SPLITS.index(split), seed, index]))
-  while True:  # few draws fail, and each next one is as likely to succeed
+  # Few draws fail, and each is equally likely to succeed.
+  while True:
     objects = _draw_objects(split, rng)
     if objects is None:
       continue
     painting = drawing.paint_scene(drawing.draw_background(rng, size), objects)
-    if not _is_seen(painting):
+    if not _is_visible(painting):
       continue
     expressions = _express(split, objects, painting.visible, rng)
     if any(expressions):
       break
-  categories = np.array([SHAPES.index(thing.shape) for thing in objects], np.int32)
+  categories = np.array([SHAPES.index(obj.shape) for obj in objects], np.int32)
   instances = detector.detect(
     painting.visible, categories, DetectorNoise() if noise is None else noise, rng
   )
@@ -212,18 +214,17 @@ def make_record(
 ) -> records.ImageRecord:
   """Makes one scene as a record; see `make_scene` for the arguments.
 
-  Returns:
-    A record whose refs are the objects with at least one sentence.
+  Its refs are the objects with at least one expression.
   """
   scene = make_scene(split, seed, index, size, noise)
   png = io.BytesIO()
-  # The grain does not compress, so a higher level would cost time and gain little.
+  # The grain does not compress, so a higher level would take time and gain little.
   Image.fromarray(scene.image).save(png, format="PNG", compress_level=1)
   refs = []
-  for number, said in enumerate(scene.expressions):
-    if said:
+  for number, expressions in enumerate(scene.expressions):
+    if expressions:
       ref_id = index * (_MAX_OBJECTS + 1) + number
-      texts = tuple(expression.text for expression in said)
+      texts = tuple(expression.text for expression in expressions)
       refs.append(records.Ref(ref_id, (ref_id,), scene.targets[number], texts))
   return records.ImageRecord(
     image=png.getvalue(),
