@@ -1,13 +1,16 @@
-"""Which parts of MaIL matter: trains the rows of tables, and writes the tables into docs/reports/results.md.
+"""Which parts of MaIL matter.
+
+Trains the rows of tables, and writes the tables into docs/reports/results.md.
 
   python -m input_pipeline.prepare --dataset shapes --data_dir data
   python -m benchmarks.ablate --table modality --data_dir data
   python -m benchmarks.ablate --table all --seeds 3 --budget 48000 --data_dir data
   python -m benchmarks.ablate --table all --only_write
 
-Each run has a core of its own, so as many go on beside each other as there are cores, and leaves a line in
-benchmarks/results/ablation.jsonl; what has a line is not run again, and an interrupted run is resumed. Rows that
-are the same training share it. `--again RUN` repeats a run elsewhere and shows its line next to the earlier one.
+Each run has a core of its own, so as many go on beside each other as there are cores, and leaves a
+line in benchmarks/results/ablation.jsonl; what has a line is not run again, and an interrupted run
+is resumed. Rows that are the same training share it. `--again RUN` repeats a run elsewhere and
+shows its line next to the earlier one.
 """
 
 import argparse

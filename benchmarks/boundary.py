@@ -3,11 +3,11 @@
   python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val
   python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val --sentences 128 --photo 480x640
 
-Runs what the device does of an evaluation, the model included, with boundaries and without them, on the same batches;
-they take turns (A B A B), and the figures are medians over the turns, of wall time and of the time of all cores
-together, which other work on the machine disturbs less. --photo takes every photo to be of that height and width, its
-target stretched to it. Reading the records, which an evaluation does besides, is left out: the share of the whole is
-smaller.
+Runs what the device does of an evaluation, the model included, with boundaries and without them, on
+the same batches; they take turns (A B A B), and the figures are medians over the turns, of wall
+time and of the time of all cores together, which other work on the machine disturbs less. --photo
+takes every photo to be of that height and width, its target stretched to it. Reading the records,
+which an evaluation does besides, is left out: the share of the whole is smaller.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """The same network by several programs, each in a process of its own, that take turns at the same work.
 
-A contestant is started with a folder, finds there what it is to start from (`variables.npz`, which ours writes), and
-answers commands, one line of JSON each. While one works the others wait and take no core.
+A contestant is started with a folder, finds there what it is to start from (`variables.npz`, which
+ours writes), and answers commands, one line of JSON each. While one works the others wait and take
+no core.
 """
 
 import argparse
@@ -58,7 +59,7 @@ class Contest:
   serve_peer: Callable[[str, ConfigDict, str], None]
 
   def main(self, argv: list[str] | None = None) -> None:
-    """The command: measures everyone at every batch size and prints the table; or is one of the contestants."""
+    """Runs the command: measures every contestant and prints the table, or acts as one of them."""
     parser = argparse.ArgumentParser(
       description=self.describe, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -237,7 +238,10 @@ def open_peer(name: str, config: ConfigDict, folder: str) -> tuple[Any, Any, str
 def serve(
   start: Callable[[], Any], run: Callable[[], Any], finish: Callable[[Any], Any], memory: PeakMemory
 ) -> None:
-  """Answers what `Contest` asks: `start` gives what is compared, `run` is what is timed, `finish` waits for it."""
+  """Answers what `Contest` asks.
+
+  `start` gives what is compared, `run` is what is timed, `finish` waits for it.
+  """
 
   def first() -> Any:
     answer = start()
@@ -264,8 +268,8 @@ def answer_commands(commands: dict[str, Callable[..., Any]]) -> None:
 def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: int) -> float:
   """Seconds that one of several runs in a row takes; the last is waited for.
 
-  One more goes before them and is not counted: while others had their turns the system took back what this program had
-  freed, and neither training nor serving waits between runs.
+  One more goes before them and is not counted: while others had their turns the system took back
+  what this program had freed, and neither training nor serving waits between runs.
   """
   finish(run())
   began = time.perf_counter()
@@ -285,7 +289,10 @@ def jax_memory() -> PeakMemory:
 
 
 def make_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
-  """A batch as the loader makes it: photos of noise, boxes as instances, one of them the target, full sentences."""
+  """A batch as the loader makes it.
+
+  Photos of noise, boxes as instances, one of them the target, full sentences.
+  """
   rng, size = np.random.default_rng(0), config.image_size
   groups = bit_planes.num_planes(config.max_instances)
   planes = np.zeros((batch_size, groups, size, size), np.uint16)

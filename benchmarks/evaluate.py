@@ -2,9 +2,9 @@
 
   python -m benchmarks.evaluate --config configs/demo.py --data_dir data --data shapes/val --sentences 512
 
-Runs the evaluation from the records to the metrics, and then the same compiled function on the same batches, which lie
-on the device already: what that takes is the model's. They take turns (A B A B); the figures are medians over the
-turns. The weights are random; the time does not depend on them.
+Runs the evaluation from the records to the metrics, and then the same compiled function on the same
+batches, which lie on the device already: what that takes is the model's. They take turns (A B A B);
+the figures are medians over the turns. The weights are random; the time does not depend on them.
 """
 
 import argparse

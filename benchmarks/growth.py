@@ -3,8 +3,9 @@
   python -m benchmarks.growth --batch_size 1 --config.image_size=384 --config.model.dtype=float32
   python -m benchmarks.growth --train --batch_size 4 --config.image_size=384 --config.model.dtype=float32
 
-One thing at a time is changed in the config. What is changed and the config itself take turns (A B A B) in one process;
-the figures are medians over the turns, and the ratios are those within a turn. The weights are random.
+One thing at a time is changed in the config. What is changed and the config itself take turns (A B
+A B) in one process; the figures are medians over the turns, and the ratios are those within a turn.
+The weights are random.
 """
 
 import argparse

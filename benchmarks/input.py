@@ -4,11 +4,12 @@
   python -m benchmarks.input --data_dir data --dataset refcoco_unc --vocab vocab.txt --annotations instances.json
 
 `--dataset shapes` reads generated scenes. The peer is `benchmarks/torch_input.py`; it needs torch,
-opencv-python-headless and transformers, and without them only ours is measured. It reads the same photos as files,
-targets as polygons where --annotations has them and as run lengths elsewhere, instance masks as run lengths. Before
-anything is timed the two must agree: tokens, and masks and targets of the original size, exactly; resized, but for
-MASK_TOLERANCE of the pixels, where a centre falls between two and OpenCV takes the other; photos on average within
-PHOTO_TOLERANCE levels of 255, because OpenCV's bilinear filter is not antialiased. Then they take turns.
+opencv-python-headless and transformers, and without them only ours is measured. It reads the same
+photos as files, targets as polygons where --annotations has them and as run lengths elsewhere,
+instance masks as run lengths. Before anything is timed the two must agree: tokens, and masks and
+targets of the original size, exactly; resized, but for MASK_TOLERANCE of the pixels, where a centre
+falls between two and OpenCV takes the other; photos on average within PHOTO_TOLERANCE levels of
+255, because OpenCV's bilinear filter is not antialiased. Then they take turns.
 """
 
 import argparse

@@ -3,8 +3,8 @@
   python -m benchmarks.kernels --batch_size 32
   python -m benchmarks.kernels --batch_size 4 --by part --config.image_size=384 --config.model.dtype=float32
 
-Profiles a few steps with JAX's profiler and adds up what ran on the device. On CPUs several run at once, so that the
-sum may exceed the time of the step.
+Profiles a few steps with JAX's profiler and adds up what ran on the device. On CPUs several run at
+once, so that the sum may exceed the time of the step.
 """
 
 import argparse
@@ -31,8 +31,8 @@ KINDS = (
   ("reductions", r"reduce"),
   ("other fusions", r"fusion|loop|input|wrapped"),
 )
-# The first that is found in where a kernel is from decides: the path of the operation that it computes, as JAX
-# writes it into the program.
+# The first that is found in where a kernel is from decides: the path of the operation that it
+# computes, as JAX writes it into the program.
 PARTS = (
   ("decoder", r"decode"),
   ("encoder: products of qkv, out and the MLP", r"encoder.*/(qkv|out|mlp_\w+)/.*dot_general"),
@@ -49,7 +49,10 @@ def kind_of(kernel: str) -> str:
 
 
 def origins(program: str) -> dict[str, str]:
-  """Where each kernel of a compiled program is from: the path of its operation, empty where it says none."""
+  """Where each kernel of a compiled program is from.
+
+  The path of its operation, empty where it says none.
+  """
   named = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE)
   return {
     name: found[1] if (found := re.search(r'op_name="([^"]*)"', rest)) else ""
@@ -75,7 +78,8 @@ def kernels(folder: str) -> dict[str, tuple[float, int]]:
       if on_device and not re.search(r"Stream|XLA Ops", line.name):
         continue
       for event in line.events:
-        # On CPUs the host's own events are between those of the kernels, which are named as in the program.
+        # On CPUs the host's own events are between those of the kernels, which are named as in the
+        # program.
         if on_device or re.fullmatch(r"[a-z][a-z_\-]*(\.\d+)?", event.name):
           seconds, calls = found[event.name]
           found[event.name] = seconds + event.duration_ns / 1e9, calls + 1

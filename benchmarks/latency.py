@@ -3,9 +3,9 @@
   python -m benchmarks.latency --checkpoint runs/demo
   python -m benchmarks.latency --config configs/refcoco.py:unc --config.model.dtype=float32 --rounds 5
 
-`Segmenter` and ONNX Runtime with the same model, exported, and the same preparation take turns on the same photos;
-their masks must agree before anything is timed. With --config the weights are random, which changes no time.
-Needs onnx and onnxruntime (`make extras`).
+`Segmenter` and ONNX Runtime with the same model, exported, and the same preparation take turns on
+the same photos; their masks must agree before anything is timed. With --config the weights are
+random, which changes no time. Needs onnx and onnxruntime (`make extras`).
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
   python -m benchmarks.loop --config configs/demo.py --steps 200
 
-Trains as `mail_jax.train` does, logging and metrics included, on a batch that lies in the memory of the host, and then
-calls the same compiled step with nothing around it, on the same batch on the device. They take turns (A B A B); the
-figures are medians over the turns. Compiling, evaluations and checkpoints are left out.
+Trains as `mail_jax.train` does, logging and metrics included, on a batch that lies in the memory of
+the host, and then calls the same compiled step with nothing around it, on the same batch on the
+device. They take turns (A B A B); the figures are medians over the turns. Compiling, evaluations
+and checkpoints are left out.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
   python -m benchmarks.new_tokens --checkpoint vilt-b32-mlm
 
-One row a way to start them. Generated scenes with their instance masks, resized to --image_size; z_I and z_L with mask
-tokens against z_I and z_L without: the mean over tokens of |z' - z| / |z - mean z|. 0 is no change, 1 is as much as
-the tokens differ among each other.
+One row a way to start them. Generated scenes with their instance masks, resized to --image_size;
+z_I and z_L with mask tokens against z_I and z_L without: the mean over tokens of |z' - z| / |z -
+mean z|. 0 is no change, 1 is as much as the tokens differ among each other.
 """
 
 import argparse
@@ -99,7 +99,8 @@ def starts(
   position = {"mask/position": fitted["image/position"][1:]}
   kernel = np.zeros(shapes_of["mask/patches/kernel"], np.float32)
   of_image = fitted["image/patches/kernel"]
-  # Pixels row by row, channels last: one grey value for the three colours, the mean of all masks for the grey value.
+  # Pixels row by row, channels last: one grey value for the three colours, the mean of all masks
+  # for the grey value.
   grey = of_image.reshape(-1, 3, of_image.shape[1]).sum(1)
   grey = np.repeat(grey / MAX_INSTANCES, MAX_INSTANCES, axis=0)
   picture = {"mask/patches/kernel": grey, "mask/patches/bias": fitted["image/patches/bias"]}

@@ -1,6 +1,7 @@
 """Comparisons in one run: who runs when, what the machine is, and how the figures are written down.
 
-What is compared takes turns (A B A B ...), so that other load on the machine affects all of them alike.
+What is compared takes turns (A B A B ...), so that other load on the machine affects all of them
+alike.
 """
 
 import importlib.metadata

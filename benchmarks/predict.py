@@ -2,10 +2,10 @@
 
   python -m benchmarks.predict --batch_size 1 8 --config.image_size=384 --config.model.dtype=float32
 
-From a batch on the device to logits; each is waited for, so that a batch of 1 gives the latency. Ours and each peer
-have the same weights and inputs; their logits must agree before anything is timed. They take turns (A B A B), and the
-figures are medians over the turns. `--peers` are the twin of `benchmarks/torch_twin.py`; compiled, it uses CUDA graphs
-on GPUs.
+From a batch on the device to logits; each is waited for, so that a batch of 1 gives the latency.
+Ours and each peer have the same weights and inputs; their logits must agree before anything is
+timed. They take turns (A B A B), and the figures are medians over the turns. `--peers` are the twin
+of `benchmarks/torch_twin.py`; compiled, it uses CUDA graphs on GPUs.
 """
 
 import jax

@@ -2,9 +2,10 @@
 
   python -m benchmarks.prepare --images train2014 --annotations instances_train2014.json --repeat 1 10
 
-A data set in RefCOCO's layout is made of all photos that have objects, with up to three refs each, once for each
---repeat: so many copies of the set, under other ids. One row each; seconds are those of the whole command, starting
-included, memory is what its processes hold at once, and the most that one worker holds.
+A data set in RefCOCO's layout is made of all photos that have objects, with up to three refs each,
+once for each --repeat: so many copies of the set, under other ids. One row each; seconds are those
+of the whole command, starting included, memory is what its processes hold at once, and the most
+that one worker holds.
 """
 
 import argparse
@@ -30,7 +31,10 @@ _SAMPLE_EVERY = 0.1  # seconds
 
 
 def _put(photo: pathlib.Path, place: pathlib.Path) -> None:
-  """A second name of the file, without a copy where the file system allows it; links out of the folder are refused."""
+  """A second name of the file, without a copy where the file system allows it.
+
+  Links out of the folder are refused.
+  """
   try:
     os.link(photo, place)
   except OSError:

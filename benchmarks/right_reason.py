@@ -2,8 +2,8 @@
 
   python -m benchmarks.right_reason --checkpoint runs/demo --data_dir data --data shapes/val
 
-One row a condition; docs/reports/results.md says how to read them. Exact masks of generated scenes are
-prepared apart, and then given with --oracle_data_dir data_oracle:
+One row a condition; docs/reports/results.md says how to read them. Exact masks of generated scenes
+are prepared apart, and then given with --oracle_data_dir data_oracle:
 
   python -m input_pipeline.prepare --dataset shapes --data_dir data_oracle --train_scenes 1 --noise oracle
 """

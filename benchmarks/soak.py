@@ -1,11 +1,14 @@
-"""Whether a run that goes on for hours stays as it was: memory, open files, threads, programs compiled.
+"""Whether a run that goes on for hours stays as it was.
+
+Memory, open files, threads, programs compiled.
 
   python -m benchmarks.soak --data_dir data --workdir runs/soak --minutes 120 --json soak.jsonl --picture soak.svg
 
-Trains as `mail_jax.train` does, in this process, and looks at it every few seconds, in any phase, and after
-each checkpoint, when no step is under way: then what is allocated is what the run holds (glibc's `mallinfo2`). The rest
-of the resident memory comes and goes with the steps. The minutes before `--warm_up` are drawn and not counted. With a
-FILE of `--json` that a run wrote, `--only_draw` draws it again.
+Trains as `mail_jax.train` does, in this process, and looks at it every few seconds, in any phase,
+and after each checkpoint, when no step is under way: then what is allocated is what the run holds
+(glibc's `mallinfo2`). The rest of the resident memory comes and goes with the steps. The minutes
+before `--warm_up` are drawn and not counted. With a FILE of `--json` that a run wrote,
+`--only_draw` draws it again.
 """
 
 import argparse
@@ -113,7 +116,10 @@ def allocated_mb() -> float:
 
 
 def look_after_each_checkpoint(watch: Watch) -> None:
-  """Makes every run of this process look when it has saved: the state has been fetched, so no step is under way."""
+  """Makes every run of this process look when it has saved.
+
+  The state has been fetched, so no step is under way.
+  """
   save = checkpoint.Checkpoints.save
 
   @functools.wraps(save)

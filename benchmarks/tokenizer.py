@@ -2,9 +2,9 @@
 
   python -m benchmarks.tokenizer --vocab vocab.txt --expressions refcoco_val.json.gz refcocog_umd_val.json.gz
 
-Expressions are JSON files, gzipped or not, as RefCOCO's toolkits export them ({"refs": [{"sent": ...}, ...]}), or text
-files with one expression a line. Where `transformers` is installed, its two BertTokenizers are timed in the same run,
-and must give the same ids.
+Expressions are JSON files, gzipped or not, as RefCOCO's toolkits export them ({"refs": [{"sent":
+...}, ...]}), or text files with one expression a line. Where `transformers` is installed, its two
+BertTokenizers are timed in the same run, and must give the same ids.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """What PyTorch programs for referring segmentation do to a sample, for `benchmarks.input` to compare with.
 
-As the loaders of LAVT (data/dataset_refer_bert.py) and CRIS (utils/dataset.py): the photo by OpenCV, the target by
-pycocotools, words that a BertTokenizer made beforehand, workers that are processes. Instance masks, which those two
-do not read, are decoded and resized in the same way. Needs torch, opencv-python-headless and transformers.
+As the loaders of LAVT (data/dataset_refer_bert.py) and CRIS (utils/dataset.py): the photo by
+OpenCV, the target by pycocotools, words that a BertTokenizer made beforehand, workers that are
+processes. Instance masks, which those two do not read, are decoded and resized in the same way.
+Needs torch, opencv-python-headless and transformers.
 """
 
 import dataclasses

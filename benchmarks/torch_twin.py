@@ -1,8 +1,11 @@
 # ruff: noqa: D102  (forward() is what its class says)
-"""MaIL in PyTorch, as its users would write it today: what our speed is measured against, and nothing else.
+"""MaIL in PyTorch, as its users would write it today.
 
-The transformer is that of `transformers`' ViLT with PyTorch's fused attention; the rest is `torch.nn`, channels first.
-`torch_weights.load` gives it our parameters; then both compute the same (`tests/benchmarks/test_torch_twin.py`).
+What our speed is measured against, and nothing else.
+
+The transformer is that of `transformers`' ViLT with PyTorch's fused attention; the rest is
+`torch.nn`, channels first. `torch_weights.load` gives it our parameters; then both compute the same
+(`tests/benchmarks/test_torch_twin.py`).
 """
 
 import math
@@ -18,7 +21,8 @@ from transformers.models.vilt.modeling_vilt import ViltLayer, ViltSelfAttention 
 
 from input_pipeline.preprocess import bit_planes
 
-# As in `mail_jax.models`: resolutions of an instance's views, octaves of its box, kinds of neighbours.
+# As in `mail_jax.models`: resolutions of an instance's views, octaves of its box, kinds of
+# neighbours.
 CROP, FRAME, PIXELS, OCTAVES = 16, 12, 8, 5
 HEADS, HEAD_WIDTH, MOST = 8, 16, 3
 
@@ -60,7 +64,10 @@ class Encoder(nn.Module):
 
 
 class InstanceEmbedding(nn.Module):
-  """One token an instance: its crop, its box, its full-frame view, what is seen in it, and its neighbours."""
+  """One token an instance.
+
+  Its crop, its box, its full-frame view, what is seen in it, and its neighbours.
+  """
 
   def __init__(self, width: int):
     super().__init__()
@@ -346,7 +353,10 @@ class Training:
 
 
 class OneDNNLinear(nn.Linear):
-  """A linear layer as a 1x1 convolution, which PyTorch gives to oneDNN: on some CPUs its MKL is slower."""
+  """A linear layer as a 1x1 convolution, which PyTorch gives to oneDNN.
+
+  On some CPUs its MKL is slower.
+  """
 
   def forward(self, input: torch.Tensor) -> torch.Tensor:
     rows = input.reshape(1, -1, input.shape[-1], 1).transpose(1, 2)

@@ -2,10 +2,11 @@
 
   python -m benchmarks.train_step --batch_size 4 --config.image_size=384 --config.model.dtype=float32
 
-Ours and each peer start from the same weights and get the same batch; their losses must agree before anything is timed.
-Then they take turns (A B A B), and the figures are medians over the turns. A step is all of it: losses, gradients,
-clipping, AdamW and the moving average. `--peers` are the twin of `benchmarks/torch_twin.py`, eager, compiled, and on
-CPUs with its linear layers through oneDNN. All of them use a GPU if there is one.
+Ours and each peer start from the same weights and get the same batch; their losses must agree
+before anything is timed. Then they take turns (A B A B), and the figures are medians over the
+turns. A step is all of it: losses, gradients, clipping, AdamW and the moving average. `--peers` are
+the twin of `benchmarks/torch_twin.py`, eager, compiled, and on CPUs with its linear layers through
+oneDNN. All of them use a GPU if there is one.
 """
 
 from typing import Any

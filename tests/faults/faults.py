@@ -1,4 +1,7 @@
-"""The faults, each with the outcome that is promised: functions of a place and of chance that return it in words."""
+"""The faults, each with the outcome that is promised.
+
+Functions of a place and of chance that return it in words.
+"""
 
 import pathlib
 import random
@@ -67,7 +70,10 @@ def truncated_records(place: Place, chance: random.Random) -> str:
 
 
 def skipped_records(place: Place, chance: random.Random) -> str:
-  """Damaged training records with `on_error = "skip"`; killed, and the same command again, beside a run that is not."""
+  """Damaged training records with `on_error = "skip"`.
+
+  Killed, and the same command again, beside a run that is not.
+  """
   data, logs = place.copied_data(), []
   path = shard(data, "train")
   lost = chance.sample(shard_damage.spans(path), chance.randint(1, 3))
@@ -93,7 +99,7 @@ def skipped_records(place: Place, chance: random.Random) -> str:
 
 
 def flipped_evaluation(place: Place, chance: random.Random) -> str:
-  """A bit of a record that judges the model is another one; skipping is asked for, and never done here."""
+  """Flips a bit of an evaluation record: it is never skipped, though skipping is on."""
   data = place.copied_data()
   path = shard(data, "val")
   shard_damage.flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
@@ -133,7 +139,10 @@ def all_checkpoints_damaged(place: Place, chance: random.Random) -> str:
 
 
 def full_disk(place: Place, chance: random.Random) -> str:
-  """The file system of the workdir fills up; then there is room again, and the same command goes on."""
+  """The file system of the workdir fills up.
+
+  Then there is room again, and the same command goes on.
+  """
   disk = place.new()
   with small_disk.mounted(disk, megabytes=16) as is_there:
     if not is_there:

@@ -1,4 +1,7 @@
-"""Where faults are tried: data, an undisturbed run and a half-done one, and commands that may not hang."""
+"""Where faults are tried.
+
+Data, an undisturbed run and a half-done one, and commands that may not hang.
+"""
 
 import contextlib
 import ctypes
@@ -45,7 +48,10 @@ class Ended:
   err: str
 
   def refused(self, *words: str) -> str:
-    """Checks that it ended with one clear line, which has these words, and exit code 2; returns the line."""
+    """Checks that it ended with one clear line, which has these words, and exit code 2.
+
+    Returns the line.
+    """
     lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
     check(self.code == 2, f"exit code {self.code} instead of 2: {self.err[-2000:]}")
     check(len(lines) == 1, f"{len(lines)} lines of error: {self.err[-2000:]}")

@@ -1,4 +1,7 @@
-"""A line of a user's own data: a line, or what is wrong with it; its masks are masks, or what is wrong with them."""
+"""A line of a user's own data.
+
+A line, or what is wrong with it; its masks are masks, or what is wrong with them.
+"""
 
 import json
 import pathlib

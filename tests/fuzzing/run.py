@@ -4,8 +4,9 @@
     python tests/fuzzing/run.py segmentations --seconds 600
     python tests/fuzzing/run.py refs --replay
 
-The corpus is kept (--corpus) and gone on with. A finding ends the run: its bytes lie there as crash-*, and become a
-test with small bytes. The last line counts executions, and the lines of the code under test that the corpus reaches.
+The corpus is kept (--corpus) and gone on with. A finding ends the run: its bytes lie there as
+crash-*, and become a test with small bytes. The last line counts executions, and the lines of the
+code under test that the corpus reaches.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""Every fault ends as it was promised: `python -m tests.faults`, for a short and for a long time."""
+"""Every fault ends as it was promised.
+
+`python -m tests.faults`, for a short and for a long time.
+"""
 
 import os
 import subprocess

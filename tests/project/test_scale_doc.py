@@ -1,4 +1,7 @@
-"""docs/guides/scale.md: what it tells people to type is what the commands, bash and Kubernetes understand."""
+"""docs/guides/scale.md.
+
+What it tells people to type is what the commands, bash and Kubernetes understand.
+"""
 
 import argparse
 import itertools
@@ -28,7 +31,8 @@ MANIFESTS = [
 ]
 ENDS = {"&", "&&", "|", ";", "||"}
 
-# The fields of the APIs that the page uses, from their references: jobset.x-k8s.io/v1alpha2, batch/v1, core/v1.
+# The fields of the APIs that the page uses, from their references: jobset.x-k8s.io/v1alpha2,
+# batch/v1, core/v1.
 FIELDS = {
   "JobSet": {"apiVersion", "kind", "metadata", "spec"},
   "JobSet.spec": {"failurePolicy", "replicatedJobs", "successPolicy", "network", "suspend"},

@@ -1,4 +1,7 @@
-"""What the site adds to the pages: config keys, commands, names of the Python API, a place in the menu."""
+"""What the site adds to the pages.
+
+Config keys, commands, names of the Python API, a place in the menu.
+"""
 
 import pathlib
 import re

@@ -1,4 +1,7 @@
-"""Servers that speak as Google's and Amazon's storage do: `python tests/support/bucket_servers.py NAME PORT [MORE]`."""
+"""Servers that speak as Google's and Amazon's storage do.
+
+`python tests/support/bucket_servers.py NAME PORT [MORE]`.
+"""
 
 import http.client
 import pathlib

@@ -1,4 +1,7 @@
-"""What is done to checkpoints by processes of their own: `python tests/support/checkpoint_programs.py NAME FOLDER`."""
+"""What is done to checkpoints by processes of their own.
+
+`python tests/support/checkpoint_programs.py NAME FOLDER`.
+"""
 
 import functools
 import os
@@ -96,7 +99,10 @@ def fill_the_disk(folder: pathlib.Path) -> None:
 
 
 def share(_: pathlib.Path) -> None:
-  """One of two processes with four devices each: they save, one finds damage, and both go on from the same step."""
+  """One of two processes with four devices each.
+
+  They save, one finds damage, and both go on from the same step.
+  """
   place, process, address = sys.argv[2], int(sys.argv[3]), sys.argv[4]  # the place may be a bucket
   jax.distributed.initialize(address, 2, process)
   assert (jax.process_count(), jax.device_count()) == (2, 8)

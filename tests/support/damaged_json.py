@@ -13,7 +13,8 @@ _GONE = object()
 def variants(content: Any, every: int = 1) -> Iterator[tuple[str, Any]]:
   """Yields (what was done, a copy of the content) for each place in it and each thing that is there instead, or not.
 
-  Of lists the first three elements are places. `every` takes one of so many; an odd number takes all things in turn.
+  Of lists the first three elements are places. `every` takes one of so many; an odd number takes
+  all things in turn.
   """
   return itertools.islice(_variants(content), 0, None, every)
 

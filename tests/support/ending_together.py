@@ -1,7 +1,10 @@
-"""A process that meets others, of which one may fail: `python tests/support/ending_together.py FATE NUMBER DEED`.
+"""A process that meets others, of which one may fail.
 
-The process of that number meets its fate: it is `killed`, or `asked` to end, `raises`, finds the `input` bad, is `late`
-with its end, or `well`. The others are `busy` on the host, or `wait` for it in a collective.
+`python tests/support/ending_together.py FATE NUMBER DEED`.
+
+The process of that number meets its fate: it is `killed`, or `asked` to end, `raises`, finds the
+`input` bad, is `late` with its end, or `well`. The others are `busy` on the host, or `wait` for it
+in a collective.
 """
 
 import argparse

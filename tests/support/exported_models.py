@@ -22,7 +22,10 @@ MARGIN = 1e-4
 
 
 def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-  """A batch of noise with rectangles for instances; the first example has none, the last one all slots full."""
+  """A batch of noise with rectangles for instances.
+
+  The first example has none, the last one all slots full.
+  """
   rng = np.random.default_rng(seed)
   size, slots = config.image_size, config.max_instances
   boxes = [tiny_model.random_boxes(rng, slots, size) for _ in range(count)]
@@ -81,7 +84,10 @@ def edit_config(folder: pathlib.Path, **changes: dict[str, Any]) -> None:
 
 
 def run_script(script: pathlib.Path, *arguments: str, cwd: pathlib.Path) -> str:
-  """Runs a script of an exported folder as a user does who has none of our packages; returns what it prints."""
+  """Runs a script of an exported folder as a user does who has none of our packages.
+
+  Returns what it prints.
+  """
   environment = {"PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
   for package in ("mail_jax", "input_pipeline"):
     probe = subprocess.run(

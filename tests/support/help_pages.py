@@ -28,7 +28,10 @@ def main_of(module: str) -> Main:
 
 @contextlib.contextmanager
 def _stopped(seen: list[Any], parse: bool) -> Iterator[None]:
-  """Commands end with `_ParsedError` where they would begin to work; what they parsed is in `seen`."""
+  """Commands end with `_ParsedError` where they would begin to work.
+
+  What they parsed is in `seen`.
+  """
   original, depth = argparse.ArgumentParser.parse_known_args, []
 
   def patched(self, args=None, namespace=None, **more):

@@ -81,7 +81,10 @@ def _cells(row: str) -> list[str]:
 
 
 def check_needs_nothing(page: str) -> list[tuple[int, int]]:
-  """Asserts that a page is whole, loads nothing and allows nothing else; returns the sizes of its pictures."""
+  """Asserts that a page is whole, loads nothing and allows nothing else.
+
+  Returns the sizes of its pictures.
+  """
   assert "http://" not in page
   assert "https://" not in page
   assert "url(" not in page

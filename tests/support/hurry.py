@@ -3,7 +3,8 @@
 import importlib.metadata
 
 OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
-# From JAX 0.11 on there is nothing but fusion emitters. Where Apache Beam is tested there is no JAX.
+# From JAX 0.11 on there is nothing but fusion emitters. Where Apache Beam is tested there is no
+# JAX.
 try:
   _jaxlib = importlib.metadata.version("jaxlib")
 except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,6 @@
-"""The models in `tests/data`, made once, by the first version that exported any: `python tests/support/kept_models.py`.
+"""The models in `tests/data`, made once, by the first version that exported any.
+
+`python tests/support/kept_models.py`.
 
 They are never written again: later versions must still read them. `make` shows how they were made.
 """

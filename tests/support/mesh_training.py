@@ -1,7 +1,7 @@
 """Twenty training steps on meshes of any shape, in one process or in several.
 
-`python tests/support/mesh_training.py FOLDER [--process I/N --port PORT] 8x1 2x4` writes the results to FOLDER/8x1.npz
-and so on; with several processes the first one writes.
+`python tests/support/mesh_training.py FOLDER [--process I/N --port PORT] 8x1 2x4` writes the
+results to FOLDER/8x1.npz and so on; with several processes the first one writes.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from mail_jax.distributed import sharding
 from mail_jax.models.parameters import path_name
 from mail_jax.train.program import Program, build_program
 
-# Word embeddings of 2 MB: large enough to be cut over the axis `fsdp`, as are the wider layers of the encoder.
+# Word embeddings of 2 MB: large enough to be cut over the axis `fsdp`, as are the wider layers of
+# the encoder.
 VOCAB = 2**12
 STEPS, BATCH, PEAK = 20, 16, 2e-4
 
@@ -27,9 +28,11 @@ def make_config(data: int = -1, fsdp: int = 1, **changes) -> ConfigDict:
   config.batch_size = BATCH
   config.mesh.update(data=data, fsdp=fsdp)
   config.augment.update(instance_dropout=0.2, all_instances_dropout=0.2)
-  # With seed 0 the input of a ReLU in step 11 is zero but for rounding, and on eight devices it goes the other way.
+  # With seed 0 the input of a ReLU in step 11 is zero but for rounding, and on eight devices it
+  # goes the other way.
   config.seed = 1
-  # Adam makes whole steps of gradients that are zero but for rounding unless its epsilon is well above them.
+  # Adam makes whole steps of gradients that are zero but for rounding unless its epsilon is well
+  # above them.
   config.optimizer.update(eps=1e-4, clip=1.0)
   config.update(changes)
   return config
@@ -59,7 +62,9 @@ def make_batch(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
 
 
 def train(config: ConfigDict, text: bool = False) -> dict[str, np.ndarray]:
-  """Trains on all devices; returns metrics and variables, and the bytes that a device holds of the state.
+  """Trains on all devices.
+
+  Returns metrics and variables, and the bytes that a device holds of the state.
 
   With `text` also the training step as it goes to the compiler and as it comes out.
   """

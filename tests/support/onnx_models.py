@@ -1,4 +1,7 @@
-"""ONNX models of a few nodes, written by hand: a model is a protocol buffer, and these need five of its messages."""
+"""ONNX models of a few nodes, written by hand.
+
+A model is a protocol buffer, and these need five of its messages.
+"""
 
 import dataclasses
 import pathlib
@@ -34,7 +37,10 @@ def write(
   constants: dict[str, tuple[int, Sequence[float]]] | None = None,
   metadata: dict[str, str] | None = None,
 ) -> str:
-  """Writes a model; constants are name: (element type, values), of no dimension where there is one value."""
+  """Writes a model; constants are name.
+
+  (element type, values), of no dimension where there is one value.
+  """
   graph = b"".join(
     [
       *(_message(1, _node(node)) for node in nodes),

@@ -55,7 +55,10 @@ def make_boxes(rng: np.random.Generator, count: int, height: int, width: int) ->
 
 
 def random_records(count: int, seed: int = 0) -> list[records.ImageRecord]:
-  """Images whose targets are their instances, some of them damaged; some images have no instance."""
+  """Images whose targets are their instances, some of them damaged.
+
+  Some images have no instance.
+  """
   rng = np.random.default_rng(seed)
   made = []
   for image_id in range(count):

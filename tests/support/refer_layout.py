@@ -101,7 +101,10 @@ def make_layout(folder: pathlib.Path, dataset: str = "refcoco_unc") -> ReferLayo
 
 
 def make_generalised(folder: pathlib.Path) -> ReferLayout:
-  """The same as gRefCOCO: of each photo one ref means both objects, one nothing, one the second object alone."""
+  """The same as gRefCOCO.
+
+  Of each photo one ref means both objects, one nothing, one the second object alone.
+  """
   layout = make_layout(folder, "grefcoco_unc")
   refs = []
   for image_id, row in ((row["image_id"], row) for row in layout.refs[::2]):

@@ -24,7 +24,10 @@ class Screen:
     self.sent = ""  # all that was written, as it was
 
   def read(self, seconds: float = 0.3) -> str:
-    """Reads until nothing comes for so long, or for a second; returns all that was written until now."""
+    """Reads until nothing comes for so long, or for a second.
+
+    Returns all that was written until now.
+    """
     began = time.monotonic()
     while time.monotonic() - began < 1 and select.select([self._reader], [], [], seconds)[0]:
       try:

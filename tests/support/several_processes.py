@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
-# On Slurm and Open MPI JAX derives the port of process 0 from the number of the job: one of the last so many.
+# On Slurm and Open MPI JAX derives the port of process 0 from the number of the job: one of the
+# last so many.
 _CLUSTER_PORTS = 2**12
 
 Environment = dict[str, str]

@@ -1,4 +1,7 @@
-"""A run so small that it takes seconds: a recipe for `mail_jax.train`, and the command line for it."""
+"""A run so small that it takes seconds.
+
+A recipe for `mail_jax.train`, and the command line for it.
+"""
 
 import json
 import pathlib

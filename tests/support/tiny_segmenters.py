@@ -1,6 +1,7 @@
 """Segmenters of a few thousand random weights with their processors, as `save_pretrained` writes them.
 
-Random weights find nothing, so classes and masks are pushed until some queries are sure of something.
+Random weights find nothing, so classes and masks are pushed until some queries are sure of
+something.
 """
 
 import json

@@ -19,7 +19,10 @@ TOKENS = 130
 
 
 def difference() -> float:
-  """Largest difference of results or gradients, rows spread over all devices; some rows have hardly any token."""
+  """Largest difference of results or gradients, rows spread over all devices.
+
+  Some rows have hardly any token.
+  """
   rows = max(2, jax.device_count())
   draw = np.random.default_rng(0).normal
   query, key, value, weight = (draw(size=(rows, TOKENS, 2, 8)).astype(np.float32) for _ in range(4))

@@ -21,7 +21,10 @@ def random_weights(
   grid: int = GRID,
   seed: int = 0,
 ) -> dict[str, np.ndarray]:
-  """Tensors by the names of `transformers.ViltModel`; nothing in them is 0 or 1, as much is in a new model."""
+  """Tensors by the names of `transformers.ViltModel`.
+
+  Nothing in them is 0 or 1, as much is in a new model.
+  """
   rng = np.random.default_rng(seed)
 
   def table(*shape: int) -> np.ndarray:
@@ -63,7 +66,10 @@ def random_weights(
 
 
 def as_new(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The same at the scale of a model before training: small embeddings, norms of 1 and 0, no biases."""
+  """The same at the scale of a model before training.
+
+  Small embeddings, norms of 1 and 0, no biases.
+  """
   new = {}
   for name, value in weights.items():
     if "norm" in name.lower():
