@@ -1,1 +1,1 @@
-"""Trained models as folders of files that one can share, and that run elsewhere: docs/guides/export.md."""
+"""Exporting and loading trained models: docs/guides/export.md."""

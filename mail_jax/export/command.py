@@ -1,6 +1,8 @@
-"""Exports a trained model as a folder that can be shared and runs elsewhere (docs/guides/export.md):
+"""Exports a trained model as a folder that can be shared and runs elsewhere:
 
-python -m mail_jax.export --checkpoint runs/demo --out exported --format safetensors,stablehlo,saved_model,onnx
+python -m mail_jax.export --checkpoint runs/demo --out exported --format safetensors,stablehlo
+
+docs/guides/export.md describes the formats.
 """
 
 import copy

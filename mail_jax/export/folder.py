@@ -152,7 +152,7 @@ def list_files(folder: pathlib.Path) -> dict[str, list[Any]]:
 
 
 def variables_to_bytes(variables: Tree) -> bytes:
-  """Returns a `.safetensors` file of variables, by paths such as `params/encoder/block00/out/kernel`."""
+  """Returns the bytes of a `.safetensors` file, by paths such as `params/encoder/norm/scale`."""
   leaves = jax.tree_util.tree_leaves_with_path(variables)
   arrays = {path_name(path): np.array(leaf, order="C") for path, leaf in leaves}
   return safetensors.numpy.save(arrays, {"format": FORMAT})

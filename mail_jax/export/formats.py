@@ -1,4 +1,4 @@
-"""Models that hold their weights themselves: written once, and run in place of the network."""
+"""Formats that contain the weights: writes them, and opens them to run in place of the network."""
 
 import dataclasses
 import functools
@@ -22,34 +22,34 @@ from mail_jax.models.mail import MaIL, Output
 from mail_jax.models.parameters import Variables, path_name
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_STABLEHLO = "1.8.0"  # what reads SavedModels knows 1.13
-# What a name stands for in its place, since such readers find the shapes of neither composites nor calls; and no paths
-# of the files that the program was written in.
-_PLAIN = "builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)"
-# What each format needs besides our own requirements, and how it is installed.
-_EXTRA = 'pip install "mail_jax[export]"'
+# Old enough for TensorFlow, which reads up to 1.13.
+_STABLEHLO = "1.8.0"
+# Inlines composites and calls, whose shapes older readers cannot infer, and removes the paths of
+# our source files.
+_PASSES = "builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)"
+_INSTALL = 'pip install "mail_jax[export]"'
 
 
 def write(
   form: str, place: pathlib.Path, config: ConfigDict, model: MaIL, variables: Variables
 ) -> None:
-  """Writes a model in a format of `folder.PLACES` but `safetensors`.
+  """Writes a model in any format of `folder.PLACES` but `safetensors`.
 
   Args:
-    form: which one.
-    place: the file, or folder, to be made.
-    config: whole.
-    model: of the config, with an attention that runs everywhere.
+    form: the format.
+    place: the file or folder to create.
+    config: a whole config.
+    model: of the config, with an attention that runs on every platform.
     variables: of the model, on the host.
 
   Raises:
-    InputError: what writes that format is not installed.
+    InputError: a package that writes this format is not installed.
   """
   specs = input_specs(config, export.symbolic_shape("b")[0])
   forward = make_forward(model)
   if form == "stablehlo":
-    inside = jax.jit(functools.partial(forward, variables))
-    exported = export.export(inside, platforms=PLATFORMS)(*specs.values())
+    with_weights = jax.jit(functools.partial(forward, variables))
+    exported = export.export(with_weights, platforms=PLATFORMS)(*specs.values())
     module = _for_older_readers(exported.mlir_module_serialized)
     place.write_bytes(dataclasses.replace(exported, mlir_module_serialized=module).serialize())
   elif form == "saved_model":
@@ -66,7 +66,7 @@ def _write_saved_model(
   from input_pipeline.tf import saved_model
 
   exported = export.export(jax.jit(forward), platforms=PLATFORMS)(variables, *inputs.values())
-  # Results are in the order of a flattened dictionary.
+  # Outputs are in the order of a flattened dictionary.
   names = jax.tree.unflatten(exported.out_tree, range(len(exported.out_avals)))
   program = saved_model.Program(
     _for_older_readers(exported.mlir_module_serialized),
@@ -81,22 +81,21 @@ def _write_saved_model(
 
 
 def _for_older_readers(module: bytes) -> bytes:
-  """The same StableHLO as a portable artifact of an older version: who reads it may lag behind this JAX."""
+  """Converts StableHLO to an older version, since its readers may be older than this JAX."""
   stablehlo.register_stablehlo_passes()
   with ir.Context() as context:
     stablehlo.register_dialect(context)
     parsed = stablehlo.deserialize_portable_artifact(context, module)
-    passmanager.PassManager.parse(_PLAIN).run(parsed.operation)
+    passmanager.PassManager.parse(_PASSES).run(parsed.operation)
     return stablehlo.serialize_portable_artifact(parsed, _STABLEHLO)
 
 
 def check_installed(form: str) -> None:
-  """Looks for what writes a format.
+  """Checks that the packages that write a format are installed.
 
   Raises:
-    InputError: it is not installed.
+    InputError: one is missing.
   """
-  # Each says itself what it lacks.
   if form == "onnx":
     _import_onnx_model()
   elif form == "saved_model":
@@ -107,29 +106,31 @@ def _import_onnx_model() -> Any:
   try:
     from mail_jax.export import onnx_model
   except ImportError as error:
-    raise InputError(f"--format onnx needs the package onnx: {_EXTRA}") from error
+    raise InputError(f"--format onnx needs the package onnx: {_INSTALL}") from error
   return onnx_model
 
 
 def open_forward(
   form: str, place: epath.Path, config: ConfigDict, model: MaIL
 ) -> Callable[[Variables, Mapping[str, jax.Array]], Output]:
-  """Opens a model that `write` wrote: (nothing, batch) -> Output, to be called or traced.
+  """Opens a model that `write` wrote, as a function (variables, batch) -> Output.
+
+  The function ignores `variables`, and may be traced.
 
   Raises:
-    InputError: it cannot be opened, or what runs it is not installed.
+    InputError: the model cannot be opened, or a package that runs it is not installed.
   """
   try:
     call = _OPEN[form](place)
   except InputError:
     raise
-  except Exception as error:  # three libraries, each with errors of its own
+  except Exception as error:  # Three libraries, each with its own errors.
     reason = str(error).strip().split("\n")[0]
-    raise InputError(f"--checkpoint {place}: it cannot be opened ({reason})") from error
+    raise InputError(f"--checkpoint {place}: cannot be opened ({reason})") from error
   in_jax = form == "stablehlo"
 
   def forward(variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
-    del variables  # they are inside
+    del variables  # The model contains them.
     inputs = [batch[name] for name in INPUTS]
     if in_jax:
       named = call(*inputs)
@@ -147,25 +148,25 @@ def _open_stablehlo(place: epath.Path) -> Callable[..., Any]:
 def _open_saved_model(place: epath.Path) -> Callable[..., Any]:
   from input_pipeline.tf import saved_model
 
-  return _named(saved_model.load(str(place), INPUTS))
+  return _with_numpy_inputs(saved_model.load(str(place), INPUTS))
 
 
 def _open_onnx(place: epath.Path) -> Callable[..., Any]:
   try:
     import onnxruntime  # pyright: ignore[reportMissingImports]
   except ImportError as error:
-    raise InputError(f"--checkpoint {place}: it needs onnxruntime: {_EXTRA}") from error
+    raise InputError(f"--checkpoint {place}: needs onnxruntime: {_INSTALL}") from error
   session = onnxruntime.InferenceSession(place.read_bytes())
   names = [output.name for output in session.get_outputs()]
 
   def run(*inputs: np.ndarray) -> dict[str, Any]:
     return dict(zip(names, session.run(names, dict(zip(INPUTS, inputs, strict=True))), strict=True))
 
-  return _named(run)
+  return _with_numpy_inputs(run)
 
 
-def _named(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-  """Gives NumPy arrays to a library, whatever the caller has."""
+def _with_numpy_inputs(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+  """Converts the inputs to NumPy arrays before a library gets them."""
   return lambda *inputs: run(*map(np.asarray, inputs))
 
 

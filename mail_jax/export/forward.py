@@ -1,4 +1,4 @@
-"""The function that an exported model is: five arrays in, logits and scores out."""
+"""The function that an exported model computes: five arrays in, logits and scores out."""
 
 import copy
 import functools
@@ -19,9 +19,10 @@ Named = Mapping[str, jax.Array]
 
 
 def make_forward(model: MaIL) -> Callable[..., dict[str, jax.Array]]:
-  """Makes (variables, *INPUTS) -> `logits` [b, s, s] and `selection_logits` [b, k + 1], the last one for "none".
+  """Returns the function (variables, *INPUTS) -> outputs by name, all float32.
 
-  A model that can say that nothing is meant gives `no_target` [b], too; all are float32.
+  The outputs are `logits` [b, s, s], `selection_logits` [b, k + 1] (the last one for "none of the
+  instances") and, if the model predicts it, `no_target` [b].
   """
 
   def forward(variables: Variables, *inputs: jax.Array) -> dict[str, jax.Array]:
@@ -35,11 +36,14 @@ def make_forward(model: MaIL) -> Callable[..., dict[str, jax.Array]]:
 
 
 def without_loop(config: ConfigDict, variables: Variables) -> tuple[ConfigDict, Variables]:
-  """The same model as one whose blocks are written out one after the other, for formats without such loops.
+  """Unrolls the loop over blocks of a model with `model.scan`, for formats without loops.
 
   Args:
-    config: whole; its `model.scan` says whether there is a loop.
+    config: a whole config.
     variables: of its model.
+
+  Returns:
+    The config and the variables of the same model without the loop.
   """
   if not config.model.scan:
     return config, variables
@@ -53,13 +57,13 @@ def without_loop(config: ConfigDict, variables: Variables) -> tuple[ConfigDict, 
 
 
 def output_specs(model: MaIL, config: ConfigDict, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and dtypes of the outputs, for that many examples."""
+  """Returns shapes and dtypes of the outputs for a batch size."""
   variables = jax.eval_shape(functools.partial(init_variables, model, config))
   return jax.eval_shape(make_forward(model), variables, *input_specs(config, batch).values())
 
 
 def as_output(model: MaIL, named: Named, batch: Mapping[str, jax.Array]) -> Output:
-  """What the model itself would say, from what an exported one says of a batch."""
+  """Completes the outputs of an exported model to those of the network itself."""
   valid = instances.count_valid(batch["num_instances"], model.max_instances)
   masks = instances.unpack_planes(batch["instances"], model.max_instances)
   scores = named["selection_logits"]

@@ -254,7 +254,7 @@ def test_an_export_that_fails_leaves_the_one_before(exported, tmp_path, monkeypa
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(export.card, "write", fail)
+    patch.setattr(export.model_card, "write", fail)
     with pytest.raises(KeyboardInterrupt):
       export.export(str(exported), str(out), ("safetensors",), overwrite=True)
   assert (out / "config.json").read_bytes() == before
