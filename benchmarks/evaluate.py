@@ -36,21 +36,22 @@ def main(argv: list[str] | None = None) -> None:
   args, rest = parser.parse_known_args(argv)
   config = load_config(args.config, rest)
   name, _, split = args.data.partition("/")
-  tokenizer = make_tokenizer(config, lambda: loader.train_sentences(args.data_dir, name))
+  tokenizer = make_tokenizer(config, lambda: loader.train_expressions(args.data_dir, name))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   program = build_program(config, tokenizer.vocab_size, mesh)
   variables = program.create().averaged
-  options = {
-    "batch_size": config.eval_batch_size,
-    "image_size": config.image_size,
-    "max_instances": config.max_instances,
-    "max_tokens": config.max_tokens,
-    "limit": args.sentences,
-    "threads": config.loader.threads,
-  }
+  shape = loader.BatchShape(
+    config.eval_batch_size, config.image_size, config.max_instances, config.max_tokens
+  )
 
   def batches():
-    return loader.eval_batches(args.data_dir, name, split, tokenizer, **options)
+    return loader.eval_batches(
+      loader.Split(args.data_dir, name, split),
+      tokenizer,
+      shape,
+      limit=args.sentences,
+      threads=config.loader.threads,
+    )
 
   def measure(variables, batch):
     return program.measure(variables, sharding.global_batch(mesh, batch))

@@ -13,7 +13,6 @@ falls between two and OpenCV takes the other; photos on average within PHOTO_TOL
 """
 
 import argparse
-import functools
 import importlib.util
 import itertools
 import json
@@ -67,10 +66,13 @@ def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
   from input_pipeline.tf import loader
 
   tokenizer = WordPieceTokenizer(pathlib.Path(args.vocab).read_bytes(), args.vocab)
-  sizes = {k: getattr(args, k) for k in ("batch_size", "image_size", "max_instances", "max_tokens")}
-  make = functools.partial(
-    loader.train_batches, args.data_dir, args.dataset, tokenizer, seed=0, threads=args.workers
-  )
+  split = loader.Split(args.data_dir, args.dataset, "train")
+  shape = loader.BatchShape(args.batch_size, args.image_size, args.max_instances, args.max_tokens)
+
+  def make(**chosen: Any) -> Iterator[Any]:
+    options = loader.TrainOptions(seed=0, threads=args.workers, **chosen)
+    return loader.train_batches(split, tokenizer, shape, options)
+
   plain, most = {"flip": False, "jitter": 0.0}, args.refs_per_image
   options: dict[str, dict[str, Any]] = {
     "ours": plain,
@@ -79,7 +81,7 @@ def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
   }
   if not args.no_cache:
     options["ours, cache"] = plain | {"cache": True}
-  return {name: make(**sizes, **option) for name, option in options.items()}
+  return {name: make(**option) for name, option in options.items()}
 
 
 def stored(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[tuple[dict, Any]]:

@@ -1,8 +1,9 @@
-"""From photos, expressions and instance masks to batches."""
+"""From images, expressions and instance masks to batches."""
 
 import os
 
-# The libraries below speak up at every start; what matters they raise.
+# TensorFlow and XLA log at every start; what matters is raised as an exception. They read these
+# variables once, when they are first imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Where TensorFlow would use oneDNN it says so at every start, whatever the level; reading records has no use for it.
+# TensorFlow announces oneDNN at any log level; reading records does not need it.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,1 +1,1 @@
-"""The command that writes a data set as TFRecords."""
+"""The command that prepares a data set."""

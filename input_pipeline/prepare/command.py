@@ -1,13 +1,14 @@
-r"""Prepares a data set: images, expressions and instance masks to TFRecords.
+r"""Prepares a data set: converts images, expressions and instance masks to TFRecords.
 
 python -m input_pipeline.prepare --dataset shapes --data_dir data
 python -m input_pipeline.prepare --dataset refcoco_unc --refer_root refer --images train2014 \
     --instances coco:instances_train2014.json --data_dir data
 python -m input_pipeline.prepare --dataset jsonl:mine.jsonl --data_dir data
 python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
-    --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL --data_dir data
+    --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL \
+    --data_dir data
 
-A data set that is there already is left as it is. docs/guides/datasets.md says where files come from.
+An existing data set is not changed. docs/guides/datasets.md has the sources of the files.
 """
 
 import argparse
@@ -27,10 +28,11 @@ from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, image_source, jsonl, readers, scene_source
 from input_pipeline.sources.source import Source
 
-# The builder is imported late: TensorFlow takes seconds to import, wrong input should be told
+# The builder is imported late: TensorFlow takes seconds to import, invalid input should be reported
 # before that, and the processes that make scenes import this module again.
 
-_IMAGES_A_WORKER = 200  # take about as long as starting a process
+# They take about as long as starting a process.
+_IMAGES_PER_WORKER = 200
 _CUSTOM_DEFAULT = "custom, or none without instances"
 _COUNTS = ("records", "refs", "sentences")
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
@@ -43,115 +45,120 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     required=True,
     type=_dataset,
     metavar="NAME",
-    help=f"{', '.join(storage.CONFIGS)}, or jsonl:FILE, data of your own (docs/guides/custom-data.md)",
+    help=f"{', '.join(storage.CONFIGS)}, or jsonl:FILE for custom data "
+    "(docs/guides/custom-data.md)",
   )
-  parser.add_argument("--data_dir", required=True, help="where the data set is written")
-  parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-  parser.add_argument("--workers", type=int, help="processes (default: as many as it has use for)")
+  parser.add_argument("--data_dir", required=True, help="folder to write the data set to")
+  parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
+  parser.add_argument("--workers", type=int, help="processes (default: as many as are useful)")
   parser.add_argument(
-    "--beam", metavar="OPTIONS", help='run on Apache Beam, such as --beam="--runner=FlinkRunner"'
+    "--beam",
+    metavar="OPTIONS",
+    help='run on Apache Beam, such as --beam="--runner=FlinkRunner"',
   )
   name = parser.add_argument(
-    "--name", help="what data of your own is called from now on (default: as its file)"
+    "--name", help="name of custom data for other commands (default: that of its file)"
   )
-  family = parser.add_argument_group("RefCOCO family, gRefCOCO, PhraseCut and data of your own")
+  family = parser.add_argument_group("RefCOCO family, gRefCOCO, PhraseCut and custom data")
   root = family.add_argument(
     "--refer_root", help="folder with refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/"
   )
   family.add_argument(
     "--images",
-    help="folder with the photos: COCO train2014, Visual Genome's, or yours (default: beside FILE)",
+    help="folder with the images: COCO train2014, Visual Genome's, or yours (default: beside FILE)",
   )
   annotations = family.add_argument(
     "--annotations",
-    help="COCO file with the refs' objects (default: instances.json beside them, or what a line names)",
+    help="COCO file with the refs' objects (default: instances.json beside them, or the file that "
+    "a line names)",
   )
   family.add_argument(
-    "--on_error", choices=("stop", "skip"), help="what to do with a broken image (default: stop)"
+    "--on_error", choices=("stop", "skip"), help="on a damaged image (default: stop)"
   )
-  masks = parser.add_argument_group("instance masks, of all but shapes (docs/guides/proposals.md)")
+  masks = parser.add_argument_group("instance masks, except for shapes (docs/guides/proposals.md)")
   masks.add_argument(
     "--instances", metavar="NAME[:ARG]", help="coco:FILE, results:FILE, huggingface:MODEL, ..."
   )
   masks.add_argument(
     "--trained_on",
-    metavar="WHAT",
-    help=f"their detector: {', '.join(leakage.TRAINED_ON)}, or a FILE with its training images",
+    metavar="DATA",
+    help=f"the detector's training data: {', '.join(leakage.TRAINED_ON)}, or a FILE listing it",
   )
-  masks.add_argument("--max_instances", type=int, help="kept of an image, 1 to 64 (default: 16)")
+  masks.add_argument("--max_instances", type=int, help="masks per image, 1 to 64 (default: 16)")
   masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
   masks.add_argument(
-    "--nms_iou", type=float, help="of two masks more alike one goes (default: 0.9)"
+    "--nms_iou", type=float, help="IoU above which the worse of two masks goes (default: 0.9)"
   )
-  masks.add_argument("--batch_size", type=int, help="photos a detector gets at once (default: 4)")
+  masks.add_argument("--batch_size", type=int, help="images per batch of the detector (default: 4)")
   masks.add_argument(
     "--categories", metavar="FILE", help="COCO file with the masks' categories (default: the refs')"
   )
   masks.add_argument(
-    "--allow_empty", action="store_true", default=None, help="no row of an image: it has no masks"
+    "--allow_empty", action="store_true", default=None, help="an image without results has no masks"
   )
   shapes = parser.add_argument_group("shapes")
-  shapes.add_argument("--train_scenes", type=int, help="scenes to learn from (default: 16000)")
+  shapes.add_argument("--train_scenes", type=int, help="training scenes (default: 16000)")
   shapes.add_argument("--eval_scenes", type=int, help="scenes in every other split (default: 500)")
   shapes.add_argument("--size", type=int, help="image side in pixels (default: 96)")
-  shapes.add_argument("--seed", type=int, help="of all that chance decides (default: 0)")
+  shapes.add_argument("--seed", type=int, help="random seed (default: 0)")
   shapes.add_argument(
     "--noise",
     metavar="WORD",
-    help="mistakes of the simulated detector: default, oracle (none), x0.5 (half as many), miss0.2 (objects), nothing "
-    "(finds none)",
+    help="errors of the simulated detector: default, oracle (none), x0.5 (half as many), miss0.2 "
+    "(share of objects missed), nothing (finds none)",
   )
   args = parser.parse_args(argv)
   refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
   foreign = refer_only if args.dataset == "shapes" else list(_SHAPES_ONLY)
   foreign += [annotations.dest] if args.dataset == "phrasecut" else []
-  foreign += [root.dest] if _own_file(args) else [name.dest]
+  foreign += [root.dest] if _custom_file(args) else [name.dest]
   for option in foreign:
     if getattr(args, option) is not None:
-      parser.error(f"--{option} is not for --dataset {args.dataset}")
+      parser.error(f"--{option} cannot be used with --dataset {args.dataset}")
   for option in ("workers", "batch_size"):
     if getattr(args, option) is not None and getattr(args, option) < 1:
-      parser.error(f"--{option} {getattr(args, option)}: at least 1")
+      parser.error(f"--{option} {getattr(args, option)}: must be at least 1")
   return args
 
 
 def _dataset(text: str) -> str:
-  """A data set that can be prepared, as it stands behind `--dataset`."""
+  """Checks the value of `--dataset`."""
   if text not in storage.CONFIGS and not text.startswith(jsonl.PREFIX):
     known = ", ".join(storage.CONFIGS)
-    raise argparse.ArgumentTypeError(f"{text!r} is none of {known}, and no {jsonl.PREFIX}FILE")
+    raise argparse.ArgumentTypeError(f"{text!r} is not one of {known} or {jsonl.PREFIX}FILE")
   return text
 
 
-def _own_file(args: argparse.Namespace) -> str | None:
-  """The file of a user's own data, None where it is another data set."""
+def _custom_file(args: argparse.Namespace) -> str | None:
+  """Returns the file of custom data, None for another data set."""
   if not args.dataset.startswith(jsonl.PREFIX):
     return None
   return args.dataset.removeprefix(jsonl.PREFIX)
 
 
 def _name(args: argparse.Namespace) -> str:
-  """What the data set is called by `train` and `evaluate`.
+  """Returns the name of the data set for other commands.
 
   Raises:
-    InputError: it is the name of another data set, or none that a data set can have.
+    InputError: the name is taken, or not valid.
   """
-  path = _own_file(args)
+  path = _custom_file(args)
   if path is None:
     return args.dataset
   name = jsonl.name_of(path, args.name)
   if name in storage.CONFIGS:
-    raise InputError(f"{name} is another data set; give yours a name of its own: --name mine")
+    raise InputError(f"{name} is another data set; choose another name: --name mine")
   try:
     storage.config_name(name)
   except InputError as error:
-    text = f"a data set cannot be called {name!r}; name it with letters, digits and _: --name mine"
-    raise InputError(text) from error
+    raise InputError(
+      f"{name!r} is not a valid name; use letters, digits and _: --name mine"
+    ) from error
   return name
 
 
 def _describe(args: argparse.Namespace) -> dict[str, Any]:
-  """Returns what the data set is made from, quickly: the same description, the same records."""
+  """Describes quickly what the data set is made from: equal descriptions, equal records."""
   if args.dataset == "shapes":
     return {
       "train_scenes": _default(args.train_scenes, scene_source.TRAIN_SCENES),
@@ -160,13 +167,13 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       "seed": _default(args.seed, 0),
       "noise": _default(args.noise, scene_source.NOISE),
     }
-  if (path := _own_file(args)) is not None:
-    made_from = {
+  if (path := _custom_file(args)) is not None:
+    description = {
       "lines": _identify(path) if os.path.isfile(path) else fingerprint.of_file(path),
       "annotations": _identify(args.annotations) if args.annotations else "",
       "images": os.path.abspath(args.images or os.path.dirname(path) or "."),
     }
-    return made_from | _describe_instances(args, _default(args.instances, _CUSTOM_DEFAULT))
+    return description | _describe_instances(args, _default(args.instances, _CUSTOM_DEFAULT))
   for name in ("refer_root", "images", "instances"):
     if getattr(args, name) is None:
       raise InputError(
@@ -174,12 +181,12 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       )
   readers.check_proposer(args.dataset, args.instances)
   refs, annotations = readers.locate(args.dataset, args.refer_root, args.annotations)
-  made_from = {
+  description = {
     "refs": ",".join(map(_identify, refs)),
     "annotations": _identify(annotations),
     "images": os.path.abspath(args.images),
   }
-  return made_from | _describe_instances(args, args.instances)
+  return description | _describe_instances(args, args.instances)
 
 
 def _describe_instances(args: argparse.Namespace, spec: str) -> dict[str, Any]:
@@ -211,10 +218,10 @@ def _identify(path: str) -> str:
 
 
 def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
-  """Returns what `builder.write_dataset` reads from; checks all that can be checked in advance."""
+  """Returns the source for `builder.write_dataset`; checks all that can be checked early."""
   if args.dataset == "shapes":
     return scene_source.SceneSource(**described, workers=args.workers)
-  said = None if args.trained_on is None else leakage.parse(args.trained_on)
+  declared = None if args.trained_on is None else leakage.parse(args.trained_on)
   reader = _open_reader(args)
   spec = _instances(args, reader)
   if (warning := reader.warning()) is not None:
@@ -222,14 +229,14 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   make = annotated_images.RecordMaker(
     spec,
     _selection(args),
-    said.text if said else "",
+    declared.text if declared else "",
     categories=_categories(spec, args.categories, reader),
     allow_empty=bool(args.allow_empty),
     skip=args.on_error == "skip",
   )
   proposer = make.proposer().proposer
   _check_images(spec, proposer, reader)
-  trained_on = leakage.of_proposer(proposer, said)
+  trained_on = leakage.of_proposer(proposer, declared)
   provenance = leakage.provenance(
     spec.partition(":")[0], trained_on, reader.splits, reader.coco_ids()
   )
@@ -248,7 +255,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
 
 
 def _open_reader(args: argparse.Namespace) -> image_source.Reader:
-  path = _own_file(args)
+  path = _custom_file(args)
   if path is None:
     return readers.open_reader(args.dataset, args.refer_root, args.annotations)
   return jsonl.JsonlReader(
@@ -262,7 +269,7 @@ def _open_reader(args: argparse.Namespace) -> image_source.Reader:
 
 
 def _instances(args: argparse.Namespace, reader: image_source.Reader) -> str:
-  """Who makes the masks; of a user's own data those that it comes with, unless something else is asked for."""
+  """Returns the proposer; by default, custom data brings its own instances or has none."""
   if not isinstance(reader, jsonl.JsonlReader):
     return args.instances
   spec = _default(args.instances, custom.NAME if reader.has_instances else "none")
@@ -271,46 +278,50 @@ def _instances(args: argparse.Namespace, reader: image_source.Reader) -> str:
 
 
 def _categories(spec: str, given: str | None, reader: image_source.Reader) -> str:
-  """The file whose list of categories the masks must keep to; a detector's results mean the refs' by default."""
+  """Returns the file with the masks' categories; detection results have those of the refs."""
   looked_up = spec.partition(":")[0] == "results"
   return given or (reader.annotations_path if looked_up else "")
 
 
 def _useful_workers(proposer: Any, reader: image_source.Reader) -> int:
-  """As many processes as there are cores, unless starting them takes longer than the work."""
+  """Returns the number of cores, or fewer if starting a process takes longer than its work."""
   if not getattr(proposer, "parallel", False):
     return 1
   images = sum(len(ids) for ids in reader.splits.values())
-  return max(1, min(parallel.available_cores(), images // _IMAGES_A_WORKER))
+  return max(1, min(parallel.available_cores(), images // _IMAGES_PER_WORKER))
 
 
 def _check_images(spec: str, proposer: Any, reader: image_source.Reader) -> None:
-  """Masks that are looked up must be of these photos: another set's file is told at once."""
+  """Checks that the masks of a file are those of these images, and not of another data set."""
   if not hasattr(proposer, "image_ids"):
     return
   needed = {image_id for ids in reader.splits.values() for image_id in ids}
   if not needed & proposer.image_ids():
     raise InputError(
-      f"--instances {spec}: it has masks for none of the {len(needed):,} images of {reader.dataset}; are these the "
-      "results for another set?"
+      f"--instances {spec}: no masks for any of the {len(needed):,} images of {reader.dataset}; "
+      "are these the results for another data set?"
     )
 
 
 def _is_prepared(args: argparse.Namespace, described: dict[str, Any]) -> bool:
-  """Whether exactly this is there already; another data set of the name is an InputError."""
+  """Tells whether exactly this data set exists.
+
+  Raises:
+    InputError: another one of the same name exists.
+  """
   name = _name(args)
   metadata = storage.read_metadata(args.data_dir, name)
   if metadata is None or args.overwrite:
     return False
-  there = metadata.get("arguments", {})
+  earlier = metadata.get("arguments", {})
   differences = [
-    f"{key} was {there.get(key)} and is now {value}"
+    f"{key} was {earlier.get(key)} and is now {value}"
     for key, value in described.items()
-    if there.get(key) != value
+    if earlier.get(key) != value
   ]
   if differences:
     raise InputError(
-      f"--data_dir {args.data_dir}: {name} is there already, made otherwise "
+      f"--data_dir {args.data_dir}: {name} already exists with other arguments "
       f"({'; '.join(differences)}); replace it with --overwrite or choose another --data_dir"
     )
   return True
@@ -323,9 +334,9 @@ def _print_table(data_dir: str, dataset: str) -> None:
     rows.append([split, *(f"{counts[name]:,}" for name in _COUNTS)])
   print(text_table(rows))
   for number, reason in metadata.get("lines_left_out", []):
-    print(f"left out: line {number}: {reason}")
+    print(f"skipped line {number}: {reason}")
   for split, rows in metadata.get("skipped", {}).items():
-    print(f"left out of {split}: {len(rows):,} images")
+    print(f"skipped in {split}: {len(rows):,} images")
     for image_id, reason in rows:
       print(f"  {image_id}: {' '.join(reason.split())}")
 
@@ -334,18 +345,18 @@ def main(argv: list[str] | None = None) -> None:
   """Runs the command.
 
   Raises:
-    InputError: something is wrong with what was given; nothing is left half-written.
+    InputError: invalid input; nothing is left half-written.
   """
   args = _parse(argv)
   if buckets.is_remote(args.data_dir):
     raise InputError(
-      f"--data_dir {args.data_dir}: records are written to a disk; prepare them in a folder and copy that, as in "
-      f"`gcloud storage rsync --recursive data {args.data_dir}`"
+      f"--data_dir {args.data_dir}: records are written to a disk; prepare them in a folder and "
+      f"copy it, for example by `gcloud storage rsync --recursive data {args.data_dir}`"
     )
   name = _name(args)
   described = _describe(args)
   if _is_prepared(args, described):
-    print(f"{name} is prepared in {args.data_dir} already: nothing to do")
+    print(f"{name} is already prepared in {args.data_dir}: nothing to do")
     _print_table(args.data_dir, name)
     return
   started = time.monotonic()

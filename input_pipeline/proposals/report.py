@@ -48,12 +48,15 @@ def run(args: argparse.Namespace) -> None:
     atomic_files.check_folder(path)
   timing = {name: storage.read_timing(args.data_dir, name) for name in names}
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  from input_pipeline.tf import stored_records
+  from input_pipeline.tf import record_reader
 
   results, gallery = {}, Gallery()
   for name in names:
-    for split, images in stored_records.splits(args.data_dir, name).items():
-      label, stored = f"{name}/{split}", stored_records.read(args.data_dir, name, split)
+    for split, images in record_reader.split_sizes(args.data_dir, name).items():
+      label, stored = (
+        f"{name}/{split}",
+        record_reader.read_records(record_reader.Split(args.data_dir, name, split)),
+      )
       # disable=None: no progress bar unless standard error is a terminal.
       encoded = iter(tqdm(stored, desc=label, total=images, unit=" images", disable=None))
       results[label] = measure(label, encoded, gallery).metrics(timing[name].get(split))

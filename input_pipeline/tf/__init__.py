@@ -1,1 +1,1 @@
-"""The TFDS builder and the tf.data loader: the only folder that imports TensorFlow."""
+"""Records written and read with TensorFlow; no other folder imports it."""

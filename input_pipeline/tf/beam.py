@@ -1,6 +1,6 @@
-"""A data set's examples on Apache Beam: the same tasks as on one machine, on as many as there are.
+"""A data set's examples on Apache Beam: the same tasks as on one machine, on many.
 
-Only this file knows Beam, and it is imported when somebody asks for it: `pip install "mail_jax[beam]"`.
+Only this file imports Beam, and only when it is asked for: `pip install "mail_jax[beam]"`.
 """
 
 import json
@@ -21,12 +21,12 @@ from input_pipeline.tf import tfds_settings
 
 tfds_settings.apply()  # in the workers too, which import this module
 _NAMESPACE = "mail_jax"
-# Runners add to the message which step failed.
+# Runners append the failed step to the message.
 _INPUT_ERROR = re.compile(r"\bInputError: (.+?)(?: \[while running .*)?$", re.MULTILINE)
 
 
 def parse_options(flags: str) -> PipelineOptions:
-  """Pipeline options from one string, as on Beam's own command lines.
+  """Parses pipeline options from one string, as on Beam's own command lines.
 
   Raises:
     InputError: the string cannot be split into words.
@@ -34,7 +34,7 @@ def parse_options(flags: str) -> PipelineOptions:
   try:
     return PipelineOptions(shlex.split(flags), save_main_session=False)
   except (ValueError, SystemExit) as error:
-    raise InputError(f"--beam {flags!r}: not Beam's options ({error})") from error
+    raise InputError(f"--beam {flags!r}: invalid Beam options ({error})") from error
 
 
 class MakeExamples(beam.PTransform):
@@ -44,9 +44,9 @@ class MakeExamples(beam.PTransform):
     """Writes the tasks of the split to a file, which the workers read.
 
     Args:
-      source: where examples come from; its `make` travels to the workers.
+      source: of the examples; its `make` is pickled for the workers.
       split: a key of `source.splits`.
-      folder: on a file system that all workers share; tasks and what was skipped lie there.
+      folder: for tasks and skipped images, on a file system that all workers share.
     """
     super().__init__()
     self._make, self._split, self._folder = source.make, split, folder
@@ -59,7 +59,7 @@ class MakeExamples(beam.PTransform):
     return os.path.join(self._folder, f"tasks-{self._split}.jsonl")
 
   def expand(self, pipeline: Any) -> Any:
-    """Gives (image id, example)."""
+    """Returns pairs of image id and example."""
     made = (
       pipeline
       | beam.io.ReadFromText(self._tasks)
@@ -89,16 +89,16 @@ def _examples(made: TaskResult) -> list[tuple[int, dict[str, Any]]]:
 
 
 def read_counts(result: Any, split: str) -> tuple[dict[str, int], float]:
-  """The sums over a split when the pipeline is done: `TaskResult.counts`, and seconds."""
-  found = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_NAMESPACE))
-  counts = {row.key.metric.name: row.committed for row in found["counters"]}
+  """Returns the sums over a split, `TaskResult.counts` and seconds, of a finished pipeline."""
+  metrics = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_NAMESPACE))
+  counts = {row.key.metric.name: row.committed for row in metrics["counters"]}
   names = TaskResult([]).counts()
   seconds = counts.get(f"{split}/milliseconds", 0) / 1000
   return {name: counts.get(f"{split}/{name}", 0) for name in names}, seconds
 
 
 def read_skipped(folder: str, split: str) -> list[SkippedImage]:
-  """What was left out of a split when the pipeline is done."""
+  """Returns the skipped images of a split, of a finished pipeline."""
   lines = [
     line
     for path in pathlib.Path(folder).glob(f"skipped-{split}-*-of-*")
@@ -108,8 +108,8 @@ def read_skipped(folder: str, split: str) -> list[SkippedImage]:
 
 
 def input_error(error: BaseException) -> InputError | None:
-  """Returns the `InputError` that made a pipeline fail: runners hand on its text inside a traceback."""
+  """Returns the `InputError` that a pipeline failed with; runners pass its text in a traceback."""
   if isinstance(error, InputError):
     return error
-  found = _INPUT_ERROR.findall(str(error))
-  return InputError(found[-1]) if found else None
+  messages = _INPUT_ERROR.findall(str(error))
+  return InputError(messages[-1]) if messages else None

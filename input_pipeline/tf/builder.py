@@ -1,8 +1,8 @@
-"""The TFDS builder: examples to TFRecord shards, one record an image.
+"""The TFDS builder: examples to TFRecord shards, one record per image.
 
-`python -m input_pipeline.prepare` is the way in. TFDS's own command works as well, from the files
-that docs/guides/datasets.md puts under its manual folder:
-`tfds build input_pipeline/builder.py --config refcoco_unc --manual_dir DIR --data_dir D`.
+Usually run by `python -m input_pipeline.prepare`. TFDS's own command works as well, with the files
+of docs/guides/datasets.md in its manual folder:
+`tfds build input_pipeline/tf/builder.py --config refcoco_unc --manual_dir DIR --data_dir D`.
 """
 
 import concurrent.futures
@@ -31,16 +31,16 @@ tfds_settings.apply()
 
 def record_features() -> tfds.features.FeaturesDict:
   """Returns the names and types of a record's fields."""
-  undecoded = tfds.features.Tensor(shape=(), dtype=np.object_)
+  encoded = tfds.features.Tensor(shape=(), dtype=np.object_)
   text = tfds.features.Text()
   return tfds.features.FeaturesDict(
     {
-      "image": undecoded,  # JPEG or PNG
+      "image": encoded,  # JPEG or PNG
       "image_id": np.int64,
       "file_name": text,
       "height": np.int32,
       "width": np.int32,
-      "instances": undecoded,  # bit_planes.encode_png
+      "instances": encoded,  # bit_planes.encode_png
       "instance_score": tfds.features.Tensor(shape=(None,), dtype=np.float32),
       "instance_category": tfds.features.Tensor(shape=(None,), dtype=np.int32),
       "instances_from": text,
@@ -49,7 +49,7 @@ def record_features() -> tfds.features.FeaturesDict:
         {
           "ref_id": np.int64,
           "ann_ids": tfds.features.Sequence(np.int64),
-          "target": undecoded,  # records.encode_target
+          "target": encoded,  # records.encode_target
           "sentences": tfds.features.Sequence(text),
           "normalised": tfds.features.Sequence(text),
         }
@@ -59,14 +59,14 @@ def record_features() -> tfds.features.FeaturesDict:
 
 
 class _Info(tfds.core.DatasetInfo):
-  """What is known of a data set."""
+  """Metadata of a data set."""
 
   def initialize_from_bucket(self) -> None:
-    """Knows nothing of TFDS's own bucket, which has none of ours; TFDS would leave an empty folder behind."""
+    """Reads nothing from TFDS's own bucket, which has none of our data sets."""
 
 
 class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
-  """Images, instance masks, and expressions with the mask that they mean."""
+  """Images, instance masks, and expressions with the mask of their target."""
 
   name = storage.BUILDER_NAME
   VERSION = tfds.core.Version(storage.VERSION)
@@ -74,11 +74,11 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     tfds.core.BuilderConfig(name=config) for config in storage.CONFIGS.values()
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    "Put refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/ into refer/, and the COCO photos into "
-    "train2014/; docs/guides/datasets.md says where to get them."
+    "Put refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/ into refer/, and the COCO "
+    "images into train2014/; docs/guides/datasets.md has the sources."
   )
 
-  # Nothing is downloaded; and TFDS's search for checksums needs a package that it does not declare.
+  # Nothing is downloaded, and TFDS's search for checksums needs a package that it does not declare.
   url_infos = None
 
   def __init__(
@@ -89,31 +89,32 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     on_beam: bool = False,
     **kwargs: Any,
   ):
-    """Makes the builder.
+    """Creates the builder.
 
     Args:
-      source: where examples come from; by default what lies in TFDS's manual folder, or generated
-        scenes.
-      arguments: what the source was made from, kept in the data set's metadata.
-      on_beam: whether Apache Beam does the work; otherwise `source.workers` processes do.
-      **kwargs: `data_dir` and `config`, as TFDS has them.
+      source: of the examples; by default the files in TFDS's manual folder, or generated scenes.
+      arguments: that the source was made from, kept in the data set's metadata.
+      on_beam: whether Apache Beam makes the examples; otherwise `source.workers` processes do.
+      **kwargs: `data_dir` and `config`, passed to TFDS.
     """
     self._source, self._on_beam = source, on_beam
-    self._made_from = tfds.core.MetadataDict(arguments=dict(arguments or {}), counts={}, skipped={})
-    self._made_from.update(source.provenance if source else {})
+    self._provenance = tfds.core.MetadataDict(
+      arguments=dict(arguments or {}), counts={}, skipped={}
+    )
+    self._provenance.update(source.provenance if source else {})
     self.seconds: dict[str, float] = {}
-    """Time that the instance masks of an image took, for each split."""
+    """Time per image for instance masks, by split."""
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return _Info(builder=self, features=record_features(), metadata=self._made_from)
+    return _Info(builder=self, features=record_features(), metadata=self._provenance)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     if self._source is None:
       assert self.builder_config is not None
       self._source, arguments = _default_source(self.builder_config.name, dl_manager)
-      self._made_from["arguments"].update(arguments)
-      self._made_from.update(self._source.provenance)
+      self._provenance["arguments"].update(arguments)
+      self._provenance.update(self._source.provenance)
     if self._on_beam:
       from input_pipeline.tf import beam  # needs a package that is not required
 
@@ -141,11 +142,11 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
           yield fields["image_id"], fields
         bar.update(len(made.records) + len(made.skipped))
     if not counts["records"]:
-      raise InputError(f"{split}: every image was left out; the last: {skipped[-1].reason}")
+      raise InputError(f"{split}: every image was skipped; the last: {skipped[-1].reason}")
     self._note(split, counts, skipped, seconds)
 
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
-    """TFDS calls this when Beam is done."""
+    """Records counts and skipped images when Beam is done; called by TFDS."""
     from input_pipeline.tf import beam
 
     assert self._source is not None
@@ -157,18 +158,18 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
   def _note(
     self, split: str, counts: dict[str, int], skipped: list[SkippedImage], seconds: float
   ) -> None:
-    self._made_from["counts"][split] = counts
+    self._provenance["counts"][split] = counts
     if skipped:
       rows = sorted((row.image_id, row.reason) for row in skipped)
-      self._made_from["skipped"][split] = [list(row) for row in rows]
-    if seconds:  # measured: generated scenes have no proposer
+      self._provenance["skipped"][split] = [list(row) for row in rows]
+    if seconds:  # generated scenes have no proposer whose time is measured
       self.seconds[split] = seconds / max(1, counts["records"])
 
 
 def _default_source(
   config: str, dl_manager: tfds.download.DownloadManager
 ) -> tuple[Source, dict[str, Any]]:
-  """The source for TFDS's own command, which takes no arguments of ours."""
+  """Returns the source for TFDS's own command, which takes no arguments of ours."""
   (name,) = (name for name, legal in storage.CONFIGS.items() if legal == config)
   if name == "shapes":
     return scene_source.SceneSource(), {}
@@ -177,7 +178,7 @@ def _default_source(
   if name == phrasecut.DATASET:
     images = os.path.join(root, phrasecut.FOLDER, "images")
   reader = readers.open_reader(name, root)
-  # Without annotations of COCO's there is nothing to make masks of.
+  # Masks are made from COCO's annotations, which not every data set has.
   proposer, argument, trained_on = (
     ("coco", f":{reader.annotations_path}", "ground-truth")
     if reader.annotations_path
@@ -199,17 +200,18 @@ def write_dataset(
   arguments: Mapping[str, Any],
   beam_options: str | None = None,
 ) -> None:
-  """Writes a data set to `data_dir`: all of it, or nothing after an error or interrupt.
+  """Writes a data set to `data_dir`, whole or not at all.
 
   Args:
-    data_dir: made if it is not there; a data set of that name in it is replaced. With Beam on several machines, a
-      folder that all of them see under this name.
-    name: of the data set, as users know it.
-    source: where examples come from.
-    arguments: what the source was made from, kept in the metadata.
-    beam_options: options of an Apache Beam pipeline, which then does the work; None for processes of this machine.
+    data_dir: created if it is missing; a data set of that name in it is replaced. With Beam on
+      several machines, a folder that all of them see under this name.
+    name: of the data set.
+    source: of the examples.
+    arguments: that the source was made from, kept in the metadata.
+    beam_options: options of an Apache Beam pipeline that makes the examples; None for processes of
+      this machine.
   """
-  tfds.disable_progress_bar()  # It counts shards; ours counts images.
+  tfds.disable_progress_bar()  # it counts shards; ours counts images
   download = tfds.download.DownloadConfig()
   if beam_options is not None:
     from input_pipeline.tf import beam
@@ -230,7 +232,7 @@ def write_dataset(
 
 
 def _config(name: str) -> tfds.core.BuilderConfig | str:
-  """TFDS's config of a data set: one of its list, or a new one for data of a user's own."""
+  """Returns TFDS's config of a data set; custom data gets a new one."""
   legal = storage.config_name(name)
   known = storage.CONFIGS.values()
   return legal if legal in known else tfds.core.BuilderConfig(name=legal)
@@ -238,23 +240,23 @@ def _config(name: str) -> tfds.core.BuilderConfig | str:
 
 @contextlib.contextmanager
 def _clear_errors(on_beam: bool) -> Iterator[None]:
-  """What is wrong with the input is an `InputError` on Beam too."""
+  """Raises an `InputError` on Beam too, and an OSError for a full disk."""
   try:
     yield
   except Exception as error:
     if on_beam:
       from input_pipeline.tf import beam
 
-      if (found := beam.input_error(error)) is not None:
-        raise found from None
-    if "No space left on device" in str(error):  # TensorFlow has errors of its own
+      if (input_error := beam.input_error(error)) is not None:
+        raise input_error from None
+    if "No space left on device" in str(error):  # TensorFlow's own error
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     raise
 
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-  """Keeps TFDS from announcing the folder that is about to be renamed, and its own deprecations."""
+  """Silences TFDS's own deprecations, and its message about the temporary folder."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -265,14 +267,14 @@ def _quiet_tfds() -> Iterator[None]:
 
 
 def open_dataset(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
-  """Opens a prepared data set for reading; its `info.metadata["counts"]` has sizes of splits.
+  """Opens a prepared data set; its `info.metadata["counts"]` has the sizes of the splits.
 
   Args:
-    data_dir: what `prepare` was given.
-    name: of the data set, as users know it, such as `refcoco+_unc`.
+    data_dir: the folder that `prepare` wrote to.
+    name: of the data set, such as `refcoco+_unc`.
 
   Raises:
-    InputError: there is no such data set; the message names the command that makes it.
+    InputError: there is no such data set; the message names the command that prepares it.
   """
   folder = storage.open_dir(data_dir, name)
   if not (folder / "dataset_info.json").exists():

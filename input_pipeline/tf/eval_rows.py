@@ -1,4 +1,4 @@
-"""Every sentence of a split once, in a fixed order: the rows that evaluation reads."""
+"""The rows of an evaluation: every expression of a split once, in a fixed order."""
 
 import functools
 from typing import Any
@@ -9,7 +9,7 @@ import tensorflow as tf
 from input_pipeline.tf import pipelines, record_reader
 from input_pipeline.tf.record_reader import Fields, Shape, Source
 
-# Sides of the canvas of original targets, in pixels: few shapes, few compilations.
+# The canvas of original targets has sides of multiples of this: few shapes, few compilations.
 _CANVAS_STEP = 64
 
 
@@ -17,17 +17,17 @@ _CANVAS_STEP = 64
 def rows_dataset(
   source: Source, shape: Shape, batch_size: int, first: int, last: int, threads: int
 ) -> tf.data.Dataset:
-  """Returns sentences number `first` to `last` in batches, the last one perhaps not full.
+  """Returns expressions number `first` to `last` in batches; the last one may not be full.
 
-  Kept, because a pipeline takes longer to build than a small evaluation to read.
+  Cached, because a pipeline takes longer to build than a small evaluation to read.
   """
-  sentences = np.cumsum(record_reader.scan(source).sentences)
-  first_record = int(np.searchsorted(sentences, first, side="right"))
-  last_record = int(np.searchsorted(sentences, last, side="left")) + 1
-  skipped = first - (int(sentences[first_record - 1]) if first_record else 0)
+  expressions = np.cumsum(record_reader.scan(source).expressions)
+  first_record = int(np.searchsorted(expressions, first, side="right"))
+  last_record = int(np.searchsorted(expressions, last, side="left")) + 1
+  skipped = first - (int(expressions[first_record - 1]) if first_record else 0)
   records = record_reader.read(source).skip(first_record).take(last_record - first_record)
   records = records.map(functools.partial(_decode, shape=shape), num_parallel_calls=threads)
-  rows = records.flat_map(_sentences).skip(skipped).take(last - first)
+  rows = records.flat_map(_repeat_per_expression).skip(skipped).take(last - first)
   rows = rows.map(functools.partial(_row, shape=shape), num_parallel_calls=threads)
   return rows.padded_batch(batch_size).prefetch(1).with_options(pipelines.options(threads))
 
@@ -45,11 +45,12 @@ def _decode(example: tf.Tensor, shape: Shape) -> Fields:
   )
 
 
-def _sentences(record: Fields) -> tf.data.Dataset:
-  """The record once a sentence, with the index of the sentence; the tensors are shared."""
+def _repeat_per_expression(record: Fields) -> tf.data.Dataset:
+  """Repeats a record for each of its expressions, with the expression's index."""
   count = tf.size(record["ref"], out_type=tf.int64)
-  same = tf.data.Dataset.from_tensors(record).repeat(count)
-  return tf.data.Dataset.zip(same, tf.data.Dataset.range(count))
+  # The tensors are shared.
+  repeated = tf.data.Dataset.from_tensors(record).repeat(count)
+  return tf.data.Dataset.zip(repeated, tf.data.Dataset.range(count))
 
 
 def _row(record: Fields, index: tf.Tensor, shape: Shape) -> Fields:
@@ -72,7 +73,7 @@ def _row(record: Fields, index: tf.Tensor, shape: Shape) -> Fields:
 
 
 def no_rows(shape: Shape) -> Fields:
-  """Returns a batch without rows, for a process that has run out of them."""
+  """Returns a batch without rows, for a process that has no more of them."""
   size = shape.image_size
   return {
     "image": np.zeros((0, size, size, 3), np.uint8),
@@ -87,8 +88,8 @@ def no_rows(shape: Shape) -> Fields:
   }
 
 
-def take_meta(batch: Fields) -> list[dict[str, Any]]:
-  """Takes the columns that are no arrays out of a batch and returns them row by row."""
+def pop_meta(batch: Fields) -> list[dict[str, Any]]:
+  """Removes the columns that are not numeric from a batch, and returns them row by row."""
   columns = ("image_id", "ref_id", "expression_index", "expression", "file_name")
   return [
     {
@@ -104,23 +105,23 @@ def take_meta(batch: Fields) -> list[dict[str, Any]]:
   ]
 
 
-def fill(batch: Fields, batch_size: int, image_size: int, canvas: tuple[int, int]) -> Fields:
-  """Returns the batch with all its rows: those that are missing are zeros of weight 0.
+def pad(batch: Fields, batch_size: int, image_size: int, canvas: tuple[int, int]) -> Fields:
+  """Pads a batch with rows of zeros and weight 0.
 
   Args:
     batch: arrays of n rows each, and `meta`, a list of n.
     batch_size: rows wanted.
     image_size: the model's.
-    canvas: height and width that the canvas of original targets must have at least.
+    canvas: least height and width of the canvas of original targets.
   """
   meta = batch.pop("meta")
-  filled = {key: _grow(array, (batch_size, *array.shape[1:])) for key, array in batch.items()}
+  padded = {key: _grow(array, (batch_size, *array.shape[1:])) for key, array in batch.items()}
   target = batch["original_target"]
   sides = (
     _canvas(max(side, least), image_size)
     for side, least in zip(target.shape[1:], canvas, strict=True)
   )
-  return filled | {
+  return padded | {
     "original_target": _grow(target, (batch_size, *sides)),
     "weight": (np.arange(batch_size) < len(meta)).astype(np.float32),
     "meta": meta + [None] * (batch_size - len(meta)),
@@ -128,12 +129,12 @@ def fill(batch: Fields, batch_size: int, image_size: int, canvas: tuple[int, int
 
 
 def number(batch: Fields, first: int, total: int) -> Fields:
-  """Returns the batch with the number of each sentence, -1 for padding, and how many there are.
+  """Adds the number of each row's expression, -1 for padding, and how many expressions there are.
 
   Args:
-    batch: as `fill` returns it.
+    batch: as `pad` returns it.
     first: number of its first row.
-    total: sentences, over all processes.
+    total: expressions, over all processes.
   """
   counts = batch["weight"] > 0
   index = np.where(counts, first + np.arange(len(counts)), -1)

@@ -1,14 +1,14 @@
-"""Records to batches: what training and evaluation read.
+"""Records to batches, for training and evaluation.
 
 The order of the samples and what is done to each are pure functions of (seed, epoch, position), so
-that a run that starts again at step n gets what it would have got. Pixels are handled by native
-ops; text stays text until the batch is whole, and is tokenized on the host, by a thread that keeps
-two batches ready.
+that a run resumed at step n gets the batches that it would have got. TensorFlow's operations handle
+pixels; text stays text until the batch is complete, and is tokenized on the host by a thread that
+keeps two batches ready.
 
-Training reads in one of two ways. Streaming keeps a few thousand undecoded samples in memory and
+Training reads in one of two ways. Streaming keeps a few thousand encoded samples in memory and
 decodes each as it comes, or, with `refs_per_image`, once for several of its samples
-(`shared_images.py`). With `cache` every image is decoded and resized once, all of them are held
-in memory, and every epoch is a permutation of all refs.
+(`shared_images.py`). With `cache` every image is decoded and resized once, all of them stay in
+memory, and every epoch is a permutation of all refs.
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes, exchange_left_right
 from input_pipeline.preprocess.tokenizer import Tokenizer
 from input_pipeline.tf import (
-  augment,
   builder,
   damaged_records,
   eval_rows,
@@ -34,27 +33,93 @@ from input_pipeline.tf import (
   shared_images,
   train_samples,
 )
-from input_pipeline.tf.prefetch import prefetch
-from input_pipeline.tf.record_reader import Fields, Shape, Source
+from input_pipeline.tf.pipelines import prefetch
+from input_pipeline.tf.record_reader import Fields, Shape, Source, Split
 
-_WITHOUT = ", or train without it: config.loader.on_error = 'skip'"
+_SKIP_HINT = ", or train without it: config.loader.on_error = 'skip'"
 
 # Accelerators belong to the model.
 tf.config.set_visible_devices([], "GPU")
 
 
-def train_sentences(data_dir: str, name: str, on_error: str = "stop") -> list[str]:
-  """Returns every normalised sentence of the train split, in a fixed order.
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+  """Sizes of a batch of one process.
+
+  Attributes:
+    batch_size: samples.
+    image_size: side of the square that images and masks are resized to, in pixels.
+    max_instances: instance masks per sample; the best are kept.
+    max_tokens: length of a row of tokens.
+  """
+
+  batch_size: int
+  image_size: int
+  max_instances: int
+  max_tokens: int
+
+  def __post_init__(self) -> None:
+    _check_positive(batch_size=self.batch_size, image_size=self.image_size)
+
+  def decoded(self) -> Shape:
+    """Returns the sizes that arrays are resized to."""
+    return Shape(self.image_size, bit_planes.num_planes(self.max_instances))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+  """How training samples are read and augmented.
+
+  Attributes:
+    seed: of order, expressions and augmentation.
+    flip: mirrors half of the samples, and exchanges left and right in their text.
+    jitter: brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter], which
+      come with the batch.
+    cache: decodes and resizes every image once and keeps all in memory.
+    refs_per_image: samples of an image, at most, that share one decoding in an epoch; each is
+      augmented by itself. 1 spreads an image's samples over the whole shuffle buffer. Not with
+      `cache`.
+    shuffle_buffer: refs to shuffle among without `cache`; their images stay encoded.
+    text_buckets: shorter row lengths that a batch may have if its texts fit, such as (8, 12); each
+      costs a compilation. With several processes all rows have `max_tokens`, for no process knows
+      how long the others' texts are.
+    threads: worker threads of the pipeline.
+    on_error: `stop` at a damaged record, or `skip` all of them: every record is read and decoded
+      once at the start, and the samples are those of the others, in an order of their own.
+  """
+
+  seed: int
+  flip: bool = True
+  jitter: float = 0.0
+  cache: bool = False
+  refs_per_image: int = 1
+  shuffle_buffer: int = 4096
+  text_buckets: Sequence[int] = ()
+  threads: int = 2
+  on_error: str = "stop"
+
+  def __post_init__(self) -> None:
+    _check_positive(shuffle_buffer=self.shuffle_buffer, refs_per_image=self.refs_per_image)
+    _check_on_error(self.on_error)
+    if self.cache and self.refs_per_image > 1:
+      raise InputError(
+        f"refs_per_image is {self.refs_per_image}, but cache decodes every image once for all "
+        "epochs; set refs_per_image to 1, or cache to False"
+      )
+
+
+def train_expressions(data_dir: str, dataset: str, on_error: str = "stop") -> list[str]:
+  """Returns every normalised expression of the train split, in a fixed order.
 
   Args:
-    data_dir: what `prepare` was given.
-    name: of the data set.
-    on_error: as `train_batches` takes it.
+    data_dir: the folder that `prepare` wrote to.
+    dataset: such as `refcoco_unc`.
+    on_error: see `TrainOptions`.
 
   Raises:
-    InputError: the data set or its train split is not there, or a record of it is damaged.
+    InputError: the data set or its train split does not exist, or one of its records is damaged.
   """
-  source = _open_train(data_dir, name, "train", on_error)
+  source = _open_train(Split(data_dir, dataset, "train"), on_error)
   examples = record_reader.read(source)
   texts = examples.map(lambda example: record_reader.parse(example)["normalised"]).unbatch()
   batches = texts.batch(1024).with_options(pipelines.options(threads=1))
@@ -64,169 +129,147 @@ def train_sentences(data_dir: str, name: str, on_error: str = "stop") -> list[st
     record_reader.raise_damaged(source, error)
 
 
-def damaged(data_dir: str, name: str, split: str = "train") -> list[str]:
-  """Returns a line for each damaged record of a split, and one that counts them; all records are read and decoded.
+def describe_damage(data_dir: str, dataset: str, split: str = "train") -> list[str]:
+  """Reads and decodes all records of a split, and returns a line per damaged one, and a summary.
 
   Raises:
-    InputError: the data set or the split is not there, or no record of it can be used.
+    InputError: the data set or the split does not exist, or none of its records can be used.
   """
-  return damaged_records.survey(record_reader.open_source(data_dir, name, split)).lines()
+  source = record_reader.open_source(Split(data_dir, dataset, split))
+  return damaged_records.survey(source).describe()
 
 
-def num_refs(data_dir: str, name: str, split: str, on_error: str = "stop") -> int:
+def num_refs(data_dir: str, dataset: str, split: str, on_error: str = "stop") -> int:
   """Returns how many refs a split has: the samples of one epoch.
 
   Raises:
-    InputError: the data set or the split is not there.
+    InputError: the data set or the split does not exist.
   """
-  return record_reader.count_refs(_open_train(data_dir, name, split, on_error))
+  return record_reader.count_refs(_open_train(Split(data_dir, dataset, split), on_error))
 
 
-def _open_train(
-  data_dir: str,
-  name: str,
-  split: str,
-  on_error: str,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Source:
-  """Opens a process's share of a split, without its damaged records where they are to be skipped."""
-  if on_error not in damaged_records.ON_ERROR:
-    raise InputError(
-      f"on_error is {on_error!r}; it must be one of {', '.join(damaged_records.ON_ERROR)}"
-    )
-  source = record_reader.open_source(data_dir, name, split, process_index, process_count)
+def _open_train(split: Split, on_error: str) -> Source:
+  """Opens a process's share of a split, without its damaged records if they are to be skipped."""
+  _check_on_error(on_error)
+  source = record_reader.open_source(split)
   if on_error == "stop":
-    return dataclasses.replace(source, way_out=_WITHOUT)
-  whole = record_reader.open_source(data_dir, name, split)
-  return damaged_records.sound_part(source, damaged_records.survey(whole))
+    return dataclasses.replace(source, way_out=_SKIP_HINT)
+  whole = record_reader.open_source(split.whole())
+  return damaged_records.without_damaged(source, damaged_records.survey(whole))
 
 
-def splits(data_dir: str, name: str) -> list[str]:
-  """Returns the names of the splits of a data set: `train`, `val`, and the others by their names.
+def splits(data_dir: str, dataset: str) -> list[str]:
+  """Returns the names of the splits of a data set: `train`, `val`, and the others by name.
 
   Raises:
-    InputError: the data set is not there.
+    InputError: the data set does not exist.
   """
   first = ("train", "val")
-  found = set(builder.open_dataset(data_dir, name).info.splits)
-  return [*(split for split in first if split in found), *sorted(found.difference(first))]
+  names = set(builder.open_dataset(data_dir, dataset).info.splits)
+  return [*(split for split in first if split in names), *sorted(names.difference(first))]
 
 
 def train_batches(
-  data_dir: str,
-  name: str,
+  split: Split,
   tokenizer: Tokenizer,
+  shape: BatchShape,
+  options: TrainOptions,
   *,
-  split: str = "train",
-  batch_size: int,
-  image_size: int,
-  max_instances: int,
-  max_tokens: int,
-  text_buckets: Sequence[int] = (),
-  seed: int,
   start_step: int = 0,
-  flip: bool = True,
-  jitter: float = 0.0,
-  cache: bool = False,
-  refs_per_image: int = 1,
-  shuffle_buffer: int = 4096,
-  threads: int = 2,
-  process_index: int = 0,
-  process_count: int = 1,
   with_meta: bool = False,
-  on_error: str = "stop",
 ) -> Iterator[Fields]:
-  """Yields batches without end: every ref once an epoch, with a random sentence of its own.
+  """Yields batches without end: every ref once per epoch, with a random one of its expressions.
 
   An epoch need not end with a batch: the next one continues in the same batch.
 
   Args:
-    data_dir: what `prepare` was given.
-    name: of the data set, such as `refcoco_unc`.
+    split: which refs, and this process's share of them.
     tokenizer: text to ids.
-    split: which refs.
-    batch_size: samples in a batch of this process.
-    image_size: side of the square that images and masks are resized to, in pixels.
-    max_instances: how many instance masks count, best first.
-    max_tokens: length of a row of tokens.
-    text_buckets: shorter rows that a batch may have where its texts fit, such as (8, 12); each costs a compilation.
-      With several processes all rows have `max_tokens`, for nobody knows how long the others' texts are.
-    seed: of order, sentences and augmentation.
-    start_step: the batch to begin with, the same as in a run from the beginning.
-    flip: mirror half of the samples, with left and right exchanged in the text.
-    jitter: brightness, contrast and saturation are to change by factors in [1 - jitter, 1 + jitter], which come with
-      the batch.
-    cache: decode and resize every image once and hold all in memory.
-    refs_per_image: samples of an image, at most, that share one decoding in an epoch; each has a chance of its
-      own. 1 spreads an image's samples over the whole shuffle buffer. Not with `cache`.
-    shuffle_buffer: refs to shuffle among where nothing is cached; their images stay undecoded.
-    threads: worker threads of the pipeline.
-    process_index: which process this is; each reads its own share of the records.
-    process_count: how many processes there are.
-    with_meta: adds `meta` to a batch, a list that says of each row which sample it is.
-    on_error: `stop` at a damaged record, or `skip` all of them: every record is read and decoded once, at the start,
-      and the samples are those of the others, in an order of their own.
+    shape: sizes of a batch.
+    options: how samples are read and augmented.
+    start_step: the first batch, as in a run from the beginning.
+    with_meta: adds `meta` to a batch, a list that names the sample of each row.
 
   Returns:
-    Batches of `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s], `num_instances` int32
-    [b], `tokens` int32 [b, l], `num_tokens` int32 [b], `target` bool [b, s, s], `weight` float32
-    [b] (ones), and with jitter `light` float32 [b, 3], the factors. Some arrays are read-only.
+    Batches as in docs/reference/formats.md; `weight` is 1. Some arrays are read-only.
 
   Raises:
-    InputError: the data set or split is not there, too small for the processes or too large for the
-      cache, `refs_per_image` comes with `cache`, or, perhaps only when a batch is asked for, a
-      record is damaged.
+    InputError: the data set or split does not exist, is too small for the processes or too large
+      for the cache; or, maybe only when a batch is read, a record is damaged.
   """
-  _check_positive(
-    batch_size=batch_size,
-    image_size=image_size,
-    shuffle_buffer=shuffle_buffer,
-    refs_per_image=refs_per_image,
-  )
-  lengths = _row_lengths(text_buckets, max_tokens, process_count)
-  if cache and refs_per_image > 1:
-    raise InputError(
-      f"refs_per_image is {refs_per_image}, but cache decodes every image once for all epochs; "
-      "set refs_per_image to 1, or cache to False"
-    )
-  source = _open_train(data_dir, name, split, on_error, process_index, process_count)
-  shape = Shape(image_size, bit_planes.num_planes(max_instances))
-  key, start = train_samples.key_of(seed, process_index), start_step * batch_size
-  decode = functools.partial(train_samples.decode, shape=shape)
-  undecoded = functools.partial(
-    train_samples.streamed, source, key, buffer=shuffle_buffer, threads=threads
-  )
-  groups = shared_images.Groups(source, key, refs_per_image, shuffle_buffer, threads)
-  if cache:
-    samples = train_samples.cached(_load(source, shape, threads), key, start, threads)
-  elif refs_per_image > 1:
-    samples = shared_images.decoded(groups, start, shape)
-  else:
-    samples = undecoded(start).map(decode, num_parallel_calls=threads)
-  change = functools.partial(augment.augment, flip=flip, jitter=jitter)
-  samples = tf.data.Dataset.zip(samples, train_samples.draws(key, start))
-  dataset = samples.map(change, num_parallel_calls=threads).batch(batch_size).prefetch(2)
+  lengths = _row_lengths(options.text_buckets, shape.max_tokens, split.process_count)
+  source = _open_train(split, options.on_error)
+  key = train_samples.random_key(options.seed, split.process_index)
+  start = start_step * shape.batch_size
+  samples = _TrainSamples(source, shape.decoded(), options, key)
+  dataset = samples.augmented(start).batch(shape.batch_size).prefetch(2)
 
   def blame(batch: int) -> None:
-    first = start + batch * batch_size
-    if refs_per_image > 1:
-      suspects = shared_images.suspects(groups, first, batch_size)
-    else:
-      suspects = undecoded(first).take(batch_size)
-    record_reader.raise_undecodable(source, suspects, decode)
+    suspects = samples.suspects(start + batch * shape.batch_size, shape.batch_size)
+    record_reader.raise_undecodable(source, suspects, samples.decode)
 
-  dataset = dataset.with_options(pipelines.options(threads))
+  dataset = dataset.with_options(pipelines.options(options.threads))
   batches = _iterate(dataset, source, blame)
   return prefetch(
-    _finish_train(batch, tokenizer, max_instances, lengths, with_meta) for batch in batches
+    _finish_train(batch, tokenizer, shape.max_instances, lengths, with_meta) for batch in batches
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainSamples:
+  """The endless samples of a source, read in the way that the options choose."""
+
+  source: Source
+  shape: Shape
+  options: TrainOptions
+  key: int
+
+  def augmented(self, start: int) -> tf.data.Dataset:
+    """Returns decoded and augmented samples from number `start` on."""
+    numbers = train_samples.uniform_numbers(self.key, start)
+    augment = functools.partial(
+      train_samples.augment, flip=self.options.flip, jitter=self.options.jitter
+    )
+    samples = tf.data.Dataset.zip(self._decoded(start), numbers)
+    return samples.map(augment, num_parallel_calls=self.options.threads)
+
+  def _decoded(self, start: int) -> tf.data.Dataset:
+    threads = self.options.threads
+    if self.options.cache:
+      cache = _load_cache(self.source, self.shape, threads)
+      return train_samples.cached(cache, self.key, start, threads)
+    if self.options.refs_per_image > 1:
+      return shared_images.decoded(self._groups(), start, self.shape)
+    return self._encoded(start).map(self.decode, num_parallel_calls=threads)
+
+  def decode(self, record: Fields, ref: tf.Tensor) -> Fields:
+    """Decodes one sample."""
+    return train_samples.decode(record, ref, self.shape)
+
+  def suspects(self, start: int, count: int) -> tf.data.Dataset:
+    """Returns the encoded samples that `count` samples from number `start` on may wait for."""
+    if self.options.refs_per_image > 1:
+      return shared_images.suspects(self._groups(), start, count)
+    return self._encoded(start).take(count)
+
+  def _encoded(self, start: int) -> tf.data.Dataset:
+    buffer, threads = self.options.shuffle_buffer, self.options.threads
+    return train_samples.streamed(self.source, self.key, start, buffer, threads)
+
+  def _groups(self) -> shared_images.Groups:
+    return shared_images.Groups(
+      self.source,
+      self.key,
+      self.options.refs_per_image,
+      self.options.shuffle_buffer,
+      self.options.threads,
+    )
 
 
 def _row_lengths(
   text_buckets: Sequence[int], max_tokens: int, process_count: int
 ) -> tuple[int, ...]:
-  """All lengths that a row of tokens may have, the shortest first."""
+  """Returns all lengths that a row of tokens may have, the shortest first."""
   if any(not isinstance(n, int) or not 0 < n <= max_tokens for n in text_buckets):
     raise InputError(
       f"text_buckets {tuple(text_buckets)} must be between 1 and max_tokens, {max_tokens}"
@@ -234,9 +277,9 @@ def _row_lengths(
   return (*(sorted(text_buckets) if process_count == 1 else ()), max_tokens)
 
 
-def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
+def _load_cache(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
   try:
-    return train_samples.load(source, shape, threads)
+    return train_samples.load_cache(source, shape, threads)
   except tf.errors.OpError as error:
     blame = functools.partial(_blame_any_record, source, shape)
     _raise_input_error(error, source, blame)
@@ -245,7 +288,7 @@ def _load(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
 def _finish_train(
   batch: Fields, tokenizer: Tokenizer, max_instances: int, lengths: Sequence[int], with_meta: bool
 ) -> Fields:
-  texts = [text.decode() for text in batch.pop("sentence")]
+  texts = [text.decode() for text in batch.pop("expression")]
   flipped = batch.pop("flipped")
   texts = [
     exchange_left_right(text) if mirrored else text
@@ -268,78 +311,58 @@ def _finish_train(
 
 
 def eval_batches(
-  data_dir: str,
-  name: str,
-  split: str,
+  split: Split,
   tokenizer: Tokenizer,
+  shape: BatchShape,
   *,
-  batch_size: int,
-  image_size: int,
-  max_instances: int,
-  max_tokens: int,
   limit: int | None = None,
   threads: int = 2,
-  process_index: int = 0,
-  process_count: int = 1,
 ) -> Iterator[Fields]:
-  """Yields every sentence of every ref of a split exactly once, in a fixed order.
+  """Yields every expression of a split exactly once, in a fixed order.
 
-  Batches are full: rows of weight 0 fill the last one. The processes share the sentences evenly
+  Batches are full: rows of weight 0 pad the last one. The processes share the expressions evenly
   and all yield the same number of batches, so that each is a part of one global batch. `index`
-  says which sentence a row is, wherever it is read.
+  tells which expression a row has, on any process.
 
   Args:
-    data_dir: what `prepare` was given.
-    name: of the data set, such as `refcoco_unc`.
-    split: which refs.
+    split: which expressions, and this process's share of them.
     tokenizer: text to ids.
-    batch_size: rows in a batch of this process.
-    image_size: side of the square that images and masks are resized to, in pixels.
-    max_instances: how many instance masks count, best first.
-    max_tokens: length of a row of tokens.
-    limit: stop after so many sentences, counted over all processes.
+    shape: sizes of a batch.
+    limit: number of expressions to stop after, over all processes.
     threads: worker threads of the pipeline.
-    process_index: which process this is.
-    process_count: how many processes there are.
 
   Returns:
-    Batches as in training, and `original_target` bool [b, ch, cw] (each target at its original size
-    in the upper left corner of a canvas of zeros), `original_size` int32 [b, 2] (height and width;
-    0 where weight is 0), `index` int32 [b] (number of the sentence in the split, -1 where weight is
-    0), `total` int32 [b] (how many there are, over all processes), `cut` bool [b] (whether tokens
-    were lost), `meta`: a list of b dicts with `image_id`, `ref_id`, `expression_index`, `expression`
-    (as a person wrote it), `file_name`, None where weight is 0. A side of the canvas is
-    `image_size` if that is enough, else a multiple of 64.
+    Batches as in docs/reference/formats.md. `original_target` has each target at its original size
+    in the upper left corner of a canvas, whose sides are `image_size` or, if that is too small, a
+    multiple of 64. `meta` is a list of dicts with `image_id`, `ref_id`, `expression_index`,
+    `expression` (as a person wrote it) and `file_name`; None where the weight is 0.
 
   Raises:
-    InputError: the data set or split is not there, or, when a batch is asked for, an image cannot
-      be decoded.
+    InputError: the data set or split does not exist, or, when a batch is read, an image cannot be
+      decoded.
   """
-  _check_positive(batch_size=batch_size, image_size=image_size, limit=1 if limit is None else limit)
-  record_reader.check_process(process_index, process_count)
-  source = record_reader.open_source(data_dir, name, split)
-  shape = Shape(image_size, bit_planes.num_planes(max_instances))
+  _check_positive(limit=1 if limit is None else limit)
+  source = record_reader.open_source(split.whole())
+  decoded, batch_size = shape.decoded(), shape.batch_size
   sizes = record_reader.scan(source)
-  total = int(sizes.sentences.sum())
+  total = int(sizes.expressions.sum())
   total = total if limit is None else min(limit, total)
-  share = math.ceil(total / process_count)
-  first = min(process_index * share, total)
+  share = math.ceil(total / split.process_count)
+  first = min(split.process_index * share, total)
   last = min(first + share, total)
-  # One global array has one shape on all processes.
-  canvas = (sizes.height, sizes.width) if process_count > 1 else (1, 1)
+  # A global array has one shape on all processes.
+  canvas = (sizes.height, sizes.width) if split.process_count > 1 else (1, 1)
 
   def batches() -> Iterator[Fields]:
     if first < last:
-      rows = eval_rows.rows_dataset(source, shape, batch_size, first, last, threads)
-      yield from _iterate(rows, source, lambda _: _blame_any_record(source, shape))
+      rows = eval_rows.rows_dataset(source, decoded, batch_size, first, last, threads)
+      yield from _iterate(rows, source, lambda _: _blame_any_record(source, decoded))
     for _ in range(math.ceil(share / batch_size) - math.ceil((last - first) / batch_size)):
-      yield eval_rows.no_rows(shape)
+      yield eval_rows.no_rows(decoded)
 
   return prefetch(
     eval_rows.number(
-      eval_rows.fill(
-        _finish_eval(batch, tokenizer, max_instances, max_tokens), batch_size, image_size, canvas
-      ),
+      eval_rows.pad(_finish_eval(batch, tokenizer, shape), batch_size, shape.image_size, canvas),
       first + position * batch_size,
       total,
     )
@@ -347,15 +370,13 @@ def eval_batches(
   )
 
 
-def _finish_eval(
-  batch: Fields, tokenizer: Tokenizer, max_instances: int, max_tokens: int
-) -> Fields:
+def _finish_eval(batch: Fields, tokenizer: Tokenizer, shape: BatchShape) -> Fields:
   texts = [text.decode() for text in batch.pop("normalised")]
-  tokens, num_tokens, was_cut = tokenizer(texts, max_tokens)
-  meta = eval_rows.take_meta(batch)
+  tokens, num_tokens, was_cut = tokenizer(texts, shape.max_tokens)
+  meta = eval_rows.pop_meta(batch)
   return batch | {
     "cut": was_cut,
-    "num_instances": np.minimum(batch["num_instances"], np.int32(max_instances)),
+    "num_instances": np.minimum(batch["num_instances"], np.int32(shape.max_instances)),
     "tokens": tokens,
     "num_tokens": num_tokens,
     "meta": meta,
@@ -368,10 +389,17 @@ def _check_positive(**numbers: int) -> None:
       raise InputError(f"{name} is {number}; it must be at least 1")
 
 
+def _check_on_error(on_error: str) -> None:
+  if on_error not in damaged_records.ON_ERROR:
+    raise InputError(
+      f"on_error is {on_error!r}; it must be one of {', '.join(damaged_records.ON_ERROR)}"
+    )
+
+
 def _iterate(
   dataset: tf.data.Dataset, source: Source, blame: Callable[[int], None]
 ) -> Iterator[Fields]:
-  """Yields batches; `blame` looks for the reason why one, counted from 0, could not be read."""
+  """Yields batches; if one cannot be read, `blame(number)` looks for the reason."""
   iterator = pipelines.iterate(dataset)
   for number in itertools.count():
     try:
@@ -386,7 +414,7 @@ def _iterate(
 def _raise_input_error(
   error: tf.errors.OpError, source: Source, blame: Callable[[], None]
 ) -> NoReturn:
-  """Raises what is wrong with the input; the error itself where it is no fault of the input."""
+  """Raises an `InputError` if the input is at fault, else the error itself."""
   try:
     blame()
   except tf.errors.OpError as unreadable:

@@ -1,8 +1,9 @@
-"""Where records lie in a TFRecord file, and which of them are damaged.
+"""Where records are in a TFRecord file, and which of them are damaged.
 
-A record is its length (8 bytes), a checksum of the length (4), its bytes, and a checksum of these (4). TensorFlow's
-reader stops at the first that is wrong; here reading goes on behind it, as long as its length is right. The format is
-that of TensorFlow's `record_writer.h`: checksums are CRC-32C, rotated by 15 bits, plus a constant.
+A record is its length (8 bytes), a checksum of the length (4), its bytes, and a checksum of these
+(4). TensorFlow's reader stops at the first damaged record; here reading continues after it, as long
+as its length is intact. The format is that of TensorFlow's `record_writer.h`: checksums are
+CRC-32C, rotated by 15 bits, plus a constant.
 """
 
 import dataclasses
@@ -24,38 +25,39 @@ class Damage:
   position: int
   """Of the record in its file, from 0."""
   offset: int | None
-  """Of its first byte in the file; None where the bytes are sound and what they say is not."""
+  """Of its first byte in the file; None if the bytes are intact but their content is not."""
   reason: str
   image: str = ""
-  """Which it is, in words, as far as it can be known."""
+  """Which image it is of, in words, as far as is known."""
   count: int = 1
-  """Records that are lost from there on: more than 1 where nothing behind it can be found."""
+  """Records that are lost from there on: more than 1 if the next one cannot be found."""
 
   def __str__(self) -> str:
     records = f"record {self.position}"
     if self.count > 1:
       records = f"records {self.position} to {self.position + self.count - 1}"
-    at = f", from byte {self.offset}" if self.offset is not None else ""
+    start = f", from byte {self.offset}" if self.offset is not None else ""
     image = f"; {self.image}" if self.image else ""
-    return f"{records} of {self.path}{at}: {self.reason}{image}"
+    return f"{records} of {self.path}{start}: {self.reason}{image}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """Sound records that follow each other: the position of the first, and how many."""
+class Range:
+  """Consecutive intact records."""
 
   position: int
+  """Of the first record in its file, from 0."""
   count: int
 
 
-def stored(path: str, skip: int, take: int) -> tf.data.Dataset:
-  """Returns serialised records of a file, to be read at once."""
+def read_range(path: str, skip: int, take: int) -> tf.data.Dataset:
+  """Returns serialised records of a file."""
   records = tf.data.TFRecordDataset(path).skip(skip).take(take)
   return records.with_options(pipelines.options(threads=1))
 
 
-def walk(path: str, expected: int) -> Iterator[Run | Damage]:
-  """Yields what a file consists of, from its beginning to its end.
+def walk(path: str, expected: int) -> Iterator[Range | Damage]:
+  """Yields the intact ranges and the damaged records of a file, from beginning to end.
 
   Args:
     path: of the file.
@@ -63,23 +65,23 @@ def walk(path: str, expected: int) -> Iterator[Run | Damage]:
   """
   position, offset = 0, 0
   while position < expected:
-    count, end, reason = _read_run(path, position, offset, expected)
+    count, end, reason = _read_intact(path, position, offset, expected)
     if count:
-      yield Run(position, count)
+      yield Range(position, count)
     position, offset = position + count, end
     if position < expected:
-      behind, image = _behind(path, offset)
-      lost = expected - position if behind is None else 1
+      next_offset, image = _find_next(path, offset)
+      lost = expected - position if next_offset is None else 1
       yield Damage(path, position, offset, reason, image, lost)
-      position, offset = position + lost, behind or 0
+      position, offset = position + lost, next_offset or 0
 
 
-def _read_run(path: str, position: int, offset: int, expected: int) -> tuple[int, int, str]:
-  """Reads sound records: how many, where the next begins, and what is wrong with that one."""
+def _read_intact(path: str, position: int, offset: int, expected: int) -> tuple[int, int, str]:
+  """Reads intact records: their number, the offset after them, and what is wrong there."""
   count = 0
   try:
-    # What is skipped is not compared with its checksum.
-    for record in stored(path, position, expected - position):
+    # The checksums of skipped records are not verified.
+    for record in read_range(path, position, expected - position):
       count, offset = count + 1, offset + _HEADER + len(record.numpy()) + _FOOTER
   except tf.errors.DataLossError as error:
     if "truncated" not in str(error.message):
@@ -87,8 +89,8 @@ def _read_run(path: str, position: int, offset: int, expected: int) -> tuple[int
   return count, offset, "the file ends early"
 
 
-def _behind(path: str, offset: int) -> tuple[int | None, str]:
-  """Where the record after a damaged one begins, None where nobody knows, and which image that probably was."""
+def _find_next(path: str, offset: int) -> tuple[int | None, str]:
+  """Returns the offset of the record after a damaged one, None if unknown, and its likely image."""
   with tf.io.gfile.GFile(path, "rb") as file:
     size = file.size()
     file.seek(offset)
@@ -101,13 +103,13 @@ def _behind(path: str, offset: int) -> tuple[int | None, str]:
 
 
 def _image_of(data: bytes) -> str:
-  """Which image a damaged record was of: the fields that name it are most probably not those that are damaged."""
+  """Returns which image a damaged record is of: the fields that name it are probably intact."""
   try:
     feature = tf.train.Example.FromString(data).features.feature
     (image_id,) = feature["image_id"].int64_list.value
     (name,) = feature["file_name"].bytes_list.value
     return f"probably image {name.decode()} (image_id {image_id})"
-  except Exception:  # whatever the parser makes of damaged bytes
+  except Exception:  # the parser may raise anything for damaged bytes
     return ""
 
 
@@ -122,9 +124,9 @@ def _masked_crc(data: bytes) -> int:
 
 
 def first_damage(files: Sequence[tuple[str, int, int]]) -> Damage | None:
-  """Returns the first damage in files of records, if there is one; files are path, records to skip and to take."""
+  """Returns the first damage in files of (path, records to skip, records to take)."""
   for path, skip, take in files:
-    for found in walk(path, skip + take):
-      if isinstance(found, Damage) and found.position + found.count > skip:
-        return found
+    for part in walk(path, skip + take):
+      if isinstance(part, Damage) and part.position + part.count > skip:
+        return part
   return None

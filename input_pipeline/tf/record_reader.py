@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,10 +17,37 @@ from input_pipeline.tf import builder, pipelines, record_frames
 from input_pipeline.tf.record_frames import Damage
 
 Fields = dict[str, Any]
-# How TensorFlow says that a file of records is not what was written: a checksum, their number, or their fields.
+# TensorFlow's errors for damaged files: a wrong checksum, number of records, or field.
 DAMAGED = (
   tf.errors.DataLossError, tf.errors.FailedPreconditionError, tf.errors.InvalidArgumentError
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """A split of a prepared data set, or one process's share of it.
+
+  Attributes:
+    data_dir: the folder that `prepare` wrote to.
+    dataset: such as `refcoco_unc`.
+    split: such as `val`.
+    process_index: which process reads; each reads its own share of the records.
+    process_count: how many processes there are.
+  """
+
+  data_dir: str
+  dataset: str
+  split: str
+  process_index: int = 0
+  process_count: int = 1
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.process_index < self.process_count:
+      raise ValueError(f"process_index is {self.process_index} of {self.process_count} processes")
+
+  def whole(self) -> "Split":
+    """Returns the split as if a single process read it."""
+    return dataclasses.replace(self, process_index=0, process_count=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,81 +55,122 @@ class Source:
   """The records of a split, or one process's share of them."""
 
   name: str
-  """As in refcoco_unc/val."""
+  """For messages, such as refcoco_unc/val."""
   files: tuple[tuple[str, int, int], ...]
   """Path of a shard, records to skip, records to take."""
   refs: int | None
-  """How many refs these records have, where that is known without reading them."""
+  """Number of refs in these records, if it is known without reading them."""
   stamp: int
-  """Changes when the data set is prepared anew."""
+  """Changes when the data set is prepared again."""
   way_out: str = ""
-  """What else can be done about a damaged record than to prepare the data set again, for the end of a message."""
+  """End of a message about a damaged record: what to do besides preparing the data set again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What a source holds."""
+  """Sizes of a source's records."""
 
   refs: int
-  sentences: np.ndarray
+  expressions: np.ndarray
   """Their number in each record."""
   height: int
-  """Of the tallest image, in pixels; `width` likewise."""
+  """Of the tallest image, in pixels."""
   width: int
+  """Of the widest image, in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """The sizes that arrays are brought to: a square image and a number of bit planes."""
+  """Sizes that arrays are resized to: a square image and a number of bit planes."""
 
   image_size: int
   planes: int
 
 
-def open_source(
-  data_dir: str, name: str, split: str, process_index: int = 0, process_count: int = 1
-) -> Source:
-  """Opens a process's share of a split: consecutive records, evenly many for each process.
+def open_source(split: Split) -> Source:
+  """Opens a split: consecutive records, evenly distributed over the processes.
 
   Raises:
-    InputError: the data set or the split is not there, or there are more processes than images.
+    InputError: the data set or the split does not exist, or it has fewer images than processes.
   """
-  check_process(process_index, process_count)
-  info = builder.open_dataset(data_dir, name).info
-  if split not in info.splits:
+  info = builder.open_dataset(split.data_dir, split.dataset).info
+  name = f"{split.dataset}/{split.split}"
+  if split.split not in info.splits:
     raise InputError(
-      f"data set {name} in {data_dir} has no split {split!r}; it has {', '.join(info.splits)}"
+      f"data set {split.dataset} in {split.data_dir} has no split {split.split!r}; it has "
+      f"{', '.join(info.splits)}"
     )
-  images = info.splits[split].num_examples
-  if images < process_count:
-    raise InputError(f"{name}/{split}: {images} images are too few for {process_count} processes")
-  share = tfds.even_splits(split, process_count)[process_index]
+  images = info.splits[split.split].num_examples
+  if images < split.process_count:
+    raise InputError(f"{name}: {images} images are too few for {split.process_count} processes")
+  share = tfds.even_splits(split.split, split.process_count)[split.process_index]
   files = tuple(
     (os.fspath(file.filename), file.skip, file.take)
     for file in info.splits[share].file_instructions
   )
   for path, _, _ in files:
-    if not tf.io.gfile.exists(path):
-      raise InputError(f"{path} is missing; prepare {name} again with --overwrite")
-    try:
-      with tf.io.gfile.GFile(path, "rb") as file:
-        file.read(1)
-    except tf.errors.OpError as error:
-      reason = str(error.message).rpartition("; ")[2]
-      raise InputError(f"{path} cannot be read ({reason}); change who may read it") from error
-  counts = (info.metadata or {}).get("counts", {}).get(split, {})
+    _check_readable(path, split.dataset)
+  counts = (info.metadata or {}).get("counts", {}).get(split.split, {})
   return Source(
-    name=f"{name}/{split}",
+    name=name,
     files=files,
-    refs=counts.get("refs") if process_count == 1 else None,
+    refs=counts.get("refs") if split.process_count == 1 else None,
     stamp=max(tf.io.gfile.stat(path).mtime_nsec for path, _, _ in files),
   )
 
 
-def check_process(process_index: int, process_count: int) -> None:
-  """Raises a `ValueError` where there is no such process."""
-  if not 0 <= process_index < process_count:
-    raise ValueError(f"process_index is {process_index} of {process_count} processes")
+def _check_readable(path: str, dataset: str) -> None:
+  if not tf.io.gfile.exists(path):
+    raise InputError(f"{path} is missing; prepare {dataset} again with --overwrite")
+  try:
+    with tf.io.gfile.GFile(path, "rb") as file:
+      file.read(1)
+  except tf.errors.OpError as error:
+    reason = str(error.message).rpartition("; ")[2]
+    raise InputError(f"{path} cannot be read ({reason}); change its permissions") from error
+
+
+def split_sizes(data_dir: str, dataset: str) -> dict[str, int]:
+  """Returns how many images each split of a data set has.
+
+  Raises:
+    InputError: there is no such data set; the message names the command that prepares it.
+  """
+  splits = builder.open_dataset(data_dir, dataset).info.splits
+  return {split: splits[split].num_examples for split in splits}
+
+
+def read_records(split: Split) -> Iterator[dict[str, Any]]:
+  """Yields the fields of every record, as `records.encode_record` returned them, in stored order.
+
+  Holds a few records at a time, encoded; `records.decode_record` decodes them.
+
+  Raises:
+    InputError: the data set or the split does not exist, or one of its files is damaged.
+  """
+  source = open_source(split)
+  parse_all = builder.record_features().deserialize_example
+  dataset = read(source).map(parse_all).prefetch(1)
+  try:
+    for fields in dataset.with_options(pipelines.options(threads=1)):
+      yield _to_python(fields)
+  except DAMAGED as error:
+    raise_damaged(source, error, parse_all)
+
+
+def _to_python(fields: dict[str, Any]) -> dict[str, Any]:
+  """Converts tensors to Python values and arrays, and columns of refs to a list of refs."""
+  plain = {key: value.numpy() for key, value in fields.items() if key != "refs"}
+  for key in ("file_name", "instances_from", "instances_trained_on"):
+    plain[key] = plain[key].decode()
+  refs = fields["refs"]
+  columns = {key: refs[key].numpy().tolist() for key in ("ref_id", "target")}
+  columns |= {key: refs[key].to_list() for key in ("ann_ids", "sentences", "normalised")}
+  rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+  for row in rows:
+    row["sentences"] = [text.decode() for text in row["sentences"]]
+    row["normalised"] = [text.decode() for text in row["normalised"]]
+  return plain | {"refs": rows}
 
 
 def count_refs(source: Source) -> int:
@@ -117,38 +185,38 @@ def shards(source: Source) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def read_shard(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
-  """Returns the serialised records of a shard; a file that ends early, between two of them, is an error as well."""
+  """Returns the serialised records of a shard; too few of them are an error."""
   records_of_shard = tf.data.TFRecordDataset(path).skip(skip).take(take)
   return records_of_shard.apply(tf.data.experimental.assert_cardinality(take))
 
 
 def read(source: Source) -> tf.data.Dataset:
-  """Returns the serialised records in the order in which they are stored."""
+  """Returns the serialised records in stored order."""
   return tf.data.Dataset.from_tensor_slices(shards(source)).flat_map(read_shard)
 
 
 def parse(example: tf.Tensor) -> Fields:
-  """A record's fields, undecoded; `ref` names the ref of each sentence.
+  """Parses a record to its encoded fields; `count` is the number of expressions of each ref.
 
-  Costs less than half of what the TFDS parser does, which is what a small image costs to decode.
+  Takes less than half the time of the TFDS parser, which is as long as decoding a small image.
   """
-  one = functools.partial(tf.io.FixedLenFeature, [])
-  many = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
+  scalar = functools.partial(tf.io.FixedLenFeature, [])
+  vector = functools.partial(tf.io.FixedLenSequenceFeature, [], allow_missing=True)
   fields = tf.io.parse_single_example(
     example,
     {
-      "image": one(tf.string),
-      "image_id": one(tf.int64),
-      "file_name": one(tf.string),
-      "height": one(tf.int64),
-      "width": one(tf.int64),
-      "instances": one(tf.string),
-      "instance_score": many(tf.float32),
-      "refs/ref_id": many(tf.int64),
-      "refs/target": many(tf.string),
-      "refs/normalised/ragged_flat_values": many(tf.string),
-      "refs/normalised/ragged_row_lengths_0": many(tf.int64),
-      "refs/sentences/ragged_flat_values": many(tf.string),
+      "image": scalar(tf.string),
+      "image_id": scalar(tf.int64),
+      "file_name": scalar(tf.string),
+      "height": scalar(tf.int64),
+      "width": scalar(tf.int64),
+      "instances": scalar(tf.string),
+      "instance_score": vector(tf.float32),
+      "refs/ref_id": vector(tf.int64),
+      "refs/target": vector(tf.string),
+      "refs/normalised/ragged_flat_values": vector(tf.string),
+      "refs/normalised/ragged_row_lengths_0": vector(tf.int64),
+      "refs/sentences/ragged_flat_values": vector(tf.string),
     },
   )
   return {
@@ -169,7 +237,7 @@ def parse(example: tf.Tensor) -> Fields:
 
 @functools.lru_cache(maxsize=16)
 def scan(source: Source) -> Sizes:
-  """Reads through a source once and counts.
+  """Reads a source once and measures it.
 
   Raises:
     InputError: a record is damaged; the message names it.
@@ -179,7 +247,7 @@ def scan(source: Source) -> Sizes:
     record = parse(example)
     return {
       "refs": tf.size(record["count"]),
-      "sentences": tf.reduce_sum(record["count"]),
+      "expressions": tf.reduce_sum(record["count"]),
       "height": record["height"],
       "width": record["width"],
     }
@@ -192,14 +260,14 @@ def scan(source: Source) -> Sizes:
   columns = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
   return Sizes(
     refs=int(columns["refs"].sum()),
-    sentences=columns["sentences"],
+    expressions=columns["expressions"],
     height=int(columns["height"].max()),
     width=int(columns["width"].max()),
   )
 
 
 def decode_record(record: Fields, shape: Shape) -> Fields:
-  """Decodes and resizes what the refs of a record share."""
+  """Decodes and resizes what the refs of a record share: the image and the instances."""
   return {
     "image": _decode_image(record["image"], shape.image_size),
     "instances": _decode_planes(record, shape),
@@ -208,15 +276,15 @@ def decode_record(record: Fields, shape: Shape) -> Fields:
 
 
 def _decode_image(data: tf.Tensor, size: int) -> tf.Tensor:
-  """A JPEG or PNG to uint8 [size, size, 3]; antialiased where it shrinks."""
-  # Reads PNG as well. The default is the fast DCT, up to 20 levels from what other decoders give.
+  """Decodes a JPEG or PNG to uint8 [size, size, 3]; antialiased where it shrinks."""
+  # Reads PNG as well. The default DCT is fast, and up to 20 levels off from other decoders.
   image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-  image = tf.reshape(image, tf.shape(image)[-3:])  # Some formats come as a film of one frame.
+  image = tf.reshape(image, tf.shape(image)[-3:])  # some formats have a frame axis
   return _resize(preprocess.resize_image, image, size, axis=0)
 
 
 def _decode_planes(record: Fields, shape: Shape) -> tf.Tensor:
-  """Bit planes to uint16 [planes, size, size]: further planes are dropped, missing ones empty."""
+  """Decodes bit planes to uint16 [planes, size, size]: drops extra planes, adds missing ones."""
   height, width = record["height"], record["width"]
   stacked = tf.io.decode_png(record["instances"], channels=1, dtype=tf.uint16)
   planes = tf.reshape(stacked, [-1, height, width])[: shape.planes]
@@ -227,23 +295,23 @@ def _decode_planes(record: Fields, shape: Shape) -> tf.Tensor:
 
 
 def decode_target(png: tf.Tensor) -> tf.Tensor:
-  """A target to bool [h, w]."""
+  """Decodes a target to bool [h, w]."""
   return tf.io.decode_png(png, channels=1)[:, :, 0] > 0
 
 
 def resize_target(target: tf.Tensor, size: int) -> tf.Tensor:
-  """A target to bool [size, size], by the same pixels as the planes."""
+  """Resizes a target to bool [size, size], by the same pixels as the planes."""
   return _resize(preprocess.resize_planes, target[None], size, axis=1)[0]
 
 
 def _resize(
   resize: Callable[[np.ndarray, int], np.ndarray], pixels: tf.Tensor, size: int, axis: int
 ) -> tf.Tensor:
-  """Brings two dimensions, `axis` and the next, to `size` by a function of `preprocess`.
+  """Resizes two axes, `axis` and the next, to `size` by a function of `preprocess`.
 
-  One call of Python, a few microseconds of it outside of C code that lets other threads run. TF's own operations
-  give the same pixels, within a level, and take twice as long for a photo and six times for a mask
-  (docs/reports/performance.md).
+  It is one call of Python, all but a few microseconds of which release the GIL. TensorFlow's own
+  operations give the same pixels, within a level, and take twice as long for an image and six times
+  for a mask (docs/reports/performance.md).
   """
   shape: list[int | None] = pixels.shape.as_list()
   shape[axis : axis + 2] = size, size
@@ -272,9 +340,9 @@ def raise_undecodable(
   """Raises an `InputError` that names the first image that cannot be decoded, if there is one.
 
   Args:
-    source: where they come from.
-    suspects: undecoded records, or records each with an index.
-    decode: what failed on one of them.
+    source: of the records.
+    suspects: encoded records, or pairs of a record and an index.
+    decode: the function that failed on one of them.
   """
   for suspect in suspects.with_options(pipelines.options(threads=1)):
     suspect = suspect if isinstance(suspect, tuple) else (suspect,)
@@ -284,25 +352,25 @@ def raise_undecodable(
       name, image_id = suspect[0]["file_name"].numpy().decode(), int(suspect[0]["image_id"])
       raise InputError(
         f"{source.name}: image {name} (image_id {image_id}) or one of its masks cannot be decoded "
-        f"({reason_of(error)}), {_place_of(source, image_id)}; replace it and prepare the data set again with "
-        f"--overwrite{source.way_out}"
+        f"({reason_of(error)}), {_locate(source, image_id)}; replace it and prepare the data set "
+        f"again with --overwrite{source.way_out}"
       ) from error
 
 
 def raise_damaged(
   source: Source, error: Exception, parse: Callable[[tf.Tensor], Any] = parse
 ) -> NoReturn:
-  """Raises what is wrong with the files of a source, by file, position and image.
+  """Raises an error that names the damaged record of a source: its file, position and image.
 
   Args:
-    source: what could not be read.
-    error: what TensorFlow said of it; it is raised itself where all records are sound after all.
-    parse: what the fields of a record have to be for.
+    source: that could not be read.
+    error: TensorFlow's; raised itself if all records are intact after all.
+    parse: parses the fields of an intact record.
 
   Raises:
-    InputError: names the first damaged record, or the first whose fields are not those of a record.
+    InputError: names the first damaged record, or the first without a record's fields.
   """
-  damage = record_frames.first_damage(source.files) or _first_without_fields(source, parse)
+  damage = record_frames.first_damage(source.files) or _first_unparsable(source, parse)
   if damage is None:
     raise error
   raise InputError(
@@ -310,9 +378,9 @@ def raise_damaged(
   ) from error
 
 
-def _first_without_fields(source: Source, parse: Callable[[tf.Tensor], Any]) -> Damage | None:
+def _first_unparsable(source: Source, parse: Callable[[tf.Tensor], Any]) -> Damage | None:
   for path, skip, take in source.files:
-    for n, example in enumerate(record_frames.stored(path, skip, take)):
+    for n, example in enumerate(record_frames.read_range(path, skip, take)):
       try:
         parse(example)
       except tf.errors.OpError as error:
@@ -321,17 +389,17 @@ def _first_without_fields(source: Source, parse: Callable[[tf.Tensor], Any]) -> 
 
 
 def reason_of(error: tf.errors.OpError) -> str:
-  """What TensorFlow has against something, without where in the graph."""
+  """Returns the reason in a TensorFlow error, without its place in the graph."""
   text = str(error.message).split("\n")[0].split(" [Op:")[0].split("}} ")[-1]
   text = re.sub(r"^.*\bIterator::[^ ]*: ", "", text).strip()
   # TensorFlow adds the bytes.
-  return re.sub(r"^Could not parse example input.*", "it is no tf.train.Example", text)
+  return re.sub(r"^Could not parse example input.*", "not a tf.train.Example", text)
 
 
-def _place_of(source: Source, image_id: int) -> str:
-  """In which file the record of an image is, and its number there."""
+def _locate(source: Source, image_id: int) -> str:
+  """Returns the file of an image's record, and its number there."""
   for path, skip, take in source.files:
-    for n, record in enumerate(record_frames.stored(path, skip, take).map(parse)):
+    for n, record in enumerate(record_frames.read_range(path, skip, take).map(parse)):
       if record["image_id"] == image_id:
         return f"record {skip + n} of {path}"
-  return "in its files"
+  return "in one of its files"

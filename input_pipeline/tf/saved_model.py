@@ -1,4 +1,4 @@
-"""Models as SavedModels of TensorFlow: StableHLO inside the operation that XLA made for it, its weights beside it."""
+"""Models as TensorFlow SavedModels: StableHLO in XLA's own operation, with weights as variables."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,25 +10,25 @@ from input_pipeline.common.errors import InputError
 
 try:
   import tensorflow as tf
-  from tensorflow.compiler.tf2xla.python import xla  # where jax2tf has the operation from, too
+
+  # jax2tf takes the operation from there, too.
+  from tensorflow.compiler.tf2xla.python import xla
 except ImportError as error:
-  raise InputError(
-    "a SavedModel is written and read with TensorFlow: pip install tensorflow"
-  ) from error
+  raise InputError("SavedModels need TensorFlow: pip install tensorflow") from error
 
 SIGNATURE = "serving_default"
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled-to-be function of weights and inputs, as `jax.export` describes it.
+  """A function of weights and inputs, to be compiled, as `jax.export` describes it.
 
   Attributes:
-    module: StableHLO, serialised as a portable artifact of a version that TensorFlow knows.
+    module: StableHLO, serialised as a portable artifact of a version that TensorFlow supports.
     version: of the calling convention.
-    platforms: where it runs, in the names of `jax.export`.
-    kept: of weights and inputs, in this order, those that the function takes; it has no use for the others.
-    outputs: shapes and dtypes by name, in the order of the results; a size that is no number is any.
+    platforms: that it runs on, by the names of `jax.export`.
+    kept: indices of the arguments that the function uses, weights first, then inputs.
+    outputs: shapes and dtypes by name, in the order of the results; symbolic sizes are dynamic.
   """
 
   module: bytes
@@ -44,19 +44,21 @@ def write(
   """Writes a program with its weights, as the signature `serving_default`.
 
   Args:
-    path: the folder to be made.
+    path: the folder to create.
     program: takes the weights and then the inputs.
     weights: by name, in the order of the arguments.
-    inputs: shapes and dtypes by name, in the order of the arguments; a size that is no number is any.
+    inputs: shapes and dtypes by name, in the order of the arguments; symbolic sizes are dynamic.
   """
   module = tf.Module()
-  # What a module has is what is saved.
-  module.held = [tf.Variable(value, name=name, trainable=False) for name, value in weights.items()]
+  # A module's attributes are saved with it.
+  module.weights = [
+    tf.Variable(value, name=name, trainable=False) for name, value in weights.items()
+  ]
 
   def run(*arrays):
-    given = [*module.held, *arrays]
+    arguments = [*module.weights, *arrays]
     results: Any = xla.call_module(
-      [tf.convert_to_tensor(given[i]) for i in program.kept],
+      [tf.convert_to_tensor(arguments[i]) for i in program.kept],
       version=program.version,
       module=program.module,
       Sout=[_sizes(spec) for spec in program.outputs.values()],
@@ -78,12 +80,13 @@ def _sizes(spec: Any) -> list[int | None]:
 
 
 def load(path: str, inputs: Sequence[str]) -> Callable[..., dict[str, np.ndarray]]:
-  """Opens what `write` wrote, as a function of NumPy arrays in the order of `inputs`."""
+  """Loads a SavedModel of `write`, as a function of NumPy arrays in the order of `inputs`."""
   loaded: Any = tf.saved_model.load(path)
 
   def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
-    given = {name: tf.constant(array) for name, array in zip(inputs, arrays, strict=True)}
-    # Variables live as long as what was loaded does.
-    return {key: value.numpy() for key, value in loaded.signatures[SIGNATURE](**given).items()}
+    tensors = {name: tf.constant(array) for name, array in zip(inputs, arrays, strict=True)}
+    # Refers to `loaded`, for its variables live as long as it does.
+    outputs = loaded.signatures[SIGNATURE](**tensors)
+    return {name: value.numpy() for name, value in outputs.items()}
 
   return run

@@ -1,7 +1,7 @@
-"""Which training sample comes when, and the random numbers that it gets.
+"""The order of training samples, their random numbers, and their augmentation.
 
-Both are pure functions of (seed, epoch, position). A sample is one ref: a record's image and planes
-and the ref's target and sentences. It comes from the records as they stream by, or from memory.
+All are pure functions of (seed, epoch, position). A sample is one ref: a record's image and planes,
+and the ref's target and expressions. It comes from streamed records or from memory.
 """
 
 import dataclasses
@@ -15,33 +15,41 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.tf import pipelines, record_reader
 from input_pipeline.tf.record_reader import Fields, Shape, Source
 
-# One each for the sentence, the flip, brightness, contrast and saturation.
-DRAWS = 5
-_DRAWN_AT_ONCE = 1024
+NUMBERS_PER_SAMPLE = 5
+"""Random numbers: for the expression, the flip, brightness, contrast and saturation."""
+
+_SAMPLES_PER_BLOCK = 1024
 _OPEN_SHARDS = 16
-_GOLDEN = 0x9E3779B97F4A7C15  # Of the SplitMix64 generator, as the constants in _mix.
+# Of the SplitMix64 generator, as are the constants in _mix.
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
-def key_of(seed: int, process_index: int) -> int:
-  """Returns the 64 bits that all chance of one process starts from."""
+def random_key(seed: int, process_index: int) -> int:
+  """Returns 64 bits that seed all random choices of a process."""
   return int(np.random.SeedSequence([seed, process_index]).generate_state(1, np.uint64)[0])
 
 
-def draws(key: int, start: int) -> tf.data.Dataset:
-  """Returns `DRAWS` numbers in [0, 1) for every sample from number `start` on, without end.
+def uniform_numbers(key: int, start: int) -> tf.data.Dataset:
+  """Returns `NUMBERS_PER_SAMPLE` numbers in [0, 1) for every sample from number `start` on.
 
-  The numbers of a sample depend on the key and on its number alone: they are SplitMix64 of a
-  counter, computed for many samples at once because a call a sample would cost more than a flip.
+  The numbers of a sample depend on the key and its number alone: they are SplitMix64 of a counter,
+  computed for many samples at once, for a call per sample would cost more than a flip.
   """
 
   def block(first: tf.Tensor) -> tf.data.Dataset:
-    counters = first * DRAWS + tf.range(_DRAWN_AT_ONCE * DRAWS, dtype=tf.int64) + 1
+    counters = (
+      first * NUMBERS_PER_SAMPLE
+      + tf.range(_SAMPLES_PER_BLOCK * NUMBERS_PER_SAMPLE, dtype=tf.int64)
+      + 1
+    )
     bits = _mix(_uint64(key) + tf.cast(counters, tf.uint64) * _uint64(_GOLDEN))
-    # The upper 24 bits, all that float32 holds.
+    # The upper 24 bits, as many as float32 holds.
     numbers = tf.cast(tf.bitwise.right_shift(bits, _uint64(40)), tf.float32) * 2.0**-24
-    return tf.data.Dataset.from_tensor_slices(tf.reshape(numbers, [_DRAWN_AT_ONCE, DRAWS]))
+    return tf.data.Dataset.from_tensor_slices(
+      tf.reshape(numbers, [_SAMPLES_PER_BLOCK, NUMBERS_PER_SAMPLE])
+    )
 
-  return tf.data.Dataset.range(start, tf.int64.max, _DRAWN_AT_ONCE).flat_map(block)
+  return tf.data.Dataset.range(start, tf.int64.max, _SAMPLES_PER_BLOCK).flat_map(block)
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
@@ -55,7 +63,7 @@ def _uint64(value: int) -> tf.Tensor:
 
 
 def epoch_seed(key: int, epoch: tf.Tensor) -> tf.Tensor:
-  """Returns what the order of an epoch starts from."""
+  """Returns the seed of an epoch's order."""
   mixed = _mix(_uint64(key) + tf.cast(epoch, tf.uint64) * _uint64(_GOLDEN))
   return tf.cast(tf.bitwise.right_shift(mixed, _uint64(1)), tf.int64)
 
@@ -66,10 +74,10 @@ def _permutation(count: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def streamed(source: Source, key: int, start: int, buffer: int, threads: int) -> tf.data.Dataset:
-  """Returns undecoded samples from number `start` on: (record, which of its refs).
+  """Returns encoded samples from number `start` on: (record, index of the ref).
 
-  The order of the shards is drawn for each epoch, and their samples pass through a shuffle buffer.
-  What comes before `start` in its epoch is read but not decoded.
+  Each epoch has a random order of shards, whose samples pass through a shuffle buffer. Samples
+  before `start` in its epoch are read but not decoded.
   """
   # A run from the beginning needs no count.
   first, skipped = divmod(start, record_reader.count_refs(source)) if start else (0, 0)
@@ -84,7 +92,7 @@ def streamed(source: Source, key: int, start: int, buffer: int, threads: int) ->
 
 
 def records_of_epoch(source: Source, seed: tf.Tensor, threads: int) -> tf.data.Dataset:
-  """Returns all records, undecoded, by shards in an order of the epoch's own."""
+  """Returns all records, encoded, by shards in the epoch's order."""
   order = _permutation(len(source.files), seed)
   shards = [tf.gather(column, order) for column in record_reader.shards(source)]
   examples = tf.data.Dataset.from_tensor_slices(tuple(shards)).interleave(
@@ -94,25 +102,26 @@ def records_of_epoch(source: Source, seed: tf.Tensor, threads: int) -> tf.data.D
 
 
 def by_refs(record: Fields, step: int = 1) -> tf.data.Dataset:
-  """Returns the record once for every `step` of its refs, with the first one's index; the tensors are shared."""
+  """Repeats a record for every `step` of its refs, with the index of the first one."""
   count = tf.size(record["ref_id"], out_type=tf.int64)
-  same = tf.data.Dataset.from_tensors(record).repeat()
-  return tf.data.Dataset.zip(same, tf.data.Dataset.range(0, count, step))
+  # The tensors are shared.
+  repeated = tf.data.Dataset.from_tensors(record).repeat()
+  return tf.data.Dataset.zip(repeated, tf.data.Dataset.range(0, count, step))
 
 
 def decode(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
   """Decodes and resizes one ref of a record."""
-  return pick(record | record_reader.decode_record(record, shape), ref, shape)
+  return select_ref(record | record_reader.decode_record(record, shape), ref, shape)
 
 
-def pick(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
-  """Returns one ref, decoded, of a record whose image and planes are."""
+def select_ref(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
+  """Returns one ref of a record whose image and planes are decoded; decodes its target."""
   start = tf.reduce_sum(record["count"][:ref])
   target = record_reader.decode_target(record["target"][ref])
   return {
     **{key: record[key] for key in ("image", "instances", "num_instances")},
     "target": record_reader.resize_target(target, shape.image_size),
-    "sentences": record["normalised"][start : start + record["count"][ref]],
+    "expressions": record["normalised"][start : start + record["count"][ref]],
     "image_id": record["image_id"],
     "ref_id": record["ref_id"][ref],
   }
@@ -120,40 +129,46 @@ def pick(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Every record of a source, decoded and resized: about 45 kB an image of 96 pixels."""
+  """All records of a source, decoded and resized: about 45 kB per image of 96 x 96 pixels."""
 
   image: tf.Tensor
-  """uint8 [n, s, s, 3]; `instances` uint16 [n, g, s, s] and `num_instances` int32 [n] with it."""
+  """uint8 [n, s, s, 3]."""
   instances: tf.Tensor
+  """uint16 [n, g, s, s]."""
   num_instances: tf.Tensor
+  """int32 [n]."""
   target: tf.Tensor
-  """uint8 [refs, ceil(s * s / 8)], one bit a pixel."""
+  """uint8 [refs, ceil(s * s / 8)], one bit per pixel."""
   record: tf.Tensor
-  """int64 [refs], the record of each ref; `start` and `count` are its range of `sentences`."""
+  """int64 [refs], the record of each ref."""
   start: tf.Tensor
+  """int64 [refs], the first of the ref's expressions in `expressions`."""
   count: tf.Tensor
-  sentences: tf.Tensor
+  """int64 [refs], how many expressions the ref has."""
+  expressions: tf.Tensor
+  """string, all normalised expressions."""
   image_id: tf.Tensor
-  """int64 [n]; `ref_id` int64 [refs]."""
+  """int64 [n]."""
   ref_id: tf.Tensor
+  """int64 [refs]."""
 
 
-def load(source: Source, shape: Shape, threads: int) -> Cache:
+def load_cache(source: Source, shape: Shape, threads: int) -> Cache:
   """Decodes all records into memory.
 
   Raises:
-    InputError: they do not fit into this machine's memory.
+    InputError: they do not fit into memory.
     tf.errors.OpError: one of them cannot be decoded.
   """
   sizes = record_reader.scan(source)
-  count, size = len(sizes.sentences), shape.image_size
+  count, size = len(sizes.expressions), shape.image_size
   target_bytes = math.ceil(size * size / 8)
   _check_memory(source, count * size * size * (3 + 2 * shape.planes) + sizes.refs * target_bytes)
   image = _aligned_empty((count, size, size, 3), np.uint8)
   instances = _aligned_empty((count, shape.planes, size, size), np.uint16)
   num_instances = np.empty(count, np.int32)
   targets = _aligned_empty((sizes.refs, target_bytes), np.uint8)
-  counts, sentences, image_ids, ref_ids = [], [], [], []
+  counts, expressions, image_ids, ref_ids = [], [], [], []
 
   def decoded(example: tf.Tensor) -> Fields:
     record = record_reader.parse(example)
@@ -170,7 +185,7 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
     targets[done : done + len(bits)] = np.packbits(bits, axis=1)
     done += len(bits)
     counts.append(record["count"])
-    sentences.extend(record["normalised"])
+    expressions.extend(record["normalised"])
     image_ids.append(record["image_id"])
     ref_ids.append(record["ref_id"])
   per_ref = np.concatenate(counts)
@@ -182,7 +197,7 @@ def load(source: Source, shape: Shape, threads: int) -> Cache:
     record=tf.constant(np.repeat(np.arange(count), [len(refs) for refs in counts])),
     start=tf.constant(np.cumsum(per_ref) - per_ref),
     count=tf.constant(per_ref),
-    sentences=tf.constant(sentences),
+    expressions=tf.constant(expressions),
     image_id=tf.constant(np.array(image_ids, np.int64)),
     ref_id=tf.constant(np.concatenate(ref_ids)),
   )
@@ -192,13 +207,13 @@ def _check_memory(source: Source, need: int) -> None:
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   if need > 0.7 * memory:
     raise InputError(
-      f"{source.name}: cache needs {need / 1e9:.1f} GB and this machine has {memory / 1e9:.1f} GB; "
+      f"{source.name}: cache needs {need / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB; "
       "set cache to False"
     )
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-  """An array that a tensor can share: tensors start at multiples of 64 bytes."""
+  """Returns an array whose memory a tensor can share: it starts at a multiple of 64 bytes."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   buffer = np.empty(size + 64, np.uint8)
   start = -buffer.ctypes.data % 64
@@ -206,14 +221,14 @@ def _aligned_empty(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def _shared(array: np.ndarray) -> tf.Tensor:
-  """The same memory as a tensor; a copy would double what the cache takes while it is made."""
+  """Returns a tensor of the same memory; a copy would need twice the cache's memory."""
   return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def cached(cache: Cache, key: int, start: int, threads: int) -> tf.data.Dataset:
   """Returns decoded samples from number `start` on; each epoch is a permutation of all refs."""
   refs, size = cache.record.shape[0], cache.image.shape[1]
-  # The 8 pixels of every byte: looking them up is twice as fast as shifting.
+  # The 8 pixels of every byte: a lookup is twice as fast as shifts.
   pixels = tf.constant(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(bool))
   first, skipped = divmod(start, refs)
 
@@ -229,10 +244,47 @@ def cached(cache: Cache, key: int, start: int, threads: int) -> tf.data.Dataset:
       "instances": cache.instances[record],
       "num_instances": cache.num_instances[record],
       "target": tf.reshape(target[: size * size], [size, size]),
-      "sentences": cache.sentences[start : start + cache.count[ref]],
+      "expressions": cache.expressions[start : start + cache.count[ref]],
       "image_id": cache.image_id[record],
       "ref_id": cache.ref_id[ref],
     }
 
   refs_in_order = tf.data.Dataset.range(first, tf.int64.max).flat_map(one_epoch)
   return refs_in_order.map(sample, num_parallel_calls=threads)
+
+
+def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fields:
+  """Selects an expression, mirrors the sample, and draws factors for its colours.
+
+  Args:
+    sample: `image`, `instances` and `target`, and all `expressions` of the ref.
+    numbers: of `uniform_numbers`.
+    flip: whether half of the samples are mirrored: image, planes and target. The text is left to
+      the caller, who finds `flipped`.
+    jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
+
+  Returns:
+    The sample with one `expression`, `flipped` and, with jitter, the three `jitter_factors`,
+    float32 [3]. The device applies them to the pixels (`mail_jax/train/step.py`), at no measurable
+    cost.
+  """
+  expressions = sample["expressions"]
+  choice = tf.cast(numbers[0] * tf.cast(tf.size(expressions), tf.float32), tf.int32)
+  flipped = tf.logical_and(flip, numbers[1] < 0.5)
+  image, instances, target = sample["image"], sample["instances"], sample["target"]
+  if flip:
+    image, instances, target = tf.cond(
+      flipped,
+      lambda: (tf.reverse(image, [1]), tf.reverse(instances, [2]), tf.reverse(target, [1])),
+      lambda: (image, instances, target),
+    )
+  factors = {"jitter_factors": 1.0 + jitter * (2.0 * numbers[2:] - 1.0)} if jitter else {}
+  return factors | {
+    "image": image,
+    "instances": instances,
+    "num_instances": sample["num_instances"],
+    "target": target,
+    "expression": expressions[choice],
+    "flipped": flipped,
+    **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
+  }

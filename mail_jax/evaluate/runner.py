@@ -44,14 +44,14 @@ def open_batches(
   if not slash:
     raise InputError(f"--data {name}: write DATASET/SPLIT, such as refcoco_unc/val")
   config = model.config
+  index, count = (0, 1) if alone else (jax.process_index(), jax.process_count())
+  rows = sharding.local_batch_size(sharding.make_mesh(), batch_size or config.eval_batch_size)
   return loader.eval_batches(
-    data_dir, dataset, split, model.tokenizer,
-    image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
-    batch_size=sharding.local_batch_size(sharding.make_mesh(), batch_size or config.eval_batch_size),
-    process_index=0 if alone else jax.process_index(),
-    process_count=1 if alone else jax.process_count(),
+    loader.Split(data_dir, dataset, split, index, count),
+    model.tokenizer,
+    loader.BatchShape(rows, config.image_size, config.max_instances, config.max_tokens),
     limit=limit,
-  )  # fmt: skip
+  )
 
 
 def compile_measure(

@@ -28,7 +28,7 @@ _SEED = 0
 _KEY = (
   ("the predicted mask", "mark prediction"),
   ("outline of the target", "mark target"),
-  ("outline of the chosen instance", "mark selected"),
+  ("outline of the selected instance", "mark selected"),
 )
 
 
@@ -119,11 +119,11 @@ def draw(
 def _records(data_dir: str, name: str, wanted: Mapping[int, Any]) -> Iterator[records.ImageRecord]:
   """The records of the images that are wanted, each once; it ends when there is none left."""
   # The only import that needs more than this package's own requirements.
-  from input_pipeline.tf import stored_records
+  from input_pipeline.tf import record_reader
 
   dataset, _, split = name.rpartition("/")
   left = set(wanted)
-  for fields in stored_records.read(data_dir, dataset, split):
+  for fields in record_reader.read_records(record_reader.Split(data_dir, dataset, split)):
     if not left:
       break
     if fields["image_id"] in left:

@@ -66,35 +66,34 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
 
   on_error = config.loader.on_error
   if on_error == "skip" and processes.is_main():
-    for line in loader.damaged(data_dir, config.dataset):
+    for line in loader.describe_damage(data_dir, config.dataset):
       print(f"warning: {line}", file=sys.stderr, flush=True)
   tokenizer = make_tokenizer(
-    config, lambda: loader.train_sentences(data_dir, config.dataset, on_error)
+    config, lambda: loader.train_expressions(data_dir, config.dataset, on_error)
   )
   if config.eval_split:
     loader.num_refs(data_dir, config.dataset, config.eval_split)  # a wrong name is told now
   mesh = sharding.make_mesh(**config.mesh)
-  shared: dict[str, Any] = {k: config[k] for k in ("image_size", "max_instances", "max_tokens")}
-  shared |= {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+  def share(split: str) -> loader.Split:
+    return loader.Split(data_dir, config.dataset, split, jax.process_index(), jax.process_count())
+
+  def shape(batch_size: int) -> loader.BatchShape:
+    local = sharding.local_batch_size(mesh, batch_size)
+    return loader.BatchShape(local, config.image_size, config.max_instances, config.max_tokens)
+
+  options = loader.TrainOptions(
+    seed=config.seed, flip=config.augment.flip, jitter=config.augment.jitter, **config.loader
+  )
 
   def train_batches(start_step: int, with_meta: bool = False) -> Iterator[Batch]:
     return loader.train_batches(
-      data_dir,
-      config.dataset,
+      share("train"),
       tokenizer,
-      batch_size=sharding.local_batch_size(mesh, config.batch_size),
-      text_buckets=config.loader.text_buckets,
-      seed=config.seed,
+      shape(config.batch_size),
+      options,
       start_step=start_step,
       with_meta=with_meta,
-      flip=config.augment.flip,
-      jitter=config.augment.jitter,
-      cache=config.loader.cache,
-      refs_per_image=config.loader.refs_per_image,
-      shuffle_buffer=config.loader.shuffle_buffer,
-      threads=config.loader.threads,
-      on_error=on_error,
-      **shared,
     )
 
   def describe(steps: list[int]) -> list[dict[str, Any]]:
@@ -110,13 +109,10 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
 
   def eval_batches() -> Iterator[Batch]:
     return loader.eval_batches(
-      data_dir,
-      config.dataset,
-      config.eval_split,
+      share(config.eval_split),
       tokenizer,
-      batch_size=sharding.local_batch_size(mesh, config.eval_batch_size),
+      shape(config.eval_batch_size),
       limit=config.eval_expressions or None,
-      **shared,
     )
 
   samples = loader.num_refs(data_dir, config.dataset, "train", on_error)

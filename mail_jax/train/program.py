@@ -108,7 +108,7 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
   }
   if config.augment.jitter:
-    specs["light"] = jax.ShapeDtypeStruct((rows, 3), jnp.float32)
+    specs["jitter_factors"] = jax.ShapeDtypeStruct((rows, 3), jnp.float32)
   return specs
 
 

@@ -79,10 +79,10 @@ def split_batch(batch: Batch, parts: int, keep: int = 1) -> Batch:
 
 def change_light(batch: Batch) -> Batch:
   """Gives the photos of a batch the light that the loader has drawn for them, if it has."""
-  if "light" not in batch:
+  if "jitter_factors" not in batch:
     return batch
-  changed = batch | {"image": change_colours(batch["image"], batch["light"])}
-  del changed["light"]
+  changed = batch | {"image": change_colours(batch["image"], batch["jitter_factors"])}
+  del changed["jitter_factors"]
   return changed
 
 

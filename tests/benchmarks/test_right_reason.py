@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import read_batches
 
 from benchmarks import right_reason
 from input_pipeline.common.errors import InputError
@@ -16,12 +17,12 @@ SHAPE = {"batch_size": 16, "image_size": 32, "max_instances": 8, "max_tokens": 2
 
 @pytest.fixture(scope="module")
 def tokenizer(shapes_data) -> SentencePieceTokenizer:
-  return SentencePieceTokenizer.train(loader.train_sentences(shapes_data, "shapes"), 400)
+  return SentencePieceTokenizer.train(loader.train_expressions(shapes_data, "shapes"), 400)
 
 
 @pytest.fixture
 def batches(shapes_data, tokenizer) -> list[dict]:
-  return list(loader.eval_batches(shapes_data, "shapes", "val", tokenizer, **SHAPE))
+  return list(read_batches.evaluation(shapes_data, "shapes", "val", tokenizer, **SHAPE))
 
 
 def _rows(batches) -> list[dict]:

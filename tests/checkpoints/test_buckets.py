@@ -16,6 +16,7 @@ import bucket_servers
 import jax
 import numpy as np
 import pytest
+import read_batches
 import tiny_run
 from etils import epath
 from test_checkpoint import _make, _restore, _save, run_two_processes
@@ -269,14 +270,14 @@ def test_records_in_a_bucket_make_the_batches_of_those_on_the_disk(
     ),
   ):
     places = shapes_data, f"{gcs}/data"
-    sentences = [loader.train_sentences(place, "shapes") for place in places]
+    sentences = [loader.train_expressions(place, "shapes") for place in places]
     assert sentences[0] == sentences[1]
     metadata = [storage.read_metadata(place, "shapes") for place in places]
     assert metadata[0] == metadata[1]
     tokenizer = SentencePieceTokenizer.train(sentences[0], 320)
     shape = {"batch_size": 8, "image_size": 32, "max_instances": 8, "max_tokens": 16}
     on_disk, in_bucket = (
-      loader.train_batches(place, "shapes", tokenizer, seed=0, **shape) for place in places
+      read_batches.train(place, "shapes", tokenizer, seed=0, **shape) for place in places
     )
     for _ in range(4):
       jax.tree.map(np.testing.assert_array_equal, next(on_disk), next(in_bucket))

@@ -87,11 +87,11 @@ def test_a_wrong_value_is_told(call, told):
       ["--checkpoint", "x", "--out", "y", "--pairs", "a", "--text", "b"],
       "leave --text out",
     ),
-    (prepare, ["--dataset", "nothing", "--data_dir", "new"], "is none of"),
+    (prepare, ["--dataset", "nothing", "--data_dir", "new"], "is not one of"),
     (
       prepare,
       ["--dataset", "shapes", "--data_dir", "new", "--workers", "0"],
-      "--workers 0: at least 1",
+      "--workers 0: must be at least 1",
     ),
   ],
 )

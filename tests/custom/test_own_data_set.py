@@ -16,14 +16,17 @@ from input_pipeline import preprocess, records, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command
 from input_pipeline.prepare import command as prepare
-from input_pipeline.tf import loader, stored_records
+from input_pipeline.tf import loader, record_reader
 from mail_jax.evaluate import command as evaluate
 from mail_jax.evaluate import dataset_metrics, runner
 from mail_jax.train import command as train
 
 
 def records_of(data_dir, name, split):
-  found = map(records.decode_record, stored_records.read(str(data_dir), name, split))
+  found = map(
+    records.decode_record,
+    record_reader.read_records(record_reader.Split(str(data_dir), name, split)),
+  )
   return sorted(found, key=lambda record: record.file_name)
 
 
@@ -151,9 +154,9 @@ def test_wrong_lines_and_broken_photos_can_be_left_out(tmp_path, capsys):
   (record,) = records_of(data, "mine", "train")
   assert [ref.ref_id for ref in record.refs] == [1, 5]
   printed = capsys.readouterr()
-  assert "left out: line 2: image: " in printed.out
-  assert "left out: line 3: " in printed.out
-  assert "left out of train: 1 images" in printed.out
+  assert "skipped line 2: image: " in printed.out
+  assert "skipped line 3: " in printed.out
+  assert "skipped in train: 1 images" in printed.out
   assert "2 lines of" in printed.err
   with pytest.raises(InputError, match="2 errors"):
     make(tmp_path, "{", "[", more=["--on_error", "skip", "--overwrite"])
@@ -171,10 +174,10 @@ def test_a_data_set_has_a_name_of_its_own(tmp_path):
   assert storage.prepared(str(data)) == ["my_photos_v2"]
   make(tmp_path, line(), more=["--name", "Other"])
   assert storage.prepared(str(data)) == ["Other", "my_photos_v2"]
-  for name, told in (("shapes", "another data set"), ("a b", "cannot be called")):
+  for name, told in (("shapes", "another data set"), ("a b", "is not a valid name")):
     with pytest.raises(InputError, match=told):
       make(tmp_path, line(), more=["--name", name])
-  with pytest.raises(InputError, match="cannot be called 'refcocoplus_unc'"):
+  with pytest.raises(InputError, match="'refcocoplus_unc' is not a valid name"):
     make(tmp_path, line(), more=["--name", "refcocoplus_unc"])
   with pytest.raises(InputError, match=r"custom data in .*: Other, my_photos_v2"):
     loader.splits(str(data), "mine")
@@ -185,7 +188,7 @@ def test_the_same_again_is_nothing_to_do_and_another_file_is_refused(tmp_path, c
   make(tmp_path, line())
   make(tmp_path, line())
   assert "nothing to do" in capsys.readouterr().out
-  with pytest.raises(InputError, match="made otherwise"):
+  with pytest.raises(InputError, match="already exists with other arguments"):
     make(tmp_path, line(sentences=["another"]))
 
 

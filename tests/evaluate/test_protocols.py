@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import read_batches
 import refer_layout
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -19,7 +20,6 @@ from test_segmentation import interpolate
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
-from input_pipeline.tf import loader
 from mail_jax.evaluate import protocols
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summarise
 from mail_jax.models.mail import Output
@@ -164,7 +164,7 @@ def resize(kernel: Any, values: np.ndarray, height: int, width: int) -> np.ndarr
 
 def open_batches(data_dir: str, limit: int = CASES) -> Any:
   tokenizer = SentencePieceTokenizer.train(["the left cup", "a red one", "that dog there"], 300)
-  return loader.eval_batches(
+  return read_batches.evaluation(
     data_dir, "refcoco_unc", "val", tokenizer, batch_size=OBJECTS * SENTENCES, image_size=SIDE,
     max_instances=0, max_tokens=8, limit=limit,
   )  # fmt: skip

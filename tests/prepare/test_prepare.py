@@ -250,7 +250,7 @@ def test_options_of_another_data_set_are_usage_errors(tmp_path, capsys):
   with pytest.raises(SystemExit) as caught:
     prepare.main(_shapes(tmp_path, "--images", "photos"))
   assert caught.value.code == 2
-  assert "--images is not for --dataset shapes" in capsys.readouterr().err
+  assert "--images cannot be used with --dataset shapes" in capsys.readouterr().err
 
 
 def test_the_command_prints_one_line_and_exits_2(tmp_path):

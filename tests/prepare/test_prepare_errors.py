@@ -1,4 +1,4 @@
-"""Images with which something is wrong: one line each, or left out, counted and listed."""
+"""Damaged images: one line each, or skipped, counted and listed."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_a_broken_image_is_one_line_or_left_out_counted_and_listed(tmp_path, bre
 def test_when_every_image_of_a_split_is_broken_the_split_is_named(tmp_path):
   layout = make_layout(tmp_path)
   spec = _cut_photo(layout)
-  with pytest.raises(InputError, match=r"testA: every image was left out"):
+  with pytest.raises(InputError, match=r"testA: every image was skipped"):
     prepare.main(layout.arguments(tmp_path / "data", "--instances", spec, "--on_error", "skip"))
   assert not (tmp_path / "data").exists()
 
@@ -120,7 +120,7 @@ def test_an_image_without_detections_may_be_empty(tmp_path):
 def test_results_for_another_set_are_told_at_once(tmp_path):
   layout = make_layout(tmp_path)
   spec = _results(layout, (7, 8))
-  with pytest.raises(InputError, match=r"masks for none of the 4 images .*for another set"):
+  with pytest.raises(InputError, match=r"no masks for any of the 4 images .*for another data set"):
     prepare.main(layout.arguments(tmp_path / "data", "--instances", spec, "--on_error", "skip"))
 
 

@@ -272,7 +272,7 @@ def test_the_command_trains_on_a_data_set(shapes_data, tmp_path):
 
   arguments = ["--train_from", "shapes", "--data_dir", shapes_data, "--vocab_size", "400"]
   command.main([*arguments, "--out", str(tmp_path / "f.model")])
-  expected = SentencePieceTokenizer.train(loader.train_sentences(shapes_data, "shapes"), 400)
+  expected = SentencePieceTokenizer.train(loader.train_expressions(shapes_data, "shapes"), 400)
   assert (tmp_path / "f.model").read_bytes() == expected.file_bytes()
 
 
@@ -281,6 +281,6 @@ def test_the_command_names_a_file_that_it_cannot_read(tmp_path):
   with pytest.raises(InputError, match=r"missing\.txt: No such file.*--data_dir"):
     command.main(["--train_from", str(tmp_path / "missing.txt"), *rest])
   (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-  with pytest.raises(InputError, match=r"latin\.txt: it is not UTF-8"):
+  with pytest.raises(InputError, match=r"latin\.txt: not a UTF-8 text file"):
     command.main(["--train_from", str(tmp_path / "latin.txt"), *rest])
   assert not (tmp_path / "f.model").exists()

@@ -25,17 +25,19 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposals import command, report, report_page
 from input_pipeline.proposals.oracle import OracleMetrics, match_refs
 from input_pipeline.proposals.report_page import Gallery
-from input_pipeline.tf import stored_records
+from input_pipeline.tf import record_reader
 
 
 def test_stored_records_are_what_was_written(tmp_path):
   half_records.write(str(tmp_path))
-  assert stored_records.splits(str(tmp_path), half_records.NAME) == {
+  assert record_reader.split_sizes(str(tmp_path), half_records.NAME) == {
     "testA": 9,
     "train": 9,
     "val": 9,
   }
-  read = list(stored_records.read(str(tmp_path), half_records.NAME, "val"))
+  read = list(
+    record_reader.read_records(record_reader.Split(str(tmp_path), half_records.NAME, "val"))
+  )
   assert sorted(fields["image_id"] for fields in read) == list(range(1, 10))
   for fields in read:
     expected = half_records.RECORDS[fields["image_id"] - 1]
@@ -60,7 +62,7 @@ def test_a_damaged_file_of_records_is_named(tmp_path):
   with pytest.raises(
     InputError, match=r"refcoco_unc/val: record \d+ of .*: the file ends early; prepare"
   ):
-    list(stored_records.read(str(tmp_path), half_records.NAME, "val"))
+    list(record_reader.read_records(record_reader.Split(str(tmp_path), half_records.NAME, "val")))
 
 
 # The command.
@@ -130,8 +132,10 @@ def test_all_three_say_that_it_is_an_upper_bound_and_where_masks_came_from(shape
 def test_the_page_shows_the_worst_of_all_images(shapes_report):
   ious = [
     min(iou for iou, _ in best_by_pycocotools(records.decode_record(fields)))
-    for split in stored_records.splits(shapes_report.data_dir, "shapes")
-    for fields in stored_records.read(shapes_report.data_dir, "shapes", split)
+    for split in record_reader.split_sizes(shapes_report.data_dir, "shapes")
+    for fields in record_reader.read_records(
+      record_reader.Split(shapes_report.data_dir, "shapes", split)
+    )
   ]
   worst, random = shapes_report.page.split("<h2>")[1:]
   assert (worst[:15], random[:16]) == ("50 worst images", "50 random images")

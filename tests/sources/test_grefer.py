@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import read_batches
 import tensorflow_datasets as tfds
 from pycocotools.coco import COCO
 from refer_layout import HEIGHT, WIDTH, make_generalised
@@ -14,7 +15,7 @@ from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.proposals import command as instances_command
 from input_pipeline.sources import annotated_images, grefer
-from input_pipeline.tf import builder, loader, stored_records
+from input_pipeline.tf import builder, record_reader
 
 
 def _record(reader, split, image_id, images):
@@ -149,7 +150,7 @@ def prepared(tmp_path_factory) -> str:
 def test_records_keep_refs_that_mean_nothing(prepared):
   counts = (storage.read_metadata(prepared, "grefcoco_unc") or {})["counts"]
   assert counts["testB"] == {"records": 1, "refs": 3, "sentences": 3}
-  (fields,) = stored_records.read(prepared, "grefcoco_unc", "testB")
+  (fields,) = record_reader.read_records(record_reader.Split(prepared, "grefcoco_unc", "testB"))
   assert [ref["ann_ids"] for ref in fields["refs"]] == [[1030, 1031], [], [1031]]
   areas = [int(records.decode_target(ref["target"]).sum()) for ref in fields["refs"]]
   assert areas == [1128, 0, 900]
@@ -159,18 +160,22 @@ def test_a_photo_of_which_nothing_is_meant_is_a_record(tmp_path):
   layout = make_generalised(tmp_path)
   layout.refs = [ref for ref in layout.refs if ref["ann_id"] == [-1] or ref["split"] != "val"]
   prepare.main(layout.write().arguments(tmp_path / "data"))
-  (fields,) = stored_records.read(str(tmp_path / "data"), "grefcoco_unc", "val")
+  (fields,) = record_reader.read_records(
+    record_reader.Split(str(tmp_path / "data"), "grefcoco_unc", "val")
+  )
   assert [ref["ann_ids"] for ref in fields["refs"]] == [[]]
 
 
 def test_the_loader_gives_empty_targets(prepared):
   tokenizer = SentencePieceTokenizer.train(["both cups", "the dog", "bigger cup"], 300)
   shape = {"image_size": 32, "max_instances": 4, "max_tokens": 8}
-  (batch,) = loader.eval_batches(prepared, "grefcoco_unc", "val", tokenizer, batch_size=3, **shape)
+  (batch,) = read_batches.evaluation(
+    prepared, "grefcoco_unc", "val", tokenizer, batch_size=3, **shape
+  )
   assert batch["original_target"].sum((1, 2)).tolist() == [1128, 0, 900]
   assert batch["target"].any((1, 2)).tolist() == [True, False, True]
   for cache in (False, True):
-    batches = loader.train_batches(
+    batches = read_batches.train(
       prepared, "grefcoco_unc", tokenizer, batch_size=6, seed=0, cache=cache, **shape
     )
     # Two epochs of three refs.
@@ -225,7 +230,7 @@ def test_real_data_is_prepared(realdata, tmp_path):
   prepare.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
   counts = (storage.read_metadata(str(tmp_path), "grefcoco_unc") or {})["counts"]
   assert (counts["train"]["refs"], counts["val"]["refs"]) == (404, 105)
-  stored = stored_records.read(str(tmp_path), "grefcoco_unc", "val")
+  stored = record_reader.read_records(record_reader.Split(str(tmp_path), "grefcoco_unc", "val"))
   refs = [ref for fields in stored for ref in fields["refs"]]
   assert sum(not ref["ann_ids"] for ref in refs) == 18
   assert all(records.decode_target(ref["target"]).any() == bool(ref["ann_ids"]) for ref in refs)

@@ -16,7 +16,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.masks import phrasecut as phrasecut_polygons
 from input_pipeline.prepare import command as prepare
 from input_pipeline.sources import annotated_images, phrasecut
-from input_pipeline.tf import builder, stored_records
+from input_pipeline.tf import builder, record_reader
 
 points = st.tuples(st.floats(-5, WIDTH + 5), st.floats(-5, HEIGHT + 5))
 polygons = st.lists(st.lists(points.map(list), max_size=6), max_size=3)
@@ -63,7 +63,7 @@ def test_what_is_no_polygon_is_refused(shapes):
 
 
 def _records(data_dir, split):
-  return list(stored_records.read(str(data_dir), "phrasecut", split))
+  return list(record_reader.read_records(record_reader.Split(str(data_dir), "phrasecut", split)))
 
 
 def test_records_have_the_photo_the_phrases_and_the_union_of_the_instances(tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_masks_that_are_looked_up_are_those_of_visual_genomes_ids(tmp_path):
   assert all(len(fields["instance_score"]) == 1 for fields in _records(tmp_path / "out", "val"))
   path = tmp_path / "of_coco.json"
   path.write_text(json.dumps([row | {"image_id": row["image_id"] - 1500} for row in rows]))
-  with pytest.raises(InputError, match=r"masks for none of the 8 images of phrasecut"):
+  with pytest.raises(InputError, match=r"no masks for any of the 8 images of phrasecut"):
     prepare.main(layout.arguments(tmp_path / "other", "--instances", f"results:{path}"))
 
 
@@ -243,4 +243,4 @@ def test_it_has_no_annotations_of_cocos(tmp_path, capsys):
   layout = make_layout(tmp_path)
   with pytest.raises(SystemExit):
     prepare.main(layout.arguments(tmp_path / "out", "--annotations", "instances.json"))
-  assert "--annotations is not for --dataset phrasecut" in capsys.readouterr().err
+  assert "--annotations cannot be used with --dataset phrasecut" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def make_batch(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
     "num_tokens": inputs["num_tokens"],
     "target": tiny_model.random_boxes(rng, rows, config.image_size),
     # As it is: other light moves the input of some ReLU to where it is zero but for rounding.
-    "light": np.ones((rows, 3), np.float32),
+    "jitter_factors": np.ones((rows, 3), np.float32),
     "weight": (np.arange(rows) != step % rows).astype(np.float32),
   }
 

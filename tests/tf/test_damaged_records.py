@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import read_batches
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from half_records import NAME, RECORDS, REFS, SIZE, ref_of, rows_of, write
@@ -12,7 +13,7 @@ from shard_damage import flip, replace, spans, truncate, without_field
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
-from input_pipeline.tf import builder, damaged_records, loader, record_reader, stored_records
+from input_pipeline.tf import builder, damaged_records, loader, record_reader
 
 _REFS_OF = {record.image_id: len(record.refs) for record in RECORDS}
 _BATCH = 3
@@ -23,7 +24,7 @@ _DAMAGES = ("flipped", "length", "cut", "cut_between")
 def tokenizer(tmp_path_factory) -> SentencePieceTokenizer:
   folder = str(tmp_path_factory.mktemp("sound"))
   write(folder)
-  return SentencePieceTokenizer.train(loader.train_sentences(folder, NAME), 400)
+  return SentencePieceTokenizer.train(loader.train_expressions(folder, NAME), 400)
 
 
 class _Damaged:
@@ -57,7 +58,7 @@ def damaged(request, tmp_path_factory) -> _Damaged:
 
 def _batches(data_dir, tokenizer, count, **options) -> list[dict]:
   numbers = {"batch_size": _BATCH, "image_size": SIZE, "max_instances": 4, "max_tokens": 24}
-  endless = loader.train_batches(data_dir, NAME, tokenizer, **numbers, seed=1, **options)
+  endless = read_batches.train(data_dir, NAME, tokenizer, **numbers, seed=1, **options)
   return list(itertools.islice(endless, count))
 
 
@@ -108,18 +109,18 @@ def test_the_others_are_seen_once_an_epoch_in_an_order_that_a_resumed_run_shares
 
 
 def test_what_is_skipped_is_told_once_each_and_counted(damaged):
-  *lines, total = loader.damaged(damaged.data_dir, NAME)
+  *lines, total = loader.describe_damage(damaged.data_dir, NAME)
   assert len(lines) == 1 and f"{damaged.shard}, from byte {damaged.offset}" in lines[0]
   lost = len(damaged.lost)
   assert f"{lost} of {len(RECORDS)} records are damaged" in total
   assert loader.num_refs(damaged.data_dir, NAME, "train", "skip") == damaged.left
-  assert not loader.damaged(damaged.data_dir, NAME, "val")
+  assert not loader.describe_damage(damaged.data_dir, NAME, "val")
 
 
 def test_sentences_of_damaged_records_are_named_or_left_out(damaged):
   with pytest.raises(InputError, match=r"record.* 4 .*on_error"):
-    loader.train_sentences(damaged.data_dir, NAME)
-  left = loader.train_sentences(damaged.data_dir, NAME, "skip")
+    loader.train_expressions(damaged.data_dir, NAME)
+  left = loader.train_expressions(damaged.data_dir, NAME, "skip")
   written = [
     text.lower()
     for record in RECORDS
@@ -131,7 +132,7 @@ def test_sentences_of_damaged_records_are_named_or_left_out(damaged):
 
 
 _STRANGE = {
-  "no tf.train.Example": lambda record: b"\x00\xff" + record,
+  "not a tf.train.Example": lambda record: b"\x00\xff" + record,
   "image .* could not be found": lambda record: without_field(record, "image"),
   "height .* could not be found": lambda record: without_field(record, "height"),
 }
@@ -148,12 +149,12 @@ def test_a_record_whose_checksum_is_right_and_whose_fields_are_not_is_named(
 
   def evaluate() -> None:
     numbers = {"batch_size": 2, "image_size": SIZE, "max_instances": 4, "max_tokens": 24}
-    list(loader.eval_batches(data_dir, NAME, "train", tokenizer, **numbers))
+    list(read_batches.evaluation(data_dir, NAME, "train", tokenizer, **numbers))
 
   for read in (
     *(lambda way=way: _batches(data_dir, tokenizer, REFS, **way) for way in _WAYS.values()),
-    lambda: loader.train_sentences(data_dir, NAME),
-    lambda: list(stored_records.read(data_dir, NAME, "train")),
+    lambda: loader.train_expressions(data_dir, NAME),
+    lambda: list(record_reader.read_records(record_reader.Split(data_dir, NAME, "train"))),
     evaluate,
   ):
     with pytest.raises(
@@ -161,7 +162,7 @@ def test_a_record_whose_checksum_is_right_and_whose_fields_are_not_is_named(
     ) as caught:
       read()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-  line, _ = loader.damaged(data_dir, NAME)
+  line, _ = loader.describe_damage(data_dir, NAME)
   assert re.search(rf"record 4 of .*{reason}", line)
 
 
@@ -172,7 +173,7 @@ def test_an_image_that_cannot_be_decoded_is_skipped_alone(tmp_path, tokenizer, w
   options = {"split": "testA", "on_error": "skip", "jitter": 0.0, **_WAYS[way]}
   seen = [ref_of(row)[0] for row in rows_of(_batches(str(tmp_path), tokenizer, left, **options))]
   assert 6 not in seen[:left] and set(seen[:left]) == set(_REFS_OF) - {6}
-  line, total = loader.damaged(str(tmp_path), NAME, "testA")
+  line, total = loader.describe_damage(str(tmp_path), NAME, "testA")
   assert re.search(
     r"record \d of .*testA.*: cannot be decoded .*image picture_6\.png \(image_id 6\)", line
   )
@@ -194,7 +195,7 @@ def test_no_pipeline_that_looks_for_the_damage_tunes_itself(
   write(str(tmp_path))
   if damage == "fields":
     (shard,) = tmp_path.glob("**/*-train.tfrecord*")
-    replace(shard, 4, _STRANGE["no tf.train.Example"])
+    replace(shard, 4, _STRANGE["not a tf.train.Example"])
   tuned, iterate = [], tf.data.Dataset.__iter__
 
   def noting(dataset: tf.data.Dataset):
@@ -217,7 +218,7 @@ def test_evaluation_never_goes_on_without_a_record(tmp_path, tokenizer, how):
   damaged = _Damaged(tmp_path, how)
   with pytest.raises(InputError, match=r"refcoco_unc/train: records? 4 .*--overwrite$"):
     list(
-      loader.eval_batches(
+      read_batches.evaluation(
         damaged.data_dir, NAME, "train", tokenizer,
         batch_size=4, image_size=SIZE, max_instances=4, max_tokens=24,
       )
@@ -225,13 +226,20 @@ def test_evaluation_never_goes_on_without_a_record(tmp_path, tokenizer, how):
 
 
 def test_processes_share_what_is_left(damaged, tokenizer):
-  whole = damaged_records.survey(record_reader.open_source(damaged.data_dir, NAME, "train"))
-  shares = [record_reader.open_source(damaged.data_dir, NAME, "train", n, 2) for n in range(2)]
+  whole = damaged_records.survey(
+    record_reader.open_source(record_reader.Split(damaged.data_dir, NAME, "train"))
+  )
+  shares = [
+    record_reader.open_source(record_reader.Split(damaged.data_dir, NAME, "train", n, 2))
+    for n in range(2)
+  ]
   if len(damaged.lost) > 1:
     with pytest.raises(InputError, match="every record of a process is damaged"):
-      damaged_records.sound_part(shares[1], whole)
+      damaged_records.without_damaged(shares[1], whole)
     return
-  refs = [record_reader.count_refs(damaged_records.sound_part(share, whole)) for share in shares]
+  refs = [
+    record_reader.count_refs(damaged_records.without_damaged(share, whole)) for share in shares
+  ]
   assert sum(refs) == damaged.left and min(refs) > 0
 
 
@@ -239,8 +247,8 @@ def test_nothing_is_left_to_train_on(tmp_path):
   write(str(tmp_path))
   (shard,) = tmp_path.glob("**/*-train.tfrecord*")
   truncate(shard, 0)
-  with pytest.raises(InputError, match=r"not one record can be used .*ends early"):
-    loader.damaged(str(tmp_path), NAME)
+  with pytest.raises(InputError, match=r"no record can be used .*ends early"):
+    loader.describe_damage(str(tmp_path), NAME)
 
 
 def test_other_words_for_what_to_do_are_refused(tmp_path, tokenizer):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import read_batches
 from half_records import NAME, RECORDS, SIZE, rows_of, write
 
 from input_pipeline import preprocess
@@ -20,7 +21,7 @@ def data_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def evaluate(data_dir):
-  tokenizer = SentencePieceTokenizer.train(loader.train_sentences(data_dir, NAME), 400)
+  tokenizer = SentencePieceTokenizer.train(loader.train_expressions(data_dir, NAME), 400)
 
   def batches(split: str = "val", **options) -> list[dict]:
     arguments = {
@@ -30,7 +31,7 @@ def evaluate(data_dir):
       "max_tokens": 24,
       **options,
     }
-    return list(loader.eval_batches(data_dir, NAME, split, tokenizer, **arguments))
+    return list(read_batches.evaluation(data_dir, NAME, split, tokenizer, **arguments))
 
   return batches
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import read_batches
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from half_records import NAME, RECORDS, REFS, SIZE, TEXT, ref_of, rows_of, write
@@ -15,7 +16,7 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
-from input_pipeline.tf import augment, builder, loader, record_reader, train_samples
+from input_pipeline.tf import builder, loader, record_reader, train_samples
 
 _BATCH = 4
 
@@ -29,7 +30,7 @@ def data_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer(data_dir) -> SentencePieceTokenizer:
-  return SentencePieceTokenizer.train(loader.train_sentences(data_dir, NAME), 400)
+  return SentencePieceTokenizer.train(loader.train_expressions(data_dir, NAME), 400)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,7 @@ def train(data_dir, tokenizer):
       "seed": 1,
       **options,
     }
-    return list(
-      itertools.islice(loader.train_batches(data_dir, NAME, tokenizer, **arguments), count)
-    )
+    return list(itertools.islice(read_batches.train(data_dir, NAME, tokenizer, **arguments), count))
 
   return batches
 
@@ -92,7 +91,7 @@ def test_batches_have_the_types_and_shapes_that_the_model_takes(run):
   batch = run[1][0]
   assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
     "image": ("uint8", (_BATCH, SIZE, SIZE, 3)),
-    "light": ("float32", (_BATCH, 3)),
+    "jitter_factors": ("float32", (_BATCH, 3)),
     "instances": ("uint16", (_BATCH, 1, SIZE, SIZE)),
     "num_instances": ("int32", (_BATCH,)),
     "tokens": ("int32", (_BATCH, 24)),
@@ -150,12 +149,12 @@ def test_every_sentence_of_a_ref_is_drawn_sooner_or_later(train, tokenizer):
 
 
 def test_rows_of_tokens_are_no_longer_than_their_batch_needs(shapes_data):
-  sentences = loader.train_sentences(shapes_data, "shapes")
+  sentences = loader.train_expressions(shapes_data, "shapes")
   tokenizer = SentencePieceTokenizer.train(sentences, 400)
 
   def batches(**options) -> list[dict]:
     numbers = {"batch_size": 2, "image_size": 32, "max_instances": 16, "max_tokens": 24, "seed": 1}
-    endless = loader.train_batches(shapes_data, "shapes", tokenizer, **numbers, **options)
+    endless = read_batches.train(shapes_data, "shapes", tokenizer, **numbers, **options)
     return list(itertools.islice(endless, 40))
 
   full, lengths = batches(), (6, 9)
@@ -177,7 +176,9 @@ def test_impossible_lengths_of_text_are_refused(train, lengths):
 
 
 def test_processes_share_the_records_and_leave_none_out(train, data_dir):
-  sources = [record_reader.open_source(data_dir, NAME, "train", i, 2) for i in range(2)]
+  sources = [
+    record_reader.open_source(record_reader.Split(data_dir, NAME, "train", i, 2)) for i in range(2)
+  ]
   counts = [record_reader.scan(source).refs for source in sources]
   assert sum(counts) == REFS
   seen = []
@@ -189,7 +190,7 @@ def test_processes_share_the_records_and_leave_none_out(train, data_dir):
 
 
 def test_shards_and_their_records_are_shuffled_and_none_is_lost(data_dir):
-  whole = record_reader.open_source(data_dir, NAME, "train")
+  whole = record_reader.open_source(record_reader.Split(data_dir, NAME, "train"))
   (path, _, _) = whole.files[0]
   source = record_reader.Source("test", ((path, 0, 4), (path, 4, 1), (path, 5, 4)), None, 0)
   stream = train_samples.streamed(source, key=3, start=0, buffer=2, threads=1)
@@ -214,23 +215,23 @@ def test_draws_are_splitmix64():
     4593380528125082431,
     16408922859458223821,
   )
-  first = next(train_samples.draws(1234567, 0).as_numpy_iterator())
+  first = next(train_samples.uniform_numbers(1234567, 0).as_numpy_iterator())
   np.testing.assert_array_equal(first, [(value >> 40) / 2**24 for value in published])
 
 
 def test_draws_depend_on_the_number_of_the_sample_alone_and_are_uniform():
-  numbers = np.array(list(train_samples.draws(5, 0).take(3000).as_numpy_iterator()))
-  later = np.array(list(train_samples.draws(5, 1700).take(1300).as_numpy_iterator()))
+  numbers = np.array(list(train_samples.uniform_numbers(5, 0).take(3000).as_numpy_iterator()))
+  later = np.array(list(train_samples.uniform_numbers(5, 1700).take(1300).as_numpy_iterator()))
   np.testing.assert_array_equal(later, numbers[1700:])
   assert np.abs(np.histogram(numbers, 10, (0, 1))[0] / 1500 - 1).max() < 0.12
   assert np.abs(np.corrcoef(numbers.T) - np.eye(5)).max() < 0.08
 
 
-def test_the_light_of_a_sample_is_three_factors_about_one():
+def test_a_sample_has_three_jitter_factors_about_one():
   draws = tf.constant([0.0, 0.9, 0.0, 0.5, 0.999], tf.float32)
-  sample = {"sentences": tf.constant(["a"]), "image": 0, "instances": 0, "num_instances": 0}
-  light = augment.augment(sample | {"target": 0}, draws, flip=False, jitter=0.4)["light"].numpy()
-  np.testing.assert_allclose(light, [0.6, 1.0, 1.4], atol=1e-3)
+  sample = {"expressions": tf.constant(["a"]), "image": 0, "instances": 0, "num_instances": 0}
+  augmented = train_samples.augment(sample | {"target": 0}, draws, flip=False, jitter=0.4)
+  np.testing.assert_allclose(augmented["jitter_factors"].numpy(), [0.6, 1.0, 1.4], atol=1e-3)
 
 
 def test_the_cache_is_refused_where_it_does_not_fit(train):
@@ -258,7 +259,7 @@ def test_a_damaged_shard_is_named(data_dir, tokenizer, tmp_path, cache):
     "max_tokens": 8,
   }
   with pytest.raises(InputError, match=rf"refcoco_unc/train: .*{re.escape(str(shard.parent))}"):
-    batches = loader.train_batches(
+    batches = read_batches.train(
       str(tmp_path), NAME, tokenizer, **options, seed=0, cache=cache, shuffle_buffer=1
     )
     list(itertools.islice(batches, REFS))
@@ -266,7 +267,7 @@ def test_a_damaged_shard_is_named(data_dir, tokenizer, tmp_path, cache):
 
 def test_a_missing_data_set_or_split_is_named(train, tokenizer, tmp_path):
   with pytest.raises(InputError, match=re.escape(str(tmp_path))):
-    loader.train_sentences(str(tmp_path), NAME)
+    loader.train_expressions(str(tmp_path), NAME)
   with pytest.raises(InputError, match=r"no split 'testC'; it has .*val"):
     train(1, split="testC")
   with pytest.raises(InputError, match="9 images are too few for 10 processes"):
@@ -277,15 +278,15 @@ def test_a_missing_data_set_or_split_is_named(train, tokenizer, tmp_path):
 
 def test_refs_and_sentences_are_counted(data_dir):
   written = [text.lower() for record in RECORDS for ref in record.refs for text in ref.sentences]
-  assert sorted(loader.train_sentences(data_dir, NAME)) == sorted(written)
+  assert sorted(loader.train_expressions(data_dir, NAME)) == sorted(written)
   assert loader.num_refs(data_dir, NAME, "train") == REFS
-  source = record_reader.open_source(data_dir, NAME, "train")
+  source = record_reader.open_source(record_reader.Split(data_dir, NAME, "train"))
   assert record_reader.scan(source).refs == REFS
 
 
 def test_records_are_parsed_as_tfds_does(shapes_data):
   dataset = builder.open_dataset(shapes_data, "shapes").as_dataset(split="val")
-  source = record_reader.open_source(shapes_data, "shapes", "val")
+  source = record_reader.open_source(record_reader.Split(shapes_data, "shapes", "val"))
   parsed = record_reader.read(source).map(record_reader.parse)
   pairs = list(zip(parsed.as_numpy_iterator(), dataset, strict=True))
   assert len(pairs) == 12

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from input_pipeline.tf.prefetch import prefetch
+from input_pipeline.tf.pipelines import prefetch
 
 _SOON = 10  # seconds, many times what anything here needs
 

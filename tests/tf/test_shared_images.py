@@ -3,12 +3,14 @@
 import collections
 import io
 import itertools
+import os
 import subprocess
 import sys
 
 import half_records
 import numpy as np
 import pytest
+import read_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -56,16 +58,16 @@ def data_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer(data_dir) -> SentencePieceTokenizer:
-  return SentencePieceTokenizer.train(loader.train_sentences(data_dir, NAME), 300)
+  return SentencePieceTokenizer.train(loader.train_expressions(data_dir, NAME), 300)
 
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-  monkeypatch.setattr(shared_images, "MIXED", 3)
+  monkeypatch.setattr(shared_images, "WINDOW", 3)
 
 
 def _groups(data_dir, most=3, key=5, buffer=12) -> shared_images.Groups:
-  source = record_reader.open_source(data_dir, NAME, "train")
+  source = record_reader.open_source(record_reader.Split(data_dir, NAME, "train"))
   return shared_images.Groups(source, key, most, buffer, threads=2)
 
 
@@ -124,7 +126,7 @@ def test_a_stream_from_anywhere_is_the_rest_of_the_whole_one(data_dir):
 def _batches(data_dir, tokenizer, count, **options):
   arguments = {"batch_size": 4, "image_size": SIZE, "max_instances": 16, "max_tokens": 24}
   arguments |= {"seed": 1, "jitter": 0.2, "shuffle_buffer": 12, **options}
-  return list(itertools.islice(loader.train_batches(data_dir, NAME, tokenizer, **arguments), count))
+  return list(itertools.islice(read_batches.train(data_dir, NAME, tokenizer, **arguments), count))
 
 
 @pytest.mark.parametrize("step", [3, 12])
@@ -137,16 +139,16 @@ def test_a_run_that_starts_later_gets_the_same_batches(data_dir, tokenizer, step
 
 
 def test_every_sample_has_a_chance_of_its_own(data_dir, tokenizer):
-  """Those of one image are not all mirrored, have other light, and draw their own sentence."""
+  """Samples of one image are mirrored, jittered and given an expression independently."""
   batches = _batches(data_dir, tokenizer, 140, refs_per_image=8)
-  light = collections.defaultdict(set)
+  factors = collections.defaultdict(set)
   drawn = set()
   for row in half_records.rows_of(batches):
     text = tokenizer.decode(row["tokens"][: row["num_tokens"]])
     drawn.add(text)
-    light[text.partition(",")[0].rpartition(" ")[2]].add(tuple(row["light"]))
+    factors[text.partition(",")[0].rpartition(" ")[2]].add(tuple(row["jitter_factors"]))
   assert len(drawn) == 2 * REFS
-  assert all(len(seen) > 1 for seen in light.values())
+  assert all(len(seen) > 1 for seen in factors.values())
 
 
 def test_one_expression_an_image_is_what_there_was_before_there_was_a_choice(data_dir, tokenizer):
@@ -196,10 +198,15 @@ def test_wrong_numbers_are_refused(data_dir, tokenizer):
 def test_a_program_ends_while_its_pipeline_runs(data_dir):
   """Threads that call Python while it ends never return; TF would wait for them for ever."""
   program = f"""
-from input_pipeline import loader, tokenizer
-words = tokenizer.SentencePieceTokenizer.train(loader.train_sentences({data_dir!r}, {NAME!r}), 300)
-batches = loader.train_batches({data_dir!r}, {NAME!r}, words, batch_size=2, image_size=480,
+import read_batches
+from input_pipeline.preprocess import tokenizer
+from input_pipeline.tf import loader
+words = tokenizer.SentencePieceTokenizer.train(loader.train_expressions({data_dir!r}, {NAME!r}), 300)
+batches = read_batches.train({data_dir!r}, {NAME!r}, words, batch_size=2, image_size=480,
                                max_instances=1, max_tokens=8, seed=0)
 next(batches)
 """
-  subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+  path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+  subprocess.run(
+    [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, check=True, timeout=60
+  )

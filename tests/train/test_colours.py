@@ -56,5 +56,5 @@ def test_factors_of_one_change_nothing_and_large_ones_stay_within_a_byte():
 def test_a_batch_without_factors_stays_as_it_is():
   batch = {"image": jnp.asarray(_photos(2, 0, 256))}
   assert change_light(batch) is batch
-  changed = change_light(batch | {"light": jnp.full((2, 3), 0.5)})
+  changed = change_light(batch | {"jitter_factors": jnp.full((2, 3), 0.5)})
   assert set(changed) == {"image"} and (changed["image"] != batch["image"]).any()

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import read_batches
 import several_processes
 import tiny_run
 from PIL import Image
 
-from input_pipeline.tf import loader
 from mail_jax.export import load
 from mail_jax.models.build import apply_model
 from mail_jax.models.mail import find_mask
@@ -128,7 +128,7 @@ def test_the_pictures_show_what_the_saved_model_says_of_always_the_same_sentence
   assert set(pictures) == set(itertools.product([f"val/{i}" for i in range(COUNT)], [EVERY, STEPS]))
   model = load.load(str(run), "last")
   config = model.config
-  rows = loader.eval_batches(
+  rows = read_batches.evaluation(
     shapes_data, config.dataset, "val", model.tokenizer, batch_size=40, limit=40,
     image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
   )  # fmt: skip

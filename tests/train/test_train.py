@@ -15,7 +15,7 @@ import tiny_run
 from input_pipeline import storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import exchange_left_right
-from input_pipeline.tf import stored_records
+from input_pipeline.tf import record_reader
 from mail_jax.checkpoints import checkpoint, orbax_settings
 from mail_jax.evaluate import command as evaluate
 from mail_jax.evaluate import runner
@@ -203,7 +203,7 @@ def test_updates_that_stay_not_finite_end_the_run_and_name_what_was_in_their_bat
   assert positions == list(range(8, 32))
   known = {
     (int(record["image_id"]), ref["ref_id"]): ref["normalised"]
-    for record in stored_records.read(shapes_data, "shapes", "train")
+    for record in record_reader.read_records(record_reader.Split(shapes_data, "shapes", "train"))
     for ref in record["refs"]
   }
   for sample in (sample for batch in told for sample in batch["samples"]):

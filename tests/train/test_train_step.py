@@ -53,7 +53,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(grad_accum_st
     "num_instances": np.full(8, 4, np.int32),
     "target": np.zeros((8, 32, 32), bool),
     "weight": np.ones(8, np.float32),
-    "light": np.ones((8, 3), np.float32),
+    "jitter_factors": np.ones((8, 3), np.float32),
   }
   state, metrics = program.step(program.create(), batch, np.float32(1e-3))
   assert metrics["skipped_steps"] == 0
