@@ -1,1 +1,1 @@
-"""Segmentations in the formats of COCO and PhraseCut, as masks."""
+"""Masks from segmentations in the formats of COCO and PhraseCut."""

@@ -1,4 +1,4 @@
-"""COCO instance annotations: the file behind targets and ground-truth instance masks."""
+"""COCO instance annotations, the source of targets and of ground-truth instance masks."""
 
 import itertools
 import os
@@ -16,21 +16,22 @@ _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categor
 
 
 class CocoAnnotations:
-  """An `instances.json`, indexed by annotation and by image; the index lies on disk (`row_index.py`)."""
+  """An `instances.json`, indexed by annotation and by image; the index is on disk (`row_index.py`)."""
 
   def __init__(self, source: str | Mapping[str, Any]):
     """Opens the file.
 
     Args:
-      source: path of a JSON file with COCO's `images` and `annotations`; or what such a file holds.
+      source: path of a JSON file with COCO's `images` and `annotations`, or its content.
 
     Raises:
-      InputError: the file is missing or is not of that form.
+      InputError: the file is missing or malformed.
     """
-    self.path = path = source if isinstance(source, str) else "that were given"
+    self.path = path = source if isinstance(source, str) else "(given as a dict)"
     if isinstance(source, str) and not os.path.isfile(source):
       raise InputError(
-        f"COCO annotations {path}: no such file; docs/guides/datasets.md says where to get instances.json"
+        f"COCO annotations {path}: no such file; docs/guides/datasets.md says where to get "
+        "instances.json"
       )
     try:
       self._rows = (
@@ -41,41 +42,43 @@ class CocoAnnotations:
       raise InputError(f"COCO annotations: {error}") from error
     if any(row is None or row.get("id") is None for row in first):
       raise InputError(
-        f"COCO annotations {path}: not a COCO instances file; it needs `images` and `annotations`, each row with its id"
+        f"COCO annotations {path}: not a COCO instances file; it needs `images` and `annotations` "
+        "whose rows have an id"
       )
     ids = [row.get("id") for row in self._rows.rows("categories")]
     self.category_ids = frozenset(number for number in ids if type(number) is int)
-    """The list of categories; empty where the file has none."""
+    """Ids of the categories; empty if the file has none."""
 
   def image(self, image_id: int) -> dict[str, Any] | None:
-    """Returns the row of an image, None if the file does not have it."""
+    """Returns the row of an image, or None if it is not in the file."""
     return self._rows.row("images", image_id)
 
   def annotation(self, annotation_id: int) -> dict[str, Any] | None:
-    """Returns an annotation, None if the file does not have it."""
+    """Returns an annotation, or None if it is not in the file."""
     return self._rows.row("annotations", annotation_id)
 
   def find_image(self, file_name: str) -> int:
-    """Returns the id of an image by the name of its file, whatever its folder.
+    """Returns the id of an image by its file name, ignoring folders.
 
     Raises:
-      InputError: the annotations know no such file.
+      InputError: no image has that file name.
     """
     name = os.path.basename(file_name)
     for row in self._rows.rows("images"):
       if os.path.basename(str(row.get("file_name"))) == name and type(row.get("id")) is int:
         return row["id"]
     raise InputError(
-      f"COCO annotations {self.path} know no image {name}; predict without --instances, or keep the file's COCO name"
+      f"COCO annotations {self.path}: no image is called {name}; predict without --instances, or keep "
+      "the file's COCO name"
     )
 
   def only_image(self) -> int | None:
-    """Returns the id of the only image that there is; None where there are several."""
+    """Returns the id of the only image, or None if there are several."""
     first = list(itertools.islice(self._rows.rows("images"), 2))
     return first[0]["id"] if len(first) == 1 and type(first[0]["id"]) is int else None
 
   def of_image(self, image_id: int) -> list[dict[str, Any]]:
-    """Returns the annotations of an image, in the file's order; none if it has none."""
+    """Returns the annotations of an image, in the file's order."""
     return self._rows.of_image("annotations", image_id)
 
   def size(self, image_id: int) -> tuple[int, int]:
@@ -84,7 +87,8 @@ class CocoAnnotations:
     height, width = row.get("height"), row.get("width")
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
       raise InputError(
-        f"COCO annotations {self.path}: image {image_id} has no entry with height and width; is the file complete?"
+        f"COCO annotations {self.path}: image {image_id} has no row with height and width; is the file "
+        "complete?"
       )
     return height, width
 
@@ -92,25 +96,25 @@ class CocoAnnotations:
     """Returns the pixels that an annotation covers: the union of its polygons, or its RLE.
 
     Raises:
-      InputError: the segmentation is empty, malformed or of another size than the image.
+      InputError: the segmentation is empty, malformed, or has another size than the image.
     """
     height, width = self.size(annotation["image_id"])
     try:
       return decode_segmentation(annotation.get("segmentation"), height, width)
     except ValueError as error:
       raise InputError(
-        f"COCO annotations {self.path}: annotation {annotation.get('id')} has no usable "
+        f"COCO annotations {self.path}: annotation {annotation.get('id')} has an invalid "
         f"segmentation ({error}); is the file damaged?"
       ) from error
 
 
 def category_of(row: Mapping[str, Any], where: str) -> int:
-  """Returns the category of an annotation or a detection, 0 without one.
+  """Returns the category of an annotation or a detection; 0 if it has none.
 
   Raises:
-    InputError: it is no number that a category can have.
+    InputError: it is not a valid id.
   """
   category = row.get("category_id", 0)
   if type(category) is not int or not 0 <= category < 2**31:
-    raise InputError(f"{where}: category_id {category!r} is not a whole number")
+    raise InputError(f"{where}: category_id {category!r} is not a non-negative integer")
   return category

@@ -1,7 +1,7 @@
-"""The rows of a large JSON file by their ids, kept on disk: memory stays flat however large the file is.
+"""An on-disk index of the rows of a large JSON file, so that memory does not grow with the file.
 
-The index of a file is made once, in the user's cache folder (`$XDG_CACHE_HOME/mail_jax`, by default
-`~/.cache/mail_jax`), under the file's checksum. It may be deleted at any time.
+The index of a file is written once to the user's cache folder (`$XDG_CACHE_HOME/mail_jax`, by
+default `~/.cache/mail_jax`), under the file's fingerprint. It may be deleted at any time.
 """
 
 import atexit
@@ -20,30 +20,33 @@ import ijson
 from input_pipeline.common import atomic_files, fingerprint, untrusted_json
 from input_pipeline.common.errors import InputError
 
-_FORM = 1  # of the index: another number makes all indices anew
-_READ_AT_ONCE = 1 << 14  # bytes; that many hold few brackets
-_SAFE_DEPTH = 5_000  # ijson was seen to build 10,000 lists in each other, and to die of 100,000
+# Format of the index; a new number invalidates all indices.
+_FORMAT = 1
+# Bytes; a chunk of this size contains few brackets.
+_CHUNK = 1 << 14
+# ijson handled 10,000 nested lists, and crashed at 100,000.
+_SAFE_DEPTH = 5_000
 
 
 class RowIndex:
-  """Rows of JSON arrays, found by `id` or by `image_id`.
+  """Rows of JSON arrays, looked up by `id` or `image_id`.
 
-  An index is as good in another process: pickled, it is no more than the paths.
+  An index can be pickled for another process; only its paths are.
   """
 
   def __init__(self, path: str, sections: Mapping[str, str]):
-    """Opens the index of a file, made first where there is none.
+    """Opens the index of a file, and writes it first if there is none.
 
     Args:
       path: a JSON file.
-      sections: a name for each array and where it lies in the file, as ijson writes it: `annotations.item` is the
-        array of the key `annotations`, `item` the file itself.
+      sections: a name for each array and its location in ijson's notation: `annotations.item` is the
+        array under the key `annotations`, `item` the file itself.
 
     Raises:
-      InputError: the file is missing or is not JSON of that form; the index cannot be written.
+      InputError: the file is missing or malformed, or the index cannot be written.
     """
     self.path = path
-    key = f"{fingerprint.of_file(path)}-{'-'.join(sorted(sections))}-{_FORM}"
+    key = f"{fingerprint.of_file(path)}-{'-'.join(sorted(sections))}-{_FORMAT}"
     self._index = _cache_folder() / f"{key}.sqlite"
     self._connection: sqlite3.Connection | None = None
     if not self._index.is_file():
@@ -51,11 +54,11 @@ class RowIndex:
         _fill(temporary, path, sections)
 
   def __getstate__(self) -> dict[str, Any]:
-    """Everything but the connection, which is of one process alone."""
+    """Returns everything except the connection, which belongs to one process."""
     return self.__dict__ | {"_connection": None}
 
   def row(self, section: str, row_id: int) -> dict[str, Any] | None:
-    """Returns the row with that `id`, None where there is none."""
+    """Returns the row with that `id`, or None."""
     return next(self._rows("section = ? AND id = ?", section, row_id), None)
 
   def of_image(self, section: str, image_id: int) -> list[dict[str, Any]]:
@@ -78,7 +81,7 @@ class RowIndex:
 
   def _connected(self) -> sqlite3.Connection:
     if self._connection is None:
-      # Nobody writes to it any more, so no lock is needed, which not every file system has.
+      # The index is complete, so it needs no lock, which some file systems lack.
       self._connection = sqlite3.connect(
         f"{self._index.as_uri()}?immutable=1", uri=True, check_same_thread=False
       )
@@ -95,7 +98,7 @@ def _cache_folder() -> pathlib.Path:
       return folder
   except OSError:
     pass
-  # No home to write to, as in some containers: a folder of this process alone.
+  # The home folder is not writable, as in some containers: use a folder of this process.
   temporary = tempfile.mkdtemp(prefix="mail_jax-")
   atexit.register(shutil.rmtree, temporary, ignore_errors=True)
   return pathlib.Path(temporary)
@@ -128,22 +131,22 @@ def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:
 
 
 class _Shallow:
-  """A file that is not read on where it is nested so deep that ijson would run out of stack and crash."""
+  """A file that stops reading before nesting gets so deep that ijson would overflow the stack."""
 
   def __init__(self, file: BinaryIO, path: str):
     self._file, self._path = file, path
     self._depth, self._checked = 0, False
 
   def read(self, size: int = -1) -> bytes:
-    """Reads on.
+    """Reads up to `size` bytes.
 
     Raises:
-      RecursionError: the file is nested deeper than JSON may be.
+      RecursionError: the file is nested deeper than allowed.
     """
     data = self._file.read(size)
     if not self._checked:
       opened = data.count(b"[") + data.count(b"{")
-      # Brackets in texts count as well, so this says only where it is worth a closer look.
+      # Brackets in strings are counted as well, so this only tells when a closer look is needed.
       if self._depth + opened > _SAFE_DEPTH:
         _check_depth(self._path)
         self._checked = True
@@ -163,14 +166,14 @@ def _check_depth(path: str) -> None:
 def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
   try:
     with open(path, "rb") as file:
-      for row in ijson.items(_Shallow(file, path), prefix, use_float=True, buf_size=_READ_AT_ONCE):
+      for row in ijson.items(_Shallow(file, path), prefix, use_float=True, buf_size=_CHUNK):
         if not isinstance(row, dict):
-          raise InputError(f"{path}: {section} holds a {type(row).__name__} instead of an object")
+          raise InputError(f"{path}: {section} contains a {type(row).__name__}, expected an object")
         ids = [row.get(key) for key in ("id", "image_id")]
         if any(value is not None and type(value) is not int for value in ids):
-          raise InputError(f"{path}: {section} has the id {ids}, which is no whole number")
+          raise InputError(f"{path}: {section} has the ids {ids}; ids must be integers")
         content = json.dumps(row, separators=(",", ":"), allow_nan=False)
-        # Few rows have as many brackets; Python 3.12 and later write any depth.
+        # Few rows have as many brackets. Python 3.12 and later serialise any depth.
         brackets = content.count("[") + content.count("{")
         if brackets > untrusted_json.MAX_DEPTH and untrusted_json.is_deeper(
           row, untrusted_json.MAX_DEPTH
@@ -180,26 +183,26 @@ def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any,
   except InputError:
     raise
   except RecursionError as error:
-    raise InputError(f"{path}: {section} has a row that is nested too deep") from error
+    raise InputError(f"{path}: {section} has a row that is nested too deeply") from error
   except (ijson.JSONError, ValueError) as error:
-    raise InputError(f"{path}: not a whole JSON file ({error})") from error
+    raise InputError(f"{path}: invalid or truncated JSON ({error})") from error
 
 
 class RowsInMemory:
-  """The same of what is in memory already."""
+  """The interface of `RowIndex` for data in memory."""
 
   def __init__(self, data: Mapping[str, Any], sections: Mapping[str, str]):
-    """Looks at the rows.
+    """Checks the rows.
 
     Args:
-      data: what the file would hold: an object of arrays.
-      sections: see `RowIndex`; arrays that are a key's own.
+      data: the content of a file: an object of arrays.
+      sections: see `RowIndex`; only arrays under a top-level key.
 
     Raises:
-      InputError: an array is none, or holds something else than rows.
+      InputError: a section is not an array of objects.
     """
     if not isinstance(data, Mapping):
-      raise InputError(f"what was given is a {type(data).__name__}, not an object of arrays")
+      raise InputError(f"expected an object of arrays, got {type(data).__name__}")
     self._sections = {}
     for name in sections:
       rows = data.get(name, [])
@@ -208,7 +211,7 @@ class RowsInMemory:
       self._sections[name] = rows
 
   def row(self, section: str, row_id: int) -> dict[str, Any] | None:
-    """Returns the row with that `id`, None where there is none."""
+    """Returns the row with that `id`, or None."""
     return next((row for row in self._sections[section] if row.get("id") == row_id), None)
 
   def of_image(self, section: str, image_id: int) -> list[dict[str, Any]]:

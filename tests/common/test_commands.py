@@ -306,7 +306,7 @@ def test_predict_says_that_the_annotations_do_not_know_a_photo(finished_run, lay
   shutil.copy(layout.image_path(0), "holiday.jpg")
   instances = f"coco:{layout.instances_path}"
   command = _predict(finished_run, layout, "--image", "holiday.jpg", "--instances", instances)
-  _refused(predict.main, command, r"know no image holiday\.jpg; predict without --instances")
+  _refused(predict.main, command, r"no image is called holiday\.jpg; predict without --instances")
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def _stray(inputs: Inputs) -> None:
 
 _DAMAGES = {
   "refs are no pickle": (_refs(b"\x80"), r"refs\(umd\)\.p: not a pickle of plain"),
-  "refs are a class": (_refs(pickle.dumps(pathlib.Path())), r"refs\(umd\)\.p.*nothing of it was"),
+  "refs are a class": (_refs(pickle.dumps(pathlib.Path())), r"refs\(umd\)\.p.*nothing in it was"),
   "refs are a number": (_refs(pickle.dumps(3)), r"refs\(umd\)\.p: not a list of refs"),
   "refs have no split": (_refs(pickle.dumps([{"image_id": 1}])), r"\(KeyError: 'split'\)"),
   "refs have names": (

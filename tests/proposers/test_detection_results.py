@@ -81,8 +81,8 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
   [
     ([], "no detections"),
     ({"images": [], "annotations": []}, "no detections"),
-    ([[1, 2]], "results holds a list instead of an object"),
-    ([_row("one")], "no whole number"),
+    ([[1, 2]], "results contains a list, expected an object"),
+    ([_row("one")], "ids must be integers"),
     ([_row(segmentation=None)], "image 1: a row without a segmentation; boxes are not enough"),
     ([_row(segmentation=[[1, 2, 3]])], "image 1: invalid segmentation"),
     ([_row(segmentation={"size": [5, 5], "counts": [25]})], "image 1: invalid .*resized"),
@@ -101,7 +101,7 @@ def test_a_file_that_is_no_results_is_named(tmp_path, rows, message):
 def test_a_cut_file_and_a_missing_one_are_named(tmp_path):
   path = tmp_path / "r.json"
   path.write_text(json.dumps([_row(), _row()])[:-20])
-  with pytest.raises(InputError, match=r"r\.json: not a whole JSON file"):
+  with pytest.raises(InputError, match=r"r\.json: invalid or truncated JSON"):
     _propose(path)
   with pytest.raises(InputError, match=r"gone\.json: No such file"):
     _propose(tmp_path / "gone.json")
