@@ -1,4 +1,4 @@
-"""Peak figures of accelerators, for estimates of what a step costs."""
+"""Peak performance of accelerators, to estimate the cost of a step."""
 
 import dataclasses
 import math
@@ -11,21 +11,21 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What one chip can do at most.
+  """Peak figures of a TPU chip.
 
   Attributes:
     name: as in the name of a topology, `v5e:4x4`.
-    flops: bf16 multiply-adds, as two operations each, a second.
-    memory: bytes of HBM that a program may use; the rest of what is published belongs to the runtime. It is what the
-      compiler of libtpu 0.0.50.1 says when it refuses a program ("exceeds available HBM (15.75G)").
+    flops: bf16 operations per second; a multiply-add counts as two.
+    memory: bytes of HBM that a program may use; the rest is reserved by the runtime. The limit in
+      the compiler's error message in libtpu 0.0.50.1 ("exceeds available HBM (15.75G)").
     memory_published: bytes of HBM as published.
-    bandwidth: bytes a second between HBM and the cores.
-    link_bandwidth: bytes a second that one link to a neighbouring chip carries one way.
-    dimensions: of the torus; two links for each.
-    wraps_at: sides of a slice that are a multiple of this one are closed to a ring.
-    cores: TensorCores; the two of v4 and v5p are one device to JAX.
-    chips_per_host: of a slice of several hosts.
-    sources: where the figures are from.
+    bandwidth: bytes per second between HBM and the cores.
+    link_bandwidth: bytes per second of one link to a neighbouring chip, one way.
+    dimensions: of the torus, with two links each.
+    wraps_at: sides of a slice that are a multiple of this number form a ring.
+    cores: TensorCores; JAX sees the two of v4 and v5p as one device.
+    chips_per_host: in slices of several hosts.
+    sources: of the figures.
   """
 
   name: str
@@ -41,7 +41,7 @@ class Chip:
   sources: tuple[str, ...]
 
 
-# All sources were read in November 2026. Which sides wrap around: jax-ml.github.io/scaling-book/tpus.
+# All sources were read in November 2026. Which sides wrap around is from the scaling book.
 _BOOK = "https://jax-ml.github.io/scaling-book/tpus"
 CHIPS = {
   chip.name: chip
@@ -51,7 +51,7 @@ CHIPS = {
       # The links, 6 of 50 GB/s, are in table 4 of the paper.
       ("https://cloud.google.com/tpu/docs/v4", "https://arxiv.org/abs/2304.01433", _BOOK),
     ),
-    # 400, 1200 and 800 GB/s both ways over 4, 6 and 4 links.
+    # Published for both directions and all links: 400, 1200 and 800 GB/s over 4, 6 and 4 links.
     Chip(
       "v5e", 197e12, int(15.75 * _GIB), 16 * _GIB, 819e9, 50e9, 2, 16, 1, 4,
       ("https://cloud.google.com/tpu/docs/v5e", _BOOK),
@@ -73,8 +73,8 @@ class Topology:
   """A slice of a pod.
 
   Attributes:
-    chip: of which it is made.
-    sides: chips along each dimension.
+    chip: the type of its chips.
+    sides: number of chips along each dimension.
   """
 
   chip: Chip
@@ -82,57 +82,58 @@ class Topology:
 
   @property
   def name(self) -> str:
-    """As it is written: `v5e:4x4`."""
+    """The name, such as `v5e:4x4`."""
     return f"{self.chip.name}:{'x'.join(map(str, self.sides))}"
 
   @property
   def chips(self) -> int:
-    """Chips of the slice."""
+    """The number of chips."""
     return math.prod(self.sides)
 
   @property
   def links(self) -> int:
-    """Links of the chip that has the fewest: one along a side that is a line, two along a ring."""
+    """The number of links of the chip with the fewest: one along a line, two along a ring."""
     wraps = self.chip.wraps_at
     return sum(0 if side == 1 else 2 if side % wraps == 0 else 1 for side in self.sides)
 
 
 def parse_topology(text: str) -> Topology:
-  """Reads the name of a slice, such as `v5e:4x4` or `v4:4x4x4`.
+  """Parses the name of a slice, such as `v5e:4x4` or `v4:4x4x4`.
 
   Raises:
-    InputError: an unknown chip, or sides that no slice of it has.
+    InputError: the chip is unknown, or has no slices with such sides.
   """
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
   if not match:
     raise InputError(f"--topology {text}: write CHIP:SIDES, such as v5e:4x4 or v4:4x4x4")
   if match[1] not in CHIPS:
-    raise InputError(f"--topology {text}: unknown chip {match[1]!r}; there is {', '.join(CHIPS)}")
+    raise InputError(f"--topology {text}: unknown chip {match[1]!r}; known are {', '.join(CHIPS)}")
   chip, sides = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
   if len(sides) != chip.dimensions or min(sides) < 1:
     example = "x".join("4" * chip.dimensions)
     raise InputError(
-      f"--topology {text}: {chip.name} has slices of {chip.dimensions} sides, such as {chip.name}:{example}"
+      f"--topology {text}: a slice of {chip.name} has {chip.dimensions} sides, such as "
+      f"{chip.name}:{example}"
     )
   return Topology(chip, sides)
 
 
 def peak_flops(chip: Chip, dtype: str) -> float:
-  """Operations a second of matrix products in a model of this `config.model.dtype`.
+  """Returns the peak operations per second of matrix products for a `config.model.dtype`.
 
-  A TPU multiplies bf16. JAX's default precision rounds the factors of float32 products to bf16 too, in one pass, so
-  both types have the same peak.
+  TPUs multiply bf16. In its default precision JAX rounds the factors of float32 products to bf16
+  too, so both dtypes have the same peak.
 
   Raises:
-    InputError: another type.
+    InputError: another dtype.
   """
   if dtype not in ("float32", "bfloat16"):
     raise InputError(f"config.model.dtype {dtype!r} is not one of float32, bfloat16")
   return chip.flops
 
 
-# Dense bf16 and TF32, which JAX multiplies float32 in by default; NVIDIA's data sheets halve what they print "with
-# sparsity". By how JAX names a device, without its memory and form.
+# Dense bf16 and TF32, which JAX uses for float32 products by default: half of the figures that
+# NVIDIA's data sheets give "with sparsity". By JAX's name of the device, without memory and form.
 _GPUS = {
   "NVIDIA H200": (989.4e12, 494.7e12),  # nvidia.com/en-us/data-center/h200
   "NVIDIA H100": (989.4e12, 494.7e12),  # SXM; nvidia.com/en-us/data-center/h100
@@ -143,17 +144,17 @@ _GPUS = {
 _TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 
 
-def peak_flops_of(kind: str, dtype: str) -> float | None:
-  """Operations a second of matrix products on a device, by JAX's name for it.
+def peak_flops_of(device_kind: str, dtype: str) -> float | None:
+  """Returns the peak operations per second of matrix products on a device, by its name in JAX.
 
   Args:
-    kind: `jax.Device.device_kind`, such as `TPU v5 lite` or `NVIDIA H100 80GB HBM3`.
+    device_kind: of a `jax.Device`, such as `TPU v5 lite` or `NVIDIA H100 80GB HBM3`.
     dtype: as for `peak_flops`.
 
   Returns:
-    None for a device that is not known, such as a CPU.
+    None for an unknown device, such as a CPU.
   """
-  if kind in _TPUS:
-    return peak_flops(CHIPS[_TPUS[kind]], dtype)
-  names = [name for name in _GPUS if re.match(rf"{name}\b", kind)]
+  if device_kind in _TPUS:
+    return peak_flops(CHIPS[_TPUS[device_kind]], dtype)
+  names = [name for name in _GPUS if re.match(rf"{name}\b", device_kind)]
   return _GPUS[names[0]][0 if dtype == "bfloat16" else 1] if names else None

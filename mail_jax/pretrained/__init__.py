@@ -1,1 +1,1 @@
-"""Weights that others trained, as parameters of ours."""
+"""Pretrained weights of other projects, as parameters of our model."""

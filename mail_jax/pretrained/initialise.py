@@ -1,4 +1,4 @@
-"""How a run starts from weights that others trained: `config.init`."""
+"""Initialises a run from pretrained weights: `config.init`."""
 
 import dataclasses
 
@@ -13,34 +13,35 @@ from mail_jax.pretrained import vilt
 
 
 def vilt_path(init: str) -> str:
-  """The path in `vilt:PATH`.
+  """Returns the path in `vilt:PATH`.
 
   Raises:
-    InputError: it is something else.
+    InputError: the value has another form.
   """
-  kind, _, path = init.partition(":")
-  if kind != "vilt" or not path:
+  scheme, _, path = init.partition(":")
+  if scheme != "vilt" or not path:
     raise InputError(f"config.init {init!r} is not vilt:PATH, or empty for random weights")
   return path
 
 
 def read_vocab(init: str) -> bytes:
-  """BERT's vocabulary as it came with the weights.
+  """Returns the BERT vocabulary that comes with the weights.
 
   Raises:
-    InputError: none came with them.
+    InputError: there is none.
   """
   path = vilt_path(init)
   vocab = vilt.read_vocab(path)
   if vocab is None:
     raise InputError(
-      f"config.init: no vocab.txt beside {path}; name BERT's with --config.tokenizer=wordpiece:VOCAB.txt"
+      f"config.init: no vocab.txt beside {path}; give BERT's vocabulary with "
+      "--config.tokenizer=wordpiece:VOCAB.txt"
     )
   return vocab
 
 
 def load(config: ConfigDict, shapes: Tree) -> dict[str, np.ndarray]:
-  """Loads the parameters that `config.init` names, fitted to the model; see `fit`."""
+  """Loads the parameters of `config.init`, fitted to the model; see `fit`."""
   return fit(vilt.load(vilt_path(config.init)), config, shapes)
 
 
@@ -50,22 +51,22 @@ def fit(pretrained: vilt.Pretrained, config: ConfigDict, shapes: Tree) -> dict[s
   Args:
     pretrained: a checkpoint.
     config: a whole config.
-    shapes: of the model's parameters, as `jax.eval_shape` gives them.
+    shapes: of the model's parameters, from `jax.eval_shape`.
 
   Returns:
-    Arrays by the names of the parameters; those of the new parts are not all among them.
+    Arrays by parameter name; new parts of the model are partly missing.
 
   Raises:
-    InputError: no such weights, or weights of a model of another size.
+    InputError: the weights belong to a model of another size.
   """
   sizes = pretrained.sizes()
-  wrong = {
+  mismatches = {
     key: value for key, value in sizes.items() if config.model[key.partition(".")[2]] != value
   }
-  if wrong:
+  if mismatches:
     raise InputError(
       f"config.init: the weights of {pretrained.source} need "
-      + ", ".join(f"config.{key} = {value:g}" for key, value in wrong.items())
+      + ", ".join(f"config.{key} = {value:g}" for key, value in mismatches.items())
       + "; configs/refcoco.py is a recipe for ViLT-B/32"
     )
   leaves = jax.tree_util.tree_leaves_with_path(shapes)
@@ -81,26 +82,26 @@ def fit(pretrained: vilt.Pretrained, config: ConfigDict, shapes: Tree) -> dict[s
 def start_new_parts(
   fitted: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-  """What the new parts take over from the pretrained ones; the type of a mask is the image's already.
+  """Initialises new parts of the model from pretrained ones.
 
-  Mask tokens are as large as the image's positions, so that they disturb what the encoder knows little
-  (benchmarks/new_tokens.py measures it).
+  Mask tokens get the magnitude of the image's positions, so that they disturb the pretrained
+  encoder little (benchmarks/new_tokens.py measures it). Their type already is that of the image.
 
   Args:
     fitted: pretrained parameters, by name.
     shapes: of all parameters.
   """
-  position, started = fitted["image/position"][1:], {}
+  position, new = fitted["image/position"][1:], {}
   if "mask/position" in shapes:
-    started["mask/position"] = position
+    new["mask/position"] = position
   if "mask/norm/scale" in shapes:
-    size = np.sqrt(np.mean(position**2))
-    started["mask/norm/scale"] = np.full(shapes["mask/norm/scale"], size, np.float32)
-  return started
+    magnitude = np.sqrt(np.mean(position**2))
+    new["mask/norm/scale"] = np.full(shapes["mask/norm/scale"], magnitude, np.float32)
+  return new
 
 
 def place(params: Tree, values: dict[str, np.ndarray]) -> Tree:
-  """Puts values into the parameters, each where the old one lies; the others stay as they are."""
+  """Replaces parameters by values, with the same shardings; the others stay as they are."""
 
   def choose(path, leaf: jax.Array) -> jax.Array:
     value = values.get(path_name(path))
@@ -113,7 +114,7 @@ def place(params: Tree, values: dict[str, np.ndarray]) -> Tree:
 
 
 def summary(params: Tree, values: dict[str, np.ndarray]) -> str:
-  """One line: how many parameters were loaded, and which parts are new."""
+  """Returns one line: how many parameters were loaded, and which parts are new."""
   sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(params)}
   loaded = sum(sizes[name] for name in values)
   new = {name.partition("/")[0] for name in sizes.keys() - values.keys()}

@@ -1,8 +1,8 @@
-"""ViLT checkpoints, from Hugging Face or the original ones, as parameters of `mail_jax.models.mail.MaIL`:
+"""Converts ViLT checkpoints, original ones or those of Hugging Face, to parameters of our model:
 
 python -m mail_jax.pretrained.vilt --checkpoint vilt-b32-mlm --out vilt_b32.safetensors
 
-The written file needs no torch, and carries the vocabulary. A recipe starts from either:
+The file can be read without torch, and contains the vocabulary. A run can start from either:
 `--config.init=vilt:vilt-b32-mlm` or `--config.init=vilt:vilt_b32.safetensors`.
 """
 
@@ -20,26 +20,27 @@ from input_pipeline.common import atomic_files, untrusted_json
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
-from mail_jax.pretrained.vilt_names import BLOCK, COUNTERS, ENCODER, PREFIX, Row, rows
+from mail_jax.pretrained.vilt_names import BLOCK, ENCODER, POSITION_IDS, PREFIX, Row, rows
 from mail_jax.pretrained.weights import Weights, open_weights, read_metadata
 
 FORMAT = "mail_jax vilt 1"
-_HEAD_WIDTH = 64  # of ViT-B, where the checkpoint does not say it
+# Of ViT-B, for checkpoints without a config.json.
+_HEAD_WIDTH = 64
 
 Parameters = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A checkpoint, converted.
+  """A converted checkpoint.
 
   Attributes:
-    source: the file that it came from.
-    parameters: ours, by name; the position grid as the checkpoint has it.
-    made_from: the checkpoint's tensors that each of ours was made from.
-    unused: the checkpoint's other tensors: heads, the pooler, counters of positions.
-    heads: attention heads.
-    vocab: BERT's vocabulary as it lay beside the weights; None where none did.
+    source: the file it was read from.
+    parameters: ours, by name; the grid of positions has the size it has in the checkpoint.
+    made_from: the names of the source tensors of each parameter.
+    unused: the checkpoint's other tensors: heads, the pooler, position ids.
+    heads: number of attention heads.
+    vocab: the BERT vocabulary beside the weights; None if there is none.
   """
 
   source: str
@@ -50,7 +51,7 @@ class Pretrained:
   vocab: bytes | None
 
   def sizes(self) -> dict[str, int | float]:
-    """What a config must say for the parameters to fit, by the key of the config."""
+    """Returns the values that a config must have for the parameters to fit, by config key."""
     width = self.parameters["image/patches/bias"].shape[0]
     pixels = self.parameters["image/patches/kernel"].shape[0] // 3
     return {
@@ -62,7 +63,7 @@ class Pretrained:
     }
 
   def report(self) -> str:
-    """What became of every tensor, a line each."""
+    """Returns one line per parameter and per unused tensor."""
     lines = [
       f"converted  {name}  {list(value.shape)}  <- {', '.join(self.made_from[name])}"
       for name, value in self.parameters.items()
@@ -71,16 +72,16 @@ class Pretrained:
 
 
 def load(path: str | pathlib.Path) -> Pretrained:
-  """Loads a checkpoint of ViLT.
+  """Loads a ViLT checkpoint.
 
   Args:
-    path: a folder as Hugging Face has it (`model.safetensors` or `pytorch_model.bin`, `config.json`, `vocab.txt`), a
-      file of weights under the names of Hugging Face or of the original Lightning checkpoints, or what this module
-      has written.
+    path: a folder of Hugging Face (`model.safetensors` or `pytorch_model.bin`, `config.json`,
+      `vocab.txt`), a file of weights with the names of Hugging Face or of the original Lightning
+      checkpoints, or a file written by this module.
 
   Raises:
-    InputError: no such file; a tensor that is missing, has an unexpected shape or belongs to the encoder and is not
-      known; or a `.bin` or `.ckpt` where torch is not installed.
+    InputError: the file does not exist; a tensor is missing, has an unexpected shape or is an
+      unknown part of the encoder; or torch is not installed for a `.bin` or `.ckpt`.
   """
   path = pathlib.Path(path)
   file = _weights_file(path) if path.is_dir() else path
@@ -95,10 +96,14 @@ def load(path: str | pathlib.Path) -> Pretrained:
 
 
 def read_vocab(path: str | pathlib.Path) -> bytes | None:
-  """BERT's vocabulary as it lies beside the weights, or in a file that this module has written; None without one."""
+  """Returns the BERT vocabulary beside the weights or in a converted file, or None."""
   path = pathlib.Path(path)
-  if path.suffix == ".safetensors" and path.is_file() and "vocab" in (found := read_metadata(path)):
-    return found["vocab"].encode("utf-8")
+  if (
+    path.suffix == ".safetensors"
+    and path.is_file()
+    and "vocab" in (metadata := read_metadata(path))
+  ):
+    return metadata["vocab"].encode("utf-8")
   vocab = (path if path.is_dir() else path.parent) / "vocab.txt"
   return vocab.read_bytes() if vocab.is_file() else None
 
@@ -118,17 +123,17 @@ def _heads(config: pathlib.Path, width: int) -> int:
     return int(untrusted_json.load_file(config)["num_attention_heads"])
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(
-      f"{config}: is not the config of a ViLT, it lacks num_attention_heads"
+      f"{config}: not the config of a ViLT model: num_attention_heads is missing"
     ) from error
 
 
 def convert(
   weights: Weights, source: str
 ) -> tuple[Parameters, dict[str, tuple[str, ...]], tuple[str, ...]]:
-  """Converts tensors under either kind of names, behind any prefix.
+  """Converts tensors with either set of names, and any prefix.
 
   Returns:
-    Our parameters; the names that each was made from; the names that were not used.
+    Our parameters, the names of the source tensors of each, and the names of unused tensors.
 
   Raises:
     InputError: see `load`.
@@ -137,38 +142,39 @@ def convert(
   is_hf = "embeddings.cls_token" in names
   if not is_hf and "cls_token" not in names:
     raise InputError(
-      f"{source}: holds no ViLT: neither embeddings.cls_token (Hugging Face) nor cls_token (original) is there"
+      f"{source}: not a ViLT checkpoint: has neither embeddings.cls_token (Hugging Face) nor "
+      "cls_token (original)"
     )
   numbers = {int(match[1]) for match in map(BLOCK.match, names) if match}
   table = list(rows(max(numbers, default=0) + 1))
   parameters, made_from = {}, {}
   for row in table:
-    wanted = row.hugging_face if is_hf else row.original
-    for name in wanted:
+    required = row.hugging_face if is_hf else row.original
+    for name in required:
       if name not in names:
-        raise InputError(f"{source}: lacks the tensor {name}, of which {row.ours} is made")
-    made_from[row.ours] = tuple(names[name] for name in wanted)
+        raise InputError(f"{source}: the tensor {name} is missing, the source of {row.ours}")
+    made_from[row.ours] = tuple(names[name] for name in required)
     try:
-      made = row.make(*(weights[name] for name in made_from[row.ours]))
+      parameter = row.make(*(weights[name] for name in made_from[row.ours]))
     except (ValueError, IndexError) as error:
       raise _unexpected(
-        weights, source, made_from[row.ours], f"{row.ours} cannot be made"
+        weights, source, made_from[row.ours], f"cannot convert it to {row.ours}"
       ) from error
-    parameters[row.ours] = np.ascontiguousarray(made, np.float32)
+    parameters[row.ours] = np.ascontiguousarray(parameter, np.float32)
   _check_shapes(table, parameters, made_from, weights, source)
   used = {name for row in made_from.values() for name in row}
   unused = tuple(name for name in weights if name not in used)
   for name in unused:
     bare = PREFIX.sub("", name)
-    if ENCODER.match(bare) and not COUNTERS.search(bare):
+    if ENCODER.match(bare) and not POSITION_IDS.search(bare):
       raise InputError(
-        f"{source}: the tensor {name} belongs to the encoder, and is no part of ViLT as we know it"
+        f"{source}: the tensor {name} belongs to the encoder, but ViLT has no such part"
       )
   return parameters, made_from, unused
 
 
 def _check_shapes(table: Sequence[Row], parameters: Parameters, made_from, weights, source) -> None:
-  """A letter of the table stands for one number, the one that most parameters have for it."""
+  """Checks the shapes; each letter of the table stands for the size that most parameters have."""
   votes: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
   for row in table:
     for letter, size in zip(row.shape.split(), parameters[row.ours].shape, strict=False):
@@ -192,15 +198,20 @@ def _unexpected(weights: Weights, source: str, names: Sequence[str], reason: str
 def resize_positions(
   position: Float32[np.ndarray, "t d"], rows: int, cols: int
 ) -> Float32[np.ndarray, "u d"]:
-  """Resizes the position embeddings of a square grid of patches bilinearly, corners aligned, as ViLT does.
+  """Resizes position embeddings of a square grid bilinearly with aligned corners, as ViLT does.
 
   Args:
     position: of the class token, then of the patches, row by row.
     rows, cols: of the new grid.
+
+  Raises:
+    InputError: the number of patches is not a square.
   """
   side = round((len(position) - 1) ** 0.5)
   if side * side != len(position) - 1:
-    raise InputError(f"image/position: {len(position) - 1} positions are no square grid of patches")
+    raise InputError(
+      f"image/position: {len(position) - 1} positions are not a square grid of patches"
+    )
   if (rows, cols) == (side, side):
     return position
   grid = position[1:].reshape(side, side, -1)
@@ -210,7 +221,7 @@ def resize_positions(
 
 
 def _align_corners(length: int, size: int) -> Float32[np.ndarray, "{size} {length}"]:
-  """Weights of `length` samples in `size` new ones, the first and the last staying where they are."""
+  """Returns the weights of `length` samples in `size` new ones; the first and last stay fixed."""
   at = np.arange(size) * (length - 1) / max(1, size - 1)
   return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(length))).astype(np.float32)
 
@@ -223,7 +234,7 @@ def fit(
   """Fits the parameters to a model.
 
   Args:
-    pretrained: of the sizes of the model.
+    pretrained: of the same size as the model.
     shapes: of the model's parameters, by name.
     grid: rows and columns of the model's patches.
 
@@ -231,7 +242,7 @@ def fit(
     The model's parameters that the checkpoint has.
 
   Raises:
-    InputError: more text positions, or another vocabulary, than the checkpoint has.
+    InputError: the model has more text positions, or another vocabulary, than the checkpoint.
   """
   source, fitted = pretrained.source, {}
   for name, value in pretrained.parameters.items():
@@ -241,19 +252,20 @@ def fit(
       length = shapes[name][0]
       if length > len(value):
         raise InputError(
-          f"config.max_tokens {length}: {source} has positions for {len(value)} tokens of text"
+          f"config.max_tokens {length}: {source} has positions for {len(value)} tokens"
         )
       value = value[:length]
     elif name == "text/words/embedding" and len(value) != shapes[name][0]:
       raise InputError(
-        f"config.tokenizer: its {shapes[name][0]} ids are not the {len(value)} that {source} has words for"
+        f"config.tokenizer: has {shapes[name][0]} ids, but {source} has embeddings for {len(value)}"
       )
-    fitted[name] = value.reshape(shapes[name])  # heads become an axis of their own
+    # Splits off an axis for the heads.
+    fitted[name] = value.reshape(shapes[name])
   return fitted
 
 
 def save(pretrained: Pretrained, path: str) -> None:
-  """Writes the converted parameters, with the vocabulary, as one `.safetensors` file, whole or not at all."""
+  """Writes the converted parameters and the vocabulary as one `.safetensors` file, atomically."""
   metadata = {
     "mail_jax": FORMAT,
     "source": pretrained.source,
@@ -270,7 +282,8 @@ def save(pretrained: Pretrained, path: str) -> None:
 def _load_converted(path: pathlib.Path, metadata: dict[str, str]) -> Pretrained:
   if metadata["mail_jax"] != FORMAT:
     raise InputError(
-      f"{path}: is {metadata['mail_jax']!r}, this version reads {FORMAT!r}; convert it anew"
+      f"{path}: has the format {metadata['mail_jax']!r}, this version reads {FORMAT!r}; convert it "
+      "again"
     )
   with open_weights(path) as weights:
     parameters = dict(weights)
@@ -287,22 +300,22 @@ def _load_converted(path: pathlib.Path, metadata: dict[str, str]) -> Pretrained:
     )
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise InputError(
-      f"{path}: its metadata are not what this version writes ({error!r})"
+      f"{path}: metadata of a file that this version has not written ({error!r})"
     ) from error
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = command_parser("mail_jax.pretrained.vilt", __doc__)
   parser.add_argument(
     "--checkpoint",
     required=True,
-    help="a folder of Hugging Face, or a file: its weights, or an original checkpoint of Lightning",
+    help="a folder or a file of weights of Hugging Face, or an original Lightning checkpoint",
   )
   parser.add_argument(
-    "--vocab", metavar="VOCAB.txt", help="BERT's vocabulary (default: the one beside the weights)"
+    "--vocab", metavar="VOCAB.txt", help="the BERT vocabulary (default: the one beside the weights)"
   )
-  parser.add_argument("--out", required=True, metavar="OUT.safetensors", help="what is written")
+  parser.add_argument("--out", required=True, metavar="OUT.safetensors", help="the file to write")
   args = parser.parse_args(argv)
   if not args.out.endswith(".safetensors"):
     raise InputError(f"--out {args.out}: the name must end in .safetensors")
@@ -319,8 +332,8 @@ def main(argv: list[str] | None = None) -> None:
   count = sum(value.size for value in pretrained.parameters.values())
   vocab = "with" if pretrained.vocab is not None else "without a"
   print(
-    f"wrote {args.out}: {count / 1e6:.1f} M parameters in {len(pretrained.parameters)} arrays, {vocab} vocabulary; "
-    f"{len(pretrained.unused)} tensors unused"
+    f"wrote {args.out}: {count / 1e6:.1f} M parameters in {len(pretrained.parameters)} arrays, "
+    f"{vocab} vocabulary; {len(pretrained.unused)} tensors unused"
   )
   sizes = ", ".join(f"{key} = {value:g}" for key, value in pretrained.sizes().items())
   print(f"start from it with --config.init=vilt:{args.out} and {sizes}")

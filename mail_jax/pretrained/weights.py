@@ -1,4 +1,4 @@
-"""Files of weights as a mapping from names to arrays, one array in memory at a time, nothing in them executed."""
+"""Reads files of weights one array at a time, and never executes code in them."""
 
 import contextlib
 import pathlib
@@ -15,36 +15,41 @@ _TORCH_FILES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 class Weights(Mapping[str, np.ndarray]):
-  """Names and arrays; an array is read when it is asked for, as float32 where it is of floats."""
+  """A mapping from names to arrays, which are read on access; floats become float32."""
 
   def __init__(self, read: Callable[[str], np.ndarray], shapes: dict[str, tuple[int, ...]]):
-    """Args: read gives one array; shapes has all names, with the shapes of the arrays."""
+    """Wraps an open file.
+
+    Args:
+      read: returns the array of a name.
+      shapes: of all arrays, by name.
+    """
     self._read, self.shapes = read, shapes
 
   def __getitem__(self, name: str) -> np.ndarray:
-    """One array; a `KeyError` where there is none of that name."""
+    """Returns an array; raises `KeyError` for an unknown name."""
     if name not in self.shapes:
       raise KeyError(name)
     return self._read(name)
 
   def __iter__(self) -> Iterator[str]:
-    """The names."""
+    """Iterates over the names."""
     return iter(self.shapes)
 
   def __len__(self) -> int:
-    """How many there are."""
+    """Returns the number of arrays."""
     return len(self.shapes)
 
 
 @contextlib.contextmanager
 def open_weights(path: pathlib.Path) -> Iterator[Weights]:
-  """Opens a file of weights, for as long as the context lasts.
+  """Opens a file of weights while the context lasts.
 
   Args:
     path: `.safetensors`, or PyTorch's `.bin`, `.ckpt`, `.pt`, `.pth`, which need torch.
 
   Raises:
-    InputError: no such file, another kind of file, a damaged one, or torch is missing.
+    InputError: the file does not exist, has another format or is damaged, or torch is missing.
   """
   if not path.is_file():
     raise InputError(f"{path}: no such file")
@@ -55,15 +60,15 @@ def open_weights(path: pathlib.Path) -> Iterator[Weights]:
     yield _open_torch(path)
   else:
     raise InputError(
-      f"{path}: weights are .safetensors, or {', '.join(_TORCH_FILES)} as PyTorch writes them"
+      f"{path}: expected .safetensors, or a PyTorch file ({', '.join(_TORCH_FILES)})"
     )
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, str]:
-  """The text that a `.safetensors` file carries beside its arrays.
+  """Returns the metadata of a `.safetensors` file.
 
   Raises:
-    InputError: no such file, or a damaged one.
+    InputError: the file does not exist or is damaged.
   """
   with _safe_open(path) as file:
     return file.metadata() or {}
@@ -73,7 +78,7 @@ def _safe_open(path: pathlib.Path) -> Any:
   try:
     return safetensors.safe_open(path, framework="np")
   except (OSError, safetensors.SafetensorError) as error:
-    raise InputError(f"{path}: not a whole .safetensors file ({error})") from error
+    raise InputError(f"{path}: not an intact .safetensors file ({error})") from error
 
 
 @contextlib.contextmanager
@@ -84,9 +89,9 @@ def _open_safetensors(path: pathlib.Path) -> Iterator[Weights]:
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:
-  """Floats of any width as float32; integers as they are."""
-  integers = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
-  return array if integers else np.asarray(array, np.float32)
+  """Converts floats to float32, and leaves integers as they are."""
+  is_integer = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+  return array if is_integer else np.asarray(array, np.float32)
 
 
 def _open_torch(path: pathlib.Path) -> Weights:
@@ -94,18 +99,18 @@ def _open_torch(path: pathlib.Path) -> Weights:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise InputError(
-      f"{path}: reading PyTorch's own files needs torch: {_TORCH_EXTRA}; a .safetensors file needs nothing"
+      f"{path}: reading a PyTorch file needs torch: {_TORCH_EXTRA}; a .safetensors file does not"
     ) from error
   try:
     with torch.serialization.safe_globals(_stand_ins(torch, path)):
       loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-  except Exception as error:  # torch raises what its parts happen to raise
+  except Exception as error:  # torch raises many kinds of errors.
     reason = str(error).strip().split("\n")[0]
-    raise InputError(f"{path}: torch cannot read it as weights only ({reason})") from error
+    raise InputError(f"{path}: torch cannot read it as weights ({reason})") from error
   state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
   tensors = {} if state is None else {k: v for k, v in state.items() if torch.is_tensor(v)}
   if not tensors:
-    raise InputError(f"{path}: holds no tensors, neither by name nor under 'state_dict'")
+    raise InputError(f"{path}: has no tensors, neither at the top level nor under 'state_dict'")
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[name]
@@ -115,20 +120,22 @@ def _open_torch(path: pathlib.Path) -> Weights:
 
 
 def _stand_ins(torch: Any, path: pathlib.Path) -> list[Any]:
-  """Inert stand-ins for the classes that a training checkpoint names beside its weights.
+  """Returns inert stand-ins for the classes in a training checkpoint.
 
-  Lightning saves callbacks and hyper-parameters as objects of its own. Nothing of them is wanted, and none of their
-  code is imported or run.
+  Lightning pickles callbacks and hyper-parameters with the weights. They are not needed, and their
+  code is neither imported nor run.
   """
   try:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-  except Exception:  # no archive of today's format: torch.load says what is wrong, or reads it
+  except (
+    Exception
+  ):  # Not an archive of the current format: torch.load reads it or explains why not.
     return []
   return [(type("StandIn", (_StandIn,), {}), name) for name in names]
 
 
 class _StandIn(dict):
-  """Takes whatever it is made of and keeps none of it."""
+  """Accepts any arguments and ignores them."""
 
   def __init__(self, *_, **__):
     super().__init__()

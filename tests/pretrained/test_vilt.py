@@ -92,7 +92,7 @@ def test_a_missing_tensor_is_named(tmp_path, weights):
     if name == "embeddings.cls_token":
       continue  # without it, it is no ViLT: see below
     rest = {key: value for key, value in weights.items() if key != name}
-    with pytest.raises(InputError, match=f"lacks the tensor {name}"):
+    with pytest.raises(InputError, match=f"the tensor {name} is missing"):
       vilt.load(vilt_weights.write_folder(tmp_path, rest))
 
 
@@ -128,13 +128,13 @@ def test_what_is_no_checkpoint_of_vilt_is_said_to_be_none(tmp_path):
   with pytest.raises(InputError, match="no such file"):
     vilt.load(tmp_path / "missing.safetensors")
   (tmp_path / "short.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
-  with pytest.raises(InputError, match=r"short\.safetensors: not a whole"):
+  with pytest.raises(InputError, match=r"short\.safetensors: not an intact"):
     vilt.load(tmp_path / "short.safetensors")
   (tmp_path / "weights.npz").write_bytes(b"")
-  with pytest.raises(InputError, match=r"weights are \.safetensors, or \.bin"):
+  with pytest.raises(InputError, match=r"expected \.safetensors, or a PyTorch file \(\.bin"):
     vilt.load(tmp_path / "weights.npz")
   safetensors.numpy.save_file({"a": np.ones(3)}, tmp_path / "other.safetensors")
-  with pytest.raises(InputError, match="holds no ViLT"):
+  with pytest.raises(InputError, match="not a ViLT checkpoint"):
     vilt.load(tmp_path / "other.safetensors")
 
 
@@ -205,7 +205,7 @@ def test_a_plane_of_positions_stays_a_plane(side, rows, cols, slope):
 
 
 def test_positions_that_are_no_square_grid_are_refused():
-  with pytest.raises(InputError, match="no square grid"):
+  with pytest.raises(InputError, match="not a square grid"):
     vilt.resize_positions(np.zeros((12, 4), np.float32), 3, 3)
 
 
@@ -332,7 +332,7 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(
 def test_another_vocabulary_than_the_weights_is_refused(tiny_folder, shapes_data, tmp_path):
   other = tmp_path / "vocab.txt"
   other.write_text("\n".join([*vilt_weights.VOCABULARY, "one", "more"]))
-  with pytest.raises(InputError, match="17 ids are not the 15"):
+  with pytest.raises(InputError, match=r"has 17 ids, but .* has embeddings for 15"):
     start(tiny_folder, shapes_data, tmp_path / "run", f"--config.tokenizer=wordpiece:{other}")
 
 
