@@ -1,4 +1,4 @@
-"""`train`, `evaluate` and `predict` as users run them, rightly and wrongly."""
+"""`train`, `evaluate` and `predict` as users run them, with valid and invalid input."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ METRICS += ("selection_accuracy", "selected_mIoU", "oracle_mIoU", "text_cut", "b
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What one run of `evaluate` left behind."""
+  """The output of one run of `evaluate`."""
 
   metrics: dict[str, dict[str, Any]]
   rows: list[dict[str, Any]]
@@ -85,7 +85,7 @@ def test_evaluate_prints_percent(evaluation):
 
 
 def by_hand(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """The metrics of rows, one after the other."""
+  """Returns the metrics of rows, computed in a loop."""
   iou = [row["intersection"] / row["union"] if row["union"] else 1 for row in rows]
   can = [row for row in rows if row["oracle_iou"] > 0.5]
   found = {f"P@0.{x}": sum(value >= x / 10 for value in iou) / len(rows) for x in range(5, 10)}
@@ -111,7 +111,7 @@ LENGTHS = {"1-2": (1, 3), "3-5": (3, 6), "6-10": (6, 11), "11+": (11, 10**9)}
 
 
 @pytest.mark.parametrize("name", ["shapes/val", "shapes/testC"])
-def test_rows_of_sentences_say_all_that_the_metrics_say(evaluation, name):
+def test_rows_of_expressions_determine_all_metrics(evaluation, name):
   rows, metrics = [r for r in evaluation.rows if r["data"] == name], evaluation.metrics[name]
   found = {key: metrics[key] for key in (*COUNTS, *METRICS)}
   assert found == pytest.approx(by_hand(rows), abs=1e-12)
@@ -127,7 +127,7 @@ def test_rows_of_sentences_say_all_that_the_metrics_say(evaluation, name):
   assert len(metrics["by_words"]) > 2  # the objects of generated scenes are all small
 
 
-def test_rows_are_the_sentences_of_the_data_in_their_order(evaluation, shapes_data):
+def test_rows_are_the_expressions_of_the_data_in_order(evaluation, shapes_data):
   found = iter(evaluation.rows)
   for name in evaluation.metrics:
     dataset, _, split = name.partition("/")
@@ -150,7 +150,7 @@ def test_rows_are_the_sentences_of_the_data_in_their_order(evaluation, shapes_da
   assert next(found, None) is None
 
 
-def test_the_json_says_what_was_measured_on_what(evaluation, finished_run, shapes_data):
+def test_the_json_names_what_was_measured(evaluation, finished_run, shapes_data):
   prints = {name: metrics["fingerprints"] for name, metrics in evaluation.metrics.items()}
   model = load.load(str(finished_run))
   for name, found in evaluation.metrics.items():
@@ -162,7 +162,7 @@ def test_the_json_says_what_was_measured_on_what(evaluation, finished_run, shape
     assert prints[name]["config"] == load.fingerprint_config(model.config)
 
 
-def test_a_second_table_has_the_kinds_of_sentences(evaluation):
+def test_a_second_table_has_groups_of_expressions(evaluation):
   lines = evaluation.printed.splitlines()
   for name, metrics in evaluation.metrics.items():
     for breakdown in ("by_size", "by_words"):
@@ -173,7 +173,7 @@ def test_a_second_table_has_the_kinds_of_sentences(evaluation):
         assert float(overall) == pytest.approx(100 * found["oIoU"], abs=0.006)
 
 
-def test_a_data_set_stands_for_all_its_splits_but_train(shapes_data):
+def test_a_data_set_means_all_its_splits_except_train(shapes_data):
   tests = ["shapes/val", "shapes/testA", "shapes/testB", "shapes/testC"]
   assert runner.find_splits(shapes_data, ["shapes"]) == tests
   again = ["shapes/testB", "shapes", "shapes/train"]
@@ -200,10 +200,10 @@ def test_a_protocol_of_another_paper_is_named_wherever_its_numbers_are(
   assert unions[0].sum() == pytest.approx(25 * unions[1].sum(), rel=0.05)
 
 
-def test_the_contact_sheet_has_a_cell_a_prediction(evaluation):
+def test_the_contact_sheet_has_a_cell_per_prediction(evaluation):
   with Image.open(evaluation.sheet) as sheet:
     pixels = np.asarray(sheet.convert("RGB"))
-  # 8 cells in rows of 6: pictures of 240 x 240 pixels with three lines of text below each.
+  # 8 cells in rows of 6: images of 240 x 240 pixels with three lines of text below each.
   columns, rows = 6, 2
   assert pixels.shape[1] == columns * 250 + 10
   cell = (pixels.shape[0] - 10) // rows
@@ -218,7 +218,7 @@ def test_the_contact_sheet_has_a_cell_a_prediction(evaluation):
 
 @pytest.fixture
 def layout(tmp_path, monkeypatch) -> refer_layout.ReferLayout:
-  """Four photos of 64 x 48 pixels with two annotated objects each, in the current folder."""
+  """Writes four images of 64 x 48 pixels, two objects each, to the current folder."""
   monkeypatch.chdir(tmp_path)
   return refer_layout.make_layout(tmp_path / "refer")
 
@@ -229,7 +229,7 @@ def _predict(run: pathlib.Path, layout: refer_layout.ReferLayout, *more: str) ->
   return [*options, "--out", "overlay.png", "--mask", "mask.png", *more]
 
 
-def test_predict_draws_on_the_photo_and_writes_the_mask(finished_run, layout, capsys):
+def test_predict_draws_on_the_image_and_writes_the_mask(finished_run, layout, capsys):
   predict.main(_predict(finished_run, layout, "--instances", f"coco:{layout.instances_path}"))
   photo, overlay, mask = (
     np.asarray(Image.open(path)) for path in (layout.image_path(0), "overlay.png", "mask.png")
@@ -247,14 +247,14 @@ def test_predict_draws_on_the_photo_and_writes_the_mask(finished_run, layout, ca
 
 
 def _annotated_masks() -> np.ndarray:
-  """The objects of `refer_layout`, the largest first."""
+  """Returns the objects of `refer_layout`, the largest first."""
   masks = np.zeros((2, refer_layout.HEIGHT, refer_layout.WIDTH), bool)
   masks[0, 10:40, 30:60] = True
   masks[1, 3:13, 2:12] = masks[1, 9:21, 8:20] = True
   return masks
 
 
-def test_predict_answers_without_instance_masks(finished_run, layout, capsys):
+def test_predict_works_without_instance_masks(finished_run, layout, capsys):
   predict.main(_predict(finished_run, layout))
   assert "no instance was chosen of 0" in capsys.readouterr().out
   with Image.open("mask.png") as mask:
@@ -293,7 +293,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
     ("--instances", "coco:nowhere.json", r"nowhere\.json: no such file"),
   ],
 )
-def test_predict_names_what_is_wrong(finished_run, layout, option, value, message):
+def test_predict_names_invalid_input(finished_run, layout, option, value, message):
   pathlib.Path("empty").mkdir()
   pathlib.Path("begun/checkpoints").mkdir(parents=True)
   pathlib.Path("void.jpg").touch()
@@ -302,7 +302,7 @@ def test_predict_names_what_is_wrong(finished_run, layout, option, value, messag
   _refused(predict.main, _predict(finished_run, layout, option, value), message)
 
 
-def test_predict_says_that_the_annotations_do_not_know_a_photo(finished_run, layout):
+def test_predict_reports_an_image_that_the_annotations_lack(finished_run, layout):
   shutil.copy(layout.image_path(0), "holiday.jpg")
   instances = f"coco:{layout.instances_path}"
   command = _predict(finished_run, layout, "--image", "holiday.jpg", "--instances", instances)
@@ -327,7 +327,7 @@ def test_predict_says_that_the_annotations_do_not_know_a_photo(finished_run, lay
     (["--per_expression", "file/r.jsonl"], r"file/r\.jsonl cannot be written"),
   ],
 )
-def test_evaluate_names_what_is_wrong(
+def test_evaluate_names_invalid_input(
   finished_run, shapes_data, tmp_path, monkeypatch, options, message
 ):
   monkeypatch.chdir(tmp_path)
@@ -363,7 +363,7 @@ def test_evaluate_names_what_is_wrong(
     (["--config.vocab_size=100"], r"vocab_size 100 is too small"),
   ],
 )
-def test_train_names_what_is_wrong(shapes_data, tmp_path, monkeypatch, options, message):
+def test_train_names_invalid_input(shapes_data, tmp_path, monkeypatch, options, message):
   monkeypatch.chdir(tmp_path)
   pathlib.Path("empty.py").touch()
   _refused(train.main, tiny_run.arguments(shapes_data, pathlib.Path("run"), *options), message)
@@ -382,7 +382,7 @@ def test_train_names_what_is_wrong(shapes_data, tmp_path, monkeypatch, options, 
   ],
 )
 def test_the_command_prints_one_line_and_exits_with_2(command, error, tmp_path, monkeypatch):
-  """As a user sees it, without the settings that tests make."""
+  """In a process of its own, without the settings of tests."""
   for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv("PYTHONPATH", str(tiny_run.CHECKOUT))

@@ -1,4 +1,4 @@
-"""What reads JSON, with anything in any one of its places: it is read, or refused with a message."""
+"""All readers of JSON: damaged files are read, or refused with a message."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ PHOTO = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
 
 def check(read: Callable[[Any], object], content: Any) -> None:
-  """Checks that a reader takes the content, and of what is left of it raises nothing but what it promises."""
+  """Checks that a reader accepts the content, and raises only InputErrors for its variants."""
   content = json.loads(json.dumps(content))
   read(content)
   broken = []
@@ -147,7 +147,7 @@ def test_a_stored_config():
   check(from_json, to_json(load_config("demo")))
 
 
-def test_what_an_exported_folder_says_of_itself(exported, tmp_path):
+def test_the_description_of_an_exported_folder(exported, tmp_path):
   about = json.loads((exported / folders.ABOUT).read_text())
 
   def read(content):
@@ -170,7 +170,7 @@ def test_what_an_exported_folder_says_of_itself(exported, tmp_path):
     ("of_tomorrow", 1, r"config\.model\.of_tomorrow is unknown"),
   ],
 )
-def test_a_config_of_no_model_is_refused_by_its_key(exported, tmp_path, key, value, told):
+def test_an_invalid_model_config_is_refused_by_key(exported, tmp_path, key, value, told):
   for path in exported.iterdir():
     (tmp_path / path.name).symlink_to(path)
   about = json.loads((exported / folders.ABOUT).read_text())

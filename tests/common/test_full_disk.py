@@ -1,4 +1,4 @@
-"""A disk that is full: what was there stays, one line says how much is missing, and nothing half-written does."""
+"""A full disk: earlier files stay, one line says how much is missing, nothing is half written."""
 
 import asyncio
 import errno
@@ -84,7 +84,7 @@ def test_a_folder_that_does_not_fit_leaves_the_one_before(disk):
   assert (disk / "out/a").read_text() == "before" and _names(disk) == ["filler", "out", "out/a"]
 
 
-def test_a_row_of_the_log_that_does_not_fit_is_told(disk):
+def test_a_row_of_the_log_that_does_not_fit_is_reported(disk):
   log = progress.Progress(str(disk / "run"), 0)
   log.row(1, {"loss": 1.0})
   small_disk.fill(disk)
@@ -110,7 +110,7 @@ def test_a_model_that_does_not_fit_is_not_exported(disk, finished_run):
   assert _names(disk) == ["filler"]
 
 
-def test_answers_that_do_not_fit_are_told_and_those_before_are_kept(disk):
+def test_predictions_that_do_not_fit_are_reported_and_earlier_ones_kept(disk):
   with outputs.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
     answers._file.write('{"image": "a.jpg", "number": 0, "picture": "a.png"}\n')
   small_disk.fill(disk)
@@ -125,7 +125,7 @@ def test_answers_that_do_not_fit_are_told_and_those_before_are_kept(disk):
 
 
 def test_a_quota_is_a_full_disk(tmp_path):
-  """Without a file system of its own: the system's answer is put in its mouth."""
+  """Simulated, without a file system."""
   with (
     pytest.raises(InputError, match=r"quota exceeded: \d+\.\d MB free"),
     atomic_files.whole_file(tmp_path / "file"),
@@ -136,8 +136,8 @@ def test_a_quota_is_a_full_disk(tmp_path):
 @pytest.mark.parametrize(
   ("path", "told"), [("site-packages/orbax/checkpoint/x.py", 0), ("x.py", 1)]
 )
-def test_writes_of_orbax_that_fail_beside_each_other_are_told_once_by_us(path, told, caplog):
-  """What asyncio says of the futures that nobody asks any more; that of anyone else stays."""
+def test_concurrent_writes_of_orbax_that_fail_are_reported_once(path, told, caplog):
+  """Asyncio's messages about unawaited futures are silenced for Orbax alone."""
   names: dict[str, Any] = {}
   exec(compile("async def write():\n  raise ValueError('no space')", path, "exec"), names)
 

@@ -1,4 +1,4 @@
-"""`--help` of every command, and `mail-jax`, which has them all."""
+"""`--help` of every command, and the program `mail-jax`."""
 
 import argparse
 import importlib.metadata
@@ -36,18 +36,18 @@ def test_every_module_that_can_be_run_is_a_command():
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_a_help_says_what_the_command_does_and_shows_it(name):
+def test_a_help_describes_the_command_and_has_an_example(name):
   text = PARSERS[name].description or ""
   assert len(text.splitlines()[0]) > 20
   shown = help_pages.examples(text)
   assert shown
   assert any(line.startswith(f"{PARSERS[name].prog} ") for line in shown)
-  # A terminal of 120 columns shows it without breaking lines.
+  # It fits a terminal of 120 columns.
   assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_every_argument_says_what_it_is_and_what_it_is_without_it(name):
+def test_every_argument_has_a_help_and_names_its_default(name):
   for action in PARSERS[name]._actions:
     if isinstance(action, argparse._SubParsersAction):
       assert all(choice.help for choice in action._choices_actions)
@@ -60,11 +60,11 @@ def test_every_argument_says_what_it_is_and_what_it_is_without_it(name):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_are_understood(example):
+def test_examples_are_valid(example):
   help_pages.parse(*help_pages.split(example))
 
 
-def test_a_wrong_argument_is_not_understood(capsys):
+def test_an_invalid_argument_is_refused(capsys):
   with pytest.raises(SystemExit):
     help_pages.parse("mail_jax.train", ["--config", "demo", "--data", "data"])
   assert "error:" in capsys.readouterr().err
@@ -90,13 +90,13 @@ def test_a_sub_command_has_the_help_of_its_module_under_its_own_name(name, monke
   assert ours == theirs
 
 
-def test_inner_commands_are_reached(monkeypatch, capsys):
+def test_subcommands_are_reached(monkeypatch, capsys):
   text = _help(cli.main, ["custom", "validate"], monkeypatch, capsys)
   assert text.startswith("usage: mail-jax custom validate [-h]")
   assert "\nmail-jax custom validate mine.jsonl\n" in text
 
 
-def test_the_list_of_commands_comes_at_once():
+def test_the_list_of_commands_is_printed_without_slow_imports():
   program = (
     "import sys; from mail_jax import cli\ntry: cli.main(['--help'])\nfinally: print(*sys.modules)"
   )
@@ -110,7 +110,7 @@ def test_the_list_of_commands_comes_at_once():
   assert not heavy & set(modules.split())
 
 
-def test_the_version_is_told(capsys):
+def test_the_version_is_printed(capsys):
   with pytest.raises(SystemExit) as ended:
     cli.main(["--version"])
   assert ended.value.code == 0
@@ -119,7 +119,7 @@ def test_the_version_is_told(capsys):
 
 
 @pytest.mark.parametrize("arguments", [["trian"], ["--config", "demo"], ["--nothing"]])
-def test_what_is_no_command_is_refused(arguments, capsys):
+def test_an_unknown_command_is_refused(arguments, capsys):
   with pytest.raises(SystemExit) as ended:
     cli.main(arguments)
   assert ended.value.code == 2

@@ -1,6 +1,6 @@
-"""The examples in the helps are run as they stand there, in a folder that has the files that they name.
+"""The examples in the help texts run as they are, in a folder with the files that they name.
 
-What is changed for that is listed in `CHANGED`, what cannot be run in `NOT_RUN`; `test_help.py` parses all of them.
+The exceptions are listed below.
 """
 
 import json
@@ -22,9 +22,9 @@ EXAMPLES = sorted(
 )
 NOT_RUN = {
   "mail_jax.app": "it does not end; tests/app/test_app.py runs it, where Gradio is",
-  "mail_jax.plan": "the TPU compiler takes minutes; tests/plan/test_plan_compiler.py runs it, where it is",
+  "mail_jax.plan": "the TPU compiler takes minutes; tests/plan/test_plan_compiler.py runs it",
 }
-# Instead of what would take minutes, or has to be downloaded.
+# Replacements for what would take minutes or a download.
 CHANGED = {
   "--config demo:paper --config.minutes=5": f"--config {tiny_run.__file__} --config.seed=1",
   "--config demo": f"--config {tiny_run.__file__}",
@@ -32,9 +32,10 @@ CHANGED = {
   "huggingface:MODEL": "none",
   "--annotations FILE": "--annotations instances_train2014.json",
   "--vocab_size 8000": "--vocab_size 280",
-  "safetensors,stablehlo,saved_model,onnx": "safetensors",  # the others: tests/export/test_export.py
+  # tests/export/test_export.py has the other formats.
+  "safetensors,stablehlo,saved_model,onnx": "safetensors",
 }
-# They train, or draw a hundred pictures.
+# They train, or draw a hundred images.
 SLOW = ("runs/paper", "--html report.html", "mail_jax.report")
 
 
@@ -47,7 +48,7 @@ def _marked() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def folder(finished_run, shapes_data, tmp_path_factory) -> pathlib.Path:
-  """What the examples find where they are run."""
+  """A folder with the files that the examples name."""
   home = tmp_path_factory.mktemp("examples")
   shutil.copytree(shapes_data, home / "data")
   shutil.copytree(finished_run, home / "runs" / "demo")
@@ -68,7 +69,7 @@ def folder(finished_run, shapes_data, tmp_path_factory) -> pathlib.Path:
 
 
 def _write_exports(home: pathlib.Path) -> None:
-  """What annotation tools say about a photo in `images`."""
+  """Returns what annotation tools export for an image in `images`."""
   (home / "images").mkdir()
   photo = shutil.copy(home / "photo.jpg", home / "images" / "a.png")
   image = {"id": 1, "file_name": "a.png", "width": 96, "height": 96}
@@ -91,7 +92,7 @@ def _write_exports(home: pathlib.Path) -> None:
   (home / "export.json").write_text(json.dumps([task | {"annotations": [annotation]}]))
 
 
-# What an example needs that another one writes.
+# Files that an example needs and another one writes.
 BEFORE = {
   "--compare demo.jsonl": ("demo.jsonl", "mail_jax.evaluate --checkpoint"),
   "--train_from refcoco_unc": (
@@ -99,7 +100,7 @@ BEFORE = {
     "input_pipeline.prepare --dataset refcoco_unc",
   ),
 }
-# What must not be there yet.
+# Files that must not exist yet.
 WRITTEN_ONCE = {"custom convert": "mine.jsonl", "custom example": "example"}
 
 
@@ -134,7 +135,7 @@ def test_an_example_runs(line, folder, monkeypatch, capsys):
   assert capsys.readouterr().out.strip() or after != before
 
 
-def test_what_is_changed_or_left_out_is_still_in_the_examples():
+def test_every_replacement_and_exception_is_still_in_an_example():
   text = "\n".join(EXAMPLES)
   for part in (*NOT_RUN, *CHANGED, *SLOW, *BEFORE, *WRITTEN_ONCE):
     assert part in text

@@ -1,4 +1,4 @@
-"""What is refused, and how it is said, where no other test of a part asks for it."""
+"""Error messages for invalid input that no other test covers."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def _peak_flops():
     ),
   ],
 )
-def test_a_wrong_value_is_told(call, told):
+def test_an_invalid_value_is_reported(call, told):
   with pytest.raises(InputError, match=told):
     call()
 
@@ -95,13 +95,13 @@ def test_a_wrong_value_is_told(call, told):
     ),
   ],
 )
-def test_a_wrong_command_line_is_told_with_its_usage(command, arguments, told, capsys):
+def test_an_invalid_command_line_is_reported_with_its_usage(command, arguments, told, capsys):
   with pytest.raises(SystemExit) as ended:
     command.main(arguments)
   assert ended.value.code == 2 and told in " ".join(capsys.readouterr().err.split())
 
 
-def test_ctrl_c_is_told_where_a_command_has_something_to_say(capsys):
+def test_ctrl_c_prints_the_commands_own_message(capsys):
   def stop():
     raise KeyboardInterrupt
 
@@ -120,17 +120,17 @@ def test_ctrl_c_is_told_where_a_command_has_something_to_say(capsys):
     ({"ann_ids": [1, "x"]}, "must be a list of integers"),
   ],
 )
-def test_a_mask_of_a_line_that_is_none_is_told(mask, told):
+def test_an_invalid_mask_of_a_line_is_reported(mask, told):
   _, problems = schema.parse(3, json.dumps(own_files.line(target=mask)).encode())
   assert len(problems) == 1 and told in str(problems[0]) and "line 3" in str(problems[0])
 
 
-def test_an_instance_that_is_no_mask_is_told_once():
+def test_an_invalid_instance_is_reported_once():
   _, problems = schema.parse(3, json.dumps(own_files.line(instances=[7])).encode())
   assert len(problems) == 1 and "a mask is an object" in str(problems[0])
 
 
-def test_annotations_without_masks_are_told(tmp_path):
+def test_annotations_without_masks_are_reported(tmp_path):
   rows = own_files.write_coco(tmp_path / "coco.json")
   content = json.loads((tmp_path / "coco.json").read_text())
   content["annotations"][0]["segmentation"] = []
@@ -146,14 +146,14 @@ def test_annotations_without_masks_are_told(tmp_path):
 @pytest.mark.parametrize(
   ("data", "told"), [(b"text", "not an image of a known format"), (b"\x89PNG\r\n", "m.png")]
 )
-def test_a_mask_that_is_no_picture_is_told(tmp_path, data, told):
+def test_a_mask_that_is_not_an_image_is_reported(tmp_path, data, told):
   (tmp_path / "m.png").write_bytes(data)
   with pytest.raises(LineError, match=told) as raised:
     masks.rasterise({"png": str(tmp_path / "m.png")}, HEIGHT, WIDTH)
   assert raised.value.kind == "invalid PNG" and "m.png" in str(raised.value)
 
 
-def test_a_photo_of_too_many_pixels_is_told_from_its_head(tmp_path):
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path):
   Image.new("1", (20_000, 20_000)).save(tmp_path / "a.png")
   with pytest.raises(LineError, match="pixels") as raised:
     image_files.upright_size(str(tmp_path / "a.png"))
@@ -178,7 +178,7 @@ def test_a_photo_of_too_many_pixels_is_told_from_its_head(tmp_path):
     (["example", "--out", "new", "--train", "0"], "--train must be at least 1"),
   ],
 )
-def test_a_command_of_own_data_that_cannot_be_is_told(tmp_path, monkeypatch, arguments, told):
+def test_an_invalid_command_about_custom_data_is_reported(tmp_path, monkeypatch, arguments, told):
   monkeypatch.chdir(tmp_path)
   own_files.write_photo(tmp_path / "a.png")
   own_files.write_lines(tmp_path / "mine.jsonl", own_files.line())
@@ -190,7 +190,7 @@ def test_a_command_of_own_data_that_cannot_be_is_told(tmp_path, monkeypatch, arg
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "mine.jsonl"]
 
 
-def test_photos_that_an_export_names_and_nobody_has_are_told(tmp_path, capsys):
+def test_missing_images_of_an_export_are_reported(tmp_path, capsys):
   own_files.write_coco(tmp_path / "coco.json")
   content = json.loads((tmp_path / "coco.json").read_text())
   content["annotations"][0]["caption"] = "the cup"
@@ -200,7 +200,7 @@ def test_photos_that_an_export_names_and_nobody_has_are_told(tmp_path, capsys):
   assert "1 images are not in the folder of --out: a.png" in capsys.readouterr().err
 
 
-def test_a_brush_that_runs_over_its_photo_is_told():
+def test_a_brush_beyond_its_image_is_reported():
   bits = f"{4:032b}{7:05b}" + f"{15:04b}" * 4 + f"1{0:02b}{30:016b}{255:08b}"
   bits += "0" * (-len(bits) % 8)
   data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
@@ -208,13 +208,13 @@ def test_a_brush_that_runs_over_its_photo_is_told():
     label_studio.decode_brush(data, 1, 1)
 
 
-def test_polygons_that_are_too_many_are_told():
+def test_too_many_polygons_are_reported():
   with pytest.raises(ValueError, match="1,000,000 polygons"):
     phrasecut.decode([[]] * 1_000_000, 8, 8)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
-def test_metadata_of_a_data_set_that_are_none_are_told(tmp_path, shapes_data, content):
+def test_invalid_metadata_of_a_data_set_is_reported(tmp_path, shapes_data, content):
   folder = storage.dataset_dir(str(tmp_path), "shapes")
   os.makedirs(folder)
   for name in os.listdir(storage.dataset_dir(shapes_data, "shapes")):
@@ -227,7 +227,7 @@ def test_metadata_of_a_data_set_that_are_none_are_told(tmp_path, shapes_data, co
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
-def test_settings_of_answers_that_are_none_are_told(tmp_path, content):
+def test_invalid_settings_of_predictions_are_reported(tmp_path, content):
   (tmp_path / outputs.SETTINGS).write_text(content)
   with (
     pytest.raises(InputError, match=r"cannot be read .*--overwrite to begin anew"),
@@ -245,7 +245,7 @@ def test_a_manifest_that_names_nothing_is_damaged(tmp_path):
       manifest._files(content)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
   (tmp_path / "file").write_text("")
   with (
     pytest.raises(InputError, match="cannot be written"),
@@ -270,7 +270,7 @@ def test_without_a_home_the_index_is_of_this_process(tmp_path, monkeypatch):
     row_index._cache_folder.cache_clear()
 
 
-def test_a_vilt_whose_config_is_none_is_told(tmp_path):
+def test_an_invalid_vilt_config_is_reported(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(InputError, match="lacks num_attention_heads"):
     vilt._heads(tmp_path / "config.json", 64)

@@ -1,4 +1,4 @@
-"""What is packed comes back: rows through their index, lines through JSON."""
+"""Round trips: rows through their index, lines through JSON."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Whatever a path leads to, it is read or refused by name, at once."""
+"""Paths to anything are read, or refused by name, at once."""
 
 import os
 
@@ -43,19 +43,19 @@ def no_file(request, tmp_path) -> str:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_no_file_is_refused_at_once(no_file, reader):
+def test_anything_but_a_regular_file_is_refused_at_once(no_file, reader):
   with pytest.raises(InputError) as caught:
     READERS[reader](no_file)
   str(caught.value).encode()  # can be printed
 
 
-def test_photos_of_a_users_own_data_that_are_none_are_problems(no_file):
+def test_custom_images_that_are_not_files_are_problems(no_file):
   with pytest.raises(LineError):
     image_files.upright_size(no_file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path):
   path = tmp_path / "a.json"
   path.write_text("{}")
   path.chmod(0)
@@ -63,7 +63,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
     untrusted_json.load_file(path)
 
 
-def test_a_file_of_the_most_bytes_is_read_and_of_one_more_is_not(tmp_path):
+def test_the_limit_of_bytes_is_exact(tmp_path):
   path = tmp_path / "a"
   path.write_bytes(b"12345")
   assert untrusted_files.read(path, "a", 5) == b"12345"
@@ -89,7 +89,7 @@ def _npy(shape: str, kind: str = "|b1", more: bytes = b"") -> bytes:
   ],
   ids=["empty", "terabytes", "cut", "negative", "pickled", "deep", "archive"],
 )
-def test_masks_of_numpy_that_are_none_are_refused_before_memory_is_spent(tmp_path, data):
+def test_invalid_masks_of_numpy_are_refused_before_memory_is_allocated(tmp_path, data):
   path = tmp_path / "m.npy"
   path.write_bytes(data)
   with pytest.raises(InputError, match=r"m\.npy"):

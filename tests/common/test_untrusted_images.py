@@ -1,4 +1,4 @@
-"""Pictures of every kind: the right pixels, or an `InputError` that names the file; bombs are refused at once."""
+"""Images of every format: the right pixels, or an `InputError` that names the file."""
 
 import io
 import os
@@ -31,20 +31,20 @@ def _decoded(data: bytes) -> np.ndarray:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-  """A chunk of a PNG with its length and checksum."""
+  """Returns a PNG chunk with its length and checksum."""
   return (
     struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
   )
 
 
 def png(width: int, height: int, *chunks: bytes, colour: int = 0, bits: int = 8) -> bytes:
-  """A PNG of those chunks between its head and its end."""
+  """Returns a PNG of those chunks between its header and its end."""
   head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
   return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def test_adobes_cmyk_jpegs_are_not_negatives():
-  """Photoshop writes CMYK upside down, and so does whoever writes CMYK into a JPEG, with its mark or without."""
+  """Photoshop inverts CMYK in JPEGs, and so do all other writers, with its marker or without."""
   plain = _file(_flat((64, 0, 0, 0), "CMYK"), "JPEG", quality=95)
   assert b"Adobe" in plain  # Pillow writes it as Adobe does
   light = _decoded(plain)
@@ -55,7 +55,7 @@ def test_adobes_cmyk_jpegs_are_not_negatives():
   np.testing.assert_array_equal(_decoded(bare), light)
 
 
-def test_transparent_pixels_stand_before_white():
+def test_transparent_pixels_are_composited_on_white():
   image = Image.fromarray(np.full((4, 4, 4), (200, 100, 0, 255), np.uint8))
   image.putpixel((1, 2), (200, 100, 0, 0))
   image.putpixel((3, 3), (0, 0, 0, 127))
@@ -108,7 +108,7 @@ def test_one_bit_is_black_and_white(kind):
   np.testing.assert_array_equal(pixels, np.repeat(drawn[..., None] * 255, 3, 2))
 
 
-def test_16_bits_a_channel_keep_the_upper_eight():
+def test_16_bit_channels_keep_the_upper_eight_bits():
   values = np.random.default_rng(0).integers(0, 65536, (5, 4, 3))
   rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
   pixels = _decoded(png(4, 5, chunk(b"IDAT", zlib.compress(rows)), colour=2, bits=16))
@@ -120,7 +120,7 @@ def test_16_bits_a_channel_keep_the_upper_eight():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
-def test_the_first_picture_of_several_is_read(kind):
+def test_the_first_of_several_frames_is_read(kind):
   first, second = _flat((200, 30, 40), "RGB"), _flat((0, 0, 250), "RGB")
   data = _file(
     first,
@@ -134,7 +134,7 @@ def test_the_first_picture_of_several_is_read(kind):
   assert np.abs(_decoded(data) - [200, 30, 40]).max() <= (4 if kind == "MPO" else 1)
 
 
-def test_tiffs_of_fractions_and_of_32_bits_say_what_to_do():
+def test_floating_point_and_32_bit_tiffs_name_the_way_out():
   with pytest.raises(InputError, match=r"image photo cannot be decoded.*floating point.*8 bits"):
     _decoded(_file(Image.new("F", (4, 3), 0.5), "TIFF"))
   with pytest.raises(InputError, match=r"image photo cannot be decoded.*32-bit integers.*8 or 16"):
@@ -143,10 +143,10 @@ def test_tiffs_of_fractions_and_of_32_bits_say_what_to_do():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_stand_upright_whatever_their_kind(kind, orientation):
+def test_images_of_any_format_are_upright(kind, orientation):
   corners = np.zeros((32, 48, 3), np.uint8)  # one corner each: red, green, blue, black
   corners[:16, :24, 0] = corners[:16, 24:, 1] = corners[16:, :24, 2] = 255
-  # The pixels that a camera held so writes: EXIF's table, by NumPy.
+  # The pixels that a camera in this orientation writes: EXIF's table, in NumPy.
   turn = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -167,11 +167,11 @@ def test_photos_stand_upright_whatever_their_kind(kind, orientation):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_a_photo_that_is_cut_off_anywhere_is_refused_by_name(kind):
+def test_an_image_truncated_anywhere_is_refused_by_name(kind):
   data = _file(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)), kind
   )
-  # The end of some kinds carries no pixels.
+  # Some formats end with bytes that are not pixels.
   for cut in np.linspace(0, 0.9 * len(data), 40, dtype=int):
     try:
       pixels = preprocess.decode_image(data[:cut], "folder/a.jpg")
@@ -180,7 +180,7 @@ def test_a_photo_that_is_cut_off_anywhere_is_refused_by_name(kind):
     else:
       assert pixels.shape == (40, 30, 3) and kind == "TIFF", (
         cut
-      )  # whose directory may stand behind the pixels
+      )  # whose directory may follow the pixels
 
 
 @settings(max_examples=300, deadline=None)
@@ -198,7 +198,7 @@ def test_any_flipped_bytes_give_pixels_or_an_input_error(data):
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 
-def test_what_is_no_picture_is_named(tmp_path):
+def test_files_that_are_not_images_are_named(tmp_path):
   text, empty, pipe = tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg"
   text.write_text("<html>404</html>")
   empty.write_bytes(b"")
@@ -210,7 +210,7 @@ def test_what_is_no_picture_is_named(tmp_path):
     (
       pipe,
       "not a regular file but a pipe",
-    ),  # nobody writes to it: opened as a file it would never end
+    ),  # without a writer: opened as a file it would block forever
     (tmp_path / "d.jpg", "No such file"),
     ("a\0.jpg", "not a valid file name"),
   ):
@@ -218,7 +218,7 @@ def test_what_is_no_picture_is_named(tmp_path):
       preprocess.open_image(path)
 
 
-def test_a_photo_that_may_not_be_read_is_named(tmp_path):
+def test_an_unreadable_image_is_named(tmp_path):
   if os.geteuid() == 0:
     pytest.skip("root may read everything")
   path = tmp_path / "a.jpg"
@@ -228,10 +228,10 @@ def test_a_photo_that_may_not_be_read_is_named(tmp_path):
     preprocess.open_image(path)
 
 
-def test_kinds_that_start_programs_are_no_pictures():
+def test_formats_that_start_programs_are_refused():
   script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
   with Image.open(io.BytesIO(script)) as image:
-    assert image.format == "EPS"  # which Pillow hands to Ghostscript
+    assert image.format == "EPS"  # which Pillow passes to Ghostscript
   with pytest.raises(InputError, match="not an image of a known format"):
     preprocess.decode_image(script, "a.eps")
 
@@ -256,7 +256,8 @@ def _bombs() -> dict[str, bytes]:
     "many_ztxt.png": png(1, 1, *[chunk(b"zTXt", b"Comment\0\0" + _zeros(1))] * 300, pixel),
     "gif.gif": b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6)
     + b"," + struct.pack("<HHHH", 0, 0, 65535, 65535) + b"\0\2\2\x4c\1\0;",
-    "bmp.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 50_000, 50_000, 1, 8, 1, 45, 0, 0, 0, 0),
+    "bmp.bmp": b"BM"
+    + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 50_000, 50_000, 1, 8, 1, 45, 0, 0, 0, 0),
     "ppm.ppm": b"P6 60000 60000 255\n" + bytes(99),
   }  # fmt: skip
 
@@ -274,12 +275,15 @@ for path in sys.argv[1:]:
     refused = str(error)
   print(time.perf_counter() - start, peak_kilobytes(), refused)
 """
-# Their picture is a pixel, and it may be read as long as what is packed beside it stays packed.
+# Their image is a pixel; reading it is fine as long as the compressed metadata is not unpacked.
 _READ_OR_REFUSED = ("ztxt.png", "itxt.png", "iccp.png", "many_ztxt.png")
 
 
 def test_a_bomb_is_refused_in_a_second_and_200_mb(tmp_path):
-  """Each in a process of its own, whose whole memory is counted: Python, NumPy and Pillow take 40 to 60 MB of it."""
+  """Each in its own process, whose whole memory is counted.
+
+  Python, NumPy and Pillow take 40 to 60 MB of it.
+  """
   for name, content in _bombs().items():
     path = tmp_path / name
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""JSON from strangers: what Python reads, or one line that says why not."""
+"""Untrusted JSON: what Python reads, or one line that says why not."""
 
 import gzip
 import json
@@ -45,7 +45,7 @@ def test_any_bytes_are_a_value_or_one_line(data):
 @pytest.mark.parametrize(
   "text", ["NaN", "[-Infinity]", '{"x": Infinity}', "1e999", "[-1e400]", "9" * 400 + ".5"]
 )
-def test_what_is_no_finite_number_is_refused(text):
+def test_numbers_that_are_not_finite_are_refused(text):
   assert any(not math.isfinite(x) for x in _numbers(json.loads(text)))  # Python reads it
   with pytest.raises(InputError, match=r"a\.json: invalid JSON"):
     untrusted_json.loads(text, "a.json")
@@ -67,7 +67,7 @@ def test_a_number_of_many_digits_is_refused():
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 0, "a": 1}}]'])
-def test_a_key_that_is_there_twice_is_named(text):
+def test_a_duplicate_key_is_named(text):
   with pytest.raises(InputError, match=r"duplicate key 'a'"):
     untrusted_json.loads(text, "a.json")
 
@@ -90,17 +90,17 @@ def test_the_limit_of_depth_is_exact(depth, limit):
       untrusted_json.loads(text, "a.json", max_depth=limit)
 
 
-def test_what_is_too_long_is_refused_unread(tmp_path):
+def test_text_beyond_the_limit_is_refused_unread(tmp_path):
   path = tmp_path / "a.json"
   with path.open("wb") as file:
-    file.truncate(1 << 34)  # 16 GB that take no room
+    file.truncate(1 << 34)  # 16 GB, sparse
   with pytest.raises(InputError, match=r"a\.json: 17,179,869,184 bytes; the limit"):
     untrusted_json.load_file(path)
   with pytest.raises(InputError, match="11 bytes; the limit is 10"):
     untrusted_json.loads("[1, 2, 3, ]", "a.json", max_bytes=10)
 
 
-def test_a_list_that_is_packed_a_thousand_times_is_refused(tmp_path, monkeypatch):
+def test_a_list_compressed_a_thousand_times_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(untrusted_json, "MAX_BYTES", 100_000)
   path = tmp_path / "ids.gz"
   path.write_bytes(gzip.compress(b"1\n" * 500_000))
@@ -123,7 +123,7 @@ def test_a_list_that_is_packed_a_thousand_times_is_refused(tmp_path, monkeypatch
   ],
   ids=["deep", "deeper", "deepest", "NaN", "infinite", "large id", "fraction", "lists", "number"],
 )
-def test_a_coco_file_with_a_row_that_is_none_is_one_line(tmp_path, row):
+def test_a_coco_file_with_an_invalid_row_gives_one_line(tmp_path, row):
   path = tmp_path / "instances.json"
   path.write_text('{"images": [{"id": 1}], "annotations": [' + row + "]}")
   with pytest.raises(InputError, match=r"instances\.json"):

@@ -1,4 +1,4 @@
-"""What a data set or a checkpoint names lies inside of it: not above, not elsewhere, not behind a link."""
+"""Paths in data sets and checkpoints stay inside their folder: no `..`, no links out of it."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from mail_jax.export import folder as exported_folder
 
 @pytest.fixture
 def places(tmp_path):
-  """A folder with a photo, a secret beside it, and links to it."""
+  """A folder with an image, a secret beside it, and links to it."""
   root, secret = tmp_path / "root", tmp_path / "secret.png"
   write_photo(root / "a.png")
   write_photo(secret, seed=1)
@@ -82,7 +82,7 @@ def _shared(factory) -> epath.Path:
 
 
 @pytest.mark.parametrize("field", ["image", "target"])
-def test_lines_name_nothing_outside(places, field):
+def test_lines_cannot_name_files_outside(places, field):
   root, _ = places
   for path in leading_out(places)[:5]:
     row = line(path) if field == "image" else line(target={"png": path})
@@ -90,7 +90,7 @@ def test_lines_name_nothing_outside(places, field):
     assert [problem.kind for problem in found.problems] == ["path outside the folder"], path
 
 
-def test_lines_name_no_annotations_outside(places):
+def test_lines_cannot_name_annotations_outside(places):
   root, _ = places
   write_coco(root.parent / "coco.json")
   (root / "coco.json").symlink_to(root.parent / "coco.json")
@@ -102,7 +102,7 @@ def test_lines_name_no_annotations_outside(places):
 
 
 @pytest.mark.parametrize("dataset", ["refcoco_unc", "grefcoco_unc"])
-def test_names_of_photos_in_annotations_lead_nowhere_else(tmp_path, dataset):
+def test_image_names_in_annotations_stay_inside(tmp_path, dataset):
   layout = refer_layout.make_layout(tmp_path, dataset)
   reader_of = grefer.GRefReader if dataset == "grefcoco_unc" else refer.RefReader
   secret = tmp_path / "secret.jpg"
@@ -119,7 +119,7 @@ def test_names_of_photos_in_annotations_lead_nowhere_else(tmp_path, dataset):
       )
 
 
-def test_a_link_among_the_photos_of_phrasecut_is_refused(places):
+def test_a_link_among_the_images_of_phrasecut_is_refused(places):
   root, secret = places
   (root / "7.jpg").symlink_to(secret)
   with pytest.raises(InputError, match="leaves the folder"):
@@ -129,7 +129,7 @@ def test_a_link_among_the_photos_of_phrasecut_is_refused(places):
 @pytest.mark.parametrize(
   "name", ["../secret", "/etc/hostname", "a/../../secret", "C:/x", "..\\secret", ""]
 )
-def test_manifests_and_exported_folders_name_nothing_outside(tmp_path, name):
+def test_manifests_and_exported_folders_cannot_name_files_outside(tmp_path, name):
   (tmp_path / "secret").write_bytes(b"secret")
   sums = [6, hashlib.sha256(b"secret").hexdigest()]
   folder = epath.Path(tmp_path / "checkpoint")

@@ -1,4 +1,4 @@
-"""Pickles from strangers: plain data as Python's own unpickler reads it, everything else refused at once."""
+"""Untrusted pickles: plain data as Python's unpickler reads it; all else is refused."""
 
 import pathlib
 import pickle
@@ -29,7 +29,7 @@ _plain = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(_plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_plain_data_comes_back_whatever_the_protocol(value, protocol):
+def test_plain_data_survives_any_protocol(value, protocol):
   found = untrusted_pickle.loads(pickle.dumps(value, protocol), "refs")
   assert found == value and repr(found) == repr(value)
 
@@ -64,13 +64,15 @@ def _check_plain(value):
     _check_plain(item)
 
 
-# What could call something, and tuples and sets, which nobody needs and whose hashes can take for ever.
+# Everything that could call something; and tuples and sets, which are not needed and whose hashes
+# can take forever.
 _REFUSED = [
   opcode
   for opcode in pickletools.opcodes
   if opcode.name.startswith(
-    ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "REDUCE", "BUILD", "EXT", "PERSID", "BINPERSID", "TUPLE",
-     "EMPTY_TUPLE", "EMPTY_SET", "ADDITEMS", "FROZENSET", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER")
+    ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "REDUCE", "BUILD", "EXT", "PERSID",
+     "BINPERSID", "TUPLE", "EMPTY_TUPLE", "EMPTY_SET", "ADDITEMS", "FROZENSET", "BYTEARRAY8",
+     "NEXT_BUFFER", "READONLY_BUFFER")
   )
 ]  # fmt: skip
 
@@ -80,8 +82,8 @@ _REFUSED = [
   _REFUSED,
   ids=lambda op: op.name,
 )
-def test_what_could_call_something_is_refused_by_name(opcode):
-  """GLOBAL, REDUCE, BUILD, PERSID, EXT, NEWOBJ and so on: with what they would need on the stack."""
+def test_instructions_that_could_call_something_are_refused_by_name(opcode):
+  """GLOBAL, REDUCE, BUILD, PERSID, EXT, NEWOBJ and so on, with the stack that they need."""
   content = b"]]" + opcode.code.encode("latin-1") + b"posix\nsystem\n" + b"\0" * 9 + b"."
   with pytest.raises(InputError, match=f"it has the instruction {opcode.name}"):
     untrusted_pickle.loads(content, "refs")
@@ -102,12 +104,12 @@ def test_a_command_in_a_pickle_does_not_run(tmp_path):
     with pytest.raises(InputError, match="nothing in it was executed"):
       untrusted_pickle.load(str(path))
   assert not marker.exists()
-  pickle.loads(path.read_bytes())  # It would have.
+  pickle.loads(path.read_bytes())  # Python itself runs it
   assert marker.exists()
 
 
 def _laughs(kind: bytes) -> bytes:
-  """Lists (tuples) of ten times the one before: 10^100 in a kilobyte."""
+  """Returns lists (tuples) of ten times the previous one: 10^100 in a kilobyte."""
   lines = b"".join(
     b"(" + b"h" + bytes([i]) + (b"h" + bytes([i])) * 9 + kind + b"q" + bytes([i + 1])
     for i in range(40)
@@ -115,7 +117,7 @@ def _laughs(kind: bytes) -> bytes:
   return b"\x80\x02]q\x00" + lines + b"."
 
 
-# What each of these would take, if it were done: all memory, or all time, or the stack of C.
+# Each of these would take all memory, forever, or the C stack.
 BOMBS = {
   "laughs_of_lists": _laughs(b"l"),
   "laughs_of_tuples": _laughs(b"t"),
@@ -159,7 +161,7 @@ for path in sys.argv[1:]:
 """
 
 
-def test_a_bomb_of_a_kilobyte_is_over_in_a_second_and_200_mb(tmp_path):
+def test_a_bomb_of_a_kilobyte_is_refused_in_a_second_and_200_mb(tmp_path):
   for name, content in BOMBS.items():
     assert len(content) <= 1200
     (tmp_path / name).write_bytes(content)

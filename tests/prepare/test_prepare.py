@@ -25,7 +25,7 @@ from input_pipeline.tf import builder
 
 
 def _read(data_dir, name: str, split: str) -> dict[int, records.ImageRecord]:
-  """The records of a split, read by TFDS and decoded by their documented format alone."""
+  """Yields the records of a split, read by TFDS and decoded by their documented format alone."""
   dataset = builder.open_dataset(str(data_dir), name).as_dataset(split=split)
   decoded = [_decode(fields) for fields in dataset]
   return {record.image_id: record for record in decoded}
@@ -92,7 +92,7 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _shapes(data_dir, *more: str) -> list[str]:
-  """The command that made the data of the fixture `shapes_data`."""
+  """Returns the command that made the data of the fixture `shapes_data`."""
   sizes = ["--train_scenes", "24", "--eval_scenes", "12"]
   return ["--dataset", "shapes", "--data_dir", str(data_dir), *sizes, *more]
 
@@ -105,7 +105,7 @@ def test_records_of_scenes_are_the_scenes(shapes_data):
       _assert_same_record(read[index], scenes.make_record(split, 0, index))
 
 
-def test_metadata_says_what_was_made(shapes_data):
+def test_metadata_describes_the_data_set(shapes_data):
   metadata = builder.open_dataset(str(shapes_data), "shapes").info.metadata
   assert metadata["arguments"] == {
     "train_scenes": 24,
@@ -130,7 +130,7 @@ def test_the_number_of_workers_changes_no_byte(shapes_data, tmp_path):
   assert _hashes(tmp_path) == _hashes(pathlib.Path(shapes_data))
 
 
-def test_the_same_again_is_a_quick_no_op(shapes_data, capsys, monkeypatch):
+def test_preparing_the_same_again_is_a_quick_no_op(shapes_data, capsys, monkeypatch):
   monkeypatch.setattr(builder, "write_dataset", None)
   prepare.main(_shapes(shapes_data))
   assert "nothing to do" in capsys.readouterr().out
@@ -168,14 +168,14 @@ def test_tensorflow_reads_the_planes_and_targets_that_pillow_reads(shapes_data, 
     read = tf.io.decode_png(target, channels=1).numpy()[..., 0] > 0
     np.testing.assert_array_equal(read, records.decode_target(target.numpy()))
     assert read.any()
-  # More than one plane: 40 instances are three planes, one below the other.
+  # Several planes: 40 instances take three, stacked vertically.
   masks = np.random.default_rng(0).random((40, 7, 5)) < 0.5
   png = bit_planes.encode_png(bit_planes.packbits(masks))
   stacked = tf.io.decode_png(png, channels=1, dtype=tf.uint16).numpy()[..., 0]
   np.testing.assert_array_equal(stacked.reshape(3, 7, 5), bit_planes.packbits(masks))
 
 
-def test_normalised_sentences_lie_beside_the_raw_ones(tmp_path):
+def test_normalised_expressions_are_stored_beside_the_raw_ones(tmp_path):
   layout = make_layout(tmp_path)
   prepare.main(layout.arguments(tmp_path / "data"))
   dataset = builder.open_dataset(str(tmp_path / "data"), "refcoco_unc").as_dataset(split="val")
@@ -221,7 +221,7 @@ _DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", list(_DAMAGES))
-def test_wrong_input_is_one_error_and_leaves_nothing(tmp_path, damage):
+def test_invalid_input_is_one_error_and_leaves_nothing(tmp_path, damage):
   layout = make_layout(tmp_path)
   damage(layout)
   with pytest.raises(InputError, match=_DAMAGES[damage]):
@@ -239,7 +239,7 @@ def test_wrong_input_is_one_error_and_leaves_nothing(tmp_path, damage):
     ("--annotations", "nowhere.json", r"nowhere\.json: no such file"),
   ],
 )
-def test_a_wrong_option_is_named_and_leaves_nothing(tmp_path, option, value, message):
+def test_an_invalid_option_is_named_and_leaves_nothing(tmp_path, option, value, message):
   layout = make_layout(tmp_path)
   with pytest.raises(InputError, match=message):
     prepare.main(layout.arguments(tmp_path / "data", option, value))
@@ -266,7 +266,7 @@ def test_the_command_prints_one_line_and_exits_2(tmp_path):
   assert not (tmp_path / "data").exists()
 
 
-def test_an_interrupt_keeps_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+def test_an_interrupt_keeps_the_earlier_data_and_nothing_else(tmp_path, monkeypatch):
   layout = make_layout(tmp_path)
   prepare.main(layout.arguments(tmp_path / "data"))
   before = _hashes(tmp_path / "data")
@@ -302,7 +302,7 @@ def test_overwrite_replaces(tmp_path):
   assert [path.name for path in (tmp_path / "data").iterdir()] == [storage.BUILDER_NAME]
 
 
-def test_what_a_killed_process_left_is_removed_and_a_living_one_is_not_disturbed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_and_a_live_one_is_not_disturbed(tmp_path):
   abandoned = tmp_path / ".incomplete-abandoned"
   (abandoned / "some").mkdir(parents=True)
   folder = storage.dataset_dir
@@ -319,7 +319,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_one_is_not_disturbed
   assert not list(tmp_path.glob(".incomplete-*"))
 
 
-def test_a_data_set_that_is_not_there_names_the_command(tmp_path):
+def test_the_error_for_a_missing_data_set_names_the_command(tmp_path):
   with pytest.raises(InputError, match=r"refcoco\+_unc is not prepared there; run .*prepare"):
     builder.open_dataset(str(tmp_path), "refcoco+_unc")
   with pytest.raises(InputError, match=r"unknown; known: shapes, refcoco_unc"):

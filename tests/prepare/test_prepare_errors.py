@@ -9,11 +9,11 @@ from input_pipeline import storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
 
-# The layout has one photo a split: 100 train, 101 val, 102 testA, 103 testB.
+# The layout has one image per split: 100 train, 101 val, 102 testA, 103 testB.
 
 
 def _results(layout, image_ids=(100, 101, 102, 103), **changes):
-  """Writes results of one detection a photo; returns the option that names them."""
+  """Writes results of one detection per image; returns the option that names them."""
   rows = [
     {"image_id": n, "category_id": 47, "segmentation": [rectangle(2, 3, 12, 13)], "score": 0.5}
     | (changes if n == 102 else {})
@@ -79,13 +79,13 @@ _BROKEN = {
 
 
 @pytest.mark.parametrize("breaking", list(_BROKEN))
-def test_a_broken_image_is_one_line_or_left_out_counted_and_listed(tmp_path, breaking, capsys):
+def test_a_damaged_image_is_one_line_or_skipped_counted_and_listed(tmp_path, breaking, capsys):
   layout = make_layout(tmp_path)
   arguments = layout.arguments(tmp_path / "data", "--instances", breaking(layout))
   with pytest.raises(InputError, match=_BROKEN[breaking]):
     prepare.main(arguments)
   assert not (tmp_path / "data").exists()
-  # A split of its own would be empty, and TFDS knows no empty split: photo 102 joins those of train.
+  # Its own split would be empty, which TFDS does not allow: image 102 joins train.
   for ref in layout.refs:
     ref["split"] = "train" if ref["image_id"] < 103 else "val"
   layout.write()
@@ -99,7 +99,7 @@ def test_a_broken_image_is_one_line_or_left_out_counted_and_listed(tmp_path, bre
   assert reason
 
 
-def test_when_every_image_of_a_split_is_broken_the_split_is_named(tmp_path):
+def test_a_split_without_intact_images_is_named(tmp_path):
   layout = make_layout(tmp_path)
   spec = _cut_photo(layout)
   with pytest.raises(InputError, match=r"testA: every image was skipped"):
@@ -117,14 +117,14 @@ def test_an_image_without_detections_may_be_empty(tmp_path):
   assert not metadata["skipped"]
 
 
-def test_results_for_another_set_are_told_at_once(tmp_path):
+def test_results_for_another_data_set_are_reported_at_once(tmp_path):
   layout = make_layout(tmp_path)
   spec = _results(layout, (7, 8))
   with pytest.raises(InputError, match=r"no masks for any of the 4 images .*for another data set"):
     prepare.main(layout.arguments(tmp_path / "data", "--instances", spec, "--on_error", "skip"))
 
 
-def test_results_of_a_detector_with_other_categories_need_their_list(tmp_path):
+def test_results_with_other_categories_need_their_list(tmp_path):
   layout = make_layout(tmp_path)
   spec = _strange_category(layout)
   other = tmp_path / "list.json"

@@ -1,4 +1,4 @@
-"""`prepare` with networks of transformers, tiny and random, on real photos."""
+"""`prepare` with tiny random networks of transformers, on real images."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ PHOTOS = 20
 
 @pytest.fixture(scope="module")
 def layout(realdata, tmp_path_factory) -> pathlib.Path:
-  """Real photos with up to three refs each."""
+  """Real images with up to three refs each."""
   folder = tmp_path_factory.mktemp("photos")
   content = json.loads((realdata / "coco/annotations/instances_train2014.json").read_text())
   used = {row["image_id"] for row in content["annotations"] if not row["iscrowd"]}
@@ -31,7 +31,7 @@ def layout(realdata, tmp_path_factory) -> pathlib.Path:
 
 
 def _prepared(layout, model, data_dir, batch_size) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-  """Masks and scores by image."""
+  """Returns masks and scores by image."""
   prepare.main(
     [
       *("--dataset", "refcoco_unc", "--refer_root", str(layout / "refer")),

@@ -19,7 +19,7 @@ KILLS = 10
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
-  """Of every file but the one that says how long it took."""
+  """Returns the digest of every file, except the one with the time that it took."""
   return {
     str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted(folder.rglob("*"))
@@ -63,7 +63,7 @@ def test_the_same_command_in_another_process_writes_the_same_bytes(tmp_path):
   assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
 
 
-def test_an_error_in_a_worker_is_the_users_one_line(tmp_path):
+def test_an_error_in_a_worker_is_one_line(tmp_path):
   layout = make_layout(tmp_path)
   layout.image_path(2).write_bytes(b"no photo")
   with pytest.raises(InputError, match=r"000000000102\.jpg cannot be decoded"):
@@ -89,7 +89,7 @@ def test_beam_writes_the_same_bytes(tmp_path):
 
 
 @pytest.mark.beam
-def test_what_is_wrong_on_beam_is_one_line_and_leaves_nothing(tmp_path):
+def test_invalid_input_on_beam_is_one_line_and_leaves_nothing(tmp_path):
   pytest.importorskip("apache_beam")
   layout = make_layout(tmp_path)
   layout.image_path(2).write_bytes(b"no photo")

@@ -88,14 +88,14 @@ def test_empty_text_is_refused_by_name(text):
     ("rightside lefthanded", "leftside righthanded"),
   ],
 )
-def test_left_and_right_change_places(text, mirrored):
+def test_left_and_right_are_exchanged(text, mirrored):
   assert preprocess.exchange_left_right(text) == mirrored
 
 
 @pytest.mark.parametrize(
   "word", ["bright", "upright", "leftover", "alright", "copyright", "brightest", "cleft", "leftist"]
 )
-def test_words_that_only_look_like_left_and_right_stay(word):
+def test_words_that_only_contain_left_or_right_stay(word):
   assert preprocess.exchange_left_right(f"a {word} thing") == f"a {word} thing"
 
 
@@ -124,7 +124,7 @@ def test_images_of_every_mode_become_rgb(mode):
   data = _file(image, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
   decoded = preprocess.decode_image(data, "photo")
   assert decoded.shape == (20, 30, 3)
-  # JPEG loses a little of every pixel.
+  # JPEG changes every pixel a little.
   difference = decoded.astype(int) - np.array(image.convert("RGB"))
   assert np.abs(difference).mean() <= (4 if kind == "JPEG" else 0)
 
@@ -142,7 +142,7 @@ def test_an_incomplete_image_is_refused_by_name(cut):
     preprocess.decode_image(data, "COCO_1.jpg")
 
 
-def test_an_image_that_has_the_size_is_left_alone():
+def test_an_image_of_the_right_size_is_unchanged():
   photo = _photo(32, 32)
   np.testing.assert_array_equal(preprocess.resize_image(photo, 32), photo)
 
@@ -157,7 +157,7 @@ def test_shrinking_averages_what_it_drops():
 @given(st.integers(1, 300), st.integers(1, 120))
 def test_nearest_takes_the_pixel_under_the_centre_of_the_output_pixel(length, size):
   indices = preprocess.nearest_indices(length, size)
-  edges = np.arange(length + 1) * 2 * size  # In units of 1 / (2 * size) source pixels.
+  edges = np.arange(length + 1) * 2 * size  # in units of 1 / (2 * size) source pixels.
   for i, index in enumerate(indices):
     assert edges[index] <= (2 * i + 1) * length < edges[index + 1]
 

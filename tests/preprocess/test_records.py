@@ -1,4 +1,4 @@
-"""The record's own encodings: bit planes and targets survive, whatever the masks."""
+"""The record's encodings: bit planes and targets of any masks survive."""
 
 import io
 import zlib
@@ -17,7 +17,7 @@ from input_pipeline.preprocess import bit_planes
 
 @st.composite
 def masks(draw: st.DrawFn) -> Bool[np.ndarray, "k h w"]:
-  """Up to 64 overlapping masks of any size, 1 x N and N x 1 included."""
+  """Draws up to 64 overlapping masks of any size, 1 x N and N x 1 included."""
   count = draw(st.integers(0, 64))
   height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
   rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -89,7 +89,7 @@ def _png(mode: str, size: tuple[int, int]) -> bytes:
 
 
 def _huge_png() -> bytes:
-  """A head that says 4,000,000,000 pixels, with none behind it."""
+  """Returns a header of 4,000,000,000 pixels, without the pixels."""
   chunk = b"IHDR" + (65535).to_bytes(4) + (65535).to_bytes(4) + bytes([1, 0, 0, 0, 0])
   return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
 
@@ -97,7 +97,8 @@ def _huge_png() -> bytes:
 @pytest.mark.parametrize(
   "damaged",
   [
-    b"", b"\x89PNG", _png("RGB", (7, 5)), _png("L", (5, 7)), _png("I;16", (7, 4)), _png("I;16", (1280, 5)), _huge_png()
+    b"", b"\x89PNG", _png("RGB", (7, 5)), _png("L", (5, 7)), _png("I;16", (7, 4)),
+    _png("I;16", (1280, 5)), _huge_png(),
   ],
   ids=["empty", "head", "colours", "turned", "rows", "wide", "huge"],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Text to tokens: SentencePiece, WordPiece, and what both promise."""
+"""Text to tokens: SentencePiece, WordPiece, and what both guarantee."""
 
 import gzip
 import json
@@ -23,7 +23,8 @@ from input_pipeline.tokenizer import command
 _COLOURS = ("red", "green", "blue", "yellow")
 _SHAPES = ("circle", "square", "star", "ring")
 _VOCAB = (
-  *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "left", "right", "##most", "st", "##ar", "##a", "##r"),
+  *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "left", "right", "##most"),
+  *("st", "##ar", "##a", "##r"),
   *_COLOURS, *_SHAPES, "s", "##t", "!", "cafe", "##s", "[", "]", "sep", "\u6bcd",
 )  # fmt: skip
 _SENTENCES = [
@@ -62,7 +63,7 @@ def test_a_row_is_bos_pieces_eos_and_padding(tokenizer):
 
 
 @pytest.mark.parametrize("max_tokens", [3, 5, 30])
-def test_a_cut_text_keeps_its_end_mark_and_is_reported(either, max_tokens):
+def test_a_truncated_text_keeps_its_end_token_and_is_reported(either, max_tokens):
   texts = ["red", "the leftmost red star " * 2500]
   tokens, lengths, was_cut = either(texts, max_tokens)
   whole = either([texts[0]], 1000)[1][0]
@@ -89,14 +90,14 @@ def test_a_vocabulary_without_room_for_bytes_is_refused(vocab_size):
   assert SentencePieceTokenizer.train(_SENTENCES, enough).vocab_size <= enough
 
 
-def test_bytes_bring_back_the_same_tokenizer(either):
+def test_bytes_restore_the_same_tokenizer(either):
   copy = tokenizers.from_bytes(either.to_bytes())
   assert (type(copy), copy.vocab_size) == (type(either), either.vocab_size)
   np.testing.assert_array_equal(copy(_SENTENCES, 12)[0], either(_SENTENCES, 12)[0])
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model"])
-def test_bytes_of_something_else_are_refused(data):
+def test_other_bytes_are_refused(data):
   with pytest.raises(InputError, match="is not a SentencePiece model"):
     SentencePieceTokenizer(data)
   with pytest.raises(InputError, match=r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\]"):
@@ -143,7 +144,7 @@ def test_empty_text_is_refused(either, text):
     SentencePieceTokenizer.train(["the red star", text], 400)
 
 
-def test_no_sentences_are_refused():
+def test_training_without_expressions_is_refused():
   with pytest.raises(InputError, match="train split"):
     SentencePieceTokenizer.train([], 400)
 
@@ -211,7 +212,7 @@ def test_words_of_a_small_vocabulary_stay_whole():
 
 
 def _greedy(word: str) -> list[str]:
-  """WordPiece as its paper has it: the longest piece that fits, again and again."""
+  """WordPiece as in its paper: the longest piece that fits, repeatedly."""
   pieces: list[str] = []
   while word:
     mark = "##" if pieces else ""
@@ -240,12 +241,12 @@ def test_words_become_their_longest_pieces(wordpiece, words):
   ("text", "pieces"),
   [
     ("  The\tLEFT\nstar!! ", ["the", "left", "star", "!", "!"]),
-    ("Caf\u00e9s", ["cafe", "##s"]),  # accents go
+    ("Caf\u00e9s", ["cafe", "##s"]),  # accents are removed
     ("\u6bcdstar", ["\u6bcd", "star"]),  # Chinese characters are words
     (
       "st\u200bar\ud800 \U0001f600",
       ["star", "[UNK]"],
-    ),  # what cannot be seen goes, emoji are unknown
+    ),  # invisible characters are removed, emoji are unknown
     ("s" * 101, ["[UNK]"]),
     ("s" * 10_000 + " star", ["[UNK]", "star"]),
   ],

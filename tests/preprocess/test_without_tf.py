@@ -1,4 +1,4 @@
-"""`mail_jax` trains and predicts where TensorFlow is not installed."""
+"""`mail_jax` trains and predicts without TensorFlow."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def test_training_on_arrays_and_prediction_need_no_tensorflow(tmp_path):
 
 def test_no_file_of_mail_jax_names_tensorflow():
   files = [path for path in (tiny_run.CHECKOUT / "mail_jax").rglob("*") if path.is_file()]
-  # The scripts are data: they travel with an exported model and run without us.
+  # The scripts are data: exported models ship them, and they run without mail_jax.
   files = [path for path in files if path.parent.name != "scripts"]
   assert len(files) > 10
   assert [path.name for path in files if b"tensorflow" in path.read_bytes().lower()] == []

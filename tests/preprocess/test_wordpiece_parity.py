@@ -1,4 +1,4 @@
-"""WordPiece ids are those of `transformers.BertTokenizer`, which is written in Python and shares no code with ours."""
+"""WordPiece ids equal those of `transformers.BertTokenizer`, an independent implementation."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def test_official_expressions_have_the_same_ids(realdata, reference, ours, every
   texts = [text for text in texts if text.strip()][::every]
   theirs = [reference.encode(text, add_special_tokens=False) for text in texts]
   assert ours.encode(texts) == theirs
-  # What the records hold is normalised.
+  # Records store normalised expressions.
   normal = [normalise_text(text) for text in texts]
   assert ours.encode(normal) == [reference.encode(t, add_special_tokens=False) for t in normal]
   tokens, lengths, was_cut = ours(texts, LENGTH)
@@ -49,7 +49,7 @@ def test_official_expressions_have_the_same_ids(realdata, reference, ours, every
 @hypothesis.settings(max_examples=10_000)
 @hypothesis.given(text=st.text(max_size=60))
 def test_any_text_has_the_same_ids(reference, ours, text):
-  """Except that special tokens which are written out are only text to us."""
+  """Except special tokens written out in a text, which are plain text to us."""
   hypothesis.assume(not any(mark in text for mark in reference.all_special_tokens))
   theirs = reference.encode(text, add_special_tokens=False)
   if theirs:

@@ -1,4 +1,4 @@
-"""JSON with something else in any one of its places."""
+"""Damaged JSON: something else in one of its places."""
 
 import copy
 import itertools
@@ -11,10 +11,10 @@ _GONE = object()
 
 
 def variants(content: Any, every: int = 1) -> Iterator[tuple[str, Any]]:
-  """Yields (what was done, a copy of the content) for each place in it and each thing that is there instead, or not.
+  """Yields copies of the content with one place changed or removed, each with a description.
 
-  Of lists the first three elements are places. `every` takes one of so many; an odd number takes
-  all things in turn.
+  Of lists, the first three elements are changed. `every` takes one of so many variants; an odd
+  number takes all kinds of change in turn.
   """
   return itertools.islice(_variants(content), 0, None, every)
 

@@ -20,7 +20,7 @@ TEXT = {"left": "the left half", "right": "the right half"}
 
 
 def _coloured(height: int, width: int, image_id: int) -> np.ndarray:
-  """A dark picture whose left half is red; green tells which record it is."""
+  """Returns a dark image whose left half is red; its green is the number of the record."""
   image = np.zeros((height, width, 3), np.uint8)
   image[..., 1] = 10 * image_id
   image[:, : width // 2, 0] = 200
@@ -34,7 +34,7 @@ def _half(height: int, width: int, side: str) -> np.ndarray:
 
 
 def _record(image_id: int) -> records.ImageRecord:
-  """A record with refs for its left and its right half and instances the left half, then others."""
+  """Returns a record with refs for both halves; its first instance is the left half."""
   height, width = (SIZE, SIZE) if image_id % 3 == 0 else (40 + 4 * image_id, 50 + 2 * image_id)
   buffer = io.BytesIO()
   Image.fromarray(_coloured(height, width, image_id)).save(buffer, "PNG")
@@ -80,21 +80,21 @@ REFS = sum(len(record.refs) for record in RECORDS)
 
 
 def write(data_dir: str) -> None:
-  """Writes them as the splits train and val, and as testA with one picture cut short."""
+  """Writes the records as the splits train and val, and as testA with one truncated image."""
   fields = [records.encode_record(record) for record in RECORDS]
   broken = [row | {"image": row["image"][: 60 if row["image_id"] == 6 else None]} for row in fields]
   builder.write_dataset(data_dir, NAME, _Records(train=fields, val=fields, testA=broken), {})
 
 
 def ref_of(row: dict) -> tuple[int, bool]:
-  """Which record a row shows, and whether its target is the half that is red."""
+  """Returns which record a row is of, and whether its target is the red half."""
   image_id = round(int(row["image"][0, 0, 1]) / 10)
   red = row["image"][SIZE // 2, :, 0] > 100
   return image_id, bool((row["target"][SIZE // 2] == red).mean() > 0.5)
 
 
 def rows_of(batches: list[dict]) -> list[dict]:
-  """The rows of batches, one after the other."""
+  """Yields the rows of batches."""
   return [
     {key: batch[key][row] for key in batch}
     for batch in batches

@@ -1,4 +1,4 @@
-"""The parsers of all commands, and the examples that their helps show."""
+"""The parsers of all commands, and the examples in their help."""
 
 import argparse
 import contextlib
@@ -15,11 +15,11 @@ Main = Callable[[list[str]], None]
 
 
 class _ParsedError(Exception):
-  """Stops a command where it has read its arguments."""
+  """Stops a command after it has parsed its arguments."""
 
 
 def main_of(module: str) -> Main:
-  """What `python -m MODULE` runs."""
+  """Returns what `python -m MODULE` runs."""
   found = importlib.import_module(module)
   if hasattr(found, "__path__"):
     found = importlib.import_module(f"{module}.command")
@@ -59,7 +59,7 @@ def _stopped(seen: list[Any], parse: bool) -> Iterator[None]:
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-  """Every parser whose help a user can ask for, by how it is called."""
+  """Returns every parser with a help, by how its command is called."""
   found = {}
   for command in COMMANDS.values():
     found |= _with_inner(_parser(command.module, []))
@@ -85,7 +85,7 @@ def _with_inner(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def parse(module: str, arguments: list[str]) -> argparse.Namespace:
-  """What a command makes of its arguments; SystemExit where it refuses them."""
+  """Returns the parsed arguments of a command; SystemExit if it refuses them."""
   seen: list[argparse.Namespace] = []
   with _stopped(seen, parse=True):
     main_of(module)(arguments)
@@ -93,12 +93,12 @@ def parse(module: str, arguments: list[str]) -> argparse.Namespace:
 
 
 def examples(description: str | None) -> list[str]:
-  """The lines of a description that can be typed, each whole."""
+  """Returns the commands in a description, each on one line."""
   lines = (description or "").replace("\\\n", " ").splitlines()
   return [" ".join(line.split()) for line in lines if line.strip().startswith("python -m ")]
 
 
 def split(example: str) -> tuple[str, list[str]]:
-  """The module of an example, and its arguments."""
+  """Returns the module of an example, and its arguments."""
   _, _, module, *arguments = shlex.split(example)
   return module, arguments

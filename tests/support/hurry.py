@@ -1,4 +1,4 @@
-"""How XLA compiles in a fraction of the time; what it makes is slower."""
+"""Options with which XLA compiles much faster; the compiled code is slower."""
 
 import importlib.metadata
 
@@ -14,5 +14,5 @@ if tuple(map(int, _jaxlib.split(".")[:2])) < (0, 11):
 
 
 def flags() -> str:
-  """The options for the environment variable XLA_FLAGS."""
+  """Returns the options for the environment variable XLA_FLAGS."""
   return " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())

@@ -30,7 +30,7 @@ STEPS, SCENES = 3, 24
 def make_batch(
   scenes: Sequence[shapes.Scene], tokenizer: SentencePieceTokenizer, config: ConfigDict
 ) -> dict[str, np.ndarray]:
-  """A batch of the first object of each scene that a sentence means."""
+  """Returns a batch of the first target of each scene."""
   meant = [next(i for i, texts in enumerate(scene.expressions) if texts) for scene in scenes]
   texts = [scene.expressions[i][0].text for scene, i in zip(scenes, meant, strict=True)]
   tokens, num_tokens, _ = tokenizer(texts, config.max_tokens)

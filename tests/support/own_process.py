@@ -1,4 +1,4 @@
-"""Code that is run as a process of its own, so that its memory can be counted."""
+"""Code that runs in its own process, so that its memory can be measured."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ _SUPPORT = pathlib.Path(__file__).resolve().parent
 
 
 def run(code: str, *arguments: str) -> str:
-  """Runs Python code with the project and the tests to import from; returns what it printed."""
+  """Runs Python code that can import the project and the tests; returns what it printed."""
   paths = os.pathsep.join(
     [str(_SUPPORT.parents[1]), str(_SUPPORT), os.environ.get("PYTHONPATH", "")]
   )
@@ -25,9 +25,9 @@ def run(code: str, *arguments: str) -> str:
 
 
 def peak_kilobytes() -> int:
-  """The most memory that this process has had.
+  """Returns the peak memory of this process.
 
-  Not `ru_maxrss`: what the process had that started it counts there.
+  `ru_maxrss` would include that of the parent process.
   """
   for line in pathlib.Path("/proc/self/status").read_text().splitlines():
     if line.startswith("VmHWM:"):

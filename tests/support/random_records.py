@@ -1,4 +1,4 @@
-"""Records of random instances and refs, and what pycocotools says of them."""
+"""Records of random instances and refs, and their best IoU by pycocotools."""
 
 import io
 
@@ -27,7 +27,7 @@ def make_record(
   sentence: str = "that one",
   source: str = "coco",
 ) -> records.ImageRecord:
-  """A grey photo with these masks."""
+  """Returns a gray image with these masks."""
   height, width = targets.shape[1:]
   buffer = io.BytesIO()
   Image.new("RGB", (width, height), "grey").save(buffer, "PNG")
@@ -46,7 +46,7 @@ def make_record(
 
 
 def make_boxes(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
-  """Boxes of all sizes with holes in them."""
+  """Returns boxes of all sizes with holes in them."""
   masks = np.zeros((count, height, width), bool)
   for mask in masks:
     top, left = rng.integers(height - 8), rng.integers(width - 8)
@@ -77,7 +77,7 @@ def encode_masks(masks: np.ndarray) -> list:
 
 
 def best_by_pycocotools(record: records.ImageRecord) -> list[tuple[float, int]]:
-  """Best IoU and area of each target, by pycocotools."""
+  """Yields the best IoU and the area of each target, by pycocotools."""
   targets, instances = (
     encode_masks([ref.target for ref in record.refs]),
     encode_masks(record.instances.masks),

@@ -1,4 +1,4 @@
-"""Damages files of records as disks and copies do."""
+"""Damages record files as disks and copies do."""
 
 import pathlib
 import struct
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def spans(shard: pathlib.Path) -> list[tuple[int, int]]:
-  """Where each record of a sound file begins and ends, in bytes, by the lengths in it."""
+  """Returns where each record of an intact file begins and ends, in bytes."""
   data, found, start = shard.read_bytes(), [], 0
   while start < len(data):
     (length,) = struct.unpack_from("<Q", data, start)
@@ -25,13 +25,13 @@ def flip(path: pathlib.Path, offset: int, bit: int = 0) -> None:
 
 
 def truncate(path: pathlib.Path, size: int) -> None:
-  """Cuts a file short."""
+  """Truncates a file."""
   with path.open("r+b") as file:
     file.truncate(size)
 
 
 def replace(shard: pathlib.Path, position: int, change: Callable[[bytes], bytes]) -> None:
-  """Puts another record in the place of one, with checksums that are right."""
+  """Replaces a record by another one, with valid checksums."""
   import tensorflow as tf
 
   stored = [record.numpy() for record in tf.data.TFRecordDataset(str(shard))]
@@ -42,7 +42,7 @@ def replace(shard: pathlib.Path, position: int, change: Callable[[bytes], bytes]
 
 
 def without_field(record: bytes, name: str) -> bytes:
-  """A record that lacks a field."""
+  """Returns a record that lacks a field."""
   import tensorflow as tf
 
   example = tf.train.Example.FromString(record)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def mounted(folder: pathlib.Path, megabytes: int) -> Iterator[bool]:
-  """Mounts one in memory; yields whether that could be done, for which one has to be root."""
+  """Mounts one in memory; yields whether that was possible, which needs root."""
   folder.mkdir(parents=True, exist_ok=True)
   command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
   try:
@@ -24,7 +24,7 @@ def mounted(folder: pathlib.Path, megabytes: int) -> Iterator[bool]:
 
 
 def fill(folder: pathlib.Path, left: int = 0) -> pathlib.Path:
-  """Fills it up with one file, which is returned, until `left` bytes are free."""
+  """Fills it until `left` bytes are free, with one file, which is returned."""
   stat = os.statvfs(folder)
   filler = folder / "filler"
   with filler.open("wb") as file:

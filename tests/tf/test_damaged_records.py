@@ -1,4 +1,4 @@
-"""Damaged records: named, and skipped where that is asked for."""
+"""Damaged records: named, or skipped where the options say so."""
 
 import itertools
 import re
@@ -28,7 +28,7 @@ def tokenizer(tmp_path_factory) -> SentencePieceTokenizer:
 
 
 class _Damaged:
-  """A data set with damage in its train split: the ids of the images that are lost, and where the first lies."""
+  """A data set with a damaged train split; which images are lost, and where the first one is."""
 
   def __init__(self, folder, how: str):
     write(str(folder))
@@ -39,7 +39,7 @@ class _Damaged:
     self.position, last = 4, len(ids)
     start, end = found[self.position]
     if how == "flipped":
-      # The pixels of a photo and the middle of another record, not the names.
+      # The pixels of an image and the middle of another record, not the names.
       flip(self.shard, end - 30)
       last = self.position + 1
     elif how == "length":
@@ -63,7 +63,7 @@ def _batches(data_dir, tokenizer, count, **options) -> list[dict]:
 
 
 _WAYS = {"streamed": {}, "cached": {"cache": True}, "shared": {"refs_per_image": 2}}
-# Every kind of damage in one way of reading, and every way of reading with one kind.
+# Every kind of damage with one way of reading, and every way of reading with one kind.
 _PAIRS = [(how, "streamed") for how in _DAMAGES] + [("flipped", "cached"), ("flipped", "shared")]
 _pairs = pytest.mark.parametrize(("damaged", "way"), _PAIRS, indirect=["damaged"])
 
@@ -85,7 +85,7 @@ def test_the_image_of_a_flipped_record_is_named(tmp_path, tokenizer):
 
 
 @_pairs
-def test_the_others_are_seen_once_an_epoch_in_an_order_that_a_resumed_run_shares(
+def test_the_others_are_seen_once_per_epoch_in_an_order_that_a_resumed_run_shares(
   damaged, tokenizer, way
 ):
   epochs = 3
@@ -108,7 +108,7 @@ def test_the_others_are_seen_once_an_epoch_in_an_order_that_a_resumed_run_shares
         np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_what_is_skipped_is_told_once_each_and_counted(damaged):
+def test_skipped_records_are_reported_once_each_and_counted(damaged):
   *lines, total = loader.describe_damage(damaged.data_dir, NAME)
   assert len(lines) == 1 and f"{damaged.shard}, from byte {damaged.offset}" in lines[0]
   lost = len(damaged.lost)
@@ -117,7 +117,7 @@ def test_what_is_skipped_is_told_once_each_and_counted(damaged):
   assert not loader.describe_damage(damaged.data_dir, NAME, "val")
 
 
-def test_sentences_of_damaged_records_are_named_or_left_out(damaged):
+def test_expressions_of_damaged_records_raise_or_are_skipped(damaged):
   with pytest.raises(InputError, match=r"record.* 4 .*on_error"):
     loader.train_expressions(damaged.data_dir, NAME)
   left = loader.train_expressions(damaged.data_dir, NAME, "skip")
@@ -139,9 +139,7 @@ _STRANGE = {
 
 
 @pytest.mark.parametrize("reason", _STRANGE)
-def test_a_record_whose_checksum_is_right_and_whose_fields_are_not_is_named(
-  tmp_path, tokenizer, reason
-):
+def test_a_record_with_a_valid_checksum_and_invalid_fields_is_named(tmp_path, tokenizer, reason):
   write(str(tmp_path))
   (shard,) = tmp_path.glob("**/*-train.tfrecord*")
   replace(shard, 4, _STRANGE[reason])
@@ -189,9 +187,7 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_file(tmp_path, tokeni
 
 
 @pytest.mark.parametrize("damage", ["fields", "image"])
-def test_no_pipeline_that_looks_for_the_damage_tunes_itself(
-  tmp_path, tokenizer, monkeypatch, damage
-):
+def test_no_pipeline_that_looks_for_damage_autotunes(tmp_path, tokenizer, monkeypatch, damage):
   write(str(tmp_path))
   if damage == "fields":
     (shard,) = tmp_path.glob("**/*-train.tfrecord*")
@@ -209,12 +205,12 @@ def test_no_pipeline_that_looks_for_the_damage_tunes_itself(
       _batches(
         str(tmp_path), tokenizer, REFS, split="train" if damage == "fields" else "testA", **way
       )
-    assert len(tuned) > before + 1  # the one that met it, and one that looks for it
+    assert len(tuned) > before + 1  # the one that failed, and one that looks for the damage
   assert set(tuned) == {False}
 
 
 @pytest.mark.parametrize("how", _DAMAGES)
-def test_evaluation_never_goes_on_without_a_record(tmp_path, tokenizer, how):
+def test_evaluation_never_skips_a_record(tmp_path, tokenizer, how):
   damaged = _Damaged(tmp_path, how)
   with pytest.raises(InputError, match=r"refcoco_unc/train: records? 4 .*--overwrite$"):
     list(
@@ -225,7 +221,7 @@ def test_evaluation_never_goes_on_without_a_record(tmp_path, tokenizer, how):
     )  # fmt: skip
 
 
-def test_processes_share_what_is_left(damaged, tokenizer):
+def test_processes_share_the_intact_records(damaged, tokenizer):
   whole = damaged_records.survey(
     record_reader.open_source(record_reader.Split(damaged.data_dir, NAME, "train"))
   )
@@ -243,7 +239,7 @@ def test_processes_share_what_is_left(damaged, tokenizer):
   assert sum(refs) == damaged.left and min(refs) > 0
 
 
-def test_nothing_is_left_to_train_on(tmp_path):
+def test_a_split_without_intact_records_is_refused(tmp_path):
   write(str(tmp_path))
   (shard,) = tmp_path.glob("**/*-train.tfrecord*")
   truncate(shard, 0)
@@ -251,7 +247,7 @@ def test_nothing_is_left_to_train_on(tmp_path):
     loader.describe_damage(str(tmp_path), NAME)
 
 
-def test_other_words_for_what_to_do_are_refused(tmp_path, tokenizer):
+def test_an_unknown_on_error_is_refused(tmp_path, tokenizer):
   write(str(tmp_path))
   with pytest.raises(InputError, match="on_error is 'ignore'; it must be one of stop, skip"):
     _batches(str(tmp_path), tokenizer, 1, on_error="ignore")

@@ -1,4 +1,4 @@
-"""Evaluation batches: every sentence once, whatever the batch and the number of processes."""
+"""Evaluation batches: every expression once, for any batch size and number of processes."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def evaluate(data_dir):
 
 
 @pytest.mark.parametrize(("process_count", "limit"), [(1, None), (2, 7), (3, None)])
-def test_every_sentence_comes_once(evaluate, data_dir, process_count, limit):
+def test_every_expression_comes_once(evaluate, data_dir, process_count, limit):
   shares = [
     evaluate(process_index=index, process_count=process_count, limit=limit, batch_size=2)
     for index in range(process_count)
@@ -73,7 +73,7 @@ def test_more_processes_than_batches_still_yield_equally_many_of_one_shape(evalu
   assert len(shapes[0]) == 1 and shapes == shapes[:1] * 4
 
 
-def test_rows_hold_what_the_record_holds(evaluate):
+def test_rows_have_the_content_of_the_record(evaluate):
   originals = {record.image_id: record for record in RECORDS}
   for row in rows_of(evaluate()):
     if not row["weight"]:
@@ -106,7 +106,7 @@ def test_the_canvas_is_a_multiple_of_64_or_the_models_size(evaluate):
   assert {batch["original_target"].shape for batch in large} == {(5, 96, 96)}
 
 
-def test_text_that_is_cut_is_reported(evaluate):
+def test_truncated_text_is_reported(evaluate):
   cut = [row["cut"] for row in rows_of(evaluate(max_tokens=4)) if row["weight"]]
   assert all(cut)
 

@@ -1,4 +1,4 @@
-"""Training batches: order, augmentation, and agreement with the numpy preparation."""
+"""Training batches: order, augmentation, and agreement with the NumPy preparation."""
 
 import collections
 import itertools
@@ -59,7 +59,7 @@ def _same(first: list[dict], second: list[dict]) -> bool:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["streamed", "cached"])
 def run(train, request) -> tuple[dict, list[dict]]:
-  """Options and the batches of three epochs, read once a way of reading."""
+  """Options and the batches of three epochs, for each way of reading."""
   options = {"cache": request.param, "jitter": 0.2}
   return options, train(3 * REFS // _BATCH, **options)
 
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(train, run
 
 @pytest.mark.parametrize("step", [3, 8])
 def test_a_run_that_starts_later_gets_the_same_batches(train, run, step):
-  # Refs are no multiple of the batch, so that batch 3 is in two epochs and 8 in the third.
+  # Refs are not a multiple of the batch: batch 3 is in two epochs, and 8 in the third.
   assert REFS % _BATCH and 3 * _BATCH < REFS < 4 * _BATCH and 2 * REFS < 8 * _BATCH
   options, batches = run
   assert _same(batches[step:], train(len(batches) - step, start_step=step, **options))
@@ -140,7 +140,7 @@ def test_instances_beyond_the_maximum_are_not_counted(train, most, planes):
   assert max(batch["num_instances"].max() for batch in batches) == min(most, 18)
 
 
-def test_every_sentence_of_a_ref_is_drawn_sooner_or_later(train, tokenizer):
+def test_every_expression_of_a_ref_is_drawn_eventually(train, tokenizer):
   drawn = collections.Counter(
     tokenizer.decode(row["tokens"]) for row in rows_of(train(20 * REFS // _BATCH, flip=False))
   )
@@ -206,7 +206,7 @@ def test_shards_and_their_records_are_shuffled_and_none_is_lost(data_dir):
   assert [image_id for image_id, _ in seen[:REFS:2]] != stored
 
 
-def test_draws_are_splitmix64():
+def test_random_numbers_are_splitmix64():
   # The published first values for seed 1234567.
   published = (
     6457827717110365317,
@@ -219,7 +219,7 @@ def test_draws_are_splitmix64():
   np.testing.assert_array_equal(first, [(value >> 40) / 2**24 for value in published])
 
 
-def test_draws_depend_on_the_number_of_the_sample_alone_and_are_uniform():
+def test_random_numbers_depend_on_the_samples_number_alone_and_are_uniform():
   numbers = np.array(list(train_samples.uniform_numbers(5, 0).take(3000).as_numpy_iterator()))
   later = np.array(list(train_samples.uniform_numbers(5, 1700).take(1300).as_numpy_iterator()))
   np.testing.assert_array_equal(later, numbers[1700:])
@@ -234,7 +234,7 @@ def test_a_sample_has_three_jitter_factors_about_one():
   np.testing.assert_allclose(augmented["jitter_factors"].numpy(), [0.6, 1.0, 1.4], atol=1e-3)
 
 
-def test_the_cache_is_refused_where_it_does_not_fit(train):
+def test_a_cache_that_does_not_fit_is_refused(train):
   with pytest.raises(InputError, match=r"refcoco_unc/train: cache needs .* set cache to False"):
     train(1, cache=True, image_size=1 << 20)
 
@@ -276,7 +276,7 @@ def test_a_missing_data_set_or_split_is_named(train, tokenizer, tmp_path):
     train(1, batch_size=0)
 
 
-def test_refs_and_sentences_are_counted(data_dir):
+def test_refs_and_expressions_are_counted(data_dir):
   written = [text.lower() for record in RECORDS for ref in record.refs for text in ref.sentences]
   assert sorted(loader.train_expressions(data_dir, NAME)) == sorted(written)
   assert loader.num_refs(data_dir, NAME, "train") == REFS
@@ -302,8 +302,8 @@ def test_records_are_parsed_as_tfds_does(shapes_data):
     assert ours["num_instances"] == len(theirs["instance_score"])
 
 
-def test_real_photos_are_decoded_and_shrunk_as_pillow_does(realdata):
-  """Within a level, which leaves room for another decoder of JPEG; the resizing is Pillow's own."""
+def test_real_images_are_decoded_and_shrunk_as_pillow_does(realdata):
+  """Within a level, for JPEG decoders differ; the resizing is Pillow's own."""
   for path in sorted((realdata / "coco/train2014").glob("*.jpg"))[:12]:
     image = preprocess.decode_image(path.read_bytes(), path.name)
     record = {
@@ -317,8 +317,8 @@ def test_real_photos_are_decoded_and_shrunk_as_pillow_does(realdata):
     assert np.abs(shrunk.astype(int) - preprocess.resize_image(image, 96)).max() <= 1
 
 
-def test_resizing_is_within_a_level_of_what_tensorflow_makes(realdata):
-  """As it was done before: runs go on with the same pictures."""
+def test_resizing_is_within_a_level_of_tensorflows(realdata):
+  """Earlier versions resized so: runs resume with the same images."""
   path = sorted((realdata / "coco/train2014").glob("*.jpg"))[0]
   photo = preprocess.decode_image(path.read_bytes(), path.name)
   for size in (96, 384, 700):
@@ -327,7 +327,7 @@ def test_resizing_is_within_a_level_of_what_tensorflow_makes(realdata):
 
 
 def test_decoding_at_half_size_is_far_from_exact(realdata):
-  """Why it is not done, even where a photo has twice the pixels that are wanted (docs/reports/performance.md)."""
+  """Why images are not decoded at half size, even if large enough (docs/reports/performance.md)."""
   apart = []
   for path in sorted((realdata / "coco/train2014").glob("*.jpg"))[:12]:
     whole, half = (tf.io.decode_jpeg(path.read_bytes(), 3, ratio=n).numpy() for n in (1, 2))

@@ -1,4 +1,4 @@
-"""Items are made ahead, in order, and no more of them than asked for."""
+"""Prefetching: items are prepared ahead, in order, and not too many."""
 
 import itertools
 import threading
@@ -7,18 +7,19 @@ import pytest
 
 from input_pipeline.tf.pipelines import prefetch
 
-_SOON = 10  # seconds, many times what anything here needs
+# In seconds, many times longer than anything here takes.
+_SOON = 10
 
 
-def test_items_come_in_order_and_end_where_they_end():
+def test_items_come_in_order():
   assert list(prefetch(iter(range(7)))) == list(range(7))
   assert list(prefetch(iter(()))) == []
-  # None is an item like any other.
+  # None is an ordinary item.
   assert list(prefetch(iter([None, 0, None]))) == [None, 0, None]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_so_many_are_made_while_nobody_asks(count):
+def test_so_many_items_are_prepared_ahead(count):
   made, reached = [], threading.Event()
 
   def items():
@@ -29,14 +30,14 @@ def test_so_many_are_made_while_nobody_asks(count):
       yield i
 
   batches = prefetch(items(), count)
-  assert not made  # nothing before the first is asked for
+  assert not made  # nothing before the first is requested
   assert next(batches) == 0
   assert reached.wait(_SOON)
   batches.close()
   assert made == list(range(count + 1))
 
 
-def test_what_goes_wrong_is_raised_in_its_place_and_ends_it():
+def test_an_exception_is_raised_in_its_place_and_ends_the_items():
   def items():
     yield 1
     yield 2
@@ -49,7 +50,7 @@ def test_what_goes_wrong_is_raised_in_its_place_and_ends_it():
   assert list(batches) == []
 
 
-def test_closing_waits_for_what_is_being_made():
+def test_closing_waits_for_the_item_in_preparation():
   began, go, ended = threading.Event(), threading.Event(), []
 
   def items():
@@ -67,7 +68,7 @@ def test_closing_waits_for_what_is_being_made():
   assert ended
 
 
-def test_one_other_thread_makes_them_all():
+def test_one_other_thread_prepares_them_all():
   threads = set()
 
   def items():

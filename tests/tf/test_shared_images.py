@@ -1,4 +1,4 @@
-"""`refs_per_image`: one decoding for several samples of an image, and what it leaves as it was."""
+"""`refs_per_image`: one decoding for several samples of an image, and what does not change."""
 
 import collections
 import io
@@ -26,7 +26,7 @@ REFS = sum(REFS_OF.values())
 
 
 def _record(image_id: int, refs: int) -> records.ImageRecord:
-  """A picture of one gray, which tells its id; row n alone is the target of ref n."""
+  """Returns a record: the image's gray value is its id; row n alone is the target of ref n."""
   side = 12 + image_id
   buffer = io.BytesIO()
   Image.fromarray(np.full((side, side, 3), 20 * image_id, np.uint8)).save(buffer, "PNG")
@@ -72,7 +72,7 @@ def _groups(data_dir, most=3, key=5, buffer=12) -> shared_images.Groups:
 
 
 def _stream(groups, start, count) -> list[tuple[int, int]]:
-  """(image, number of the ref) of decoded samples."""
+  """Returns (image, number of the ref) of decoded samples."""
   samples = shared_images.decoded(groups, start, record_reader.Shape(SIZE, 1)).take(count)
   return [
     (round(int(sample["image"][0, 0, 0]) / 20), int(sample["target"][:, 0].argmax()))
@@ -93,7 +93,7 @@ def test_an_epoch_is_every_ref_once_in_another_order(data_dir, most):
 def test_a_window_has_the_refs_of_its_groups_and_no_others(data_dir):
   groups = _groups(data_dir)
   seen = _stream(groups, 0, REFS)
-  # Independently: the groups in their order, cut by hand.
+  # Independently: the groups in their order, split by hand.
   order = [
     [(int(record["image_id"]), n) for n in range(ref, min(ref + 3, len(record["ref_id"])))]
     for record, ref in shared_images.suspects(groups, 0, 100).as_numpy_iterator()
@@ -138,7 +138,7 @@ def test_a_run_that_starts_later_gets_the_same_batches(data_dir, tokenizer, step
       np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_every_sample_has_a_chance_of_its_own(data_dir, tokenizer):
+def test_every_sample_is_augmented_independently(data_dir, tokenizer):
   """Samples of one image are mirrored, jittered and given an expression independently."""
   batches = _batches(data_dir, tokenizer, 140, refs_per_image=8)
   factors = collections.defaultdict(set)
@@ -151,8 +151,8 @@ def test_every_sample_has_a_chance_of_its_own(data_dir, tokenizer):
   assert all(len(seen) > 1 for seen in factors.values())
 
 
-def test_one_expression_an_image_is_what_there_was_before_there_was_a_choice(data_dir, tokenizer):
-  """Images, refs and last words that commit 93f163d drew with the same seed."""
+def test_one_ref_per_image_gives_the_earlier_order(data_dir, tokenizer):
+  """Images, refs and last words as commit 93f163d drew them with the same seed."""
   rows = half_records.rows_of(_batches(data_dir, tokenizer, 5, jitter=0.0, refs_per_image=1))
   images = [round(int(row["image"][0, 0, 0]) / 20) for row in rows]
   texts = [tokenizer.decode(row["tokens"][: row["num_tokens"]]) for row in rows]
@@ -173,7 +173,7 @@ def test_an_image_is_decoded_once_for_its_samples(data_dir, monkeypatch):
 
   monkeypatch.setattr(preprocess, "resize_image", counted)
   shape = record_reader.Shape(SIZE, 1)
-  # One epoch and no more, so that nothing is read ahead of the next.
+  # Only one epoch, so that nothing of the next is read ahead.
   groups = _groups(data_dir, most=3)
   whole = shared_images.decoded(groups, 0, shape).with_options(pipelines.options(1))
   iterator = whole.as_numpy_iterator()
@@ -187,7 +187,7 @@ def test_an_image_that_cannot_be_decoded_is_named(data_dir, tokenizer):
     _batches(data_dir, tokenizer, REFS, split="testA", refs_per_image=4)
 
 
-def test_wrong_numbers_are_refused(data_dir, tokenizer):
+def test_invalid_numbers_are_refused(data_dir, tokenizer):
   with pytest.raises(InputError, match="refs_per_image is 2, but cache decodes"):
     _batches(data_dir, tokenizer, 1, refs_per_image=2, cache=True)
   with pytest.raises(InputError, match="refs_per_image is 0; it must be at least 1"):
@@ -196,12 +196,13 @@ def test_wrong_numbers_are_refused(data_dir, tokenizer):
 
 @pytest.mark.slow
 def test_a_program_ends_while_its_pipeline_runs(data_dir):
-  """Threads that call Python while it ends never return; TF would wait for them for ever."""
+  """Threads that call Python during its shutdown never return; TensorFlow would wait for them."""
   program = f"""
 import read_batches
 from input_pipeline.preprocess import tokenizer
 from input_pipeline.tf import loader
-words = tokenizer.SentencePieceTokenizer.train(loader.train_expressions({data_dir!r}, {NAME!r}), 300)
+texts = loader.train_expressions({data_dir!r}, {NAME!r})
+words = tokenizer.SentencePieceTokenizer.train(texts, 300)
 batches = read_batches.train({data_dir!r}, {NAME!r}, words, batch_size=2, image_size=480,
                                max_instances=1, max_tokens=8, seed=0)
 next(batches)
