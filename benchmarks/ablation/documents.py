@@ -178,7 +178,7 @@ def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
     minutes = statistics.mean(line["core_seconds"] for line in found) / 60
     cells.append(
       {"width x depth": row.name, "seeds": len(found)} | _cost(found)
-      | {f"thousand samples to mIoU {REACH}": text, "minutes of a core": f"{minutes:.0f}"}
+      | {f"thousand samples to mIoU {REACH}": text, "minutes of one core": f"{minutes:.0f}"}
     )  # fmt: skip
   yield paired.table(cells)
 
@@ -244,7 +244,7 @@ def _made(table: str, lines: Sequence[Line]) -> str:
   seeds = 1 + max(line["seed"] for line in lines)
   return (
     f"`python -m benchmarks.ablate --table {table} --seeds {seeds}`; {len(lines)} runs, {minutes:.0f} minutes of "
-    f"one core together, those shared with other tables included. {machines(lines)}."
+    f"one core in all, including runs shared with other tables. {machines(lines)}."
   )
 
 

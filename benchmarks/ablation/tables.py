@@ -72,18 +72,18 @@ def _size(width: int, depth: int) -> Row:
 TABLES = {
   "modality": Table(
     "Instance masks as a modality",
-    "How do the masks reach the encoder? All else is the same: the selection is hard, and the chosen mask joins the "
-    "decoder. An instance's token also sees the photo inside its mask and its neighbours; the rows of the masks alone "
-    "see neither, as stacked and sparse ones do not. Without masks "
-    "only the decoder teaches, and it decodes every sample instead of one of four; with smaller patches it sees finer.",
+    "How masks reach the encoder, with everything else equal: selection is hard, and the selected "
+    "mask joins the decoder. An instance's token also sees the image inside its mask and its "
+    "neighbours, except in the row of the masks alone; stacked masks see neither. Models without "
+    "masks learn from the decoder only, which then decodes every sample instead of one in four.",
     (
       Row("no instance masks", ("max_instances=0", _DECODES_ALL)),
       Row("no instance masks, patches of 8", ("max_instances=0", _DECODES_ALL, *_patches(8, 32, 16, 8)), seeds=1),
       Row("stacked: K channels of one projection", _tokens("stacked")),
-      Row("instance, masks alone: both", _tokens("instance", *_ALONE)),
+      Row("instance, masks alone", _tokens("instance", *_ALONE)),
       Row("instance, without neighbours", ("model.neighbours=False",)),
-      Row("instance, without the photo inside", ("model.appearance=False",)),
-      Row("instance, both: the default"),
+      Row("instance, without the image inside", ("model.appearance=False",)),
+      Row("instance: the default"),
       Row(
         "the preset paper: stacked, soft, no mask path",
         (*_tokens("stacked"), *_SOFT, "model.mask_path=False", "model.image_path=False"),
@@ -92,8 +92,9 @@ TABLES = {
   ),
   "selection": Table(
     "Adaptive mask selection",
-    "Which instances join the decoder, and what teaches it? `none` gives all of them the same weight. Rows "
-    "that only the decoder teaches decode every sample in training, the others one of four, as the demo does.",
+    "Which instances join the decoder, and which loss trains the selection. `none` gives all "
+    "instances the same weight. Rows that learn from the decoder only decode every sample in "
+    "training, the others one in four, as the demo does.",
     (
       Row("none", _UNSELECTED),
       Row("none, no mask path", (*_UNSELECTED, "model.mask_path=False"), seeds=1),
@@ -103,13 +104,13 @@ TABLES = {
       Row("hard: the default"),
       Row("hard, no auxiliary loss", ("loss.selection=0.0", "teacher_forcing=False", _DECODES_ALL)),
       Row("hard, no mask path", ("model.mask_path=False",)),
-      Row("hard, decodes what it chose in training", ("teacher_forcing=False",), seeds=1),
+      Row("hard, no teacher forcing", ("teacher_forcing=False",), seeds=1),
     ),
   ),
   "masks": Table(
     "Quality of the masks",
-    "The same model with other detectors at test time, on val. It was trained with the masks of the default one, which "
-    "misses 4 % of the objects; `x2` makes twice as many mistakes of every kind.",
+    "The same models with other simulated detectors at test time, on val. They were trained with "
+    "the default detector, which misses 4 % of the objects.",
     tuple(
       Row(f"{training}, {_name}", change, noise=_noise)
       for training, change in (
@@ -128,37 +129,38 @@ TABLES = {
   ),
   "slots": Table(
     "Number of instances",
-    "K, the instances that the model may see, best scores first. A scene has 3 to 7 objects, and the detector finds "
-    "things that are none.",
+    "K is the largest number of instances, best scores first. A scene has 3 to 7 objects, and the "
+    "detector has false positives.",
     (*(Row(f"K = {k}", (f"max_instances={k}",)) for k in (4, 8)), Row("K = 10: the default"),
      *(Row(f"K = {k}", (f"max_instances={k}",)) for k in (16, 32)),
      Row("K = 8, four times the samples", ("max_instances=8",), share=4, seeds=1),
      Row("K = 10, four times the samples", share=4, seeds=1)),
   ),
   "details": Table(
-    "Patches, coordinates, losses, layers",
-    "The unlabelled input O of the paper's decoder is taken for a map of coordinates here.",
+    "Patches, losses, layers",
+    "Settings of the encoder, the decoder and the loss.",
     (
       Row("patches of 8", _patches(8, 32, 16, 8), seeds=2),
       Row("patches of 16", _patches(16, 64, 32, 16, 8)),
       Row("patches of 32: the default"),
       Row("BCE alone, no Dice", ("loss.dice=0.0",)),
-      Row("without the raw photo in the decoder", ("model.image_path=False",)),
+      Row("without the raw image in the decoder", ("model.image_path=False",)),
       Row("2 layers instead of 4, four times the samples", ("model.depth=2",), share=4, seeds=1),
-      Row("as it is, four times the samples", share=4, seeds=1),
+      Row("4 layers, four times the samples", share=4, seeds=1),
     ),
   ),
   "size": Table(
     "Size of the model",
-    f"How many samples does a model of width x depth need to reach an mIoU of {REACH} on the first 1,000 sentences of "
-    "val? The learning rate is constant here, for no end is known in advance; the average of the parameters is judged, "
-    "every 8,000 samples.",
+    f"Samples that a model of width x depth needs to reach an mIoU of {REACH} on the first 1,000 "
+    "expressions of val. The learning rate is constant, since the end is not known in advance; the "
+    "average of the parameters is evaluated every 8,000 samples.",
     (_size(48, 4), _size(96, 2), _size(96, 4), _size(192, 4)),
     "reached",
   ),
   "samples": Table(
     "Samples",
-    "How good does the default get with how many samples? Each row is a whole run, its learning rate down to the end.",
+    "The default with more and fewer samples. Each row is a complete run with its own learning rate "
+    "schedule.",
     (
       *(Row("", share=share, seeds=2) for share in (1 / 8, 1 / 4, 1 / 2)),
       Row(""),
