@@ -2,7 +2,7 @@
 
 python -m input_pipeline.custom validate mine.jsonl
 python -m input_pipeline.custom draw mine.jsonl --out draw.png
-python -m input_pipeline.custom convert --from cvat instances_default.json --images images --out mine.jsonl
+python -m input_pipeline.custom convert --from cvat instances_default.json --out mine.jsonl
 python -m input_pipeline.custom example --out example
 """
 

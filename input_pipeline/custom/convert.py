@@ -1,6 +1,6 @@
 r"""Converts the export of an annotation tool to custom data; validate the result afterwards.
 
-python -m input_pipeline.custom convert --from cvat instances_default.json --images images --out mine.jsonl
+python -m input_pipeline.custom convert --from cvat instances_default.json --out mine.jsonl
 python -m input_pipeline.custom convert --from label-studio export.json --images images \
     --split train=0.9 --split val=0.1 --out mine.jsonl
 """

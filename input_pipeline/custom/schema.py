@@ -37,7 +37,7 @@ _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _RESERVED_SPLITS = ("all",)
 
 Mask = dict[str, Any]
-"""A mask as in the line: one of MASK_KEYS; also `value` with `png`, INSTANCE_KEYS in an instance."""
+"""A mask as in the line: one of MASK_KEYS; `value` beside `png`; INSTANCE_KEYS of instances."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

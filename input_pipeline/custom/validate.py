@@ -98,16 +98,15 @@ def describe_lines(scanned: scan.Scan) -> Iterator[str]:
   for split, lines in scanned.splits().items():
     per_image = _expressions_per_image(lines)
     without_target = sum(line.area == 0 for line in lines)
-    yield (
-      f"{split:10}{len(per_image):10,}{len(lines):10,}{per_image.total():13,}{without_target:11,}   "
-      + " / ".join(f"{n:g}" for n in np.quantile(list(per_image.values()), _QUANTILES))
-    )
+    counts = f"{len(per_image):10,}{len(lines):10,}{per_image.total():13,}{without_target:11,}"
+    quantiles = np.quantile(list(per_image.values()), _QUANTILES)
+    yield f"{split:10}{counts}   {' / '.join(f'{n:g}' for n in quantiles)}"
   shares = [
     line.area / (line.size[0] * line.size[1]) for line in scanned.lines if line.area and line.size
   ]
   if shares:
     low, median, high = np.quantile(shares, _QUANTILES)
-    yield f"share of the image that targets cover: min {low:.2%}, median {median:.2%}, max {high:.2%}"
+    yield f"target area / image area: min {low:.2%}, median {median:.2%}, max {high:.2%}"
   images = {line.image for line in scanned.lines}
   with_instances = {line.image for line in scanned.lines if line.instances_hash}
   yield f"images with instances: {len(with_instances):,} of {len(images):,}"

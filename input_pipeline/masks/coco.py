@@ -16,7 +16,7 @@ _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categor
 
 
 class CocoAnnotations:
-  """An `instances.json`, indexed by annotation and by image; the index is on disk (`row_index.py`)."""
+  """An `instances.json` with an on-disk index by annotation and by image (`row_index.py`)."""
 
   def __init__(self, source: str | Mapping[str, Any]):
     """Opens the file.
@@ -68,8 +68,8 @@ class CocoAnnotations:
       if os.path.basename(str(row.get("file_name"))) == name and type(row.get("id")) is int:
         return row["id"]
     raise InputError(
-      f"COCO annotations {self.path}: no image is called {name}; predict without --instances, or keep "
-      "the file's COCO name"
+      f"COCO annotations {self.path}: no image is called {name}; predict without --instances, or "
+      "keep the file's COCO name"
     )
 
   def only_image(self) -> int | None:
@@ -87,8 +87,8 @@ class CocoAnnotations:
     height, width = row.get("height"), row.get("width")
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
       raise InputError(
-        f"COCO annotations {self.path}: image {image_id} has no row with height and width; is the file "
-        "complete?"
+        f"COCO annotations {self.path}: image {image_id} has no row with height and width; is the "
+        "file complete?"
       )
     return height, width
 

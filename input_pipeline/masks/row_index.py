@@ -39,8 +39,8 @@ class RowIndex:
 
     Args:
       path: a JSON file.
-      sections: a name for each array and its location in ijson's notation: `annotations.item` is the
-        array under the key `annotations`, `item` the file itself.
+      sections: a name for each array and its location in ijson's notation: `annotations.item` is
+        the array under the key `annotations`, `item` the file itself.
 
     Raises:
       InputError: the file is missing or malformed, or the index cannot be written.
@@ -111,7 +111,8 @@ def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:
       connection.execute("PRAGMA journal_mode = OFF")
       connection.execute("PRAGMA synchronous = OFF")
       connection.execute(
-        "CREATE TABLE rows (number INTEGER PRIMARY KEY, section TEXT, id INTEGER, image_id INTEGER, content TEXT)"
+        "CREATE TABLE rows (number INTEGER PRIMARY KEY, section TEXT, id INTEGER, image_id "
+        "INTEGER, content TEXT)"
       )
       for section, prefix in sections.items():
         connection.executemany(

@@ -1,4 +1,4 @@
-"""Masks from COCO's segmentations, which are checked before pycocotools' C code, which is not safe."""
+"""Masks from COCO's segmentations, which are checked before pycocotools' unsafe C code runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ MAX_COORDINATE = 1_000_000
 """Maximum absolute coordinate in pixels, far below the limit of C's integers."""
 
 _MAX_CHARACTERS = 6
-"""Per run length in COCO's string: 30 bits. C shifts an int by five bits per character, unchecked."""
+"""Per run length in COCO's string: 30 bits. C shifts an int by five bits per character."""
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:

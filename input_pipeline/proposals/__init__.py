@@ -1,1 +1,1 @@
-"""Commands about proposals: `report` measures them, `clean_split` cleans detectors' training data."""
+"""Commands about proposals: `report` measures them, `clean_split` cleans training data."""

@@ -1,6 +1,7 @@
-"""Writes COCO annotations without evaluation images, to train a detector that has not seen them:
+r"""Writes COCO annotations without evaluation images, to train a detector that has not seen them:
 
-python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer --out clean.json
+python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer \
+    --out clean.json
 
 An image is removed if any data set of the RefCOCO family has it in a split other than train. This
 takes seven times the size of the annotations in memory: 3.9 GB for 560 MB.
@@ -113,8 +114,8 @@ def _read_refs(name: str, path: str) -> frozenset[int]:
       raise TypeError("image_id is not an integer")
   except (KeyError, TypeError) as error:
     raise InputError(
-      f"{path}: not a list of refs with split and image_id ({type(error).__name__}: {error}); is it "
-      "another file, renamed?"
+      f"{path}: not a list of refs with split and image_id ({type(error).__name__}: {error}); is "
+      "it another file, renamed?"
     ) from error
   _warn_if_incomplete(name, path, [row["split"] for row in evaluated])
   return ids
@@ -153,8 +154,8 @@ def _load(path: str) -> dict[str, Any]:
     strays = [row for row in content["annotations"] if row["image_id"] not in known]
   except (KeyError, TypeError) as error:
     raise InputError(
-      f"--annotations {path}: not a COCO instances file ({type(error).__name__}: {error}); it needs "
-      "`images` with their id and `annotations` with their image_id"
+      f"--annotations {path}: not a COCO instances file ({type(error).__name__}: {error}); it "
+      "needs `images` with their id and `annotations` with their image_id"
     ) from error
   if strays:
     raise InputError(

@@ -1,7 +1,8 @@
-"""Measures the quality of proposals, and removes evaluation images from a detector's training data:
+r"""Measures proposals, and removes evaluation images from a detector's training data:
 
 python -m input_pipeline.proposals report --data_dir data
-python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer --out clean.json
+python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer \
+    --out clean.json
 """
 
 from input_pipeline.common.command_line import command_parser

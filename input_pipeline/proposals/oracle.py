@@ -1,4 +1,4 @@
-"""The oracle: the best instance for each target, an upper bound for methods that only select one."""
+"""The oracle: the best instance for each target, an upper bound for methods that select one."""
 
 import collections
 import dataclasses
@@ -18,12 +18,19 @@ NOTE = (
 )
 THRESHOLDS = (0.5, 0.75, 0.9)
 HEADER = (
-  "", "refs", "mIoU", *(f"P@{x}" for x in THRESHOLDS), "images", "instances/image", "without", "s/image"
-)  # fmt: skip
+  "",
+  "refs",
+  "mIoU",
+  *(f"P@{x}" for x in THRESHOLDS),
+  "images",
+  "instances/image",
+  "without",
+  "s/image",
+)
 LEGEND = (
-  "percent; every ref counts once; P@X: share of refs whose best instance has an IoU of at least X; "
-  "small, medium, large: area of the target below 32 x 32, below 96 x 96, and larger, in pixels of "
-  "the image; without: images without instances; s/image: time to compute the proposals"
+  "percent; every ref counts once; P@X: share of refs whose best instance has an IoU of at least "
+  "X; small, medium, large: area of the target below 32 x 32, below 96 x 96, and larger, in pixels "
+  "of the image; without: images without instances; s/image: time to compute the proposals"
 )
 _SIZE_INDENT = "  "
 

@@ -122,7 +122,7 @@ def _head(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _section(heading: str, items: Sequence[GalleryItem]) -> Iterator[str]:
   explanation = {
-    "worst": "Images with the lowest IoU of the best instance, lowest first; each with its worst ref",
+    "worst": "Images whose best instance has the lowest IoU, lowest first; each with its worst ref",
     "random": "Images drawn uniformly, each with one of its refs; the same ones on every run",
   }[heading]
   yield f"<h2>{len(items)} {heading} images</h2>\n<p>{explanation}. Every mask has its own colour."

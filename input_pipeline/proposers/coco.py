@@ -63,8 +63,8 @@ class CocoProposer:
     rows = self._annotations.of_image(image_id)
     if not rows:
       raise UnknownImage(
-        f"COCO annotations {self._annotations.path}: no annotation of image {image_id}; is the file "
-        "complete? If the image has no objects, use --allow_empty"
+        f"COCO annotations {self._annotations.path}: no annotation of image {image_id}; is the "
+        "file complete? If the image has no objects, use --allow_empty"
       )
     masks, categories = [], []
     known = self._annotations.category_ids

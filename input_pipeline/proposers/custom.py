@@ -31,8 +31,8 @@ class CustomProposer:
     """
     if argument:
       raise InputError(
-        f"--instances custom:{argument}: custom does not take an argument; the instances are in the "
-        "JSONL file"
+        f"--instances custom:{argument}: custom does not take an argument; the instances are in "
+        "the JSONL file"
       )
     self._given = given
 

@@ -222,7 +222,7 @@ def _similarity(a: _Region, b: _Region, pixels: int) -> float:
 
 
 def _merit(region: _Region, height: int, width: int) -> float:
-  """Returns how much a region looks like an object: it fills its box, is large, avoids the border."""
+  """Returns how object-like a region is: it fills its box, is large, avoids the border."""
   top, left, bottom, right = region.box
   fill = region.area / ((bottom - top) * (right - left))
   size = (region.area / (height * width)) ** 0.25

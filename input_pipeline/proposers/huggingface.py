@@ -1,4 +1,4 @@
-"""Masks of segmentation models in `transformers`, from the Hub or a folder, on a GPU if torch has one."""
+"""Masks of segmentation models in `transformers`, from the Hub or a folder."""
 
 import os
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class HuggingFaceProposer:
   """
 
   def __init__(self, argument: str):
-    """Loads model and processor.
+    """Loads model and processor, onto a GPU if torch has one.
 
     Args:
       argument: a model on the Hub, `owner/name`, or a folder written by `save_pretrained`.
@@ -103,8 +103,8 @@ class HuggingFaceProposer:
       inputs = [self._prepare(image) for image in images]
     except ValueError as error:
       raise InputError(
-        f"--instances huggingface:{self._name}: the processor rejects an image of {list(image_ids)} "
-        f"({_first_line(error)})"
+        f"--instances huggingface:{self._name}: the processor rejects an image of "
+        f"{list(image_ids)} ({_first_line(error)})"
       ) from error
     proposals: list[records.Instances | None] = [None] * len(images)
     for batch in _group_by_shape(inputs):
@@ -152,8 +152,8 @@ class HuggingFaceProposer:
     missing = info["missing_keys"] if isinstance(info, dict) else info.missing_keys
     if missing:
       raise InputError(
-        f"--instances huggingface:{self._name}: {len(missing)} weights of {type(model).__name__} are "
-        f"missing, such as {sorted(missing)[0]}; was it trained for another task?"
+        f"--instances huggingface:{self._name}: {len(missing)} weights of {type(model).__name__} "
+        f"are missing, such as {sorted(missing)[0]}; was it trained for another task?"
       )
     return model.to(self._device).eval()
 

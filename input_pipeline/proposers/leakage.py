@@ -29,8 +29,8 @@ TRAINED_ON = {
 
 _TRAIN = "train"
 _CLEAN = (
-  "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train a new "
-  "detector"
+  "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train a "
+  "new detector"
 )
 _DECLARE = "declare it with `prepare --trained_on` (docs/guides/proposals.md)"
 _FORMATS = (
@@ -155,23 +155,23 @@ def _warn_unknown(of_coco: int, images: int) -> str:
     else f"COCO, which contains {of_coco:,} of these images"
   )
   return (
-    "what the detector behind the instance masks was trained on is unknown, and stock detectors were "
-    f"trained on {scope}; {_DECLARE}"
+    "what the detector behind the instance masks was trained on is unknown, and stock detectors "
+    f"were trained on {scope}; {_DECLARE}"
   )
 
 
 def _warn_ground_truth() -> str:
   return (
-    "the instance masks are the annotations themselves, an oracle: the metrics are an upper bound and "
-    "not comparable with methods that must find the objects"
+    "the instance masks are the annotations themselves, an oracle: the metrics are an upper bound "
+    "and not comparable with methods that must find the objects"
   )
 
 
 def _warn_coco(of_coco: int, images: int) -> str | None:
   if not images or of_coco == images:
     return (
-      "the detector behind the instance masks was trained on COCO, which contains all of these images "
-      f"and their targets; {_CLEAN}"
+      "the detector behind the instance masks was trained on COCO, which contains all of these "
+      f"images and their targets; {_CLEAN}"
     )
   if not of_coco:
     return None
@@ -187,8 +187,8 @@ def _warn_list(text: str, common: frozenset[int], images: int) -> str:
     f"image{'s' * (len(few) != 1)} {', '.join(map(str, few))}{' and others' * (common > set(few))}"
   )
   return (
-    f"the detector behind the instance masks was trained on {len(common):,} of these {images:,} images "
-    f"({names}) according to {text}; {_CLEAN}"
+    f"the detector behind the instance masks was trained on {len(common):,} of these {images:,} "
+    f"images ({names}) according to {text}; {_CLEAN}"
   )
 
 

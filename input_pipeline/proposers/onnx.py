@@ -119,7 +119,7 @@ class OnnxProposer:
     self._batched = batched
     self._channels = channel_axes[0] + batched
     self._size = [side for axis, side in enumerate(sides) if axis != channel_axes[0]]
-    # torchvision's detectors, which take a single image without a batch axis, normalise it themselves.
+    # torchvision's detectors, whose input has no batch axis, normalise it themselves.
     self._mean = self._metadata("mean", IMAGENET_MEAN if batched else (0.0, 0.0, 0.0))
     self._std = self._metadata("std", IMAGENET_STD if batched else (1.0, 1.0, 1.0))
 
@@ -132,8 +132,8 @@ class OnnxProposer:
       return np.broadcast_to(values, 3)
     except ValueError as error:
       raise InputError(
-        f"ONNX model {self._path}: {key} in its metadata is {text!r}, expected three comma-separated "
-        "numbers"
+        f"ONNX model {self._path}: {key} in its metadata is {text!r}, expected three "
+        "comma-separated numbers"
       ) from error
 
   def _prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Shaped[np.ndarray, "..."]:
@@ -233,7 +233,7 @@ def components(
 
 
 def _squeeze(output: np.ndarray) -> np.ndarray | None:
-  """Returns the class map [H, W] of the first image from [N, H, W], [N, 1, H, W] or [N, H, W, 1]."""
+  """Returns the first image's class map [H, W] of [N, H, W], [N, 1, H, W] or [N, H, W, 1]."""
   if output.ndim == 3:
     return output[0]
   if output.ndim == 4 and 1 in (output.shape[1], output.shape[3]):

@@ -100,8 +100,8 @@ def open_proposer(
   """Opens a proposer by its name on the command line.
 
   Args:
-    spec: `NAME` or `NAME:ARGUMENT`, such as `coco:instances.json`; a name with a dot is a class that
-      Python can import, such as `my_detector.MyDetector`.
+    spec: `NAME` or `NAME:ARGUMENT`, such as `coco:instances.json`; a name with a dot is a class
+      that Python can import, such as `my_detector.MyDetector`.
     selection: which proposals are kept; `Selection()` by default.
     trained_on: what the masks were learned from, if the user declares it.
 

@@ -1,4 +1,4 @@
-"""A detector's masks from COCO results files, as Detectron2, MMDetection and Ultralytics write them.
+"""A detector's masks from COCO results files, as Detectron2 and MMDetection write them.
 
 A file is a list of rows `{"image_id", "category_id", "segmentation", "score"}`; segmentations are
 run lengths, compressed or not, or polygons.

@@ -18,7 +18,7 @@ class Selection:
   max_instances: int = MAX_INSTANCES
   """Maximum number per image, 1 to 64; the best are kept."""
   min_area: float = 0.0002
-  """Minimum area as a fraction of the image, in [0, 1). The default is 8 x 8 pixels at 640 x 480."""
+  """Minimum area as a fraction of the image, in [0, 1); by default 8 x 8 pixels at 640 x 480."""
   nms_iou: float = 0.9
   """A mask whose IoU with a better one exceeds this is dropped; 1 keeps all."""
 

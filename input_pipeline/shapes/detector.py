@@ -47,8 +47,8 @@ class DetectorNoise:
     """Parses the value of `prepare --noise`.
 
     Args:
-      value: `default`; `oracle`; `nothing`, which detects nothing; `xF`, F times the default lengths
-        and rates (`x0.5`, `x2`); `missR`, the default with the miss rate R (`miss0.2`).
+      value: `default`; `oracle`; `nothing`, which detects nothing; `xF`, F times the default
+        lengths and rates (`x0.5`, `x2`); `missR`, the default with the miss rate R (`miss0.2`).
 
     Raises:
       InputError: it is none of these.
@@ -67,8 +67,8 @@ class DetectorNoise:
     if value.startswith("miss") and 0 <= (rate := _number(value[4:])) <= 1:
       return cls(miss_rate=rate)
     raise InputError(
-      f"--noise {value}: use default, oracle, nothing, x with a factor such as x0.5, or miss with a "
-      "rate such as miss0.2"
+      f"--noise {value}: use default, oracle, nothing, x with a factor such as x0.5, or miss with "
+      "a rate such as miss0.2"
     )
 
   @property
@@ -156,7 +156,7 @@ def _blob(height: int, width: int, rng: np.random.Generator) -> Bool[np.ndarray,
 
 
 def _nearest(masks: Bool[np.ndarray, "n h w"]) -> list[int]:
-  """Returns, for each mask, the index of the one with the nearest centre; its own if it is alone."""
+  """Returns the index of each mask's nearest neighbour; its own if it is alone."""
   covered = masks.astype(np.float32)
   rows, columns = covered.sum(2), covered.sum(1)
   area = np.maximum(rows.sum(1), 1)

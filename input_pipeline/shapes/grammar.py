@@ -259,7 +259,7 @@ class Writer:
     return next(self._draws) < probability
 
   def _describe(self, members: int, compares_size: bool = False) -> str:
-    """Returns words for a set: mostly with the shape's name, half of the time the fewest possible."""
+    """Returns words for a set: mostly with a shape, half of the time as few as possible."""
     options = self._facts.descriptions[members]
     with_shape = [d for d in options if d.shape and not (compares_size and d.size)]
     if compares_size or (with_shape and self._chance(0.85)):

@@ -1,4 +1,4 @@
-"""Annotated images and how they become records: the work that `prepare` distributes to processes."""
+"""Annotated images and how they become records: the work that `prepare` gives to processes."""
 
 import dataclasses
 import functools
@@ -32,8 +32,8 @@ class AnnotatedImage:
   annotations: str
   """The file that the segmentations are from, for errors."""
   refs: list[dict[str, Any]]
-  """`ref_id`, `ann_ids`, `segmentations`, `sentences`. The target is the union of the segmentations;
-  it is empty without any."""
+  """`ref_id`, `ann_ids`, `segmentations`, `sentences`. The target is the union of the
+  segmentations; it is empty without any."""
   rule: str = "coco"
   """Format of the segmentations and which pixels they cover: `coco` (polygons or run lengths as in
   pycocotools, one per annotation), `phrasecut` (a list of polygons per instance, see
@@ -46,7 +46,7 @@ class AnnotatedImage:
 
 @dataclasses.dataclass(frozen=True)
 class RecordMaker:
-  """Makes records of images; called with `{"images": [...]}`, each an `AnnotatedImage` as a dict."""
+  """Makes records of images, given as `{"images": [...]}`, each an `AnnotatedImage` as a dict."""
 
   instances: str
   """`NAME` or `NAME:ARGUMENT`, as for `open_proposer`."""
@@ -177,8 +177,8 @@ def read_image(
     data = untrusted_files.read(path, f"image {path}", preprocess.MAX_FILE_BYTES)
   except InputError as error:
     raise InputError(
-      f"{error}; --images names the folder of the images, and docs/guides/datasets.md says where to "
-      "get them"
+      f"{error}; --images names the folder of the images, and docs/guides/datasets.md says where "
+      "to get them"
     ) from error
   if upright:
     data, pixels = image_files.stored_upright(data, path)
@@ -201,7 +201,8 @@ def _target(image: AnnotatedImage, ref: dict[str, Any]) -> Bool[np.ndarray, "h w
       target |= rasterise(segmentation, image.height, image.width)
     except ValueError as error:
       raise InputError(
-        f"{_describe(image, ref, number)} has an invalid segmentation ({error}); is the file damaged?"
+        f"{_describe(image, ref, number)} has an invalid segmentation ({error}); is the file "
+        "damaged?"
       ) from error
   if ref["segmentations"] and not target.any():
     raise InputError(f"{_describe(image, ref, 0)} covers no pixel")

@@ -40,8 +40,8 @@ class GRefReader(refer.RefReader):
     empty = ann_ids == (NO_TARGET,)
     if not ann_ids or (NO_TARGET in ann_ids and not empty) or len(set(ann_ids)) < len(ann_ids):
       raise InputError(
-        f"{where}: ann_id is {reprlib.repr([*ann_ids])}; it must be distinct annotations, or [-1] for "
-        "no target"
+        f"{where}: ann_id is {reprlib.repr([*ann_ids])}; it must be distinct annotations, or [-1] "
+        "for no target"
       )
     no_target = fields.get("no_target", empty)
     if no_target is not empty:

@@ -90,8 +90,9 @@ class ImageSource:
     ]
     if missing:
       raise InputError(
-        f"image {missing[0]}: no such file ({len(missing):,} of {len(needed):,} images are missing); "
-        "--images names the folder of the images, and docs/guides/datasets.md says where to get them"
+        f"image {missing[0]}: no such file ({len(missing):,} of {len(needed):,} images are "
+        "missing); --images names the folder of the images, and docs/guides/datasets.md says where "
+        "to get them"
       )
 
   def tasks(self, split: str) -> Iterator[Task]:

@@ -110,8 +110,8 @@ class JsonlReader:
     """
     if spec.partition(":")[0] in _BY_ID and not self._has_ids:
       raise InputError(
-        f"--instances {spec}: needs image ids, but lines of {self._scan.path} have no image_id; add "
-        "the ids of that file"
+        f"--instances {spec}: needs image ids, but lines of {self._scan.path} have no image_id; "
+        "add the ids of that file"
       )
 
   def image_path(self, images: str, image_id: int) -> str:

@@ -154,8 +154,8 @@ def locate(refer_root: str) -> tuple[dict[str, str], str]:
   folder = os.path.join(refer_root, FOLDER)
   if not os.path.isdir(folder):
     raise InputError(
-      f"--refer_root {refer_root}: contains no folder {FOLDER}; docs/guides/datasets.md says where to "
-      "get it and what goes where"
+      f"--refer_root {refer_root}: contains no folder {FOLDER}; docs/guides/datasets.md says where "
+      "to get it and what goes where"
     )
   files = {split: os.path.join(folder, f"refer_{split}.json") for split in PUBLISHED}
   existing = {split: path for split, path in files.items() if os.path.isfile(path)}

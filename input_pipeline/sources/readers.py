@@ -48,7 +48,7 @@ def check_proposer(dataset: str, spec: str) -> None:
   """
   if dataset == phrasecut.DATASET and spec.partition(":")[0] in _COCO_ONLY:
     raise InputError(
-      f"--instances {spec}: uses COCO's image ids, but the ids of {dataset} are Visual Genome's; use "
-      "a detector (huggingface:, onnx:), its results by Visual Genome's ids (results:), "
+      f"--instances {spec}: uses COCO's image ids, but the ids of {dataset} are Visual Genome's; "
+      "use a detector (huggingface:, onnx:), its results by Visual Genome's ids (results:), "
       "felzenszwalb or none"
     )

@@ -231,7 +231,7 @@ class RefReader:
     return [self._annotations.annotation(ann_id) or {"id": ann_id} for ann_id in row.ann_ids]
 
   def _check_annotations(self) -> None:
-    """Checks that annotations match the image and categories of their ref, and that ids are unique."""
+    """Checks that annotations match their ref's image and categories, and that ids are unique."""
     pairs = [
       (row, ann_id, self._annotations.annotation(ann_id))
       for row in self.rows
@@ -242,9 +242,9 @@ class RefReader:
       row, ann_id = missing[0]
       count = len({row.ref_id for row, _ in missing})
       raise InputError(
-        f"{self.refs_path}, ref {row.ref_id}: ann_id {ann_id} is not in {self.annotations_path} (this "
-        f"concerns {count} of {len(self.rows)} refs); do the two files belong together? If another "
-        "COCO file has these annotations, name it with --annotations FILE"
+        f"{self.refs_path}, ref {row.ref_id}: ann_id {ann_id} is not in {self.annotations_path} "
+        f"(this concerns {count} of {len(self.rows)} refs); do the two files belong together? If "
+        "another COCO file has these annotations, name it with --annotations FILE"
       )
     for row, ann_id, annotation in pairs:
       assert annotation is not None
@@ -292,8 +292,8 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
   instances = annotations or os.path.join(folder, "instances.json")
   if not os.path.isdir(folder):
     raise InputError(
-      f"--refer_root {refer_root}: contains no folder {layout.folder}; docs/guides/datasets.md says "
-      "where to get it and what goes where"
+      f"--refer_root {refer_root}: contains no folder {layout.folder}; docs/guides/datasets.md "
+      "says where to get it and what goes where"
     )
   for path in (refs, instances):
     if not os.path.isfile(path):

@@ -116,7 +116,7 @@ def _no_text(rows: Sequence[Mapping[str, Any]], options: Options) -> str:
   attributes = sorted({key for row in rows for key in row.get("attributes") or ()})
   nested = f", and under attributes: {', '.join(attributes)}" if attributes else ""
   return (
-    f"no annotation with a mask has an expression under {', '.join(options.text_keys)}; the keys of "
-    f"annotations are {', '.join(keys) or 'missing'}{nested}. Name the right one with --text KEY, or "
-    f"use category names as expressions with --text {CATEGORY}"
+    f"no annotation with a mask has an expression under {', '.join(options.text_keys)}; the keys "
+    f"of annotations are {', '.join(keys) or 'missing'}{nested}. Name the right one with --text "
+    f"KEY, or use category names as expressions with --text {CATEGORY}"
   )

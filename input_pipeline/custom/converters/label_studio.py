@@ -51,8 +51,8 @@ def read(path: str, options: Options) -> Export:
   if coco.is_coco(content):
     if CATEGORY not in options.text_keys:
       raise InputError(
-        f"{path}: Label Studio's COCO export does not contain the texts of regions; export as JSON, "
-        f"or use category names as expressions with --text {CATEGORY}"
+        f"{path}: Label Studio's COCO export does not contain the texts of regions; export as "
+        f"JSON, or use category names as expressions with --text {CATEGORY}"
       )
     return coco.read_content(content, path, options)
   if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
@@ -61,16 +61,16 @@ def read(path: str, options: Options) -> Export:
     )
   if content and not any("annotations" in task for task in content):
     raise InputError(
-      f"{path}: no task has `annotations`; JSON-MIN does not say which text belongs to which region: "
-      "export as JSON"
+      f"{path}: no task has `annotations`; JSON-MIN does not say which text belongs to which "
+      "region: export as JSON"
     )
   export = Export([], collections.Counter())
   for task in content:
     _read_task(task, options, export)
   if not any(region.texts for region in export.regions):
     raise InputError(
-      f'{path}: no region has a text; set perRegion="true" on the TextArea in the labelling config, '
-      f"or use labels as expressions with --text {CATEGORY}"
+      f'{path}: no region has a text; set perRegion="true" on the TextArea in the labelling '
+      f"config, or use labels as expressions with --text {CATEGORY}"
     )
   return export
 
