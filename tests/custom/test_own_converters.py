@@ -1,4 +1,4 @@
-"""What annotation tools export becomes lines: the layouts are written by hand, as the tools document them."""
+"""Converters of annotation tools' exports; the layouts follow the tools' documentation."""
 
 import json
 
@@ -17,7 +17,7 @@ TRIANGLE = [[15, 3, 25, 3, 25, 13]]
 
 
 def coco(*annotations, file_name="a.png", **more):
-  """COCO's layout; each annotation has an id of its own."""
+  """Returns a COCO file; annotations are numbered from 1."""
   return {
     "images": [{"id": 4, "file_name": file_name, "height": HEIGHT, "width": WIDTH}],
     "annotations": [
@@ -30,7 +30,7 @@ def coco(*annotations, file_name="a.png", **more):
 
 
 def convert(folder, form, content, *more):
-  """The lines that an export becomes; what the command prints is checked to be right by the validator."""
+  """Converts an export and returns the lines."""
   (folder / "export.json").write_text(json.dumps(content))
   out = folder / "mine.jsonl"
   command.main(
@@ -101,7 +101,7 @@ def test_the_same_expression_twice_means_both(folder):
 
 
 def test_what_cvat_exports(folder, capsys):
-  """As its documentation and its issues show "COCO 1.0": attributes, empty segmentations of boxes, RLE of masks."""
+  """CVAT's "COCO 1.0" has attributes, empty segmentations of boxes, and RLE of masks."""
   (folder / "images" / "default").mkdir(parents=True)
   write_photo(folder / "images" / "default" / "b.png")
   no = {"occluded": False, "rotation": 0.0}
@@ -134,12 +134,12 @@ def test_what_cvat_exports(folder, capsys):
   )
   drawn = masks.rasterise(box["target"], HEIGHT, WIDTH)
   assert drawn.sum() == 30 and drawn[2:8, 1:6].all()
-  assert len(box["instances"]) == 3  # the crowd is none
+  assert len(box["instances"]) == 3  # without the crowd
   assert scan.scan(str(folder / "mine.jsonl")).problems == []
 
 
 def region(name, kind, value, **more):
-  """A row of `result` in Label Studio's JSON."""
+  """Returns a row of `result` in Label Studio's JSON."""
   return {
     "id": name,
     "type": kind,
@@ -221,7 +221,7 @@ def test_a_turned_box_of_label_studio_turns_around_its_corner(folder):
   content = [task(region("r", "rectangle", value), text("r", "box"))]
   (line,) = convert(folder, "label-studio", content, "--boxes")
   expected = np.zeros((HEIGHT, WIDTH), bool)
-  expected[5:15, 14:20] = True  # a quarter of a turn clockwise: it now goes down and to the left
+  expected[5:15, 14:20] = True  # a quarter turn clockwise: it extends down and to the left
   assert np.array_equal(drawn(line), expected)
 
 
@@ -236,7 +236,7 @@ def test_an_ellipse_of_label_studio_has_its_area(folder):
 
 
 def pack(values, sizes=(3, 4, 8, 16)):
-  """Runs as rle-pack writes them, the plain way: bits as text."""
+  """Encodes runs as rle-pack does, with bits as text."""
   bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes)
   at = 0
   while at < len(values):
@@ -319,7 +319,7 @@ def test_photos_are_found_however_label_studio_names_them(folder, image):
 
 
 def test_label_studio_s_coco_has_no_text_and_says_so(folder):
-  """Its `result.json`: paths as on the exporting machine, no attributes."""
+  """`result.json` has paths as on the exporting machine, and no attributes."""
   content = coco({"bbox": [2, 3, 10, 10], "ignore": 0}, file_name="images\\0123abcd-a.png")
   with pytest.raises(InputError, match=r"does not contain the texts .* export as JSON"):
     convert(folder, "label-studio", content)

@@ -1,4 +1,4 @@
-"""A user's own data as a data set: what `prepare` makes of lines is what they say."""
+"""Custom data as a data set: `prepare` stores what the lines say."""
 
 import io
 import json
@@ -31,12 +31,12 @@ def records_of(data_dir, name, split):
 
 
 def decoded(record):
-  """The pixels that training sees."""
+  """Returns the pixels that training sees."""
   return tf.io.decode_jpeg(record.image, channels=3, dct_method="INTEGER_ACCURATE").numpy()
 
 
 def make(folder, *rows, more=(), name="mine.jsonl"):
-  """Prepares lines, and returns the folder of the data."""
+  """Prepares lines and returns the folder of the data."""
   path = write_lines(folder / name, *rows)
   data_dir = folder / "data"
   prepare.main(["--dataset", f"jsonl:{path}", "--data_dir", str(data_dir), *more])
@@ -114,7 +114,7 @@ def test_photos_of_any_kind_are_stored_as_what_training_decodes(tmp_path, ending
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_tiff_is_turned_once(tmp_path, orientation):
-  """Pillow turns TIFFs itself, and not what is otherwise of EXIF."""
+  """Pillow rotates TIFFs itself, but not other formats."""
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / "a.tiff", tiffinfo={0x0112: orientation})
   expected = pixels if orientation == 1 else np.rot90(pixels, -1)

@@ -1,4 +1,4 @@
-"""Lines of a user's own data: what may stand in them, and that everything wrong is told with its line."""
+"""Checks of custom data: every error is reported with its line number."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def found(folder, *rows, **options):
-  """(line, kind) of every problem of a file."""
+  """Returns (line, kind) of every problem in a file."""
   scanned = scan.scan(write_lines(folder / "mine.jsonl", *rows), **options)
   return [(problem.line, problem.kind) for problem in scanned.problems]
 
@@ -155,9 +155,9 @@ def test_every_problem_of_a_line_is_told_at_once(folder):
 def test_what_lines_have_in_common_is_compared(folder):
   rows = [
     line(ref_id=50, image_id=1),
-    line(ref_id=50, image_id=2),  # a ref and an image told twice
+    line(ref_id=50, image_id=2),  # a duplicate ref, and another id of the same image
     line("b.jpg", image_id=1),  # the id of another image
-    line(ref_id=3),  # what line 3 has without saying so
+    line(ref_id=3),  # the default of line 3
     line("b.jpg", split="val"),
     line(instances=[SQUARE]),
     line(instances=[]),

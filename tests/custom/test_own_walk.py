@@ -1,4 +1,4 @@
-"""The page about a user's own data: its commands are run as they stand there, in an empty folder."""
+"""The guide about custom data: its commands run as they are written, in an empty folder."""
 
 import json
 import os

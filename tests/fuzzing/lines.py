@@ -21,7 +21,7 @@ _PATHS = masks.PathResolver("photos-that-are-not-there")
 
 
 def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
-  """Lines with every key and every kind of mask."""
+  """Yields lines with every key and every kind of mask."""
   runs = {"size": list(_SIZE), "counts": [100, 50, 4650]}
   parts = [
     {"rle": runs},
@@ -56,7 +56,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 
 def one_input(data: bytes) -> None:
-  """Reads the line, and rasterises the masks that it holds itself."""
+  """Parses the line and rasterises its masks."""
   line, problems = schema.parse(1, data)
   assert (line is None) == bool(problems)
   for problem in problems:

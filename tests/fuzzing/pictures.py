@@ -1,4 +1,4 @@
-"""Photos: pixels of the size that the file's head says, or an `InputError` that names the photo."""
+"""Images: pixels of the size in the header, or an `InputError` that names the image."""
 
 import io
 import pathlib
@@ -36,7 +36,7 @@ def _image(mode: str) -> Image.Image:
 
 
 def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
-  """Every kind and mode, turned, animated and with tables; and real photos, made small."""
+  """Yields images of every format and mode, rotated, animated, with tables; and small real ones."""
   for kind, modes in _KINDS:
     for mode in modes:
       file = io.BytesIO()
@@ -61,7 +61,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 
 def one_input(data: bytes) -> None:
-  """Decodes the picture as it is stored and upright, and as a record would hold it."""
+  """Decodes the image as stored and upright, and as a record would store it."""
   try:
     stored = preprocess.decode_image(data, "a.jpg", upright=False, max_pixels=_MAX_PIXELS)
     upright = preprocess.decode_image(data, "a.jpg", max_pixels=_MAX_PIXELS)

@@ -1,4 +1,4 @@
-"""A stored record: its bit planes and targets are decoded, or the record is named in an `InputError`."""
+"""Encoded records: bit planes and targets, or an `InputError` that names the record."""
 
 import pathlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ MAX_BYTES = 1024
 
 
 def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
-  """Height, width, instances and the length of the planes; then planes and a target, both PNG."""
+  """Yields height, width, instances and length of the planes; then planes and target as PNGs."""
   del realdata
   for seed, count, height, width in ((0, 0, 4, 5), (1, 3, 9, 7), (2, 17, 12, 8), (3, 1, 1, 1)):
     masks = np.random.default_rng(seed).random((count, height, width)) < 0.2
@@ -25,7 +25,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 
 def one_input(data: bytes) -> None:
-  """Decodes a record with that size and those two pictures."""
+  """Decodes a record with that size and those two PNGs."""
   if len(data) < 5:
     return
   height, width, count = data[:3]
@@ -33,7 +33,8 @@ def one_input(data: bytes) -> None:
   fields = {
     "image": b"", "image_id": 1, "file_name": "a.jpg", "height": height, "width": width,
     "instances": data[5:split], "instance_score": np.ones(count, np.float32),
-    "instance_category": np.zeros(count, np.int64), "instances_from": "custom", "instances_trained_on": "",
+    "instance_category": np.zeros(count, np.int64), "instances_from": "custom",
+    "instances_trained_on": "",
     "refs": [{"ref_id": 1, "ann_ids": [1], "target": data[split:], "sentences": ["cup"]}],
   }  # fmt: skip
   try:

@@ -1,4 +1,4 @@
-"""The refs of RefCOCO: a pickle of any bytes is read, or is an `InputError`."""
+"""Refs of RefCOCO: any bytes are a valid pickle or an `InputError`."""
 
 import atexit
 import json
@@ -29,7 +29,8 @@ _INSTANCES = {
 def _ref(number: int, split: str) -> dict:
   sentence = {"tokens": ["left", "cup"], "raw": "Left cup", "sent_id": number, "sent": "left cup"}
   return {
-    "sent_ids": [number], "file_name": "COCO_train2014_000000000001_1.jpg", "ann_id": number, "ref_id": number,
+    "sent_ids": [number], "file_name": "COCO_train2014_000000000001_1.jpg", "ann_id": number,
+    "ref_id": number,
     "image_id": 1, "split": split, "sentences": [sentence], "category_id": 1,
   }  # fmt: skip
 
@@ -46,7 +47,7 @@ _ROOT = _folder()
 
 
 def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
-  """Refs of every protocol, and the first ones of real files."""
+  """Yields refs in every pickle protocol, and the first ones of real files."""
   for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
     yield pickle.dumps([_ref(1, "train"), _ref(2, "testA")], protocol)
   yield pickle.dumps([{"a": (1, 2.5, None, True), "b": [[-3, 2**40], "é", ()]}], 2)
@@ -57,12 +58,12 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 
 def one_input(data: bytes) -> None:
-  """Reads the bytes as a pickle, and as the refs of a data set."""
+  """Reads the bytes as a pickle and as the refs of a data set."""
   try:
     plain = untrusted_pickle.loads(data, "refs")
   except InputError:
     return
-  repr(plain)  # what holds itself, or is a bomb when it is walked through, must not be here
+  repr(plain)  # must not contain itself or grow exponentially
   (_ROOT / "refcoco" / "refs(unc).p").write_bytes(data)
   try:
     reader = refer.RefReader("refcoco_unc", str(_ROOT))

@@ -1,4 +1,4 @@
-"""Fuzzing: bytes that are guided by the code they reach, for everything that reads files from outside.
+"""Coverage-guided fuzzing of everything that reads untrusted files.
 
     pip install -r requirements-fuzz.txt
     python tests/fuzzing/run.py segmentations --seconds 600
@@ -54,7 +54,7 @@ def _write_seeds(target: str, folder: pathlib.Path, realdata: pathlib.Path) -> N
 
 
 def _watch(args: argparse.Namespace, folder: pathlib.Path) -> None:
-  """Runs the fuzzer as a process of its own, for C code may end it, and sums up what it says."""
+  """Runs the fuzzer in another process, which C code may crash, and summarises its output."""
   own = [sys.executable, str(_HERE / "run.py"), args.target, "--corpus", str(args.corpus)]
   log = folder / "log"
   with log.open("wb") as file:
@@ -98,12 +98,12 @@ def _fuzz(target: str, folder: pathlib.Path, seconds: int) -> None:
 
 
 def _replay(target: str, folder: pathlib.Path) -> None:
-  """Runs every input that was kept once, and counts lines."""
+  """Runs every input of the corpus once and measures line coverage."""
   import coverage  # pyright: ignore[reportMissingImports]
 
   module = importlib.import_module(target)
   covered = [str(_ROOT / path) for path in module.COVERED]
-  # What is imported already was executed: only the lines of functions are counted from here on.
+  # Imports have been executed: only the lines of functions count from here.
   measured = coverage.Coverage(include=covered, branch=False, data_file=None, config_file=False)
   measured.start()
   for path in covered:

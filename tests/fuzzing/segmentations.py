@@ -1,4 +1,4 @@
-"""COCO's segmentations: the mask that NumPy makes of the run lengths, or a ValueError."""
+"""COCO's segmentations: the same mask as by NumPy, or a ValueError."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ MAX_BYTES = 2048
 
 
 def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
-  """Height and width, then a string of run lengths, or JSON."""
+  """Yields height and width, then a string of run lengths, or JSON."""
   for seed, height, width in ((0, 4, 5), (1, 30, 40), (2, 1, 1), (3, 200, 3)):
     mask = np.random.default_rng(seed).random((height, width)) < 0.3
     runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -36,7 +36,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 
 def one_input(data: bytes) -> None:
-  """Decodes run lengths and any JSON, for an image whose size is in the first bytes."""
+  """Decodes run lengths and any JSON for an image whose size is in the first bytes."""
   if len(data) < 3:
     return
   height, width, kind = data[0], data[1], data[2]
@@ -63,7 +63,7 @@ def _check_runs(text: bytes, height: int, width: int) -> None:
   try:
     mask = decode_segmentation({"size": [height, width], "counts": text}, height, width)
   except ValueError:
-    # Numbers that are longer than they need be are refused though they could be read.
+    # Numbers longer than necessary are rejected although they could be read.
     assert expected is None or min(height, width) < 1 or b"o" in text or b"P" in text
   else:
     if len(text) < 1000:

@@ -1,4 +1,4 @@
-"""Segmentations from strangers: the right mask, or a line that says why not; C code sees only what was checked."""
+"""Untrusted segmentations: the right mask or an error; C code only gets checked input."""
 
 import math
 import time
@@ -53,7 +53,7 @@ def test_strings_of_pycocotools_give_the_mask(seed, height, width, share):
   assert plain_lengths(text) is not None
   agrees(text, mask, (height, width))
   agrees(text.decode(), mask, (height, width))
-  # One character of it is changed: the mask of the changed lengths, or refused.
+  # One character is changed: either the mask of the changed lengths, or an error.
   place = seed % len(text)
   damaged = text[:place] + bytes([48 + seed % 64]) + text[place + 1 :]
   lengths = plain_lengths(damaged)

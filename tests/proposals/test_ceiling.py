@@ -1,4 +1,4 @@
-"""The metrics of the report on instance masks, and which images it draws."""
+"""The oracle: its metrics, and the images that the report draws."""
 
 import dataclasses
 import re
@@ -126,7 +126,7 @@ def test_masks_of_several_origins_are_counted_for_each():
   ]
 
 
-# What is drawn.
+# Drawing.
 
 
 def _matches(*ious: float) -> list[Match]:
@@ -163,7 +163,7 @@ def test_the_random_ones_are_drawn_without_regard_to_their_iou():
 
 
 class _Fields(dict):
-  """A record's fields that can be watched."""
+  """A dict that supports weak references."""
 
 
 def test_records_that_are_not_drawn_are_not_kept():
@@ -195,7 +195,7 @@ def test_every_mask_has_a_colour_the_best_a_yellow_and_the_target_a_white_outlin
   assert len(insides) == 3
   assert (100, 100, 100) not in insides
   assert tuple(drawn[2, 2]) == (100, 100, 100)
-  # Where the best mask is the target, both are seen.
+  # If the best instance is the target, both outlines are visible.
   both = drawing.instance_overlay(photo, masks, masks[2], best=2)
   assert (both == 255).all(-1).any()
   assert (both == drawing.SELECTED).all(-1).any()
@@ -213,7 +213,7 @@ def test_a_small_mask_is_seen_on_a_large_one():
 
 
 def _pictures(record: records.ImageRecord) -> list[GalleryItem]:
-  """One for each ref."""
+  """Returns an item per ref."""
   fields, matches = records.encode_record(record), match_refs(record)
   return [GalleryItem("a/b", fields, ref, match) for ref, match in enumerate(matches)]
 
@@ -245,6 +245,3 @@ def test_a_caption_says_which_mask_is_best_or_why_none_is():
     "<strong>IoU 0.00</strong>, the image has no instances",
   ]
   assert page.count("a/b, image 7, ref 700; target of 1,500 pixels (medium)") == 3
-
-
-# What is stored is read again.

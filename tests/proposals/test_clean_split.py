@@ -1,4 +1,4 @@
-"""Annotations to train a detector on that has not seen the photos it is judged on."""
+"""Annotations without evaluation images, for the training of detectors."""
 
 import contextlib
 import gzip
@@ -19,12 +19,13 @@ from input_pipeline.proposals import command
 from input_pipeline.proposers import leakage
 from input_pipeline.sources import refer
 
-# Of the photos 100 to 103 that `refer_layout` makes, only 100 is nowhere evaluated on; 900 and 901 no refs mean.
+# Of the images 100 to 103 in `refer_layout`, only 100 is in no evaluation split; no refs have 900
+# and 901.
 CLEAN = {100, 900, 901}
 
 
 class Inputs:
-  """Refs of all four data sets and annotations of six photos, on disk; `run` cleans them."""
+  """Refs of all four data sets and annotations of six images, on disk; `run` cleans them."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -54,7 +55,7 @@ class Inputs:
     self.annotations.write_text(json.dumps(self.content))
 
   def run(self, *more: str) -> tuple[str, list[str]]:
-    """Runs the command; returns what it printed and its warnings but those of excerpts."""
+    """Runs the command; returns its output and warnings, except those about incomplete refs."""
     printed, errors = io.StringIO(), io.StringIO()
     arguments = ["--annotations", str(self.annotations), "--refer_root", str(self.root)]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
@@ -69,7 +70,7 @@ def inputs(tmp_path) -> Inputs:
 
 
 def _read(path: pathlib.Path) -> COCO:
-  """As detectors read it."""
+  """Reads the file as detectors do."""
   with contextlib.redirect_stdout(io.StringIO()):
     return COCO(str(path))
 
@@ -110,7 +111,7 @@ def test_what_is_written_is_clean_and_what_was_read_is_not(inputs):
 
 @pytest.mark.parametrize("name", list(SPLITS))
 def test_every_data_set_counts(inputs, name):
-  """A photo that one of them evaluates on and the others train on."""
+  """Each data set evaluates on an image that the others train on."""
   layout = inputs.layouts[name]
   layout.refs.append({"image_id": 900, "split": "val", "ref_id": 99})
   layout.write()
@@ -206,7 +207,7 @@ def _stray(inputs: Inputs) -> None:
 
 
 _DAMAGES = {
-  "refs are no pickle": (_refs(b"\x80"), r"refs\(umd\)\.p: not a pickle of plain"),
+  "refs are not a pickle": (_refs(b"\x80"), r"refs\(umd\)\.p: not a pickle of plain"),
   "refs are a class": (_refs(pickle.dumps(pathlib.Path())), r"refs\(umd\)\.p.*nothing in it was"),
   "refs are a number": (_refs(pickle.dumps(3)), r"refs\(umd\)\.p: not a list of refs"),
   "refs have no split": (_refs(pickle.dumps([{"image_id": 1}])), r"\(KeyError: 'split'\)"),
@@ -302,7 +303,7 @@ def test_real_annotations_lose_every_officially_evaluated_photo(realdata, tmp_pa
     assert not ids & kept
     trained_on = leakage.parse(str(tmp_path / "clean.json"))
     assert leakage.check(trained_on, "val", ids).seen == 0
-  # What else went is evaluated on by the refs of the excerpt: those of gRefCOCO are its own.
+  # The other removed images are in evaluation splits of the excerpt, such as gRefCOCO's.
   grefs = json.loads((realdata / "refer/grefcoco/grefs(unc).json").read_text())
   own = {ref["image_id"] for ref in grefs if ref["split"] != "train"}
   assert there - kept == there & set.union(own, *official.values())

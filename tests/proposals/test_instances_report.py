@@ -1,4 +1,4 @@
-"""`python -m input_pipeline.proposals report`: its figures, its page, and what it refuses."""
+"""`python -m input_pipeline.proposals report`: its table, its page, and its errors."""
 
 import contextlib
 import dataclasses
@@ -65,12 +65,9 @@ def test_a_damaged_file_of_records_is_named(tmp_path):
     list(record_reader.read_records(record_reader.Split(str(tmp_path), half_records.NAME, "val")))
 
 
-# The command.
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What one run left behind."""
+  """The outputs of one run."""
 
   data_dir: str
   folder: pathlib.Path

@@ -1,4 +1,4 @@
-"""Masks from files in COCO's results format, and rows of large files by their ids."""
+"""Masks from COCO results files, and the index of large files."""
 
 import json
 import pickle
@@ -63,7 +63,7 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
       fields = {"image_id": row["image_id"], "category_id": row["category_id"]}
       rows.append(fields | {"segmentation": runs, "score": 1.0})
   path = _write(tmp_path / "detections.json", rows)
-  # What pycocotools reads as results is what we read.
+  # pycocotools reads the same.
   assert len(reference.loadRes(path).anns) == len(rows)
   results, coco = open_proposer(f"results:{path}"), open_proposer(f"coco:{file}")
   for image_id in image_ids[::4]:

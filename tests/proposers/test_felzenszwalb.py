@@ -1,4 +1,4 @@
-"""Masks of colours alone."""
+"""Masks from colours alone."""
 
 import numpy as np
 import pytest

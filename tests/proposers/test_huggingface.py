@@ -1,4 +1,4 @@
-"""Masks of the segmenters of transformers, tiny and random."""
+"""Masks of segmentation models in transformers, with tiny, random models."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from input_pipeline.proposers.registry import open_proposer
 
 @pytest.fixture(scope="module")
 def tiny():
-  """The module that makes tiny models; without torch and transformers there is nothing to make."""
+  """Module that makes tiny models; needs torch and transformers."""
   pytest.importorskip("torch")
   pytest.importorskip("transformers")
   import tiny_segmenters
@@ -23,7 +23,7 @@ def tiny():
 
 
 def _needs_torchvision(name: str):
-  """Skips SAM 2 where its processor, which is torchvision's, cannot be."""
+  """Skips SAM 2 without torchvision, which its processor needs."""
   if name == "sam2":
     try:
       import torchvision  # noqa: F401
@@ -55,7 +55,7 @@ def test_segmenters_give_a_photo_the_same_masks_in_any_batch(tmp_path, tiny, fiv
 @pytest.mark.extras
 @pytest.mark.parametrize(
   ("name", "least_iou", "tolerance"),
-  # Theirs are cut at 384 x 384, those of MaskFormer at the 24 x 40 of its logits, and enlarged in blocks.
+  # Theirs are thresholded at 384 x 384, MaskFormer's at the 24 x 40 of its logits, and enlarged.
   [("mask2former", 0.95, 1e-4), ("maskformer", 0.7, 0.03)],
 )
 def test_masks_are_those_of_the_processor_s_own_function(
@@ -109,7 +109,7 @@ def test_what_a_processor_pads_is_no_part_of_the_photo(tmp_path, tiny, five_phot
 
 @pytest.fixture
 def coarse_grid(monkeypatch):
-  """36 points and no duplicates left out: noise has its box everywhere."""
+  """Uses 36 points and keeps duplicates: the boxes of noise are everywhere."""
   from input_pipeline.proposers import huggingface
 
   monkeypatch.setattr(huggingface, "POINTS_PER_SIDE", 6)
@@ -156,7 +156,7 @@ def test_mask_generators_give_what_they_say_of_each_point_alone(
           expected.append((score, logits > 0))
   expected.sort(key=lambda pair: -pair[0])
   (found,) = proposer.propose([small[0]], [0])
-  # One of a few hundred may be on the other side of a threshold in sums of another order.
+  # Rounding may move one of a few hundred masks across a threshold.
   assert abs(len(found.masks) - len(expected)) <= 1
   matched = [
     any(abs(score - own) < 1e-4 and (mask != other).mean() < 1e-3 for score, mask in expected)

@@ -1,4 +1,4 @@
-"""What holds whatever the proposer: missing packages, and the example of the documentation."""
+"""The registry of proposers: missing packages, and the example in the documentation."""
 
 import pathlib
 import re

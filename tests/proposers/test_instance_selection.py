@@ -1,4 +1,4 @@
-"""What is kept of proposed masks, against pycocotools' IoU and a plain loop."""
+"""Which proposals are kept, compared with pycocotools' IoU and a plain loop."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def _iou(a, b):
 
 
 def _plain(masks, scores, selection):
-  """The numbers of the masks that are kept, by the definition."""
+  """Returns the indices of the kept masks by definition."""
   areas = [int(mask.sum()) for mask in masks]
   kept: list[int] = []
   for k in sorted(range(len(masks)), key=lambda k: (-scores[k], -areas[k], k)):
@@ -32,7 +32,7 @@ def _plain(masks, scores, selection):
 
 @st.composite
 def proposals(draw):
-  """Rectangles, many of them alike, with few different scores."""
+  """Returns rectangles, many of them similar, with few distinct scores."""
   height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
   count = draw(st.integers(0, 12))
   masks = np.zeros((count, height, width), bool)
@@ -95,7 +95,7 @@ def test_values_out_of_range_are_named(values, message):
 
 
 class WrongSize:
-  """A detector that forgets to bring its masks back to the photo's size."""
+  """A detector that forgets to resize its masks to the image's size."""
 
   def __init__(self, argument):
     self._side = int(argument)

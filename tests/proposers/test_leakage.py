@@ -1,4 +1,4 @@
-"""What a detector has seen of the photos it is judged on: found, counted, named, and said beside the numbers."""
+"""Leakage: images that a detector has seen are found, counted, named and reported."""
 
 import contextlib
 import gzip
@@ -117,7 +117,7 @@ def test_a_list_is_read_in_every_form(name, packed, tmp_path):
 
 _GZIP = gzip.compress(
   b"[1, 2]" * 99, mtime=0
-)  # no time of day: every test process must name the cases alike
+)  # without the time: every test process must give the cases the same names
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_is_neither_word_nor_file_is_told_the_words(what):
 
 @pytest.mark.parametrize("name", ["val", "testA", "testB"])
 def test_official_lists_are_found_by_the_photo(name, realdata):
-  """The annotations of the excerpt hold some photos of each official split; which, is counted here one by one."""
+  """The annotations of the excerpt contain some images of each official split."""
   official = json.loads(
     gzip.decompress((realdata / f"expressions/refcoco_{name}.json.gz").read_bytes())
   )
@@ -176,7 +176,7 @@ def test_official_lists_are_found_by_the_photo(name, realdata):
 
 
 class Detector:
-  """A detector of one's own, as `--instances test_leakage.Detector` names it: the left half of every image."""
+  """The class of `--instances test_leakage.Detector`: proposes the left half of every image."""
 
   def __init__(self, argument: str):
     if argument:
@@ -195,7 +195,7 @@ class Detector:
 def _prepare(
   layout: ReferLayout, data_dir: pathlib.Path, instances: str, *more: str
 ) -> tuple[dict[str, Any], list[str]]:
-  """Runs `prepare`; returns the data set's metadata and its warnings but the one of an excerpt."""
+  """Runs `prepare`; returns metadata and warnings, except the one about incomplete data."""
   errors = io.StringIO()
   with contextlib.redirect_stderr(errors):
     prepare.main(layout.arguments(data_dir, "--instances", instances, *more))
@@ -298,7 +298,7 @@ def test_generated_scenes_never_warn(shapes_data):
 
 
 def _evaluate(run: pathlib.Path, data_dir: pathlib.Path, *splits: str) -> tuple[Any, list[str]]:
-  """Runs `evaluate`; returns its JSON and what it printed below the table."""
+  """Runs `evaluate`; returns its JSON and the lines printed below the table."""
   printed, out = io.StringIO(), data_dir.parent / "metrics.json"
   command = ["--checkpoint", str(run), "--data_dir", str(data_dir), "--json", str(out)]
   with contextlib.redirect_stdout(printed):

@@ -1,4 +1,4 @@
-"""Masks of exported models."""
+"""Masks of ONNX models."""
 
 import pathlib
 import re
@@ -17,7 +17,7 @@ from input_pipeline.proposers.selection import Selection
 
 
 def flood_fill(classes: np.ndarray) -> list[tuple[int, np.ndarray]]:
-  """Each connected part, pixel by pixel: its class and mask."""
+  """Yields class and mask of each connected component, pixel by pixel."""
   left = np.ones(classes.shape, bool)
   parts = []
   for start in np.ndindex(classes.shape):
@@ -75,7 +75,7 @@ def test_a_noisy_map_keeps_its_largest_components_only():
 
 
 def red_is_the_class(path: pathlib.Path, side: int | str = "open", kind: int = om.INT32) -> str:
-  """A model whose class map is the red channel of raw RGB, [N, H, W]."""
+  """Writes a model whose class map [N, H, W] is the red channel of raw RGB."""
   return om.write(
     path,
     [om.Value("image", om.UINT8, ["n", side, side, 3])],
@@ -89,7 +89,7 @@ def red_is_the_class(path: pathlib.Path, side: int | str = "open", kind: int = o
 
 
 def picture(height: int, width: int) -> np.ndarray:
-  """Rectangles of classes 3 (twice), 5 and 9 on 0, in red."""
+  """Returns an image with rectangles of classes 3 (twice), 5 and 9 on 0, in red."""
   photo = np.zeros((height, width, 3), np.uint8)
   photo[2 : height // 2, 3 : width // 3, 0] = 3
   photo[height // 2 + 2 :, 3 : width // 3, 0] = 3
@@ -125,13 +125,13 @@ def test_a_model_of_fixed_size_gives_masks_of_the_photo_s_own(tmp_path):
   thing = photo[..., 0] == 200
   assert found.masks.shape == (2, 60, 90)
   iou = (found.masks & thing).sum((1, 2)) / (found.masks | thing).sum((1, 2))
-  assert iou.max() > 0.75  # A pixel of the model is three of the photo.
+  assert iou.max() > 0.75  # A pixel of the model is three of the image.
   middle = np.argwhere(found.masks[iou.argmax()]).mean(0)
   np.testing.assert_allclose(middle, np.argwhere(thing).mean(0), atol=0.5)
 
 
 def colours_are_logits(path: pathlib.Path, metadata: dict[str, str] | None = None) -> str:
-  """A model whose three classes' logits are 4 times its input's channels, float NCHW."""
+  """Writes a model whose logits are 4 times its input's three channels, float NCHW."""
   shape = [1, 3, "h", "w"]
   return om.write(
     path,
@@ -171,7 +171,7 @@ def test_logits_are_of_the_normalised_photo_and_score_their_parts(tmp_path, meta
 
 
 def channels_are_masks(path: pathlib.Path, batched: bool = False, without: str = "") -> str:
-  """A model whose masks are the channels of one picture on [0, 1], their mean the score, as torchvision shapes them."""
+  """Writes a model in torchvision's format: channels are masks, their means the scores."""
   outputs = [
     om.Value("labels", om.INT64, [3]),
     om.Value("scores", om.FLOAT, ["k"]),
@@ -286,4 +286,4 @@ def test_a_real_segmenter_finds_what_people_refer_to(realdata, five_photos):
     assert_same(found, alone)
     assert found.masks.shape[1:] == photo.shape[:2]
     assert len(found.masks) >= 3
-    assert found.masks.any(0).mean() > 0.7  # A map of classes leaves nothing out but crumbs.
+    assert found.masks.any(0).mean() > 0.7  # A class map only leaves out tiny components.

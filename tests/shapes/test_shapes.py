@@ -1,4 +1,4 @@
-"""Generated scenes: what is drawn, what is said of it, and what the simulated detector gives."""
+"""Generated scenes: images, expressions, and the simulated detector."""
 
 import collections
 import functools
@@ -31,7 +31,7 @@ FURTHEST = re.compile(r"(.+) (?:furthest to|nearest) the (left|right|top|bottom)
 
 
 class Reader:
-  """Understands a sentence word by word, from attributes and the centres of visible masks.
+  """Interprets an expression word by word, from attributes and centres of visible masks.
 
   It knows nothing of margins: it takes the nearest, the first, the largest. So where it agrees with
   the generator, the sentence is true in the plainest sense.
@@ -44,7 +44,7 @@ class Reader:
     self.areas = [int(mask.sum()) for mask in masks]
 
   def described(self, words):
-    """Indices of the objects that every word fits."""
+    """Returns the indices of the objects that all words fit."""
     matches = set(range(len(self.objects)))
     for word in words.split():
       if word != "object":
@@ -53,11 +53,11 @@ class Reader:
     return matches
 
   def in_order(self, matches, side):
-    """Indices from the given side to the other."""
+    """Returns the indices, ordered from the given side to the other."""
     return sorted(matches, key=lambda i: -np.dot(self.centres[i], SIDES[side]))
 
   def understand(self, text):
-    """Returns (kind, set of objects meant)."""
+    """Returns (kind, set of referents)."""
     text = text.removeprefix("the ")
     if match := RELATION.fullmatch(text):
       words, relation, anchor = match.groups()
@@ -240,7 +240,7 @@ def test_each_kind_of_detector_failure_does_what_its_name_says(field, value):
 
 
 def _mistakes(words: str) -> tuple[float, float]:
-  """Mean IoU of the best mask of each object, and the share of objects without one, of the same 30 scenes."""
+  """Returns mean IoU of each object's best mask, and the share of objects without one."""
   found = [
     max(iou(scene.instances.masks, target), default=0.0)
     for index in range(30)

@@ -1,4 +1,4 @@
-"""gRefCOCO: several targets, one or none, from its files to records; what is refused and how it is said."""
+"""gRefCOCO: refs with several annotations, one or none, from files to records; errors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""PhraseCut: targets by the toolkit's pixel rule, what is prepared, what is refused and how it is said."""
+"""PhraseCut: targets by the toolkit's pixel rule, records, and errors."""
 
 import json
 
@@ -23,7 +23,7 @@ polygons = st.lists(st.lists(points.map(list), max_size=6), max_size=3)
 
 
 def by_the_toolkit(shapes: list) -> np.ndarray:
-  """The rule as its description has it: every polygon alone, whole coordinates, outline and inside, then their sum."""
+  """Rasterises by definition: integer coordinates, outline and inside, summed over polygons."""
   total = np.zeros((HEIGHT, WIDTH), int)
   for shape in shapes:
     if len(shape) >= 2:

@@ -1,4 +1,4 @@
-"""The whole sequence on real photos and expressions, as the README has it: half an hour on 2 cores."""
+"""All steps on real photos and expressions: half an hour on 2 cores."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ PHOTOS = 4
 
 
 def _run(module: str, *words: str, **options: str | pathlib.Path | list[str]) -> str:
-  """Runs a command of the project and returns what it printed; an option may be given many times."""
+  """Runs a command and returns its output; options can be repeated."""
   command = [sys.executable, "-m", module, *words]
   for name, values in options.items():
     for value in values if isinstance(values, list) else [values]:
@@ -36,7 +36,7 @@ def _run(module: str, *words: str, **options: str | pathlib.Path | list[str]) ->
 
 @pytest.fixture(scope="module")
 def data_dir(realdata, tmp_path_factory) -> str:
-  """The four data sets of the family, prepared."""
+  """Prepares the four data sets of the family."""
   folder = str(tmp_path_factory.mktemp("data"))
   annotations = realdata / "coco/annotations/instances_train2014.json"
   for name in refer.LAYOUTS:
@@ -56,7 +56,7 @@ def data_dir(realdata, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def workdir(data_dir, tmp_path_factory) -> pathlib.Path:
-  """A model that has learned the train split of RefCOCO by heart."""
+  """Trains a model that memorises the train split of RefCOCO."""
   folder = tmp_path_factory.mktemp("runs") / "refcoco_small"
   printed = _run("mail_jax.train", config=RECIPE, data_dir=data_dir, workdir=folder)
   print(printed[-2000:])
@@ -105,7 +105,7 @@ def test_the_report_draws_real_photos_of_all_shapes(workdir, data_dir, tmp_path)
 
 
 def test_real_photos_are_predicted_at_their_own_size(workdir, realdata, tmp_path):
-  """With the instance masks of COCO for every other photo, without for the rest."""
+  """Every other photo has COCO's instance masks, the rest has none."""
   annotations = realdata / "coco/annotations/instances_train2014.json"
   photos = sorted((realdata / "coco/train2014").glob("*.jpg"))[:PHOTOS]
   assert len(photos) == PHOTOS
@@ -129,7 +129,7 @@ def test_real_photos_are_predicted_at_their_own_size(workdir, realdata, tmp_path
 def test_an_epoch_of_the_full_recipe_from_a_converted_checkpoint_lowers_the_loss(
   data_dir, realdata, tmp_path
 ):
-  """ViLT-B/32 in full size, with random weights of the scale of a new model; half an hour on 2 cores."""
+  """Full-size ViLT-B/32 with random weights; half an hour on 2 cores."""
   vocab = (realdata / "bert/vocab.txt").read_text(encoding="utf-8").splitlines()
   weights = vilt_weights.random_weights(width=768, depth=12, vocab=len(vocab))
   folder = vilt_weights.write_folder(tmp_path / "vilt", vilt_weights.as_new(weights), 12, vocab)

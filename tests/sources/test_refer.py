@@ -1,4 +1,4 @@
-"""The RefCOCO family: targets, what is refused and how it is said."""
+"""The RefCOCO family: targets, records, and errors."""
 
 import copy
 import os
@@ -89,7 +89,7 @@ def test_an_unusable_segmentation_names_its_annotation(tmp_path, segmentation):
 
 @pytest.mark.parametrize("counts", ["", "0", "T1", b"T1"])
 def test_run_lengths_that_do_not_cover_the_image_are_refused(counts):
-  """The library decodes them, the rest as the memory happens to be."""
+  """Pycocotools would decode them and leave the other pixels uninitialised."""
   with pytest.raises(ValueError, match=r"cover \d+ of 3072 pixels"):
     decode_segmentation({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH)
 
@@ -222,7 +222,7 @@ def test_published_counts_are_those_of_the_papers():
   assert published["refcoco_unc"][0] == (42404, 120624)
   assert sum(expressions for _, expressions in published["refcoco_unc"]) == 142_210
   assert sum(expressions for _, expressions in published["refcoco+_unc"]) == 141_564
-  # Both splits of RefCOCOg are of the same refs and sentences.
+  # Both splits of RefCOCOg have the same refs and expressions.
   for index, total in enumerate((49_822, 95_010)):
     assert sum(split[index] for split in published["refcocog_umd"]) == total
     assert sum(split[index] for split in published["refcocog_google"]) == total

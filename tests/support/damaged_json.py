@@ -1,17 +1,17 @@
-"""Damaged JSON: something else in one of its places."""
+"""Damaged JSON: one value is replaced or removed."""
 
 import copy
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
-# Of every type, empty and not, and numbers that are none of what is counted or measured.
+# Of every type, empty and not, and numbers that are not valid counts or measurements.
 _OTHERS = (None, True, -1, 0, 10**30, 0.5, -1e308, "", "x", [], [[]], [7], {}, {"x": {"y": []}})
 _GONE = object()
 
 
 def variants(content: Any, every: int = 1) -> Iterator[tuple[str, Any]]:
-  """Yields copies of the content with one place changed or removed, each with a description.
+  """Yields copies of the content with one value changed or removed, each with a description.
 
   Of lists, the first three elements are changed. `every` takes one of so many variants; an odd
   number takes all kinds of change in turn.

@@ -1,4 +1,4 @@
-"""Folders of somebody's own data, written by hand: photos of noise, and lines."""
+"""Small folders of custom data: images of noise, and lines."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ SQUARE = {"polygons": [[2, 3, 12, 3, 12, 13, 2, 13]]}
 def write_photo(
   path: pathlib.Path, size: tuple[int, int] = (HEIGHT, WIDTH), seed: int = 0, **options: Any
 ) -> np.ndarray:
-  """Writes a photo of noise; `options` are Pillow's."""
+  """Writes an image of noise; `options` are Pillow's."""
   pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(pixels).save(path, **options)
@@ -22,19 +22,19 @@ def write_photo(
 
 
 def line(image: str = "a.png", **fields: Any) -> dict[str, Any]:
-  """A line with which nothing is wrong."""
+  """Returns a valid line."""
   return {"image": image, "sentences": ["the square"], "target": SQUARE} | fields
 
 
 def write_lines(path: pathlib.Path, *rows: Any) -> str:
-  """Writes lines: objects as JSON, text as it is."""
+  """Writes lines: objects as JSON, strings unchanged."""
   texts = [row if isinstance(row, str) else json.dumps(row) for row in rows]
   path.write_text("\n".join(texts) + "\n", encoding="utf-8")
   return str(path)
 
 
 def write_coco(path: pathlib.Path, file_name: str = "a.png") -> list[dict[str, Any]]:
-  """Writes a COCO file with two annotations of one image, and returns these."""
+  """Writes a COCO file with two annotations of one image, and returns the annotations."""
   rows: list[dict[str, Any]] = [
     {"id": 7, "image_id": 1, "category_id": 2, "segmentation": SQUARE["polygons"]},
     {"id": 8, "image_id": 1, "category_id": 2, "segmentation": [[15, 3, 25, 3, 25, 13]]},

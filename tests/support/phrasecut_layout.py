@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test", "miniv")
 
 @dataclasses.dataclass
 class PhraseCutLayout:
-  """What is on disk; change `tasks` or `image_data` and write again."""
+  """The files on disk; change `tasks` or `image_data` and write again."""
 
   root: pathlib.Path
   tasks: dict[str, list[dict[str, Any]]]
@@ -48,7 +48,7 @@ class PhraseCutLayout:
 
 
 def make_layout(folder: pathlib.Path) -> PhraseCutLayout:
-  """Writes two photos a split, each with two tasks; every other photo is one of COCO's."""
+  """Writes two images per split, each with two tasks; every other image is COCO's."""
   layout = PhraseCutLayout(folder / "data", {}, [])
   layout.images.mkdir(parents=True)
   rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def make_layout(folder: pathlib.Path) -> PhraseCutLayout:
 
 
 def _tasks(image_id: int) -> list[dict[str, Any]]:
-  """A phrase for two instances, one of two polygons, and one for a triangle with fractions of pixels."""
+  """Returns a phrase for two instances, one of two polygons, and one for a subpixel triangle."""
   rectangle = [[2, 3], [11, 3], [11, 12], [2, 12]]
   overlapping = [[8, 9], [19, 9], [19, 20], [8, 20]]
   triangle = [[30.9, 10.2], [60.7, 12.9], [41.5, 40.4]]

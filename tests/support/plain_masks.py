@@ -1,10 +1,10 @@
-"""COCO's run lengths by NumPy and a loop: what `decode_segmentation` is held against."""
+"""COCO's run lengths by NumPy and a loop: the reference of `decode_segmentation`."""
 
 import numpy as np
 
 
 def plain_decode(lengths: list[int], height: int, width: int) -> np.ndarray | None:
-  """Run lengths to a mask by NumPy alone; None where they do not cover the image."""
+  """Decodes run lengths by NumPy alone; returns None if they do not cover the image."""
   if any(length < 0 for length in lengths) or sum(lengths) != height * width:
     return None
   values = np.arange(len(lengths)) % 2 == 1
@@ -12,7 +12,7 @@ def plain_decode(lengths: list[int], height: int, width: int) -> np.ndarray | No
 
 
 def plain_lengths(text: bytes) -> list[int] | None:
-  """COCO's string to run lengths, a character after the other; None where it is no such string."""
+  """Decodes COCO's string character by character; returns None if it is invalid."""
   lengths: list[int] = []
   group: list[int] = []
   for byte in text:

@@ -1,4 +1,4 @@
-"""What the tests of several proposers share."""
+"""Helpers of the tests of proposers."""
 
 import numpy as np
 
@@ -12,6 +12,6 @@ def assert_same(one: records.Instances, other: records.Instances):
   assert len(one.masks) == len(other.masks)
   np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
   np.testing.assert_array_equal(one.categories, other.categories)
-  # Sums of another order may move a pixel of the outline.
+  # Rounding may move a pixel of the outline.
   differing = (one.masks != other.masks).mean(axis=(1, 2))
   assert (differing < 1e-4).all()

@@ -23,7 +23,7 @@ _ALL = SPLITS | {
 
 @dataclasses.dataclass
 class ReferLayout:
-  """What is on disk; change `refs` or `instances` and write again."""
+  """The files on disk; change `refs` or `instances` and write again."""
 
   dataset: str
   root: pathlib.Path
@@ -65,7 +65,7 @@ class ReferLayout:
 
 
 def make_layout(folder: pathlib.Path, dataset: str = "refcoco_unc") -> ReferLayout:
-  """Writes one photo a split, each with two objects, two refs and three sentences, and a crowd."""
+  """Writes one image per split, each with two objects, two refs, three expressions and a crowd."""
   images = folder / "train2014"
   images.mkdir(parents=True)
   rng = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def make_layout(folder: pathlib.Path, dataset: str = "refcoco_unc") -> ReferLayo
 
 
 def make_generalised(folder: pathlib.Path) -> ReferLayout:
-  """The same as gRefCOCO.
+  """Writes the same in the layout of gRefCOCO.
 
   Of each photo one ref means both objects, one nothing, one the second object alone.
   """
@@ -121,7 +121,7 @@ def make_generalised(folder: pathlib.Path) -> ReferLayout:
 
 
 def _annotations(image_id: int) -> list[dict[str, Any]]:
-  """An object of two overlapping polygons, a larger one of one polygon, and a crowd."""
+  """Returns an object of two overlapping polygons, a larger one of one polygon, and a crowd."""
   polygons = (
     [rectangle(2, 3, 12, 13), rectangle(8, 9, 20, 21)],
     [rectangle(30, 10, 60, 40)],
@@ -136,6 +136,6 @@ def _annotations(image_id: int) -> list[dict[str, Any]]:
 
 
 def rectangle(left: int, top: int, right: int, bottom: int) -> list[float]:
-  """A polygon that covers the pixels [left, right) x [top, bottom)."""
+  """Returns a polygon that covers the pixels [left, right) x [top, bottom)."""
   corners = (left, top), (right, top), (right, bottom), (left, bottom)
   return [float(value) for corner in corners for value in corner]
