@@ -1,1 +1,1 @@
-"""The page behind `python -m mail_jax.app`; only `layout.py`, `look.py` and `fields.py` need Gradio."""
+"""The web app, `python -m mail_jax.app`; only `layout.py` and `theme.py` need Gradio."""

@@ -4,4 +4,4 @@ from input_pipeline.common.errors import run_command
 from mail_jax.app.command import main
 
 if __name__ == "__main__":
-  run_command(main, interrupted="ended")
+  run_command(main, interrupted="stopped")

@@ -1,10 +1,11 @@
-"""A page to try a model on photos, in the browser:
+"""Serves a web app to try a model on photos:
 
 python -m mail_jax.app --checkpoint runs/demo
-python -m mail_jax.app --checkpoint runs/refcoco_unc --host 0.0.0.0 --examples photos --instances felzenszwalb
+python -m mail_jax.app --checkpoint runs/refcoco_unc --host 0.0.0.0 --examples photos \
+    --instances felzenszwalb
 
-It needs Gradio: pip install "mail_jax[app]". The page loads without any network but the way to this server.
-docs/guides/app.md says how to put it behind a proxy, and what a visitor may and may not do.
+It needs Gradio: pip install "mail_jax[app]". The page loads nothing from other servers.
+docs/guides/app.md describes how to run it behind a proxy, and what visitors can do.
 """
 
 import argparse
@@ -20,13 +21,13 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry
 from mail_jax.app import examples, guard, service
 from mail_jax.app.limits import Limits
-from mail_jax.app.service import Answerer
+from mail_jax.app.service import RequestHandler
 from mail_jax.export import load
 from mail_jax.predict.segmenter import Segmenter
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   args = _parser().parse_args(argv)
   allowed = _limits(args)
   _check_gradio()
@@ -35,18 +36,18 @@ def main(argv: list[str] | None = None) -> None:
     model = load.load(args.checkpoint, args.step)
     dataset = str(model.config.dataset)
     offered = examples.load(args.examples, dataset, allowed, folder / "examples")
-    answerer = Answerer(
+    handler = RequestHandler(
       Segmenter(model),
       allowed,
-      folder / "answers",
-      examples.Masks(offered),
+      folder / "predictions",
+      examples.ExampleMasks(offered),
       proposer,
       args.instances.partition(":")[0],
     )
     name = os.path.basename(os.path.normpath(args.checkpoint))
-    selected = args.step if isinstance(args.step, str) else ""
-    heading = service.title(name, selected, model.step, dataset)
-    _serve(args, allowed, answerer, heading, offered)
+    step_name = args.step if isinstance(args.step, str) else ""
+    heading = service.title(name, step_name, model.step, dataset)
+    _serve(args, allowed, handler, heading, offered)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,52 +56,52 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--host",
     default="127.0.0.1",
-    help="the address to listen at; 0.0.0.0 lets others in (default: 127.0.0.1, this machine alone)",
+    help="the address to listen on; 0.0.0.0 for all networks (default: 127.0.0.1, this machine only)",
   )
   parser.add_argument(
-    "--port", type=int, default=7860, help="the port to listen at (default: 7860)"
+    "--port", type=int, default=7860, help="the port to listen on (default: 7860)"
   )
   parser.add_argument(
     "--root_path",
     default="",
     metavar="PATH",
-    help="where a proxy shows the page, such as /mail, if it is not at /",
+    help="the path at which a proxy serves the app, such as /mail, if not /",
   )
   parser.add_argument(
     "--examples",
     metavar="FOLDER or JSONL",
-    help="pictures to pick from; without, a model of generated scenes offers some, and others none",
+    help="photos to pick from (default: generated scenes if trained on shapes, else none)",
   )
   parser.add_argument(
     "--instances",
     default="none",
     metavar="NAME:ARGUMENT",
-    help="where the instance masks of uploaded photos come from: docs/guides/proposals.md (default: none)",
+    help="instance masks of uploaded photos, see docs/guides/proposals.md (default: none)",
   )
   defaults = Limits()
   parser.add_argument(
     "--max_megapixels",
     type=float,
     default=defaults.megapixels,
-    help="larger photos are refused before they are decoded (default: %(default)g)",
+    help="the largest photo; larger ones are rejected before decoding (default: %(default)g)",
   )
   parser.add_argument(
     "--max_upload_mb",
     type=float,
     default=defaults.upload_megabytes,
-    help="larger files are refused, in millions of bytes (default: %(default)g)",
+    help="the largest upload, in millions of bytes (default: %(default)g)",
   )
   parser.add_argument(
     "--max_queue",
     type=int,
     default=defaults.queue,
-    help="requests that may wait; who comes then is asked to try again later (default: %(default)s)",
+    help="requests that may wait; further ones are rejected (default: %(default)s)",
   )
   parser.add_argument(
     "--concurrency",
     type=int,
     default=defaults.concurrency,
-    help="requests that are worked on at a time; each takes memory of its own (default: %(default)s)",
+    help="requests that run at the same time; each takes memory (default: %(default)s)",
   )
   return parser
 
@@ -127,20 +128,20 @@ def _check_gradio() -> None:
     import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise InputError(
-      f'the page needs Gradio ({error}); install it with: pip install "mail_jax[app]"'
+      f'the app needs Gradio ({error}); install it with: pip install "mail_jax[app]"'
     ) from error
 
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[pathlib.Path]:
-  """A folder for uploads and answers that is gone when the page ends, also by SIGTERM."""
+  """Creates a folder for uploads and predictions; removed at the end, also after SIGTERM."""
 
   def stop(*_) -> None:
     raise KeyboardInterrupt
 
   signal.signal(signal.SIGTERM, stop)
   with tempfile.TemporaryDirectory(prefix="mail_jax_app_", ignore_cleanup_errors=True) as root:
-    for name in ("examples", "answers", "uploads"):
+    for name in ("examples", "predictions", "uploads"):
       os.mkdir(os.path.join(root, name))
     os.environ["GRADIO_TEMP_DIR"] = os.path.join(root, "uploads")
     yield pathlib.Path(root)
@@ -149,7 +150,7 @@ def _temporary_folder() -> Iterator[pathlib.Path]:
 def _serve(
   args: argparse.Namespace,
   allowed: Limits,
-  answerer: Answerer,
+  handler: RequestHandler,
   heading: str,
   offered: list[examples.Example],
 ) -> None:
@@ -158,14 +159,10 @@ def _serve(
 
   from mail_jax.app import layout, theme
 
-  note = (
-    "Upload the masks of your photo, or leave this: the model also answers without, less exactly."
-  )
+  note = "Optional: without masks of your photo, the model works, less accurately."
   if args.instances != "none":
-    note = (
-      f"Masks are made by {args.instances.partition(':')[0]} unless you upload those of your photo."
-    )
-  page = layout.build(answerer, heading, offered, allowed, note)
+    note = f"Optional: without masks of your photo, {args.instances.partition(':')[0]} makes them."
+  page = layout.build(handler, heading, offered, allowed, note)
   upload_bytes = int(allowed.upload_megabytes * 1e6)
   try:
     page.launch(
@@ -189,10 +186,11 @@ def _serve(
     )
   except OSError as error:
     raise InputError(
-      f"--host {args.host} --port {args.port}: cannot listen there ({error}); is another page running? Try --port"
+      f"--host {args.host} --port {args.port}: cannot listen there ({error}); if the port is in "
+      "use, set another --port"
     ) from error
   print(
-    f"The page is at http://{args.host}:{args.port}{args.root_path}; Ctrl-C ends it.", flush=True
+    f"The app is at http://{args.host}:{args.port}{args.root_path}; stop it with Ctrl-C", flush=True
   )
   try:
     page.block_thread()

@@ -1,4 +1,4 @@
-"""What a visitor without a photo can pick: a folder's pictures, the lines of a JSONL, or generated scenes."""
+"""Example images for visitors: from a folder, from a JSONL file, or generated scenes."""
 
 import dataclasses
 import hashlib
@@ -14,20 +14,21 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.shapes import scenes
 from mail_jax.app.limits import Limits, check_photo
 from mail_jax.predict import inputs
-from mail_jax.predict.inputs import Question
+from mail_jax.predict.inputs import PredictionInput
 
 _SCENES, _SIZE = 8, 96
-_SENTENCES = 3  # of an example are typed for the visitor at most
+# Expressions of an example that are filled in.
+_EXPRESSIONS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A picture to pick.
+  """An image to pick.
 
   Attributes:
     path: of its file.
-    expressions: to try on it; may be none.
-    masks: its instance masks, best score first; None where it has none of its own.
+    expressions: to try on it; may be empty.
+    masks: its instance masks, best score first; None if it comes without.
   """
 
   path: str
@@ -39,74 +40,75 @@ def load(place: str | None, dataset: str, limits: Limits, folder: pathlib.Path) 
   """Collects the examples.
 
   Args:
-    place: a folder of pictures, or a file of lines (docs/guides/custom-data.md); None for what fits the model.
+    place: a folder of images, or a JSONL file (docs/reference/formats.md); None for the model's
+      default.
     dataset: that the model was trained on; a model of `shapes` gets generated scenes.
-    limits: of the page; they hold for examples as well.
-    folder: where generated pictures may be written.
+    limits: of the app, which hold for examples as well.
+    folder: where generated images are written.
 
   Raises:
-    InputError: no such place, a line that is no example, or a picture that the page would refuse.
+    InputError: no such place, a line that is not an example, or an image beyond the limits.
   """
   if place is None:
     return generated(folder) if dataset == "shapes" else []
   root = pathlib.Path(place)
   if root.is_dir():
     paths = sorted(path for path in root.iterdir() if path.suffix.lower() in preprocess.EXTENSIONS)
-    found = [Example(str(path)) for path in paths[: limits.examples]]
+    examples = [Example(str(path)) for path in paths[: limits.examples]]
   elif root.is_file():
-    found = _read_jsonl(root, limits)
+    examples = _read_jsonl(root, limits)
   else:
     raise InputError(f"--examples {place}: no such folder or JSONL file")
-  if not found:
+  if not examples:
     raise InputError(
-      f"--examples {place}: there is no picture ({', '.join(preprocess.EXTENSIONS)}) in it"
+      f"--examples {place}: no images in this folder ({', '.join(preprocess.EXTENSIONS)})"
     )
-  for example in found:
+  for example in examples:
     check_photo(example.path, limits)
-  return found
+  return examples
 
 
 def generated(folder: pathlib.Path) -> list[Example]:
-  """Draws scenes that no training has seen, with what the simulated detector finds in them."""
-  found = []
+  """Draws scenes that are not in the training data, with the masks of the simulated detector."""
+  examples = []
   for index in range(_SCENES):
     scene = scenes.make_scene("val", 7, index, _SIZE)
-    said = [texts for texts in scene.expressions if texts]
-    chosen = tuple(texts[index % len(texts)].text for texts in said[:_SENTENCES])
+    of_objects = [texts for texts in scene.expressions if texts]
+    expressions = tuple(texts[index % len(texts)].text for texts in of_objects[:_EXPRESSIONS])
     path = folder / f"scene-{index + 1}.png"
     Image.fromarray(scene.image).save(path)
-    found.append(Example(str(path), chosen, scene.instances.masks))
-  return found
+    examples.append(Example(str(path), expressions, scene.instances.masks))
+  return examples
 
 
 def _read_jsonl(path: pathlib.Path, limits: Limits) -> list[Example]:
-  """The photos of a user's own lines, a few sentences of each."""
-  asked = inputs.from_lines(str(path), None, "--examples")
-  by_photo: dict[str, list[Question]] = {}
-  for question in asked.asked:
-    by_photo.setdefault(question.path, []).append(question)
-  found = []
-  for photo, all_of_it in list(by_photo.items())[: limits.examples]:
-    said = [text for question in all_of_it for text in question.sentences]
-    check_photo(photo, limits)
-    pixels = preprocess.open_image(photo)
-    proposer = asked.masks_of(all_of_it[0], pixels)
+  """Reads the images of a JSONL file, with a few expressions of each."""
+  given = inputs.from_jsonl(str(path), None, "--examples")
+  by_path: dict[str, list[PredictionInput]] = {}
+  for item in given.items:
+    by_path.setdefault(item.path, []).append(item)
+  examples = []
+  for file, items in list(by_path.items())[: limits.examples]:
+    expressions = [expression for item in items for expression in item.expressions]
+    check_photo(file, limits)
+    pixels = preprocess.open_image(file)
+    proposer = given.make_proposer(items[0], pixels)
     masks = None if proposer is None else proposer.propose([pixels], [0])[0].masks
-    found.append(Example(photo, tuple(said[:_SENTENCES]), masks))
-  return found
+    examples.append(Example(file, tuple(expressions[:_EXPRESSIONS]), masks))
+  return examples
 
 
-class Masks:
-  """The masks of examples, found by what is in the picture's file: however it was picked, it is the same picture."""
+class ExampleMasks:
+  """The masks of examples, looked up by the content of the file, regardless of its path."""
 
   def __init__(self, examples: list[Example]):
-    """Args: examples may have masks or not."""
+    """Indexes examples; some may come without masks."""
     self._masks = {
       _digest(example.path): example.masks for example in examples if example.masks is not None
     }
 
-  def of(self, path: str) -> Bool[np.ndarray, "k h w"] | None:
-    """The masks that belong to the picture in a file; None where it is no example."""
+  def find(self, path: str) -> Bool[np.ndarray, "k h w"] | None:
+    """Returns the masks of the image in a file; None if it is not an example."""
     return self._masks.get(_digest(path)) if self._masks else None
 
 
@@ -116,10 +118,9 @@ def _digest(path: str) -> str:
 
 
 def thumbnail(path: str, side: int = 240) -> Image.Image:
-  """A small picture of an example; small ones keep their pixels."""
-  pixels = preprocess.open_image(path)
-  picture = Image.fromarray(pixels)
-  picture.thumbnail((side, side))
+  """Returns an example scaled down to fit a square; a smaller one keeps its size."""
+  image = Image.fromarray(preprocess.open_image(path))
+  image.thumbnail((side, side))
   buffer = io.BytesIO()
-  picture.save(buffer, "PNG")
+  image.save(buffer, "PNG")
   return Image.open(buffer)

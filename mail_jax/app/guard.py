@@ -1,4 +1,4 @@
-"""What stands before Gradio: which addresses there are, how much may be sent, where the page may load from."""
+"""Middleware in front of Gradio that limits addresses, sizes of requests, and what pages load."""
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -9,19 +9,23 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-# Gradio has more: a proxy, streams, monitoring, calls that pass the queue by. The page and gradio_client need these.
+# The addresses that the page and gradio_client need. Gradio has more: a proxy, streams, monitoring,
+# calls that bypass the queue.
 _ADDRESSES = re.compile(
-  r"/(|config/?|theme\.css|robots\.txt|favicon\.ico|manifest\.json|(assets|static|svelte)/[\w./@+-]+"
-  r"|gradio_api/(info/?|upload|upload_progress|queue/join|queue/data|heartbeat/\w+|startup-events|cancel|reset/?"
-  r"|theme\.css|app_id/?|file=(?!\w+:).+))"
+  r"/(|config/?|theme\.css|robots\.txt|favicon\.ico|manifest\.json"
+  r"|(assets|static|svelte)/[\w./@+-]+"
+  r"|gradio_api/(info/?|upload|upload_progress|queue/join|queue/data|heartbeat/\w+"
+  r"|startup-events|cancel|reset/?|theme\.css|app_id/?|file=(?!\w+:).+))"
 )
-# The fields of a request are small; what is large is uploaded.
+# The fields of a request are small; large data is uploaded.
 _OTHER_BYTES = 256 * 1024
 _UPLOAD = "/gradio_api/upload"
-# Gradio's own scripts are inline and evaluate code; nothing may come from, or go to, another host.
+# Gradio's own scripts are inline and evaluate code. Nothing may be loaded from, or sent to, other
+# hosts.
 _POLICY = (
-  "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-  "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; worker-src 'self' blob:; "
+  "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+  "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+  "media-src 'self' blob:; worker-src 'self' blob:; "
   "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
 _HEADERS = (
@@ -32,32 +36,37 @@ _HEADERS = (
 
 
 class _TooMuch(Exception):
-  """More was sent than is taken."""
+  """The body of a request is too large."""
 
 
 class Guard:
   """ASGI middleware around Gradio's application."""
 
   def __init__(self, app: App, upload_bytes: int):
-    """Args: app is what is guarded; upload_bytes the most that an upload may have, all its parts together."""
+    """Wraps an application.
+
+    Args:
+      app: the application.
+      upload_bytes: the limit of an upload, with all its parts.
+    """
     self._app = app
     self._upload_bytes = upload_bytes
 
   async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-    """Passes a request on, or refuses it: 404 for another address, 413 for too much."""
+    """Forwards a request, or rejects it: 404 for an unknown address, 413 for too much data."""
     if scope["type"] == "lifespan":
       await self._app(scope, receive, send)
       return
     path = scope.get("path", "")
-    # Mounted below another address (a proxy's), the path still begins with it.
+    # Behind a proxy that mounts the app below another address, the path still begins with it.
     path = path.removeprefix(scope.get("root_path", "").rstrip("/"))
     if scope["type"] != "http" or not _ADDRESSES.fullmatch(path) or ".." in path.split("/"):
-      await _refuse(send, 404, b'{"detail":"Not Found"}')
+      await _reject(send, 404, b'{"detail":"Not Found"}')
       return
     most = self._upload_bytes if path == _UPLOAD else _OTHER_BYTES
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if not declared.isdigit() or int(declared) > most:
-      await _refuse(send, 413, _too_much(most))
+      await _reject(send, 413, _too_much(most))
       return
     await self._pass(scope, receive, send, most)
 
@@ -68,7 +77,8 @@ class Guard:
       nonlocal taken
       message = await receive()
       taken += len(message.get("body", b""))
-      if taken > most:  # a body that did not say beforehand how long it is
+      # A body without a declared length.
+      if taken > most:
         raise _TooMuch
       return message
 
@@ -83,14 +93,14 @@ class Guard:
       await self._app(scope, counted, with_headers)
     except _TooMuch:
       if not started:
-        await _refuse(send, 413, _too_much(most))
+        await _reject(send, 413, _too_much(most))
 
 
 def _too_much(most: int) -> bytes:
-  return b'{"detail":"This is too large: up to %d kB are taken here."}' % (most // 1000)
+  return b'{"detail":"The request is too large; the limit is %d kB."}' % (most // 1000)
 
 
-async def _refuse(send: Send, status: int, body: bytes) -> None:
+async def _reject(send: Send, status: int, body: bytes) -> None:
   headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *_HEADERS]
   await send({"type": "http.response.start", "status": status, "headers": headers})
   await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""The page itself: its fields, and what happens when they are used."""
+"""The layout of the page: its fields, and what happens when they are used."""
 
 import abc
 import html
@@ -14,93 +14,91 @@ from gradio.data_classes import FileData, ImageData  # pyright: ignore[reportMis
 from input_pipeline.common.errors import InputError
 from mail_jax.app import examples as examples_of
 from mail_jax.app.limits import Limits, shorten
-from mail_jax.app.service import KEPT_SECONDS, Answer, Answerer
+from mail_jax.app.service import KEPT_SECONDS, Prediction, RequestHandler
 
 _FETCHES = ("http:", "https:")
 _WAITING = (
-  '<div class="waiting" role="note">The answer appears here:<br>'
-  "the photo with what you described marked in it.</div>"
+  '<div class="waiting" role="note">The result appears here:<br>'
+  "your photo, with what you described marked.</div>"
 )
 _LEGEND = (
   '<p class="legend"><span><i class="blue"></i>what you described</span>'
-  '<span><i class="yellow"></i>the instance that was chosen</span></p>'
+  '<span><i class="yellow"></i>the selected instance</span></p>'
 )
 _INSTANCES = (
-  '<h2 class="over">Instances that the model chose from '
-  "<small>likeliest first; click one to see it alone</small></h2>"
+  '<h2 class="over">Instances that the model selected from '
+  "<small>most probable first; click one to enlarge it</small></h2>"
 )
-_DEFECT = (
-  "Something went wrong on the server, and its log says what: try again, or try another photo."
-)
+_DEFECT = "Internal error; the details are in the server's log. Try again, or try another photo."
 
 
 class _Unwritten(type(gr.Image)):
-  """Gradio's metaclass, but it writes no stub file into this package when a class is made."""
+  """Gradio's metaclass, without its stub files, which it would write into this package."""
 
   def __new__(cls, name: str, bases: tuple, attrs: dict) -> Any:
     return abc.ABCMeta.__new__(cls, name, bases, attrs)
 
 
 class _Uploaded:
-  """Takes what was uploaded to this server; an address of somewhere else is not asked."""
+  """Accepts files that were uploaded to this server, and fetches nothing from other addresses."""
 
   async def async_move_resource_to_block_cache(self, url_or_file_path: str | None) -> str | None:
     if str(url_or_file_path or "").lower().startswith(_FETCHES):
-      raise gr.Error("Files are not fetched from other addresses: upload the file itself.")
+      raise gr.Error("Files are not fetched from other addresses: upload the file instead.")
     return await super().async_move_resource_to_block_cache(url_or_file_path)  # pyright: ignore
 
 
 class Photo(_Uploaded, gr.Image, metaclass=_Unwritten):
-  """A picture to upload; the function gets the path of the file, before anybody has decoded it."""
+  """An upload field for an image; the handler gets the path of the file, not decoded."""
 
   data_model = ImageData
 
   def get_block_name(self) -> str:
-    """The name of the part of Gradio's page that shows it."""
+    """Returns the name of Gradio's component that shows it."""
     return "image"
 
   def preprocess(self, payload) -> str | None:
-    """Args: payload is where Gradio put the file. Returns its path."""
+    """Returns the path at which Gradio stored the file."""
     return None if payload is None else payload.path
 
 
 class MasksFile(_Uploaded, gr.File, metaclass=_Unwritten):
-  """A file to upload; the function gets its path."""
+  """An upload field for a file; the handler gets its path."""
 
   data_model = FileData
 
   def get_block_name(self) -> str:
-    """The name of the part of Gradio's page that shows it."""
+    """Returns the name of Gradio's component that shows it."""
     return "file"
 
   def preprocess(self, payload) -> str | None:
-    """Args: payload is where Gradio put the file. Returns its path."""
+    """Returns the path at which Gradio stored the file."""
     return None if payload is None else payload.path
 
 
-# Where Gradio is absent, the type checker sees no arguments of its classes.
+# Without Gradio, the type checker cannot see the arguments of its classes.
 _PHOTO: Any = Photo
 _MASKS_FILE: Any = MasksFile
 
 
 def build(
-  answerer: Answerer,
+  handler: RequestHandler,
   heading: str,
   examples: Sequence[examples_of.Example],
   allowed: Limits,
   masks_note: str,
 ):
-  """Makes the page.
+  """Builds the page.
 
   Args:
-    answerer: answers the requests.
-    heading: HTML that says which model this is.
-    examples: to pick from; may be none.
-    allowed: how many may wait.
-    masks_note: where instance masks come from when none are uploaded, in a sentence.
+    handler: of the requests.
+    heading: HTML that names the model.
+    examples: to pick from; may be empty.
+    allowed: the limits of the queue.
+    masks_note: the source of instance masks if none are uploaded, in one sentence.
 
   Returns:
-    `gradio.Blocks`, to be launched with `look.theme()` and `look.CSS`.
+    `gradio.Blocks`, to be launched with `theme.theme()` and `theme.CSS`.
   """
   with gr.Blocks(
     title="mail_jax", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS), fill_width=True
@@ -109,14 +107,14 @@ def build(
     kept = gr.State([], time_to_live=KEPT_SECONDS)
     with gr.Row(equal_height=False):
       with gr.Column(scale=5, min_width=300):
-        photo, text, masks, find = _questions(masks_note)
+        photo, text, masks, find = _inputs(masks_note)
         if examples:
-          _offer(examples, photo, text)
+          _examples(examples, photo, text)
       with gr.Column(scale=6, min_width=300):
-        shown = _answers()
+        shown = _outputs()
     which, *parts = shown
     find.click(
-      _friendly(lambda *given: _first(answerer(*given))),
+      _friendly(lambda *values: _first(handler(*values))),
       inputs=[photo, text, masks],
       outputs=[kept, *shown],
       api_name="segment",
@@ -131,8 +129,8 @@ def build(
   return page
 
 
-def _questions(masks_note: str):
-  """The fields that a visitor fills in."""
+def _inputs(masks_note: str):
+  """Adds the fields that a visitor fills in."""
   photo = _PHOTO(
     label="Photo",
     sources=["upload", "clipboard"],
@@ -142,7 +140,7 @@ def _questions(masks_note: str):
   )
   text = gr.Textbox(
     label="What to look for",
-    info="One expression a line",
+    info="One expression per line",
     placeholder="the woman in the leather jacket",
     lines=2,
     max_lines=8,
@@ -160,8 +158,8 @@ def _questions(masks_note: str):
   return photo, text, masks, find
 
 
-def _offer(examples: Sequence[examples_of.Example], photo, text) -> None:
-  """Pictures to pick; each fills in the photo and an expression."""
+def _examples(examples: Sequence[examples_of.Example], photo, text) -> None:
+  """Adds photos to pick; each fills in the photo and expressions."""
   gr.HTML('<h2 class="over">Or pick an example</h2>')
   gallery = gr.Gallery(
     [examples_of.thumbnail(example.path) for example in examples],
@@ -184,20 +182,20 @@ def _offer(examples: Sequence[examples_of.Example], photo, text) -> None:
   gallery.select(pick, None, [photo, text], api_visibility="private", show_progress="hidden")
 
 
-def _answers():
-  """What is shown of an answer; `which` first, the rest in the order of `_show`."""
+def _outputs():
+  """Adds the fields of a result: `which` first, the others in the order of `_show`."""
   waiting = gr.HTML(_WAITING)
-  with gr.Column(visible=False) as answer:
+  with gr.Column(visible=False) as result:
     which = gr.Radio([], label="Expression", visible=False, elem_id="which")
     overlay = gr.Image(
-      label="Answer",
+      label="Result",
       format="png",
       type="filepath",
       interactive=False,
       show_label=False,
       buttons=["fullscreen"],
       elem_id="overlay",
-      alt_text="The photo with the mask in blue over it",
+      alt_text="The photo with the mask drawn in blue",
     )
     gr.HTML(_LEGEND)
     summary = gr.HTML(elem_id="summary")
@@ -214,45 +212,45 @@ def _answers():
         buttons=["fullscreen"],
         elem_id="instances",
       )
-  return which, waiting, overlay, summary, mask, candidates, instances, answer
+  return which, waiting, overlay, summary, mask, candidates, instances, result
 
 
-def _first(answers: list[Answer]):
-  """What is shown when a request was answered: all expressions to choose from, and the first one."""
-  choices = [(f"{n}. {shorten(answer.expression)}", n - 1) for n, answer in enumerate(answers, 1)]
-  which = gr.Radio(choices, value=0, visible=len(answers) > 1)
-  return answers, which, *_show(answers[0])
+def _first(predictions: list[Prediction]):
+  """Returns the values of the fields after a request: all expressions, and the first result."""
+  choices = [(f"{n}. {shorten(p.expression)}", n - 1) for n, p in enumerate(predictions, 1)]
+  which = gr.Radio(choices, value=0, visible=len(predictions) > 1)
+  return predictions, which, *_show(predictions[0])
 
 
-def _again(answers: list[Answer], number: int):
-  """What is shown when another expression of the same request is chosen."""
-  if not answers or not os.path.isfile(answers[number].overlay):
-    raise InputError("This answer was cleaned away meanwhile: press Find it again.")
-  return _show(answers[number])
+def _again(predictions: list[Prediction], number: int):
+  """Returns the values of the fields for another expression of the same request."""
+  if not predictions or not os.path.isfile(predictions[number].overlay):
+    raise InputError("This result has expired: press Find it again.")
+  return _show(predictions[number])
 
 
-def _show(answer: Answer):
+def _show(prediction: Prediction):
   return (
     gr.HTML(visible=False),
-    answer.overlay,
-    answer.summary,
-    answer.mask,
-    gr.Column(visible=bool(answer.instances)),
-    gr.Gallery(answer.instances, selected_index=None),
+    prediction.overlay,
+    prediction.summary,
+    prediction.mask,
+    gr.Column(visible=bool(prediction.instances)),
+    gr.Gallery(prediction.instances, selected_index=None),
     gr.Column(visible=True),
   )
 
 
-def _friendly(answer: Callable) -> Callable:
-  """A function whose errors are one sentence for the visitor; what is a defect goes to the log."""
+def _friendly(function: Callable) -> Callable:
+  """Returns a function that turns errors into one sentence for the visitor, and logs defects."""
 
-  def friendly(*given):
+  def friendly(*values):
     try:
-      return answer(*given)
+      return function(*values)
     except InputError as error:
       # Gradio shows messages as HTML.
       message = html.escape(" ".join(str(error).split()), quote=False)
-      raise gr.Error(message, title="Not yet", print_exception=False) from None
+      raise gr.Error(message, title="Check your input", print_exception=False) from None
     except Exception:
       traceback.print_exc(file=sys.stderr)
       raise gr.Error(_DEFECT, print_exception=False) from None

@@ -1,4 +1,4 @@
-"""What the page takes: how large a photo, how long a text, how many at a time."""
+"""Limits of the app: the size of photos, the length of texts, the number of requests."""
 
 import dataclasses
 import os
@@ -7,23 +7,24 @@ from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 
-# What cameras and browsers write; fewer kinds than `preprocess.FORMATS`.
+# The formats that cameras and browsers write; fewer than `preprocess.FORMATS`.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_SHOWN = 60  # characters of what a visitor wrote that a message repeats
+# Characters of a visitor's text that a message repeats.
+_SHOWN = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """How much one request and all of them together may cost.
+  """The limits of one request and of all requests together.
 
   Attributes:
-    megapixels: of a photo, in millions of pixels; a larger one is refused before it is decoded.
+    megapixels: of a photo, in millions of pixels; a larger one is rejected before decoding.
     upload_megabytes: of an uploaded file, in millions of bytes.
-    queue: requests that may wait; the next one is asked to come back.
-    concurrency: requests that are worked on at the same time.
-    expressions: of one request.
-    words, characters: of one expression.
-    examples: scenes or photos that are offered.
+    queue: waiting requests; further ones are rejected.
+    concurrency: requests that run at the same time.
+    expressions: per request.
+    words, characters: per expression.
+    examples: scenes or photos to pick from.
   """
 
   megapixels: float = 20.0
@@ -37,20 +38,20 @@ class Limits:
 
 
 def check_photo(path: str | None, limits: Limits) -> str:
-  """Looks at the head of an uploaded photo; its pixels are not decoded.
+  """Checks the header of an uploaded photo, without decoding its pixels.
 
   Args:
-    path: of the uploaded file; None where nothing was uploaded.
-    limits: of the page.
+    path: of the uploaded file; None if nothing was uploaded.
+    limits: of the app.
 
   Returns:
     The path.
 
   Raises:
-    InputError: no photo, no picture, or one with too many pixels.
+    InputError: no file, a file that is not an image, or too many pixels.
   """
   if not path:
-    raise InputError("There is no photo yet: upload one, or pick an example.")
+    raise InputError("No photo yet: upload one, or pick an example.")
   name = shorten(os.path.basename(path))
   try:
     with (
@@ -60,9 +61,10 @@ def check_photo(path: str | None, limits: Limits) -> str:
       width, height = image.size
   except preprocess.TooManyPixels as error:
     raise InputError(_too_large(name, "far too many", limits)) from error
-  except Exception as error:  # Pillow raises nearly anything of damaged files.
+  # Pillow raises all kinds of exceptions for damaged files.
+  except Exception as error:
     raise InputError(
-      f"{name} is not a picture that can be opened here: upload a JPEG, PNG or WebP file."
+      f"{name} cannot be opened as an image: upload a JPEG, PNG or WebP file."
     ) from error
   if width * height > limits.megapixels * 1e6:
     raise InputError(_too_large(name, f"{width * height / 1e6:.0f}", limits))
@@ -71,34 +73,32 @@ def check_photo(path: str | None, limits: Limits) -> str:
 
 def _too_large(name: str, count: str, limits: Limits) -> str:
   return (
-    f"{name} has {count} megapixels, and this page takes up to {limits.megapixels:g}: "
-    "make the picture smaller and upload it again."
+    f"{name} has {count} megapixels; the limit is {limits.megapixels:g}: make the photo smaller "
+    "and upload it again."
   )
 
 
 def read_expressions(text: str | None, limits: Limits) -> list[str]:
-  """Expressions from what was typed, one a line; empty lines are skipped.
+  """Splits the typed text into expressions, one per line; empty lines are skipped.
 
   Raises:
-    InputError: there is nothing to read, too many of them, or a text instead of an expression.
+    InputError: no expression, too many of them, or one that is too long.
   """
   lines = [line.strip() for line in (text or "")[: 100 * limits.characters].splitlines()]
   lines = [line for line in lines if line]
   if not lines:
-    raise InputError(
-      "There is nothing to look for yet: write it in a few words, such as: the cup on the left."
-    )
+    raise InputError("No expression yet: write what to look for, such as: the cup on the left.")
   if len(lines) > limits.expressions:
     raise InputError(
-      f"These are {len(lines)} lines, and one request may have {limits.expressions}: one expression is one line."
+      f"{len(lines)} lines; the limit is {limits.expressions}: write one expression per line."
     )
   for line in lines:
     words = len(line.split())
     if words > limits.words or len(line) > limits.characters:
       count = f"{words} words" if words > limits.words else f"{len(line)} characters"
       raise InputError(
-        f"This expression has {count}, and up to {limits.words} words are read "
-        f"({limits.characters} characters): say in one sentence what you mean."
+        f"This expression has {count}; the limit is {limits.words} words and "
+        f"{limits.characters} characters: describe it in one sentence."
       )
     _check_readable(line)
   return lines
@@ -108,11 +108,9 @@ def _check_readable(line: str) -> None:
   try:
     preprocess.normalise_text(line)
   except InputError as error:
-    raise InputError(
-      f"There is nothing to read in {shorten(line)!r}: write in a few words what to look for."
-    ) from error
+    raise InputError(f"{shorten(line)!r} has no readable text: write what to look for.") from error
 
 
 def shorten(text: str) -> str:
-  """The beginning of a text of any length, to repeat it in a message."""
+  """Returns the beginning of a text, to quote it in a message."""
   return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

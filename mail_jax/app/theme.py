@@ -1,4 +1,4 @@
-"""How the page looks: colours, fonts of the system, light and dark."""
+"""The theme of the app: colors, system fonts, light and dark."""
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
@@ -7,7 +7,7 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme():
-  """Returns the theme: quiet greys, and the blue that the mask is drawn in."""
+  """Returns the theme: grays, and the blue that masks are drawn in."""
   return gr.themes.Base(
     primary_hue=gr.themes.colors.blue,
     neutral_hue=gr.themes.colors.slate,

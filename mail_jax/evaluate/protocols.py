@@ -15,7 +15,8 @@ from input_pipeline.common.errors import InputError
 from mail_jax.models.resize import resize_cubic, resize_logits, squash_masks
 
 Masks = tuple[Bool[Array, "b rows cols"], Bool[Array, "b rows cols"]]
-# LAVT's input, to which its targets are resized as well (arXiv 2112.02244; test.py, transforms.py of its code).
+# The side of LAVT's input, to which it also resizes targets (arXiv 2112.02244; test.py and
+# transforms.py of its code).
 LAVT_SIDE = 480
 # CRIS takes pixels above this probability (arXiv 2111.15174; engine/engine.py of its code).
 CRIS_THRESHOLD = 0.35

@@ -1,1 +1,1 @@
-"""Masks for images and expressions: the Python API and the command."""
+"""Predicts masks for images and expressions: the Python API and the command."""

@@ -4,4 +4,6 @@ from input_pipeline.common.errors import run_command
 from mail_jax.predict.command import main
 
 if __name__ == "__main__":
-  run_command(main, interrupted="interrupted; of several photos, the same command goes on")
+  run_command(
+    main, interrupted="interrupted; with several images, run the same command again to resume"
+  )

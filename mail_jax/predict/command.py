@@ -1,15 +1,18 @@
-"""A photo, an expression, a mask:
+"""Predicts masks for images and expressions:
 
-python -m mail_jax.predict --checkpoint runs/demo --image photo.jpg --text "the leftmost star" --out overlay.png
+python -m mail_jax.predict --checkpoint runs/demo --image photo.jpg --text "the leftmost star" \
+    --out overlay.png
 
-With instance masks: --instances coco:instances.json (the photo is found in it by its file name, or is its only image).
-Without, the model still answers, from image and text alone. --mask mask.png and --json - say the same as a mask and as
-JSON.
+With instance masks: --instances coco:instances.json (the image is found by its file name, or is the
+only one in the file). Without them the model sees the image and the expression alone. --mask
+mask.png writes the mask, and --json - prints the result as JSON.
 
-Many photos, into a folder with a picture an answer and predictions.jsonl: a folder of them, or lines of JSON, each
-with `image`, `sentences` and, if it has them, `instances`. The same command goes on where it was stopped.
+Several images, from a folder or from JSONL lines with `image`, `sentences` and optionally
+`instances`, into a folder with an overlay per expression and predictions.jsonl. Run the same
+command again to resume.
 
-python -m mail_jax.predict --checkpoint runs/demo --image photos --text "the leftmost star" --out stars
+python -m mail_jax.predict --checkpoint runs/demo --image photos --text "the leftmost star" \
+    --out stars
 python -m mail_jax.predict --checkpoint runs/demo --pairs mine.jsonl --out answers
 """
 
@@ -18,7 +21,7 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -31,19 +34,22 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.common.progress_bar import progress_bar
 from mail_jax.export import load
 from mail_jax.predict import inputs, outputs
-from mail_jax.predict.inputs import Question, Questions
-from mail_jax.predict.instances import PhotoInstances
+from mail_jax.predict.inputs import PredictionInput, PredictionInputs
+from mail_jax.predict.instances import ImageInstances
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
-_AHEAD = 3  # photos that are decoded while the model works
-_TOGETHER = 8  # sentences of a photo that are answered before the answers are written
+# Images that are decoded while the model works.
+_AHEAD = 3
+# Expressions of an image that are predicted before the predictions are written.
+_CHUNK = 8
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   args = _parse(argv)
   for text in args.text or ():
-    preprocess.normalise_text(text)  # an empty one is refused before the model is loaded
+    # Fails for an empty one before the model is loaded.
+    preprocess.normalise_text(text)
   if args.pairs or os.path.isdir(args.image):
     _predict_many(args)
   else:
@@ -53,158 +59,167 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = command_parser("mail_jax.predict", __doc__)
   load.add_arguments(parser)
-  asked = parser.add_mutually_exclusive_group(required=True)
-  asked.add_argument("--image", help="a photo, or a folder of photos")
-  asked.add_argument(
-    "--pairs", metavar="FILE.jsonl", help="photos and sentences, a line of JSON each"
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--image", help="an image, or a folder of images")
+  source.add_argument(
+    "--pairs", metavar="FILE.jsonl", help="images and expressions, one JSON object per line"
   )
   parser.add_argument(
-    "--text", action="append", help="what to look for; of a folder, may be given several times"
+    "--text", action="append", help="the expression; repeatable for a folder of images"
   )
   parser.add_argument(
-    "--images", metavar="FOLDER", help="where the paths in --pairs start (default: its own folder)"
+    "--images",
+    metavar="FOLDER",
+    help="where the paths in --pairs start (default: the folder of the file)",
   )
   parser.add_argument(
     "--instances",
     metavar="NAME:ARGUMENT",
-    help="where instance masks come from, such as coco:FILE (default: those of the lines of --pairs, else none)",
+    help="source of instance masks, such as coco:FILE (default: those in --pairs, or none)",
   )
   parser.add_argument(
-    "--out", required=True, help="the photo with the mask over it; of several photos, a folder"
+    "--out", required=True, help="the image with the mask drawn on it; for several images, a folder"
   )
-  parser.add_argument("--mask", help="the mask alone, white on black, at the photo's size")
-  parser.add_argument("--json", metavar="FILE", help="the answer as JSON; - prints it, and no more")
+  parser.add_argument("--mask", help="the mask alone, white on black, at the size of the image")
+  parser.add_argument(
+    "--json", metavar="FILE", help="the result as JSON; - prints it, and nothing else"
+  )
   parser.add_argument(
     "--on_error",
     choices=("stop", "skip"),
     default="stop",
-    help="what to do with a photo that cannot be used, of several (default: stop)",
+    help="for several images: what to do with an unusable one (default: stop)",
   )
   parser.add_argument(
-    "--overwrite", action="store_true", help="removes the answers of an earlier run from --out"
+    "--overwrite", action="store_true", help="remove the predictions of an earlier run from --out"
   )
   args = parser.parse_args(argv)
   if args.image is not None and not args.text:
-    parser.error("--image needs --text: what to look for")
+    parser.error("--image needs --text, the expression")
   if args.pairs and args.text:
-    parser.error("--pairs has sentences of its own: leave --text out")
+    parser.error("--pairs has its own expressions: omit --text")
   return args
 
 
 def _predict_one(args: argparse.Namespace) -> None:
   if len(args.text) > 1:
-    raise InputError(
-      "--text: one photo is asked one thing; a folder of photos, or --pairs, takes several"
-    )
+    raise InputError("--text: a single image takes one; use a folder or --pairs for several")
   for path in (args.out, args.mask):
     if path:
       drawing.check_writable(path)
   if args.json not in (None, "-"):
     atomic_files.check_folder(args.json)
   pixels = preprocess.open_image(args.image)
-  masks = PhotoInstances().of(args.instances, pixels, args.image)
+  masks = ImageInstances().find(args.instances, pixels, args.image)
   result = Segmenter.load(args.checkpoint, args.step)(pixels, args.text[0], masks)
   if args.mask:
     drawing.save(Image.fromarray(result.mask.astype(np.uint8) * 255), args.mask)
   drawing.save(Image.fromarray(result.overlay()), args.out)
   if args.json:
-    text = json.dumps({"image": args.image, "picture": args.out} | outputs.describe(result))
+    row = {"image": args.image, "overlay": args.out} | outputs.to_row(result)
     if args.json == "-":
-      print(text)
+      print(json.dumps(row))
       return
-    atomic_files.write_whole(args.json, text + "\n")
+    atomic_files.write_whole(args.json, json.dumps(row) + "\n")
   if result.was_cut:
-    print("the text is longer than the model reads: its end was cut off")
-  print(f"{args.out}: {_in_words(result)}")
+    print("the expression is longer than the model's limit; its end was cut off")
+  print(f"{args.out}: {_summarise(result)}")
 
 
-def _in_words(result: Segmentation) -> str:
-  nothing = result.no_target_probability
-  if nothing is not None and nothing > 0.5:
-    return f"nothing in the photo is meant ({nothing:.0%} sure)"
-  share, count = f"{result.mask.mean():.1%} of the photo", len(result.instances)
+def _summarise(result: Segmentation) -> str:
+  no_target = result.no_target_probability
+  if no_target is not None and no_target > 0.5:
+    return f"no target in the image (probability {no_target:.0%})"
+  share, count = f"{result.mask.mean():.1%} of the image", len(result.instances)
   if result.selected is None:
-    return f"{share}; no instance was chosen of {count}"
-  sure = result.instance_probability[result.selected]
-  return f"{share}; instance {result.selected + 1} of {count} chosen ({sure:.0%} sure)"
+    return f"{share}; none of {count} instances selected"
+  probability = result.instance_probability[result.selected]
+  return (
+    f"{share}; instance {result.selected + 1} of {count} selected (probability {probability:.0%})"
+  )
 
 
 def _predict_many(args: argparse.Namespace) -> None:
   if args.out.lower().endswith(preprocess.EXTENSIONS):
     raise InputError(
-      f"--out {args.out}: of several photos it is a folder; name one, such as answers"
+      f"--out {args.out}: for several images this is a folder; name one, such as answers"
     )
   for option in ("mask", "json"):
     if getattr(args, option):
-      raise InputError(f"--{option} is for one photo; predictions.jsonl in --out has it of several")
+      raise InputError(
+        f"--{option} is for a single image; for several, predictions.jsonl in --out has it"
+      )
   if args.pairs:
-    asked = inputs.from_lines(args.pairs, args.images)
+    given = inputs.from_jsonl(args.pairs, args.images)
   else:
     _check_apart(args.image, args.out)
-    asked = inputs.from_folder(args.image, args.text)
+    given = inputs.from_folder(args.image, args.text)
   model = load.load(args.checkpoint, args.step)
-  settings = {"model": model.fingerprint(), "instances": args.instances} | asked.source
-  with outputs.open_folder(args.out, settings, args.overwrite) as folder:
-    skipped = _answer(asked, Segmenter(model), args, folder)
-    count = len(folder.done)
-  print(f"{args.out}: {count} answers, and {outputs.ROWS} with a row each")
+  settings = {"model": model.fingerprint(), "instances": args.instances, **given.source}
+  with outputs.open_writer(args.out, settings, args.overwrite) as writer:
+    skipped = _predict_all(given, Segmenter(model), args, writer)
+    count = len(writer.done)
+  print(f"{args.out}: {count} predictions, listed in {outputs.ROWS}")
   if skipped:
-    print(f"{skipped} of {len(asked.asked)} photos were skipped, as told above", file=sys.stderr)
+    print(f"{skipped} of {len(given.items)} images were skipped; see above", file=sys.stderr)
     sys.exit(1)
 
 
-def _check_apart(photos: str, out: str) -> None:
-  inside = os.path.commonpath([os.path.realpath(photos), os.path.realpath(out)])
-  if inside == os.path.realpath(photos):
+def _check_apart(images: str, out: str) -> None:
+  inside = os.path.commonpath([os.path.realpath(images), os.path.realpath(out)])
+  if inside == os.path.realpath(images):
     raise InputError(
-      f"--out {out} lies in the folder of photos, and answers would be taken for photos; name another folder"
+      f"--out {out} is inside the folder of images, so overlays would be read as images; name "
+      "another folder"
     )
 
 
-def _answer(
-  asked: Questions,
+def _predict_all(
+  given: PredictionInputs,
   segmenter: Segmenter,
   args: argparse.Namespace,
-  folder: outputs.AnswerFolder,
+  writer: outputs.PredictionWriter,
 ) -> int:
-  """Answers what is not answered yet; returns how many photos were skipped."""
-  total, skipped = sum(len(question.sentences) for question in asked.asked), 0
-  left, found = inputs.in_order(asked.asked, folder.done), PhotoInstances()
-  with progress_bar("predict", total, "expressions", min(total, len(folder.done))) as bar:
-    for question, photo in _ahead(left):
+  """Predicts the remaining expressions; returns the number of skipped images."""
+  total, skipped = sum(len(item.expressions) for item in given.items), 0
+  remaining, instances = inputs.remaining(given, writer.done), ImageInstances()
+  with progress_bar("predict", total, "expressions", min(total, len(writer.done))) as bar:
+    for item, image in _decode_ahead(remaining):
       try:
-        pixels = photo.result()
-        given = asked.masks_of(question, pixels) if args.instances is None else args.instances
-        masks = found.of(given, pixels, question.path)
-        keys = [(question.image, question.line, k) for k in range(len(question.sentences))]
-        keys = [key for key in keys if key not in folder.done]
-        for some in _chunks(keys):
-          texts = [question.sentences[number] for *_, number in some]
-          for key, result in zip(some, segmenter(pixels, texts, masks), strict=True):
-            ending = f"-{key[2] + 1}" if len(question.sentences) > 1 else ""
-            folder.add(key, f"{question.picture}{ending}.png", result)
+        pixels = image.result()
+        proposer = args.instances
+        if proposer is None:
+          proposer = given.make_proposer(item, pixels)
+        masks = instances.find(proposer, pixels, item.path)
+        keys = [(item.image, item.line, k) for k in range(len(item.expressions))]
+        keys = [key for key in keys if key not in writer.done]
+        for chunk in _chunks(keys):
+          expressions = [item.expressions[number] for *_, number in chunk]
+          for key, result in zip(chunk, segmenter(pixels, expressions, masks), strict=True):
+            suffix = f"-{key[2] + 1}" if len(item.expressions) > 1 else ""
+            writer.add(key, f"{item.output}{suffix}.png", result)
             bar.update()
       except InputError as error:
-        where = f"--pairs {args.pairs}, line {question.line}: " if question.line else ""
+        where = f"--pairs {args.pairs}, line {item.line}: " if item.line else ""
         if args.on_error == "stop":
-          raise InputError(f"{where}{error}; --on_error skip goes on without it") from error
+          raise InputError(f"{where}{error}; --on_error skip continues without it") from error
         bar.write(f"skipped: {where}{error}", file=sys.stderr)
         skipped += 1
   return skipped
 
 
 def _chunks(keys: list[outputs.Key]) -> Iterator[list[outputs.Key]]:
-  """A few at a time: every answer is as large as the photo."""
-  for first in range(0, len(keys), _TOGETHER):
-    yield keys[first : first + _TOGETHER]
+  """Yields a few at a time: every result takes as much memory as several copies of the image."""
+  for first in range(0, len(keys), _CHUNK):
+    yield keys[first : first + _CHUNK]
 
 
-def _ahead(left: Iterator[Question]) -> Iterator[tuple[Question, Future]]:
-  """Photos are decoded on a thread of their own, a few ahead of the model."""
+def _decode_ahead(items: Iterable[PredictionInput]) -> Iterator[tuple[PredictionInput, Future]]:
+  """Yields inputs with their images, which a thread decodes a few ahead of the model."""
   with ThreadPoolExecutor(1) as pool:
-    waiting: collections.deque[tuple[Question, Future]] = collections.deque()
-    for question in left:
-      waiting.append((question, pool.submit(preprocess.open_image, question.path)))
+    waiting: collections.deque[tuple[PredictionInput, Future]] = collections.deque()
+    for item in items:
+      waiting.append((item, pool.submit(preprocess.open_image, item.path)))
       if len(waiting) > _AHEAD:
         yield waiting.popleft()
     yield from waiting

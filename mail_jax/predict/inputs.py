@@ -1,10 +1,10 @@
-"""What many photos are asked: from a folder, or from lines of JSON."""
+"""Reads what to predict for several images: from a folder, or from a JSONL file."""
 
 import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,120 +13,122 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.registry import SelectingProposer
 
-_PROBLEMS = 5  # of a file of lines that are told
+# Problems of a file that an error message lists.
+_PROBLEMS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-  """A photo and what is looked for in it.
+class PredictionInput:
+  """An image and the expressions to segment in it.
 
   Attributes:
-    image: the photo, as the input names it.
+    image: as the folder or the JSONL file names it.
     path: of its file.
-    sentences: what to look for.
-    picture: the beginning of the names of its pictures, without an ending.
-    line: of the file of lines, from 1; None of a folder.
-    instances: masks that came with the line, as the line has them; None where it has none.
+    expressions: to segment.
+    output: path of its outputs relative to the output folder, without an ending.
+    line: in the JSONL file, from 1; None for a folder.
+    instances: masks that came with the line, in the form of the file; None without.
   """
 
   image: str
   path: str
-  sentences: tuple[str, ...]
-  picture: str
+  expressions: tuple[str, ...]
+  output: str
   line: int | None = None
   instances: tuple[dict, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
-  """All that is asked in one run.
+class PredictionInputs:
+  """All inputs of a run.
 
   Attributes:
-    source: what an answer depends on beside the photos: texts, or the digest of the file of lines.
-    asked: in the order of the input.
-    root: the folder that lines are about.
-    annotations: the COCO file that lines look their masks up in; empty where there is none.
+    source: what predictions depend on besides the images: expressions, or the file's digest.
+    items: in the order of the input.
+    root: the folder that the paths in a JSONL file start in.
+    annotations: the COCO file in which lines look up masks; empty without one.
   """
 
-  source: dict[str, object]
-  asked: list[Question]
+  source: Mapping[str, object]
+  items: list[PredictionInput]
   root: str = ""
   annotations: str = ""
 
-  def masks_of(
-    self, question: Question, pixels: UInt8[np.ndarray, "h w 3"]
+  def make_proposer(
+    self, item: PredictionInput, pixels: UInt8[np.ndarray, "h w 3"]
   ) -> SelectingProposer | None:
-    """A proposer of the masks that came with a line, for its photo alone; None where none came.
+    """Returns a proposer of the masks that came with an input, for its image; None without masks.
 
     Raises:
-      InputError: they are not masks of this photo.
+      InputError: they are not masks of this image.
     """
-    if question.instances is None:
+    if item.instances is None:
       return None
     from input_pipeline.custom import masks
     from input_pipeline.custom.schema import LineError
     from input_pipeline.proposers.custom import CustomProposer
     from input_pipeline.proposers.selection import Selection
 
-    places = masks.PathResolver(self.root, self.annotations)
+    paths = masks.PathResolver(self.root, self.annotations)
     try:
-      given = [
+      resolved = [
         whole | {key: mask[key] for key in ("score", "category") if key in mask}
-        for mask in question.instances
-        for whole in masks.resolve(mask, question.image, places)
+        for mask in item.instances
+        for whole in masks.resolve(mask, item.image, paths)
       ]
     except LineError as error:
       raise InputError(f"instances: {error}") from error
-    return SelectingProposer(CustomProposer(given={0: given}), Selection())
+    return SelectingProposer(CustomProposer(given={0: resolved}), Selection())
 
 
-def from_folder(folder: str, texts: Sequence[str]) -> Questions:
-  """Asks the same of every picture below a folder.
+def from_folder(folder: str, expressions: Sequence[str]) -> PredictionInputs:
+  """Combines every image below a folder with the same expressions.
 
   Raises:
-    InputError: there is no picture in it.
+    InputError: there are no images in the folder.
   """
-  found = []
-  for place, folders, names in os.walk(folder):
+  names = []
+  for place, folders, files in os.walk(folder):
     folders.sort()
     inside = os.path.relpath(place, folder)
-    found += [
+    names += [
       os.path.normpath(os.path.join(inside, name))
-      for name in sorted(names)
+      for name in sorted(files)
       if name.lower().endswith(preprocess.EXTENSIONS)
     ]
-  if not found:
+  if not names:
     raise InputError(
-      f"--image {folder}: there is no picture ({', '.join(preprocess.EXTENSIONS)}) in it"
+      f"--image {folder}: no images in this folder ({', '.join(preprocess.EXTENSIONS)})"
     )
-  stems = collections.Counter(os.path.splitext(name)[0] for name in found)
-  asked = []
-  for name in found:
+  stems = collections.Counter(os.path.splitext(name)[0] for name in names)
+  items = []
+  for name in names:
     stem = os.path.splitext(name)[0]
-    picture = stem if stems[stem] == 1 else name  # a.jpg and a.png have one picture each
-    asked.append(Question(name, os.path.join(folder, name), tuple(texts), picture))
-  return Questions({"texts": list(texts)}, asked)
+    # a.jpg and a.png need different outputs.
+    output = stem if stems[stem] == 1 else name
+    items.append(PredictionInput(name, os.path.join(folder, name), tuple(expressions), output))
+  return PredictionInputs({"expressions": list(expressions)}, items)
 
 
-def from_lines(path: str, images: str | None, option: str = "--pairs") -> Questions:
-  """Asks what the lines of a file ask; a line needs `image` and `sentences` (docs/guides/custom-data.md).
+def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> PredictionInputs:
+  """Reads images and expressions from a JSONL file (docs/reference/formats.md).
 
   Args:
-    path: of the file.
-    images: the folder that paths of photos start in; the file's own by default.
-    option: that named the file.
+    path: of the file; a line needs `image` and `sentences`.
+    images: the folder that the paths of images start in; by default the folder of the file.
+    option: the command-line option that named the file, for messages.
 
   Raises:
-    InputError: the file cannot be read, a line is wrong, or there is none.
+    InputError: the file cannot be read, a line is wrong, or the file is empty.
   """
   from input_pipeline.custom import masks, scan, schema
   from input_pipeline.custom.schema import LineError
 
   root = images if images is not None else os.path.dirname(path) or "."
   if not os.path.isdir(root):
-    raise InputError(f"--images {root}: no such folder; paths of photos start there")
-  places, digest = masks.PathResolver(os.path.abspath(root)), hashlib.sha256()
-  asked, problems, annotations = [], [], ""
+    raise InputError(f"--images {root}: no such folder; paths of images start there")
+  paths, digest = masks.PathResolver(os.path.abspath(root)), hashlib.sha256()
+  items, problems, annotations = [], [], ""
   for number, _, data in scan.read_rows(path):
     digest.update(data + b"\n")
     line, wrong = schema.parse(number, data, targets=False)
@@ -135,41 +137,44 @@ def from_lines(path: str, images: str | None, option: str = "--pairs") -> Questi
       continue
     annotations = annotations or line.annotations or ""
     try:
-      file = places.resolve(line.image)
+      file = paths.resolve(line.image)
     except LineError as error:
       problems.append(error.at(number, "image"))
       continue
     stem = os.path.splitext(os.path.basename(line.image))[0]
-    asked.append(
-      Question(line.image, file, line.sentences, f"{number:05d}_{stem}", number, line.instances)
-    )
+    output = f"{number:05d}_{stem}"
+    items.append(PredictionInput(line.image, file, line.sentences, output, number, line.instances))
   if problems:
-    told = "; ".join(map(str, problems[:_PROBLEMS]))
+    shown = "; ".join(map(str, problems[:_PROBLEMS]))
     more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
     raise InputError(
-      f"{option} {path}: {told}{more} (docs/guides/custom-data.md says what a line holds)"
+      f"{option} {path}: {shown}{more} (docs/reference/formats.md describes the lines)"
     )
-  asked = _share_instances(asked)
-  if not asked:
-    raise InputError(f"{option} {path}: it has no line; a line is an image and its sentences")
+  if not items:
+    raise InputError(f"{option} {path}: the file is empty; a line is an image and its sentences")
   if annotations:
     annotations = os.path.join(os.path.dirname(os.path.abspath(path)), annotations)
-  return Questions({"pairs": digest.hexdigest()}, asked, places.root, annotations)
+  source = {"pairs": digest.hexdigest()}
+  return PredictionInputs(source, _share_instances(items), paths.root, annotations)
 
 
-def _share_instances(asked: list[Question]) -> list[Question]:
-  """A photo's instances stand in one of its lines and are those of all."""
-  given = {
-    question.image: question.instances for question in asked if question.instances is not None
-  }
-  return [dataclasses.replace(one, instances=given.get(one.image)) for one in asked]
+def _share_instances(items: list[PredictionInput]) -> list[PredictionInput]:
+  """Gives the instances of an image, which one of its lines has, to all of its lines."""
+  instances = {item.image: item.instances for item in items if item.instances is not None}
+  return [dataclasses.replace(item, instances=instances.get(item.image)) for item in items]
 
 
-def in_order(
-  asked: Sequence[Question], done: set[tuple[str, int | None, int]]
-) -> Iterator[Question]:
-  """Yields what is not answered yet: photos of which some sentence is left."""
-  for question in asked:
-    keys = {(question.image, question.line, k) for k in range(len(question.sentences))}
-    if not keys <= done:
-      yield question
+def remaining(
+  inputs: PredictionInputs, done: set[tuple[str, int | None, int]]
+) -> list[PredictionInput]:
+  """Returns the inputs with at least one expression that is not done, in order.
+
+  Args:
+    inputs: all of them.
+    done: (image, line, number of the expression) of the finished ones.
+  """
+  return [
+    item
+    for item in inputs.items
+    if any((item.image, item.line, k) not in done for k in range(len(item.expressions)))
+  ]

@@ -1,4 +1,4 @@
-"""Instance masks of one photo, from whatever a user has: arrays, COCO's annotations, a proposer."""
+"""Instance masks of an image: from arrays, COCO annotations or a proposer."""
 
 import collections
 import os
@@ -14,40 +14,48 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry
 from input_pipeline.proposers.selection import Selection
 
-Given = (
-  None | np.ndarray | str | os.PathLike | Mapping[str, Any] | registry.Proposer | registry.SelectingProposer
-)  # fmt: skip
-_OPEN = 4  # proposers that were named are kept open, so many of them
+InstancesLike = (
+  None
+  | np.ndarray
+  | str
+  | os.PathLike
+  | Mapping[str, Any]
+  | registry.Proposer
+  | registry.SelectingProposer
+)
+# Proposers given by name that are kept open.
+_OPEN = 4
 
 
-class PhotoInstances:
-  """Finds the instance masks of photos; may be called by several threads."""
+class ImageInstances:
+  """Finds the instance masks of images; thread-safe."""
 
   def __init__(self):
     self._open: collections.OrderedDict[Any, registry.SelectingProposer] = collections.OrderedDict()
-    self._one = threading.RLock()  # nobody promises that a detector can be called twice at a time
+    # Detectors need not be thread-safe.
+    self._lock = threading.RLock()
 
-  def of(
+  def find(
     self, given: Any, pixels: UInt8[np.ndarray, "h w 3"], file_name: str | None
   ) -> Bool[np.ndarray, "k h w"]:
-    """Returns the masks of a photo, best score first; none where nothing is given.
+    """Returns the masks of an image, best score first; empty if nothing is given.
 
     Args:
-      given: one of `Given`: masks, bool [k, h, w] or of 0 and 1; COCO's annotations, a file or what it holds: the
-        photo is found in them by its file name, or is their only image; `NAME:ARGUMENT` as `--instances` takes it; or a
-        proposer.
-      pixels: the photo.
-      file_name: of the photo, where it has one.
+      given: one of `InstancesLike`: masks, bool [k, h, w] or of 0 and 1; COCO annotations, a path
+        or a dictionary, in which the image is found by its file name or is the only one;
+        `NAME:ARGUMENT` as `--instances` takes it; or a proposer.
+      pixels: the image.
+      file_name: of the image, or None.
 
     Raises:
-      InputError: these are no masks, none of this photo, or the proposer cannot make them.
+      InputError: these are not masks, not masks of this image, or the proposer fails.
     """
     height, width = pixels.shape[:2]
     if given is None or isinstance(given, np.ndarray):
       return preprocess.check_instances(_as_bool(given), height, width)
-    # Whoever names a file of annotations for this photo means its only image; `coco:FILE` is for photos of any name.
+    # A file of annotations may be of this image alone; `coco:FILE` is for many images.
     for_this = isinstance(given, Mapping) or (_is_path(given) and not _is_spec(given))
-    with self._one:
+    with self._lock:
       proposer = self._proposer(given)
       found = proposer.propose([pixels], [_image_id(proposer.proposer, file_name, for_this)])[0]
     return preprocess.check_instances(found.masks, height, width)
@@ -56,7 +64,8 @@ class PhotoInstances:
     if isinstance(given, registry.SelectingProposer):
       return given
     if isinstance(given, Mapping):
-      from input_pipeline.proposers.coco import CocoProposer  # pycocotools is not on every machine
+      # pycocotools may not be installed.
+      from input_pipeline.proposers.coco import CocoProposer
 
       return registry.SelectingProposer(CocoProposer(given), Selection())
     if _is_path(given):
@@ -65,12 +74,12 @@ class PhotoInstances:
     if isinstance(given, registry.Proposer):
       return registry.SelectingProposer(given, Selection())
     raise InputError(
-      f"instances: a {type(given).__name__} is no masks; give an array bool [k, height, width], COCO annotations, "
-      "NAME:ARGUMENT as --instances takes it, or a proposer (docs/guides/proposals.md)"
+      "instances: expected masks (bool [k, height, width]), COCO annotations, NAME:ARGUMENT as "
+      f"for --instances, or a proposer (docs/guides/proposals.md), got {type(given).__name__}"
     )
 
   def _named(self, spec: str) -> registry.SelectingProposer:
-    """A proposer by its name, kept open for the next photo; a file that has changed is opened again."""
+    """Returns a proposer by its name, kept open for the next image; reopens a file that changed."""
     key: Any = spec
     path = spec.partition(":")[2]
     if os.path.isfile(path):
@@ -90,14 +99,14 @@ def _is_path(given: Any) -> bool:
 
 
 def _is_spec(given: Any) -> bool:
-  """Whether it is `NAME` or `NAME:ARGUMENT`, and no path of a file."""
+  """Returns whether this is `NAME` or `NAME:ARGUMENT` rather than a path."""
   if not isinstance(given, str):
     return False
   return given.partition(":")[0] in registry.PROPOSERS or not given.endswith(".json")
 
 
 def _image_id(proposer: Any, file_name: str | None, for_this: bool) -> int:
-  """What the proposer calls the photo; only those that look masks up in a file care."""
+  """Returns the proposer's id of the image; used only by those that look up masks in a file."""
   if not hasattr(proposer, "image_id"):
     return 0
   only = proposer.only_image() if for_this else None
@@ -105,8 +114,8 @@ def _image_id(proposer: Any, file_name: str | None, for_this: bool) -> int:
     return only
   if file_name is None:
     raise InputError(
-      "instances: the photo is looked for by the name of its file, and it has none; give the path of the photo, or "
-      "masks of this photo alone"
+      "instances: the image is found by its file name, and it has none; pass the path of the "
+      "image, or masks of this image alone"
     )
   return proposer.image_id(os.path.basename(file_name))
 
@@ -120,6 +129,7 @@ def _as_bool(masks: np.ndarray | None) -> Bool[np.ndarray, "k h w"] | None:
     or (masks.size and not 0 <= masks.min() <= masks.max() <= 1)
   ):
     raise InputError(
-      f"instances: an array must be bool [k, height, width], or of 0 and 1, not {masks.dtype} {list(masks.shape)}"
-    )  # fmt: skip
+      f"instances: expected masks, bool [k, height, width] or of 0 and 1, got {masks.dtype} "
+      f"{list(masks.shape)}"
+    )
   return masks != 0

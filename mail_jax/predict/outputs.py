@@ -1,4 +1,4 @@
-"""Answers as files: rows of JSON, and a folder of pictures that can be gone on with."""
+"""Writes predictions: rows of JSON, and a folder of overlays in which a run can be resumed."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ from mail_jax.predict.segmenter import Segmentation
 ROWS, SETTINGS = "predictions.jsonl", "settings.json"
 
 Key = tuple[str, int | None, int]
-"""Of an answer: the photo as the input names it, its line, the number of the sentence."""
+"""Of a prediction: the image as the input names it, its line, the number of the expression."""
 
 
-def describe(result: Segmentation) -> dict[str, Any]:
-  """What a row says of an answer (docs/reference/formats.md has the table)."""
+def to_row(result: Segmentation) -> dict[str, Any]:
+  """Returns the keys of a row that describe a result (docs/reference/formats.md)."""
   from pycocotools import mask as coco_mask
 
   encoded: Any = coco_mask.encode(np.asfortranarray(result.mask.astype(np.uint8)))
@@ -40,62 +40,66 @@ def describe(result: Segmentation) -> dict[str, Any]:
   }
 
 
-class AnswerFolder:
-  """A folder with a picture an answer, and `predictions.jsonl` with a row an answer.
+class PredictionWriter:
+  """A folder with an overlay and a row in `predictions.jsonl` per prediction.
 
-  A row is written when its picture is there, so that whatever ended a run, the next one goes on behind the last row.
+  A row is written after its overlay, so that a run that was stopped at any point can be resumed
+  after the last row.
   """
 
   def __init__(self, folder: pathlib.Path, handle: Any, rows: list[dict[str, Any]]):
-    """For `open_folder`."""
+    """Called by `open_writer`."""
     self._folder, self._file = folder, handle
     self.done: set[Key] = {(row["image"], row.get("line"), row["number"]) for row in rows}
 
-  def add(self, key: Key, picture: str, result: Segmentation) -> None:
-    """Writes the picture of an answer, and then its row."""
+  def add(self, key: Key, overlay: str, result: Segmentation) -> None:
+    """Writes the overlay of a prediction, and then its row."""
     image, line, number = key
-    path = self._folder / picture
+    path = self._folder / overlay
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.save(Image.fromarray(result.overlay()), str(path))
-    where = {"image": image} | ({} if line is None else {"line": line}) | {"number": number}
-    self._file.write(json.dumps(where | {"picture": picture} | describe(result)) + "\n")
+    row = {"image": image} | ({} if line is None else {"line": line}) | {"number": number}
+    self._file.write(json.dumps(row | {"overlay": overlay} | to_row(result)) + "\n")
     self._file.flush()
     self.done.add(key)
 
 
 @contextlib.contextmanager
-def open_folder(out: str, settings: Mapping[str, Any], overwrite: bool) -> Iterator[AnswerFolder]:
-  """Opens a folder of answers, and keeps others from writing into it.
+def open_writer(
+  out: str, settings: Mapping[str, Any], overwrite: bool
+) -> Iterator[PredictionWriter]:
+  """Opens a folder of predictions and locks it.
 
   Args:
-    out: the folder; it is made where there is none.
-    settings: what its answers depend on; those that are there must have come of the same.
-    overwrite: removes what an earlier run has left in it.
+    out: the folder; created if it does not exist.
+    settings: what predictions depend on; must equal those of the predictions in the folder.
+    overwrite: removes the predictions of an earlier run.
 
   Raises:
-    InputError: it holds something else, answers of other settings, or another command writes into it.
+    InputError: the folder holds other files or predictions with other settings, or another command
+      is writing to it.
   """
   folder = pathlib.Path(out)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise InputError(f"--out {out}: the folder cannot be made ({error.strerror})") from error
+    raise InputError(f"--out {out}: the folder cannot be created ({error.strerror})") from error
   with atomic_files.locked(out) as free:
     if not free:
       raise InputError(
-        f"--out {out}: another command writes into this folder; wait, or name another"
+        f"--out {out}: another command is writing to this folder; wait, or name another"
       )
     if overwrite and (folder / SETTINGS).exists():
       _clear(folder)
       rows = []
     else:
       rows = _read(folder, out, dict(settings))
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    atomic_files.write_whole(folder / ROWS, text)  # without what was half written
+    # Drops a last row that was only half written.
+    atomic_files.write_whole(folder / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
     atomic_files.write_whole(folder / SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
     try:
       with open(folder / ROWS, "a", encoding="utf-8") as file:
-        yield AnswerFolder(folder, file, rows)
+        yield PredictionWriter(folder, file, rows)
     except OSError as error:
       if error.errno not in atomic_files.FULL:
         raise
@@ -111,24 +115,24 @@ def _read(folder: pathlib.Path, out: str, settings: dict[str, Any]) -> list[dict
       raise InputError(f"--out {out}: the folder holds other files; name an empty or a new one")
     return []
   try:
-    before = json.loads((folder / SETTINGS).read_text())
-    if not isinstance(before, dict):
-      raise ValueError("it is no object")
+    earlier = json.loads((folder / SETTINGS).read_text())
+    if not isinstance(earlier, dict):
+      raise ValueError("not a JSON object")
   except ValueError as error:
     raise InputError(
-      f"--out {out}: {SETTINGS} cannot be read ({error}); add --overwrite to begin anew"
+      f"--out {out}: {SETTINGS} cannot be read ({error}); add --overwrite to start over"
     ) from error
-  for name in sorted(before.keys() | settings.keys()):
-    if before.get(name) != settings.get(name):
+  for name in sorted(earlier.keys() | settings.keys()):
+    if earlier.get(name) != settings.get(name):
       raise InputError(
-        f"--out {out} holds answers of another run: its `{name}` was {before.get(name)!r} and is now "
-        f"{settings.get(name)!r}; name another folder, or add --overwrite to begin anew"
+        f"--out {out} holds predictions of another run: `{name}` was {earlier.get(name)!r} and is "
+        f"now {settings.get(name)!r}; name another folder, or add --overwrite to start over"
       )
   return _whole_rows(folder / ROWS)
 
 
 def _whole_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows up to one that was only half written."""
+  """Returns the rows before one that was only half written."""
   rows = []
   for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
     try:
@@ -137,18 +141,18 @@ def _whole_rows(path: pathlib.Path) -> list[dict[str, Any]]:
       break
     if (
       not isinstance(row, dict)
-      or not {"image", "number", "picture"} <= row.keys()
-      or (not isinstance(row["picture"], str))
+      or not {"image", "number", "overlay"} <= row.keys()
+      or not isinstance(row["overlay"], str)
     ):
-      raise InputError(f"{path}: not a file of answers; name another folder for --out")
+      raise InputError(f"{path}: not a file of predictions; name another folder for --out")
     rows.append(row)
   return rows
 
 
 def _clear(folder: pathlib.Path) -> None:
-  """Removes what an earlier run has written, and nothing else."""
+  """Removes the files of an earlier run, and nothing else."""
   for row in _whole_rows(folder / ROWS):
-    path = pathlib.Path(untrusted_paths.inside(str(folder), row["picture"], f"{ROWS}: picture"))
+    path = pathlib.Path(untrusted_paths.inside(str(folder), row["overlay"], f"{ROWS}: overlay"))
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
       if path.parent != folder.resolve():

@@ -116,7 +116,7 @@ def test_an_example_brings_its_instance_masks_along(client, segmenter, tmp_path)
   expected = segmenter(scene.image, TEXT, scene.instances.masks)
   assert len(found["instances"]) == len(expected.instances) > 0
   np.testing.assert_array_equal(found["overlay"], expected.overlay())
-  assert "come with this example" in found["summary"]
+  assert "from the example" in found["summary"]
 
 
 def test_every_bad_input_gets_its_sentence_and_the_next_request_an_answer(
@@ -266,7 +266,7 @@ def test_the_page_names_no_font_or_script_of_another_host(server):
 def test_nothing_is_left_when_the_page_ends(finished_run, photos, tmp_path):
   with page_server.running(finished_run, tmp_path) as server:
     segment(gradio_client.Client(server.url, verbose=False), photos[0])
-    assert list(tmp_path.glob("mail_jax_app_*/answers/*/mask.png"))
+    assert list(tmp_path.glob("mail_jax_app_*/predictions/*/mask.png"))
   assert not list(tmp_path.glob("mail_jax_app_*"))
 
 

@@ -1,4 +1,4 @@
-"""What the page takes and says, without Gradio."""
+"""Limits, examples and texts of the app, without Gradio."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, 
   for size in ((8000, 5000), (20_000, 20_000)):
     path = tmp_path / "large.png"
     Image.new("1", size).save(path)
-    with pytest.raises(InputError, match=r"large\.png has .* megapixels, and this page takes up"):
+    with pytest.raises(InputError, match=r"large\.png has .* megapixels; the limit is"):
       limits.check_photo(str(path), ALLOWED)
   assert not decoded
 
@@ -36,7 +36,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, 
 def test_a_kind_of_picture_that_starts_programs_is_not_opened(tmp_path):
   path = tmp_path / "drawing.jpg"
   Image.new("RGB", (8, 8)).save(path, "EPS")
-  with pytest.raises(InputError, match="is not a picture that can be opened here"):
+  with pytest.raises(InputError, match="cannot be opened as an image"):
     limits.check_photo(str(path), ALLOWED)
 
 

@@ -242,8 +242,8 @@ def test_predict_draws_on_the_image_and_writes_the_mask(finished_run, layout, ca
   np.testing.assert_array_equal(mask == 255, result.mask)
   np.testing.assert_array_equal(overlay, result.overlay())
   printed = capsys.readouterr().out
-  assert f"overlay.png: {(mask == 255).mean():.1%} of the photo" in printed
-  assert re.search(r"instance [12] of 2 chosen|no instance was chosen of 2", printed)
+  assert f"overlay.png: {(mask == 255).mean():.1%} of the image" in printed
+  assert re.search(r"instance [12] of 2 selected|none of 2 instances selected", printed)
 
 
 def _annotated_masks() -> np.ndarray:
@@ -256,7 +256,7 @@ def _annotated_masks() -> np.ndarray:
 
 def test_predict_works_without_instance_masks(finished_run, layout, capsys):
   predict.main(_predict(finished_run, layout))
-  assert "no instance was chosen of 0" in capsys.readouterr().out
+  assert "none of 0 instances selected" in capsys.readouterr().out
   with Image.open("mask.png") as mask:
     assert mask.size == (refer_layout.WIDTH, refer_layout.HEIGHT)
 
@@ -274,7 +274,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
   ("option", "value", "message"),
   [
     ("--image", "nowhere.jpg", r"image nowhere\.jpg: No such file"),
-    ("--image", "refer", r"--out overlay\.png: of several photos it is a folder"),
+    ("--image", "refer", r"--out overlay\.png: for several images this is a folder"),
     ("--image", "cut.jpg", r"image cut\.jpg cannot be decoded.*is the file complete"),
     ("--image", "void.jpg", r"image void\.jpg cannot be decoded: it is empty"),
     ("--image", "text.jpg", r"image text\.jpg cannot be decoded: it is no picture"),

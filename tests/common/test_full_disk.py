@@ -111,17 +111,17 @@ def test_a_model_that_does_not_fit_is_not_exported(disk, finished_run):
 
 
 def test_predictions_that_do_not_fit_are_reported_and_earlier_ones_kept(disk):
-  with outputs.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
-    answers._file.write('{"image": "a.jpg", "number": 0, "picture": "a.png"}\n')
+  with outputs.open_writer(str(disk / "out"), {"model": "a"}, False) as writer:
+    writer._file.write('{"image": "a.jpg", "number": 0, "overlay": "a.png"}\n')
   small_disk.fill(disk)
   with (
     pytest.raises(InputError, match=r"/out.* cannot be written: No space left .* MB free"),
-    outputs.open_folder(str(disk / "out"), {"model": "a"}, False) as answers,
+    outputs.open_writer(str(disk / "out"), {"model": "a"}, False) as answers,
   ):
     (disk / "out/b.png").write_bytes(b"x" * 100_000)
   (disk / "filler").unlink()
-  with outputs.open_folder(str(disk / "out"), {"model": "a"}, False) as answers:
-    assert answers.done == {("a.jpg", None, 0)}
+  with outputs.open_writer(str(disk / "out"), {"model": "a"}, False) as writer:
+    assert writer.done == {("a.jpg", None, 0)}
 
 
 def test_a_quota_is_a_full_disk(tmp_path):

@@ -230,8 +230,8 @@ def test_invalid_metadata_of_a_data_set_is_reported(tmp_path, shapes_data, conte
 def test_invalid_settings_of_predictions_are_reported(tmp_path, content):
   (tmp_path / outputs.SETTINGS).write_text(content)
   with (
-    pytest.raises(InputError, match=r"cannot be read .*--overwrite to begin anew"),
-    outputs.open_folder(str(tmp_path), {}, overwrite=False),
+    pytest.raises(InputError, match=r"cannot be read .*--overwrite to start over"),
+    outputs.open_writer(str(tmp_path), {}, overwrite=False),
   ):
     pass
 
@@ -253,8 +253,8 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
   ):
     pass
   with (
-    pytest.raises(InputError, match="the folder cannot be made"),
-    outputs.open_folder(str(tmp_path / "file" / "x"), {}, overwrite=False),
+    pytest.raises(InputError, match="the folder cannot be created"),
+    outputs.open_writer(str(tmp_path / "file" / "x"), {}, overwrite=False),
   ):
     pass
 

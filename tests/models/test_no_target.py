@@ -227,7 +227,7 @@ def test_predict_says_that_nothing_is_meant(tmp_path, monkeypatch, capsys):
   out, mask = tmp_path / "out.png", tmp_path / "mask.png"
   options = {"checkpoint": "x", "image": photo, "text": "red", "out": out, "mask": mask}
   predict.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
-  assert "nothing in the photo is meant (88% sure)" in capsys.readouterr().out
+  assert "no target in the image (probability 88%)" in capsys.readouterr().out
   assert not np.asarray(Image.open(mask)).any()
 
 

@@ -1,4 +1,4 @@
-"""`predict` on many photos: what it writes, how it goes on, what it refuses; and that all ways give one mask."""
+"""`predict` on several images: its outputs, resuming, errors; API, command and app give the same mask."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command as own_data
 from mail_jax.app import limits, service
-from mail_jax.app.examples import Masks
+from mail_jax.app.examples import ExampleMasks
 from mail_jax.predict import command as predict
 from mail_jax.predict.segmenter import Segmenter
 
@@ -61,7 +61,7 @@ def answered(finished_run, example, tmp_path_factory) -> pathlib.Path:
   return out
 
 
-def test_lines_are_answered_with_their_own_instances(segmenter, example, answered):
+def test_lines_are_predicted_with_their_own_instances(segmenter, example, answered):
   lines = [json.loads(line) for line in (example / "mine.jsonl").read_text().splitlines()]
   asked = [(n, line, text) for n, line in enumerate(lines, 1) for text in line["sentences"]]
   instances = {line["image"]: line["instances"] for line in lines if "instances" in line}
@@ -81,12 +81,12 @@ def test_lines_are_answered_with_their_own_instances(segmenter, example, answere
       [96, 96],
     )
     assert row["area"] == int(result.mask.sum())
-    with Image.open(answered / row["picture"]) as picture:
+    with Image.open(answered / row["overlay"]) as picture:
       np.testing.assert_array_equal(np.asarray(picture), result.overlay())
-  assert len({row["picture"] for row in found}) == len(found)
+  assert len({row["overlay"] for row in found}) == len(found)
 
 
-def test_of_a_folder_every_picture_is_asked_everything(finished_run, segmenter, example, tmp_path):
+def test_every_image_of_a_folder_gets_every_expression(finished_run, segmenter, example, tmp_path):
   photos = tmp_path / "photos"
   (photos / "more").mkdir(parents=True)
   names = sorted(os.listdir(example / "photos"))[:2]
@@ -104,8 +104,8 @@ def test_of_a_folder_every_picture_is_asked_everything(finished_run, segmenter, 
   for row in found:
     result = segmenter(photos / row["image"], row["expression"])
     np.testing.assert_array_equal(mask_of(row), result.mask)
-    assert (out / row["picture"]).is_file()
-  # A photo that is added later is all that is asked later.
+    assert (out / row["overlay"]).is_file()
+  # Only an image that was added later is predicted later.
   before = contents(out)
   Image.open(photos / "a.png").save(photos / "c.png")
   run(finished_run, out, "--image", photos, "--text", "the star", "--text", "red")
@@ -117,7 +117,7 @@ def test_of_a_folder_every_picture_is_asked_everything(finished_run, segmenter, 
   }
 
 
-def test_a_run_that_was_cut_off_goes_on_and_ends_as_the_undisturbed_one(
+def test_a_resumed_run_gives_the_same_files_as_an_uninterrupted_one(
   finished_run, example, answered, tmp_path, monkeypatch
 ):
   out = tmp_path / "out"
@@ -128,7 +128,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_the_undisturbed_one(
   (out / "settings.json").write_bytes(whole["settings.json"])
   (out / "predictions.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:40])
   for line in lines[:8]:
-    name = json.loads(line)["picture"]
+    name = json.loads(line)["overlay"]
     (out / name).write_bytes(whole[name])
   asked = []
   call = Segmenter.__call__
@@ -155,7 +155,7 @@ def test_a_killed_command_loses_nothing(finished_run, example, answered, tmp_pat
     time.sleep(0.001)
   killed.send_signal(signal.SIGSTOP)
   # A second command does not write into the same folder.
-  with pytest.raises(InputError, match="another command writes into this folder"):
+  with pytest.raises(InputError, match="another command is writing to this folder"):
     run(finished_run, out, "--pairs", example / "mine.jsonl")
   killed.send_signal(signal.SIGKILL)
   killed.wait()
@@ -167,16 +167,18 @@ def test_a_killed_command_loses_nothing(finished_run, example, answered, tmp_pat
     np.testing.assert_array_equal(mask_of(row), mask_of(expected))
 
 
-def test_answers_of_something_else_are_not_gone_on_with(finished_run, example, answered, tmp_path):
+def test_predictions_of_another_run_are_not_resumed(finished_run, example, answered, tmp_path):
   other = tmp_path / "other.jsonl"
   lines = (example / "mine.jsonl").read_text().splitlines()
   other.write_text("\n".join(lines[:2]))
   before = contents(answered)
-  for more, what in (
+  for more, difference in (
     (["--pairs", other, "--images", example], "`pairs` was"),
     (["--pairs", example / "mine.jsonl", "--instances", "none"], "`instances` was None"),
   ):
-    with pytest.raises(InputError, match=f"holds answers of another run: its {what}.*--overwrite"):
+    with pytest.raises(
+      InputError, match=f"holds predictions of another run: {difference}.*--overwrite"
+    ):
       run(finished_run, answered, *more)
   assert contents(answered) == before
   out = tmp_path / "out"
@@ -200,15 +202,15 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
   (photos / "c.jpg").write_bytes(first.read_bytes()[:-200])
   out = tmp_path / "out"
   options = ["--image", photos, "--text", "red"]
-  with pytest.raises(InputError, match=r"a\.jpg cannot be decoded: .*--on_error skip goes on"):
+  with pytest.raises(InputError, match=r"a\.jpg cannot be decoded: .*--on_error skip continues"):
     run(finished_run, out, *options)
   with pytest.raises(SystemExit, match="1"):
     run(finished_run, out, *options, "--on_error", "skip")
   assert [row["image"] for row in rows_of(out)] == ["b.jpg"]
   told = capsys.readouterr().err
   assert "skipped: image" in told
-  assert "2 of 3 photos were skipped" in told
-  # What is mended is asked the next time.
+  assert "2 of 3 images were skipped" in told
+  # Repaired images are predicted the next time.
   (photos / "a.jpg").write_bytes(first.read_bytes())
   (photos / "c.jpg").unlink()
   run(finished_run, out, *options)
@@ -219,15 +221,18 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
   ("options", "message"),
   [
     (["--image", "photos", "--text", " "], r"is empty; write what to look for"),
-    (["--image", "empty", "--text", "red"], r"--image empty: there is no picture"),
-    (["--image", "photos", "--text", "red", "--mask", "m.png"], r"--mask is for one photo"),
-    (["--image", "photos", "--text", "red", "--out", "photos/o"], r"lies in the folder of photos"),
-    (["--image", "photos/a.png", "--text", "a", "--text", "b"], r"one photo is asked one thing"),
+    (["--image", "empty", "--text", "red"], r"--image empty: no images in this folder"),
+    (["--image", "photos", "--text", "red", "--mask", "m.png"], r"--mask is for a single image"),
+    (
+      ["--image", "photos", "--text", "red", "--out", "photos/o"],
+      r"is inside the folder of images",
+    ),
+    (["--image", "photos/a.png", "--text", "a", "--text", "b"], r"a single image takes one"),
     (["--pairs", "nowhere.jsonl"], r"nowhere\.jsonl: No such file"),
-    (["--pairs", "void.jsonl"], r"void\.jsonl: it has no line"),
+    (["--pairs", "void.jsonl"], r"void\.jsonl: the file is empty"),
     (
       ["--pairs", "bad.jsonl"],
-      r"line 1: missing key 'sentences'; line 2: .*\(docs/guides/custom",
+      r"line 1: missing key 'sentences'; line 2: .*\(docs/reference/formats",
     ),
     (["--pairs", "out.jsonl"], r"out\.jsonl: line 1: image: .*leaves the folder"),
     (["--pairs", "fine.jsonl", "--images", "nowhere"], r"--images nowhere: no such folder"),
@@ -235,7 +240,7 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
     (["--pairs", "masks.jsonl"], r"line 1: instances.*; --on_error skip"),
   ],
 )
-def test_what_is_wrong_is_told_and_no_answer_is_written(
+def test_errors_are_reported_and_no_prediction_is_written(
   finished_run, tmp_path, monkeypatch, options, message
 ):
   monkeypatch.chdir(tmp_path)
@@ -256,9 +261,7 @@ def test_what_is_wrong_is_told_and_no_answer_is_written(
   assert not any((tmp_path / "out").glob("*.png"))
 
 
-def test_api_command_and_page_give_the_same_mask(
-  finished_run, segmenter, example, tmp_path, capsys
-):
+def test_api_command_and_app_give_the_same_mask(finished_run, segmenter, example, tmp_path, capsys):
   photo, text = next((example / "photos").iterdir()), "the object on the left"
   masks = np.zeros((2, 96, 96), bool)
   masks[0, 10:50, 10:40] = masks[1, 60:90, 30:80] = True
@@ -278,7 +281,7 @@ def test_api_command_and_page_give_the_same_mask(
     finished_run, picture, "--image", photo, "--text", text, "--instances", file, "--mask", mask, "--json", "-"
   )  # fmt: skip
   row = json.loads(capsys.readouterr().out)
-  page = service.Answerer(segmenter, limits.Limits(), tmp_path / "page", Masks([]))
+  page = service.RequestHandler(segmenter, limits.Limits(), tmp_path / "page", ExampleMasks([]))
   (tmp_path / "page").mkdir()
   (answer,) = page(str(photo), text, str(file))
   assert np.array_equal(np.asarray(Image.open(mask)) > 0, result.mask)

@@ -126,9 +126,14 @@ def test_a_photo_on_its_side_is_turned_as_its_exif_says(segmenter, scene, tmp_pa
     (None, [], None, r"expression: the list is empty"),
     (None, ["red", 3], None, r"expression: must be text, not int"),
     (None, "red", np.zeros((1, 4, 4), bool), r"masks are 4 x 4 pixels, the image 96 x 96"),
-    (None, "red", np.full((1, 96, 96), 2), r"must be bool \[k, height, width\], or of 0 and 1"),
-    (None, "red", np.zeros((96, 96), bool), r"must be bool \[k, height, width\]"),
-    (None, "red", 3, r"instances: a int is no masks"),
+    (
+      None,
+      "red",
+      np.full((1, 96, 96), 2),
+      r"expected masks, bool \[k, height, width\] or of 0 and 1",
+    ),
+    (None, "red", np.zeros((96, 96), bool), r"expected masks, bool \[k, height, width\]"),
+    (None, "red", 3, r"instances: expected masks .*, got int"),
     (None, "red", "nowhere.json", r"nowhere\.json: no such file"),
     (None, "red", "detectron", r"unknown proposer"),
     (None, "red", {"images": 3}, r"`images` must be a list"),
@@ -143,7 +148,7 @@ def test_what_cannot_be_used_is_told(segmenter, scene, image, expression, instan
 
 def test_a_photo_without_a_name_is_not_looked_for_by_name(segmenter, scene):
   annotations = as_coco(scene.instances.masks, "a.png", more_images=1)
-  with pytest.raises(InputError, match="looked for by the name of its file, and it has none"):
+  with pytest.raises(InputError, match="found by its file name, and it has none"):
     segmenter(scene.image, "red", annotations)
 
 

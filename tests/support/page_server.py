@@ -1,4 +1,4 @@
-"""The page of `mail_jax.app` as a program of its own, and what its tests send to it."""
+"""Runs `mail_jax.app` in a process, and sends requests to it."""
 
 import contextlib
 import io
@@ -69,7 +69,7 @@ def running(checkpoint: pathlib.Path, temporary: pathlib.Path, *more: str) -> It
     )
   try:
     end = time.monotonic() + _START
-    while "The page is at" not in log.read_text():
+    while "The app is at" not in log.read_text():
       assert process.poll() is None and time.monotonic() < end, log.read_text()
       time.sleep(0.1)
     yield Server(port, process)
@@ -95,13 +95,13 @@ def bad_inputs(
   Image.open(photo).convert("RGB").resize((300, 300)).save(whole, "JPEG")
   cut.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
   return [
-    (text, "the star", "text.jpg is not a picture that can be opened here"),
-    (bomb, "the star", "large.png has 40 megapixels, and this page takes up to 20"),
+    (text, "the star", "text.jpg cannot be opened as an image"),
+    (bomb, "the star", "large.png has 40 megapixels; the limit is 20"),
     (cut, "the star", "cut.jpg"),
-    (None, "the star", "There is no photo yet"),
-    (photo, "", "There is nothing to look for yet"),
-    (photo, " \n\t\n", "There is nothing to look for yet"),
+    (None, "the star", "No photo yet"),
+    (photo, "", "No expression yet"),
+    (photo, " \n\t\n", "No expression yet"),
     (photo, "star " * 500, "This expression has 500 words"),
     (photo, "a" * 1001, "1001 characters"),
-    (photo, "the star\n" * 9, "These are 9 lines"),
+    (photo, "the star\n" * 9, "9 lines; the limit is 8"),
   ]
