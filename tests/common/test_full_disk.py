@@ -116,7 +116,7 @@ def test_predictions_that_do_not_fit_are_reported_and_earlier_ones_kept(disk):
   small_disk.fill(disk)
   with (
     pytest.raises(InputError, match=r"/out.* cannot be written: No space left .* MB free"),
-    outputs.open_writer(str(disk / "out"), {"model": "a"}, False) as answers,
+    outputs.open_writer(str(disk / "out"), {"model": "a"}, False),
   ):
     (disk / "out/b.png").write_bytes(b"x" * 100_000)
   (disk / "filler").unlink()
