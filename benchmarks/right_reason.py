@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
   model = load.load(args.checkpoint, args.step)
 
   def batches_of(data_dir: str) -> Callable[[], Iterable[Batch]]:
-    runner.open_batches(model, data_dir, args.data)  # what is wrong with it is told at once
+    runner.open_batches(model, data_dir, args.data)  # reports invalid data early
     return lambda: runner.open_batches(model, data_dir, args.data)
 
   oracle = batches_of(args.oracle_data_dir) if args.oracle_data_dir else None

@@ -69,7 +69,7 @@ def measure(
   model = load.load(workdir, "last")
   if model.step < model.config.steps and not (until and crossing(curve, until)):
     raise InputError(
-      f"{workdir} was asked to end at step {model.step}; the same command goes on with it"
+      f"{workdir} was asked to end at step {model.step}; the same command resumes it"
     )
   results = {}
   for test in tests:
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
 def _spent(path: str) -> float:
   """Adds what this process took of its core to what the ones before it did, and returns the sum.
 
-  Whatever else the machine does, that is about the time which a run takes on a core of its own.
+  Regardless of other load, that is about the time that a run takes on a core of its own.
   """
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   with open(path, "a") as times:

@@ -46,7 +46,7 @@ class Run:
   """A training, and what it is judged on.
 
   Attributes:
-    name: equal names, equal configs, whatever the keys that were added to them since.
+    name: equal names, equal configs, regardless of keys that were added since.
     overrides: of the recipe, with the seed and the number of steps.
     tests: splits, of the data that it is trained on or, as in `x2/val`, of those with the masks of another detector.
     until: where it ends, as in `tables.Row`.

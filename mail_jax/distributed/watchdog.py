@@ -1,7 +1,7 @@
 """Ends all processes of a run about 2 seconds after one of them died, and says which one.
 
 Every process holds a TCP connection to process 0. The kernel closes it as soon as the process dies,
-in whatever way; keepalive detects a dead host. Without a connection JAX's heartbeats remain.
+in any way; keepalive detects a dead host. Without a connection JAX's heartbeats remain.
 
 Those alone do not suffice. Measured with JAX 0.10.2 and 0.12.0, 3 processes on one machine, SIGKILL
 to process 1 while the others work on the host:

@@ -136,7 +136,7 @@ def _selection(config: ConfigDict, patches: int, masks: int) -> Iterator[Product
   learned = model.selection != "none"
   if model.mask_tokens != "instance":
     yield Product("selection/masks", _matmul(count, masks, width), gradients=1)
-  # Without a selection nothing depends on the scores; only at test time they are told.
+  # Without a selection nothing depends on the scores; they are returned at test time only.
   scores = _matmul(count, 2 * width, width) + _matmul(count, width, 1) + _matmul(1, width, 1)
   yield Product("selection/inside", pooled, gradients=1 if learned else -1)
   yield Product("selection/scores", scores, gradients=2 if learned else -1)

@@ -71,7 +71,7 @@ class TextEmbedding(nn.Module):
 class InstanceEmbedding(nn.Module):
   """One token per instance: its bounding-box crop, its box, its full-frame view, and what is seen in it.
 
-  Ours, not the paper's: a mask of 16 x 16 inside its box tells the shape whatever the instance's size, the box
+  Ours, not the paper's: a mask of 16 x 16 inside its box tells the shape at any size of the instance, the box
   tells place and size exactly, the full-frame view tells what a box cannot. With `appearance` the token also gets
   the pixels inside the mask, so that it need not first find its own patches by attention.
 

@@ -62,7 +62,7 @@ class Neighbours(nn.Module):
     like = jnp.exp(-jnp.abs(sharpness) * distance)
     like = jnp.concatenate([like, jnp.ones((batch, count, count, 1))], -1)
     counts = jnp.einsum("bijh,bijs->bihs", like, on_side(box, area))
-    # A count of 1 is no half of a count of 2: each number of neighbours has a feature of its own.
+    # A count of 1 is not half of a count of 2: each number of neighbours has its own feature.
     steps = jnp.arange(self.most + 1, dtype=jnp.float32)
     exact = jax.nn.relu(1 - jnp.abs(counts[..., None] - steps))
     features = jnp.concatenate([exact, counts[..., None] / (self.most + 1)], -1)

@@ -126,7 +126,7 @@ class Module:
         continue
       if instruction.opcode == "fusion" and not into_fusions:
         continue
-      # What a reduction applies to pairs of numbers is no program of its own.
+      # The function that a reduction applies to pairs of numbers is not a separate program.
       if "to_apply=" in instruction.attributes and instruction.opcode != "call":
         continue
       again = (trip_count(self, instruction) or 1) if instruction.opcode == "while" else 1

@@ -79,7 +79,7 @@ def table(plans: list[Plan]) -> str:
     "slice",
     "data x fsdp",
     "batch a chip",
-    "GiB a chip",
+    "GiB per chip",
     "of",
     "TFLOP by hand",
     "program",

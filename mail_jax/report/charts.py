@@ -121,7 +121,7 @@ class Frame:
 
 
 def svg(width: Number, height: Number, says: str, parts: Iterable[str]) -> str:
-  """Returns a chart as a picture that those who cannot see it are told of.
+  """Returns a chart as a picture with a description for screen readers.
 
   Args:
     width, height: of the drawing, in its own units; it is as wide as the page lets it.

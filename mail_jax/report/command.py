@@ -23,7 +23,7 @@ from mail_jax.report.predictions import Drawn
 from mail_jax.report.quality import SplitResults
 
 _MOST = 100
-"""Pictures of each kind; more than three hundred are no report."""
+"""Pictures of each kind; more than three hundred would be unreadable."""
 _PICTURE_BYTES = 6_000_000
 """Of all pictures together. A page is text, where three bytes are four; with the rest it stays below 10 MB."""
 _SAME = 0.02
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
   """The command.
 
   Raises:
-    InputError: something is wrong with what was given; it is told before the evaluation where that can be.
+    InputError: the input is invalid; raised before the evaluation where possible.
   """
   args = _parse(argv)
   out = _where(args.workdir, args.out)

@@ -31,7 +31,7 @@ def read_log(workdir: str) -> list[dict[str, Any]] | None:
   A last line without its end is passed over: the run was stopped, or is writing it.
 
   Raises:
-    InputError: the file cannot be read, or a line of it is no row.
+    InputError: the file cannot be read, or a line of it is not a row.
   """
   path = buckets.folder(workdir, "W") / FILE
   try:
@@ -124,7 +124,7 @@ def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) 
     yield _panel(f"Metrics on {split}", judged, step, _JUDGED_TEXT, _percent)
   alone = {
     "lr": ("Learning rate", "Of the step; parts of the model may have a multiple of it."),
-    "samples_per_second": ("Samples a second", "Over all devices, while training."),
+    "samples_per_second": ("Samples per second", "Over all devices, while training."),
     "mfu": ("Model FLOPs utilisation", "Share of the devices' peak, in percent."),
     "data_wait": ("Waiting for data", "Share of the time of training, in percent."),
     "grad_norm": ("Norm of the gradient", "Before it is clipped."),

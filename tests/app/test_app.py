@@ -43,7 +43,7 @@ def segmenter(finished_run):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> list[pathlib.Path]:
-  """Files of four generated scenes that are no examples of the page, of three sizes."""
+  """Files of four generated scenes that are not examples of the page, of three sizes."""
   folder = tmp_path_factory.mktemp("photos")
   paths = []
   for index, size in enumerate((96, 96, 140, 64)):
@@ -100,7 +100,7 @@ def test_the_page_answers_what_segmenter_answers_bit_for_bit(client, segmenter, 
 
 def test_masks_in_a_coco_file_are_what_the_model_chooses_from(client, segmenter, photos, tmp_path):
   masks = scenes.make_scene("testA", 3, 0, 96).targets
-  # It is the only photo of the file, whatever it is called there.
+  # It is the only photo of the file, under any name.
   found = segment(client, photos[0], TEXT, coco_file(tmp_path / "own.json", masks, "any.png"))
   # Masks are passed on as the proposers sort them: all are equally sure, the larger first.
   ordered = masks[np.argsort(-masks.sum((1, 2)), kind="stable")]
@@ -158,7 +158,7 @@ def test_twenty_requests_at_a_time_are_all_answered_and_memory_stays(server, seg
     np.testing.assert_array_equal(found["overlay"], expected[number % len(photos)])
 
   with concurrent.futures.ThreadPoolExecutor(20) as pool:
-    list(pool.map(ask, range(20)))  # whatever is allocated once is allocated now
+    list(pool.map(ask, range(20)))  # what is allocated once is allocated now
     before = server.memory()
     for _ in range(3):
       list(pool.map(ask, range(20)))

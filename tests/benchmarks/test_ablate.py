@@ -95,7 +95,7 @@ def test_a_key_that_is_added_to_the_config_changes_no_name(monkeypatch):
   assert "max_tokens" not in runs.ADDED
   monkeypatch.setitem(runs.ADDED, "max_tokens", config.load_config("demo").max_tokens)
   after = runs.of_row(Row(""), 0, BUDGET).name
-  assert after != before  # the key had a say before; from now on its value of then has none
+  assert after != before  # the key mattered earlier; from now on its earlier value does not
   assert runs.of_row(Row("", ("max_tokens=24",)), 0, BUDGET).name != after
   monkeypatch.setitem(runs.ADDED, "log.wandb", "")
   monkeypatch.setitem(runs.ADDED, "mesh.data", -1)

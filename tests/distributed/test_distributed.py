@@ -113,7 +113,7 @@ def test_a_job_of_one_process_needs_no_others(environment, monkeypatch):
     (2, 2, "0,1,2,3", [0, 1, 2, 3]),  # a task a node has them all
     (8, 2, "0,1,2,3", [3]),  # a task a GPU
     (4, 2, "0,1,2,3", [2, 3]),  # two tasks on four
-    (8, 2, "5", [0]),  # bound to one of its own, whatever its number
+    (8, 2, "5", [0]),  # bound to one of its own, of any number
     (6, 2, "0,1", [0, 1]),  # two of its own
   ],
 )

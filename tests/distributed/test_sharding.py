@@ -1,4 +1,4 @@
-"""The same training whatever the mesh: one device, eight of one process, eight of two."""
+"""The same training on any mesh: one device, eight of one process, eight of two."""
 
 import math
 import os

@@ -14,7 +14,7 @@ from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summari
 from mail_jax.models.mail import Output
 
 SIDE, SLOTS, CASES = 24, 3, 200
-# Closer to the threshold than this, float32 and float64 may disagree: such cases are drawn anew.
+# Closer to the threshold than this, float32 and float64 may disagree: such cases are drawn again.
 MARGIN = 1e-4
 
 

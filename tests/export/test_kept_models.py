@@ -16,7 +16,7 @@ INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
 
 @pytest.fixture(params=["run", "exported"])
 def model(request, tmp_path) -> load.LoadedModel:
-  """A model that was kept; whoever reads it cannot change what is kept."""
+  """A model that was kept; a copy, so that tests cannot change the original."""
   kept = {"run": kept_models.RUN, "exported": kept_models.EXPORTED}[request.param]
   shutil.copytree(kept, tmp_path / "kept")
   return load.load(str(tmp_path / "kept"))

@@ -59,7 +59,7 @@ def test_slots_without_an_instance_are_counted_by_nobody():
 
 
 def test_only_instances_that_are_alike_are_counted():
-  """Three of one kind and two of another in a row: each is told how many of its own kind are on its left."""
+  """Three of one kind and two of another in a row: each knows how many of its own kind are on its left."""
   kind = np.array([0, 1, 0, 1, 0])
   x = np.eye(2, dtype=np.float32)[kind][None]
   left = np.arange(_COUNT, dtype=np.float32) * 10

@@ -76,7 +76,7 @@ def test_copies_of_the_model_sum_their_gradients(copies):
 
 
 def test_nothing_but_gradients_and_numbers_is_sent_between_copies(copies):
-  """Not the activations: whatever has a chip's share of the examples in a dimension stays on its chip."""
+  """Not the activations: what has a chip's share of the examples in a dimension stays on its chip."""
   module, leaves = hlo.parse(copies.as_text()), _parameters()
   sent = [
     operand
@@ -177,7 +177,7 @@ def test_a_batch_that_is_too_large_is_no_crash(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
-  """ViLT-B/32 at 480 px with 8 examples a chip; takes minutes a slice."""
+  """ViLT-B/32 at 480 px with 8 examples per chip; takes minutes per slice."""
   totals = []
   for name in ("v5e:4x4", "v5e:16x16"):
     topology = chips.parse_topology(name)

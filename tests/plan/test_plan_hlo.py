@@ -118,7 +118,7 @@ def test_text_that_is_no_program_is_refused():
       "f32[1,4,3] convolution(%x, %k), window={size=2 stride=2}, dim_labels=b0f_0io->b0f",
       "f32[1,8,2]", "f32[2,2,3]", 2 * 2 * 3 * 8,
     ),
-    # The gradient of it: zeros between the numbers are no operations.
+    # The gradient of it: zeros between the numbers are not operations.
     (
       "f32[1,8,2] convolution(%x, %k), window={size=2 pad=1_1 lhs_dilate=2}, dim_labels=b0f_0io->b0f",
       "f32[1,4,3]", "f32[2,3,2]", 2 * 3 * 2 * 8,

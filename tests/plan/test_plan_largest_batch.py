@@ -8,7 +8,7 @@ from mail_jax.plan.largest_batch import find_largest
 
 
 class Compiler:
-  """Needs so many bytes whatever the batch, so many an example, and padding to a multiple; refuses above a limit."""
+  """Needs bytes for any batch, bytes per example, and padding to a multiple; refuses above a limit."""
 
   def __init__(self, fixed: float, each: float, pad: int, refuses_above: float):
     self.fixed, self.each, self.pad, self.refuses_above = fixed, each, pad, refuses_above

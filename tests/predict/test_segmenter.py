@@ -75,7 +75,7 @@ def test_answers_do_not_depend_on_what_else_was_asked(segmenter, scene):
 
 
 def test_every_kind_of_instances_gives_the_same_answer(segmenter, scene, tmp_path):
-  # Those that are kept whatever the rules of a proposer are: of one size, so that their order is theirs.
+  # Kept under any rules of a proposer: of one size, so that their order is theirs.
   masks = np.zeros((3, *scene.image.shape[:2]), bool)
   masks[0, 5:30, 5:30] = masks[1, 40:70, 8:40] = masks[2, 50:80, 50:90] = True
   expected = segmenter(scene.image, TEXTS[0], masks)

@@ -90,7 +90,7 @@ def test_a_missing_tensor_is_named(tmp_path, weights):
     if name.startswith("pooler"):
       continue
     if name == "embeddings.cls_token":
-      continue  # without it, it is no ViLT: see below
+      continue  # without it, it is not a ViLT: see below
     rest = {key: value for key, value in weights.items() if key != name}
     with pytest.raises(InputError, match=f"the tensor {name} is missing"):
       vilt.load(vilt_weights.write_folder(tmp_path, rest))

@@ -122,7 +122,7 @@ def run_ours(pretrained: vilt.Pretrained, inputs) -> list[np.ndarray]:
 
 
 def largest_difference(pretrained, model, inputs) -> float:
-  """Over every state of every text and image token that is no padding."""
+  """Over every state of every text and image token that is not padding."""
   ours, theirs = run_ours(pretrained, inputs), run_reference(model, inputs)
   assert len(ours) == len(theirs) == pretrained.sizes()["model.depth"] + 2
   length = inputs["tokens"].shape[1]

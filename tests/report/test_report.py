@@ -152,7 +152,7 @@ def test_the_curves_end_where_the_log_does(written, finished_run):
   assert [row[0] for row in shown] == [str(row["step"]) for row in judged]
   column = header.index("mIoU")
   assert [row[column] for row in shown] == [f"{100 * row['val/mIoU']:.1f}" for row in judged]
-  for title in ("Learning rate", "Samples a second", "Where the time went"):
+  for title in ("Learning rate", "Samples per second", "Where the time went"):
     assert html_pages.Parsed(written.text).tables(title)
 
 

@@ -36,7 +36,7 @@ HABITS = {
   r"who(?:m|so)?ever": "anyone who, users who",
   r"whatever": "any, regardless of",
   r"meanwhile": "while that runs",
-  r"(?:be|been|is|are|was|were) told": "is given, is set, is logged",
+  r"(?:be|been|is|are|was|were) told(?! apart)": "is given, is set, is logged",
   r"anew": "again",
   r"mend(?:s|ed|ing)?": "fix",
   rf"(?:{_UNITS}) an? (?:{_PER})": "per",
