@@ -3,8 +3,8 @@
 import json
 import os
 
+import custom_files
 import numpy as np
-import own_files
 import pytest
 from PIL import Image
 
@@ -28,7 +28,7 @@ from mail_jax.predict import outputs
 from mail_jax.pretrained import vilt
 from mail_jax.report import command as report
 
-HEIGHT, WIDTH = own_files.HEIGHT, own_files.WIDTH
+HEIGHT, WIDTH = custom_files.HEIGHT, custom_files.WIDTH
 
 
 class NoProposer:
@@ -121,17 +121,17 @@ def test_ctrl_c_prints_the_commands_own_message(capsys):
   ],
 )
 def test_an_invalid_mask_of_a_line_is_reported(mask, told):
-  _, problems = schema.parse(3, json.dumps(own_files.line(target=mask)).encode())
+  _, problems = schema.parse(3, json.dumps(custom_files.line(target=mask)).encode())
   assert len(problems) == 1 and told in str(problems[0]) and "line 3" in str(problems[0])
 
 
 def test_an_invalid_instance_is_reported_once():
-  _, problems = schema.parse(3, json.dumps(own_files.line(instances=[7])).encode())
+  _, problems = schema.parse(3, json.dumps(custom_files.line(instances=[7])).encode())
   assert len(problems) == 1 and "a mask is an object" in str(problems[0])
 
 
 def test_annotations_without_masks_are_reported(tmp_path):
-  rows = own_files.write_coco(tmp_path / "coco.json")
+  rows = custom_files.write_coco(tmp_path / "coco.json")
   content = json.loads((tmp_path / "coco.json").read_text())
   content["annotations"][0]["segmentation"] = []
   content["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [600]}
@@ -180,8 +180,8 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path):
 )
 def test_an_invalid_command_about_custom_data_is_reported(tmp_path, monkeypatch, arguments, told):
   monkeypatch.chdir(tmp_path)
-  own_files.write_photo(tmp_path / "a.png")
-  own_files.write_lines(tmp_path / "mine.jsonl", own_files.line())
+  custom_files.write_photo(tmp_path / "a.png")
+  custom_files.write_lines(tmp_path / "mine.jsonl", custom_files.line())
   words = [word.replace("FILE", "mine.jsonl") for word in arguments]
   if "draw" in words:
     words += ["--out", "sheet.png"]
@@ -191,7 +191,7 @@ def test_an_invalid_command_about_custom_data_is_reported(tmp_path, monkeypatch,
 
 
 def test_missing_images_of_an_export_are_reported(tmp_path, capsys):
-  own_files.write_coco(tmp_path / "coco.json")
+  custom_files.write_coco(tmp_path / "coco.json")
   content = json.loads((tmp_path / "coco.json").read_text())
   content["annotations"][0]["caption"] = "the cup"
   (tmp_path / "coco.json").write_text(json.dumps(content))

@@ -5,10 +5,10 @@ import json
 
 import pytest
 import refer_layout
+from custom_files import line, write_coco, write_lines, write_photo
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from own_files import line, write_coco, write_lines, write_photo
 
 from input_pipeline.common import untrusted_paths
 from input_pipeline.common.errors import InputError

@@ -2,17 +2,17 @@
 
 import json
 
+import custom_files
 import damaged_json
 import numpy as np
-import own_files
 import pytest
-from own_files import HEIGHT, WIDTH, write_photo
+from custom_files import HEIGHT, WIDTH, write_photo
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command, masks, scan, schema
 from input_pipeline.custom.converters import collect, label_studio
 
-SQUARE = own_files.SQUARE["polygons"]
+SQUARE = custom_files.SQUARE["polygons"]
 TRIANGLE = [[15, 3, 25, 3, 25, 13]]
 
 

@@ -3,10 +3,10 @@
 import json
 import os
 
+import custom_files
 import numpy as np
-import own_files
 import pytest
-from own_files import SQUARE, line, write_lines, write_photo
+from custom_files import SQUARE, line, write_lines, write_photo
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -15,7 +15,7 @@ from input_pipeline.custom import command, masks, scan, schema, validate
 from input_pipeline.custom.check import CheckLevel
 from input_pipeline.custom.schema import LineError, Problem
 
-SIZE = [own_files.HEIGHT, own_files.WIDTH]
+SIZE = [custom_files.HEIGHT, custom_files.WIDTH]
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ WRONG = {
   ("kind", "row"), [(kind, row) for kind, rows in WRONG.items() for row in rows]
 )
 def test_what_is_wrong_with_a_line_is_told_with_its_number(folder, kind, row):
-  own_files.write_coco(folder / "coco.json")
+  custom_files.write_coco(folder / "coco.json")
   Image.new("1", (5, 5)).save(folder / "small.png")
   (folder / "text.png").write_text("a text")
   (folder / "empty.png").write_bytes(b"")
@@ -118,7 +118,7 @@ def test_nothing_is_wrong_with_any_kind_of_mask(folder):
   drawn[3:9, 2:20] = True
   Image.fromarray(drawn).save(folder / "bits.png")
   Image.fromarray(drawn.astype(np.uint8) * 3).save(folder / "labels.png")
-  own_files.write_coco(folder / "coco.json")
+  custom_files.write_coco(folder / "coco.json")
   targets = [
     None,
     [],
@@ -173,8 +173,8 @@ def test_what_lines_have_in_common_is_compared(folder):
 
 
 def test_only_one_coco_file_may_be_named(folder):
-  own_files.write_coco(folder / "one.json")
-  own_files.write_coco(folder / "two.json")
+  custom_files.write_coco(folder / "one.json")
+  custom_files.write_coco(folder / "two.json")
   rows = [line(target={"ann_id": 7}), line(annotations="one.json"), line(annotations="two.json")]
   assert found(folder, *rows) == [(3, "several COCO files")]
   assert found(folder, rows[0], annotations=str(folder / "two.json")) == []

@@ -3,12 +3,12 @@
 import io
 import json
 
+import custom_files
 import numpy as np
-import own_files
 import pytest
 import tensorflow as tf
 import tiny_run
-from own_files import SQUARE, line, write_lines, write_photo
+from custom_files import SQUARE, line, write_lines, write_photo
 from PIL import Image, ImageDraw, ImageOps
 from pycocotools.coco import COCO
 
@@ -207,7 +207,7 @@ def test_options_of_other_data_sets_are_refused(tmp_path, capsys, more, told):
 
 def test_masks_that_are_looked_up_need_ids_of_images(tmp_path):
   write_photo(tmp_path / "a.png")
-  own_files.write_coco(tmp_path / "coco.json")
+  custom_files.write_coco(tmp_path / "coco.json")
   spec = ["--instances", f"coco:{tmp_path / 'coco.json'}"]
   with pytest.raises(InputError, match="have no image_id"):
     make(tmp_path, line(), more=spec)
