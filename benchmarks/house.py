@@ -128,7 +128,7 @@ def imports(module: Module, known: Mapping[str, Module]) -> set[str]:
 
 
 def folder(name: str) -> str:
-  """Returns the folder that a module lies in, or the module itself if it lies flat in its package."""
+  """Returns the folder of a module, or the module itself if it lies flat in its package."""
   return ".".join(name.split(".")[:2])
 
 
@@ -211,7 +211,7 @@ def long_signatures(module: Module) -> list[str]:
 
 
 def long_records(module: Module) -> list[str]:
-  """Returns dataclasses, named tuples and Flax modules with more than eight fields, with their number."""
+  """Returns classes of data and of Flax with more than eight fields, with their number."""
   found = []
   for node in ast.walk(module.tree):
     if isinstance(node, ast.ClassDef):

@@ -41,7 +41,7 @@ def _error(message: str) -> Exception:
 
 
 def _only_inner_links(markdown: str, folder: str, repository: str | None) -> str:
-  """Turns links to files outside docs/ into links to the repository, or into plain text without one."""
+  """Turns links to files outside docs/ into links to the repository, or without one into text."""
 
   def replace(match: re.Match) -> str:
     image, text, target = match.groups()

@@ -14,7 +14,7 @@ FILES = {
     'def load():\n  """Loads it."""\n  from mail_jax.train import loop\n\n  return loop\n'
   ),
   "mail_jax/train/__init__.py": '"""Training."""\n',
-  "mail_jax/train/loop.py": "from mail_jax import config\nfrom . import step\n\nx = (config, step)\n",
+  "mail_jax/train/loop.py": "from mail_jax import config\nfrom . import step\n\nconfig, step\n",
   "mail_jax/train/step.py": (
     "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n  from mail_jax.train import loop\n\n\n"
     "def take(a, b, c, d, e, f, g, h, *, i):\n"
@@ -104,7 +104,8 @@ def test_a_verb_in_the_third_person_comes_first(docstring, expected):
 
 def test_fields_of_records_are_counted():
   fields = "".join(f"  f{i}: int\n" for i in range(9))
-  text = f"@dataclasses.dataclass(frozen=True)\nclass A:\n{fields}class B(nn.Module):\n{fields}class C:\n{fields}"
+  text = f"@dataclasses.dataclass(frozen=True)\nclass A:\n{fields}"
+  text += f"class B(nn.Module):\n{fields}class C:\n{fields}"
   module = house.Module("m", pathlib.PurePosixPath("m.py"), 1, house.ast.parse(text))
   assert house.long_records(module) == ["m.py:2 A: 9", "m.py:12 B: 9"]
 
