@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+import tiny_run
 
 from benchmarks import house
 
@@ -123,3 +124,11 @@ def test_a_folder_without_the_packages_is_refused(tmp_path, capsys):
   with pytest.raises(SystemExit):
     house.main(["--root", str(tmp_path)])
   assert "no folder mail_jax/ in it" in capsys.readouterr().err
+
+
+def test_this_tree_keeps_what_was_agreed():
+  figures = house.measure(tiny_run.CHECKOUT)
+  assert figures["circles of files"] == figures["circles of folders"] == []
+  assert figures["flat files in mail_jax"] <= 6
+  assert figures["flat files in input_pipeline"] <= 6
+  assert figures["words of docs outside reports"] <= 15_000
