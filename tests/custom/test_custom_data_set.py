@@ -195,8 +195,8 @@ def test_the_same_again_is_nothing_to_do_and_another_file_is_refused(tmp_path, c
 @pytest.mark.parametrize(
   ("more", "told"),
   [
-    (["--refer_root", "refer"], "--refer_root is not for"),
-    (["--train_scenes", "3"], "--train_scenes is not for"),
+    (["--refer_root", "refer"], "--refer_root cannot be used with"),
+    (["--train_scenes", "3"], "--train_scenes cannot be used with"),
   ],
 )
 def test_options_of_other_data_sets_are_refused(tmp_path, capsys, more, told):

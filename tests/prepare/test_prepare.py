@@ -213,7 +213,7 @@ def _missing_images(layout):
 _DAMAGES = {
   _missing_photo: r"000000000102\.jpg: no such file \(1 of 4 images are missing\); --images",
   _corrupt_photo: r"000000000102\.jpg cannot be decoded",
-  _empty_sentence: r"ref 3, sentence 0 \(sent_id 30\): the sentence is empty",
+  _empty_sentence: r"ref 3, sentence 0 \(sent_id 30\): empty or not a string",
   _refs_of_another_data_set: r"ref 3: ann_id 77 is not in .*--annotations",
   _missing_folder: r"--refer_root .*contains no folder refcoco",
   _missing_images: r"--images .*no such folder",
@@ -232,8 +232,8 @@ def test_invalid_input_is_one_error_and_leaves_nothing(tmp_path, damage):
 @pytest.mark.parametrize(
   ("option", "value", "message"),
   [
-    ("--instances", "cocoa", r"known ones are coco, felzenszwalb"),
-    ("--instances", "coco:", r"which file"),
+    ("--instances", "cocoa", r"unknown proposer; use one of coco, custom, felz"),
+    ("--instances", "coco:", r"missing file"),
     ("--instances", "coco:nowhere.json", r"COCO annotations nowhere\.json: no such file"),
     ("--max_instances", "65", r"--max_instances 65"),
     ("--annotations", "nowhere.json", r"nowhere\.json: no such file"),
@@ -356,7 +356,7 @@ def test_real_data_is_prepared(dataset, counts, tmp_path, realdata):
   }
   command = [part for pair in arguments.items() for part in pair]
   if dataset == "refcocog_google":
-    with pytest.raises(InputError, match=r"13 of 13 refs are not\).*--annotations FILE"):
+    with pytest.raises(InputError, match=r"concerns 13 of 13 refs\).*--annotations FILE"):
       prepare.main(command)
     command += ["--annotations", annotations]
   prepare.main(command)
