@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from PIL import UnidentifiedImageError
 
 from input_pipeline import preprocess
-from input_pipeline.common import untrusted_files, untrusted_paths
+from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.schema import LineError, Mask
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
@@ -36,7 +36,7 @@ class PathResolver:
       LineError: the path is outside the folder.
     """
     try:
-      return untrusted_paths.inside(self.root, path, "the path")
+      return untrusted_files.resolve_inside(self.root, path, "the path")
     except InputError as error:
       raise LineError("path outside the folder", str(error)) from error
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from input_pipeline.common import parallel, untrusted_json, untrusted_paths
+from input_pipeline.common import parallel, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.check import CheckLevel, CheckResult, LineChecker, LineSummary
 from input_pipeline.custom.masks import PathResolver, open_coco
@@ -151,7 +151,7 @@ def _find_annotations(path: str) -> tuple[str | None, list[Problem]]:
       # `schema.parse` reports it.
       continue
     try:
-      resolved = untrusted_paths.inside(os.path.dirname(path) or ".", name, "annotations")
+      resolved = untrusted_files.resolve_inside(os.path.dirname(path) or ".", name, "annotations")
     except InputError as error:
       problems.append(LineError("path outside the folder", str(error)).at(number))
       continue

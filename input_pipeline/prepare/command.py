@@ -22,7 +22,7 @@ from input_pipeline import storage
 from input_pipeline.common import buckets, fingerprint, parallel
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.text_table import text_table
+from input_pipeline.common.terminal import text_table
 from input_pipeline.proposers import custom, leakage
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, image_source, jsonl, readers, scene_source
@@ -361,7 +361,6 @@ def main(argv: list[str] | None = None) -> None:
     return
   started = time.monotonic()
   source = _make_source(args, described)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   from input_pipeline.tf import builder
 
   builder.write_dataset(args.data_dir, name, source, described, args.beam)

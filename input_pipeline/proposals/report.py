@@ -5,17 +5,14 @@ python -m input_pipeline.proposals report --data_dir data --html report.html
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-from tqdm import tqdm
 
 from input_pipeline import records, storage
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.text_table import text_table
+from input_pipeline.common.terminal import text_table, with_progress
 from input_pipeline.proposals import oracle, report_page
 from input_pipeline.proposals.report_page import Gallery
 
@@ -47,18 +44,14 @@ def run(args: argparse.Namespace) -> None:
   for path in filter(None, (args.json, args.html)):
     atomic_files.check_folder(path)
   timing = {name: storage.read_timing(args.data_dir, name) for name in names}
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   from input_pipeline.tf import record_reader
 
   results, gallery = {}, Gallery()
   for name in names:
     for split, images in record_reader.split_sizes(args.data_dir, name).items():
-      label, stored = (
-        f"{name}/{split}",
-        record_reader.read_records(record_reader.Split(args.data_dir, name, split)),
-      )
-      # disable=None: no progress bar unless standard error is a terminal.
-      encoded = iter(tqdm(stored, desc=label, total=images, unit=" images", disable=None))
+      label = f"{name}/{split}"
+      stored = record_reader.read_records(record_reader.Split(args.data_dir, name, split))
+      encoded = with_progress(stored, label, images, "images")
       results[label] = measure(label, encoded, gallery).metrics(timing[name].get(split))
   rows = [oracle.HEADER, *oracle.table_rows(results)]
   print("\n".join([text_table(rows), "", *oracle.describe_origins(results)]))

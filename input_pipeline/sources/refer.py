@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from input_pipeline import preprocess
-from input_pipeline.common import untrusted_paths, untrusted_pickle
+from input_pipeline.common import untrusted_files, untrusted_pickle
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations
 from input_pipeline.sources.annotated_images import AnnotatedImage
@@ -307,7 +307,7 @@ def image_in(images: str, name: str) -> str:
   Raises:
     InputError: it is a link to a file outside the folder.
   """
-  untrusted_paths.inside(images, name, f"--images {images}: image")
+  untrusted_files.resolve_inside(images, name, f"--images {images}: image")
   return os.path.join(images, name)
 
 

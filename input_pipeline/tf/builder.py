@@ -20,7 +20,7 @@ from absl import logging
 from input_pipeline import storage
 from input_pipeline.common import fingerprint, parallel
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.progress_bar import progress_bar
+from input_pipeline.common.terminal import progress_bar
 from input_pipeline.proposers import leakage
 from input_pipeline.sources import annotated_images, image_source, phrasecut, readers, scene_source
 from input_pipeline.sources.source import SkippedImage, Source, TaskResult

@@ -35,7 +35,7 @@ class Survey:
 
 @functools.lru_cache(maxsize=8)
 def survey(source: Source, threads: int = 2) -> Survey:
-  """Reads and decodes all records of a split once.
+  """Decodes all records of a split once.
 
   Args:
     source: the whole split.

@@ -130,7 +130,7 @@ def train_expressions(data_dir: str, dataset: str, on_error: str = "stop") -> li
 
 
 def describe_damage(data_dir: str, dataset: str, split: str = "train") -> list[str]:
-  """Reads and decodes all records of a split, and returns a line per damaged one, and a summary.
+  """Decodes all records of a split; returns a line per damaged one, and a summary.
 
   Raises:
     InputError: the data set or the split does not exist, or none of its records can be used.

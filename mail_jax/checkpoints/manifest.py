@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline.common import untrusted_paths
+from input_pipeline.common import untrusted_files
 
 FILE = "manifest.json"
 # Orbax writes these after the manifest; nothing is restored from them.
@@ -73,7 +73,7 @@ def _files(content: dict[str, Any]) -> dict[str, Any]:
   if not isinstance(files, dict):
     raise DamagedError(f"{FILE} lists no files")
   for name, expected in files.items():
-    if not untrusted_paths.stays_inside(name):
+    if not untrusted_files.stays_inside(name):
       raise DamagedError(f"{FILE} lists {name!r}, which is outside the checkpoint")
     if not isinstance(expected, list) or len(expected) != 2:
       raise DamagedError(f"{FILE} has no size and SHA-256 of {name}")

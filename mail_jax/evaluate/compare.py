@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.text_table import text_table
+from input_pipeline.common.terminal import text_table
 from mail_jax.evaluate import per_expression
 from mail_jax.evaluate.per_expression import Columns, Row
 from mail_jax.evaluate.protocols import PROTOCOLS, Protocol

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.common.text_table import text_table
+from input_pipeline.common.terminal import text_table
 
 COUNTS = ("expressions", "refs", "no_targets")
 # The metrics in the table of groups; the JSON has all of them.

@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from input_pipeline.common import untrusted_paths
+from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from mail_jax.models.parameters import Tree, path_name
 
@@ -85,7 +85,7 @@ def read_about(folder: epath.Path) -> dict[str, Any]:
       problem = f"{key!r} is {reprlib.repr(about[key])}" if key in about else f"{key!r} is missing"
       raise InputError(f"{path}: {problem}; {_COPY_AGAIN}")
   for name, entry in about["files"].items():
-    if not untrusted_paths.stays_inside(name):
+    if not untrusted_files.stays_inside(name):
       raise InputError(f"{path}: the file name {name!r} points outside the folder")
     if not isinstance(entry, list) or [type(x) for x in entry] != [int, str]:
       raise InputError(f"{path}: no size and SHA-256 for {name!r}; {_COPY_AGAIN}")

@@ -31,7 +31,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import atomic_files, drawing
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.progress_bar import progress_bar
+from input_pipeline.common.terminal import progress_bar
 from mail_jax.export import load
 from mail_jax.predict import inputs, outputs
 from mail_jax.predict.inputs import PredictionInput, PredictionInputs

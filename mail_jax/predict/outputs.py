@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.common import atomic_files, drawing, untrusted_paths
+from input_pipeline.common import atomic_files, drawing, untrusted_files
 from input_pipeline.common.errors import InputError
 from mail_jax.predict.segmenter import Segmentation
 
@@ -152,7 +152,9 @@ def _whole_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 def _clear(folder: pathlib.Path) -> None:
   """Removes the files of an earlier run, and nothing else."""
   for row in _whole_rows(folder / ROWS):
-    path = pathlib.Path(untrusted_paths.inside(str(folder), row["overlay"], f"{ROWS}: overlay"))
+    path = pathlib.Path(
+      untrusted_files.resolve_inside(str(folder), row["overlay"], f"{ROWS}: overlay")
+    )
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
       if path.parent != folder.resolve():

@@ -33,7 +33,7 @@ CHANGED = {
   "--annotations FILE": "--annotations instances_train2014.json",
   "--vocab_size 8000": "--vocab_size 280",
   # tests/export/test_export.py has the other formats.
-  "safetensors,stablehlo,saved_model,onnx": "safetensors",
+  "safetensors,stablehlo": "safetensors",
 }
 # They train, or draw a hundred images.
 SLOW = ("runs/paper", "--html report.html", "mail_jax.report")

@@ -272,5 +272,5 @@ def test_without_a_home_the_index_is_of_this_process(tmp_path, monkeypatch):
 
 def test_an_invalid_vilt_config_is_reported(tmp_path):
   (tmp_path / "config.json").write_text("{}")
-  with pytest.raises(InputError, match="lacks num_attention_heads"):
+  with pytest.raises(InputError, match="num_attention_heads is missing"):
     vilt._heads(tmp_path / "config.json", 64)

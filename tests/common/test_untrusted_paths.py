@@ -10,7 +10,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.common import untrusted_paths
+from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import scan
 from input_pipeline.sources import annotated_images, grefer, phrasecut, refer
@@ -46,9 +46,9 @@ def leading_out(places) -> list[str]:
 def test_paths_that_lead_out_are_refused(places):
   for path in leading_out(places):
     with pytest.raises(InputError, match="it "):
-      untrusted_paths.inside(str(places[0]), path, "it")
+      untrusted_files.resolve_inside(str(places[0]), path, "it")
   for path in ("a.png", "./a.png", "x/../a.png", "above/root/a.png", "new/b.png"):
-    found = untrusted_paths.inside(str(places[0]), path, "it")
+    found = untrusted_files.resolve_inside(str(places[0]), path, "it")
     assert found.startswith(str(places[0].resolve()) + "/")
 
 
@@ -62,7 +62,7 @@ def test_paths_that_lead_out_are_refused(places):
 def test_what_is_inside_is_inside(tmp_path_factory, parts):
   root = _shared(tmp_path_factory)
   try:
-    found = untrusted_paths.inside(str(root), "/".join(parts), "it")
+    found = untrusted_files.resolve_inside(str(root), "/".join(parts), "it")
   except InputError:
     return
   assert root in [epath.Path(found), *epath.Path(found).parents]

@@ -12,6 +12,7 @@ import pytest
 import vilt_weights
 
 from input_pipeline.common.errors import InputError
+from mail_jax.config import recipe
 from mail_jax.models import embeddings
 from mail_jax.models.build import make_model
 from mail_jax.models.encoder import Block, Encoder

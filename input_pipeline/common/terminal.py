@@ -1,0 +1,60 @@
+"""What commands print: progress and tables."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+# Seconds between lines where stderr is not a terminal.
+_LINE_INTERVAL = 30
+
+
+def progress_bar(label: str, total: int, unit: str, done: int = 0) -> tqdm:
+  """Returns a bar with the time left; where stderr is not a terminal, a line now and then.
+
+  Args:
+    label: what is being done, in a word.
+    total: number of items.
+    unit: of the items, in the plural.
+    done: items that were done before.
+  """
+  if sys.stderr.isatty():
+    return tqdm(desc=label, total=total, unit=f" {unit}", initial=done)
+  return tqdm(
+    desc=label,
+    total=total,
+    initial=done,
+    bar_format=f"{{desc}}: {{n_fmt}} of {{total_fmt}} {unit}, {{rate_fmt}}, {{remaining}} left\n",
+    mininterval=_LINE_INTERVAL,
+    delay=_LINE_INTERVAL,
+  )
+
+
+def with_progress(items: Iterable[Item], label: str, total: int, unit: str) -> Iterator[Item]:
+  """Yields the items, with a progress bar; see `progress_bar`."""
+  with progress_bar(label, total, unit) as bar:
+    for item in items:
+      yield item
+      bar.update()
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+  """Aligns rows in columns: the first to the left, the others to the right.
+
+  Args:
+    rows: of equally many cells each; a row of one cell is a title.
+  """
+  full = [row for row in rows if len(row) > 1]
+  widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+  return "\n".join(_line(row, widths) if len(row) > 1 else row[0] for row in rows)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+  cells = [
+    cell.rjust(width) if column else cell.ljust(width)
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+  ]
+  return "  ".join(cells).rstrip()
