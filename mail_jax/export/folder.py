@@ -62,7 +62,7 @@ def find(place: epath.Path, named: str) -> tuple[epath.Path, str] | None:
 
 
 def read_about(folder: epath.Path) -> dict[str, Any]:
-  """Reads and checks the `config.json` of an exported folder.
+  """Loads and checks the `config.json` of an exported folder.
 
   Raises:
     InputError: it cannot be read, is not ours, or has a newer version.

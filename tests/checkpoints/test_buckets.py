@@ -1,4 +1,4 @@
-"""Runs in buckets, on servers that speak the protocols of Google's and Amazon's storage."""
+"""Runs in buckets, on local servers with the protocols of Google Cloud Storage and S3."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.extras
 
 @contextlib.contextmanager
 def _serve(name: str, *more: str) -> Iterator[str]:
-  """Runs a server of `bucket_servers.py`; gives its address."""
+  """Runs a server of `bucket_servers.py`; yields its address."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = str(probe.getsockname()[1])
@@ -67,8 +67,8 @@ def _environment(**settings: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def gcs_server() -> Iterator[str]:
-  """Address of a server that speaks as Google's storage does; everything here uses it."""
-  # gcsfs asks Google what kind of bucket it is, unless told otherwise before it is imported.
+  """Address of a local server with the protocol of Google Cloud Storage, for all tests here."""
+  # gcsfs asks Google for the type of the bucket, unless this is set before it is imported.
   with _environment(GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false", GOOGLE_CLOUD_PROJECT="nobody"):
     pytest.importorskip("gcsfs", reason="needs gcsfs (make extras)")
     pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (make extras)")
@@ -100,7 +100,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture(params=["gcs", "s3"])
 def place(request, tmp_path) -> str:
-  """An address that no other test uses."""
+  """Returns an address that no other test uses."""
   return f"{request.getfixturevalue(request.param)}{tmp_path}/run"
 
 
@@ -200,7 +200,7 @@ def test_event_files_hold_what_was_told_before_a_checkpoint_and_drop_what_is_bey
   for step in (1, 2, 3):
     board.row(step, {"loss": 0.5, "lr": 0.1})
   board.flush()
-  board.row(4, {"loss": 0.5, "lr": 0.1})  # and here the process is killed
+  board.row(4, {"loss": 0.5, "lr": 0.1})  # Here the process is killed.
   assert steps() == [1, 2, 3]
   board = tensorboard.TensorBoard(place, 2, {"a": 1}, [])
   board.row(3, {"loss": 0.25, "lr": 0.1})
@@ -211,7 +211,8 @@ def test_event_files_hold_what_was_told_before_a_checkpoint_and_drop_what_is_bey
 def test_loading_from_a_bucket_does_not_import_tensorflow(place):
   _make(place, None)
   program = (
-    "import sys; from mail_jax.checkpoint import Checkpoints as C; c = C(sys.argv[1], read_only=True);"
+    "import sys; from mail_jax.checkpoints.checkpoint import Checkpoints;"
+    "c = Checkpoints(sys.argv[1], read_only=True);"
     "print(c.latest(), c.meta(1), 'tensorflow' in sys.modules)"
   )
   environment = os.environ | {"PYTHONPATH": str(tiny_run.CHECKOUT)}

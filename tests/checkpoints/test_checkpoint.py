@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, which are picked, and what happens to damaged ones."""
+"""Checkpoints: which are kept, which are selected, and what happens to damaged ones."""
 
 import hashlib
 import os
@@ -24,9 +24,10 @@ from mail_jax.distributed import sharding
 from mail_jax.export import load
 from mail_jax.train import command as train
 
-# Orbax writes these last; nothing is read from them.
+# Orbax writes these last; nothing is restored from them.
 _UNUSED = {"_CHECKPOINT_METADATA", "commit_success.txt"}
-_DEADLINE = 120  # seconds, many times what a process here needs
+# Seconds, many times what a process here needs.
+_DEADLINE = 120
 
 
 def _state(step: int) -> dict[str, jax.Array]:
@@ -126,7 +127,7 @@ def _truncate(path: pathlib.Path) -> None:
   os.truncate(path, path.stat().st_size // 2)
 
 
-# What is done to a file, and what is said of it.
+# How a file is damaged, and the message about it.
 _DAMAGE: dict[str, tuple[Callable[[pathlib.Path], None], str]] = {
   "a bit is flipped": (_flip, "has changed"),
   "truncated": (_truncate, "bytes instead of"),
@@ -165,7 +166,7 @@ def test_every_bit_that_is_flipped_in_the_values_of_an_array_is_noticed(tmp_path
   folder = tmp_path / "checkpoints" / "1"
   path = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
   content = path.read_bytes()
-  assert len(content) > 4 * 1500  # random numbers cannot be stored in much less
+  assert len(content) > 4 * 1500  # Random numbers do not compress.
   rng = np.random.default_rng(0)
   for position, bit in zip(rng.integers(0, len(content), 50), rng.integers(0, 8, 50), strict=True):
     data = bytearray(content)
@@ -189,7 +190,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_its_step_saved_again(tmp_path, 
   newest = tmp_path / "checkpoints" / "3"
   _flip(newest / "state" / "_METADATA")
   damaged = _hashes(newest)
-  (tmp_path / "damaged-3").mkdir()  # the name is taken
+  (tmp_path / "damaged-3").mkdir()  # The name is taken.
   checkpoints = Checkpoints(str(tmp_path))
   assert (checkpoints.latest(), checkpoints.best()) == (2, 1)
   assert f"moved {newest} to {tmp_path}/damaged-3.2" in capsys.readouterr().err
@@ -283,7 +284,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_if_n
   assert tiny_run.steps_kept(workdir) == tiny_run.steps_kept(finished_run)
 
 
-# Metrics that come later
+# Metrics that are added later
 
 
 def test_metrics_can_follow_their_checkpoint_and_nothing_else_of_it_changes(tmp_path):
@@ -293,7 +294,7 @@ def test_metrics_can_follow_their_checkpoint_and_nothing_else_of_it_changes(tmp_
   checkpoints = Checkpoints(str(tmp_path))
   _save(checkpoints, 2, 0.75)
   assert checkpoints.best() == 2
-  _save(checkpoints, 2, 0.25)  # it has been evaluated already
+  _save(checkpoints, 2, 0.25)  # It was evaluated already.
   assert checkpoints.best() == 2
   checkpoints.close()
   after = _hashes(folder)
@@ -322,7 +323,7 @@ def test_a_checkpoint_is_whole_even_when_its_metrics_are_cut_off_while_they_are_
   again.close()
 
 
-# Writing that fails
+# Failing writes
 
 
 def test_a_checkpoint_that_was_being_written_when_the_process_died_is_not_picked(tmp_path):
@@ -338,7 +339,7 @@ def test_a_checkpoint_that_was_being_written_when_the_process_died_is_not_picked
   assert checkpoints.latest() == 1
   _save(checkpoints, 3)
   checkpoints.close()
-  assert tiny_run.steps_kept(tmp_path) == [1, 3]  # and nothing is left of what was begun
+  assert tiny_run.steps_kept(tmp_path) == [1, 3]  # Nothing is left of the partial checkpoint.
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays(tmp_path):
@@ -359,7 +360,7 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
     Checkpoints(str(tmp_path / "file" / "run"))
 
 
-# As TensorStore 0.1.86 said them.
+# Messages of TensorStore 0.1.86.
 @pytest.mark.parametrize(
   ("message", "reason"),
   [
@@ -389,7 +390,7 @@ def test_what_the_storage_refuses_is_told_from_other_errors(message, reason):
 
 
 def test_what_eight_devices_saved_is_bit_identical_on_one_and_on_two_times_four(tmp_path):
-  with _program("save_on_eight", tmp_path, devices=8) as process:  # which compares 2 x 4 itself
+  with _program("save_on_eight", tmp_path, devices=8) as process:  # It compares 2 x 4 itself.
     error = process.communicate(timeout=_DEADLINE)[1]
   assert process.returncode == 0, error
   one = checkpoint_programs.shapes(sharding.make_mesh(1, 1, jax.devices()[:1]))
@@ -402,17 +403,17 @@ def test_what_eight_devices_saved_is_bit_identical_on_one_and_on_two_times_four(
 
 
 def run_two_processes(place: str) -> None:
-  """Runs `checkpoint_programs.share` on a folder or an address, and looks at what the processes say."""
+  """Runs `checkpoint_programs.share` on a folder or an address and checks its output."""
   port = str(_free_port())
   programs = [_program("share", place, index, f"localhost:{port}", devices=4) for index in "01"]
   said = [process.communicate(timeout=_DEADLINE) for process in programs]
   assert [process.returncode for process in programs] == [0, 0], said
   for out, _ in said:
     answers = [line for line in out.splitlines() if line.startswith("latest")]
-    # Step 3 is unreadable for the second process alone; then it is saved again.
+    # Only the second process cannot read step 3; then it is saved again.
     assert answers == ["latest 2 best 1", "latest 3 best 3"]
   assert "3 is damaged (unreadable here)" in said[0][1]
-  assert "damaged" not in said[1][1]  # one of them speaks
+  assert "damaged" not in said[1][1]  # Only one process prints.
   checkpoints = epath.Path(place) / "checkpoints"
   assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "3"]
   assert {"ocdbt.process_0", "ocdbt.process_1"} <= {

@@ -1,4 +1,4 @@
-"""Several processes find each other where there are several, and end together when one of them fails."""
+"""Several processes find each other, and end together when one of them fails."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from mail_jax.distributed import processes as distributed
 SCRIPT = str(several_processes.CHECKOUT / "tests" / "support" / "ending_together.py")
 K8S = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 POD = "t1v-n-0,t1v-n-1"
-# Each is (who, the others).
+# Each is (fate, process, what the others do).
 GONE = {
   "killed while the other waits in a collective": ("killed", "1", "wait"),
   "killed while the other works on the host": ("killed", "1", "busy"),
@@ -35,7 +35,7 @@ def _parse(*words: str) -> argparse.Namespace:
 
 @pytest.fixture
 def joined(monkeypatch) -> list[dict]:
-  """With what `jax.distributed.initialize` is called, which does nothing here; no cluster is near."""
+  """Arguments of calls of `jax.distributed.initialize`, which is replaced; no cluster exists."""
   calls: list[dict] = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
   monkeypatch.setattr(clusters, "_has_tpu", lambda: False)
@@ -72,17 +72,26 @@ def test_on_a_cluster_jax_finds_the_others_by_itself(joined, monkeypatch):
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    (["--num_processes=2"], r"--num_processes is given without --coordinator_address and --process_id"),
+    (
+      ["--num_processes=2"],
+      r"--num_processes is given without --coordinator_address and --process_id",
+    ),
     (["--coordinator_address=h:1", "--process_id=0"], r"without --num_processes: give all three"),
-    (["--coordinator_address=host", "--num_processes=2", "--process_id=0"], r"host: write HOST:PORT"),
+    (
+      ["--coordinator_address=host", "--num_processes=2", "--process_id=0"],
+      r"host: write HOST:PORT",
+    ),
     (["--coordinator_address=:80", "--num_processes=2", "--process_id=0"], r":80: write HOST:PORT"),
     (["--coordinator_address=h:x", "--num_processes=2", "--process_id=0"], r"h:x: write HOST:PORT"),
     (["--coordinator_address=h:99999", "--num_processes=2", "--process_id=0"], r"write HOST:PORT"),
-    (["--coordinator_address=h:1", "--num_processes=2", "--process_id=2"], r"--process_id 2 of --num_processes 2: "),
+    (
+      ["--coordinator_address=h:1", "--num_processes=2", "--process_id=2"],
+      r"--process_id 2 of --num_processes 2: ",
+    ),
     (["--coordinator_address=h:1", "--num_processes=2", "--process_id=-1"], r"--process_id -1 of"),
     (["--coordinator_address=h:1", "--num_processes=0", "--process_id=0"], r"of --num_processes 0"),
   ],
-)  # fmt: skip
+)
 def test_wrong_options_are_named(joined, words, message):
   with pytest.raises(InputError, match=message):
     distributed.initialize(_parse(*words))
@@ -92,7 +101,7 @@ def test_wrong_options_are_named(joined, words, message):
 ALLOCATION = {
   name: value for name, value in slurm(4)[0].items() if not name.startswith("SLURM_STEP")
 }
-# srun gives an interactive shell a step of its own, of one task, and leaves it the variables of the allocation.
+# srun runs an interactive shell as a step of one task, with the variables of the allocation.
 SHELL = slurm(4)[0] | {"SLURM_STEP_NUM_TASKS": "1"}
 
 
@@ -109,16 +118,16 @@ def test_a_job_of_one_process_needs_no_others(environment, monkeypatch):
 @pytest.mark.parametrize(
   ("tasks", "nodes", "visible", "devices"),
   [
-    (16, 2, "", None),  # no GPUs: nothing to share
-    (2, 2, "0,1,2,3", [0, 1, 2, 3]),  # a task a node has them all
-    (8, 2, "0,1,2,3", [3]),  # a task a GPU
-    (4, 2, "0,1,2,3", [2, 3]),  # two tasks on four
-    (8, 2, "5", [0]),  # bound to one of its own, of any number
-    (6, 2, "0,1", [0, 1]),  # two of its own
+    (16, 2, "", None),  # no GPUs to share
+    (2, 2, "0,1,2,3", [0, 1, 2, 3]),  # one task per node gets all
+    (8, 2, "0,1,2,3", [3]),  # one task per GPU
+    (4, 2, "0,1,2,3", [2, 3]),  # two tasks share four
+    (8, 2, "5", [0]),  # bound to its own GPU, with any number
+    (6, 2, "0,1", [0, 1]),  # two GPUs per task
   ],
 )
 def test_on_slurm_no_gpu_of_a_node_is_left_idle(tasks, nodes, visible, devices):
-  """The last task of all, which is the last one of its node."""
+  """Checks the last task, which is also the last one of its node."""
   environment = slurm(tasks, nodes)[-1] | {"CUDA_VISIBLE_DEVICES": visible}
   expected = {} if devices is None else {"local_device_ids": devices}
   assert clusters.detect(environment) == expected
@@ -138,12 +147,20 @@ def test_on_slurm_gpus_per_task_are_the_tasks_own():
     ({"TPU_WORKER_HOSTNAMES": "host", "MEGASCALE_NUM_SLICES": "2"}, {}, True),
     ({}, {"worker-network-endpoints": POD}, True),  # Compute Engine
     ({}, {"worker-network-endpoints": "t1v-n-0"}, False),
-    ({}, {"worker-network-endpoints": "a", "tpu-env": "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '2'"}, True),
-    ({}, {"worker-network-endpoints": "a", "tpu-env": "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '1'"}, False),
-    ({}, {}, False),  # a notebook with a TPU of its own
+    (
+      {},
+      {"worker-network-endpoints": "a", "tpu-env": "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '2'"},
+      True,
+    ),
+    (
+      {},
+      {"worker-network-endpoints": "a", "tpu-env": "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '1'"},
+      False,
+    ),
+    ({}, {}, False),  # a notebook with its own TPU
     ({"TPU_SKIP_MDS_QUERY": "1"}, {"worker-network-endpoints": POD}, False),
   ],
-)  # fmt: skip
+)
 def test_on_cloud_tpu_a_slice_of_several_hosts_is_seen(environment, metadata, several, monkeypatch):
   monkeypatch.setattr(clusters, "_metadata", lambda key: metadata.get(key, ""))
   monkeypatch.setattr(clusters, "_has_tpu", lambda: True)
@@ -185,7 +202,7 @@ def _start_alone(index: str) -> several_processes.Processes:
 
 @pytest.fixture(scope="module")
 def ended() -> dict[str, list[Ended]]:
-  """How the processes ended, of all that this file starts, which is quickest at once."""
+  """Results of all processes that this file starts; starting them at once is fastest."""
   command = [SCRIPT, "well", "0", "wait"]
   on_slurm = slurm(2, job=several_processes.free_job())
   on_open_mpi = open_mpi(2, job=several_processes.free_job())
@@ -218,12 +235,15 @@ def test_when_one_is_gone_the_other_ends_soon_and_says_so(ended, name):
   assert other.code == 1
   assert f"error: process {number} of 2 died (see its output)" in other.last_line
   assert "run the same command on all hosts again to resume" in other.last_line
-  assert other.seconds - gone.seconds < distributed.HEARTBEAT / 2  # JAX has not noticed yet
+  assert other.seconds - gone.seconds < distributed.HEARTBEAT / 2  # Before JAX notices.
   assert gone.code == {"killed": -9, "asked": -15, "raises": 1, "input": 2}[fate]
   if fate not in ("killed", "asked"):
     assert gone.last_line.endswith(
-      {"raises": "ArithmeticError: a defect of one process", "input": "error: a file that is bad on one host"}[fate]
-    )  # fmt: skip
+      {
+        "raises": "ArithmeticError: a defect of one process",
+        "input": "error: a file that is bad on one host",
+      }[fate]
+    )
 
 
 @pytest.mark.parametrize("index", ["0", "1"])

@@ -1,4 +1,4 @@
-"""The same training on any mesh: one device, eight of one process, eight of two."""
+"""Training gives the same results on every mesh: one device, eight of one process, eight of two."""
 
 import math
 import os
@@ -45,15 +45,17 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, request) -> Results:
-  """What came out of one device, of eight in one process, and of two processes with four each.
+  """Results of one device, of eight in one process, and of two processes with four each.
 
-  The number of devices is fixed when JAX starts, so all but the first are in processes of their own.
+  The number of devices is fixed when JAX starts, so all but the first run in other processes.
   """
   _skip_unless_there_is_one_device()
   one_process = tmp_path_factory.mktemp("one_process")
   started = [_start(one_process, request.config.rootpath, 8, "--text", *MESHES)]
   two_processes = tmp_path_factory.mktemp("two_processes")
-  started += _start_two(two_processes, request.config.rootpath, "--text", "1x8")  # cut across both
+  started += _start_two(
+    two_processes, request.config.rootpath, "--text", "1x8"
+  )  # sharded over both
   found = {"one device": mesh_training.train(mesh_training.make_config())}
   _wait(started)
   found |= _read("one_process", one_process) | _read("two_processes", two_processes)
@@ -121,7 +123,7 @@ def test_losses_of_twenty_steps_are_the_same_on_every_mesh(results):
   assert {name.split("/")[2] for name in names} >= {"loss", "bce", "dice", "selection"}
   assert (
     len(names) == mesh_training.STEPS * 6
-  )  # the total, its parts, the norm of the gradient, skipped_steps
+  )  # The total, its parts, the norm of the gradient, skipped_steps.
   for mesh, other in results.items():
     for name in names:
       np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=f"{mesh} {name}")
@@ -131,8 +133,10 @@ def test_losses_of_twenty_steps_are_the_same_on_every_mesh(results):
 def test_parameters_and_batch_statistics_are_the_same_on_every_mesh(results):
   one = results["one device"]
   names = [name for name in one if name.startswith(("variables/", "averaged/"))]
-  assert sum("batch_stats" in name for name in names) == 12  # 3 stages, and their moving averages
-  # What a parameter can have moved is a scale too: some start at zero and have no gradient but rounding.
+  assert (
+    sum("batch_stats" in name for name in names) == 12
+  )  # Three stages, and their moving averages.
+  # The largest possible update is a scale too: some start at zero, with only rounding as gradient.
   moved = mesh_training.PEAK * mesh_training.STEPS
   for mesh, other in results.items():
     assert {name for name in other if name.startswith(("variables/", "averaged/"))} == set(names)
@@ -150,30 +154,30 @@ def test_a_device_holds_its_share_of_what_is_cut_and_all_of_the_rest(results):
   for mesh, parts in {"one_process 2x4": 4, "two_processes 1x8": 8}.items():
     assert held[mesh] < whole * (
       1 / parts + 0.15
-    )  # so small a model has much that is not worth cutting
+    )  # Many arrays of so small a model are not worth sharding.
 
 
 def test_the_program_contains_the_shardings_that_were_asked_for(results):
-  """Nothing complains when a constraint vanishes, so they are counted."""
+  """Counts the sharding constraints: a missing one would go unnoticed."""
   text = str(results["one_process 2x4"]["lowered"])
   head, body = text[text.index("@main(") :].split("{\n", 1)
   arguments, outputs = (re.findall(r"sdy\.sharding<@mesh, (\[.*?\])>", x) for x in head.split("->"))
   batch = [place for place in arguments if place.startswith('[{"data", "fsdp"}')]
-  assert len(batch) == 8  # the fields of a batch, the light of each photo among them
+  assert len(batch) == 8  # The fields of a batch, with the jitter factors of each image.
   cut = _cut(4)
   # Parameters, their average, and the two moments of Adam.
   assert len([place for place in arguments if '{"fsdp"}' in place]) == 4 * len(cut)
   assert len([place for place in outputs if '{"fsdp"}' in place]) == 4 * len(cut)
   constraints = re.findall(r"sdy\.sharding_constraint .*? <@mesh, (\[.*?\])>", body)
-  assert len(constraints) == 2 * len(cut)  # gathered before use, and gradients scattered
+  assert len(constraints) == 2 * len(cut)  # Gathered before use; gradients are scattered.
   assert len([place for place in constraints if '{"fsdp"}' in place]) == len(cut)
   assert (
     head.count("tf.aliasing_output") == len(arguments) - len(batch) - 1
-  )  # all but the learning rate
+  )  # All but the learning rate.
 
 
 def _cut(parts: int) -> list[tuple[int, ...]]:
-  """Shapes of the parameters that are worth cutting into so many parts."""
+  """Returns the shapes of the parameters that are worth sharding into so many parts."""
   config = mesh_training.make_config()
   params = tiny_model.shapes(config, mesh_training.VOCAB)["params"]
   large = [x.shape for x in jax.tree.leaves(params) if x.size * 4 >= 2**17]
@@ -216,7 +220,7 @@ def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_kept_in_float32
 
 
 def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer():
-  """With 5 % more for what is too small to be cut."""
+  """Allows 5 % more for arrays that are too small to shard."""
   config = recipe("refcoco")
   model, optimizer = make_model(config, vocab_size=30522), make_optimizer_from(config)
   state = jax.eval_shape(lambda: create_state(model, optimizer, config))
@@ -276,13 +280,19 @@ def test_impossible_mesh_names_its_place_in_the_config(data, fsdp):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"model": {"backend": "tpu"}}, r"config\.model\.backend 'tpu' does not run on cpu; set it to 'xla'"),
+    (
+      {"model": {"backend": "tpu"}},
+      r"config\.model\.backend 'tpu' does not run on cpu; set it to 'xla'",
+    ),
     ({"model": {"backend": "cudnn"}}, r"config\.model\.backend 'cudnn' does not run on cpu"),
-    ({"batch_size": 6, "grad_accum_steps": 4}, r"batch_size 6 does not .* config\.grad_accum_steps 4"),
+    (
+      {"batch_size": 6, "grad_accum_steps": 4},
+      r"batch_size 6 does not .* config\.grad_accum_steps 4",
+    ),
     ({"decode_every": 3, "batch_size": 8}, r"batch_size 8 .* times config\.decode_every 3"),
     ({"grad_accum_steps": 0}, r"config\.grad_accum_steps is 0; it must be at least 1"),
   ],
-)  # fmt: skip
+)
 def test_a_program_that_cannot_be_is_refused(changes, message):
   config = mesh_training.make_config(**changes)
   with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""Exported folders: what is in them, and that each format is the checkpoint it came of."""
+"""Exported folders: their files, and that each format computes what the checkpoint does."""
 
 import contextlib
 import dataclasses
@@ -78,7 +78,7 @@ def test_each_format_gives_the_logits_of_the_checkpoint(exported, form, count):
 
 
 def _table(place: pathlib.Path, data_dir: str) -> list[str]:
-  """What `evaluate` prints of a model, without its name."""
+  """Returns what `evaluate` prints about a model, without its name."""
   with contextlib.redirect_stdout(io.StringIO()) as printed:
     evaluate.main(["--checkpoint", str(place), "--data_dir", data_dir, "--data", "shapes/val"])
   return printed.getvalue().splitlines()[1:]
@@ -128,8 +128,8 @@ def test_a_bfloat16_model_is_exported_as_it_is(exported, tmp_path):
   found = exported_models.run(load.load(str(narrow / "model.stablehlo")), batch)
   exact = exported_models.run(load.load(str(exported)), batch)
   error = np.abs(expected.logits - exact.logits).max()
-  assert error > 1e-4  # it really computes in bfloat16
-  # Rounded where the program has them rounded, but a compiler may round elsewhere.
+  assert error > 1e-4  # It computes in bfloat16 indeed.
+  # The program says where to round, but a compiler may round elsewhere too.
   assert np.abs(found.logits - expected.logits).max() <= error
 
 
@@ -152,7 +152,7 @@ def test_the_card_says_how_good_it_is_and_where_it_comes_from(finished_run, shap
 
 
 def _spoil(exported: pathlib.Path, tmp_path: pathlib.Path, how: str) -> str:
-  """A copy of an exported folder with one thing wrong; returns what to give to --checkpoint."""
+  """Copies an exported folder and damages it; returns a value for --checkpoint."""
   place = tmp_path / "spoiled"
   shutil.copytree(exported, place)
   name, _, what = how.partition(" ")
@@ -266,7 +266,7 @@ def test_an_export_that_fails_leaves_the_one_before(exported, tmp_path, monkeypa
 
 
 def test_an_exported_model_is_known_by_its_fingerprint(exported, finished_run):
-  """Parameters alone are the run's; a file that holds its own is another model when a byte of it differs."""
+  """Safetensors have the run's fingerprint; other formats one that depends on every byte."""
   run = load.load(str(finished_run)).fingerprint()
   assert load.load(str(exported)).fingerprint() == run
   program = load.load(str(exported / "model.stablehlo"))

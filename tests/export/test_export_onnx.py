@@ -1,4 +1,4 @@
-"""ONNX: the whole model, its variants, and each primitive by itself, run by onnxruntime and compared with JAX."""
+"""ONNX: the model, its variants and each primitive, in onnxruntime and in JAX."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from mail_jax.export import forward, load
 from mail_jax.models import build
 
 pytestmark = pytest.mark.extras
-B = "b"  # stands for any number of examples
+B = "b"  # Stands for any batch size.
 
 
 def _build(
@@ -82,7 +82,7 @@ VARIANTS = {
 }
 
 
-# The others are in these but for a detail each.
+# These cover the other variants but for details.
 _FIRST = ("no instances", "group norm, soft", "sparse masks", "modalities apart, in a loop")
 
 
@@ -128,7 +128,7 @@ def _take(x, index):
 
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# A primitive, and calls that use it: the function and the shapes of its arguments.
+# For each primitive, calls that use it: the function and the shapes of its arguments.
 CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
   **{
     name: [(getattr(lax, name), [_floats(B, 3)])]
@@ -187,7 +187,7 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
   ],
   "argmax": [
     (lambda x: jnp.argmax(x, 1), [_floats(B, 5)]),
-    (lambda x: lax.argmax(x, 1, jnp.int32), [_bools(B, 5)]),  # the first of equals
+    (lambda x: lax.argmax(x, 1, jnp.int32), [_bools(B, 5)]),  # The first of equal values.
   ],
   **{
     name: [(lambda x, f=f: f(x, axis=(1, 2)), [kind(B, 3, 4)]) for kind in kinds]
@@ -258,12 +258,12 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
 }
 
 
-# What a version of JAX writes in other primitives.
+# Another version of JAX uses other primitives for these.
 MAY_BE_ABSENT = {"stack", "square", "stop_gradient"}
 
 
 def _primitives(jaxpr: Any) -> set[str]:
-  """Names of all primitives of a jaxpr and of those in it."""
+  """Yields the names of all primitives of a jaxpr and of inner ones."""
   names = set()
   for equation in jaxpr.eqns:
     names.add(equation.primitive.name)
@@ -286,7 +286,7 @@ def test_each_primitive_does_in_onnx_what_it_does_in_jax(name):
   met = set()
   for function, arguments in CASES[name]:
     named = {f"x{i}": argument for i, argument in enumerate(arguments)}
-    # The first input says how many examples there are.
+    # The first input has the batch size.
     named = dict(sorted(named.items(), key=lambda item: item[1][0][0] != B))
     order = [int(key[1:]) for key in named]
 
@@ -329,8 +329,16 @@ def test_what_the_table_lacks_is_named():
   with pytest.raises(NotImplementedError, match="primitive cumsum"):
     _build(lambda _, x: {"out": jnp.cumsum(x)}, {}, spec)
   with pytest.raises(NotImplementedError, match="anything but whole rows"):
-    _build(lambda _, x: {"out": x[jnp.array([1, 2])[:, None] + jnp.arange(1)] + lax.gather(
-      x, jnp.zeros((1, 1), jnp.int32), lax.GatherDimensionNumbers((1,), (), (0,)), (2,))[0]}, {}, spec)  # fmt: skip
+    _build(
+      lambda _, x: {
+        "out": x[jnp.array([1, 2])[:, None] + jnp.arange(1)]
+        + lax.gather(
+          x, jnp.zeros((1, 1), jnp.int32), lax.GatherDimensionNumbers((1,), (), (0,)), (2,)
+        )[0]
+      },
+      {},
+      spec,
+    )
 
 
 def test_the_file_is_one_and_passes_the_checker(exported_onnx):

@@ -1,4 +1,4 @@
-"""Exported models on what people asked about real photos: the masks of the checkpoint, pixel by pixel."""
+"""Exported models on real images and expressions: the same masks as the checkpoint's."""
 
 import pathlib
 
@@ -19,11 +19,11 @@ PHOTOS = 100
 
 @pytest.fixture(scope="module")
 def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
-  """Photos, what was asked about each, and the instances in it; every fourth without these."""
+  """Yields images, their expressions and instances; every fourth without instances."""
   refs = []
   for name in ("refcoco+/refs(unc).p", "refcocog/refs(umd).p", "refcoco/refs(unc).p"):
     refs += untrusted_pickle.load(str(realdata / "refer" / name))
-  # One of each photo; where people were asked, what they said.
+  # One expression per image, written by people where there are any.
   by_photo = {ref["image_id"]: ref for ref in sorted(refs, key=lambda ref: ref["split"] != "train")}
   masks = registry.open_proposer(
     f"coco:{realdata}/coco/annotations/instances_train2014.json"
@@ -39,16 +39,21 @@ def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
 
 
 def _logits(model: load.LoadedModel, asked: list, batch_size: int) -> list[np.ndarray]:
-  """Logits at the size of each photo."""
+  """Returns logits at the size of each image."""
   config, variables = model.config, model.on_one_device()
   apply = jax.jit(lambda variables, batch: model.apply(variables, batch).logits)
   prepared = [
     model_inputs.prepare(
-      pixels, [text], masks, model.tokenizer,
-      image_size=config.image_size, max_instances=config.max_instances, max_tokens=config.max_tokens,
+      pixels,
+      [text],
+      masks,
+      model.tokenizer,
+      image_size=config.image_size,
+      max_instances=config.max_instances,
+      max_tokens=config.max_tokens,
     )[0]
     for pixels, text, masks in asked
-  ]  # fmt: skip
+  ]
   found = []
   for start in range(0, len(prepared), batch_size):
     rows = prepared[start : start + batch_size]
@@ -64,7 +69,7 @@ def _logits(model: load.LoadedModel, asked: list, batch_size: int) -> list[np.nd
 
 
 def _check(place: pathlib.Path, form: str, asked: list) -> None:
-  """Compares a format with the parameters beside it, by ones and by sevens."""
+  """Compares a format with the safetensors beside it, in batches of one and of seven."""
   expected = _logits(load.load(str(place)), asked, 10)
   model = load.load(str(place / folder.PLACES[form]))
   assert any((logits > 0).any() and (logits < 0).any() for logits in expected)

@@ -1,4 +1,4 @@
-"""Exported models run where there is no mail_jax, and prepare photos and text as it does."""
+"""Exported models run without mail_jax, and prepare images and text as it does."""
 
 import ast
 import importlib
@@ -43,9 +43,18 @@ WORDS = [
   "a",
 ]
 TEXTS = [
-  "The LEFTMOST star!", "café, red stars", "\uff26\uff35\uff2c\uff2c\u3000\uff57ide", "a\u200bb\u00a0c",
-  "日本 star", "İstanbul", "  two   spaces ", "ﬁne ① Ⅳ", "x" * 120, "emoji 🙂 star", "tab\tand\nline",
-]  # fmt: skip
+  "The LEFTMOST star!",
+  "café, red stars",
+  "\uff26\uff35\uff2c\uff2c\u3000\uff57ide",
+  "a\u200bb\u00a0c",
+  "日本 star",
+  "İstanbul",
+  "  two   spaces ",
+  "ﬁne ① Ⅳ",
+  "x" * 120,
+  "emoji 🙂 star",
+  "tab\tand\nline",
+]
 
 
 class Shipped(NamedTuple):
@@ -202,7 +211,7 @@ def test_masks_that_do_not_fit_are_told(tmp_path, kind, message):
 
 
 def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> None:
-  """Runs the script of a format on photos, with instance masks of both kinds and without, beside our own prediction."""
+  """Compares the script of a format with our prediction, with instance masks and without."""
   pixels = exported_models.save_photo(tmp_path / "photo.png")
   masks = tiny_model.random_boxes(np.random.default_rng(1), 4, 61)
   masks = np.pad(masks, ((0, 0), (0, 0), (0, 29)))
@@ -212,7 +221,7 @@ def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> No
   segmenter = Segmenter.load(str(folder))
   script = folder / scripts.SCRIPTS[form][0]
   cases = {"masks.npy": masks, "": None, "0.png 1.png 2.png 3.png": masks}
-  count = len(cases) if form == "onnx" else 1  # which starts in no time
+  count = len(cases) if form == "onnx" else 1  # It starts fast.
   for given_masks, instances in list(cases.items())[:count]:
     printed = exported_models.run_script(
       script, "photo.png", "The leftmost STAR", "mask.png", *given_masks.split(), cwd=tmp_path
@@ -255,7 +264,7 @@ def test_real_sentences_become_the_same_tokens_and_real_photos_the_same_pixels(
 
 
 def _strings(data: object) -> list[str]:
-  """Every text in a nest of JSON."""
+  """Returns all strings in a JSON value."""
   if isinstance(data, str):
     return [data]
   inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()

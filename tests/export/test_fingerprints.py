@@ -1,4 +1,4 @@
-"""Fingerprints: the same for the same, another one as soon as anything differs that makes a difference."""
+"""Fingerprints: equal for equal models, different as soon as a prediction may differ."""
 
 import dataclasses
 import pathlib

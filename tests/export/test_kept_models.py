@@ -1,4 +1,4 @@
-"""What the first version that exported models wrote is still read, and still says the same."""
+"""Models exported by the first version can still be read, and predict the same."""
 
 import shutil
 
@@ -16,7 +16,7 @@ INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
 
 @pytest.fixture(params=["run", "exported"])
 def model(request, tmp_path) -> load.LoadedModel:
-  """A model that was kept; a copy, so that tests cannot change the original."""
+  """Loads a copy of a kept model, so that the original cannot change."""
   kept = {"run": kept_models.RUN, "exported": kept_models.EXPORTED}[request.param]
   shutil.copytree(kept, tmp_path / "kept")
   return load.load(str(tmp_path / "kept"))

@@ -1,1 +1,1 @@
-"""Fault injection: small runs are disturbed again and again, and each has to end as was promised."""
+"""Fault injection: disturbs small runs, each of which has to end as documented."""

@@ -1,4 +1,4 @@
-"""Disturbs tiny runs for a while, and prints what became of them:
+"""Disturbs tiny runs for a while, and prints how they ended:
 
 python -m tests.faults --seconds 600
 python -m tests.faults --seconds 60 --seed 3 --only kill full_disk
@@ -20,7 +20,7 @@ from tests.faults.place import BrokenPromise, Place, tidy
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit code."""
+  """Runs the command and returns its exit code."""
   names = [fault.__name__ for fault in FAULTS]
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     place = Place(pathlib.Path(folder), args.data_dir, args.undisturbed)
     chosen = [fault for fault in FAULTS if fault.__name__ in args.only]
     for number, fault in enumerate(itertools.cycle(chosen)):
-      if number and time.monotonic() > end:  # one try, however slow the machine is
+      if number and time.monotonic() > end:  # At least one try, even on a slow machine.
         break
       started = time.monotonic()
       with tidy(place):
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(found: dict[str, collections.Counter]) -> str:
-  """Faults, tries and outcomes as a table of Markdown."""
+  """Returns faults, tries and outcomes as a Markdown table."""
   about = {fault.__name__: " ".join((fault.__doc__ or "").split()) for fault in FAULTS}
   rows = ["| fault | tries | outcome |", "| --- | --- | --- |"]
   for name, outcomes in found.items():

@@ -1,6 +1,6 @@
-"""The faults, each with the outcome that is promised.
+"""The faults, each with the expected outcome.
 
-Functions of a place and of chance that return it in words.
+Each is a function of a place and a random generator that returns the outcome in words.
 """
 
 import pathlib
@@ -19,11 +19,11 @@ REFUSED = "one line, exit code 2"
 
 
 class Untried(Exception):
-  """This machine cannot have that fault; the message says why."""
+  """This fault is impossible on this machine; the message says why."""
 
 
 def kill(place: Place, chance: random.Random) -> str:
-  """`kill -9` at any time, and the same command again."""
+  """Kills a run at a random time, and runs the same command again."""
   workdir, rows = place.new(), chance.randint(0, tiny_run.STEPS)
   child = place.train(workdir)
   child.wait_until(lambda: logged(workdir) >= rows)
@@ -36,7 +36,7 @@ def kill(place: Place, chance: random.Random) -> str:
 
 
 def stop_and_continue(place: Place, chance: random.Random) -> str:
-  """SIGSTOP, a pause, SIGCONT, up to three times."""
+  """Stops a run and continues it (SIGSTOP, SIGCONT), up to three times."""
   workdir = place.half_done()
   child = place.train(workdir)
   for _ in range(chance.randint(1, 3)):
@@ -50,7 +50,7 @@ def stop_and_continue(place: Place, chance: random.Random) -> str:
 
 
 def flipped_record(place: Place, chance: random.Random) -> str:
-  """A bit of a training record is another one."""
+  """Flips a bit of a training record."""
   data = place.copied_data()
   path = shard(data, "train")
   shard_damage.flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
@@ -59,7 +59,7 @@ def flipped_record(place: Place, chance: random.Random) -> str:
 
 
 def truncated_records(place: Place, chance: random.Random) -> str:
-  """The file of training records is cut short anywhere, one time in three between two records."""
+  """Truncates the training records anywhere, in a third of the tries between two records."""
   data = place.copied_data()
   path = shard(data, "train")
   ends = [0, *(end for _, end in shard_damage.spans(path)[:-1])]
@@ -70,9 +70,9 @@ def truncated_records(place: Place, chance: random.Random) -> str:
 
 
 def skipped_records(place: Place, chance: random.Random) -> str:
-  """Damaged training records with `on_error = "skip"`.
+  """Damages training records, with `on_error = "skip"`.
 
-  Killed, and the same command again, beside a run that is not.
+  Compares a run that is killed and resumed with one that is not.
   """
   data, logs = place.copied_data(), []
   path = shard(data, "train")
@@ -99,7 +99,7 @@ def skipped_records(place: Place, chance: random.Random) -> str:
 
 
 def flipped_evaluation(place: Place, chance: random.Random) -> str:
-  """Flips a bit of an evaluation record: it is never skipped, though skipping is on."""
+  """Flips a bit of an evaluation record, which is never skipped, even with `on_error = "skip"`."""
   data = place.copied_data()
   path = shard(data, "val")
   shard_damage.flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
@@ -109,7 +109,7 @@ def flipped_evaluation(place: Place, chance: random.Random) -> str:
 
 
 def flipped_checkpoint(place: Place, chance: random.Random) -> str:
-  """A bit of the newest checkpoint is another one."""
+  """Flips a bit of the newest checkpoint."""
   workdir = place.half_done()
   path = a_file(_newest(workdir), chance)
   shard_damage.flip(path, chance.randrange(path.stat().st_size), chance.randrange(8))
@@ -119,7 +119,7 @@ def flipped_checkpoint(place: Place, chance: random.Random) -> str:
 
 
 def truncated_checkpoint(place: Place, chance: random.Random) -> str:
-  """A file of the newest checkpoint is cut short."""
+  """Truncates a file of the newest checkpoint."""
   workdir = place.half_done()
   path = a_file(_newest(workdir), chance)
   shard_damage.truncate(path, chance.randrange(path.stat().st_size))
@@ -129,9 +129,9 @@ def truncated_checkpoint(place: Place, chance: random.Random) -> str:
 
 
 def all_checkpoints_damaged(place: Place, chance: random.Random) -> str:
-  """All checkpoints are damaged."""
+  """Damages all checkpoints."""
   workdir = place.half_done()
-  # One that was being removed when the run was killed has none any more.
+  # A checkpoint that was being removed when the run was killed has none.
   for manifest in (workdir / "checkpoints").glob("*/manifest.json"):
     shard_damage.truncate(manifest, 40)
   place.train(workdir).wait().refused("all checkpoints are damaged", "--workdir")
@@ -139,10 +139,7 @@ def all_checkpoints_damaged(place: Place, chance: random.Random) -> str:
 
 
 def full_disk(place: Place, chance: random.Random) -> str:
-  """The file system of the workdir fills up.
-
-  Then there is room again, and the same command goes on.
-  """
+  """Fills the file system of the workdir, frees space, and resumes."""
   disk = place.new()
   with small_disk.mounted(disk, megabytes=16) as is_there:
     if not is_there:
@@ -159,7 +156,7 @@ def full_disk(place: Place, chance: random.Random) -> str:
 
 
 def no_permission_for_records(place: Place, chance: random.Random) -> str:
-  """The records of a split may not be read."""
+  """Denies reading the records of a split."""
   data = place.copied_data()
   path = shard(data, chance.choice(("train", "val")))
   path.chmod(0)
@@ -168,7 +165,7 @@ def no_permission_for_records(place: Place, chance: random.Random) -> str:
 
 
 def no_permission_for_checkpoint(place: Place, chance: random.Random) -> str:
-  """A file of the newest checkpoint may not be read."""
+  """Denies reading a file of the newest checkpoint."""
   workdir = place.half_done()
   a_file(_newest(workdir) / "state", chance).chmod(0)
   place.train(workdir, obedient=True).wait().went_well()
@@ -177,7 +174,7 @@ def no_permission_for_checkpoint(place: Place, chance: random.Random) -> str:
 
 
 def no_permission_for_workdir(place: Place, chance: random.Random) -> str:
-  """The workdir may not be written to."""
+  """Denies writing to the workdir."""
   workdir = place.new()
   workdir.mkdir(mode=0o500)
   place.train(workdir, obedient=True).wait().refused("--workdir", "Permission denied")
@@ -185,7 +182,7 @@ def no_permission_for_workdir(place: Place, chance: random.Random) -> str:
 
 
 def clock_set_back(place: Place, chance: random.Random) -> str:
-  """The clock goes back ten days while a run goes on; `time.time` is patched in its process."""
+  """Sets the clock back ten days during a run, by patching `time.time` in its process."""
   workdir = place.half_done()
   place.train(workdir, clock_back_after=chance.random() * 8).wait().went_well()
   place.same(workdir)
@@ -193,11 +190,11 @@ def clock_set_back(place: Place, chance: random.Random) -> str:
 
 
 def two_runs(place: Place, chance: random.Random) -> str:
-  """A second run in the workdir of one that goes on."""
+  """Starts a second run in the workdir of a running one."""
   workdir = place.new()
   first = place.train(workdir)
   first.wait_until(lambda: logged(workdir) >= 1)
-  first.send(signal.SIGSTOP)  # it would end before the second has begun
+  first.send(signal.SIGSTOP)  # Otherwise it would end before the second one starts.
   second = place.train(workdir).wait()
   first.send(signal.SIGCONT)
   second.refused("is in use by another run", "pid")
@@ -211,9 +208,21 @@ def _newest(workdir: pathlib.Path) -> pathlib.Path:
   return max(whole, key=lambda path: int(path.name))
 
 
-# In an order in which the first half minute has something of everything.
+# Ordered so that the first half minute has a variety of faults.
 FAULTS: tuple[Fault, ...] = (
-  two_runs, flipped_record, flipped_checkpoint, full_disk, kill, no_permission_for_records, skipped_records,
-  truncated_records, stop_and_continue, truncated_checkpoint, clock_set_back, flipped_evaluation,
-  no_permission_for_checkpoint, no_permission_for_workdir, all_checkpoints_damaged,
-)  # fmt: skip
+  two_runs,
+  flipped_record,
+  flipped_checkpoint,
+  full_disk,
+  kill,
+  no_permission_for_records,
+  skipped_records,
+  truncated_records,
+  stop_and_continue,
+  truncated_checkpoint,
+  clock_set_back,
+  flipped_evaluation,
+  no_permission_for_checkpoint,
+  no_permission_for_workdir,
+  all_checkpoints_damaged,
+)

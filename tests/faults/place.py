@@ -1,6 +1,6 @@
-"""Where faults are tried.
+"""The folder in which faults are tried.
 
-Data, an undisturbed run and a half-done one, and commands that may not hang.
+It has data, an undisturbed run and an unfinished one; commands in it have a timeout.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 from tests.support import hurry, tiny_run
 
-LIMIT = 180  # seconds; a run takes 10 to 15 on two cores, and what takes longer hangs
+LIMIT = 180  # Seconds. A run takes 10 to 15 on two cores.
 _SCENES = ("--train_scenes", "24", "--eval_scenes", "12")
 _BACKWARDS = """
 import time
@@ -30,25 +30,25 @@ time.time_ns = lambda: _time_ns() - _back() * 10**9
 
 
 class BrokenPromise(AssertionError):
-  """What happened is not what the documentation says."""
+  """The outcome differs from the documentation."""
 
 
 def check(promise: bool, what: str) -> None:
-  """Raises a `BrokenPromise` where one is not kept."""
+  """Raises a `BrokenPromise` if a condition does not hold."""
   if not promise:
     raise BrokenPromise(what)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-  """How a command ended."""
+  """The result of a command."""
 
   code: int
   out: str
   err: str
 
   def refused(self, *words: str) -> str:
-    """Checks that it ended with one clear line, which has these words, and exit code 2.
+    """Checks for exit code 2 and a one-line message that contains these words.
 
     Returns the line.
     """
@@ -61,13 +61,13 @@ class Ended:
     return lines[0]
 
   def went_well(self) -> None:
-    """Checks that it ended well."""
+    """Checks for exit code 0."""
     check(self.code == 0, f"exit code {self.code}: {self.err[-2000:]}")
     check("Traceback" not in self.err, f"a traceback: {self.err[-2000:]}")
 
 
 class Child:
-  """A training run that is going on, in a process group of its own."""
+  """A training run in the background, in its own process group."""
 
   def __init__(self, command: list[str], environment: dict[str, str], obedient: bool, log: str):
     self._out, self._err = open(f"{log}.out", "w+"), open(f"{log}.err", "w+")  # noqa: SIM115
@@ -83,16 +83,16 @@ class Child:
     self._deadline = time.monotonic() + LIMIT
 
   def send(self, number: int) -> None:
-    """Sends a signal, if it still runs."""
+    """Sends a signal if the run has not ended."""
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, number)
 
   def runs(self) -> bool:
-    """Whether it has not ended yet."""
+    """Returns whether the run has not ended yet."""
     return self._process.poll() is None
 
   def wait(self) -> Ended:
-    """Waits for its end.
+    """Waits for the run to end.
 
     Raises:
       BrokenPromise: it hangs.
@@ -111,13 +111,13 @@ class Child:
     return Ended(code, *texts)
 
   def wait_until(self, done: Callable[[], bool]) -> None:
-    """Waits until something is true of the world, or the run has ended."""
+    """Waits until a condition is true or the run has ended."""
     while self.runs() and time.monotonic() < self._deadline and not done():
       time.sleep(0.02)
 
 
 def _obey_permissions() -> None:
-  """Takes from root, before it becomes the command, what lets it read and write everything."""
+  """Drops root's capabilities to bypass file permissions, before the command starts."""
   if os.geteuid() == 0:
     libc = ctypes.CDLL(None, use_errno=True)
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
@@ -126,10 +126,10 @@ def _obey_permissions() -> None:
 
 
 class Place:
-  """A folder to work in, with what every fault starts from."""
+  """A working folder with everything that a fault starts from."""
 
   def __init__(self, folder: pathlib.Path, data_dir: str = "", undisturbed: str = ""):
-    """Prepares data and trains the undisturbed run, where they are not given, and a half-done one."""
+    """Prepares data and the undisturbed run, unless given, and trains an unfinished run."""
     self.folder = folder
     self._cache, self._count = folder / "compiled", 0
     self.data = pathlib.Path(data_dir or folder / "data")
@@ -151,7 +151,7 @@ class Place:
     child.wait()
 
   def new(self) -> pathlib.Path:
-    """A name that nothing has yet."""
+    """Returns a path that does not exist yet."""
     self._count += 1
     return self.folder / f"try-{self._count}"
 
@@ -168,9 +168,9 @@ class Place:
     Args:
       workdir: of the run.
       *more: arguments.
-      data: folder of the data set, if it is another.
-      clock_back_after: seconds after which `time.time` tells ten days less.
-      obedient: whether permissions hold for root as well.
+      data: folder of the data set, if not the default one.
+      clock_back_after: seconds after which `time.time` goes back ten days.
+      obedient: whether file permissions apply to root as well.
     """
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
@@ -189,11 +189,11 @@ class Place:
     return Child(command, environment, obedient, str(self.new()))
 
   def half_done(self, workdir: pathlib.Path | None = None) -> pathlib.Path:
-    """A copy of the half-done run, with two checkpoints at least."""
+    """Copies the unfinished run, with at least two checkpoints."""
     return shutil.copytree(self.half, workdir or self.new())
 
   def copied_data(self) -> pathlib.Path:
-    """A copy of the data, to be damaged."""
+    """Copies the data, to damage it."""
     return shutil.copytree(self.data, self.new())
 
   def same(self, workdir: pathlib.Path) -> None:
@@ -202,25 +202,25 @@ class Place:
 
 
 def logged(workdir: pathlib.Path) -> int:
-  """Rows in the log of a run."""
+  """Returns the rows in the log of a run."""
   path = workdir / "metrics.jsonl"
   return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def shard(data: pathlib.Path, split: str) -> pathlib.Path:
-  """The file of a split's records."""
+  """Returns the file of a split's records."""
   (found,) = data.glob(f"**/*-{split}.tfrecord*")
   return found
 
 
 def a_file(folder: pathlib.Path, chance: random.Random) -> pathlib.Path:
-  """One of the files in a folder that have anything in them."""
+  """Returns a random non-empty file of a folder."""
   return chance.choice(sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size > 0))
 
 
 @contextlib.contextmanager
 def tidy(place: Place) -> Iterator[None]:
-  """Removes what a try has left."""
+  """Removes the files of a try."""
   before = set(place.folder.iterdir())
   try:
     yield

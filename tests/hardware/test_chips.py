@@ -1,4 +1,4 @@
-"""Peak figures by the names that JAX gives to devices."""
+"""Peak performance by JAX's names of devices."""
 
 import pytest
 import tiny_run

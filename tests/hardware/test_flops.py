@@ -1,4 +1,4 @@
-"""The count by hand, held against what JAX traces and what XLA counts."""
+"""Analytic operation counts against those of the traced program and of XLA."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ VOCAB = 50
 
 
 def make_config(kind: str) -> ConfigDict:
-  """A model so wide that its products outweigh all else, and so small that it is traced in a second."""
+  """A model wide enough for its products to dominate, and small enough to trace in a second."""
   config = recipe("base", "paper" if kind in ("paper", "no selection") else "instance")
   config.update(image_size=64, max_instances=5, max_tokens=7, batch_size=128, decode_every=2)
   config.model.update(width=512, depth=1, heads=4, mlp_ratio=3.5, decoder_widths=(48, 24, 16, 8, 8))
@@ -37,14 +37,14 @@ def make_config(kind: str) -> ConfigDict:
 
 @functools.cache
 def traced(kind: str) -> Any:
-  """The step of training, as JAX has traced it; nothing is compiled."""
+  """Returns the jaxpr of the training step; compiles nothing."""
   program = build_program(make_config(kind), VOCAB, sharding.make_mesh(devices=jax.devices()[:1]))
   rate = jax.ShapeDtypeStruct((), jnp.float32)
   return program.step.trace(program.shapes, program.batch, rate)
 
 
 def count_products(jaxpr: Any) -> float:
-  """Operations of all products in a traced program, those of loops as often as they go round."""
+  """Counts the operations of all products in a jaxpr, those of loops for every iteration."""
   total = 0.0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
@@ -62,7 +62,7 @@ def count_products(jaxpr: Any) -> float:
 
 
 def count_convolution(equation: Any) -> float:
-  """Counts, tap by tap, what falls on the input."""
+  """Counts the taps that fall on the input, one by one."""
   params, (data, kernel) = equation.params, (v.aval.shape for v in equation.invars)
   numbers, result = params["dimension_numbers"], equation.outvars[0].aval.shape
   taps = 1
@@ -86,7 +86,7 @@ def test_a_step_has_the_products_that_we_count(kind):
 
 
 def test_what_training_does_not_need_is_not_counted():
-  # Without a selection JAX traces the scores, and the compiler drops them.
+  # Without a selection JAX still traces the scores, which the compiler drops.
   config = make_config("no selection")
   counted = count_products(traced("no selection").jaxpr.jaxpr)
   unneeded = sum(p.flops for p in flops.products(config) if p.gradients < 0) * config.batch_size
@@ -131,7 +131,7 @@ def test_shares_are_those_of_the_whole():
   ("size", "parameters"), [("vit_b", 85e6), ("vit_l", 302e6), ("vit_h", 630e6)]
 )
 def test_an_encoder_takes_two_operations_a_parameter_and_token(size, parameters):
-  """The rule of thumb, with the attention to 262 tokens on top; the parameters are those that ViT's paper tells."""
+  """Compares with 6 N D plus attention to 262 tokens; N is the parameter count of the ViT paper."""
   config = recipe("scale", size)
   encoder = sum(p.flops for p in flops.products(config) if p.part.startswith("encoder"))
   tokens = 1 + 15 * 15 + 16 + 20

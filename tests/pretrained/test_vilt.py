@@ -90,7 +90,7 @@ def test_a_missing_tensor_is_named(tmp_path, weights):
     if name.startswith("pooler"):
       continue
     if name == "embeddings.cls_token":
-      continue  # without it, it is not a ViLT: see below
+      continue  # Without it, it is not a ViLT checkpoint: see below.
     rest = {key: value for key, value in weights.items() if key != name}
     with pytest.raises(InputError, match=f"the tensor {name} is missing"):
       vilt.load(vilt_weights.write_folder(tmp_path, rest))
@@ -192,7 +192,7 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path, folder):
   slope=st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
 )
 def test_a_plane_of_positions_stays_a_plane(side, rows, cols, slope):
-  """Bilinear with aligned corners: the corners stay where they are, and a plane between them is exact."""
+  """Checks bilinear resizing with aligned corners: corners are fixed, and planes are exact."""
 
   def plane(height, width):
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
@@ -210,14 +210,14 @@ def test_positions_that_are_no_square_grid_are_refused():
 
 
 def start(folder, data_dir, workdir, *more: str) -> Trainer:
-  """A run of the tiny recipe that has not begun."""
+  """Returns a trainer of the tiny recipe that has not started."""
   config = load_config(tiny_run.__file__, [f"--config.init=vilt:{folder}", *more])
   return Trainer(config, str(workdir), open_data(config, data_dir))
 
 
 @pytest.fixture
 def kept_out(monkeypatch):
-  """Fails where training looks for sentences to train a tokenizer on."""
+  """Makes training a tokenizer fail."""
   monkeypatch.setattr(SentencePieceTokenizer, "train", None)
 
 
@@ -237,7 +237,7 @@ def test_a_run_starts_from_the_checkpoint_and_its_vocabulary(
       params["text"]["position"], pretrained.parameters["text/position"][:16]
     )
     np.testing.assert_array_equal(params["type"][0], params["type"][1])
-    assert params["image"]["position"].shape == (1 + 16, 32)  # 3 x 3 became 4 x 4
+    assert params["image"]["position"].shape == (1 + 16, 32)  # 3 x 3 became 4 x 4.
   trainer.checkpoints.close()
 
 
@@ -273,7 +273,7 @@ def test_every_block_starts_from_the_block_of_the_checkpoint(tmp_path, scan):
     started = found[f"encoder/{'blocks' if scan else block}/{rest}"]
     started = started[int(block.removeprefix("block"))] if scan else started
     np.testing.assert_array_equal(started.reshape(-1), value.reshape(-1), err_msg=name)
-  # Every parameter of the blocks has begun, and in its shape.
+  # All parameters of the blocks are loaded, with their shapes.
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     name = path_name(path)
     if "/block" in name:

@@ -1,6 +1,6 @@
-"""Without instance masks our encoder is ViLT: layer by layer against `transformers`, which needs torch.
+"""Compares our encoder, without instance masks, with ViLT in `transformers`, layer by layer.
 
-`make extras` installs both and runs these.
+`make extras` installs torch and transformers, and runs these tests.
 """
 
 from unittest import mock
@@ -29,7 +29,7 @@ FULL = {"width": 768, "depth": 12, "vocab": 30522}
 
 
 def make_reference(weights: dict[str, np.ndarray], heads: int) -> torch.nn.Module:
-  """`transformers`' model with these weights, all of them and no others."""
+  """Loads exactly these weights into the model of `transformers`."""
   text, width = weights["embeddings.text_embeddings.word_embeddings.weight"].shape
   config = transformers.ViltConfig(
     vocab_size=text,
@@ -53,7 +53,7 @@ def make_reference(weights: dict[str, np.ndarray], heads: int) -> torch.nn.Modul
 
 
 def make_inputs(height: int, width: int, batch: int, vocab: int, seed: int = 0):
-  """Random images and texts of different lengths, the first one full."""
+  """Returns random images, and texts of different lengths, the first one of full length."""
   rng = np.random.default_rng(seed)
   lengths = np.array([12, 3, 7, 11][:batch], np.int32)
   return {
@@ -65,9 +65,9 @@ def make_inputs(height: int, width: int, batch: int, vocab: int, seed: int = 0):
 
 @torch.no_grad()
 def run_reference(model, inputs) -> list[np.ndarray]:
-  """Hidden states of [text | image]: the embeddings, after each layer, and after the last norm.
+  """Returns hidden states of [text | image]: embeddings, after each layer, and after the last norm.
 
-  The reference draws the order of the patches; here it draws that of the image.
+  The reference samples patches in random order; here the order is that of the image.
   """
   in_order = mock.patch("torch.multinomial", lambda weights, count: torch.arange(count))
   image = torch.from_numpy(inputs["image"]).permute(0, 3, 1, 2).float() / 255
@@ -85,7 +85,7 @@ def run_reference(model, inputs) -> list[np.ndarray]:
 
 
 def run_ours(pretrained: vilt.Pretrained, inputs) -> list[np.ndarray]:
-  """The same of our model without instance masks, in the reference's order."""
+  """Returns the same for our model without instance masks, in the reference's order."""
   config = recipe("base")
   config.max_instances, config.image_size = 0, 384
   for key, value in pretrained.sizes().items():
@@ -123,7 +123,7 @@ def run_ours(pretrained: vilt.Pretrained, inputs) -> list[np.ndarray]:
 
 
 def largest_difference(pretrained, model, inputs) -> float:
-  """Over every state of every text and image token that is not padding."""
+  """Returns the largest difference over all states of all tokens but padding."""
   ours, theirs = run_ours(pretrained, inputs), run_reference(model, inputs)
   assert len(ours) == len(theirs) == pretrained.sizes()["model.depth"] + 2
   length = inputs["tokens"].shape[1]
@@ -151,7 +151,7 @@ def pretrained(tmp_path, weights):
   return vilt.load(W.write_folder(tmp_path, weights))
 
 
-# One square, one other, one and several examples; the slow ones below have all of both.
+# A square grid and another, one example and several; the slow tests below have all combinations.
 @pytest.mark.parametrize(
   ("size", "batch"), [((384, 608), 4), pytest.param((480, 480), 1, marks=pytest.mark.slow)]
 )
@@ -184,7 +184,7 @@ def test_every_layer_of_the_full_size_equals_the_reference(tmp_path, size, batch
 
 
 def test_folders_that_the_reference_saves_are_read(tmp_path, reference, pretrained):
-  """`save_pretrained` of the model with a head, and the same as torch's own file."""
+  """Saves the model with a head by `save_pretrained`, and as a torch file."""
   model = transformers.ViltForMaskedLM(reference.config)
   model.vilt.load_state_dict(reference.state_dict())
   model.save_pretrained(tmp_path / "saved")
@@ -197,7 +197,7 @@ def test_folders_that_the_reference_saves_are_read(tmp_path, reference, pretrain
 
 
 class Callback:
-  """What a trainer leaves in its checkpoints; unpickling it runs code."""
+  """An object as trainers pickle into checkpoints; unpickling it runs code."""
 
   ran = False
 

@@ -1,4 +1,4 @@
-"""Servers that speak as Google's and Amazon's storage do.
+"""Local servers with the protocols of Google Cloud Storage and S3.
 
 `python tests/support/bucket_servers.py NAME PORT [MORE]`.
 """
@@ -12,37 +12,37 @@ import threading
 
 
 def gcs(port: int) -> None:
-  """Google's storage, in memory, with a bucket named `bucket`."""
+  """Serves Google Cloud Storage, in memory, with a bucket named `bucket`."""
   import http.server
 
   from gcp_storage_emulator.handlers import objects
   from gcp_storage_emulator.server import create_server
 
   def download(request, response, storage, original=objects.download):
-    """The emulator leaves out a header that the real server always sends."""
+    """Adds a header that the real server always sends and the emulator does not."""
     original(request, response, storage)
     if response.status.value < 300:
       names = request.params["bucket_name"], request.params["object_id"]
       response["x-goog-generation"] = storage.get_file_obj(*names)["generation"]
 
   objects.download = download
-  http.server.HTTPServer.request_queue_size = 1000  # as many requests may wait
+  http.server.HTTPServer.request_queue_size = 1000  # The length of the queue of requests.
   create_server("localhost", port, in_memory=True, default_bucket="bucket").run()
 
 
 def s3(port: int) -> None:
-  """Amazon's storage, in memory."""
+  """Serves S3, in memory."""
   from moto.server import main
 
   main(["-p", str(port)])
 
 
 def proxy(port: int, folder: str, emulator: str) -> None:
-  """An HTTPS proxy for TensorFlow, which knows Google's own address only: it asks the emulator.
+  """Serves an HTTPS proxy to the emulator, for TensorFlow, which only knows Google's address.
 
   Args:
-    port: its own.
-    folder: where `cert.pem` and `key.pem` are, of googleapis.com.
+    port: of the proxy.
+    folder: of `cert.pem` and `key.pem`, for googleapis.com.
     emulator: port of `gcs`.
   """
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -56,7 +56,7 @@ def proxy(port: int, folder: str, emulator: str) -> None:
 def _serve(client: socket.socket, context: ssl.SSLContext, emulator: int) -> None:
   asked = client.makefile("rb")
   while asked.readline().strip():
-    pass  # CONNECT to one of Google's names, and headers
+    pass  # CONNECT to a host of Google, and headers.
   client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
   with context.wrap_socket(client, server_side=True) as secure, secure.makefile("rb") as lines:
     while line := lines.readline():

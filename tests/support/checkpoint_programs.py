@@ -1,4 +1,4 @@
-"""What is done to checkpoints by processes of their own.
+"""Programs that tests of checkpoints run in other processes.
 
 `python tests/support/checkpoint_programs.py NAME FOLDER`.
 """
@@ -24,12 +24,12 @@ from mail_jax.models.parameters import path_name
 from mail_jax.train.program import build_program
 from mail_jax.train.step import TrainState
 
-# Word embeddings of 8 MB: large enough to be cut over the axis `fsdp`.
+# Word embeddings of 8 MB: large enough to be sharded over the axis `fsdp`.
 VOCAB = 2**17
 
 
 def shapes(mesh: Mesh) -> TrainState:
-  """Shapes and places of the state of a tiny model."""
+  """Returns shapes and shardings of the state of a tiny model."""
   config = tiny_model.make_config()
   config.batch_size = config.eval_batch_size = 8
   return build_program(config, VOCAB, mesh).shapes
@@ -37,18 +37,18 @@ def shapes(mesh: Mesh) -> TrainState:
 
 @functools.cache
 def random_bits(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Numbers of random bits that depend on the name alone; many kinds of NaN are among them."""
+  """Returns numbers of random bits, many kinds of NaN among them, that depend on the name alone."""
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   return np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
 
 
 def draw(path: Any, leaf: Any) -> np.ndarray:
-  """What the tests save for an array of the state."""
+  """Returns the values that the tests save for an array of the state."""
   return random_bits(path_name(path), leaf.shape, np.dtype(leaf.dtype))
 
 
 def differences(state: TrainState) -> list[str]:
-  """Names of the arrays that are not, bit for bit, what `draw` gives; all of them are looked at."""
+  """Returns the names of the arrays that differ in any bit from `draw`."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   assert len(leaves) > 100
   return [path_name(path) for path, leaf in leaves if leaf.tobytes() != draw(path, leaf).tobytes()]
@@ -73,7 +73,7 @@ def save_on_eight(folder: pathlib.Path) -> None:
 
 
 def die_while_saving(folder: pathlib.Path) -> None:
-  """Dies when everything of the second checkpoint is written but for what says that it is whole."""
+  """Dies when the second checkpoint is written, but not yet marked as complete."""
   checkpoints = checkpoint.Checkpoints(str(folder))
   checkpoints.save(1, {"weight": jnp.ones(3)}, {}, None)
   checkpoints.latest()
@@ -83,7 +83,7 @@ def die_while_saving(folder: pathlib.Path) -> None:
 
 
 def fill_the_disk(folder: pathlib.Path) -> None:
-  """Saves a checkpoint, and another one when no file may be larger than 100 kB."""
+  """Saves a checkpoint, and another one with file sizes limited to 100 kB."""
   checkpoints = checkpoint.Checkpoints(str(folder))
   state = {"weight": jnp.asarray(np.random.default_rng(0).random(100_000, np.float32))}
   checkpoints.save(1, state, {}, None)
@@ -95,15 +95,19 @@ def fill_the_disk(folder: pathlib.Path) -> None:
     checkpoints.save(3, state, {}, None)
   except InputError as error:
     print(error)
-  resource.setrlimit(resource.RLIMIT_FSIZE, before)  # coverage writes its data at the end
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)  # coverage writes its data at the end.
 
 
 def share(_: pathlib.Path) -> None:
-  """One of two processes with four devices each.
+  """Runs as one of two processes with four devices each.
 
-  They save, one finds damage, and both go on from the same step.
+  They save, one finds damage, and both resume from the same step.
   """
-  place, process, address = sys.argv[2], int(sys.argv[3]), sys.argv[4]  # the place may be a bucket
+  place, process, address = (
+    sys.argv[2],
+    int(sys.argv[3]),
+    sys.argv[4],
+  )  # The folder may be in a bucket.
   jax.distributed.initialize(address, 2, process)
   assert (jax.process_count(), jax.device_count()) == (2, 8)
   mesh = sharding.make_mesh(1, 8)
@@ -112,7 +116,7 @@ def share(_: pathlib.Path) -> None:
   for step, score in ((1, 0.5), (2, 0.25), (3, None)):
     checkpoints.save(step, state, {"step": step}, None if score is None else {"mIoU": score})
   checkpoints.close()
-  if process == 1:  # what the disk of one machine may give back
+  if process == 1:  # As the disk of a single machine may return it.
 
     def check(path, part, parts):
       assert (part, parts) == (1, 2)

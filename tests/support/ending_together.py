@@ -1,10 +1,10 @@
-"""A process that meets others, of which one may fail.
+"""A process that joins others, one of which may fail.
 
 `python tests/support/ending_together.py FATE NUMBER DEED`.
 
-The process of that number meets its fate: it is `killed`, or `asked` to end, `raises`, finds the
-`input` bad, is `late` with its end, or `well`. The others are `busy` on the host, or `wait` for it
-in a collective.
+The process NUMBER is `killed`, is `asked` to end by SIGTERM, `raises` an error, finds bad `input`,
+is `late` with its end, or ends `well`. The others are `busy` on the host, or `wait` for it in a
+collective.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import time
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import processes
 
-# A command is more patient.
+# Shorter than in commands.
 processes.SHUTDOWN = 3
 
 
 def main() -> None:
-  """Meets the others, then does what the arguments say."""
+  """Joins the others, then does what the arguments say."""
   parser = argparse.ArgumentParser()
   parser.add_argument(
     "fate", choices=("killed", "asked", "raises", "input", "late", "well", "alone")
@@ -49,8 +49,8 @@ def main() -> None:
 
 
 def meet(fate: str) -> None:
-  """What becomes of this process."""
-  time.sleep(1)  # the others have come to what they do
+  """Ends this process in the given way."""
+  time.sleep(1)  # The others are busy or waiting by now.
   print(f"at {time.time():.2f} I am {fate}")
   if fate == "killed":
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What the tests of exported models share: batches, photos, and the comparison of two models."""
+"""Shared by the tests of exported models: batches, images, and the comparison of two models."""
 
 import hashlib
 import json
@@ -22,9 +22,9 @@ MARGIN = 1e-4
 
 
 def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-  """A batch of noise with rectangles for instances.
+  """Returns a batch of noise with rectangles for instances.
 
-  The first example has none, the last one all slots full.
+  The first example has no instances, the last one as many as possible.
   """
   rng = np.random.default_rng(seed)
   size, slots = config.image_size, config.max_instances
@@ -39,14 +39,14 @@ def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.
 
 
 def run(model: load.LoadedModel, batch: dict[str, np.ndarray]) -> Output:
-  """What a model says of a batch, on the host."""
+  """Returns the outputs of a model for a batch, on the host."""
   return jax.device_get(jax.jit(model.apply)(model.on_one_device(), batch))
 
 
 def assert_alike(
   ours: load.LoadedModel, theirs: load.LoadedModel, batch: dict[str, np.ndarray]
 ) -> float:
-  """Compares everything that two models say; returns the largest difference of a logit."""
+  """Compares all outputs of two models; returns the largest difference of a logit."""
   found, expected = run(ours, batch), run(theirs, batch)
   np.testing.assert_allclose(found.selection_logits, expected.selection_logits, atol=1e-4)
   np.testing.assert_allclose(found.rho, expected.rho, atol=1e-4)
@@ -54,19 +54,19 @@ def assert_alike(
   assert found.logits.shape == expected.logits.shape
   difference = float(np.abs(found.logits - expected.logits).max())
   assert difference < 1e-4
-  assert expected.logits.std() > 1e-3  # not all the same
+  assert expected.logits.std() > 1e-3  # Not constant.
   return difference
 
 
 def assert_same_mask(found: np.ndarray, probability: np.ndarray) -> None:
-  """A mask is what a probability says, but for pixels that are too close to the threshold."""
+  """Compares a mask with probabilities, but for pixels too close to the threshold."""
   assert found.shape == probability.shape
   wrong = found != (probability > 0.5)
   assert not (wrong & (np.abs(probability - 0.5) > MARGIN)).any()
 
 
 def save_photo(path: pathlib.Path, seed: int = 0) -> np.ndarray:
-  """Saves a photo of smooth noise, neither square nor of the model's size, and returns its pixels."""
+  """Saves an image of smooth noise, not square, of another size than the model's; returns it."""
   rng = np.random.default_rng(seed)
   small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
   pixels = np.asarray(small.resize((90, 61), Image.Resampling.BICUBIC))
@@ -84,10 +84,7 @@ def edit_config(folder: pathlib.Path, **changes: dict[str, Any]) -> None:
 
 
 def run_script(script: pathlib.Path, *arguments: str, cwd: pathlib.Path) -> str:
-  """Runs a script of an exported folder as a user does who has none of our packages.
-
-  Returns what it prints.
-  """
+  """Runs a script of an exported folder without our packages; returns what it prints."""
   environment = {"PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
   for package in ("mail_jax", "input_pipeline"):
     probe = subprocess.run(
@@ -107,5 +104,5 @@ def run_script(script: pathlib.Path, *arguments: str, cwd: pathlib.Path) -> str:
 
 
 def sum_of(path: pathlib.Path) -> str:
-  """SHA-256 of a file."""
+  """Returns the SHA-256 of a file."""
   return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,8 +1,8 @@
-"""The models in `tests/data`, made once, by the first version that exported any.
+"""The models in `tests/data`, made once, by the first version with exports.
 
 `python tests/support/kept_models.py`.
 
-They are never written again: later versions must still read them. `make` shows how they were made.
+They are never written again: later versions must still read them. `make` documents their origin.
 """
 
 import json
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
 
 
 def make() -> None:
-  """Trains four steps on generated scenes, exports, and notes what the model says of a batch of noise."""
+  """Trains four steps on generated scenes, exports, and saves the outputs for a batch of noise."""
   from input_pipeline.prepare import command as prepare
   from mail_jax.export import command as export
   from mail_jax.export import load

@@ -16,14 +16,14 @@ from mail_jax.distributed import sharding
 from mail_jax.models.parameters import path_name
 from mail_jax.train.program import Program, build_program
 
-# Word embeddings of 2 MB: large enough to be cut over the axis `fsdp`, as are the wider layers of
-# the encoder.
+# Word embeddings of 2 MB: large enough to be sharded over the axis `fsdp`, as are the wider layers
+# of the encoder.
 VOCAB = 2**12
 STEPS, BATCH, PEAK = 20, 16, 2e-4
 
 
 def make_config(data: int = -1, fsdp: int = 1, **changes) -> ConfigDict:
-  """The tiny model with layers that are worth cutting, and every kind of chance in training."""
+  """The tiny model, with layers worth sharding and all random parts of training."""
   config = tiny_model.make_config(width=128, heads=4)
   config.batch_size = BATCH
   config.mesh.update(data=data, fsdp=fsdp)
@@ -39,12 +39,12 @@ def make_config(data: int = -1, fsdp: int = 1, **changes) -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Program:
-  """The program of a config on all devices."""
+  """Returns the training program of a config on all devices."""
   return build_program(config, VOCAB, sharding.make_mesh(**config.mesh))
 
 
 def make_batch(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
-  """Random global batch number `step`; one of its rows does not count."""
+  """Returns random global batch number `step`; one of its rows is padding."""
   rows = config.batch_size
   inputs = tiny_model.make_inputs(config, rows, seed=step)
   rng = np.random.default_rng(step)
@@ -55,7 +55,7 @@ def make_batch(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
     "tokens": rng.integers(0, VOCAB, inputs["tokens"].shape, np.int32),
     "num_tokens": inputs["num_tokens"],
     "target": tiny_model.random_boxes(rng, rows, config.image_size),
-    # As it is: other light moves the input of some ReLU to where it is zero but for rounding.
+    # No color jitter: it moves the input of some ReLU to where it is zero but for rounding.
     "jitter_factors": np.ones((rows, 3), np.float32),
     "weight": (np.arange(rows) != step % rows).astype(np.float32),
   }
@@ -90,14 +90,14 @@ def train(config: ConfigDict, text: bool = False) -> dict[str, np.ndarray]:
 
 
 def bytes_on_one_device(tree) -> int:
-  """What the first device of this process holds of a tree of arrays."""
+  """Returns the bytes of a tree of arrays on the first device of this process."""
   device = jax.local_devices()[0]
   shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
   return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
 def main() -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser()
   parser.add_argument("folder", type=pathlib.Path)
   parser.add_argument("meshes", nargs="+")

@@ -1,4 +1,4 @@
-"""Commands as several processes of this machine, in the environments that clusters would give them."""
+"""Runs commands as several local processes, with the environment variables of clusters."""
 
 import contextlib
 import os
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
-# On Slurm and Open MPI JAX derives the port of process 0 from the number of the job: one of the
-# last so many.
+# On Slurm and Open MPI JAX derives the port of process 0 from the number of the job: one of this
+# many, the last ones.
 _CLUSTER_PORTS = 2**12
 
 Environment = dict[str, str]
 
 
 class Ended(NamedTuple):
-  """How a process ended: exit code, all that it printed, and seconds from the start of all of them."""
+  """The result of a process: exit code, output, and seconds since the start of all of them."""
 
   code: int
   printed: str
@@ -32,7 +32,7 @@ class Ended(NamedTuple):
 
 
 class Processes:
-  """Processes that run beside the test."""
+  """Processes that run in the background."""
 
   def __init__(
     self,
@@ -44,7 +44,7 @@ class Processes:
 
     Args:
       command: arguments of Python.
-      environments: one a process; `{i}` in the command is the number of the process.
+      environments: one per process; `{i}` in the command is the number of the process.
       reserved: kept open until all have ended.
     """
     self._reserved = reserved
@@ -67,7 +67,7 @@ class Processes:
     ]
 
   def all_run(self) -> bool:
-    """Whether none has ended yet."""
+    """Returns whether none has ended yet."""
     return all(process.poll() is None for process in self._started)
 
   def send(self, number: int, index: int | None = None) -> None:
@@ -100,7 +100,7 @@ class Processes:
 
 
 def start(count: int, *command: str, environment: Environment | None = None) -> Processes:
-  """Starts a command, with the options that say who is who, in so many processes."""
+  """Starts a command in several processes, with the options that connect them."""
   environments = [environment or {}] * count
   if count == 1:
     return Processes(command, environments)
@@ -115,7 +115,7 @@ def start(count: int, *command: str, environment: Environment | None = None) -> 
 
 
 def _reserve_port() -> socket.socket:
-  """Reserves a port that process 0 can listen on, as its server shares ports, and that no other gets."""
+  """Reserves a port for process 0, whose server shares ports; no other process gets it."""
   reserved = socket.socket(socket.AF_INET6)
   reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
   reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -124,13 +124,13 @@ def _reserve_port() -> socket.socket:
 
 
 def devices(count: int) -> Environment:
-  """Gives a process so many CPU devices."""
+  """Returns variables that give a process so many CPU devices."""
   flags = os.environ.get("XLA_FLAGS", "")
   return {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}"}
 
 
 def slurm(tasks: int, nodes: int = 1, job: int = 0) -> list[Environment]:
-  """What `srun` tells each task; as many on each node."""
+  """Returns the variables that `srun` sets for each task, with equally many tasks per node."""
   a_node = tasks // nodes
   return [
     {
@@ -149,7 +149,7 @@ def slurm(tasks: int, nodes: int = 1, job: int = 0) -> list[Environment]:
 
 
 def open_mpi(tasks: int, job: int = 0) -> list[Environment]:
-  """What `mpirun` of Open MPI 4 tells each process."""
+  """Returns the variables that `mpirun` of Open MPI 4 sets for each process."""
   return [
     {
       "OMPI_MCA_orte_hnp_uri": f"{job * 2**12}.0;tcp://127.0.0.1:34911",
@@ -162,13 +162,13 @@ def open_mpi(tasks: int, job: int = 0) -> list[Environment]:
 
 
 def free_port() -> int:
-  """A port of 127.0.0.1 that nobody listens on."""
+  """Returns a free port of 127.0.0.1."""
   with socket.create_server(("127.0.0.1", 0)) as server:
     return server.getsockname()[1]
 
 
 def free_job() -> int:
-  """The number of a job for which JAX takes a port that nobody listens on."""
+  """Returns the number of a job for which JAX takes a free port."""
   while True:
     job = random.randrange(_CLUSTER_PORTS)
     with (

@@ -21,9 +21,9 @@ def random_weights(
   grid: int = GRID,
   seed: int = 0,
 ) -> dict[str, np.ndarray]:
-  """Tensors by the names of `transformers.ViltModel`.
+  """Returns tensors by the names of `transformers.ViltModel`.
 
-  Nothing in them is 0 or 1, as much is in a new model.
+  No value is 0 or 1, as many are in a new model.
   """
   rng = np.random.default_rng(seed)
 
@@ -66,7 +66,7 @@ def random_weights(
 
 
 def as_new(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The same at the scale of a model before training.
+  """Returns the same at the scale of an untrained model.
 
   Small embeddings, norms of 1 and 0, no biases.
   """
@@ -83,7 +83,7 @@ def as_new(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def as_original(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The same tensors under the names of the Lightning checkpoints: query, key and value in one."""
+  """Returns the same tensors under the names of the Lightning checkpoints, with stacked qkv."""
   exchange = (
     ("embeddings.text_embeddings.", "text_embeddings."),
     ("embeddings.token_type_embeddings.", "token_type_embeddings."),
@@ -119,7 +119,7 @@ def write_folder(
   heads: int = HEADS,
   vocab: Sequence[str] | None = VOCABULARY,
 ) -> pathlib.Path:
-  """Writes a folder as Hugging Face has it."""
+  """Writes a folder in the layout of Hugging Face."""
   folder.mkdir(parents=True, exist_ok=True)
   safetensors.numpy.save_file(weights, folder / "model.safetensors")
   (folder / "config.json").write_text(

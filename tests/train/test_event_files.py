@@ -223,7 +223,7 @@ def test_a_finished_run_that_is_started_again_writes_nothing(run, shapes_data):
 def test_writing_imports_neither_tensorflow_nor_torch(tmp_path):
   program = """
 import sys
-from mail_jax.run_log.event_files import TensorBoard
+from mail_jax.train.logging.tensorboard import TensorBoard
 board = TensorBoard(sys.argv[1], 0, {"a": {"b": [1, 2]}}, [])
 board.row(1, {"loss": 0.5, "lr": 0.25, "seconds": {"step": 1.0}})
 board.close()
