@@ -77,7 +77,7 @@ def test_expressions_are_found_where_people_put_them(folder, row, sentences):
   assert scan.scan(str(folder / "mine.jsonl")).problems == []
 
 
-def test_a_field_of_one_s_own_can_be_named(folder, capsys):
+def test_a_custom_field_can_be_named(folder, capsys):
   content = coco({"label_text": "the cup|a mug"}, {"caption": "not this"})
   (line,) = convert(folder, "coco", content, "--text", "label_text", "--separator", "|")
   assert line["sentences"] == ["the cup", "a mug"]
@@ -89,7 +89,7 @@ def test_a_field_of_one_s_own_can_be_named(folder, capsys):
     convert(folder, "coco", content, "--text", "none")
 
 
-def test_the_same_expression_twice_means_both(folder):
+def test_regions_with_the_same_expression_are_one_target(folder):
   content = coco(
     {"sentences": ["The cups", "left"]},
     {"sentences": ["the  cups"], "segmentation": TRIANGLE},
@@ -215,7 +215,7 @@ def test_what_label_studio_exports_as_json(folder, capsys):
   assert scan.scan(str(folder / "mine.jsonl")).problems == []
 
 
-def test_a_turned_box_of_label_studio_turns_around_its_corner(folder):
+def test_label_studio_rotates_a_box_around_its_corner(folder):
   corner, size = percent(20, 5), percent(10, 6)
   value = {"x": corner[0], "y": corner[1], "width": size[0], "height": size[1], "rotation": 90}
   content = [task(region("r", "rectangle", value), text("r", "box"))]
@@ -250,7 +250,7 @@ def pack(values, sizes=(3, 4, 8, 16)):
   return [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
 
 
-def test_a_brush_of_label_studio_is_where_it_covers(folder):
+def test_a_label_studio_brush_covers_its_opaque_pixels(folder):
   painted = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.3
   values = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
   values[painted] = (200, 10, 10, 255)
@@ -274,7 +274,7 @@ def test_a_literal_run_is_read_value_by_value():
       label_studio.decode_brush(wrong, 2, 2)
 
 
-def test_regions_that_cannot_be_read_are_left_out_and_told(folder, capsys):
+def test_invalid_regions_are_skipped_and_reported(folder, capsys):
   content = [
     task(
       region("r0", "polygonlabels", POLYGON),
@@ -292,7 +292,7 @@ def test_regions_that_cannot_be_read_are_left_out_and_told(folder, capsys):
   assert "rotated by 90 degrees" in printed and "truncated" in printed and "'points'" in printed
 
 
-def test_of_several_people_s_annotations_one_counts(folder):
+def test_one_of_several_annotations_of_a_task_counts(folder):
   one = task(region("r", "polygonlabels", POLYGON), text("r", "first"))
   true = task(region("r", "polygonlabels", POLYGON), text("r", "true"))["annotations"][0]
   gone = task(region("r", "polygonlabels", POLYGON), text("r", "gone"))["annotations"][0]
@@ -339,7 +339,7 @@ def test_label_studio_s_coco_has_no_text_and_says_so(folder):
     ("label-studio", [task(region("r", "polygonlabels", POLYGON))], "no region has a text"),
   ],
 )
-def test_what_is_no_such_export_is_refused_and_writes_nothing(folder, form, content, told):
+def test_an_invalid_export_is_refused_and_writes_nothing(folder, form, content, told):
   with pytest.raises(InputError, match=told):
     convert(folder, form, content)
   assert not (folder / "mine.jsonl").exists()
@@ -358,7 +358,7 @@ def test_splits_are_shares_of_images_and_stay(folder):
       collect.parse_splits(wrong)
 
 
-def test_of_photos_of_one_name_the_folder_decides(tmp_path):
+def test_the_folder_decides_between_images_of_the_same_name(tmp_path):
   for path in ("x/1/a.png", "x/2/a.png", "b.png"):
     write_photo(tmp_path / path)
   found, missing = collect.find_images(["2/a.png", "c.png", "elsewhere/b.png"], str(tmp_path))

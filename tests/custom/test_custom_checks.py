@@ -103,7 +103,7 @@ WRONG = {
 @pytest.mark.parametrize(
   ("kind", "row"), [(kind, row) for kind, rows in WRONG.items() for row in rows]
 )
-def test_what_is_wrong_with_a_line_is_told_with_its_number(folder, kind, row):
+def test_an_error_in_a_line_is_reported_with_its_number(folder, kind, row):
   custom_files.write_coco(folder / "coco.json")
   Image.new("1", (5, 5)).save(folder / "small.png")
   (folder / "text.png").write_text("a text")
@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_line_is_told_with_its_number(folder, kind, row):
   assert set(found(folder, *rows)) == {(2, kind)}
 
 
-def test_nothing_is_wrong_with_any_kind_of_mask(folder):
+def test_every_kind_of_mask_is_valid(folder):
   drawn = np.zeros(SIZE, bool)
   drawn[3:9, 2:20] = True
   Image.fromarray(drawn).save(folder / "bits.png")
@@ -136,14 +136,14 @@ def test_nothing_is_wrong_with_any_kind_of_mask(folder):
   assert found(folder, line(annotations="coco.json"), *rows) == []
 
 
-def test_an_unknown_key_is_refused_with_the_likely_one(folder):
+def test_an_unknown_key_is_refused_with_a_suggestion(folder):
   _, told = schema.parse(4, json.dumps(line(sentance=["x"])))
   assert [str(problem) for problem in told] == [
     "line 4: unknown key 'sentance'; did you mean 'sentences'?"
   ]
 
 
-def test_every_problem_of_a_line_is_told_at_once(folder):
+def test_all_problems_of_a_line_are_reported_at_once(folder):
   row = {"image": "none.png", "sentences": [""], "split": 3, "targets": None}
   kinds = {kind for _, kind in found(folder, row)}
   assert kinds == {"empty expression", "invalid split", "unknown key", "missing key"}
@@ -187,7 +187,7 @@ def test_processes_find_what_one_finds(folder):
   assert found(folder, *rows, workers=2) == found(folder, *rows, workers=1) != []
 
 
-def test_a_photo_that_breaks_off_is_found_when_it_is_decoded(folder):
+def test_a_truncated_image_is_found_when_it_is_decoded(folder):
   write_photo(folder / "big.jpg", (200, 300))
   data = (folder / "big.jpg").read_bytes()
   (folder / "half.jpg").write_bytes(data[: len(data) // 2])
@@ -196,7 +196,7 @@ def test_a_photo_that_breaks_off_is_found_when_it_is_decoded(folder):
   assert found(folder, row, level=CheckLevel.WHOLE) == [(1, "image cannot be read")]
 
 
-def test_fast_opens_no_photo(folder):
+def test_fast_opens_no_image(folder):
   assert found(folder, line("none.png"), level=CheckLevel.FAST) == []
   assert found(folder, line("none.png", target={"ann_id": 7}), level=CheckLevel.FAST) == [
     (1, "no COCO file")
@@ -229,7 +229,7 @@ def test_masks_are_those_of_pycocotools(folder):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB"])
-def test_the_pixels_of_a_png_that_are_not_zero_are_meant(tmp_path, mode):
+def test_a_png_mask_covers_its_nonzero_pixels(tmp_path, mode):
   values = np.random.default_rng(0).integers(0, 3, SIZE).astype(np.uint8)
   image = Image.fromarray(values.astype(np.uint16) if mode == "I;16" else values)
   if mode == "P":
@@ -254,7 +254,7 @@ def test_many_problems_of_a_kind_are_counted_and_not_all_written_out():
   assert len(list(validate.describe_problems(many, everything=True))) == 1001
 
 
-def test_validate_ends_with_2_where_anything_is_wrong(folder, capsys):
+def test_validate_exits_with_2_if_there_are_errors(folder, capsys):
   path = write_lines(folder / "mine.jsonl", line(), line("none.png"), "{")
   with pytest.raises(SystemExit) as ended:
     command.main(["validate", path])
@@ -264,7 +264,7 @@ def test_validate_ends_with_2_where_anything_is_wrong(folder, capsys):
   assert printed.endswith("2 errors in 2 lines\n")
 
 
-def test_validate_counts_what_there_is(folder, capsys):
+def test_validate_counts_lines_images_and_expressions(folder, capsys):
   rows = [line(sentences=["a", "b"]), line(target=None), line("b.jpg", split="val")]
   command.main(["validate", write_lines(folder / "mine.jsonl", *rows)])
   printed = capsys.readouterr().out.splitlines()
@@ -273,7 +273,7 @@ def test_validate_counts_what_there_is(folder, capsys):
   assert printed[-1].endswith("no errors")
 
 
-def test_to_predict_a_line_needs_no_target():
+def test_prediction_does_not_need_a_target():
   row = {"image": "a.png", "sentences": ["the square"]}
   assert [problem.kind for problem in schema.parse(1, json.dumps(row))[1]] == ["missing key"]
   read, told = schema.parse(1, json.dumps(row), targets=False)

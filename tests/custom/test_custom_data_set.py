@@ -43,7 +43,7 @@ def make(folder, *rows, more=(), name="mine.jsonl"):
   return data_dir
 
 
-def test_lines_of_an_image_become_one_record_a_split(tmp_path):
+def test_lines_of_an_image_become_one_record_per_split(tmp_path):
   for name in "ab":
     write_photo(tmp_path / f"{name}.png", seed=ord(name))
   rows = [
@@ -84,7 +84,7 @@ def test_instances_are_those_of_the_lines_best_first(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
-def test_photos_are_stored_as_they_stand_and_their_targets_fit(tmp_path, orientation):
+def test_images_are_stored_upright_and_their_targets_fit(tmp_path, orientation):
   picture = Image.new("RGB", (40, 24), "black")
   ImageDraw.Draw(picture).rectangle((4, 3, 15, 8), fill="white")
   exif = Image.Exif()
@@ -103,7 +103,7 @@ def test_photos_are_stored_as_they_stand_and_their_targets_fit(tmp_path, orienta
 
 
 @pytest.mark.parametrize(("ending", "mode"), [("webp", "RGB"), ("tiff", "RGB"), ("jpg", "CMYK")])
-def test_photos_of_any_kind_are_stored_as_what_training_decodes(tmp_path, ending, mode):
+def test_images_of_any_format_are_stored_as_training_decodes_them(tmp_path, ending, mode):
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
   Image.fromarray(pixels).convert(mode).save(tmp_path / f"a.{ending}")
   (record,) = records_of(make(tmp_path, line(f"a.{ending}")), "mine", "train")
@@ -113,7 +113,7 @@ def test_photos_of_any_kind_are_stored_as_what_training_decodes(tmp_path, ending
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_tiff_is_turned_once(tmp_path, orientation):
+def test_a_tiff_is_rotated_once(tmp_path, orientation):
   """Pillow rotates TIFFs itself, but not other formats."""
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
   Image.fromarray(pixels).save(tmp_path / "a.tiff", tiffinfo={0x0112: orientation})
@@ -125,7 +125,7 @@ def test_a_tiff_is_turned_once(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("alpha", [255, 64, None])
-def test_what_is_transparent_stands_before_white_in_training_as_in_prediction(tmp_path, alpha):
+def test_transparency_is_composited_on_white_in_training_as_in_prediction(tmp_path, alpha):
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
   if alpha is not None:
     pixels[..., 3] = alpha
@@ -144,7 +144,7 @@ def test_nothing_is_written_where_a_line_is_wrong(tmp_path):
   assert not (tmp_path / "data").exists()
 
 
-def test_wrong_lines_and_broken_photos_can_be_left_out(tmp_path, capsys):
+def test_invalid_lines_and_truncated_images_can_be_left_out(tmp_path, capsys):
   write_photo(tmp_path / "a.png")
   write_photo(tmp_path / "big.jpg", (200, 300))
   whole = (tmp_path / "big.jpg").read_bytes()
@@ -168,7 +168,7 @@ def test_an_image_in_two_splits_is_warned_of(tmp_path, capsys):
   assert "a.png is in val here and in train on line 1: leakage" in capsys.readouterr().err
 
 
-def test_a_data_set_has_a_name_of_its_own(tmp_path):
+def test_a_data_set_is_named_by_its_file_or_by_the_user(tmp_path):
   write_photo(tmp_path / "a.png")
   data = make(tmp_path, line(), name="my-photos v2.jsonl")
   assert storage.prepared(str(data)) == ["my_photos_v2"]
@@ -183,7 +183,7 @@ def test_a_data_set_has_a_name_of_its_own(tmp_path):
     loader.splits(str(data), "mine")
 
 
-def test_the_same_again_is_nothing_to_do_and_another_file_is_refused(tmp_path, capsys):
+def test_preparing_again_does_nothing_and_another_file_is_refused(tmp_path, capsys):
   write_photo(tmp_path / "a.png")
   make(tmp_path, line())
   make(tmp_path, line())
@@ -215,7 +215,7 @@ def test_masks_that_are_looked_up_need_ids_of_images(tmp_path):
   assert len(record.instances.masks) == 2
 
 
-def test_photos_with_the_names_of_coco_are_known_to_be_coco_s(tmp_path):
+def test_images_with_coco_names_are_recognised_as_coco_s(tmp_path):
   write_photo(tmp_path / "COCO_train2014_000000000009.jpg")
   write_photo(tmp_path / "a.jpg", seed=1)
   rows = [line("COCO_train2014_000000000009.jpg", split="val"), line("a.jpg", split="val")]

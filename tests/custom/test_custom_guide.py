@@ -21,7 +21,7 @@ def blocks(kind: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_walk_of_the_page_works_in_an_empty_folder(tmp_path):
+def test_the_commands_of_the_guide_work_in_an_empty_folder(tmp_path):
   script = "set -e\n" + "".join(blocks("bash"))
   assert script.count("python -m ") == 8
   folder = tmp_path / "empty"
@@ -45,7 +45,7 @@ def test_the_walk_of_the_page_works_in_an_empty_folder(tmp_path):
   assert len(rows) == sum(len(json.loads(line)["sentences"]) for line in lines_asked)
 
 
-def test_the_lines_that_the_page_shows_are_right():
+def test_the_example_lines_of_the_guide_are_valid():
   (shown,) = [block for block in blocks("json") if block.count("\n") == 4]
   for number, text in enumerate(shown.splitlines(), 1):
     line, problems = schema.parse(number, text)

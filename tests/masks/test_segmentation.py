@@ -88,7 +88,7 @@ def test_strings_of_pycocotools_give_the_mask(seed, height, width, share):
   ],
   ids=lambda counts: f"{counts!r:.16}",
 )
-def test_run_lengths_that_are_none_are_refused_at_once(counts):
+def test_invalid_run_lengths_are_refused_at_once(counts):
   start = time.perf_counter()
   agrees(counts, None)
   assert time.perf_counter() - start < 0.5
@@ -109,7 +109,7 @@ def test_run_lengths_of_another_size_are_refused(size):
   ],
 )
 @pytest.mark.parametrize("size", [(2**31, 2**31), (100_000, 100_000), (0, 5), (-4, -4)])
-def test_images_of_absurd_sizes_are_refused_before_memory_is_spent(segmentation, size):
+def test_images_of_absurd_sizes_are_refused_before_memory_is_allocated(segmentation, size):
   with pytest.raises(ValueError, match="invalid image size"):
     decode_segmentation(segmentation, *size)
   with pytest.raises(ValueError, match="invalid image size"):
@@ -121,7 +121,7 @@ _far = st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e18, 2**31, 10**
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 7), min_size=6, max_size=6), st.integers(0, 5), _far)
-def test_a_point_that_is_nowhere_is_refused(polygon, place, far):
+def test_a_point_far_outside_is_refused(polygon, place, far):
   with pytest.raises(ValueError, match=r"not a list of numbers|far outside"):
     decode_segmentation([[*polygon[:place], far, *polygon[place + 1 :]]], *SIZE)
   points = [list(pair) for pair in zip(polygon[::2], polygon[1::2], strict=True)]
@@ -134,7 +134,7 @@ def test_a_point_that_is_nowhere_is_refused(polygon, place, far):
   "polygon",
   ["123456", {str(i): i for i in range(6)}, [None] * 6, ["1"] * 6, [[1, 2]] * 6, [1j] * 6],
 )
-def test_a_polygon_of_something_else_is_refused(polygon):
+def test_a_malformed_polygon_is_refused(polygon):
   with pytest.raises(ValueError, match="not a list of numbers"):
     decode_segmentation([polygon], *SIZE)
 
@@ -171,7 +171,7 @@ print(peak_kilobytes() - before, time.perf_counter() - start)
 """
 
 
-def test_polygons_with_miles_of_edges_are_refused_in_a_second_and_little_memory():
+def test_polygons_with_long_edges_are_refused_in_a_second_and_little_memory():
   far, many, used = own_process.run(_MEMORY).splitlines()
   assert "edges exceed 1,000,000 pixels" in far and "200,000 polygons" in many
   kilobytes, seconds = map(float, used.split())

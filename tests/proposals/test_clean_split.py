@@ -75,7 +75,7 @@ def _read(path: pathlib.Path) -> COCO:
     return COCO(str(path))
 
 
-def test_photos_of_evaluation_splits_go_with_their_annotations(inputs):
+def test_evaluation_images_are_removed_with_their_annotations(inputs):
   inputs.run()
   coco = _read(inputs.out)
   assert set(coco.getImgIds()) == CLEAN
@@ -98,7 +98,7 @@ def test_everything_else_is_kept_as_it_is(inputs):
     assert written[key] == [row for row in inputs.content[key] if row[photo] in CLEAN]
 
 
-def test_what_is_written_is_clean_and_what_was_read_is_not(inputs):
+def test_the_output_is_clean_and_the_input_is_not(inputs):
   inputs.run()
   for path, clean in ((inputs.out, True), (inputs.annotations, False)):
     trained_on = leakage.parse(str(path))
@@ -120,7 +120,7 @@ def test_every_data_set_counts(inputs, name):
 
 
 @pytest.mark.parametrize("path", ["refcoco/refs(google).p", "grefcoco/grefs(unc).json"])
-def test_other_refs_count_where_they_are(inputs, path):
+def test_optional_refs_count_if_they_exist(inputs, path):
   rows = [
     {"image_id": 900, "split": "testB", "ann_id": [-1]},
     {"image_id": 901, "split": "train", "ann_id": [1, 2]},
@@ -133,7 +133,7 @@ def test_other_refs_count_where_they_are(inputs, path):
 
 
 @pytest.mark.parametrize("form", ["ids", "refs", "coco", "packed"])
-def test_more_photos_can_be_excluded(inputs, form):
+def test_more_images_can_be_excluded(inputs, form):
   content = {
     "ids": [901, 5],
     "refs": {"refs": [{"image_id": 901}]},
@@ -148,7 +148,7 @@ def test_more_photos_can_be_excluded(inputs, form):
   assert set(_read(inputs.out).getImgIds()) == {100}
 
 
-def test_it_prints_what_was_taken_out(inputs):
+def test_it_prints_what_was_removed(inputs):
   (inputs.folder / "more.txt").write_text("901\n5\n")
   printed, warnings = inputs.run("--exclude", str(inputs.folder / "more.txt"))
   assert warnings == []
@@ -163,7 +163,7 @@ def test_it_prints_what_was_taken_out(inputs):
 
 
 @pytest.mark.parametrize("name", list(SPLITS))
-def test_a_list_that_lacks_a_data_set_is_not_called_clean(inputs, name):
+def test_missing_refs_are_an_error_or_a_warning(inputs, name):
   path = inputs.layouts[name].refs_path
   path.unlink()
   with pytest.raises(
@@ -177,7 +177,7 @@ def test_a_list_that_lacks_a_data_set_is_not_called_clean(inputs, name):
   assert inputs.out.exists()
 
 
-def test_an_excerpt_of_refs_is_warned_of(inputs, capsys):
+def test_incomplete_refs_cause_a_warning(inputs, capsys):
   arguments = ["--annotations", str(inputs.annotations), "--refer_root", str(inputs.root)]
   command.main(["clean-split", *arguments, "--out", str(inputs.out)])
   lines = capsys.readouterr().err.splitlines()
@@ -257,7 +257,7 @@ def test_no_input_is_overwritten(inputs, which):
   assert {path: path.read_bytes() for path in before} == before
 
 
-def test_what_stood_there_stays_when_writing_fails(inputs, monkeypatch):
+def test_an_existing_file_is_kept_when_writing_fails(inputs, monkeypatch):
   inputs.out.write_text("older")
 
   def full(self, data):
@@ -285,7 +285,7 @@ def test_the_command_prints_one_line_and_exits_with_2(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_annotations_lose_every_officially_evaluated_photo(realdata, tmp_path):
+def test_real_annotations_lose_all_official_evaluation_images(realdata, tmp_path):
   lists = sorted((realdata / "expressions").glob("refcoco*.json.gz"))
   assert len(lists) == 8
   official: dict[str, set[int]] = {}

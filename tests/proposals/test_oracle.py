@@ -218,7 +218,7 @@ def _pictures(record: records.ImageRecord) -> list[GalleryItem]:
   return [GalleryItem("a/b", fields, ref, match) for ref, match in enumerate(matches)]
 
 
-def test_a_photo_shows_the_ref_that_it_is_drawn_for():
+def test_an_image_shows_the_ref_that_it_is_drawn_for():
   masks = np.zeros((2, 240, 480), bool)
   masks[0, 20:200, 20:220] = masks[1, 20:200, 260:460] = True
   for ref, picture in enumerate(_pictures(make_record(1, masks[::-1], masks))):

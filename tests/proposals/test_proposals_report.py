@@ -146,7 +146,7 @@ def test_the_page_needs_nothing_but_itself_and_allows_nothing_else(shapes_report
   assert html_pages.check_needs_nothing(shapes_report.page) == [(480, 480)] * 100
 
 
-def test_what_strangers_wrote_stays_text():
+def test_untrusted_text_is_escaped():
   masks = np.ones((1, 20, 30), bool)
   sentence = "</li><script>alert('x')</script> & \"<img src=x onerror=y>\""
   record = make_record(1, masks, masks, sentence, source="<b>me</b>")
@@ -170,7 +170,7 @@ def test_the_same_data_gives_the_same_page(shapes_report):
 
 
 @pytest.mark.slow
-def test_all_that_is_prepared_is_reported_unless_names_are_given(shapes_data, tmp_path, capsys):
+def test_all_prepared_data_sets_are_reported_unless_names_are_given(shapes_data, tmp_path, capsys):
   half_records.write(str(tmp_path))
   (tmp_path / storage.BUILDER_NAME / "shapes").symlink_to(
     pathlib.Path(shapes_data) / storage.BUILDER_NAME / "shapes"
@@ -186,7 +186,7 @@ def test_all_that_is_prepared_is_reported_unless_names_are_given(shapes_data, tm
   assert reported("--dataset", "refcoco_unc", "shapes") == {"shapes", "refcoco_unc"}
 
 
-def test_the_time_an_image_took_is_shown_where_it_was_measured(tmp_path, capsys):
+def test_the_time_per_image_is_shown_if_it_was_measured(tmp_path, capsys):
   half_records.write(str(tmp_path))
   assert storage.read_timing(str(tmp_path), half_records.NAME) == {}
   timing = pathlib.Path(storage.dataset_dir(str(tmp_path), half_records.NAME)) / "timing.json"
@@ -205,7 +205,7 @@ def test_the_time_an_image_took_is_shown_where_it_was_measured(tmp_path, capsys)
     storage.read_timing(str(tmp_path), half_records.NAME)
 
 
-def test_a_photo_that_cannot_be_drawn_is_named_and_the_figures_are_there(tmp_path, capsys):
+def test_an_image_that_cannot_be_drawn_is_named_and_the_metrics_are_written(tmp_path, capsys):
   half_records.write(str(tmp_path))  # one picture of testA is cut short
   with pytest.raises(InputError, match=r"image picture_6\.png cannot be decoded"):
     paths = ["--json", str(tmp_path / "report.json"), "--html", str(tmp_path / "report.html")]
@@ -233,9 +233,7 @@ def test_a_photo_that_cannot_be_drawn_is_named_and_the_figures_are_there(tmp_pat
     (["--json", "file/r.json"], r"file/r\.json: the folder file does not exist"),
   ],
 )
-def test_what_is_wrong_is_said_before_the_work(
-  shapes_data, tmp_path, monkeypatch, options, message
-):
+def test_errors_are_reported_before_the_work(shapes_data, tmp_path, monkeypatch, options, message):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(report, "measure", None)
   pathlib.Path("folder").mkdir()

@@ -23,7 +23,7 @@ def test_felzenszwalb_finds_what_differs_in_colour():
 
 
 @pytest.mark.extras
-def test_felzenszwalb_gives_a_photo_the_same_masks_in_any_batch(five_photos):
+def test_felzenszwalb_gives_an_image_the_same_masks_in_any_batch(five_photos):
   pytest.importorskip("skimage")
   proposer = open_proposer("felzenszwalb:200")
   together = proposer.propose(five_photos[:4], range(4))
@@ -36,7 +36,7 @@ def test_felzenszwalb_gives_a_photo_the_same_masks_in_any_batch(five_photos):
 
 @pytest.mark.extras
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 2), (400, 2)])
-def test_felzenszwalb_takes_the_smallest_photos(shape):
+def test_felzenszwalb_accepts_the_smallest_images(shape):
   pytest.importorskip("skimage")
   photo = np.zeros((*shape, 3), np.uint8)
   (found,) = open_proposer("felzenszwalb").propose([photo], [0])
@@ -46,7 +46,7 @@ def test_felzenszwalb_takes_the_smallest_photos(shape):
 
 @pytest.mark.extras
 @pytest.mark.parametrize("argument", ["fine", "0", "100,", "-3", "inf", "nan"])
-def test_felzenszwalb_refuses_what_is_no_scale(argument):
+def test_felzenszwalb_refuses_invalid_scales(argument):
   pytest.importorskip("skimage")
   with pytest.raises(InputError, match=rf"felzenszwalb:{argument}: .*scale"):
     open_proposer(f"felzenszwalb:{argument}")

@@ -33,7 +33,7 @@ def _needs_torchvision(name: str):
 
 @pytest.mark.extras
 @pytest.mark.parametrize("name", ["mask2former", "maskformer", "detr", "oneformer"])
-def test_segmenters_give_a_photo_the_same_masks_in_any_batch(tmp_path, tiny, five_photos, name):
+def test_segmenters_give_an_image_the_same_masks_in_any_batch(tmp_path, tiny, five_photos, name):
   getattr(tiny, name)(tmp_path)
   proposer = open_proposer(f"huggingface:{tmp_path}").proposer
   together = proposer.propose(five_photos[:4], range(4))
@@ -88,7 +88,7 @@ def test_masks_are_those_of_the_processor_s_own_function(
 
 
 @pytest.mark.extras
-def test_what_a_processor_pads_is_no_part_of_the_photo(tmp_path, tiny, five_photos):
+def test_padding_of_a_processor_is_removed(tmp_path, tiny, five_photos):
   import transformers
 
   tiny.mask2former(tmp_path)
@@ -119,7 +119,7 @@ def coarse_grid(monkeypatch):
 
 @pytest.mark.extras
 @pytest.mark.parametrize("name", ["sam", "sam2"])
-def test_mask_generators_give_what_they_say_of_each_point_alone(
+def test_mask_generators_give_the_masks_of_each_point_alone(
   tmp_path, tiny, five_photos, name, coarse_grid
 ):
   import torch
@@ -182,7 +182,7 @@ def test_of_masks_with_one_box_the_best_is_kept(tiny):
 
 
 @pytest.mark.extras
-def test_what_is_no_model_of_masks_is_named(tmp_path, tiny):
+def test_an_unsupported_model_is_named(tmp_path, tiny):
   import transformers
 
   empty = tmp_path / "empty"

@@ -33,7 +33,7 @@ def _list(tmp_path: pathlib.Path, ids: list[int], name: str = "trained.json") ->
   return str(path)
 
 
-def test_one_planted_photo_is_found_and_named(tmp_path):
+def test_one_planted_image_is_found_and_named(tmp_path):
   trained_on = leakage.parse(_list(tmp_path, [1, 2, 200, 4]))
   finding = leakage.check(trained_on, "val", VAL)
   assert (finding.images, finding.seen, finding.leaks) == (3, 1, True)
@@ -49,7 +49,7 @@ def test_a_clean_list_gives_no_alarm(tmp_path):
 
 
 @given(IDS, IDS)
-def test_exactly_the_common_photos_are_counted(trained, evaluated):
+def test_exactly_the_common_images_are_counted(trained, evaluated):
   finding = leakage.check(leakage.TrainedOn("list", trained), "testA", sorted(evaluated))
   common = [image_id for image_id in evaluated if image_id in trained]
   assert finding.seen == len(common)
@@ -61,7 +61,7 @@ def test_exactly_the_common_photos_are_counted(trained, evaluated):
 
 
 @given(st.sampled_from(sorted(leakage.TRAINED_ON)), IDS)
-def test_training_on_training_photos_is_no_leak(word, ids):
+def test_training_on_training_images_is_not_leakage(word, ids):
   assert leakage.check(leakage.parse(word), "train", ids).warning is None
   finding = leakage.check(leakage.TrainedOn("list", ids), "train", ids)
   assert (finding.seen, finding.warning, finding.leaks) == (len(ids), None, False)
@@ -105,7 +105,7 @@ _FORMS = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", list(_FORMS))
-def test_a_list_is_read_in_every_form(name, packed, tmp_path):
+def test_a_list_is_read_in_every_format(name, packed, tmp_path):
   path = tmp_path / name
   data = _FORMS[name].encode()
   path.write_bytes(gzip.compress(data) if packed else data)
@@ -154,14 +154,14 @@ def test_a_broken_list_is_one_line_that_names_the_file(data, message, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["COCO", "imagenet", "nowhere.json", "", "."])
-def test_what_is_neither_word_nor_file_is_told_the_words(what):
+def test_an_unknown_word_is_refused_with_the_known_ones(what):
   with pytest.raises(InputError, match=r"--trained_on .*neither a file") as caught:
     leakage.parse(what)
   assert all(word in str(caught.value) for word in leakage.TRAINED_ON)
 
 
 @pytest.mark.parametrize("name", ["val", "testA", "testB"])
-def test_official_lists_are_found_by_the_photo(name, realdata):
+def test_images_of_official_splits_are_found(name, realdata):
   """The annotations of the excerpt contain some images of each official split."""
   official = json.loads(
     gzip.decompress((realdata / f"expressions/refcoco_{name}.json.gz").read_bytes())
@@ -205,7 +205,7 @@ def _prepare(
   return metadata, [line for line in lines if "is not the complete" not in line]
 
 
-def test_prepare_names_the_one_photo_that_was_seen(tmp_path):
+def test_prepare_names_the_only_image_that_was_seen(tmp_path):
   layout = make_layout(tmp_path)  # photos 100 to 103: train, val, testA, testB
   trained = _list(tmp_path, [100, 102, 9])
   data_dir = tmp_path / "data"
@@ -265,7 +265,7 @@ def test_annotations_as_instances_are_called_an_oracle(tmp_path):
     ("test_leakage.Detector:imagenet", None, r"Detector\.trained_on is 'imagenet'.*--trained_on"),
   ],
 )
-def test_prepare_refuses_what_cannot_be(tmp_path, instances, trained_on, message):
+def test_prepare_refuses_contradictions(tmp_path, instances, trained_on, message):
   layout = make_layout(tmp_path)
   instances = instances.format(annotations=layout.instances_path)
   said = [] if trained_on is None else ["--trained_on", trained_on]
@@ -312,7 +312,7 @@ def _evaluate(run: pathlib.Path, data_dir: pathlib.Path, *splits: str) -> tuple[
   return json.loads(out.read_text()), below[: below.index("")]  # then the kinds of sentences
 
 
-def test_evaluate_says_below_its_table_what_the_numbers_rest_on(finished_run, tmp_path):
+def test_evaluate_reports_leakage_below_its_table(finished_run, tmp_path):
   layout, data_dir = make_layout(tmp_path), tmp_path / "data"
   metadata, _ = _prepare(layout, data_dir, "test_leakage.Detector", "--trained_on", "coco")
   report, below = _evaluate(finished_run, data_dir, "train", "val", "testB")
@@ -324,7 +324,7 @@ def test_evaluate_says_below_its_table_what_the_numbers_rest_on(finished_run, tm
   assert report["refcoco_unc/val"]["expressions"] == 3
 
 
-def test_evaluate_has_nothing_to_say_of_a_clean_detector(finished_run, tmp_path):
+def test_evaluate_reports_nothing_for_a_clean_detector(finished_run, tmp_path):
   layout, data_dir = make_layout(tmp_path), tmp_path / "data"
   _prepare(layout, data_dir, "test_leakage.Detector", "--trained_on", _list(tmp_path, [100]))
   report, below = _evaluate(finished_run, data_dir, "val")
@@ -332,7 +332,7 @@ def test_evaluate_has_nothing_to_say_of_a_clean_detector(finished_run, tmp_path)
   assert report["refcoco_unc/val"]["instances"]["seen"] == 0
 
 
-def test_data_that_says_nothing_is_unknown(finished_run, tmp_path):
+def test_data_without_provenance_is_unknown(finished_run, tmp_path):
   layout, data_dir = make_layout(tmp_path), tmp_path / "data"
   _prepare(layout, data_dir, "none")
   path = pathlib.Path(storage.dataset_dir(str(data_dir), "refcoco_unc")) / "metadata.json"

@@ -100,7 +100,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.extras
 @pytest.mark.parametrize("kind", [om.INT32, om.INT64, om.UINT8])
-def test_a_map_of_classes_becomes_its_connected_parts(tmp_path, kind):
+def test_a_class_map_becomes_its_connected_components(tmp_path, kind):
   pytest.importorskip("onnxruntime")
   five_photos = [picture(30, 40), picture(31, 23)]
   proposer = open_proposer(f"onnx:{red_is_the_class(tmp_path / 'red.onnx', kind=kind)}", ALL)
@@ -116,7 +116,7 @@ def test_a_map_of_classes_becomes_its_connected_parts(tmp_path, kind):
 
 
 @pytest.mark.extras
-def test_a_model_of_fixed_size_gives_masks_of_the_photo_s_own(tmp_path):
+def test_a_model_of_fixed_size_gives_masks_of_the_image_s_size(tmp_path):
   pytest.importorskip("onnxruntime")
   photo = np.zeros((60, 90, 3), np.uint8)
   photo[15:45, 30:60] = 200
@@ -152,7 +152,9 @@ def colours_are_logits(path: pathlib.Path, metadata: dict[str, str] | None = Non
     ({"mean": "0", "std": "0.00392156862745098"}, (0, 0, 0), (1 / 255, 1 / 255, 1 / 255)),
   ],
 )
-def test_logits_are_of_the_normalised_photo_and_score_their_parts(tmp_path, metadata, mean, std):
+def test_logits_are_of_the_normalised_image_and_score_their_components(
+  tmp_path, metadata, mean, std
+):
   pytest.importorskip("onnxruntime")
   generator = np.random.default_rng(1)
   photo = np.repeat(np.repeat(generator.integers(0, 256, (3, 4, 3), np.uint8), 8, 0), 8, 1)
@@ -241,7 +243,9 @@ def _identity(path, shape, kind=om.FLOAT, out=None):
     ([1, 3, 8, 8], om.INT64, r"uint8 or float32"),
   ],
 )
-def test_a_model_of_another_input_is_refused_with_what_it_has(tmp_path, shape, kind, message):
+def test_a_model_with_an_unsupported_input_is_refused_with_its_shape(
+  tmp_path, shape, kind, message
+):
   pytest.importorskip("onnxruntime")
   path = _identity(tmp_path / "other.onnx", shape, kind)
   with pytest.raises(InputError, match=message) as caught:
@@ -251,7 +255,7 @@ def test_a_model_of_another_input_is_refused_with_what_it_has(tmp_path, shape, k
 
 
 @pytest.mark.extras
-def test_a_model_of_another_output_is_refused_with_what_it_gave(tmp_path):
+def test_a_model_with_an_unsupported_output_is_refused_with_its_shape(tmp_path):
   pytest.importorskip("onnxruntime")
   path = _identity(tmp_path / "other.onnx", [3, "h", "w"])
   with pytest.raises(InputError, match=r"output is float32 \[3, 6, 5\].*\[N, C, H, W\]"):
@@ -259,7 +263,7 @@ def test_a_model_of_another_output_is_refused_with_what_it_gave(tmp_path):
 
 
 @pytest.mark.extras
-def test_a_file_that_is_no_model_is_named(tmp_path):
+def test_a_file_that_is_not_a_model_is_named(tmp_path):
   pytest.importorskip("onnxruntime")
   path = tmp_path / "no.onnx"
   path.write_bytes(b"<html>Not Found</html>")

@@ -91,7 +91,7 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
     ([_row(category_id="cat")], "image 1: category_id 'cat'"),
   ],
 )
-def test_a_file_that_is_no_results_is_named(tmp_path, rows, message):
+def test_a_malformed_results_file_is_named(tmp_path, rows, message):
   path = _write(tmp_path / "r.json", rows)
   with pytest.raises(InputError, match=message) as caught:
     _propose(path)
@@ -109,7 +109,7 @@ def test_a_cut_file_and_a_missing_one_are_named(tmp_path):
     open_proposer("results:")
 
 
-def test_an_image_without_detections_is_told_apart(tmp_path):
+def test_an_image_without_detections_is_a_separate_error(tmp_path):
   path = _write(tmp_path / "r.json", [_row(1)])
   with pytest.raises(UnknownImage, match=r"no detection of image 2; .*--allow_empty"):
     _propose(path, 2)
@@ -125,7 +125,7 @@ def test_several_files_are_one_set_and_may_share_no_image(tmp_path):
     ResultsProposer(",".join([*paths, again]))
 
 
-def test_a_photo_has_the_id_at_the_end_of_its_name(tmp_path):
+def test_an_image_id_is_the_number_at_the_end_of_the_file_name(tmp_path):
   results = ResultsProposer(_write(tmp_path / "r.json", [_row(1)]))
   assert results.image_id("a/COCO_train2014_000000000025.jpg") == 25
   with pytest.raises(InputError, match="does not end with an image id"):

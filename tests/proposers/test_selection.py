@@ -108,7 +108,7 @@ class WrongSize:
     ]
 
 
-def test_a_class_of_ones_own_is_a_proposer_and_its_masks_are_checked():
+def test_any_class_can_be_a_proposer_and_its_masks_are_checked():
   proposer = open_proposer(f"{__name__}.WrongSize:7")
   (found,) = proposer.propose([np.zeros((7, 7, 3), np.uint8)], [5])
   assert found.masks.all()
@@ -120,6 +120,6 @@ def test_a_class_of_ones_own_is_a_proposer_and_its_masks_are_checked():
 
 
 @pytest.mark.parametrize("spec", ["nowhere.Detector", f"{__name__}.Missing", "json.JSONDecoder:x"])
-def test_what_cannot_be_a_proposer_is_named(spec):
+def test_an_invalid_proposer_is_named(spec):
   with pytest.raises(InputError, match=f"--instances {spec}"):
     open_proposer(spec)

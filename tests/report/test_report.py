@@ -355,7 +355,7 @@ def test_a_picture_is_as_good_as_the_limit_allows():
   assert predictions.encode(result, target, 1_000_000)[1:] == (560, 420)
 
 
-def test_what_strangers_wrote_stays_text():
+def test_untrusted_text_is_escaped():
   evil = "</p><script>alert('x')</script> & \"<img src=x onerror=y>\""
   row = _row(0, expression=evil, file_name='"><script src=x>', data="<b>a</b>/c")
   drawn = Drawn(row, drawing.encode_jpeg(np.zeros((4, 6, 3), np.uint8)), 6, 4, 1, 0.0)

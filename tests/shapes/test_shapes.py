@@ -101,14 +101,14 @@ def iou(masks, target):
 
 
 @pytest.mark.parametrize("split", shapes.SPLITS)
-def test_every_sentence_means_its_object_and_no_other(split):
+def test_every_expression_means_its_object_and_no_other(split):
   for scene in scenes(split):
     reader = Reader(scene.objects, scene.targets)
     for index, expression in said(scene):
       assert reader.understand(expression.text) == (expression.kind, {index}), expression.text
 
 
-def test_sentences_stay_true_when_the_scene_is_mirrored_and_left_and_right_exchanged():
+def test_expressions_stay_true_when_the_scene_and_left_and_right_are_mirrored():
   for scene in scenes("val"):
     reader = Reader(scene.objects, scene.targets[:, :, ::-1])
     for index, expression in said(scene):
@@ -129,7 +129,7 @@ def test_positions_decide_by_a_clear_margin():
         assert first == index and gap > 0.06, expression.text
 
 
-def test_positions_and_not_attributes_decide_where_a_sentence_names_a_position():
+def test_positions_and_not_attributes_decide_if_an_expression_names_a_position():
   for scene in scenes("testB"):
     reader = Reader(scene.objects, scene.targets)
     for _, expression in said(scene):
@@ -139,7 +139,7 @@ def test_positions_and_not_attributes_decide_where_a_sentence_names_a_position()
       assert len(reader.described(text)) > 1, expression.text
 
 
-def test_kinds_of_expression_have_the_shares_the_difficulty_asks_for():
+def test_kinds_of_expressions_have_their_intended_shares():
   kinds = collections.Counter(e.kind for scene in scenes("val") for _, e in said(scene))
   share = {kind: count / kinds.total() for kind, count in kinds.items()}
   assert share["attribute"] >= 0.30
@@ -175,7 +175,7 @@ def test_referents_of_test_c_have_colour_shape_pairs_that_no_other_split_shows()
   assert {s for _, s in shown} >= {s for _, s in referents}
 
 
-def test_the_default_detector_is_as_good_as_the_difficulty_says():
+def test_the_default_detector_has_its_intended_quality():
   best, picked = [], []
   for scene in scenes("val"):
     for target, some in zip(scene.targets, scene.expressions, strict=True):
@@ -197,7 +197,7 @@ def test_better_masks_tend_to_have_better_scores():
   assert np.corrcoef(quality, scores)[0, 1] > 0.6
 
 
-def test_found_masks_are_whole_blobs_and_not_salt_and_pepper():
+def test_detected_masks_are_connected_without_isolated_pixels():
   lonely = total = 0
   for scene in scenes("val"):
     masks = np.pad(scene.instances.masks, ((0, 0), (1, 1), (1, 1)))
@@ -251,7 +251,7 @@ def _mistakes(words: str) -> tuple[float, float]:
   return sum(kept) / max(len(kept), 1), 1 - len(kept) / len(found)
 
 
-def test_the_words_for_noise_order_detectors_as_they_say():
+def test_the_values_of_noise_order_detectors_by_quality():
   quality = {words: _mistakes(words) for words in ("oracle", "x0.5", "default", "x1", "x2")}
   assert quality["oracle"] == (1.0, 0.0)
   assert quality["default"] == quality["x1"]
@@ -264,7 +264,7 @@ def test_the_words_for_noise_order_detectors_as_they_say():
 @pytest.mark.parametrize(
   "words", ["", "x", "x-1", "xnan", "xinf", "miss1.5", "missx", "Oracle", "0.5"]
 )
-def test_other_words_for_noise_are_refused(words):
+def test_invalid_values_of_noise_are_refused(words):
   with pytest.raises(errors.InputError, match=r"--noise .*x0\.5.*miss0\.2"):
     shapes.DetectorNoise.parse(words)
 
@@ -276,7 +276,7 @@ def test_other_words_for_noise_are_refused(words):
   index=st.integers(0, 10**9),
   size=st.integers(48, 256),
 )
-def test_any_scene_is_repeatable_and_sound(split, seed, index, size):
+def test_any_scene_is_repeatable_and_valid(split, seed, index, size):
   scene = shapes.make_scene(split, seed, index, size)
   again = shapes.make_scene(split, seed, index, size)
   np.testing.assert_array_equal(scene.image, again.image)
@@ -307,7 +307,7 @@ def test_objects_look_as_they_are_called():
         assert list(drawing.COLOURS)[nearest] == thing.colour
 
 
-def test_seeds_splits_and_indices_give_different_pictures():
+def test_seeds_splits_and_indices_give_different_images():
   variants = [("train", 0, 0), ("train", 0, 1), ("train", 1, 0), ("val", 0, 0)]
   assert len({shapes.make_scene(*which).image.tobytes() for which in variants}) == 4
 
@@ -338,6 +338,6 @@ def test_ref_ids_are_unique_within_a_split():
     (("val", -1, 0), "seed -1"),
   ],
 )
-def test_wrong_arguments_are_named(arguments, names):
+def test_invalid_arguments_are_named(arguments, names):
   with pytest.raises(errors.InputError, match=names):
     shapes.make_scene(*arguments)

@@ -44,7 +44,7 @@ def test_a_single_number_is_a_list_of_one(tmp_path):
   assert reader.rows[0].ann_ids == (1000,)
 
 
-def test_crowds_are_no_part_of_a_target(tmp_path):
+def test_crowds_are_not_part_of_a_target(tmp_path):
   layout = make_generalised(tmp_path)
   layout.refs[0]["ann_id"] = [1001, 1002]
   layout.write()
@@ -121,7 +121,7 @@ def test_a_ref_that_does_not_fit_is_named(tmp_path, damage):
     (b'["ref"]', r"ref number 0: expected a dict, got str"),
   ],
 )
-def test_what_is_no_refs_file_is_one_line(tmp_path, content, message):
+def test_a_malformed_refs_file_is_one_line(tmp_path, content, message):
   layout = make_generalised(tmp_path)
   layout.refs_path.write_bytes(content)
   with pytest.raises(InputError, match=message) as caught:
@@ -147,7 +147,7 @@ def prepared(tmp_path_factory) -> str:
   return str(folder / "data")
 
 
-def test_records_keep_refs_that_mean_nothing(prepared):
+def test_records_keep_refs_without_a_target(prepared):
   counts = (storage.read_metadata(prepared, "grefcoco_unc") or {})["counts"]
   assert counts["testB"] == {"records": 1, "refs": 3, "sentences": 3}
   (fields,) = record_reader.read_records(record_reader.Split(prepared, "grefcoco_unc", "testB"))
@@ -156,7 +156,7 @@ def test_records_keep_refs_that_mean_nothing(prepared):
   assert areas == [1128, 0, 900]
 
 
-def test_a_photo_of_which_nothing_is_meant_is_a_record(tmp_path):
+def test_an_image_without_targets_is_a_record(tmp_path):
   layout = make_generalised(tmp_path)
   layout.refs = [ref for ref in layout.refs if ref["ann_id"] == [-1] or ref["split"] != "val"]
   prepare.main(layout.write().arguments(tmp_path / "data"))
@@ -182,7 +182,7 @@ def test_the_loader_gives_empty_targets(prepared):
     assert (~next(batches)["target"].any((1, 2))).sum() == 2
 
 
-def test_the_report_leaves_out_what_means_nothing(prepared, tmp_path, capsys):
+def test_the_report_leaves_out_refs_without_a_target(prepared, tmp_path, capsys):
   paths = [str(tmp_path / "report.json"), str(tmp_path / "report.html")]
   instances_command.main(["report", "--data_dir", prepared, "--json", paths[0], "--html", paths[1]])
   assert "grefcoco_unc/val" in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_a_rectangle_has_its_outline_which_cocos_rule_cuts_in_half(left, top, wi
 @pytest.mark.parametrize(
   "shapes", ["polygon", None, [3], [[3]], [[[1]]], [[[1, "x"]]], [[[1, float("nan")]]]]
 )
-def test_what_is_no_polygon_is_refused(shapes):
+def test_malformed_polygons_are_refused(shapes):
   with pytest.raises(ValueError, match=r"is not a (list|point)"):
     phrasecut_polygons.decode(shapes, HEIGHT, WIDTH)
 
@@ -66,7 +66,7 @@ def _records(data_dir, split):
   return list(record_reader.read_records(record_reader.Split(str(data_dir), "phrasecut", split)))
 
 
-def test_records_have_the_photo_the_phrases_and_the_union_of_the_instances(tmp_path, capsys):
+def test_records_have_the_image_the_phrases_and_the_union_of_the_instances(tmp_path, capsys):
   layout = make_layout(tmp_path)
   prepare.main(layout.arguments(tmp_path / "out"))
   printed = capsys.readouterr()
@@ -87,7 +87,7 @@ def test_records_have_the_photo_the_phrases_and_the_union_of_the_instances(tmp_p
   assert [ref["normalised"] for ref in fields["refs"]] == [["two white cups"], ["cup on table"]]
 
 
-def test_only_the_splits_that_are_there_are_prepared(tmp_path):
+def test_only_existing_splits_are_prepared(tmp_path):
   layout = make_layout(tmp_path)
   for split in ("train", "test"):
     (layout.folder / f"refer_{split}.json").unlink()
@@ -138,7 +138,7 @@ def test_felzenszwalbs_regions_need_no_ids(tmp_path):
   }
 
 
-def test_a_detector_has_seen_the_photos_that_are_cocos(tmp_path):
+def test_a_detector_has_seen_the_images_that_are_cocos(tmp_path):
   layout = make_layout(tmp_path)
   box = [float(value) for value in (2, 3, 12, 3, 12, 13, 2, 13)]
   path, seen = tmp_path / "detections.json", tmp_path / "seen.txt"
@@ -233,7 +233,7 @@ def test_what_is_missing_is_named(tmp_path, missing):
     prepare.main(layout.arguments(tmp_path / "out"))
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path):
+def test_a_file_that_is_not_json_is_named(tmp_path):
   layout = make_layout(tmp_path)
   (layout.folder / "refer_val.json").write_text('[{"task_id": ')
   with pytest.raises(InputError, match=r"refer_val\.json: invalid or truncated JSON"):

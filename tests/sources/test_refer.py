@@ -78,7 +78,7 @@ def test_run_lengths_compressed_or_not_give_the_mask(seed, height, width):
     None,
   ],
 )
-def test_an_unusable_segmentation_names_its_annotation(tmp_path, segmentation):
+def test_an_invalid_segmentation_names_its_annotation(tmp_path, segmentation):
   layout = make_layout(tmp_path)
   layout.instances["annotations"][0]["segmentation"] = segmentation
   layout.write()
@@ -100,7 +100,7 @@ def _record(reader, split, image_id, layout):
   return annotated_images.make_record(photo, data, records.no_instances(*pixels.shape[:2]))
 
 
-def test_a_record_has_the_photo_its_refs_of_the_split_and_raw_sentences(tmp_path):
+def test_a_record_has_the_image_its_refs_of_the_split_and_raw_expressions(tmp_path):
   layout = make_layout(tmp_path)
   reader = refer.RefReader("refcoco_unc", str(layout.root))
   assert reader.splits == {"train": [100], "val": [101], "testA": [102], "testB": [103]}
@@ -193,7 +193,7 @@ def test_missing_folders_and_files_are_named(tmp_path, missing):
   assert str(layout.root) in str(caught.value)
 
 
-def test_complete_refs_of_the_sister_data_set_are_recognised(tmp_path, monkeypatch):
+def test_complete_refs_of_another_data_set_are_recognised(tmp_path, monkeypatch):
   layout = make_layout(tmp_path, "refcoco+_unc")
   tiny = dict.fromkeys(("train", "val", "testA", "testB"), refer.Published(2, 3))
   plus = refer.LAYOUTS["refcoco+_unc"]
@@ -248,7 +248,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("content", [b"", b"refs", b"\x80\x02", b"\xff" * 50, b"cposix\nsystem\n."])
-def test_what_is_no_pickle_is_an_input_error(tmp_path, content):
+def test_an_invalid_pickle_is_an_input_error(tmp_path, content):
   path = tmp_path / "refs(unc).p"
   path.write_bytes(content)
   with pytest.raises(InputError, match=r"not a pickle of plain lists"):
@@ -283,7 +283,7 @@ def _resize(path):
     (_resize, r"64 x 49 pixels, but its annotations are for 64 x 48"),
   ],
 )
-def test_a_photo_that_cannot_be_used_is_named(tmp_path, damage, message):
+def test_an_invalid_image_is_named(tmp_path, damage, message):
   layout = make_layout(tmp_path)
   reader = refer.RefReader("refcoco_unc", str(layout.root))
   damage(layout.image_path(1))
@@ -292,7 +292,7 @@ def test_a_photo_that_cannot_be_used_is_named(tmp_path, damage, message):
   assert "COCO_train2014_000000000101.jpg" in str(caught.value)
 
 
-def test_coco_instances_are_largest_first_without_crowds(tmp_path):
+def test_coco_proposals_are_largest_first_without_crowds(tmp_path):
   layout = make_layout(tmp_path)
   photo = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)]
   (found,) = open_proposer(f"coco:{layout.instances_path}").propose(photo, [100])
@@ -304,14 +304,14 @@ def test_coco_instances_are_largest_first_without_crowds(tmp_path):
   np.testing.assert_array_equal(clipped.masks, found.masks[:1])
 
 
-def test_coco_instances_find_a_photo_by_its_name(tmp_path):
+def test_coco_proposals_find_an_image_by_its_name(tmp_path):
   proposer = coco.CocoProposer(str(make_layout(tmp_path).instances_path))
   assert proposer.image_id("some/folder/COCO_train2014_000000000102.jpg") == 102
   with pytest.raises(InputError, match=r"no image is called holiday\.jpg"):
     proposer.image_id("holiday.jpg")
 
 
-def test_coco_instances_refuse_a_photo_of_another_size(tmp_path):
+def test_coco_proposals_refuse_an_image_of_another_size(tmp_path):
   proposer = coco.CocoProposer(str(make_layout(tmp_path).instances_path))
   with pytest.raises(InputError, match=r"image 100 is 64 x 48, but its file is 48 x 64"):
     proposer.propose([np.zeros((WIDTH, HEIGHT, 3), np.uint8)], [100])
