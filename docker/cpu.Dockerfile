@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
-# mail_jax on CPUs. With the page: --build-arg REQUIREMENTS=requirements-app.txt
+# mail_jax on CPUs; with the web page: --build-arg REQUIREMENTS=requirements-app.txt
 #   docker build -f docker/cpu.Dockerfile -t mail_jax:cpu .
-# docker/README.md says how it is used.
+# docker/README.md describes its use.
 
 FROM python:3.12-slim-bookworm AS wheel
 WORKDIR /clone
@@ -17,7 +17,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/tmp/cache
 
-# What is pinned comes first: it changes less often than the code, and is the larger part.
+# Pinned requirements come first: they change less often than the code and are larger.
 ARG REQUIREMENTS=requirements.txt
 WORKDIR /requirements
 COPY requirements.txt requirements-app.txt ./
@@ -29,7 +29,7 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
 RUN useradd --create-home --uid 1000 mail
 USER 1000
 WORKDIR /home/mail
-# Of the page, `mail-jax app --host 0.0.0.0`.
+# The web page, `mail-jax app --host 0.0.0.0`.
 EXPOSE 7860
 ENTRYPOINT ["mail-jax"]
 CMD ["--help"]

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
-# mail_jax on NVIDIA GPUs: the machine needs a driver for CUDA 13 and the NVIDIA Container Toolkit, nothing else.
+# mail_jax on NVIDIA GPUs: the host needs a driver for CUDA 13 and the NVIDIA Container Toolkit.
 #   docker build -f docker/cuda.Dockerfile -t mail_jax:cuda .
-# docker/README.md says how it is used.
+# docker/README.md describes its use.
 
 FROM python:3.12-slim-bookworm AS wheel
 WORKDIR /clone
@@ -19,7 +19,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all
 
-# What is pinned comes first: it changes less often than the code, and is the larger part.
+# Pinned requirements come first: they change less often than the code and are larger.
 WORKDIR /requirements
 COPY requirements.txt requirements-cuda.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # mail_jax on TPU VMs.
 #   docker build -f docker/tpu.Dockerfile -t mail_jax:tpu .
-# docker/README.md says how it is used.
+# docker/README.md describes its use.
 
 FROM python:3.12-slim-bookworm AS wheel
 WORKDIR /clone
@@ -17,7 +17,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/tmp/cache
 
-# What is pinned comes first: it changes less often than the code, and is the larger part.
+# Pinned requirements come first: they change less often than the code and are larger.
 WORKDIR /requirements
 COPY requirements.txt requirements-tpu.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
