@@ -144,10 +144,10 @@ def test_whatever_happens_to_any_file_of_the_newest_checkpoint_the_one_before_is
   newest = tmp_path / "checkpoints" / "2"
   files = [path for path in newest.rglob("*") if path.is_file()]
   assert len(files) > 10
-  harm, said = _DAMAGE[damage]
+  damage_file, message = _DAMAGE[damage]
   for path in files:
     name, content = str(path.relative_to(newest)), path.read_bytes()
-    harm(path)
+    damage_file(path)
     checkpoints = Checkpoints(str(tmp_path), read_only=True)
     picked = _restore(checkpoints, checkpoints.latest() or 0)
     checkpoints.close()
@@ -158,7 +158,7 @@ def test_whatever_happens_to_any_file_of_the_newest_checkpoint_the_one_before_is
     else:
       assert (name, picked) == (name, 1)
       assert f"warning: {newest} is damaged ({name} " in warning
-      assert said in warning or name == manifest.FILE
+      assert message in warning or name == manifest.FILE
 
 
 def test_every_bit_that_is_flipped_in_the_values_of_an_array_is_noticed(tmp_path):
@@ -277,9 +277,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_ends_as_if_n
   shutil.copytree(finished_run, workdir)
   _truncate(workdir / "checkpoints" / str(tiny_run.STEPS) / "state" / "manifest.ocdbt")
   train.main(tiny_run.arguments(shapes_data, workdir))
-  said = capsys.readouterr()
-  assert f"resumed at step {tiny_run.STEPS - tiny_run.SAVE_EVERY}" in said.out
-  assert f"checkpoints/{tiny_run.STEPS} is damaged (state/manifest.ocdbt has " in said.err
+  printed = capsys.readouterr()
+  assert f"resumed at step {tiny_run.STEPS - tiny_run.SAVE_EVERY}" in printed.out
+  assert f"checkpoints/{tiny_run.STEPS} is damaged (state/manifest.ocdbt has " in printed.err
   assert tiny_run.log(workdir) == tiny_run.log(finished_run)
   assert tiny_run.steps_kept(workdir) == tiny_run.steps_kept(finished_run)
 
@@ -406,14 +406,14 @@ def run_two_processes(place: str) -> None:
   """Runs `checkpoint_programs.share` on a folder or an address and checks its output."""
   port = str(_free_port())
   programs = [_program("share", place, index, f"localhost:{port}", devices=4) for index in "01"]
-  said = [process.communicate(timeout=_DEADLINE) for process in programs]
-  assert [process.returncode for process in programs] == [0, 0], said
-  for out, _ in said:
+  outputs = [process.communicate(timeout=_DEADLINE) for process in programs]
+  assert [process.returncode for process in programs] == [0, 0], outputs
+  for out, _ in outputs:
     answers = [line for line in out.splitlines() if line.startswith("latest")]
     # Only the second process cannot read step 3; then it is saved again.
     assert answers == ["latest 2 best 1", "latest 3 best 3"]
-  assert "3 is damaged (unreadable here)" in said[0][1]
-  assert "damaged" not in said[1][1]  # Only one process prints.
+  assert "3 is damaged (unreadable here)" in outputs[0][1]
+  assert "damaged" not in outputs[1][1]  # Only one process prints.
   checkpoints = epath.Path(place) / "checkpoints"
   assert sorted(path.name for path in checkpoints.iterdir()) == ["2", "3"]
   assert {"ocdbt.process_0", "ocdbt.process_1"} <= {

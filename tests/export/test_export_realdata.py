@@ -18,7 +18,7 @@ PHOTOS = 100
 
 
 @pytest.fixture(scope="module")
-def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
+def requests(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
   """Yields images, their expressions and instances; every fourth without instances."""
   refs = []
   for name in ("refcoco+/refs(unc).p", "refcocog/refs(umd).p", "refcoco/refs(unc).p"):
@@ -38,7 +38,7 @@ def asked(realdata) -> list[tuple[np.ndarray, str, np.ndarray]]:
   return rows
 
 
-def _logits(model: load.LoadedModel, asked: list, batch_size: int) -> list[np.ndarray]:
+def _logits(model: load.LoadedModel, requests: list, batch_size: int) -> list[np.ndarray]:
   """Returns logits at the size of each image."""
   config, variables = model.config, model.on_one_device()
   apply = jax.jit(lambda variables, batch: model.apply(variables, batch).logits)
@@ -52,7 +52,7 @@ def _logits(model: load.LoadedModel, asked: list, batch_size: int) -> list[np.nd
       max_instances=config.max_instances,
       max_tokens=config.max_tokens,
     )[0]
-    for pixels, text, masks in asked
+    for pixels, text, masks in requests
   ]
   found = []
   for start in range(0, len(prepared), batch_size):
@@ -60,22 +60,22 @@ def _logits(model: load.LoadedModel, asked: list, batch_size: int) -> list[np.nd
     batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     found.extend(np.asarray(apply(variables, batch)))
   resize = jax.jit(resize_logits, static_argnums=2)
-  canvas = tuple(max(pixels.shape[i] for pixels, _, _ in asked) for i in (0, 1))
-  sizes = [np.array([pixels.shape[:2]], np.int32) for pixels, _, _ in asked]
+  canvas = tuple(max(pixels.shape[i] for pixels, _, _ in requests) for i in (0, 1))
+  sizes = [np.array([pixels.shape[:2]], np.int32) for pixels, _, _ in requests]
   resized = [
     np.asarray(resize(one[None], size, canvas)) for one, size in zip(found, sizes, strict=True)
   ]
   return [r[0, : s[0, 0], : s[0, 1]] for r, s in zip(resized, sizes, strict=True)]
 
 
-def _check(place: pathlib.Path, form: str, asked: list) -> None:
+def _check(place: pathlib.Path, form: str, requests: list) -> None:
   """Compares a format with the safetensors beside it, in batches of one and of seven."""
-  expected = _logits(load.load(str(place)), asked, 10)
+  expected = _logits(load.load(str(place)), requests, 10)
   model = load.load(str(place / folder.PLACES[form]))
   assert any((logits > 0).any() and (logits < 0).any() for logits in expected)
   for batch_size in (1, 7):
     close, pixels, largest = 0, 0, 0.0
-    for found, ours in zip(_logits(model, asked, batch_size), expected, strict=True):
+    for found, ours in zip(_logits(model, requests, batch_size), expected, strict=True):
       largest = max(largest, float(np.abs(found - ours).max()))
       differs = (found > 0) != (ours > 0)
       assert not (differs & (np.abs(ours) > exported_models.MARGIN)).any()
@@ -87,10 +87,10 @@ def _check(place: pathlib.Path, form: str, asked: list) -> None:
 
 
 @pytest.mark.parametrize("form", ["stablehlo", pytest.param("saved_model", marks=pytest.mark.slow)])
-def test_masks_of_real_photos_are_those_of_the_checkpoint(exported, asked, form):
-  _check(exported, form, asked)
+def test_masks_of_real_photos_are_those_of_the_checkpoint(exported, requests, form):
+  _check(exported, form, requests)
 
 
 @pytest.mark.extras
-def test_masks_of_real_photos_are_those_of_the_checkpoint_in_onnx(exported_onnx, asked):
-  _check(exported_onnx, "onnx", asked)
+def test_masks_of_real_photos_are_those_of_the_checkpoint_in_onnx(exported_onnx, requests):
+  _check(exported_onnx, "onnx", requests)

@@ -64,11 +64,11 @@ def table(found: dict[str, collections.Counter]) -> str:
   about = {fault.__name__: " ".join((fault.__doc__ or "").split()) for fault in FAULTS}
   rows = ["| fault | tries | outcome |", "| --- | --- | --- |"]
   for name, outcomes in found.items():
-    told = "; ".join(
+    named = "; ".join(
       outcome if len(outcomes) == 1 else f"{count} times: {outcome}"
       for outcome, count in outcomes.items()
     )
-    rows.append(f"| {about[name]} | {outcomes.total()} | {told} |")
+    rows.append(f"| {about[name]} | {outcomes.total()} | {named} |")
   return "\n".join(rows)
 
 
