@@ -60,7 +60,7 @@ class MakeExamples(beam.PTransform):
 
   def expand(self, pipeline: Any) -> Any:
     """Returns pairs of image id and example."""
-    made = (
+    results = (
       pipeline
       | beam.io.ReadFromText(self._tasks)
       | beam.Reshuffle()
@@ -69,23 +69,25 @@ class MakeExamples(beam.PTransform):
       | beam.Map(_count, self._split)
     )
     skipped = beam.io.WriteToText(os.path.join(self._folder, f"skipped-{self._split}"))
-    _ = made | "Skipped" >> beam.FlatMap(_skipped) | skipped
-    return made | "Examples" >> beam.FlatMap(_examples)
+    _ = results | "Skipped" >> beam.FlatMap(_skipped) | skipped
+    return results | "Examples" >> beam.FlatMap(_examples)
 
 
-def _count(made: TaskResult, split: str) -> TaskResult:
-  for name, number in made.counts().items():
+def _count(result: TaskResult, split: str) -> TaskResult:
+  for name, number in result.counts().items():
     beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/{name}").inc(number)
-  beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/milliseconds").inc(round(1000 * made.seconds))
-  return made
+  beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/milliseconds").inc(
+    round(1000 * result.seconds)
+  )
+  return result
 
 
-def _skipped(made: TaskResult) -> list[str]:
-  return [json.dumps([row.image_id, row.reason]) for row in made.skipped]
+def _skipped(result: TaskResult) -> list[str]:
+  return [json.dumps([row.image_id, row.reason]) for row in result.skipped]
 
 
-def _examples(made: TaskResult) -> list[tuple[int, dict[str, Any]]]:
-  return [(fields["image_id"], fields) for fields in made.records]
+def _examples(result: TaskResult) -> list[tuple[int, dict[str, Any]]]:
+  return [(fields["image_id"], fields) for fields in result.records]
 
 
 def read_counts(result: Any, split: str) -> tuple[dict[str, int], float]:

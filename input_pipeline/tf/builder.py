@@ -134,13 +134,13 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
     counts, skipped, seconds = TaskResult([]).counts(), [], 0.0
     with progress_bar(split, self._source.splits[split], "images") as bar:
-      for made in done:
-        counts = {name: counts[name] + number for name, number in made.counts().items()}
-        skipped += made.skipped
-        seconds += made.seconds
-        for fields in made.records:
+      for result in done:
+        counts = {name: counts[name] + number for name, number in result.counts().items()}
+        skipped += result.skipped
+        seconds += result.seconds
+        for fields in result.records:
           yield fields["image_id"], fields
-        bar.update(len(made.records) + len(made.skipped))
+        bar.update(len(result.records) + len(result.skipped))
     if not counts["records"]:
       raise InputError(f"{split}: every image was skipped; the last: {skipped[-1].reason}")
     self._note(split, counts, skipped, seconds)
