@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--host",
     default="127.0.0.1",
-    help="the address to listen on; 0.0.0.0 for all networks (default: 127.0.0.1, this machine only)",
+    help="the address to listen on; 0.0.0.0 for all networks (default: 127.0.0.1, only local)",
   )
   parser.add_argument(
     "--port", type=int, default=7860, help="the port to listen on (default: 7860)"

@@ -57,15 +57,20 @@ CSS = """
   margin: 0 auto !important; padding: 32px 24px 48px !important; }
 .gradio-container .main { padding: 0 !important; }
 .gradio-container .html-container { padding: 0 !important; }
-.gradio-container header h1 { font-size: 30px; line-height: 1.15; font-weight: 700; letter-spacing: -0.02em;
+.gradio-container header h1 { font-size: 30px; line-height: 1.15; font-weight: 700;
+  letter-spacing: -0.02em;
   margin: 0; }
-.gradio-container header .lead { font-size: 17px; margin: 6px 0 10px; color: var(--body-text-color-subdued); }
-.gradio-container header .model { font-size: 13px; margin: 0 0 10px; color: var(--body-text-color-subdued);
+.gradio-container header .lead { font-size: 17px; margin: 6px 0 10px;
+  color: var(--body-text-color-subdued); }
+.gradio-container header .model { font-size: 13px; margin: 0 0 10px;
+  color: var(--body-text-color-subdued);
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.gradio-container header .model span { font-weight: 600; color: var(--body-text-color); margin-right: 6px; }
+.gradio-container header .model span { font-weight: 600; color: var(--body-text-color);
+  margin-right: 6px; }
 .gradio-container h2.over { font-size: 14px; font-weight: 600; margin: 6px 2px 0;
   color: var(--block-title-text-color); }
-.gradio-container h2.over small { font-weight: 400; font-size: 13px; color: var(--body-text-color-subdued); }
+.gradio-container h2.over small { font-weight: 400; font-size: 13px;
+  color: var(--body-text-color-subdued); }
 .answer { padding: 2px; }
 .answer p { margin: 0 !important; }
 .answer .asked { font-size: 15px; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
@@ -74,24 +79,29 @@ CSS = """
 .answer ul { list-style: none; margin: 0; padding: 0; font-size: 14px; line-height: 1.5; }
 .answer li { color: var(--body-text-color-subdued); padding-left: 16px; margin: 2px 0 !important;
   position: relative; }
-.answer li::before { content: ""; position: absolute; left: 2px; top: 0.6em; width: 5px; height: 5px;
+.answer li::before { content: ""; position: absolute; left: 2px; top: 0.6em; width: 5px;
+  height: 5px;
   border-radius: 50%;
   background: #1e6eff; }
 .answer li::marker { content: ""; }
-.waiting { border: 1.5px dashed var(--border-color-primary); border-radius: 12px; padding: 104px 24px;
+.waiting { border: 1.5px dashed var(--border-color-primary); border-radius: 12px;
+  padding: 104px 24px;
   text-align: center;
   color: var(--body-text-color-subdued); font-size: 15px; line-height: 1.6; }
 .note { font-size: 13px; color: var(--body-text-color-subdued); margin: 0 !important; }
 .legend { font-size: 13px; color: var(--body-text-color-subdued); margin: 0 2px !important; }
-.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin: 0 7px -1px 0; }
+.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px;
+  margin: 0 7px -1px 0; }
 .legend span { display: inline-block; margin-right: 18px; }
 .legend .blue { background: #1e6eff; } .legend .yellow { background: #ffc800; }
 #photo .image-frame, #photo .image-frame img { width: 100%; height: 100%; object-fit: contain; }
-#overlay .image-frame, #overlay img { width: 100% !important; max-height: 70vh; object-fit: contain; }
+#overlay .image-frame, #overlay img { width: 100% !important; max-height: 70vh;
+  object-fit: contain; }
 #examples, #instances { height: auto !important; }
 #examples .grid-wrap, #instances .grid-wrap { min-height: 0 !important; max-height: none !important;
   height: auto !important; }
-#examples .grid-container, #instances .grid-container { padding-bottom: 6px; grid-auto-rows: auto !important;
+#examples .grid-container, #instances .grid-container { padding-bottom: 6px;
+  grid-auto-rows: auto !important;
   grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #examples .thumbnail-lg, #instances .thumbnail-lg { height: auto; aspect-ratio: 1; }
 #instances .gallery-container:has(.preview) { min-height: 380px; }

@@ -1,1 +1,1 @@
-"""The page about a run: its figures, its charts, what it draws on photos."""
+"""A report on a run as one HTML page: metrics, charts and predictions."""

@@ -13,13 +13,13 @@ from input_pipeline.common import html
 from input_pipeline.common.html import escape
 
 Number = int | float
+# Classes `c0` to `c6` of the style sheet; an eighth series looks like the first.
 COLOURS = 7
-"""Classes `c0` to `c6` of the page's look; an eighth series looks like the first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """An axis: the values that it shows, and how they are written."""
+  """An axis: its range, its ticks, and how values are written."""
 
   low: Number
   high: Number
@@ -28,17 +28,17 @@ class Scale:
   title: str = ""
 
   def share(self, value: Number) -> float:
-    """Returns where a value stands between the ends, in [0, 1]; values beyond stand at an end."""
+    """Returns the position of a value between the ends, clipped to [0, 1]."""
     return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
 
 def percent(value: Number) -> str:
-  """Writes a fraction as whole percent."""
+  """Formats a fraction as whole percent."""
   return f"{100 * value:.0f}"
 
 
 def plain(value: Number) -> str:
-  """Writes a number in few characters: 12k, 3.5, 0.004."""
+  """Formats a number in few characters: 12k, 3.5, 0.004."""
   size = abs(value)
   for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
     if size >= unit:
@@ -52,15 +52,15 @@ def fractions(title: str) -> Scale:
 
 
 def covering(values: Iterable[Number], title: str, from_zero: bool = True) -> Scale:
-  """Returns a scale with round ends on which all values are.
+  """Returns a scale with round ends that covers all values.
 
   Args:
-    values: finite, perhaps none.
+    values: finite; may be empty.
     title: of the axis.
-    from_zero: begins at 0 where no value is below.
+    from_zero: include 0.
   """
-  found = [*values] or [0.0, 1.0]
-  low, high = min(found), max(found)
+  values = [*values] or [0.0, 1.0]
+  low, high = min(values), max(values)
   if from_zero:
     low, high = min(low, 0.0), max(high, 0.0)
   if high == low:
@@ -72,20 +72,20 @@ def covering(values: Iterable[Number], title: str, from_zero: bool = True) -> Sc
 
 
 def until(end: Number, title: str) -> Scale:
-  """Returns a scale of whole numbers from 0 to exactly this end, above 0, with round ticks."""
+  """Returns a scale from 0 to exactly this end, which is above 0, with round integer ticks."""
   ticks = [tick for tick in covering([end], title).ticks if tick <= end and tick == round(tick)]
   return Scale(0.0, end, ticks, plain, title)
 
 
 def _round_step(wanted: float) -> float:
-  """The smallest of 1, 2, 2.5 and 5 times a power of ten that is not below."""
+  """Returns the smallest of 1, 2, 2.5 and 5 times a power of ten that is at least as large."""
   power = 10.0 ** math.floor(math.log10(wanted))
   return next(n * power for n in (1, 2, 2.5, 5, 10) if n * power >= wanted * (1 - 1e-9))
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """A chart's area with an axis below and one at its left, in the units of the drawing."""
+  """The area of a chart with an axis below and one on its left, in the units of the drawing."""
 
   x: Scale
   y: Scale
@@ -97,7 +97,7 @@ class Frame:
   top: Number = 12
 
   def at(self, x: Number, y: Number) -> tuple[float, float]:
-    """Returns where a point is drawn."""
+    """Returns the position at which a point is drawn."""
     across, up = self.width - self.left - self.right, self.height - self.top - self.bottom
     return (
       self.left + self.x.share(x) * across,
@@ -105,38 +105,42 @@ class Frame:
     )
 
   def draw(self) -> Iterator[str]:
-    """Yields the grid, the axes, and what is written beside them."""
+    """Yields the grid, the axes and their labels."""
     for tick in self.y.ticks:
       x, y = self.at(self.x.low, tick)
       end = self.at(self.x.high, tick)[0]
       yield f'<path class="grid" d="M{x:.1f} {y:.1f}H{end:.1f}"/>'
-      yield f'<text class="tick end" x="{x - 6:.1f}" y="{y + 4:.1f}">{escape(self.y.write(tick))}</text>'
+      yield _text("tick end", x - 6, y + 4, self.y.write(tick))
     for tick in self.x.ticks:
       x, y = self.at(tick, self.y.low)
       yield f'<path class="axis" d="M{x:.1f} {y:.1f}v4"/>'
-      yield f'<text class="tick middle" x="{x:.1f}" y="{y + 17:.1f}">{escape(self.x.write(tick))}</text>'
+      yield _text("tick middle", x, y + 17, self.x.write(tick))
     (x, y), end = self.at(self.x.low, self.y.low), self.at(self.x.high, self.y.low)[0]
     yield f'<path class="axis" d="M{x:.1f} {y:.1f}H{end:.1f}"/>'
-    yield f'<text class="title middle" x="{(x + end) / 2:.1f}" y="{self.height - 5:.1f}">{escape(self.x.title)}</text>'
+    yield _text("title middle", (x + end) / 2, self.height - 5, self.x.title)
 
 
-def svg(width: Number, height: Number, says: str, parts: Iterable[str]) -> str:
-  """Returns a chart as a picture with a description for screen readers.
+def _text(css_class: str, x: Number, y: Number, text: str) -> str:
+  return f'<text class="{css_class}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+
+
+def svg(width: Number, height: Number, alt_text: str, parts: Iterable[str]) -> str:
+  """Returns a chart as an SVG element with a description for screen readers.
 
   Args:
-    width, height: of the drawing, in its own units; it is as wide as the page lets it.
-    says: what it shows.
+    width, height: of the drawing, in its own units; it is scaled to the width of the page.
+    alt_text: describes the chart.
     parts: SVG.
   """
   return (
-    f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(says)}">'
+    f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(alt_text)}">'
     + "".join(parts)
     + "</svg>"
   )
 
 
 def colour(number: int) -> str:
-  """Returns the class of the series of that number."""
+  """Returns the CSS class of a series by its number."""
   return f"c{number % COLOURS}"
 
 
@@ -152,60 +156,65 @@ def lines(
   series: Sequence[Series],
   x: Scale,
   y: Scale,
-  says: str,
-  say_point: Callable[[str, float, float], str],
+  alt_text: str,
+  tooltip: Callable[[str, float, float], str],
   mark: Number | None = None,
 ) -> str:
   """Returns a chart of lines.
 
   Args:
-    series: a line each; of a single point only the point is seen.
-    x, y: the
-    says: what the chart shows, in words.
-    say_point: (name, x, y) -> what a point says when it is pointed at.
-    mark: an x with a dashed line through it.
+    series: one line each; a series of a single point is drawn as a point.
+    x, y: the axes.
+    alt_text: describes the chart.
+    tooltip: (name, x, y) -> the tooltip of a point.
+    mark: an x that is marked by a dashed line.
   """
   frame = Frame(x, y)
-  return svg(frame.width, frame.height, says, _lines(frame, series, say_point, mark))
+  return svg(frame.width, frame.height, alt_text, _lines(frame, series, tooltip, mark))
 
 
 def _lines(
   frame: Frame,
   series: Sequence[Series],
-  say_point: Callable[[str, float, float], str],
+  tooltip: Callable[[str, float, float], str],
   mark: Number | None,
 ) -> Iterator[str]:
   yield from frame.draw()
   if mark is not None and frame.x.low <= mark <= frame.x.high:
     (left, top), (_, bottom) = frame.at(mark, frame.y.high), frame.at(mark, frame.y.low)
     yield f'<path class="mark-line" d="M{left:.1f} {top:.1f}V{bottom:.1f}"/>'
-  for number, one in enumerate(series):
-    places = [frame.at(*point) for point in one.points]
+  for number, line in enumerate(series):
+    places = [frame.at(*point) for point in line.points]
     path = "L".join(f"{left:.1f} {top:.1f}" for left, top in places)
     if len(places) > 1:
       yield f'<path class="line {colour(number)}" d="M{path}"/>'
-  # Above all lines, so that each can be pointed at.
-  for number, one in enumerate(series):
-    alone = " alone" if len(one.points) == 1 else ""
-    for point in one.points:
+  # Above all lines, so that the pointer reaches every point.
+  for number, line in enumerate(series):
+    alone = " alone" if len(line.points) == 1 else ""
+    for point in line.points:
       left, top = frame.at(*point)
-      says = escape(say_point(one.name, *point))
+      title = escape(tooltip(line.name, *point))
       yield (
         f'<circle class="hit {colour(number)}{alone}" cx="{left:.1f}" cy="{top:.1f}" r="5">'
-        f"<title>{says}</title></circle>"
+        f"<title>{title}</title></circle>"
       )
 
 
 def columns(
-  values: Sequence[Number], x: Scale, y: Scale, says: str, say: Sequence[str], number: int
+  values: Sequence[Number],
+  x: Scale,
+  y: Scale,
+  alt_text: str,
+  tooltips: Sequence[str],
+  number: int,
 ) -> str:
-  """Returns a histogram: columns side by side, which fill the x axis.
+  """Returns a histogram: columns side by side that fill the x axis.
 
   Args:
     values: the height of each column.
     x, y: the
-    says: what the chart shows, in words.
-    say: what each column says when it is pointed at.
+    alt_text: describes the chart.
+    tooltips: of the columns.
     number: of the colour.
   """
   frame = Frame(x, y, height=200)
@@ -213,34 +222,38 @@ def columns(
   def draw() -> Iterator[str]:
     yield from frame.draw()
     step = (x.high - x.low) / len(values)
-    for i, (value, text) in enumerate(zip(values, say, strict=True)):
+    for i, (value, text) in enumerate(zip(values, tooltips, strict=True)):
       left, top = frame.at(x.low + i * step, value)
       right, bottom = frame.at(x.low + (i + 1) * step, y.low)
       wide, high = right - left - 1.5, bottom - top
       yield (
-        f'<rect class="fill {colour(number)}" x="{left + 0.75:.1f}" y="{top:.1f}" width="{wide:.1f}" '
-        f'height="{high:.1f}"><title>{escape(text)}</title></rect>'
+        f'<rect class="fill {colour(number)}" x="{left + 0.75:.1f}" y="{top:.1f}" '
+        f'width="{wide:.1f}" height="{high:.1f}"><title>{escape(text)}</title></rect>'
       )
 
-  return svg(frame.width, frame.height, says, draw())
+  return svg(frame.width, frame.height, alt_text, draw())
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-  """A bar from 0 to a share of 1; None where there is nothing to tell."""
+  """A bar in a group.
+
+  Attributes:
+    value: length as a share of 1; None if there is no value.
+    tooltip: shown when the pointer is on the bar.
+    number: of its colour.
+  """
 
   value: float | None
-  says: str
-  """When it is pointed at."""
+  tooltip: str
   number: int
-  """Of its colour."""
 
 
 _BAR, _GAP, _HEAD = 15, 3, 24
 _WIDTH = 400
 
 
-def bars(groups: Sequence[tuple[str, Sequence[Bar]]], says: str) -> str:
+def bars(groups: Sequence[tuple[str, Sequence[Bar]]], alt_text: str) -> str:
   """Returns groups of horizontal bars with their values in percent, each group below its name."""
 
   def draw() -> Iterator[str]:
@@ -254,7 +267,7 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], says: str) -> str:
       top += 8
 
   height = sum(_HEAD + 8 + len(group) * (_BAR + _GAP) for _, group in groups)
-  return svg(_WIDTH, height, says, draw())
+  return svg(_WIDTH, height, alt_text, draw())
 
 
 def _bar(bar: Bar, top: Number) -> Iterator[str]:
@@ -263,49 +276,55 @@ def _bar(bar: Bar, top: Number) -> Iterator[str]:
   text = "-" if bar.value is None else f"{100 * bar.value:.1f}"
   if bar.value:
     yield (
-      f'<rect class="fill {colour(bar.number)}" x="0" y="{top}" width="{full * bar.value:.1f}" height="{_BAR}" '
-      f'rx="2"><title>{escape(bar.says)}</title></rect>'
+      f'<rect class="fill {colour(bar.number)}" x="0" y="{top}" width="{full * bar.value:.1f}" '
+      f'height="{_BAR}" rx="2"><title>{escape(bar.tooltip)}</title></rect>'
     )
-  yield f'<text class="value end" x="{_WIDTH}" y="{top + 12}">{text}<title>{escape(bar.says)}</title></text>'
+  yield (
+    f'<text class="value end" x="{_WIDTH}" y="{top + 12}">{text}'
+    f"<title>{escape(bar.tooltip)}</title></text>"
+  )
 
 
-def shares(rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], says: str) -> str:
-  """Returns bars that are each cut into parts of a whole.
+def shares(rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], alt_text: str) -> str:
+  """Returns stacked bars, each of a whole in parts.
 
   Args:
-    rows: (name, parts) of each bar; a part is (what it says, its share of 1, its class in the page's look).
-    says: what the chart shows, in words.
+    rows: (name, parts) of each bar; a part is (tooltip, share of 1, CSS class).
+    alt_text: describes the chart.
   """
 
   def draw() -> Iterator[str]:
     for i, (name, parts) in enumerate(rows):
       top, left = i * 56, 0.0
       yield f'<text class="label" x="0" y="{top + 16}">{escape(name)}</text>' if name else ""
-      for text, share, look in parts:
+      for text, share, css_class in parts:
         wide = share * _WIDTH
         if not wide:
           continue
         yield (
-          f'<rect class="part {look}" x="{left:.2f}" y="{top + 24}" width="{wide:.2f}" height="22">'
+          f'<rect class="part {css_class}" x="{left:.2f}" y="{top + 24}" width="{wide:.2f}" '
+          'height="22">'
           f"<title>{escape(text)}</title></rect>"
         )
         if share >= 0.07:
-          yield f'<text class="inside middle" x="{left + wide / 2:.1f}" y="{top + 39}">{100 * share:.0f}</text>'
+          yield _text("inside middle", left + wide / 2, top + 39, f"{100 * share:.0f}")
         left += wide
 
-  return svg(_WIDTH, len(rows) * 56 - 6, says, draw())
+  return svg(_WIDTH, len(rows) * 56 - 6, alt_text, draw())
 
 
 def key(names: Sequence[str]) -> str:
-  """Returns what the colours of series mean, as a list; nothing where there is one series."""
+  """Returns the legend of several series as a list; empty for a single one."""
   if len(names) < 2:
     return ""
   return key_of([(name, f"swatch {colour(i)}") for i, name in enumerate(names)])
 
 
 def key_of(entries: Sequence[tuple[str, str]]) -> str:
-  """Returns what marks mean, as a list; an entry is (its meaning, the classes of its mark)."""
-  items = "".join(f'<li><span class="{look}"></span> {escape(name)}</li>' for name, look in entries)
+  """Returns a legend as a list; an entry is (meaning, CSS classes of the mark)."""
+  items = "".join(
+    f'<li><span class="{css_class}"></span> {escape(name)}</li>' for name, css_class in entries
+  )
   return f'<ul class="key">{items}</ul>'
 
 
@@ -316,14 +335,14 @@ def panel(
   text: str = "",
   numbers: tuple[Sequence[str], Iterable[Sequence[str]]] | None = None,
 ) -> str:
-  """Returns a chart with what belongs to it.
+  """Returns a chart with its heading, legend, explanation and numbers.
 
   Args:
     title: plain text.
     chart: SVG.
-    key: HTML; what its colours mean.
-    text: plain text; how it is to be read.
-    numbers: header and rows of the table of what it shows.
+    key: HTML; the legend.
+    text: plain text; how to read the chart.
+    numbers: header and rows of a table of the values.
   """
   parts = [f'<div class="chart"><h3>{escape(title)}</h3>', key, chart]
   parts += [f"<p>{escape(text)}</p>"] if text else []
@@ -338,20 +357,21 @@ def _fold(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> I
 
 
 def section(name: str, title: str, body: Iterable[str]) -> Iterator[str]:
-  """Yields a part of the page.
+  """Yields a section of the page.
 
   Args:
-    name: of the place that links lead to.
+    name: the anchor of links.
     title: plain text.
     body: HTML.
   """
-  yield f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>'
+  yield f'<section id="{name}" aria-labelledby="{name}-title">'
+  yield f'<h2 id="{name}-title">{escape(title)}</h2>'
   yield from body
   yield "</section>"
 
 
 def grid(panels: Iterable[str]) -> Iterator[str]:
-  """Yields panels side by side, as many as there is room for."""
+  """Yields panels in a grid."""
   yield '<div class="charts">'
   yield from panels
   yield "</div>"

@@ -1,8 +1,9 @@
-"""A page about a run: its metrics, its learning curves, and its predictions drawn over the photos, in one HTML file.
+"""Writes a report on a run: metrics, learning curves and drawn predictions, in one HTML file.
 
 python -m mail_jax.report runs/demo --data_dir data --data shapes/val --data shapes/testC
 
-It evaluates every expression first, unless --per_expression names the rows that `evaluate` wrote. It is one process.
+Evaluates every expression first, unless --per_expression names the rows from `evaluate`. Runs in a
+single process.
 """
 
 import argparse
@@ -19,42 +20,42 @@ from mail_jax.evaluate.per_expression import Row
 from mail_jax.export import load
 from mail_jax.predict.segmenter import Segmenter
 from mail_jax.report import curves, page, predictions, provenance
-from mail_jax.report.predictions import Drawn
+from mail_jax.report.predictions import DrawnPrediction
 from mail_jax.report.quality import SplitResults
 
-_MOST = 100
-"""Pictures of each kind; more than three hundred would be unreadable."""
+# The limit of pictures under each heading.
+_MAX_COUNT = 100
+# Of all pictures together. Base64 takes four bytes for three; the whole page stays below 10 MB.
 _PICTURE_BYTES = 6_000_000
-"""Of all pictures together. A page is text, where three bytes are four; with the rest it stays below 10 MB."""
-_SAME = 0.02
-"""By how much the IoU of a picture may differ from its row's, because of pixels at the threshold on another machine."""
+# The tolerated difference between the IoU of a picture and that of its row: pixels at the threshold
+# may differ between machines.
+_TOLERANCE = 0.02
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command.
+  """Runs the command.
 
   Raises:
-    InputError: the input is invalid; raised before the evaluation where possible.
+    InputError: an argument is wrong; raised before the evaluation where possible.
   """
   args = _parse(argv)
-  out = _where(args.workdir, args.out)
+  out = _output_path(args.workdir, args.out)
   log = curves.read_log(args.workdir)
-  given = _read_samples(args.per_expression, args.data) if args.per_expression else None
+  given = _read_rows(args.per_expression, args.data) if args.per_expression else None
   model = load.load(args.workdir, args.step)
-  splits = _judge(args.data_dir, given) if given else _evaluate(args, model)
-  pictures, notes = _draw(model, args.data_dir, splits, args.count)
-  described = runner.describe(
-    model, args.data_dir, [split.name for split in splits], protocols.ORIGINAL.name
-  )
+  splits = _summarise(args.data_dir, given) if given else _evaluate(args, model)
+  drawn, notes = _draw(model, args.data_dir, splits, args.count)
+  names = [split.name for split in splits]
+  described = runner.describe(model, args.data_dir, names, protocols.ORIGINAL.name)
   written = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
   selected = f"The {args.step} checkpoint, " if isinstance(args.step, str) else ""
   report = page.Report(
     run=os.path.basename(os.path.abspath(args.workdir)),
-    about=f"{selected}step {model.step:,}; {_names(splits)}; written {written}",
+    about=f"{selected}step {model.step:,}; {', '.join(names)}; written {written}",
     step=model.step,
     splits=splits,
     log=log,
-    pictures=pictures,
+    predictions=drawn,
     facts=provenance.facts(model, args.data_dir, described, written),
     config=provenance.config_text(model),
     notes=notes,
@@ -71,13 +72,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--data_dir",
     default="data",
-    help="where input_pipeline.prepare wrote the records (default: data)",
+    help="the folder that input_pipeline.prepare wrote to (default: data)",
   )
   parser.add_argument(
     "--data",
     action="append",
     metavar="DATASET[/SPLIT]",
-    help="may be given again; without SPLIT, all splits but train (default: what the run is judged by as it trains)",
+    help="repeatable; without SPLIT, all splits except train (default: the split that the run is "
+    "evaluated on during training)",
   )
   parser.add_argument(
     "--per_expression",
@@ -90,21 +92,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     type=int,
     default=12,
     metavar="N",
-    help=f"best, worst and random predictions to draw, of each so many, at most {_MOST} (default: 12)",
+    help=f"number of the best, worst and random predictions each, at most {_MAX_COUNT} "
+    "(default: 12)",
   )
   args = parser.parse_args(argv)
-  if not 0 <= args.count <= _MOST:
-    raise InputError(f"--count {args.count}: it must be between 0 and {_MOST}")
+  if not 0 <= args.count <= _MAX_COUNT:
+    raise InputError(f"--count {args.count}: it must be between 0 and {_MAX_COUNT}")
   return args
 
 
-def _where(workdir: str, out: str | None) -> str:
-  """Where the page goes; that it can be put there is checked before anything takes long."""
+def _output_path(workdir: str, out: str | None) -> str:
+  """Returns the path of the page, and checks its folder before anything takes long."""
   if out is None and buckets.is_remote(workdir):
-    raise InputError(
-      f"{workdir} is in a bucket; say with --out where on this machine the page goes"
-    )
-  # Of an exported model W may be one of its files.
+    raise InputError(f"{workdir} is in a bucket; set --out to a path on this machine")
+  # For an exported model, W may be one of its files.
   folder = os.path.dirname(workdir) if os.path.isfile(workdir) else workdir
   out = out or os.path.join(folder, "report.html")
   atomic_files.check_folder(out)
@@ -112,94 +113,91 @@ def _where(workdir: str, out: str | None) -> str:
 
 
 def _evaluate(args: argparse.Namespace, model: load.LoadedModel) -> list[SplitResults]:
-  """Runs the model on every sentence."""
-  names = runner.find_splits(args.data_dir, args.data or [_own_split(model)])
+  """Runs the model on every expression."""
+  names = runner.find_splits(args.data_dir, args.data or [_eval_split(model)])
   results, rows = runner.evaluate(model, args.data_dir, names)
-  by_name = _by_split(rows)
-  return [_judged(args.data_dir, name, results[name], by_name[name]) for name in names]
+  by_split = _by_split(rows)
+  return [_results(args.data_dir, name, results[name], by_split[name]) for name in names]
 
 
-def _own_split(model: load.LoadedModel) -> str:
+def _eval_split(model: load.LoadedModel) -> str:
   config = model.config
   if not config.eval_split:
-    raise InputError(
-      "the run has no config.eval_split; say with --data DATASET/SPLIT what to report on"
-    )
+    raise InputError("the run has no config.eval_split; set --data DATASET/SPLIT")
   return f"{config.dataset}/{config.eval_split}"
 
 
-def _read_samples(path: str, wanted: Sequence[str] | None) -> dict[str, list[Row]]:
-  """The rows of a file by their split.
+def _read_rows(path: str, names: Sequence[str] | None) -> dict[str, list[Row]]:
+  """Reads the rows of a file, by split.
 
   Raises:
-    InputError: a split is wanted that is not among them, or they were not counted as the page says.
+    InputError: the file lacks a split in `names`, or its rows have another protocol.
   """
-  found = _by_split(per_expression.read(path))
-  for name in wanted or ():
-    if name not in found:
-      raise InputError(f"--data {name}: {path} has rows of {', '.join(found)} only")
-  found = {name: rows for name, rows in found.items() if name in (wanted or found)}
-  for name, rows in found.items():
+  by_split = _by_split(per_expression.read(path))
+  for name in names or ():
+    if name not in by_split:
+      raise InputError(f"--data {name}: {path} only has rows of {', '.join(by_split)}")
+  by_split = {name: rows for name, rows in by_split.items() if name in (names or by_split)}
+  for name, rows in by_split.items():
     others = {row["protocol"] for row in rows} - {protocols.ORIGINAL.name}
     if others:
       raise InputError(
-        f"{path}: {name} was counted by protocol {', '.join(sorted(others))}; a report is about the original masks, so "
-        "write the rows with `evaluate --per_expression` and without --protocol"
+        f"{path}: {name} has rows of protocol {', '.join(sorted(others))}; write them with "
+        "`evaluate --per_expression`, without --protocol"
       )
-  return found
+  return by_split
 
 
 def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
-  found: dict[str, list[Row]] = {}
+  by_split: dict[str, list[Row]] = {}
   for row in rows:
-    found.setdefault(row["data"], []).append(row)
-  return found
+    by_split.setdefault(row["data"], []).append(row)
+  return by_split
 
 
-def _judge(data_dir: str, found: Mapping[str, Sequence[Row]]) -> list[SplitResults]:
-  """Computes the metrics of rows that were written before."""
-  runner.find_splits(data_dir, [*found])
-  splits = []
-  for name, rows in found.items():
-    metrics = runner.summarise_rows(rows, protocols.ORIGINAL, name)
-    splits.append(_judged(data_dir, name, metrics, rows))
-  return splits
+def _summarise(data_dir: str, by_split: Mapping[str, Sequence[Row]]) -> list[SplitResults]:
+  """Computes the metrics of rows from a file."""
+  runner.find_splits(data_dir, [*by_split])
+  return [
+    _results(data_dir, name, runner.summarise_rows(rows, protocols.ORIGINAL, name), rows)
+    for name, rows in by_split.items()
+  ]
 
 
-def _judged(
-  data_dir: str, name: str, results: Mapping[str, Any], rows: Sequence[Row]
+def _results(
+  data_dir: str, name: str, metrics: Mapping[str, Any], rows: Sequence[Row]
 ) -> SplitResults:
-  metrics = {key: value for key, value in results.items() if isinstance(value, (int, float))}
-  groups = {key: value for key, value in results.items() if isinstance(value, dict)}
-  return SplitResults(name, metrics, rows, groups, runner.recall_instances(data_dir, name))
-
-
-def _names(splits: Sequence[SplitResults]) -> str:
-  return ", ".join(split.name for split in splits)
+  numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+  groups = {key: value for key, value in metrics.items() if isinstance(value, dict)}
+  return SplitResults(name, numbers, rows, groups, runner.recall_instances(data_dir, name))
 
 
 def _draw(
   model: load.LoadedModel, data_dir: str, splits: Sequence[SplitResults], count: int
-) -> tuple[dict[str, list[Drawn]], list[str]]:
-  """Draws `count` sentences of each kind, the same number of every split; and says what is odd about them."""
+) -> tuple[dict[str, list[DrawnPrediction]], list[str]]:
+  """Draws `count` predictions per heading, equally from all splits; and notes inconsistencies."""
   share = -(-count // len(splits))
   chosen = {split.name: predictions.choose(split.rows, share) for split in splits}
-  total = sum(len(rows) for kinds in chosen.values() for rows in kinds.values())
-  pictures: dict[str, list[Drawn]] = {kind: [] for kind in predictions.KINDS}
+  total = sum(len(rows) for by_heading in chosen.values() for rows in by_heading.values())
+  drawn: dict[str, list[DrawnPrediction]] = {heading: [] for heading in predictions.HEADINGS}
   if not total:
-    return pictures, []
+    return drawn, []
   segmenter = Segmenter(model)
-  for name, kinds in chosen.items():
-    rows = [row for own in kinds.values() for row in own]
-    drawn = iter(predictions.draw(segmenter, data_dir, name, rows, _PICTURE_BYTES // total))
-    for kind, own in kinds.items():
-      pictures[kind] += [next(drawn) for _ in own]
-  other = sum(abs(one.iou - one.row["iou"]) > _SAME for own in pictures.values() for one in own)
-  if not other:
-    return pictures, []
+  for name, by_heading in chosen.items():
+    rows = [row for of_heading in by_heading.values() for row in of_heading]
+    pictures = iter(predictions.draw(segmenter, data_dir, name, rows, _PICTURE_BYTES // total))
+    for heading, of_heading in by_heading.items():
+      drawn[heading] += [next(pictures) for _ in of_heading]
+  differing = sum(
+    abs(picture.iou - picture.row["iou"]) > _TOLERANCE
+    for of_heading in drawn.values()
+    for picture in of_heading
+  )
+  if not differing:
+    return drawn, []
   note = (
-    f"{other} of the {total} pictures show a mask whose IoU is not that of the rows (by more than {_SAME}): were these "
-    "written for another checkpoint?"
+    f"the IoU of {differing} of the {total} drawn predictions differs from their rows by more than "
+    f"{_TOLERANCE}: were the rows written for another checkpoint?"
   )
   print(f"warning: {note}")
-  return pictures, [note]
+  return drawn, [note]

@@ -1,4 +1,4 @@
-"""The learning curves of a run: its losses, what it was judged by, its speed, and where the time went."""
+"""Learning curves of a run: losses, metrics, speed and time spent, from `metrics.jsonl`."""
 
 import dataclasses
 import json
@@ -12,26 +12,33 @@ from mail_jax.report import charts
 from mail_jax.report.charts import Series, grid, panel
 
 FILE = "metrics.jsonl"
+# The limit of points per curve; more cannot be seen.
 POINTS = 160
-"""A curve has no more: what is between two of them cannot be seen."""
 
 Curve = list[tuple[float, float]]
 _LOSSES = ("loss", "bce", "dice", "selection", "no_target")
-_LOSS_TEXT = "The loss and its terms, before they are weighed; a point is the mean of the steps since the last one."
-_JUDGED = ("mIoU", "oIoU", "gIoU", "P@0.5", "P@0.9", "selection_accuracy", "oracle_mIoU")
-_JUDGED_TEXT = "On the sentences that the run was judged by as it trained, perhaps not all of the split. Percent."
+_LOSS_TEXT = (
+  "The loss and its unweighted terms; a point is the mean over the steps since the previous point."
+)
+_METRICS = ("mIoU", "oIoU", "gIoU", "P@0.5", "P@0.9", "selection_accuracy", "oracle_mIoU")
+_METRICS_TEXT = "On the expressions evaluated during training, perhaps part of the split. Percent."
 _TIME = {
-  "step": "c0", "data": "c1", "evaluation": "c2", "checkpoint": "c3", "compile": "c4", "other": "c5",
-}  # fmt: skip
+  "step": "c0",
+  "data": "c1",
+  "evaluation": "c2",
+  "checkpoint": "c3",
+  "compile": "c4",
+  "other": "c5",
+}
 
 
 def read_log(workdir: str) -> list[dict[str, Any]] | None:
-  """Returns the rows of a run's log; None where there is none, as beside an exported model.
+  """Reads the rows of a run's log; None without a log, as for an exported model.
 
-  A last line without its end is passed over: the run was stopped, or is writing it.
+  An incomplete last line is ignored: the run was stopped, or is writing it.
 
   Raises:
-    InputError: the file cannot be read, or a line of it is not a row.
+    InputError: the file cannot be read, or a line is not a row.
   """
   path = buckets.folder(workdir, "W") / FILE
   try:
@@ -49,33 +56,33 @@ def _row(where: str, line: str) -> dict[str, Any]:
     row = json.loads(line)
   except json.JSONDecodeError as error:
     raise InputError(
-      f"{where}: {error}; remove the line, or the file to do without curves"
+      f"{where}: {error}; remove the line, or the file to omit the curves"
     ) from error
   step = row.get("step") if isinstance(row, dict) else None
   if type(step) is not int:
     raise InputError(
-      f"{where}: no row of a training log, which has a whole number as its step; remove the line"
+      f"{where}: not a row of a training log, which has an integer `step`; remove the line"
     )
   return row
 
 
 def read_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-  """Returns (step, value) of every number in a log, by its name, in the order of steps, thinned to POINTS.
+  """Returns the curve of every number in a log: (step, value) by step, thinned to POINTS.
 
-  What is not finite is left out.
+  Values that are not finite are left out.
   """
-  found: dict[str, Curve] = {}
+  curves: dict[str, Curve] = {}
   for row in sorted(rows, key=lambda row: row["step"]):
     for name, value in row.items():
       if name != "step" and type(value) in (int, float) and math.isfinite(value):
-        found.setdefault(name, []).append((float(row["step"]), float(value)))
-  return {name: thin(curve) for name, curve in found.items()}
+        curves.setdefault(name, []).append((float(row["step"]), float(value)))
+  return {name: thin(curve) for name, curve in curves.items()}
 
 
 def thin(curve: Curve, points: int = POINTS) -> Curve:
-  """Returns a curve of so many points at most: each the mean of as many that follow each other, but for the ends.
+  """Returns a curve of at most this many points, the means of equal stretches.
 
-  The first and the last point stay as they are.
+  The first and the last point are kept.
   """
   if len(curve) <= points:
     return curve
@@ -90,29 +97,29 @@ def thin(curve: Curve, points: int = POINTS) -> Curve:
 
 
 def time_spent(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """Returns the seconds that the last start of a run spent on each phase, the longest first; empty if none is known."""
+  """Returns the seconds per phase since the last start of a run, longest first; may be empty."""
   logged = [row["seconds"] for row in rows if isinstance(row.get("seconds"), dict)]
   return dict(sorted(logged[-1].items(), key=lambda item: -item[1])) if logged else {}
 
 
 def draw(rows: Sequence[Mapping[str, Any]] | None, step: int) -> Iterator[str]:
-  """Yields the panels.
+  """Yields the panels of the section.
 
   Args:
-    rows: of the log; None where there is none.
-    step: of the checkpoint that the page is about.
+    rows: of the log; None without a log.
+    step: of the checkpoint that the page describes.
   """
   if rows is None:
     yield (
-      "<p>There is no metrics.jsonl in this folder, so there are no learning curves: a training run writes it, an "
-      "exported model has none.</p>"
+      "<p>No learning curves: this folder has no metrics.jsonl. Training runs write it; exported "
+      "models have none.</p>"
     )
     return
   curves = read_curves(rows)
   if not curves:
-    yield "<p>metrics.jsonl is empty: the run has logged nothing yet.</p>"
+    yield "<p>metrics.jsonl is empty: nothing has been logged yet.</p>"
     return
-  yield "<p>The dashed line is the checkpoint of this page.</p>"
+  yield "<p>The dashed line marks the checkpoint of this report.</p>"
   yield from grid(_panels(curves, time_spent(rows), step))
 
 
@@ -120,14 +127,14 @@ def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) 
   losses = {name: curves[name] for name in _LOSSES if name in curves}
   if losses:
     yield _panel("Loss", losses, step, _LOSS_TEXT)
-  for split, judged in _by_split(curves).items():
-    yield _panel(f"Metrics on {split}", judged, step, _JUDGED_TEXT, _percent)
+  for split, metrics in _by_split(curves).items():
+    yield _panel(f"Metrics on {split}", metrics, step, _METRICS_TEXT, _percent)
   alone = {
-    "lr": ("Learning rate", "Of the step; parts of the model may have a multiple of it."),
+    "lr": ("Learning rate", "Parts of the model may have a multiple of it."),
     "samples_per_second": ("Samples per second", "Over all devices, while training."),
     "mfu": ("Model FLOPs utilisation", "Share of the devices' peak, in percent."),
-    "data_wait": ("Waiting for data", "Share of the time of training, in percent."),
-    "grad_norm": ("Norm of the gradient", "Before it is clipped."),
+    "data_wait": ("Waiting for data", "Share of the training time, in percent."),
+    "grad_norm": ("Gradient norm", "Before clipping."),
   }
   for name, (title, text) in alone.items():
     if name in curves:
@@ -138,15 +145,15 @@ def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) 
 
 
 def _by_split(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
-  """The metrics of `SPLIT/METRIC` by split, those of _JUDGED that are there."""
+  """Returns the curves of `SPLIT/METRIC` by split, for the metrics in _METRICS."""
   splits = dict.fromkeys(name.rpartition("/")[0] for name in curves if "/" in name)
-  found = {
+  by_split = {
     split: {
-      metric: curves[f"{split}/{metric}"] for metric in _JUDGED if f"{split}/{metric}" in curves
+      metric: curves[f"{split}/{metric}"] for metric in _METRICS if f"{split}/{metric}" in curves
     }
     for split in splits
   }
-  return {split: judged for split, judged in found.items() if judged}
+  return {split: metrics for split, metrics in by_split.items() if metrics}
 
 
 def _panel(
@@ -162,9 +169,10 @@ def _panel(
   x = charts.until(max(x for curve in curves.values() for x, _ in curve), "step")
   ends = ", ".join(f"{name} {write(curve[-1][1])}" for name, curve in curves.items())
   steps = sorted({x for curve in curves.values() for x, _ in curve})
-  looked_up = {name: dict(curve) for name, curve in curves.items()}
+  values_at = {name: dict(curve) for name, curve in curves.items()}
   table = [
-    [f"{x:,.0f}", *(write(own[x]) if x in own else "" for own in looked_up.values())] for x in steps
+    [f"{x:,.0f}", *(write(curve[x]) if x in curve else "" for curve in values_at.values())]
+    for x in steps
   ]
   chart = charts.lines(
     [Series(name, curve) for name, curve in curves.items()],
@@ -189,8 +197,8 @@ def _time(spent: Mapping[str, float]) -> str:
   total = sum(spent.values())
   texts = {name: f"{name} {value / total:.1%}, {value:,.0f} s" for name, value in spent.items()}
   parts = [(texts[name], value / total, _TIME.get(name, "none")) for name, value in spent.items()]
-  chart = charts.shares([("", parts)], f"Where the time went: {', '.join(texts.values())}")
+  chart = charts.shares([("", parts)], f"Time spent: {', '.join(texts.values())}")
   key = charts.key_of([(name, f"swatch {_TIME.get(name, 'none')}") for name in spent])
   rows = [[name, f"{value:,.1f}", _percent(value / total)] for name, value in spent.items()]
-  text = "Percent of the wall time of the run's last start; step is training."
-  return panel("Where the time went", chart, key, text, (["phase", "seconds", "percent"], rows))
+  text = "Percent of the wall time since the last start; `step` is training."
+  return panel("Time spent", chart, key, text, (["phase", "seconds", "percent"], rows))

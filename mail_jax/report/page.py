@@ -1,4 +1,4 @@
-"""The page about a run, put together from its sections."""
+"""The report as an HTML page, built from its sections."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,57 +9,57 @@ from input_pipeline.common.html import escape
 from input_pipeline.proposers import leakage
 from mail_jax.report import curves, predictions, quality
 from mail_jax.report.charts import section
-from mail_jax.report.predictions import Drawn
+from mail_jax.report.predictions import DrawnPrediction
 from mail_jax.report.quality import SplitResults
-from mail_jax.report.style import LOOK
+from mail_jax.report.style import STYLE
 
 _SECTIONS = {
   "results": "Results",
-  "quality": "Where it is good, and where not",
+  "quality": "Quality of the masks",
   "training": "Training",
   "predictions": "Predictions",
-  "provenance": "What this rests on",
+  "provenance": "Provenance",
 }
 _HEADLINES = {
   "mIoU": "mean IoU",
   "oIoU": "overall IoU",
-  "P@0.5": "of the masks have an IoU of 0.5 or more",
-  "P@0.9": "have 0.9 or more",
-  "selection_accuracy": "right instance chosen, where one fits",
+  "P@0.5": "of the masks have an IoU of at least 0.5",
+  "P@0.9": "have an IoU of at least 0.9",
+  "selection_accuracy": "right instance selected, where one fits",
 }
 _MEANINGS = {
-  "expressions": "every sentence of every ref counts once",
-  "refs": "objects that are meant",
-  "oIoU": "overall IoU: sum of intersections / sum of unions, in pixels of the photos",
-  "mIoU": "mean over the sentences of intersection / union",
-  "boundary_mIoU": "mean IoU of what lies along the outlines of both masks: within 2 % of the photo's diagonal of them",
-  "P@X": "share of sentences with an IoU of at least X (PhraseCut: above X)",
-  "gIoU": "mean IoU, 1 where nothing is meant and the model says so, 0 where it is wrong about that",
-  "cIoU": "sum of intersections / sum of unions, as the data set's own code counts",
-  "N-acc": "share of the sentences that mean nothing which the model says to mean nothing",
-  "T-acc": "share of the others which it does not say to mean nothing",
-  "no_targets": "sentences that mean nothing",
-  "selection_accuracy": "share of sentences whose chosen instance is right, among those for which one is",
-  "selected_mIoU": "mean IoU of the chosen instance mask with the target",
-  "oracle_mIoU": "mean IoU of the best instance mask: the ceiling of any method that only picks one",
-  "text_cut": "share of sentences that were longer than the model reads",
+  "expressions": "number of expressions; every one counts once",
+  "refs": "number of refs",
+  "oIoU": "overall IoU: sum of intersections / sum of unions, in pixels of the images",
+  "mIoU": "mean over the expressions of intersection / union",
+  "boundary_mIoU": "mean IoU of the masks near their outlines, within 2 % of the image's diagonal",
+  "P@X": "share of expressions with an IoU of at least X (PhraseCut: above X)",
+  "gIoU": "mean IoU; 1 for a missing target predicted as such, 0 for an error about that",
+  "cIoU": "sum of intersections / sum of unions, as in the data set's own code",
+  "N-acc": "share of the expressions without a target that are predicted as such",
+  "T-acc": "share of the expressions with a target that are predicted as such",
+  "no_targets": "number of expressions without a target",
+  "selection_accuracy": "share of expressions with the right instance selected, where one fits",
+  "selected_mIoU": "mean IoU of the selected instance mask with the target",
+  "oracle_mIoU": "mean IoU of the best instance mask: the upper limit of selecting one",
+  "text_cut": "share of expressions that are longer than the model's limit",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """All that the page says.
+  """The content of the page.
 
   Attributes:
-    run: what the run is called.
-    about: what it is, in a line: which checkpoint, how large.
+    run: name of the run.
+    about: one line on the checkpoint, the splits and the date.
     step: of the checkpoint.
-    splits: what was evaluated; at least one.
-    log: rows of the training log; None where there is none.
-    pictures: what is drawn, by its kind.
-    facts: what the numbers rest on: headings, each with names and what they are.
-    config: the run's, as text.
-    notes: what has to be known beside every number, but for what `splits` warn of.
+    splits: the results; at least one.
+    log: rows of the training log; None without one.
+    predictions: those that are drawn, by the headings of `predictions.HEADINGS`.
+    facts: the provenance: headings, each with names and values.
+    config: of the run, as text.
+    notes: remarks on all numbers, in addition to the warnings of `splits`.
   """
 
   run: str
@@ -67,25 +67,25 @@ class Report:
   step: int
   splits: Sequence[SplitResults]
   log: Sequence[Mapping[str, Any]] | None
-  pictures: Mapping[str, Sequence[Drawn]]
+  predictions: Mapping[str, Sequence[DrawnPrediction]]
   facts: Mapping[str, Mapping[str, str]]
   config: str
   notes: Sequence[str] = ()
 
 
 def write(report: Report) -> str:
-  """Returns the page; the same report gives the same text."""
+  """Returns the page; equal reports give equal text."""
   bodies = {
     "results": _results(report),
     "quality": quality.draw(report.splits),
     "training": curves.draw(report.log, report.step),
-    "predictions": predictions.gallery(report.pictures, name_data=len(report.splits) > 1),
+    "predictions": predictions.gallery(report.predictions, with_split=len(report.splits) > 1),
     "provenance": _provenance(report),
   }
   parts = [*_header(report), "<main>"]
   for name, title in _SECTIONS.items():
     parts += section(name, title, bodies[name])
-  return html.document(f"{report.run}: report", LOOK, [*parts, "</main>"])
+  return html.document(f"{report.run}: report", STYLE, [*parts, "</main>"])
 
 
 def _header(report: Report) -> Iterator[str]:
@@ -109,8 +109,8 @@ def _results(report: Report) -> Iterator[str]:
     for split in report.splits
   ]
   yield from html.table("metrics of every split", ["", *names], rows)
-  yield '<p class="small">In percent, but for counts.</p>'
-  yield '<details class="facts"><summary>What the columns mean</summary>'
+  yield '<p class="small">Counts as they are; all else in percent.</p>'
+  yield '<details class="facts"><summary>Meaning of the columns</summary>'
   known = {name: text for name, text in _MEANINGS.items() if name in names or name == "P@X"}
   yield from html.table("meanings", ["metric", "meaning"], [*known.items()])
   yield "</details>"
@@ -133,7 +133,7 @@ def _tile(value: int | float, *texts: str) -> str:
 
 
 def write_metric(value: int | float | None) -> str:
-  """Writes a count as it is, a fraction in percent, and a dash for what is not there."""
+  """Formats a count as it is, a fraction in percent, and None as a dash."""
   if value is None:
     return "-"
   return f"{value:,}" if isinstance(value, int) else f"{100 * value:.2f}"
@@ -143,8 +143,8 @@ def _provenance(report: Report) -> Iterator[str]:
   yield '<div class="facts">'
   for heading, facts in report.facts.items():
     yield f"<div><h3>{escape(heading)}</h3>"
-    yield from html.table(heading, ["what", "is"], [*facts.items()])
+    yield from html.table(heading, ["name", "value"], [*facts.items()])
     yield "</div>"
   yield "</div>"
-  yield "<details><summary>The whole config</summary>"
+  yield "<details><summary>Full config</summary>"
   yield f'<pre tabindex="0">{escape(report.config)}</pre></details>'

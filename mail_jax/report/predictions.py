@@ -1,8 +1,7 @@
-"""Which sentences a report draws, and the drawing of them over their photos."""
+"""Chooses the predictions that a report shows, and draws them on their images."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,13 +15,13 @@ from input_pipeline.records import object_size
 from mail_jax.evaluate.per_expression import Row
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
-KINDS = {
-  "best": "highest IoU first, one sentence a photo; where several have the same, chance decides, alike on every run",
-  "worst": "lowest IoU first, one sentence a photo; where several have the same, chance decides, alike on every run",
-  "random": "any photo as likely as another, and any of its sentences; alike on every run",
+HEADINGS = {
+  "best": "highest IoU first, one expression per image; ties in a fixed random order",
+  "worst": "lowest IoU first, one expression per image; ties in a fixed random order",
+  "random": "images drawn uniformly with a fixed seed, each with one of its expressions",
 }
+# The longer side of a drawn image, in pixels; the first is sharp at the width of a phone.
 _SIDES = (560, 420, 315, 236, 177)
-"""Of a drawn photo, in pixels; the first is sharp at the width of a phone and of a column."""
 _QUALITIES = (82, 70, 58, 46, 34)
 _SEED = 0
 _KEY = (
@@ -33,15 +32,15 @@ _KEY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
-  """A sentence and what the model made of it, as a picture.
+class DrawnPrediction:
+  """The prediction for an expression as a picture.
 
   Attributes:
-    row: the sentence's.
-    jpeg: the photo, with the mask, the target and the chosen instance.
+    row: of the expression.
+    jpeg: the image with the mask, the target and the selected instance.
     width, height: of the picture, in pixels.
-    instances: how many the model had to choose from.
-    iou: of the mask that is drawn; the row's, where row and model belong together.
+    instances: number of instances that the model selected from.
+    iou: of the mask that is drawn; equal to the row's if the row is of this model.
   """
 
   row: Row
@@ -53,9 +52,9 @@ class Drawn:
 
 
 def choose(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
-  """Returns the rows to draw by their kind, `count` at most of each and an image once in each.
+  """Returns the rows to draw by heading, at most `count` each, without duplicate images in one.
 
-  The same rows in the same order give the same choice.
+  Equal rows in the same order give the same choice.
   """
   chance = np.random.default_rng(_SEED).random((2, len(rows)))
   order = range(len(rows))
@@ -63,66 +62,70 @@ def choose(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
     "best": lambda i: (not rows[i]["area"], -rows[i]["iou"], chance[0, i]),
     "worst": lambda i: (rows[i]["iou"], chance[0, i]),
   }
-  chosen = {kind: _once_an_image(rows, sorted(order, key=key), count) for kind, key in keys.items()}
-  return chosen | {"random": _at_random(rows, chance, count)}
+  extreme = {
+    heading: _one_per_image(rows, sorted(order, key=key), count) for heading, key in keys.items()
+  }
+  return extreme | {"random": _at_random(rows, chance, count)}
 
 
-def _once_an_image(rows: Sequence[Row], order: Sequence[int], count: int) -> list[Row]:
-  found: dict[int, Row] = {}
+def _one_per_image(rows: Sequence[Row], order: Sequence[int], count: int) -> list[Row]:
+  by_image: dict[int, Row] = {}
   for i in order:
-    if len(found) == count:
+    if len(by_image) == count:
       break
-    found.setdefault(rows[i]["image_id"], rows[i])
-  return [*found.values()]
+    by_image.setdefault(rows[i]["image_id"], rows[i])
+  return [*by_image.values()]
 
 
 def _at_random(rows: Sequence[Row], chance: np.ndarray, count: int) -> list[Row]:
-  """Images by the chance of their first sentence, and of each the sentence with the smallest chance of its own."""
+  """Draws images by the number of their first row, and from each the row with the smallest."""
   images: dict[int, list[int]] = {}
   for i, row in enumerate(rows):
     images.setdefault(row["image_id"], []).append(i)
-  drawn = sorted(images.values(), key=lambda own: chance[0, own[0]])[:count]
-  return [rows[min(own, key=lambda i: chance[1, i])] for own in drawn]
+  drawn = sorted(images.values(), key=lambda of_image: chance[0, of_image[0]])[:count]
+  return [rows[min(of_image, key=lambda i: chance[1, i])] for of_image in drawn]
 
 
 def draw(
   segmenter: Segmenter, data_dir: str, name: str, rows: Sequence[Row], limit: int
-) -> list[Drawn]:
-  """Runs the model on these sentences alone, and draws what it says.
+) -> list[DrawnPrediction]:
+  """Runs the model on these expressions, and draws the predictions.
 
   Args:
     segmenter: the model.
-    data_dir: what `prepare` was given.
-    name: of the data, DATASET/SPLIT.
-    rows: of the sentences.
-    limit: bytes that no picture is larger than, unless it would be smaller than a thumb.
+    data_dir: the folder that `prepare` wrote to.
+    name: DATASET/SPLIT.
+    rows: of the expressions.
+    limit: of the bytes of a picture, unless the smallest one is larger.
 
   Returns:
-    One for each row, in their order.
+    One per row, in their order.
 
   Raises:
-    InputError: the data is not there, or has no such sentence.
+    InputError: the data does not exist, or has no such expression.
   """
-  found: dict[int, Drawn] = {}
-  wanted: dict[int, list[int]] = {}
+  drawn: dict[int, DrawnPrediction] = {}
+  by_image: dict[int, list[int]] = {}
   for i, row in enumerate(rows):
-    wanted.setdefault(row["image_id"], []).append(i)
-  for record in _records(data_dir, name, wanted):
-    for i in wanted[record.image_id]:
-      found[i] = _draw(segmenter, record, rows[i], limit)
+    by_image.setdefault(row["image_id"], []).append(i)
+  for record in _read_records(data_dir, name, by_image):
+    for i in by_image[record.image_id]:
+      drawn[i] = _draw(segmenter, record, rows[i], limit)
   for i, row in enumerate(rows):
-    if i not in found:
+    if i not in drawn:
       raise _unknown(row)
-  return [found[i] for i in range(len(rows))]
+  return [drawn[i] for i in range(len(rows))]
 
 
-def _records(data_dir: str, name: str, wanted: Mapping[int, Any]) -> Iterator[records.ImageRecord]:
-  """The records of the images that are wanted, each once; it ends when there is none left."""
+def _read_records(
+  data_dir: str, name: str, image_ids: Iterable[int]
+) -> Iterator[records.ImageRecord]:
+  """Yields the records of these images, each once."""
   # The only import that needs more than this package's own requirements.
   from input_pipeline.tf import record_reader
 
   dataset, _, split = name.rpartition("/")
-  left = set(wanted)
+  left = set(image_ids)
   for fields in record_reader.read_records(record_reader.Split(data_dir, dataset, split)):
     if not left:
       break
@@ -131,7 +134,9 @@ def _records(data_dir: str, name: str, wanted: Mapping[int, Any]) -> Iterator[re
       yield records.decode_record(fields)
 
 
-def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: int) -> Drawn:
+def _draw(
+  segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: int
+) -> DrawnPrediction:
   ref = next((ref for ref in record.refs if ref.ref_id == row["ref_id"]), None)
   if ref is None or row["expression"] not in ref.sentences:
     raise _unknown(row)
@@ -140,44 +145,44 @@ def _draw(segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: in
   union = int((ref.target | result.mask).sum())
   iou = int((ref.target & result.mask).sum()) / union if union else 1.0
   jpeg, width, height = encode(result, ref.target, limit)
-  return Drawn(row, jpeg, width, height, len(result.instances), iou)
+  return DrawnPrediction(row, jpeg, width, height, len(result.instances), iou)
 
 
 def _unknown(row: Row) -> InputError:
   return InputError(
-    f"{row['data']}: the data has no sentence {row['expression']!r} of ref {row['ref_id']}, image {row['image_id']}; "
-    "were the rows written from other data?"
+    f"{row['data']}: the data has no expression {row['expression']!r} of ref {row['ref_id']}, "
+    f"image {row['image_id']}; were the rows written from other data?"
   )
 
 
 def overlay(result: Segmentation, target: np.ndarray, side: int) -> UInt8[np.ndarray, "h w 3"]:
-  """Returns the photo with the mask in blue, the outlines of the target in white and of the chosen instance in yellow.
+  """Draws the mask in blue, and outlines the target in white and the selected instance in yellow.
 
   Args:
-    result: what the model says, at the photo's size.
-    target: bool, of the photo's size.
+    result: of the model, at the image's size.
+    target: bool, of the image's size.
     side: the longer side of the picture, in pixels.
   """
   size = drawing.fitting_size(target.shape[0], target.shape[1], side)
-  photo = np.asarray(Image.fromarray(result.image).resize(size, Image.Resampling.LANCZOS))
-  chosen = None if result.selected is None else result.instances[result.selected]
+  image = np.asarray(Image.fromarray(result.image).resize(size, Image.Resampling.LANCZOS))
+  instance = None if result.selected is None else result.instances[result.selected]
   return drawing.overlay(
-    photo,
+    image,
     drawing.stretch(result.mask, size),
     drawing.stretch(target, size),
-    None if chosen is None else drawing.stretch(chosen, size),
+    None if instance is None else drawing.stretch(instance, size),
   )
 
 
 def encode(result: Segmentation, target: np.ndarray, limit: int) -> tuple[bytes, int, int]:
-  """Returns the picture as a JPEG of the best size, and of that the best quality, that the limit allows.
+  """Encodes the overlay as a JPEG of the largest size, then the best quality, within the limit.
 
   Args:
     result, target: see `overlay`.
-    limit: bytes; not kept by what is as small and coarse as pictures become.
+    limit: in bytes; the smallest and coarsest picture may exceed it.
 
   Returns:
-    The file's bytes, and the picture's width and height in pixels.
+    The bytes of the file, and the width and height of the picture in pixels.
   """
   jpeg, width, height = b"", 0, 0
   for side in _SIDES:
@@ -190,29 +195,31 @@ def encode(result: Segmentation, target: np.ndarray, limit: int) -> tuple[bytes,
   return jpeg, width, height
 
 
-def gallery(pictures: Mapping[str, Sequence[Drawn]], name_data: bool) -> Iterator[str]:
-  """Yields the pictures of every kind of `KINDS`.
+def gallery(drawn: Mapping[str, Sequence[DrawnPrediction]], with_split: bool) -> Iterator[str]:
+  """Yields the section of predictions.
 
   Args:
-    pictures: by their kind.
-    name_data: whether each says which split it is of.
+    drawn: by the headings of HEADINGS.
+    with_split: whether captions name the split.
   """
-  items = "".join(f'<li><span class="{look}"></span> {meaning}</li>' for meaning, look in _KEY)
+  items = "".join(
+    f'<li><span class="{css_class}"></span> {meaning}</li>' for meaning, css_class in _KEY
+  )
   yield f'<ul class="key">{items}</ul>'
-  for kind, drawn in pictures.items():
-    why = KINDS[kind]
-    yield f'<h3 id="{kind}">{kind.capitalize()}</h3><p class="small">{len(drawn)} predictions: {why}.</p>'
+  for heading, predictions in drawn.items():
+    yield f'<h3 id="{heading}">{heading.capitalize()}</h3>'
+    yield f'<p class="small">{len(predictions)} predictions: {HEADINGS[heading]}.</p>'
     yield '<div class="pictures">'
-    for one in drawn:
-      yield _figure(one, name_data)
+    for prediction in predictions:
+      yield _figure(prediction, with_split)
     yield "</div>"
 
 
-def _figure(one: Drawn, name_data: bool) -> str:
-  row = one.row
-  what = f"{row['file_name']} with the prediction for: {row['expression']}"
+def _figure(drawn: DrawnPrediction, with_split: bool) -> str:
+  row = drawn.row
+  alt_text = f"{row['file_name']} with the prediction for: {row['expression']}"
   facts = [
-    *([row["data"]] if name_data else []),
+    *([row["data"]] if with_split else []),
     row["file_name"],
     f"ref {row['ref_id']}",
     f"target of {row['area']:,} pixels ({object_size(row['area'])})"
@@ -220,20 +227,21 @@ def _figure(one: Drawn, name_data: bool) -> str:
     else "no target",
   ]
   if "no_target_probability" in row:
-    facts.append(f"nothing meant: {row['no_target_probability']:.0%} sure")
+    facts.append(f"probability of no target {row['no_target_probability']:.0%}")
   return (
-    f"<figure>{html.embed(one.jpeg, one.width, one.height, what)}<figcaption>"
-    f'<p class="said" dir="auto">{escape(row["expression"])}</p>'
-    f'<p class="score"><strong>IoU {row["iou"]:.2f}</strong>, {_which(one)}</p>'
+    f"<figure>{html.embed(drawn.jpeg, drawn.width, drawn.height, alt_text)}<figcaption>"
+    f'<p class="expression" dir="auto">{escape(row["expression"])}</p>'
+    f'<p class="score"><strong>IoU {row["iou"]:.2f}</strong>, {_selection(drawn)}</p>'
     f'<p class="small">{escape(", ".join(facts))}</p></figcaption></figure>'
   )
 
 
-def _which(one: Drawn) -> str:
-  row, count = one.row, one.instances
-  best = f"the best has {row['oracle_iou']:.2f}"
+def _selection(drawn: DrawnPrediction) -> str:
+  row, count = drawn.row, drawn.instances
+  best = f"best instance {row['oracle_iou']:.2f}"
   if not count:
-    return "the photo has no instance mask"
+    return "no instance masks"
   if row["selected"] is None:
-    return f"none of {count} instances chosen; {best}"
-  return f"instance {row['selected'] + 1} of {count} chosen, with {row['selected_iou']:.2f}; {best}"
+    return f"none of {count} instances selected; {best}"
+  iou = row["selected_iou"]
+  return f"instance {row['selected'] + 1} of {count} selected, {iou:.2f}; {best}"

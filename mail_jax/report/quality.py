@@ -1,4 +1,4 @@
-"""How good the masks are, in charts: at which IoU, for which targets and sentences, and what stands in the way."""
+"""Charts of the quality of masks: by IoU, by target and expression, and an error analysis."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,20 +10,27 @@ from mail_jax.evaluate.per_expression import Row
 from mail_jax.report import charts
 from mail_jax.report.charts import Bar, Series, grid, panel
 
+# The P@X curve has a point at every hundredth from 0 to 1.
 STEPS = 100
-"""The P@X curve has a point each hundredth from 0 to 1."""
 BINS = 20
 _HIT = 0.5
 _GROUPS = {
   "by_size": (
     "Mean IoU by the size of the target",
-    "Small: an area below 32 x 32 pixels of the photo; medium: below 96 x 96; large: the others. Percent.",
+    "Small: an area below 32 x 32 pixels of the image; medium: below 96 x 96; large: the others. "
+    "Percent.",
   ),
   "by_words": ("Mean IoU by the length of the expression", "In words. Percent."),
 }
 _COLUMNS = (
-  "expressions", "mIoU", "boundary_mIoU", "oIoU", "P@0.5", "selection_accuracy", "oracle_mIoU",
-)  # fmt: skip
+  "expressions",
+  "mIoU",
+  "boundary_mIoU",
+  "oIoU",
+  "P@0.5",
+  "selection_accuracy",
+  "oracle_mIoU",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +39,10 @@ class SplitResults:
 
   Attributes:
     name: DATASET/SPLIT.
-    metrics: fractions and counts by their name.
-    rows: a sentence each, in the order of the data; at least one.
-    groups: metrics of a part of the sentences, by what parts them (`by_size`, `by_words`) and the name of the part.
-    instances: who made its instance masks, as `leakage.recall` says.
+    metrics: fractions and counts by name.
+    rows: one per expression, in the order of the data; at least one.
+    groups: metrics of groups of expressions, by breakdown (`by_size`, `by_words`) and group.
+    instances: the origin of its instance masks, as `leakage.recall` returns it.
   """
 
   name: str
@@ -53,9 +60,9 @@ def precision_curve(rows: Sequence[Row]) -> list[float]:
 
 
 def histogram(rows: Sequence[Row]) -> list[int]:
-  """Returns how many rows have an IoU in [0, 1/BINS), [1/BINS, 2/BINS), ...; the last bin has those of 1 too.
+  """Counts the rows with an IoU in [0, 1/BINS), [1/BINS, 2/BINS), ...; the last bin includes 1.
 
-  Counted in whole numbers, so that no IoU lands in its neighbour's bin.
+  The bins are computed in integers, so that rounding puts no IoU into the neighbouring bin.
   """
   counts = [0] * BINS
   for row in rows:
@@ -65,37 +72,35 @@ def histogram(rows: Sequence[Row]) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reason:
-  """One of the ways in which a sentence ends; `look` is its class in the page's look."""
+class Outcome:
+  """A class of the error analysis; `css_class` is its class in the style sheet."""
 
   name: str
   meaning: str
-  look: str
+  css_class: str
 
 
-REASONS = (
-  Reason("found", "the mask has an IoU of at least 0.5", "found"),
-  Reason(
-    "poor outline", "the right instance was chosen, and the mask is below 0.5 all the same", "poor"
+OUTCOMES = (
+  Outcome("found", "the mask has an IoU of at least 0.5", "found"),
+  Outcome("poor outline", "the right instance is selected, but the IoU is below 0.5", "poor"),
+  Outcome(
+    "wrong instance", "an instance fits the target, but another or none is selected", "wrong"
   ),
-  Reason(
-    "wrong instance", "an instance mask fits the target, and another or none was chosen", "wrong"
-  ),
-  Reason("no instance fits", "no instance mask overlaps the target by more than 0.5", "none"),
+  Outcome("no instance fits", "no instance has an IoU above 0.5 with the target", "none"),
 )
 
 
-def reasons(rows: Sequence[Row]) -> list[int]:
-  """Returns how many of the rows that have a target end in each of REASONS."""
-  counts = dict.fromkeys(REASONS, 0)
+def count_outcomes(rows: Sequence[Row]) -> list[int]:
+  """Counts the rows with a target by each of OUTCOMES."""
+  counts = dict.fromkeys(OUTCOMES, 0)
   for row in rows:
     if row["area"]:
-      counts[_reason(row)] += 1
+      counts[_outcome(row)] += 1
   return [*counts.values()]
 
 
-def _reason(row: Row) -> Reason:
-  found, poor, wrong, impossible = REASONS
+def _outcome(row: Row) -> Outcome:
+  found, poor, wrong, impossible = OUTCOMES
   if row["iou"] >= _HIT:
     return found
   if row["selected_iou"] > _HIT:
@@ -104,7 +109,7 @@ def _reason(row: Row) -> Reason:
 
 
 def draw(splits: Sequence[SplitResults]) -> Iterator[str]:
-  """Yields the panels."""
+  """Yields the panels of the section."""
   yield from grid(_panels(splits))
 
 
@@ -112,8 +117,8 @@ def _panels(splits: Sequence[SplitResults]) -> Iterator[str]:
   yield _precision(splits)
   for number, split in enumerate(splits):
     yield _histogram(split, number, alone=len(splits) == 1)
-  yield _reasons(splits)
-  yield _ceiling(splits)
+  yield _error_analysis(splits)
+  yield _upper_limit(splits)
   for name, (title, text) in _GROUPS.items():
     if any(name in split.groups for split in splits):
       yield _groups(splits, name, title, text)
@@ -127,8 +132,8 @@ def _precision(splits: Sequence[SplitResults]) -> str:
     for split, curve in zip(splits, curves, strict=True)
   ]
   half = ", ".join(
-    f"{one.name} {_percent(curve[STEPS // 2])} % at 0.5"
-    for one, curve in zip(series, curves, strict=True)
+    f"{line.name} {_percent(curve[STEPS // 2])} % at 0.5"
+    for line, curve in zip(series, curves, strict=True)
   )
   tick = charts.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), charts.plain, "X")
   chart = charts.lines(
@@ -141,60 +146,65 @@ def _precision(splits: Sequence[SplitResults]) -> str:
   return panel(
     "Precision at X",
     chart,
-    charts.key([one.name for one in series]),
-    "Share of sentences whose mask has an IoU of at least X, in percent.",
-    (["X", *(one.name for one in series)], rows),
+    charts.key([line.name for line in series]),
+    "Share of expressions with an IoU of at least X, in percent.",
+    (["X", *(line.name for line in series)], rows),
   )
 
 
 def _histogram(split: SplitResults, number: int, alone: bool) -> str:
   counts = histogram(split.rows)
   names = [f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}" for i in range(BINS)]
-  say = [
-    f"IoU {name}: {count:,} sentences, {count / len(split.rows):.1%}"
+  tooltips = [
+    f"IoU {name}: {count:,} expressions, {count / len(split.rows):.1%}"
     for name, count in zip(names, counts, strict=True)
   ]
   x = charts.Scale(0.0, 1.0, (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), charts.plain, "IoU")
   low, high = counts[0] / len(split.rows), counts[-1] / len(split.rows)
-  says = f"Histogram of the IoU on {split.name}: {low:.1%} of the sentences below 0.05, {high:.1%} from 0.95 on"
-  chart = charts.columns(counts, x, charts.covering(counts, ""), says, say, number)
-  title = "Sentences by IoU" if alone else f"Sentences by IoU, {split.name}"
+  alt_text = (
+    f"Histogram of the IoU on {split.name}: {low:.1%} of the expressions below 0.05, {high:.1%} at "
+    "0.95 or above"
+  )
+  chart = charts.columns(counts, x, charts.covering(counts, ""), alt_text, tooltips, number)
+  title = "Expressions by IoU" if alone else f"Expressions by IoU, {split.name}"
   rows = [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]
   return panel(
-    title, chart, "", "How many sentences have a mask of that IoU.", (["IoU", "expressions"], rows)
+    title,
+    chart,
+    "",
+    "Number of expressions by the IoU of the mask.",
+    (["IoU", "expressions"], rows),
   )
 
 
-def _reasons(splits: Sequence[SplitResults]) -> str:
-  found = {split.name: reasons(split.rows) for split in splits}
+def _error_analysis(splits: Sequence[SplitResults]) -> str:
+  by_split = {split.name: count_outcomes(split.rows) for split in splits}
   bars, table = [], []
-  for name, counts in found.items():
+  for name, counts in by_split.items():
     total = max(sum(counts), 1)
     texts = [
-      f"{reason.name}: {count:,} sentences, {count / total:.1%}"
-      for reason, count in zip(REASONS, counts, strict=True)
+      f"{outcome.name}: {count:,} expressions, {count / total:.1%}"
+      for outcome, count in zip(OUTCOMES, counts, strict=True)
     ]
     parts = [
-      (text, count / total, reason.look)
-      for text, count, reason in zip(texts, counts, REASONS, strict=True)
+      (text, count / total, outcome.css_class)
+      for text, count, outcome in zip(texts, counts, OUTCOMES, strict=True)
     ]
     bars.append((name, parts))
     table.append([name, *(f"{count:,}" for count in counts)])
   chart = charts.shares(
     bars,
-    "Found or not, and why: "
+    "Error analysis: "
     + "; ".join(f"{name} {', '.join(text for text, _, _ in parts)}" for name, parts in bars),
   )
-  key = charts.key_of(
-    [(f"{reason.name}: {reason.meaning}", f"swatch {reason.look}") for reason in REASONS]
-  )
-  text = "Of the sentences with a target, in percent."
-  return panel("Found or not, and why", chart, key, text, (["", *(r.name for r in REASONS)], table))
+  key = charts.key_of([(f"{o.name}: {o.meaning}", f"swatch {o.css_class}") for o in OUTCOMES])
+  text = "Share of the expressions with a target, in percent."
+  return panel("Error analysis", chart, key, text, (["", *(o.name for o in OUTCOMES)], table))
 
 
-def _ceiling(splits: Sequence[SplitResults]) -> str:
+def _upper_limit(splits: Sequence[SplitResults]) -> str:
   marks = {
-    "selected_mIoU": "the chosen instance mask, as it is",
+    "selected_mIoU": "the selected instance mask",
     "mIoU": "the model's mask",
     "oracle_mIoU": "the best instance mask",
   }
@@ -203,17 +213,17 @@ def _ceiling(splits: Sequence[SplitResults]) -> str:
     bars = []
     for number, (name, meaning) in enumerate(marks.items()):
       value = split.metrics.get(name)
-      says = f"{split.name}, {meaning}: mean IoU {_percent(value)} %"
-      bars.append(Bar(None if value is None else float(value), says, number))
+      tooltip = f"{split.name}, {meaning}: mean IoU {_percent(value)} %"
+      bars.append(Bar(None if value is None else float(value), tooltip, number))
     groups.append((split.name, bars))
   table = [[split.name, *(_percent(split.metrics.get(name)) for name in marks)] for split in splits]
   return panel(
-    "What the instance masks allow",
-    charts.bars(groups, "; ".join(bar.says for _, bars in groups for bar in bars)),
+    "Upper limit of the instance masks",
+    charts.bars(groups, "; ".join(bar.tooltip for _, bars in groups for bar in bars)),
     charts.key([*marks.values()]),
-    "Mean IoU in percent. The best mask is the ceiling of any method that only picks one; a model that draws its own "
-    "outline can pass it.",
-    (["", "chosen mask", "model", "best mask"], table),
+    "Mean IoU in percent. The best instance mask is the upper limit of methods that only select "
+    "one; a model that draws its own outline can exceed it.",
+    (["", "selected mask", "model", "best mask"], table),
   )
 
 
@@ -225,15 +235,15 @@ def _groups(splits: Sequence[SplitResults], name: str, title: str, text: str) ->
     for number, split in enumerate(splits):
       metrics = split.groups.get(name, {}).get(part, {})
       value, count = metrics.get("mIoU"), int(metrics.get("expressions", 0))
-      says = f"{split.name}, {part}: mean IoU {_percent(value)} %, {count:,} sentences"
-      bars.append(Bar(None if value is None else float(value), says, number))
+      tooltip = f"{split.name}, {part}: mean IoU {_percent(value)} %, {count:,} expressions"
+      bars.append(Bar(None if value is None else float(value), tooltip, number))
       cells = [_cell(column, metrics.get(column)) for column in _COLUMNS]
       table.append([f"{part}, {split.name}" if len(splits) > 1 else part, *cells])
     drawn.append((part, bars))
-  says = f"{title}: " + "; ".join(bar.says for _, bars in drawn for bar in bars)
+  alt_text = f"{title}: " + "; ".join(bar.tooltip for _, bars in drawn for bar in bars)
   return panel(
     title,
-    charts.bars(drawn, says),
+    charts.bars(drawn, alt_text),
     charts.key([split.name for split in splits]),
     text,
     (["", *_COLUMNS], table),

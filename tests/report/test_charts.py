@@ -60,9 +60,9 @@ def test_the_histogram_puts_every_iou_into_the_bin_that_it_is_in_exactly(pairs):
 )
 def test_a_sentence_ends_for_one_reason(iou, selected_iou, oracle_iou, reason):
   row = {"iou": iou, "selected_iou": selected_iou, "oracle_iou": oracle_iou, "area": 10}
-  counts = quality.reasons([row, row | {"area": 0}])
-  found = {r.name: count for r, count in zip(quality.REASONS, counts, strict=True)}
-  assert found == {r.name: int(r.name == reason) for r in quality.REASONS}
+  counts = quality.count_outcomes([row, row | {"area": 0}])
+  found = {r.name: count for r, count in zip(quality.OUTCOMES, counts, strict=True)}
+  assert found == {r.name: int(r.name == reason) for r in quality.OUTCOMES}
 
 
 def _sentences(count: int, images: int) -> list[dict]:

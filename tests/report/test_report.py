@@ -23,7 +23,7 @@ from mail_jax.predict.segmenter import Segmentation
 from mail_jax.report import command as report
 from mail_jax.report import page as report_page
 from mail_jax.report import predictions
-from mail_jax.report.predictions import Drawn
+from mail_jax.report.predictions import DrawnPrediction
 from mail_jax.report.quality import SplitResults
 
 SPLITS = ("shapes/val", "shapes/testC")
@@ -131,7 +131,7 @@ def test_the_line_of_the_precision_curve_goes_through_its_points(written):
 
 def test_the_histogram_is_that_of_a_plain_count(written):
   for name in SPLITS:
-    _, *rows = html_pages.table(written.text, f"Sentences by IoU, {name}: numbers")
+    _, *rows = html_pages.table(written.text, f"Expressions by IoU, {name}: numbers")
     expected = [0] * 20
     for row in _rows_of(written, name):
       expected[min(19, int(np.floor(row["iou"] * 20 + 1e-9)))] += 1
@@ -152,7 +152,7 @@ def test_the_curves_end_where_the_log_does(written, finished_run):
   assert [row[0] for row in shown] == [str(row["step"]) for row in judged]
   column = header.index("mIoU")
   assert [row[column] for row in shown] == [f"{100 * row['val/mIoU']:.1f}" for row in judged]
-  for title in ("Learning rate", "Samples per second", "Where the time went"):
+  for title in ("Learning rate", "Samples per second", "Time spent"):
     assert html_pages.Parsed(written.text).tables(title)
 
 
@@ -208,9 +208,9 @@ def test_rows_of_another_model_are_noticed_by_their_pictures(
   report.main(
     _command(finished_run, shapes_data, out, "--per_expression", str(tmp_path / "other.jsonl"))
   )
-  assert "pictures show a mask whose IoU is not that of the rows" in capsys.readouterr().out
-  assert "pictures show a mask whose IoU is not that of the rows" in out.read_text()
-  assert "is not that of the rows" not in written.text
+  assert "drawn predictions differs from their rows" in capsys.readouterr().out
+  assert "drawn predictions differs from their rows" in out.read_text()
+  assert "differs from their rows" not in written.text
 
 
 def test_a_run_without_a_log_is_reported_without_curves(
@@ -222,7 +222,7 @@ def test_a_run_without_a_log_is_reported_without_curves(
   command = [str(run), "--data_dir", shapes_data, "--per_expression", str(samples), "--count", "0"]
   report.main(command)
   text = (run / "report.html").read_text()
-  assert "There is no metrics.jsonl in this folder" in text
+  assert "this folder has no metrics.jsonl" in text
   assert html_pages.check_needs_nothing(text) == []
   parsed = html_pages.Parsed(text)
   assert not parsed.tables("Loss")
@@ -245,9 +245,9 @@ def test_a_run_without_a_log_is_reported_without_curves(
     (["--data", "shapes/testZ"], r"has no split 'testZ'; it has .*testC"),
     (["--data", "refcoco/val"], r"'refcoco': unknown; known: shapes, refcoco_unc"),
     (["--per_expression", "nowhere.jsonl"], r"nowhere\.jsonl: No such file .*evaluate --per_expression"),
-    (["--per_expression", "lavt.jsonl"], r"lavt\.jsonl: shapes/val was counted by protocol lavt; .*without --protocol"),
-    (["--per_expression", "val.jsonl", "--data", "shapes/testC"], r"shapes/testC: val\.jsonl has rows of shapes/val"),
-    (["--per_expression", "strange.jsonl"], r"the data has no sentence 'a cup' of ref \d+, image \d+; were"),
+    (["--per_expression", "lavt.jsonl"], r"lavt\.jsonl: shapes/val has rows of protocol lavt; .*without --protocol"),
+    (["--per_expression", "val.jsonl", "--data", "shapes/testC"], r"testC: val\.jsonl only has rows of shapes/val"),
+    (["--per_expression", "strange.jsonl"], r"the data has no expression 'a cup' of ref \d+, image \d+; were"),
   ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_the_evaluation(
@@ -272,9 +272,9 @@ def test_what_is_wrong_is_said_before_the_evaluation(
   ("line", "message"),
   [
     ('{"step": 3, "los', r"metrics\.jsonl, line 2: Unterminated string.*; remove the line"),
-    ("[3]", r"metrics\.jsonl, line 2: no row of a training log"),
-    ('{"loss": 1.0}', r"metrics\.jsonl, line 2: no row of a training log"),
-    ('{"step": true}', r"metrics\.jsonl, line 2: no row of a training log"),
+    ("[3]", r"metrics\.jsonl, line 2: not a row of a training log"),
+    ('{"loss": 1.0}', r"metrics\.jsonl, line 2: not a row of a training log"),
+    ('{"step": true}', r"metrics\.jsonl, line 2: not a row of a training log"),
   ],
 )
 def test_a_broken_line_of_the_log_is_named_before_anything_else(
@@ -304,12 +304,12 @@ def _row(i: int, **fields: Any) -> dict[str, Any]:
 
 
 def _report(
-  rows: Sequence[dict[str, Any]], pictures: Sequence[Drawn], name: str = "a/b"
+  rows: Sequence[dict[str, Any]], pictures: Sequence[DrawnPrediction], name: str = "a/b"
 ) -> report_page.Report:
   metrics = {"expressions": len(rows), "mIoU": 0.5, "oIoU": 0.5, "P@0.5": 0.5}
   instances = {"warning": None}
   split = SplitResults(name, metrics, rows, {"by_size": {"small": metrics}}, instances)
-  drawn = dict.fromkeys(predictions.KINDS, pictures)
+  drawn = dict.fromkeys(predictions.HEADINGS, pictures)
   log = [{"step": step, "loss": 1 / step, "lr": 1e-3} for step in range(1, 20_000)]
   facts = {"Model": {"parameters": "1"}}
   return report_page.Report("run", "about", 7, [split], log, drawn, facts, "{}")
@@ -336,7 +336,7 @@ def test_a_page_about_a_full_split_stays_below_10_megabytes_whatever_the_photos(
   most = 3 * 100
   jpeg, width, height = predictions.encode(_noise(), np.zeros((480, 640), bool), 6_000_000 // most)
   rows = [_row(i) for i in range(10_834)]
-  drawn = [Drawn(rows[i], jpeg, width, height, 3, rows[i]["iou"]) for i in range(100)]
+  drawn = [DrawnPrediction(rows[i], jpeg, width, height, 3, rows[i]["iou"]) for i in range(100)]
   text = report_page.write(_report(rows, drawn))
   assert text.count("<figure>") == most
   assert len(text.encode()) < 10_000_000
@@ -358,7 +358,7 @@ def test_a_picture_is_as_good_as_the_limit_allows():
 def test_untrusted_text_is_escaped():
   evil = "</p><script>alert('x')</script> & \"<img src=x onerror=y>\""
   row = _row(0, expression=evil, file_name='"><script src=x>', data="<b>a</b>/c")
-  drawn = Drawn(row, drawing.encode_jpeg(np.zeros((4, 6, 3), np.uint8)), 6, 4, 1, 0.0)
+  drawn = DrawnPrediction(row, drawing.encode_jpeg(np.zeros((4, 6, 3), np.uint8)), 6, 4, 1, 0.0)
   made = dataclasses.replace(
     _report([row], [drawn], "<i>a</i>/b"),
     run="<b>r</b>", about="<u>x</u>", facts={"<s>h</s>": {"<s>k</s>": "<s>v</s>"}}, config='{"a": "<script>"}',
