@@ -129,12 +129,15 @@ def test_an_unknown_command_is_refused(arguments, capsys):
 def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(sys, "argv", ["pytest"])
   monkeypatch.chdir(tmp_path)
-  for words in ("custom validate no.jsonl", "train --config no --workdir w --data_dir d"):
+  for words, reason in (
+    ("custom validate no.jsonl", "no such file"),
+    ("train --config no --workdir w --data_dir d", "not a file and not a recipe"),
+  ):
     with pytest.raises(SystemExit) as ended:
       cli.main(words.split())
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and "no such file" in line.lower()
+    assert line.startswith("error: ") and reason in line.lower()
 
 
 def test_the_program_is_installed_under_its_name():

@@ -11,7 +11,7 @@ from PIL import Image
 from input_pipeline import preprocess, storage
 from input_pipeline.common import atomic_files, errors
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import command as own_data
+from input_pipeline.custom import command as custom_data
 from input_pipeline.custom import image_files, masks, schema
 from input_pipeline.custom.converters import label_studio
 from input_pipeline.custom.schema import LineError
@@ -85,7 +85,7 @@ def test_an_invalid_value_is_reported(call, told):
     (
       predict,
       ["--checkpoint", "x", "--out", "y", "--pairs", "a", "--text", "b"],
-      "leave --text out",
+      "omit --text",
     ),
     (prepare, ["--dataset", "nothing", "--data_dir", "new"], "is not one of"),
     (
@@ -186,7 +186,7 @@ def test_an_invalid_command_about_custom_data_is_reported(tmp_path, monkeypatch,
   if "draw" in words:
     words += ["--out", "sheet.png"]
   with pytest.raises(InputError, match=told):
-    own_data.main(words)
+    custom_data.main(words)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "mine.jsonl"]
 
 
@@ -196,7 +196,7 @@ def test_missing_images_of_an_export_are_reported(tmp_path, capsys):
   content["annotations"][0]["caption"] = "the cup"
   (tmp_path / "coco.json").write_text(json.dumps(content))
   command = ["convert", "--from", "coco", str(tmp_path / "coco.json")]
-  own_data.main([*command, "--out", str(tmp_path / "mine.jsonl")])
+  custom_data.main([*command, "--out", str(tmp_path / "mine.jsonl")])
   assert "1 images are not in the folder of --out: a.png" in capsys.readouterr().err
 
 
