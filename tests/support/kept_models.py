@@ -3,6 +3,7 @@
 `python tests/support/kept_models.py`.
 
 They are never written again: later versions must still read them. `make` documents their origin.
+Only config keys that were renamed before the first release were edited since.
 """
 
 import json
