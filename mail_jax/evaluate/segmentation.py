@@ -16,7 +16,7 @@ from mail_jax.evaluate import boundary
 from mail_jax.evaluate.protocols import ORIGINAL, Protocol
 from mail_jax.models import instances
 from mail_jax.models.build import apply_model
-from mail_jax.models.mail import MaIL, Output, empty_where_nothing
+from mail_jax.models.mail import MaIL, Output, empty_without_target
 from mail_jax.models.parameters import Variables
 
 Batch = dict[str, Any]
@@ -86,7 +86,7 @@ def count(
   """
   truth, size = batch["original_target"], batch["original_size"]
   drawn, true = protocol.masks(output.logits, truth, size)
-  predicted = empty_where_nothing(drawn, output.no_target)
+  predicted = empty_without_target(drawn, output.no_target)
   result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
   result |= _compare(predicted, true, size, protocol) | {
     "height": size[:, 0],

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from mail_jax.models.embeddings import InstanceEmbedding
-from mail_jax.models.neighbours import SIDES, Neighbours
+from mail_jax.models.embeddings import SIDES, InstanceEmbedding, Neighbours
 
 # Lengths of what `instances.box_features` and `instances.colour_and_texture` return.
 _BOX, _COLOUR, _TEXTURE = 67, 3, 6

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 from input_pipeline.common.errors import InputError
 
 Backend = Literal["xla", "cudnn", "tpu"]
-# Where the kernels run, in JAX's names; `xla` runs everywhere.
+# Platforms of the kernels, by JAX's names; `xla` runs everywhere.
 _PLATFORM = {"cudnn": "gpu", "tpu": "tpu"}
-# A TPU's vectors have so many lanes, and its kernel works on blocks of up to four times as many tokens.
+# Lanes of a TPU's vectors; the kernel works on blocks of up to four times as many tokens.
 _LANES = 128
-# What the kernel lets one choose; at our lengths a row of blocks is all there is, so all are the same.
+# The kernel's block sizes; at our lengths there is a single row of blocks, so all are the same.
 _BLOCK_SIDES = (
   "block_q", "block_k", "block_k_major",
   "block_q_dkv", "block_q_major_dkv", "block_k_dkv", "block_k_major_dkv",
@@ -29,19 +29,19 @@ def attend(
   lengths: Int[Array, "b"],
   backend: str = "xla",
 ) -> Float[Array, "b t n e"]:
-  """Scaled dot-product attention in which nobody attends to padding.
+  """Computes scaled dot-product attention with padding masked out.
 
   Args:
     query: one vector per token and head.
-    key: the same.
-    value: the same.
-    lengths: tokens of each sequence that count; padding comes last, so a length says it all and no mask tensor is
-      needed (cuDNN's fused kernel takes lengths, not masks).
-    backend: `xla` runs everywhere; `cudnn` is the fused kernel of NVIDIA GPUs, for bfloat16 and float16; `tpu` is that
-      of TPUs, JAX's flash attention, where each device has its share of the examples.
+    key: likewise.
+    value: likewise.
+    lengths: of the sequences without padding. Padding comes last, so that lengths are enough:
+      cuDNN's fused kernel takes lengths, not masks.
+    backend: `xla` runs everywhere; `cudnn` is the fused kernel for NVIDIA GPUs, in bfloat16 and
+      float16; `tpu` is JAX's flash attention for TPUs, called by each device for its examples.
 
   Returns:
-    One vector per token and head. What stands at the padding is finite and means nothing.
+    One vector per token and head; at padding it is finite and undefined.
   """
   if backend not in get_args(Backend):
     raise InputError(f"model.backend {backend!r} is not one of {', '.join(get_args(Backend))}")
@@ -60,7 +60,7 @@ def attend(
 
 
 def _attend_xla(query, key, value, lengths):
-  """The textbook's four lines: on CPU a sixth faster in training than `jax.nn.dot_product_attention`."""
+  # On CPUs a sixth faster in training than `jax.nn.dot_product_attention`.
   scale = query.shape[-1] ** -0.5
   scores = jnp.einsum("btne,bsne->bnts", query * scale, key, preferred_element_type=jnp.float32)
   counts = jnp.arange(key.shape[1]) < lengths[:, None]
@@ -69,7 +69,7 @@ def _attend_xla(query, key, value, lengths):
 
 
 def _attend_tpu(query, key, value, lengths):
-  """JAX's kernel, in which the scores never leave the chip; XLA cannot split it, so each device calls it by itself."""
+  # XLA cannot partition the kernel, so each device calls it for its examples.
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return _attend_tpu_alone(query, key, value, lengths)
@@ -80,7 +80,7 @@ def _attend_tpu(query, key, value, lengths):
 
 
 def _attend_tpu_alone(query, key, value, lengths):
-  # Elsewhere there may be no such kernel to import.
+  # Other platforms may have no such kernel to import.
   from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
   tokens = query.shape[1]
@@ -90,7 +90,7 @@ def _attend_tpu_alone(query, key, value, lengths):
     jnp.pad(x, ((0, 0), (0, padded - tokens), (0, 0), (0, 0))).swapaxes(1, 2)
     for x in (query, key, value)
   )
-  # Tokens attend to those of their own segment. Padding is a segment of its own, so that no row is empty.
+  # Tokens attend within their segment. Padding is a separate segment, so that no row is empty.
   segment = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
   out = tpu.flash_attention(
     query,
@@ -104,5 +104,5 @@ def _attend_tpu_alone(query, key, value, lengths):
 
 
 def runs_on(backend: str, platform: str) -> bool:
-  """Whether a backend runs on devices of a platform, such as `cpu`, `gpu` or `tpu`."""
+  """Returns whether a backend runs on a platform, such as `cpu`, `gpu` or `tpu`."""
   return _PLATFORM.get(backend, platform) == platform

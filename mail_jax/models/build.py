@@ -1,4 +1,4 @@
-"""The model that a config describes: its network, its initial variables, and its inputs."""
+"""The model of a config: its network, its initial variables and its inputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,24 +10,26 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.bit_planes import num_planes
 from mail_jax.models import instances
-from mail_jax.models.mail import MaIL, Output
+from mail_jax.models.mail import MaIL, ModelOptions, Output
 from mail_jax.models.parameters import Variables
 
 INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
-"""What the model reads of a batch, in the order in which every exported model takes them."""
+"""The fields of a batch that the model reads, in the order of an exported model's arguments."""
 Batch = dict[str, jax.Array]
-"""Examples on the devices, by the names of docs/reference/formats.md."""
+"""Examples on the devices, by the names in docs/reference/formats.md."""
+HostBatch = dict[str, Any]
+"""Examples on the host, as NumPy arrays by the same names; `meta` describes them."""
 
 
 def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
-  """Builds the model that a config describes.
+  """Builds the model of a config.
 
   Args:
     config: a whole config.
     vocab_size: word pieces of the tokenizer (it may have fewer than `config.vocab_size`).
 
   Raises:
-    InputError: the config describes no model.
+    InputError: the options of the config do not fit together.
   """
   if config.image_size % config.model.patch_size:
     raise InputError(
@@ -39,15 +41,15 @@ def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
     raise InputError(f"config.model.dtype {fields['dtype']!r} is not one of float32, bfloat16")
   fields["dtype"] = jnp.dtype(fields["dtype"])
   return MaIL(
+    ModelOptions(**fields),
     vocab_size=vocab_size,
-    max_instances=config.max_instances,
     max_tokens=config.max_tokens,
-    **fields,
+    max_instances=config.max_instances,
   )
 
 
 def input_specs(config: ConfigDict, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes and dtypes of what the model reads of a batch.
+  """Returns shapes and dtypes of the fields of a batch that the model reads.
 
   Args:
     config: a whole config.
@@ -65,7 +67,7 @@ def input_specs(config: ConfigDict, rows: Any) -> dict[str, jax.ShapeDtypeStruct
 
 
 def init_variables(model: MaIL, config: ConfigDict) -> Variables:
-  """Draws the initial parameters with `config.seed`; shapes alone decide, so it can be traced."""
+  """Draws the initial parameters with `config.seed`."""
   specs = input_specs(config, 1)
   inputs = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
   variables = model.init(

@@ -1,4 +1,4 @@
-"""From patch features to one logit a pixel (paper: figure, right half)."""
+"""The decoder: from patch features to one logit per pixel (paper: figure, right half)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ from input_pipeline.common.errors import InputError
 
 
 def coordinate_map(rows: int, cols: int) -> Float[Array, "{rows} {cols} 8"]:
-  """The customary 8-channel map of where each cell lies: its sides, its centre, and the cell's size, in [-1, 1].
+  """Returns a map of each cell's position: its sides, its centre and its size, in [-1, 1].
 
-  The paper draws an unlabelled map O that has no input from the encoder; this is our reading of it.
+  The paper's figure has an unlabelled map O without input from the encoder; this is our reading.
   """
   y, x = jnp.meshgrid(jnp.arange(rows), jnp.arange(cols), indexing="ij")
   top, bottom = y / rows * 2 - 1, (y + 1) / rows * 2 - 1
@@ -21,7 +21,7 @@ def coordinate_map(rows: int, cols: int) -> Float[Array, "{rows} {cols} 8"]:
 
 
 def upsample2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-  """Doubles the resolution bilinearly, half-pixel centres, edges repeated (torch's align_corners=False).
+  """Doubles the resolution bilinearly, like torch's interpolate with align_corners=False.
 
   Written as shifts and adds: a quarter of the neighbour and three quarters of the pixel itself.
   """
@@ -53,11 +53,11 @@ def depth_to_space(x: Float[Array, "b y x d"], factor: int) -> Float[Array, "b h
 
 
 def guide_pyramid(guide: Float[Array, "b h w g"], stages: int) -> list[Float[Array, "b _ _ _"]]:
-  """What joins each stage, coarsest first: averages over tiles, and for the last stage the pixels themselves."""
+  """Returns the guide of each stage, coarsest first: averages of tiles, and all pixels at last."""
   levels = [space_to_depth(guide, 2)]
   pooled = levels[0]
   for _ in range(stages - 1):
-    # The average of a tile is that of its four quarters; channels stay together in `space_to_depth`.
+    # A tile is the average of its quarters; `space_to_depth` keeps channels together.
     quarters = pooled.reshape(*pooled.shape[:3], 4, guide.shape[-1])
     pooled = space_to_depth(quarters.mean(3), 2)
     levels.append(pooled.reshape(*pooled.shape[:3], 4, guide.shape[-1]).mean(3))
@@ -68,8 +68,9 @@ class Stage(nn.Module):
   """3x3 convolution, normalisation, ReLU.
 
   Attributes:
-    width: channels out.
-    norm: `batch` has the statistics of the global batch (the paper's Sync BN), `group` needs no other example.
+    width: output channels.
+    norm: `batch` uses the statistics of the global batch (the paper's Sync BN); `group` is
+      independent of the other examples.
   """
 
   width: int
@@ -78,7 +79,7 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w d"]:
-    """Applies the three."""
+    """Applies the stage."""
     x = nn.Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype, name="conv")(x)
     if self.norm == "batch":
       x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
@@ -90,17 +91,19 @@ class Stage(nn.Module):
 
 
 class Decoder(nn.Module):
-  """log2(P) x {3x3 convolution, normalisation, ReLU, upsample 2x}, then one logit a pixel.
+  """log2(P) x {3x3 convolution, normalisation, ReLU, upsample 2x}, then one logit per pixel.
 
-  The last 1x1 convolution commutes with bilinear upsampling, so it runs before the last doubling: the same result
-  at a quarter of the cost.
+  The last 1x1 convolution commutes with bilinear upsampling, so it runs before the last doubling:
+  the same result at a quarter of the cost.
 
-  With a guide (the raw image and the selected raw mask; ours, not the paper's) each stage also sees the guide
-  pooled to its resolution, and the last one its full-resolution pixels, moved into channels, and predicts a
-  correction a pixel: the outline is not limited by the patch size.
+  With a guide (the raw image and the selected raw mask; ours, not the paper's) each stage also gets
+  the guide at its resolution, and the last one all its pixels, moved into channels, to predict a
+  correction per pixel. So the outline is not limited by the patch size.
 
   Attributes:
-    widths: channels of each stage; as many stages as there are doublings.
+    widths: channels of each stage; each stage doubles the resolution.
+    norm: see `Stage`.
+    dtype: of the convolutions.
   """
 
   widths: tuple[int, ...]
@@ -118,11 +121,11 @@ class Decoder(nn.Module):
 
     Args:
       x: features of the patches as a map.
-      guide: what joins the stages, at the resolution of the logits; none for the paper's decoder.
-      train: batch statistics from the batch, or from training.
+      guide: input of the stages at the resolution of the logits; None for the paper's decoder.
+      train: normalises with the statistics of the batch instead of the running ones.
 
     Returns:
-      One logit a pixel, float32.
+      One logit per pixel, float32.
     """
     guides = [None] * len(self.widths) if guide is None else guide_pyramid(guide, len(self.widths))
     for i, (width, joins) in enumerate(zip(self.widths, guides, strict=True)):

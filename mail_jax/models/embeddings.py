@@ -1,4 +1,4 @@
-"""What turns an image, an expression and instance masks into tokens (paper: figure, left half)."""
+"""Tokens of an image, an expression and instance masks (paper: figure, left half)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models import instances
-from mail_jax.models.neighbours import Neighbours
 
 _INIT = nn.initializers.truncated_normal(0.02)
+# Relations of two instances: left of, right of, above, below, smaller than, larger than.
+SIDES = 6
 
 
 def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b n p"]:
@@ -27,7 +28,7 @@ def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "
 
 
 def normalise_image(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-  """Bytes to [-1, 1], as ViLT does."""
+  """Maps bytes to [-1, 1], as ViLT does."""
   return images.astype(jnp.float32) / 127.5 - 1
 
 
@@ -53,7 +54,7 @@ class TextEmbedding(nn.Module):
   """Word + position embedding, LayerNorm (BERT, ViLT).
 
   Attributes:
-    max_tokens: word pieces that there are positions for; a call may have fewer.
+    max_tokens: number of positions for word pieces; a call may have fewer.
   """
 
   width: int
@@ -68,20 +69,83 @@ class TextEmbedding(nn.Module):
     return nn.LayerNorm(epsilon=1e-12, name="norm")(words + position[: tokens.shape[1]])  # BERT's
 
 
-class InstanceEmbedding(nn.Module):
-  """One token per instance: its bounding-box crop, its box, its full-frame view, and what is seen in it.
+def on_side(box: Float[Array, "b k 4"], area: Float[Array, "b k"]) -> Float[Array, "b k k 6"]:
+  """Returns the relations (`SIDES`) of instance j (third axis) to instance i (second): 0 or 1.
 
-  Ours, not the paper's: a mask of 16 x 16 inside its box tells the shape at any size of the instance, the box
-  tells place and size exactly, the full-frame view tells what a box cannot. With `appearance` the token also gets
-  the pixels inside the mask, so that it need not first find its own patches by attention.
+  By the centres of the boxes and by areas; an instance without pixels has no relation to others.
+
+  Args:
+    box: top, left, bottom, right.
+    area: of each mask, in pixels.
+  """
+  top, left, bottom, right = jnp.moveaxis(box, -1, 0)
+  places = jnp.stack([left + right, top + bottom, area], -1)
+  # Whether the value of i is larger than that of j.
+  ahead = places[:, :, None] > places[:, None]
+  sides = jnp.stack([ahead, ahead.swapaxes(1, 2)], -1).reshape(*ahead.shape[:3], SIDES)
+  return sides * (area > 0).astype(jnp.float32)[:, None, :, None]
+
+
+class Neighbours(nn.Module):
+  """Counts, for each instance, the similar instances on each side (ours, not the paper's).
+
+  "The second circle from the right" is the circle with one circle on its right. Attention takes
+  averages, which are bad at counting. Similarity is learned: exp(-s |e_i - e_j|^2), with vectors e
+  of each head. One more head counts all instances.
 
   Attributes:
     width: of the tokens.
-    appearance: whether the token sees the image inside its mask.
-    neighbours: whether it knows how many instances like it lie on each side.
-    crop_bins: the mask crop's resolution.
-    frame_bins: the full-frame view's resolution.
-    pixel_bins: the image crop's resolution; it divides `crop_bins`.
+    heads: number of learned similarities.
+    head_width: width of the vectors that are compared.
+    most: counts up to this one have features of their own.
+  """
+
+  width: int
+  heads: int = 8
+  head_width: int = 16
+  most: int = 3
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b k d"], box: Float[Array, "b k 4"], area: Float[Array, "b k"]
+  ) -> Float[Array, "b k w"]:
+    """Returns a vector to add to each token.
+
+    Args:
+      x: one vector per instance, of its appearance.
+      box: top, left, bottom, right.
+      area: of each mask, in pixels; 0 for slots without an instance, which are not counted.
+    """
+    batch, count, _ = x.shape
+    x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+    kinds = nn.DenseGeneral((self.heads, self.head_width), name="kinds")(x)
+    sharpness = self.param("sharpness", nn.initializers.constant(2.0), (self.heads,))
+    distance = ((kinds[:, :, None] - kinds[:, None]) ** 2).mean(-1)
+    like = jnp.exp(-jnp.abs(sharpness) * distance)
+    like = jnp.concatenate([like, jnp.ones((batch, count, count, 1))], -1)
+    counts = jnp.einsum("bijh,bijs->bihs", like, on_side(box, area))
+    # A count of 1 is not half of a count of 2, so each count has its own feature.
+    steps = jnp.arange(self.most + 1, dtype=jnp.float32)
+    exact = jax.nn.relu(1 - jnp.abs(counts[..., None] - steps))
+    features = jnp.concatenate([exact, counts[..., None] / (self.most + 1)], -1)
+    return nn.Dense(self.width, name="project")(features.reshape(batch, count, -1))
+
+
+class InstanceEmbedding(nn.Module):
+  """One token per instance: from its mask in its box, the box, the mask in the frame, the image.
+
+  Ours, not the paper's. The crop of the mask shows the shape at any size, the box gives place and
+  size exactly, and the frame shows where in the image the parts of the mask are. With `appearance`
+  the token also gets the pixels inside the mask, and does not have to find its own patches by
+  attention first.
+
+  Attributes:
+    width: of the tokens.
+    appearance: whether the token gets the image inside its mask.
+    neighbours: whether it gets the numbers of similar instances on each side.
+    crop_bins: resolution of the mask inside its box.
+    frame_bins: resolution of the mask in the frame.
+    pixel_bins: resolution of the image inside the box; it divides `crop_bins`.
   """
 
   width: int
@@ -96,7 +160,7 @@ class InstanceEmbedding(nn.Module):
   def __call__(
     self, masks: Bool[Array, "b k h w"], pixels: Float[Array, "b h w 3"]
   ) -> Float[Array, "b k d"]:
-    """Returns one token per slot; slots without an instance give a token that the caller drops."""
+    """Returns one token per slot; the caller drops those of slots without an instance."""
     batch, count, height, width = masks.shape
     box = instances.boxes(masks)
     crops, frames = instances.views(masks, box, self.crop_bins, self.frame_bins)
@@ -113,11 +177,11 @@ class InstanceEmbedding(nn.Module):
         "colour": 2 * colour,
         "texture": texture,
       }
-    # Each group has its own projection: side by side in one, the few numbers of the box and the colour would drown
-    # among hundreds of pixels (docs/reports/results.md).
+    # Each group has its own projection: in a shared one, the few numbers of the box and the colour
+    # would drown among hundreds of pixels (docs/reports/results.md).
     hidden = jnp.zeros((batch, count, 2 * self.width))
     for name, group in groups.items():
-      # Pixels have no gradient; without this the backward pass would look for one through every mask.
+      # Pixels have no gradient; without this the backward pass would go through every mask.
       flat = jax.lax.stop_gradient(group.reshape(batch, count, -1))
       hidden += nn.Dense(2 * self.width, dtype=self.dtype, name=name)(flat)
     x = jax.nn.gelu(hidden / len(groups) ** 0.5)
@@ -135,7 +199,10 @@ class InstanceEmbedding(nn.Module):
 
 
 class StackedMaskEmbedding(nn.Module):
-  """K masks as K channels of one patch projection, with a position embedding (paper's figure, as we read it)."""
+  """K masks as K channels of one patch projection, with a position embedding.
+
+  Our reading of the paper's figure.
+  """
 
   width: int
   patch_size: int

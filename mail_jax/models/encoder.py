@@ -1,5 +1,6 @@
 """The trimodal transformer encoder: pre-LN blocks as in ViT and ViLT."""
 
+import math
 import re
 from typing import Any
 
@@ -11,15 +12,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models.attention import attend
-from mail_jax.models.dense import Dense
 
-# What the backward pass may keep of a block, by `Encoder.remat`; what it may not keep it computes again.
+# What the backward pass may keep of a block, by `Encoder.remat`; it computes the rest again.
 _KEPT = {
   "block": jax.checkpoint_policies.nothing_saveable,
   "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 REMAT = ("none", *_KEPT)
-# The parameters of all blocks lie here in one, each with a first dimension of `depth`, where `Encoder.scan` is set.
+# Name of the parameters of all blocks with `Encoder.scan`; their first dimension is `depth`.
 STACK = "blocks"
 
 
@@ -29,11 +29,42 @@ def pack(
   """Moves padding to the end, keeping the order of the rest.
 
   Returns:
-    The packed tokens; how many of each sequence count; and where each token went.
+    The packed tokens, the length of each sequence without padding, and the new index of each token.
   """
   order = jnp.argsort(~valid, axis=1, stable=True)
   packed = jnp.take_along_axis(tokens, order[..., None], axis=1)
   return packed, valid.sum(1, dtype=jnp.int32), jnp.argsort(order, axis=1)
+
+
+class Dense(nn.Module):
+  """A dense layer over the last axes, as one matrix product in both directions.
+
+  The parameters are those of `nn.DenseGeneral`, for which XLA transposes the whole kernel in the
+  backward pass.
+
+  Attributes:
+    features: sizes of the output's axes.
+    axes: number of input axes, the last ones.
+    dtype: of the product; the parameters are float32.
+  """
+
+  features: tuple[int, ...]
+  axes: int = 1
+  dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns an array with the leading axes of x, then `features`."""
+    leading, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
+    kernel = self.param("kernel", self._init, (*inputs, *self.features))
+    bias = self.param("bias", nn.initializers.zeros_init(), self.features)
+    flat = kernel.reshape(math.prod(inputs), -1).astype(self.dtype)
+    y = x.reshape(*leading, -1).astype(self.dtype) @ flat + bias.reshape(-1).astype(self.dtype)
+    return y.reshape(*leading, *self.features)
+
+  def _init(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    inputs = math.prod(shape[: self.axes])
+    return nn.initializers.lecun_normal()(key, (inputs, math.prod(self.features))).reshape(shape)
 
 
 class Block(nn.Module):
@@ -42,9 +73,9 @@ class Block(nn.Module):
   Attributes:
     heads: attention heads; the width must be a multiple of it.
     mlp_ratio: hidden units of the MLP per unit of width.
-    dropout: share of the residual branches' outputs that is dropped in training.
+    dropout: dropout rate of the outputs of the residual branches.
     backend: see `attention.attend`.
-    dtype: dtype of the matrix products; parameters and statistics are float32.
+    dtype: of the matrix products; parameters and statistics are float32.
   """
 
   heads: int
@@ -77,11 +108,14 @@ class Encoder(nn.Module):
   """A stack of blocks and a final LayerNorm.
 
   Attributes:
-    depth: number of blocks; the others are `Block`'s.
-    remat: what training computes again in the backward pass instead of keeping it: `none`, `block` (all but the input
-      of each block: the least memory, a third more products), or `products` (what lies between the matrix products).
-    scan: whether the blocks are one program that runs `depth` times, which compiles in the time of one of them. Their
-      parameters then lie stacked (`STACK`), in place of `block00`, `block01`, ...; `stack_blocks` makes these of those.
+    depth: number of blocks.
+    heads, mlp_ratio, dropout, backend, dtype: see `Block`.
+    remat: what the backward pass computes again instead of keeping it: `none`, `block` (everything
+      but the input of each block: the least memory, a third more products), or `products`
+      (everything between the matrix products).
+    scan: compiles one block and runs it `depth` times, which takes the compile time of one block.
+      The parameters are then stacked (`STACK`) instead of `block00`, `block01`, ...; see
+      `stack_blocks`.
   """
 
   depth: int
@@ -97,7 +131,7 @@ class Encoder(nn.Module):
   def __call__(
     self, x: Float[Array, "b t d"], lengths: Int[Array, "b"], train: bool = False
   ) -> Float[Array, "b t d"]:
-    """Encodes packed sequences; what stands at the padding means nothing."""
+    """Encodes packed sequences; the output at padding is undefined."""
     if self.scan:
       stack = nn.scan(
         lambda block, x, _: (block(x, lengths, train), None),
@@ -114,30 +148,30 @@ class Encoder(nn.Module):
   def _block(self, name: str) -> Any:
     if self.remat not in REMAT:
       raise InputError(f"model.remat {self.remat!r} is not one of {', '.join(REMAT)}")
-    kind: Any = Block
+    block: Any = Block
     if self.remat != "none":
-      # In a loop XLA has nothing to merge the second computation with.
-      kind = nn.remat(
+      # In a loop there is nothing that XLA could merge the second computation with.
+      block = nn.remat(
         Block, policy=_KEPT[self.remat], prevent_cse=not self.scan, static_argnums=(3,)
       )
-    return kind(self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name=name)
+    return block(self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name=name)
 
 
 def block_name(index: int) -> str:
-  """Name of the parameters of a block that is not stacked."""
+  """Returns the name of the parameters of one block, without `Encoder.scan`."""
   return f"block{index:02d}"
 
 
 def stack_blocks(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Stacks what belongs to the blocks, as `Encoder.scan` wants it; the rest stays.
+  """Stacks the parameters of the blocks for `Encoder.scan`; the others stay as they are.
 
   Args:
-    parameters: by name, as in `encoder/block00/qkv/kernel`; all of each block of an encoder or the same part of each.
+    parameters: by name, such as `encoder/block00/qkv/kernel`: the same ones of every block.
   """
   stacked, rows = {}, {}
   for name, value in sorted(parameters.items()):
-    if found := re.fullmatch(r"(.*)/block\d+/(.*)", name):
-      rows.setdefault(f"{found[1]}/{STACK}/{found[2]}", []).append(value)
+    if match := re.fullmatch(r"(.*)/block\d+/(.*)", name):
+      rows.setdefault(f"{match[1]}/{STACK}/{match[2]}", []).append(value)
     else:
       stacked[name] = value
   return stacked | {name: np.stack(row) for name, row in rows.items()}

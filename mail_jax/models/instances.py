@@ -1,4 +1,4 @@
-"""Geometry of instance masks on the device: unpacking, coverage of patches, boxes and crops."""
+"""Geometry of instance masks on the device: bit planes, coverage of patches, boxes, crops."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt16
@@ -6,8 +6,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt16
 from input_pipeline.preprocess.bit_planes import PLANE_BITS
 
 
-def unpack_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Array, "b {count} h w"]:
-  """Unpacks bit planes: instance k is bit k % 16 of plane k // 16."""
+def unpack_bit_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Array, "b {count} h w"]:
+  """Unpacks masks: instance k is bit k % 16 of plane k // 16."""
   bits = jnp.arange(PLANE_BITS, dtype=planes.dtype)[:, None, None]
   masks = (planes[:, :, None] >> bits) & jnp.uint16(1)
   batch, groups, _, height, width = masks.shape
@@ -15,10 +15,10 @@ def unpack_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Array, "
 
 
 def patch_coverage(masks: Bool[Array, "b k h w"], patch_size: int) -> Float[Array, "b k n"]:
-  """Share of each patch that each instance covers, in [0, 1]; patches row by row.
+  """Returns the fraction of each patch that each instance covers; patches row by row.
 
-  As products with matrices that add up columns and rows: exact in any precision, for all factors are whole and small.
-  Columns come first, since they lie as a product of matrices wants them; rows first would transpose every mask.
+  Computed as products with matrices that sum columns and rows, which is exact in any precision:
+  all factors are small integers. Columns come first: rows first would transpose every mask.
   """
   batch, count, height, width = masks.shape
   rows, cols = (
@@ -30,14 +30,14 @@ def patch_coverage(masks: Bool[Array, "b k h w"], patch_size: int) -> Float[Arra
 
 
 def areas(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k"]:
-  """Pixels of each mask: whole numbers."""
+  """Returns the number of pixels of each mask."""
   return overlap(masks, jnp.ones((masks.shape[0], *masks.shape[2:]), bool))
 
 
 def overlap(masks: Bool[Array, "b k h w"], other: Bool[Array, "b h w"]) -> Float[Array, "b k"]:
-  """Pixels that each mask shares with another one: whole numbers.
+  """Returns the number of pixels that each mask shares with another one.
 
-  A product of matrices is many times faster on CPUs than counting, and exact below 2^24 pixels in any precision.
+  A matrix product is many times faster on CPUs than counting, and exact below 2^24 pixels.
   """
   batch, count, height, width = masks.shape
   inside = masks.astype(jnp.float32).reshape(batch, count, height * width)
@@ -47,7 +47,7 @@ def overlap(masks: Bool[Array, "b k h w"], other: Bool[Array, "b h w"]) -> Float
 def instance_iou(
   masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
 ) -> Float[Array, "b k"]:
-  """IoU of each instance mask with the target, in [0, 1]; 0 where both are empty."""
+  """Returns the IoU of each instance mask with the target; 0 where both are empty."""
   both = overlap(masks, target)
   area = areas(masks) + target.sum((1, 2), dtype=jnp.float32)[:, None]
   return both / jnp.maximum(area - both, 1)
@@ -56,15 +56,18 @@ def instance_iou(
 def instance_share(
   masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
 ) -> Float[Array, "b k"]:
-  """Share of each instance mask that lies inside the target, in [0, 1]; 0 for an empty mask.
+  """Returns the fraction of each instance mask inside the target; 0 for an empty mask.
 
-  Where several objects are meant, each of them is inside and none has the whole target's IoU.
+  With several targets each of them is inside, but none has a high IoU with all of them.
   """
   return overlap(masks, target) / jnp.maximum(areas(masks), 1)
 
 
 def boxes(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k 4"]:
-  """Bounding boxes (top, left, bottom, right) in pixels, ends exclusive; the full frame for an empty mask."""
+  """Returns bounding boxes in pixels: top, left, bottom, right, ends exclusive.
+
+  The box of an empty mask is the whole image.
+  """
   sides = []
   for occupied in (masks.any(3), masks.any(2)):
     size = occupied.shape[-1]
@@ -78,10 +81,11 @@ def boxes(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k 4"]:
 def box_features(
   box: Float[Array, "b k 4"], height: int, width: int, octaves: int = 5
 ) -> Float[Array, "b k f"]:
-  """What a box says of place and size, each number of about unit scale.
+  """Returns features of the place and size of each box, of about unit scale.
 
-  Sides, height and width as fractions of the image in [-1, 1], the log of the area, and sines and cosines of the
-  first six at `octaves` frequencies, so that small differences between boxes are large ones here; f = 7 + 12 octaves.
+  Sides, height and width as fractions of the image in [-1, 1], the log of the area, and sines and
+  cosines of the first six at `octaves` frequencies, in which small differences between boxes are
+  large; f = 7 + 12 octaves.
   """
   top, left, bottom, right = jnp.moveaxis(box, -1, 0)
   top, bottom = top / height, bottom / height
@@ -97,7 +101,7 @@ def box_features(
 def crop_weights(
   low: Float[Array, "b k"], high: Float[Array, "b k"], bins: int, size: int
 ) -> Float[Array, "b k {bins} {size}"]:
-  """Weights that average pixels over equal bins of [low, high): each row sums to 1."""
+  """Returns weights that average pixels over equal bins of [low, high); each row sums to 1."""
   step = jnp.maximum((high - low) / bins, 1e-6)[..., None, None]
   start = low[..., None, None] + step * jnp.arange(bins, dtype=jnp.float32)[:, None]
   pixel = jnp.arange(size, dtype=jnp.float32)
@@ -110,9 +114,9 @@ def views(
 ) -> tuple[
   Float[Array, "b k {crop_bins} {crop_bins}"], Float[Array, "b k {frame_bins} {frame_bins}"]
 ]:
-  """Averages each mask over a grid laid on its box, and over one laid on the whole image.
+  """Averages each mask over a grid on its box, and over a grid on the whole image.
 
-  Both in one pass over the pixels, which is what costs.
+  Both in one pass over the pixels, which dominates the cost.
   """
   batch, count, height, width = masks.shape
   whole = jnp.zeros((batch, count)), jnp.ones((batch, count))
@@ -132,7 +136,7 @@ def views(
 def crop_pixels(
   pixels: Float[Array, "b h w c"], box: Float[Array, "b k 4"], bins: int
 ) -> Float[Array, "b k {bins} {bins} c"]:
-  """Averages the image over a bins x bins grid laid on each box."""
+  """Averages the image over a bins x bins grid on each box."""
   height, width = pixels.shape[1:3]
   rows = crop_weights(box[..., 0], box[..., 2], bins, height)
   cols = crop_weights(box[..., 1], box[..., 3], bins, width)
@@ -143,18 +147,18 @@ def crop_pixels(
 def colour_and_texture(
   pixels: Float[Array, "b h w c"], masks: Bool[Array, "b k h w"], area: Float[Array, "b k"]
 ) -> tuple[Float[Array, "b k c"], Float[Array, "b k c+3"]]:
-  """What the pixels inside each mask look like, at full resolution and in a few numbers; `area` is that of each mask.
+  """Summarises the pixels inside each mask at full resolution; `area` is that of each mask.
 
   Returns:
-    The mean colour; and the texture, about of unit scale: the standard deviation of each colour, and of the structure
-    tensor the roots of both eigenvalues and the coherence, which tells stripes (1) from dots (0). Zeros for an empty
-    mask.
+    The mean colour, and the texture, of about unit scale: the standard deviation of each colour,
+    and of the structure tensor the roots of both eigenvalues and the coherence, which is 1 for
+    stripes and 0 for dots. Zeros for an empty mask.
   """
   batch, count = masks.shape[:2]
   channels = pixels.shape[-1]
   down = (pixels[:, 2:] - pixels[:, :-2])[:, :, 1:-1]
   right = (pixels[:, :, 2:] - pixels[:, :, :-2])[:, 1:-1]
-  # Channel by channel: a sum over so few of them is slow on CPUs.
+  # Channel by channel: a sum over so short an axis is slow on CPUs.
   tensor = jnp.stack(
     [
       sum(a[..., c] * b[..., c] for c in range(channels))
@@ -180,27 +184,28 @@ def colour_and_texture(
 def weighted_sum(
   weights: Float[Array, "b k"], masks: Bool[Array, "b k h w"]
 ) -> Float[Array, "b h w"]:
-  """Sum over instances of weight times mask."""
+  """Returns the sum over instances of weight times mask."""
   batch, count, height, width = masks.shape
   inside = masks.astype(jnp.float32).reshape(batch, count, height * width)
-  # A product of two matrices (an einsum is many times slower on CPU), with the weights unrounded on accelerators.
+  # An einsum is many times slower on CPUs; accelerators must not round the weights.
   total = jnp.matmul(weights[:, None], inside, precision="highest")
   return total.reshape(batch, height, width)
 
 
 def union(weights: Float[Array, "b k"], masks: Bool[Array, "b k h w"]) -> Float[Array, "b h w"]:
-  """The weighted sum, at most 1: with weights of 0 and 1 the union of masks that may overlap."""
+  """Returns the weighted sum, at most 1; with weights of 0 and 1 it is the union of the masks."""
   total = weighted_sum(weights, masks)
-  return jnp.where(total > 1, 1, total)  # not a minimum, which halves the gradient at 1
+  # Not a minimum, which halves the gradient at 1.
+  return jnp.where(total > 1, 1, total)
 
 
 def likeness(
   pixels: Float[Array, "b h w c"], weights: Float[Array, "b h w"], sharpness: float = 4.0
 ) -> Float[Array, "b h w 1"]:
-  """How much each pixel looks like the weighted region: exp(-sharpness |pixel - mean colour there|^2), in [0, 1].
+  """Returns the similarity of pixels to a region: exp(-sharpness |pixel - mean colour|^2).
 
-  A detector's mask is off by some pixels at its outline, where the colour changes; this shows a convolution which
-  side a pixel belongs to. 0 everywhere for an empty region.
+  A detector's mask is off by some pixels at its outline, where the colour changes; this shows a
+  convolution on which side a pixel is. 0 everywhere for an empty region.
   """
   area = weights.sum((1, 2))[:, None, None, None]
   mean = (pixels * weights[..., None]).sum((1, 2), keepdims=True) / jnp.maximum(area, 1e-6)
@@ -209,12 +214,12 @@ def likeness(
 
 
 def count_valid(num_instances: Int[Array, "b"], count: int) -> Bool[Array, "b {count}"]:
-  """Which of `count` slots hold an instance."""
+  """Returns which of `count` slots hold an instance: the first `num_instances`."""
   return jnp.arange(count) < num_instances[:, None]
 
 
-def pack_planes(masks: Bool[Array, "b k h w"], groups: int) -> UInt16[Array, "b {groups} h w"]:
-  """Undoes `unpack_planes`: instance k becomes bit k % 16 of plane k // 16."""
+def pack_bit_planes(masks: Bool[Array, "b k h w"], groups: int) -> UInt16[Array, "b {groups} h w"]:
+  """Undoes `unpack_bit_planes`: instance k becomes bit k % 16 of plane k // 16."""
   batch, count, height, width = masks.shape
   masks = jnp.pad(masks, ((0, 0), (0, groups * PLANE_BITS - count), (0, 0), (0, 0)))
   bits = jnp.arange(PLANE_BITS, dtype=jnp.uint16)[:, None, None]

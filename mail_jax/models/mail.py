@@ -1,5 +1,6 @@
 """MaIL: one transformer over instance masks, an image and an expression (arXiv 2111.10747)."""
 
+import dataclasses
 import math
 import re
 from typing import NamedTuple
@@ -17,14 +18,14 @@ from mail_jax.models.mask_selection import MaskSelection, pool_instances
 
 
 class Output(NamedTuple):
-  """What the model says.
+  """The output of the model.
 
   Attributes:
-    logits: one a pixel; positive where the referent is. As many examples as were decoded.
+    logits: one per pixel, positive inside the referent; as many examples as were decoded.
     rho: weight of each instance in the decoder, in [0, 1].
-    selection_logits: how much each instance is meant; the last one is for "none of them".
+    selection_logits: one per instance, and the one of "none of them" last.
     masks: the instance masks that the model saw.
-    no_target: positive where nothing in the image is meant; None of a model that does not say (`MaIL.no_target`).
+    no_target: positive where the expression has no target; None for a model without this output.
   """
 
   logits: Float[Array, "c h w"]
@@ -35,12 +36,12 @@ class Output(NamedTuple):
 
 
 class MaskTokens(NamedTuple):
-  """What the masks become.
+  """Tokens of the masks.
 
   Attributes:
-    tokens: some of which count.
-    valid: those that do.
-    share: how much of each token is whose instance's; None where token k is instance k.
+    tokens: one vector per token.
+    valid: False for padding.
+    share: fraction of each token that belongs to each instance; None if token k is instance k.
   """
 
   tokens: Float[Array, "b m d"]
@@ -48,54 +49,34 @@ class MaskTokens(NamedTuple):
   share: Float[Array, "b k m"] | None = None
 
 
-def empty_where_nothing(
+def empty_without_target(
   masks: Bool[Array, "b y x"], no_target: Float[Array, "b"] | None
 ) -> Bool[Array, "b y x"]:
-  """Empties the masks of expressions by which nothing is meant, with a probability above 0.5 (`Output.no_target`)."""
+  """Empties the masks of expressions without a target, by `Output.no_target` above 0."""
   return masks if no_target is None else masks & (no_target <= 0)[:, None, None]
 
 
 def find_mask(
   logits: Float[Array, "b y x"], no_target: Float[Array, "b"] | None
 ) -> Bool[Array, "b y x"]:
-  """Where the referent is: the way from logits, perhaps resized, and `Output.no_target` to a mask."""
-  return empty_where_nothing(logits > 0, no_target)
+  """Returns the mask of the referent, from logits, perhaps resized, and `Output.no_target`."""
+  return empty_without_target(logits > 0, no_target)
 
 
-def every(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
-  """Takes the first of every `count` examples; a batch that is spread over devices stays where it is."""
+def subsample(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
+  """Returns the first of every `count` examples; a sharded batch stays on its devices."""
   return x.reshape(-1, count, *x.shape[1:])[:, 0] if count > 1 else x
 
 
-# Paths of the parameters that the model reads in its `dtype` alone, so that they need not be given in more: kernels of
-# products and convolutions, but for those that are computed in float32.
+# Names of the parameters that the model only reads in its `dtype`: the kernels, except for those of
+# products that are computed in float32. They can be passed in that type.
 IN_DTYPE = re.compile(r"^(encoder|image|mask(?!/neighbours)|decoder/stage\d+)/.*kernel$")
 
 
-class MaIL(nn.Module):
-  """The whole network; `configs/base.py` says what each attribute is set to.
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+  """The section `model` of a config; `configs/base.py` describes every key."""
 
-  Attributes:
-    vocab_size: word pieces of the tokenizer.
-    max_tokens: word pieces that there are positions for; a call may have fewer.
-    max_instances: K, slots for instance masks; 0 is the bimodal baseline and costs no token.
-    width, depth, heads, mlp_ratio, dropout, backend, remat, scan: see `Encoder`.
-    pad_to_multiple_of: the sequence is padded to a multiple of so many tokens.
-    patch_size: P, a power of two, in pixels.
-    mask_tokens: `instance` (one token each, the default) or `stacked` (the paper's figure, as we read it).
-    appearance, neighbours: what the token of an instance is made of; see `InstanceEmbedding`.
-    selection: `soft`, `hard`, `multi` or `none`; see `mask_selection.select`.
-    no_target: whether the model says of each expression whether anything is meant, from the class token.
-    mask_path: the selected raw mask joins the decoder's stages and its logits.
-    image_path: the raw image joins the decoder's stages.
-    decoder_widths: channels of the log2(P) stages.
-    norm: `batch` or `group`.
-    dtype: of the matrix products and convolutions.
-  """
-
-  vocab_size: int
-  max_tokens: int
-  max_instances: int
   width: int
   depth: int
   heads: int
@@ -117,6 +98,37 @@ class MaIL(nn.Module):
   pad_to_multiple_of: int = 1
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
+  def __post_init__(self):
+    """Raises InputError if options do not fit together."""
+    if 2 ** len(self.decoder_widths) != self.patch_size:
+      need = math.log2(self.patch_size)
+      raise InputError(
+        f"model.decoder_widths has {len(self.decoder_widths)} stages; model.patch_size "
+        f"{self.patch_size} needs {need:g}"
+      )
+    if self.pad_to_multiple_of < 1:
+      raise InputError(
+        f"model.pad_to_multiple_of is {self.pad_to_multiple_of}; it must be at least 1"
+      )
+    if self.mask_tokens not in ("instance", "stacked"):
+      raise InputError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
+
+
+class MaIL(nn.Module):
+  """The whole network.
+
+  Attributes:
+    options: see `configs/base.py`.
+    vocab_size: word pieces of the tokenizer.
+    max_tokens: number of positions for word pieces; a call may have fewer.
+    max_instances: K, slots for instance masks; 0 is the bimodal baseline and costs no token.
+  """
+
+  options: ModelOptions
+  vocab_size: int
+  max_tokens: int
+  max_instances: int
+
   @nn.compact
   def __call__(
     self,
@@ -127,126 +139,139 @@ class MaIL(nn.Module):
     num_tokens: Int[Array, "b"],
     train: bool = False,
     decode_every: int = 1,
-    meant: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
+    target_instance: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
   ) -> Output:
     """Segments the referent of each expression.
 
     Args:
       image: RGB bytes; sides are multiples of the patch size.
-      planes: instance masks as bit planes (`input_pipeline.preprocess.bit_planes.packbits`).
+      planes: instance masks as bit planes.
       valid: slots that hold an instance.
-      tokens: word pieces.
-      num_tokens: word pieces that count; the rest is padding.
-      train: batch statistics and dropout of training.
-      decode_every: decodes one example of each run of so many, the first, and leaves out the logits of the others
-        (see `every`); training may do so, for the decoder learns sooner than the selection and costs as much.
-      meant: what to decode where training knows it: the instance, k for none of them, or, with `multi`, which of them;
-        see `mask_selection.select`.
+      tokens: ids of word pieces, padding last.
+      num_tokens: word pieces that are not padding.
+      train: dropout is on, and normalisation uses batch statistics.
+      decode_every: decodes the first of this many examples, and returns no logits for the others
+        (see `subsample`). For training: the decoder learns sooner than the selection and costs as
+        much.
+      target_instance: replaces the selected instance in the decoder, in training: its number, k for
+        none of them, or with `multi` selection a flag per instance. See `mask_selection.select`.
     """
-    self._check()
-    rows, cols = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
+    options = self.options
+    width = options.width
+    rows, cols = (size // options.patch_size for size in image.shape[1:3])
     pixels = embeddings.normalise_image(image)
-    masks = instances.unpack_planes(planes, self.max_instances) & valid[:, :, None, None]
-    # Everything reads the same unpacked bytes; else XLA unpacks them again, as floats, for each reader.
+    masks = instances.unpack_bit_planes(planes, self.max_instances) & valid[:, :, None, None]
+    # All readers share the unpacked bytes; otherwise XLA unpacks them again, as floats, for each.
     masks = jax.lax.optimization_barrier(masks)
-    coverage = instances.patch_coverage(masks, self.patch_size)
+    coverage = instances.patch_coverage(masks, options.patch_size)
 
-    kind = self.param("type", nn.initializers.truncated_normal(0.5), (3, self.width))
-    v_image = embeddings.ImageEmbedding(self.width, self.patch_size, self.dtype, name="image")(
+    kind = self.param("type", nn.initializers.truncated_normal(0.5), (3, width))
+    v_image = embeddings.ImageEmbedding(width, options.patch_size, options.dtype, name="image")(
       pixels
     )
-    v_text = embeddings.TextEmbedding(self.width, self.vocab_size, self.max_tokens, name="text")(
-      tokens
-    )
-    v_mask = self._mask_tokens(masks, valid, pixels, coverage)
+    v_text = embeddings.TextEmbedding(width, self.vocab_size, self.max_tokens, name="text")(tokens)
+    v_mask = self._embed_masks(masks, valid, pixels, coverage)
     z_image, z_mask = self._encode(
-      v_image + kind[0], v_mask.tokens + kind[1], v_text + kind[2], v_mask.valid, num_tokens, train
+      v_image + kind[0],
+      v_mask._replace(tokens=v_mask.tokens + kind[1]),
+      v_text + kind[2],
+      num_tokens,
+      train,
     )
 
     summary, features = z_image[:, 0], z_image[:, 1:]
     m = z_mask if v_mask.share is None else pool_instances(z_mask, v_mask.share)
-    selected, rho, selection_logits = self._select(m, features, summary, coverage, valid, meant)
-    maps = [
-      every(x, decode_every).reshape(-1, rows, cols, self.width) for x in (*selected, features)
-    ]
+    if self.max_instances:
+      selection = MaskSelection(options.selection, width, name="selection")
+      selected, rho, selection_logits = selection(
+        m, features, summary, coverage, valid, target_instance
+      )
+      maps = [selected, features]
+    else:
+      rho, selection_logits = coverage.sum(-1), jnp.zeros((features.shape[0], 1))
+      maps = [features]
+    maps = [subsample(x, decode_every).reshape(-1, rows, cols, width) for x in maps]
     maps.append(jnp.broadcast_to(coordinate_map(rows, cols), (*maps[0].shape[:3], 8)))
     chosen = None
-    if self.mask_path and self.max_instances:
-      add = instances.union if self.selection == "multi" else instances.weighted_sum
-      chosen = add(every(rho, decode_every), every(masks, decode_every))
+    if options.mask_path and self.max_instances:
+      add = instances.union if options.selection == "multi" else instances.weighted_sum
+      chosen = add(subsample(rho, decode_every), subsample(masks, decode_every))
     grid = jnp.concatenate(maps, -1)
-    logits = self._decode(grid, every(pixels, decode_every), chosen, train)
+    logits = self._decode(grid, subsample(pixels, decode_every), chosen, train)
     no_target = None
-    if self.no_target:
+    if options.no_target:
       no_target = nn.Dense(1, name="no_target_logit")(summary.astype(jnp.float32))[..., 0]
     return Output(logits, rho, selection_logits, masks, no_target)
 
-  def _check(self) -> None:
-    if 2 ** len(self.decoder_widths) != self.patch_size:
-      need = math.log2(self.patch_size)
-      raise InputError(
-        f"model.decoder_widths has {len(self.decoder_widths)} stages; model.patch_size {self.patch_size} needs {need:g}"
-      )
-    if self.pad_to_multiple_of < 1:
-      raise InputError(
-        f"model.pad_to_multiple_of is {self.pad_to_multiple_of}; it must be at least 1"
-      )
-    if self.mask_tokens not in ("instance", "stacked"):
-      raise InputError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
-
-  def _mask_tokens(
+  def _embed_masks(
     self,
     masks: Bool[Array, "b k h w"],
     valid: Bool[Array, "b k"],
     pixels: Float[Array, "b h w 3"],
     coverage: Float[Array, "b k n"],
   ) -> MaskTokens:
-    batch, options = masks.shape[0], (self.width, self.patch_size, self.dtype)
+    options, batch = self.options, masks.shape[0]
     if not self.max_instances:
-      return MaskTokens(jnp.zeros((batch, 0, self.width)), jnp.zeros((batch, 0), bool))
-    if self.mask_tokens == "instance":
+      return MaskTokens(jnp.zeros((batch, 0, options.width)), jnp.zeros((batch, 0), bool))
+    if options.mask_tokens == "instance":
       embed = embeddings.InstanceEmbedding(
-        self.width, self.appearance, self.neighbours, dtype=self.dtype, name="mask"
-      )  # fmt: skip
+        options.width, options.appearance, options.neighbours, dtype=options.dtype, name="mask"
+      )
       return MaskTokens(embed(masks, pixels), valid)
-    tokens = embeddings.StackedMaskEmbedding(*options, name="mask")(masks)
+    tokens = embeddings.StackedMaskEmbedding(
+      options.width, options.patch_size, options.dtype, name="mask"
+    )(masks)
     return MaskTokens(tokens, jnp.ones(tokens.shape[:2], bool), coverage)
 
-  def _encode(self, v_image, v_mask, v_text, mask_valid, num_tokens, train):
-    """Encodes [image | mask | text, padding last]; z_L does not enter the decoder (paper: figure)."""
-    batch, image_len, mask_len = v_image.shape[0], v_image.shape[1], v_mask.shape[1]
-    blocks = {
-      name: getattr(self, name)
-      for name in ("heads", "mlp_ratio", "dropout", "backend", "dtype", "remat", "scan")
-    }
+  def _encode(
+    self,
+    v_image: Float[Array, "b t d"],
+    v_mask: MaskTokens,
+    v_text: Float[Array, "b l d"],
+    num_tokens: Int[Array, "b"],
+    train: bool,
+  ) -> tuple[Float[Array, "b t d"], Float[Array, "b m d"]]:
+    """Encodes [image | mask | text, padding last]; the decoder does not get z_L (paper: figure)."""
+    options = self.options
+    batch, image_len, mask_len = v_image.shape[0], v_image.shape[1], v_mask.tokens.shape[1]
     text_valid = instances.count_valid(num_tokens, v_text.shape[1])
-    valid = jnp.concatenate([jnp.ones((batch, image_len), bool), mask_valid, text_valid], 1)
-    joined = jnp.concatenate([v_image, v_mask, v_text], 1)
-    more = -joined.shape[1] % self.pad_to_multiple_of
+    valid = jnp.concatenate([jnp.ones((batch, image_len), bool), v_mask.valid, text_valid], 1)
+    joined = jnp.concatenate([v_image, v_mask.tokens, v_text], 1)
+    more = -joined.shape[1] % options.pad_to_multiple_of
     packed, lengths, where = pack(
       jnp.pad(joined, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
     )
-    encoder = Encoder(depth=self.depth, **blocks, name="encoder")
+    encoder = Encoder(
+      options.depth,
+      options.heads,
+      options.mlp_ratio,
+      options.dropout,
+      options.backend,
+      options.dtype,
+      options.remat,
+      options.scan,
+      name="encoder",
+    )
     encoded = encoder(packed, lengths, train)
     where = where[:, image_len : image_len + mask_len]
     return encoded[:, :image_len], jnp.take_along_axis(encoded, where[..., None], axis=1)
 
-  def _select(self, m, features, summary, coverage, valid, meant):
-    """Returns the maps that join F_I in the decoder, rho and the selection logits."""
-    if not self.max_instances:
-      return [], coverage.sum(-1), jnp.zeros((features.shape[0], 1))
-    selection = MaskSelection(self.selection, self.width, name="selection")
-    selected, rho, logits = selection(m, features, summary, coverage, valid, meant)
-    return [selected], rho, logits
-
-  def _decode(self, grid, pixels, chosen, train):
-    guides = [pixels] if self.image_path else []
+  def _decode(
+    self,
+    grid: Float[Array, "c rows cols f"],
+    pixels: Float[Array, "c h w 3"],
+    chosen: Float[Array, "c h w"] | None,
+    train: bool,
+  ) -> Float[Array, "c h w"]:
+    options = self.options
+    guides = [pixels] if options.image_path else []
     if chosen is not None:
       guides.append(chosen[..., None])
-      if self.image_path:
+      if options.image_path:
         guides.append(instances.likeness(pixels, jax.lax.stop_gradient(chosen)))
     guide = jnp.concatenate(guides, -1) if guides else None
-    logits = Decoder(self.decoder_widths, self.norm, self.dtype, name="decoder")(grid, guide, train)
+    decoder = Decoder(options.decoder_widths, options.norm, options.dtype, name="decoder")
+    logits = decoder(grid, guide, train)
     if chosen is None:
       return logits
     gain = self.param("mask_gain", nn.initializers.constant(2.0), ())

@@ -1,4 +1,4 @@
-"""Adaptive mask selection: which instance is meant, and its features as a map (paper: figure, F_M^rho)."""
+"""Adaptive mask selection: weights of the instances and their features (paper: figure, F_M^rho)."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def pool_instances(
 
   Args:
     features: one vector per patch.
-    coverage: share of each patch that the instance covers, in [0, 1].
+    coverage: fraction of each patch that the instance covers, in [0, 1].
 
   Returns:
     One vector per instance; zeros where the instance covers nothing.
@@ -28,54 +28,54 @@ def select(
   scores: Float[Array, "b k"],
   null: Float[Array, "b"],
   valid: Bool[Array, "b k"],
-  how: str,
-  meant: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
+  kind: str,
+  target_instance: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
 ) -> Float[Array, "b k"]:
-  """Weights rho of the instances.
+  """Returns the weights rho of the instances.
 
   Args:
     scores: logit of each instance.
-    null: logit of "none of them", so that a referent that the detector missed selects nothing.
+    null: logit of "none of them", for referents that no instance mask covers.
     valid: slots that hold an instance.
-    how: `soft` is the softmax over instances and none; `hard` its top 1, with the gradient of `soft`
-      (straight-through); `multi` is a gate an instance, open where its score exceeds that of none, with the gradient of
-      the sigmoid of the difference, for expressions that mean several objects; `none` gives every instance the weight
-      1.
-    meant: what to select instead, where training knows it: with `hard` the instance, k for none of them; with `multi`
-      which of them.
+    kind: `soft` is the softmax over the instances and "none of them". `hard` is its top 1, with the
+      gradient of `soft` (straight-through). `multi`, for expressions with several targets, is a
+      gate per instance, open if its score exceeds `null`, with the gradient of the sigmoid of the
+      difference. `none` gives every instance the weight 1.
+    target_instance: selected instead of the best, in training: with `hard` its number, k for none
+      of them; with `multi` a flag per instance.
 
   Returns:
     rho in [0, 1], zero at slots without an instance.
   """
-  if how == "none":
+  if kind == "none":
     return valid.astype(scores.dtype)
-  if how == "multi":
+  if kind == "multi":
     soft = jax.nn.sigmoid(scores - null[:, None]) * valid
-    gates = soft > 0.5 if meant is None else meant
+    gates = soft > 0.5 if target_instance is None else target_instance
     return soft + jax.lax.stop_gradient((gates & valid) - soft)
   masked = jnp.where(valid, scores, -1e9)
   soft = jax.nn.softmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
   soft = soft[:, :-1] * valid
-  if how == "soft":
+  if kind == "soft":
     return soft
-  if how == "hard":
-    best = meant
+  if kind == "hard":
+    best = target_instance
     if best is None:
       best = jnp.argmax(jnp.concatenate([masked, null[:, None]], 1), axis=1)
     hard = jax.nn.one_hot(best, scores.shape[1] + 1)[:, :-1]
     return soft + jax.lax.stop_gradient(hard - soft)
-  raise InputError(f"model.selection {how!r} is not one of soft, hard, multi, none")
+  raise InputError(f"model.selection {kind!r} is not one of soft, hard, multi, none")
 
 
 class MaskSelection(nn.Module):
   """Scores each instance from its mask feature m_k and the image feature g_k inside it.
 
   Attributes:
-    how: see `select`.
+    kind: see `select`.
     hidden: units of the scoring network.
   """
 
-  how: str = "hard"
+  kind: str = "hard"
   hidden: int = 128
 
   @nn.compact
@@ -86,7 +86,7 @@ class MaskSelection(nn.Module):
     summary: Float[Array, "b d"],
     coverage: Float[Array, "b k n"],
     valid: Bool[Array, "b k"],
-    meant: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
+    target_instance: Int[Array, "b"] | Bool[Array, "b k"] | None = None,
   ) -> tuple[Float[Array, "b n d"], Float[Array, "b k"], Float[Array, "b j"]]:
     """Selects.
 
@@ -94,18 +94,18 @@ class MaskSelection(nn.Module):
       mask_features: m_k, the encoder's output for each instance.
       image_features: F_I, the encoder's output for each patch.
       summary: the encoder's output for the class token.
-      coverage: share of each patch that each instance covers.
+      coverage: fraction of each patch that each instance covers.
       valid: slots that hold an instance.
-      meant: see `select`.
+      target_instance: see `select`.
 
     Returns:
-      F_M^rho, one vector per patch; rho; and the logits of the instances with that of "none" last, j = k + 1.
+      F_M^rho, one vector per patch; rho; and the logits, "none of them" last.
     """
     inside = pool_instances(image_features, coverage)
     x = nn.Dense(self.hidden, name="score_in")(jnp.concatenate([mask_features, inside], -1))
     scores = nn.Dense(1, name="score_out")(jax.nn.gelu(x))[..., 0]
     null = nn.Dense(1, name="null")(summary)[..., 0]
-    rho = select(scores, null, valid, self.how, meant)
+    rho = select(scores, null, valid, self.kind, target_instance)
     features = jnp.einsum("bkn,bkd->bnd", rho[..., None] * coverage, mask_features)
     logits = jnp.concatenate([jnp.where(valid, scores, -1e9), null[:, None]], 1)
     return features, rho, logits

@@ -1,4 +1,4 @@
-"""Maps and masks at another size, on the device, with static shapes."""
+"""Resizes maps and masks on the device, with static shapes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +8,10 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 def interpolation_matrix(
   size: Int[Array, "b"], source: int, canvas: int
 ) -> Float[Array, "b {canvas} {source}"]:
-  """Weights that resize `source` samples to `size` bilinearly, padded with zero rows to `canvas`.
+  """Returns weights that resize samples bilinearly to `size`, with zero rows up to `canvas`.
 
-  Half-pixel centres, edges repeated, no antialiasing: torch's `interpolate(mode="bilinear", align_corners=False)`.
+  Half-pixel centres, edges repeated, no antialiasing, like torch's
+  `interpolate(mode="bilinear", align_corners=False)`.
   """
   at = jnp.clip(_centres(size, source, canvas), 0, source - 1)
   weights = jnp.maximum(0, 1 - jnp.abs(at[..., None] - jnp.arange(source)))
@@ -20,10 +21,10 @@ def interpolation_matrix(
 def cubic_matrix(
   size: Int[Array, "b"], source: int, canvas: int
 ) -> Float[Array, "b {canvas} {source}"]:
-  """Weights that resize `source` samples to `size` by OpenCV's cubic, padded with zero rows to `canvas`.
+  """Returns weights that resize like OpenCV's cubic, with zero rows up to `canvas`.
 
-  Half-pixel centres, no antialiasing; Keys' kernel with a = -3/4. Beyond the edges there are zeros, so that the weights
-  of a sample near an edge add up to less than one.
+  Half-pixel centres, no antialiasing; Keys' kernel with a = -3/4. Values beyond the edges are 0, so
+  the weights of a sample near an edge sum to less than one.
   """
   t = jnp.abs(_centres(size, source, canvas)[..., None] - jnp.arange(source))
   near = (1.25 * t - 2.25) * t * t + 1
@@ -33,7 +34,7 @@ def cubic_matrix(
 
 
 def _centres(size: Int[Array, "b"], source: int, canvas: int) -> Float[Array, "b {canvas}"]:
-  """Where the centres of the resized samples lie among the `source` samples."""
+  """Returns the centres of the resized samples, in units of the `source` samples."""
   return (jnp.arange(canvas) + 0.5) * (source / size[:, None]) - 0.5
 
 
@@ -55,7 +56,7 @@ def resize_logits(
 def resize_cubic(
   values: Float[Array, "b h w"], size: Int[Array, "b 2"], canvas: tuple[int, int]
 ) -> Float[Array, "b y x"]:
-  """As `resize_logits`, by `cubic_matrix`; for values that are 0 outside of the map."""
+  """Resizes like `resize_logits` but with `cubic_matrix`, for values that are 0 outside the map."""
   rows = cubic_matrix(size[:, 0], values.shape[1], canvas[0])
   cols = cubic_matrix(size[:, 1], values.shape[2], canvas[1])
   return _apply(rows, cols, values)
@@ -64,7 +65,7 @@ def resize_cubic(
 def _apply(
   rows: Float[Array, "b y h"], cols: Float[Array, "b x w"], values: Float[Array, "b h w"]
 ) -> Float[Array, "b y x"]:
-  # Default precision on accelerators is too coarse for pixels near the threshold.
+  # The default precision of accelerators is too low for pixels near the threshold.
   wide = jnp.einsum("bhw,bxw->bhx", values, cols, precision="highest")
   return jnp.einsum("byh,bhx->byx", rows, wide, precision="highest")
 
@@ -72,7 +73,7 @@ def _apply(
 def squash_masks(
   masks: Bool[Array, "b y x"], size: Int[Array, "b 2"], side: int
 ) -> Bool[Array, "b {side} {side}"]:
-  """Takes each mask, `size` (height, width) of the canvas, to a square by nearest neighbour, as Pillow does it."""
+  """Resizes the top left `size` (height, width) of each mask to a square, like Pillow's NEAREST."""
   rows = jnp.asarray(pillow_nearest(masks.shape[1], side))[size[:, 0]]
   cols = jnp.asarray(pillow_nearest(masks.shape[2], side))[size[:, 1]]
   tall = jnp.take_along_axis(masks, rows[:, :, None], axis=1)
@@ -80,10 +81,11 @@ def squash_masks(
 
 
 def pillow_nearest(longest: int, side: int) -> Int32[np.ndarray, "sizes {side}"]:
-  """Which of n pixels Pillow's nearest neighbour takes for each of `side`, for n = 0 to `longest`.
+  """Returns which of n pixels Pillow's NEAREST takes for each of `side`, for n = 0 to `longest`.
 
-  Pillow adds up the step in double precision. Where a sample falls on the edge between two pixels the rounding decides:
-  of 640 pixels to 480, 99 are the left neighbours of those that `preprocess.nearest_indices` takes.
+  Pillow accumulates the step in double precision. Where a sample falls between two pixels, rounding
+  decides: from 640 pixels to 480, 99 are the left neighbours of those that
+  `preprocess.nearest_indices` takes.
   """
   step = np.arange(longest + 1)[:, None] / side
   steps = np.concatenate([step / 2, np.repeat(step, side - 1, axis=1)], axis=1)

@@ -1,4 +1,4 @@
-"""What training minimises: BCE and Dice on the pixels, cross-entropy on the instances and on there being a target."""
+"""The loss terms: BCE and Dice of the pixels, cross-entropy of the selection and of `no_target`."""
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,16 @@ from jaxtyping import Array, Bool, Float
 def binary_cross_entropy(
   logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]
 ) -> Float[Array, "b"]:
-  """Mean binary cross-entropy over the pixels of each example, in nats."""
-  # -log sigmoid(x) = softplus(x) - x: one logarithm a pixel, not one for each class.
+  """Returns the mean binary cross-entropy over the pixels of each example, in nats."""
+  # -log sigmoid(x) = softplus(x) - x takes one logarithm per pixel instead of two.
   return (jax.nn.softplus(logits) - jnp.where(target, logits, 0)).mean((1, 2))
 
 
 def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[Array, "b"]:
-  """Dice loss of each example, in [0, 1] (V-Net, arXiv 1606.04797, with sums in the denominator).
+  """Returns the Dice loss of each example, in [0, 1].
 
-  Of an empty target it is s / (s + 1), s being the sum of the probabilities: 0 where nothing is predicted.
+  As in V-Net (arXiv 1606.04797), with sums in the denominator. For an empty target it is
+  s / (s + 1), where s is the sum of the probabilities: 0 if nothing is predicted.
   """
   probability = jax.nn.sigmoid(logits)
   truth = target.astype(jnp.float32)
@@ -29,14 +30,15 @@ def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[A
 def selection_cross_entropy(
   logits: Float[Array, "b j"], iou: Float[Array, "b k"]
 ) -> Float[Array, "b"]:
-  """Cross-entropy of the selection with the instances that the target overlaps by IoU > 0.5.
+  """Returns the cross-entropy of the selection with the instances of an IoU above 0.5.
 
   Args:
-    logits: of each instance, and of "none of them" last, j = k + 1.
+    logits: one per instance, and the one of "none of them" last, j = k + 1.
     iou: of each instance with the target.
 
   Returns:
-    In nats, for each example. Several such instances share the truth equally; without one, "none" is right.
+    In nats, for each example. Several such instances share the probability equally; without one,
+    "none of them" is right.
   """
   hit = (iou > 0.5).astype(jnp.float32)
   none = 1 - hit.max(1, keepdims=True, initial=0.0)
@@ -47,15 +49,16 @@ def selection_cross_entropy(
 def gate_cross_entropy(
   logits: Float[Array, "b j"], share: Float[Array, "b k"], valid: Bool[Array, "b k"]
 ) -> Float[Array, "b"]:
-  """Binary cross-entropy of each instance's gate with whether more than half of the instance is inside the target.
+  """Returns the binary cross-entropy of each instance's gate with a `share` above one half.
 
   Args:
-    logits: of each instance, and of "none of them" last, j = k + 1; a gate's logit is the difference.
-    share: see `instances.instance_share`.
+    logits: one per instance, and the one of "none of them" last, j = k + 1; a gate's logit is the
+      difference.
+    share: fraction of each instance inside the target; see `instances.instance_share`.
     valid: slots that hold an instance.
 
   Returns:
-    In nats, the mean over the instances of each example; 0 without any.
+    In nats, the mean over the instances of each example; 0 without instances.
   """
   gates = jnp.where(valid, logits[:, :-1] - logits[:, -1:], 0)
   each = optax.sigmoid_binary_cross_entropy(gates, (share > 0.5).astype(jnp.float32)) * valid
@@ -65,5 +68,5 @@ def gate_cross_entropy(
 def no_target_cross_entropy(
   logits: Float[Array, "b"], target: Bool[Array, "b h w"]
 ) -> Float[Array, "b"]:
-  """Binary cross-entropy of saying that nothing is meant with whether the target is empty, in nats."""
+  """Returns the binary cross-entropy of `no_target` with whether the target is empty, in nats."""
   return optax.sigmoid_binary_cross_entropy(logits, (~target.any((1, 2))).astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""What a config compiles to on a mesh: the programs that `train` runs and `plan` asks the compiler about."""
+"""The compiled programs of a run: `train` runs them, and `plan` asks the compiler about them."""
 
 import dataclasses
 import functools
@@ -19,23 +19,23 @@ from mail_jax.models.build import input_specs, make_model
 from mail_jax.models.mail import IN_DTYPE, MaIL
 from mail_jax.models.parameters import path_name
 from mail_jax.train.optim import make_optimizer_from
-from mail_jax.train.step import TrainState, create_state, make_train_step
+from mail_jax.train.step import StepOptions, TrainState, create_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """The compiled parts of a run; nothing is compiled before it is called.
+  """The programs of a run; each is compiled at its first call.
 
   Attributes:
     config: a whole config.
     model: the network.
     optimizer: of its parameters.
-    mesh: that all of it is made for.
-    shapes: shapes and places of all that training changes.
-    batch: shapes and places of a global batch of training.
+    mesh: of the devices that the programs run on.
+    shapes: shapes and shardings of the state.
+    batch: shapes and shardings of a global batch of training.
     create: () -> the new state.
-    step: (state, batch, learning rate) -> (state, metrics); the state that is given is used up.
-    measure: (variables, batch) -> what an evaluation counts, on every device.
+    step: (state, batch, learning rate) -> (state, metrics); it donates the state.
+    measure: (variables, batch) -> counts of an evaluation, on every device.
   """
 
   config: ConfigDict
@@ -53,8 +53,8 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   """Builds the programs of a whole config on a mesh.
 
   Raises:
-    InputError: the batch does not divide by the devices, these have no such attention, or a rule of placement does not
-      fit.
+    InputError: the batch size is not a multiple of the devices, the attention does not run on them,
+      or a sharding rule does not fit.
   """
   _check_batch(config, mesh)
   _check_backend(config, mesh)
@@ -64,23 +64,20 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   placed = sharding.state_sharding(mesh, shapes, config.sharding_rules)
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   gather, scatter = sharding.make_gather_and_scatter(
-    mesh, placed.variables["params"], _dtypes_of_use(model, shapes.variables["params"])
+    mesh, placed.variables["params"], _dtypes_read(model, shapes.variables["params"])
   )
-  step = make_train_step(
-    model,
-    optimizer,
+  options = StepOptions(
     seed=config.seed,
     loss_weights=dict(config.loss),
-    decode_every=config.decode_every,
-    teacher_forcing=config.teacher_forcing,
     instance_dropout=config.augment.instance_dropout,
     all_instances_dropout=config.augment.all_instances_dropout,
     ema_decay=config.ema_decay,
+    decode_every=config.decode_every,
+    teacher_forcing=config.teacher_forcing,
     grad_accum_steps=config.grad_accum_steps,
-    gather=gather,
-    scatter=scatter,
   )
-  judged = placed.averaged if config.ema_decay else placed.variables
+  step = make_train_step(model, optimizer, options, gather, scatter)
+  evaluated = placed.averaged if config.ema_decay else placed.variables
   return Program(
     config,
     model,
@@ -95,7 +92,7 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
       out_shardings=(placed, same),
       donate_argnums=0,
     ),
-    measure=jit_measure(model, mesh, judged),
+    measure=jit_measure(model, mesh, evaluated),
   )
 
 
@@ -112,10 +109,10 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
   return specs
 
 
-def _dtypes_of_use(model: MaIL, params: Any) -> Any:
-  """The dtype in which the model reads each of its parameters."""
+def _dtypes_read(model: MaIL, params: Any) -> Any:
+  """Returns the type in which the model reads each of its parameters."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, x: model.dtype if IN_DTYPE.match(path_name(path)) else x.dtype, params
+    lambda path, x: model.options.dtype if IN_DTYPE.match(path_name(path)) else x.dtype, params
   )
 
 
@@ -135,4 +132,4 @@ def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
   size = counts.pop("batch_size")
   if size % (mesh.size * math.prod(counts.values())):
     times = "".join(f" times config.{name} {n}" for name, n in counts.items() if n > 1)
-    raise InputError(f"config.batch_size {size} does not divide by {mesh.size} devices{times}")
+    raise InputError(f"config.batch_size {size} is not a multiple of {mesh.size} devices{times}")

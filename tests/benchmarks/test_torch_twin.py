@@ -7,7 +7,7 @@ import pytest
 import tiny_model
 
 from mail_jax.models.build import apply_model
-from mail_jax.train.step import draw_chance, make_loss
+from mail_jax.train.step import make_loss, sample_augmentation
 
 torch = pytest.importorskip("torch", reason="needs torch and transformers: make extras")
 pytest.importorskip("transformers", reason="needs torch and transformers: make extras")
@@ -55,7 +55,7 @@ def test_the_twin_learns_what_our_model_learns(pair):
   config, variables, batch, twin, theirs = pair
   model = tiny_model.make(config)
   loss_fn = make_loss(model, dict(config.loss), 1, True)
-  drawn = draw_chance(model, jax.tree.map(jnp.asarray, batch), jax.random.key(0), 0.0, 0.0)
+  drawn = sample_augmentation(model, jax.tree.map(jnp.asarray, batch), jax.random.key(0), 0.0, 0.0)
   counted = {1: jnp.float32(4)}
 
   def loss_of(params):

@@ -13,9 +13,9 @@ SIZE = 24
 # Compiled, because one program is sooner made than one for each operation.
 boxes = jax.jit(instances.boxes)
 crop_pixels = jax.jit(instances.crop_pixels, static_argnums=2)
-pack_planes = jax.jit(instances.pack_planes, static_argnums=1)
+pack_planes = jax.jit(instances.pack_bit_planes, static_argnums=1)
 patch_coverage = jax.jit(instances.patch_coverage, static_argnums=1)
-unpack_planes = jax.jit(instances.unpack_planes, static_argnums=1)
+unpack_planes = jax.jit(instances.unpack_bit_planes, static_argnums=1)
 views = jax.jit(instances.views, static_argnums=(2, 3))
 
 

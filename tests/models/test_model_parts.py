@@ -16,7 +16,7 @@ LENGTHS = (7, 4, 1)
 
 # Compiled, because one program is sooner made than one for each operation.
 attention = jax.jit(attend, static_argnames="backend")
-selection = jax.jit(select, static_argnames="how")
+selection = jax.jit(select, static_argnames="kind")
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -140,17 +140,17 @@ def test_hard_selection_learns_with_the_gradient_of_soft(scored):
     assert np.abs(soft).max() > 0.01
 
 
-def test_hard_selection_decodes_what_is_meant_and_learns_as_ever(scored):
+def test_hard_selection_decodes_the_target_and_learns_as_ever(scored):
   scores, null, valid = scored
-  meant = jnp.array([0, 2, 3, 3])
-  rho = selection(scores, null, valid, "hard", meant)
+  target = jnp.array([0, 2, 3, 3])
+  rho = selection(scores, null, valid, "hard", target)
   np.testing.assert_allclose(rho, [[1, 0, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]], atol=1e-6)
   weights = jnp.asarray(draw(4, 3))
 
-  def gradient(meant):
-    return jax.grad(lambda s: (weights * select(s, null, valid, "hard", meant)).sum())(scores)
+  def gradient(target):
+    return jax.grad(lambda s: (weights * select(s, null, valid, "hard", target)).sum())(scores)
 
-  np.testing.assert_array_equal(gradient(meant), gradient(None))
+  np.testing.assert_array_equal(gradient(target), gradient(None))
 
 
 def test_selection_none_gives_every_instance_the_weight_one(scored):

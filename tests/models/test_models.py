@@ -199,7 +199,7 @@ def test_what_is_meant_is_decoded_whatever_is_chosen(config, variables, inputs, 
   slots = config.max_instances
   chosen = np.argmax(output.selection_logits, 1)
   apply = jax.jit(tiny_model.make(config).apply)
-  again = apply(variables, **inputs, meant=chosen)
+  again = apply(variables, **inputs, target_instance=chosen)
   np.testing.assert_allclose(again.logits, output.logits, atol=1e-5)
   other = np.array(
     [
@@ -207,7 +207,7 @@ def test_what_is_meant_is_decoded_whatever_is_chosen(config, variables, inputs, 
       for v, c in zip(inputs["valid"], chosen, strict=True)
     ]
   )
-  forced = apply(variables, **inputs, meant=other)
+  forced = apply(variables, **inputs, target_instance=other)
   np.testing.assert_allclose(forced.rho, np.eye(slots)[other], atol=1e-6)
   np.testing.assert_allclose(forced.selection_logits, output.selection_logits, atol=1e-5)
   assert np.abs(forced.logits - output.logits).max(axis=(1, 2)).min() > 0.1

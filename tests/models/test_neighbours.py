@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mail_jax.models.neighbours import SIDES, Neighbours, on_side
+from mail_jax.models.embeddings import SIDES, Neighbours, on_side
 
 _COUNT = 5
 

@@ -57,8 +57,8 @@ def test_several_gates_may_be_open_and_none_where_no_instance_is():
   null, valid = jnp.array([0.5, 0.0]), jnp.array([[True, True, True, False]] * 2)
   rho = select(scores, null, valid, "multi")
   assert rho.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
-  meant = jnp.array([[False, True, False, True], [True] * 4])
-  assert select(scores, null, valid, "multi", meant).tolist() == [[0, 1, 0, 0], [1, 1, 1, 0]]
+  target = jnp.array([[False, True, False, True], [True] * 4])
+  assert select(scores, null, valid, "multi", target).tolist() == [[0, 1, 0, 0], [1, 1, 1, 0]]
 
 
 def test_gates_have_the_gradient_of_the_sigmoid():
@@ -96,9 +96,9 @@ def test_the_model_decodes_the_union_of_what_is_meant():
   none = output.selection_logits.argmax(1) == config.max_instances
   np.testing.assert_array_equal(none, ~opened.any(1))
   apply = jax.jit(tiny_model.make(config).apply)
-  again = apply(variables, **inputs, meant=opened)
+  again = apply(variables, **inputs, target_instance=opened)
   np.testing.assert_allclose(again.logits, output.logits, atol=1e-5)
-  other = apply(variables, **inputs, meant=~opened)
+  other = apply(variables, **inputs, target_instance=~opened)
   np.testing.assert_allclose(other.rho, ~opened & inputs["valid"], atol=1e-6)
 
 

@@ -157,7 +157,7 @@ def test_what_cannot_be_planned_is_told_at_once(arguments, message):
     (["--config.mesh.fsdp=2"], "config.mesh: data -1 x fsdp 2 is not 1, the number of devices"),
     (
       ["--config.grad_accum_steps=3"],
-      "config.batch_size 8 does not divide by 1 devices times config.grad_accum_steps 3",
+      "config.batch_size 8 is not a multiple of 1 devices times config.grad_accum_steps 3",
     ),
     (["--json", "nowhere/plan.json"], "the folder nowhere does not exist"),
     (["--config.nothing=3"], "unknown key 'nothing'"),

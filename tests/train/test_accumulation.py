@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_model
 
-from mail_jax.models.mail import every
+from mail_jax.models.mail import subsample
 from mail_jax.models.parameters import path_name
 from mail_jax.train import step
 from mail_jax.train.step import TrainState
@@ -78,8 +78,8 @@ def test_micro_batches_take_from_every_device_and_decode_what_the_whole_batch_wo
   parts = step.split_batch({"rows": rows}, 4, keep=3)["rows"]
   assert parts.shape == (4, 12)
   assert sorted(parts.reshape(-1).tolist()) == list(range(48))
-  decoded = jnp.concatenate([every(part, 3) for part in parts])
-  assert sorted(decoded.tolist()) == every(rows, 3).tolist()
+  decoded = jnp.concatenate([subsample(part, 3) for part in parts])
+  assert sorted(decoded.tolist()) == subsample(rows, 3).tolist()
   for device in range(2):  # each holds half of the rows, and gives half of every micro-batch
     held = set(range(24 * device, 24 * device + 24))
     assert all(len(held & set(part.tolist())) == 6 for part in parts)
@@ -89,8 +89,8 @@ def test_what_chance_decides_is_drawn_for_the_whole_batch():
   config = mesh_training.make_config()
   program = mesh_training.build(config)
   batch = jax.tree.map(jnp.asarray, mesh_training.make_batch(config, 0))
-  drawn = step.draw_chance(program.model, batch, jax.random.key(1), 0.3, 0.1)
-  again = step.draw_chance(program.model, batch, jax.random.key(1), 0.3, 0.1)
+  drawn = step.sample_augmentation(program.model, batch, jax.random.key(1), 0.3, 0.1)
+  again = step.sample_augmentation(program.model, batch, jax.random.key(1), 0.3, 0.1)
   np.testing.assert_array_equal(drawn["valid"], again["valid"])
   counts = np.arange(config.max_instances) < np.asarray(batch["num_instances"])[:, None]
   assert 0 < np.asarray(drawn["valid"]).sum() < counts.sum()

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from mail_jax.train.colours import change_colours
-from mail_jax.train.step import change_light
+from mail_jax.train.step import color_jitter, jitter_batch
 
 _GRAY = [0.299, 0.587, 0.114]
 
@@ -17,7 +16,7 @@ def _photos(count: int, low: int, high: int) -> np.ndarray:
 
 
 def _change(images: np.ndarray, factors: np.ndarray) -> np.ndarray:
-  return np.asarray(jax.jit(change_colours)(jnp.asarray(images), jnp.asarray(factors)))
+  return np.asarray(jax.jit(color_jitter)(jnp.asarray(images), jnp.asarray(factors)))
 
 
 def test_jitter_is_brightness_then_contrast_then_saturation():
@@ -55,6 +54,6 @@ def test_factors_of_one_change_nothing_and_large_ones_stay_within_a_byte():
 
 def test_a_batch_without_factors_stays_as_it_is():
   batch = {"image": jnp.asarray(_photos(2, 0, 256))}
-  assert change_light(batch) is batch
-  changed = change_light(batch | {"jitter_factors": jnp.full((2, 3), 0.5)})
+  assert jitter_batch(batch) is batch
+  changed = jitter_batch(batch | {"jitter_factors": jnp.full((2, 3), 0.5)})
   assert set(changed) == {"image"} and (changed["image"] != batch["image"]).any()

@@ -11,9 +11,9 @@ from mail_jax.train import step
 from mail_jax.train.program import build_program
 
 
-def test_what_is_meant_is_the_best_instance_over_one_half_or_none():
+def test_the_target_instance_is_the_best_instance_over_one_half_or_none():
   iou = jnp.array([[0.2, 0.9, 0.7], [0.5, 0.1, 0.0], [0.0, 0.0, 0.51]])
-  assert step.find_meant(iou).tolist() == [1, 3, 2]
+  assert step.match_target(iou).tolist() == [1, 3, 2]
 
 
 def test_mean_is_over_the_examples_that_count_and_were_decoded():
