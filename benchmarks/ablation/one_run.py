@@ -26,8 +26,9 @@ from mail_jax.config import load_config
 from mail_jax.evaluate import runner
 from mail_jax.export import load
 from mail_jax.hardware import flops
+from mail_jax.models.build import HostBatch
 from mail_jax.train import loop
-from mail_jax.train.data import Batch, Data, open_data
+from mail_jax.train.data import Data, open_data
 
 METRICS = (
   "expressions",
@@ -91,7 +92,7 @@ def measure(
 def _train(config: ConfigDict, data: Data, workdir: str, until: float) -> list[list[float]]:
   """Trains, to the end or until an evaluation is good enough; returns the curve: samples and mIoU of each."""
 
-  def batches(start: int) -> Iterator[Batch]:
+  def batches(start: int) -> Iterator[HostBatch]:
     for step, batch in enumerate(data.train(start), start):
       due = step == start or step % config.eval_every == 0
       if until and due and crossing(_curve(trainer), until):

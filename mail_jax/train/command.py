@@ -1,33 +1,35 @@
-"""Trains a model, or goes on with a run:
+"""Trains a model, or resumes a run:
 
 python -m mail_jax.train --config demo --data_dir data --workdir runs/demo
 python -m mail_jax.train --config demo:paper --config.minutes=5 --data_dir data --workdir runs/paper
 
-Start the same command again after any interruption: it goes on from the last checkpoint. On SIGTERM it saves first.
+Run the same command again after an interruption: it resumes from the last checkpoint. On SIGTERM it
+saves before it ends.
 """
 
 from input_pipeline.common.command_line import command_parser
 from mail_jax.config import add_config_argument, load_config
 from mail_jax.distributed import processes
-from mail_jax.train import workdir_lock
 from mail_jax.train.data import open_data
 from mail_jax.train.logging import sinks
 from mail_jax.train.loop import Trainer
-from mail_jax.train.resume import archive_existing
+from mail_jax.train.resume import archive_existing, lock
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = command_parser("mail_jax.train", __doc__)
   add_config_argument(parser)
+  parser.add_argument("--data_dir", required=True, help="folder that input_pipeline.prepare wrote")
   parser.add_argument(
-    "--data_dir", required=True, help="where input_pipeline.prepare wrote the records"
+    "--workdir",
+    required=True,
+    help="folder of the checkpoints and logs; an existing run is resumed",
   )
-  parser.add_argument("--workdir", required=True, help="checkpoints and logs; the same one resumes")
   parser.add_argument(
     "--archive_existing",
     action="store_true",
-    help="move a run with other settings aside to WORKDIR.1",
+    help="move a run with other settings to WORKDIR.1, .2, ...",
   )
   processes.add_arguments(parser)
   args, rest = parser.parse_known_args(argv)
@@ -35,10 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     if not extra.startswith("--config."):
       parser.error(f"unrecognized argument: {extra}")
   config = load_config(args.config, rest)
-  sinks.check(config)  # before anyone waits for anyone
+  # Before the processes wait for each other.
+  sinks.check(config)
   processes.initialize(args)
   data = open_data(config, args.data_dir)
   if args.archive_existing:
-    with workdir_lock.held(args.workdir):
+    with lock(args.workdir):
       archive_existing(args.workdir, config, data.tokenizer)
   Trainer(config, args.workdir, data).run()

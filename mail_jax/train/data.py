@@ -1,4 +1,4 @@
-"""What training reads: the records that a config names, or any other source of batches."""
+"""The data of a run: the records of a config's dataset, or another source of batches."""
 
 import dataclasses
 import sys
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import storage
@@ -17,38 +16,39 @@ from input_pipeline.preprocess.tokenizer import (
   open_tokenizer,
 )
 from mail_jax.distributed import processes, sharding
+from mail_jax.models.build import HostBatch
 from mail_jax.pretrained import initialise
 
-Batch = dict[str, np.ndarray]
-NO_TARGET = ("grefcoco_unc",)
-"""Data sets with expressions that mean nothing in their image."""
+# Datasets of ours with expressions without a target.
+_WITHOUT_TARGETS = ("grefcoco_unc",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What training reads; any source that keeps these promises will do.
+  """The interface of a source of training data.
 
   Attributes:
-    tokenizer: made the tokens.
-    train: gives the endless batches from a step on; batch n depends on n alone.
-    evaluate: starts one pass over the sentences that judge the model; None for no evaluation.
-    samples: of one epoch; needed where the config counts in epochs.
-    describe: says of steps, counted from 1, which samples this process had in their batches; None where nobody knows.
+    tokenizer: of the tokens.
+    train: yields batches without end, from a step on; batch n depends on n alone.
+    evaluate: starts one pass over the expressions of an evaluation; None for no evaluation.
+    samples: per epoch; needed by configs with `epochs`.
+    describe: returns the samples of this process in the batches of steps, which count from 1; None
+      if they are unknown.
   """
 
   tokenizer: Tokenizer
-  train: Callable[[int], Iterator[Batch]]
+  train: Callable[[int], Iterator[HostBatch]]
   evaluate: Callable[[], Iterable[Any]] | None = None
   samples: int = 0
   describe: Callable[[list[int]], list[dict[str, Any]]] | None = None
 
 
-def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -> Tokenizer:
-  """Makes the tokenizer that a whole config describes.
+def make_tokenizer(config: ConfigDict, expressions: Callable[[], Iterable[str]]) -> Tokenizer:
+  """Opens or trains the tokenizer of a whole config.
 
   Args:
-    config: `tokenizer` names a file; else the vocabulary comes with the weights of `init`; else it is trained.
-    sentences: gives the training sentences.
+    config: `tokenizer` is a file; if empty, `init` has a vocabulary; without `init` it is trained.
+    expressions: returns the training expressions.
   """
   if config.tokenizer:
     return open_tokenizer(config.tokenizer)
@@ -56,12 +56,12 @@ def make_tokenizer(config: ConfigDict, sentences: Callable[[], Iterable[str]]) -
     return WordPieceTokenizer(
       initialise.read_vocab(config.init), f"the vocabulary of {config.init}"
     )
-  return SentencePieceTokenizer.train(sentences(), config.vocab_size)
+  return SentencePieceTokenizer.train(expressions(), config.vocab_size)
 
 
 def open_data(config: ConfigDict, data_dir: str) -> Data:
-  """Opens the records that `input_pipeline.prepare` wrote, with the tokenizer that the config asks for."""
-  # The only import that needs more than this package's own requirements.
+  """Opens the records that `input_pipeline.prepare` wrote."""
+  # Imports TensorFlow, which other sources of data do not need.
   from input_pipeline.tf import loader
 
   on_error = config.loader.on_error
@@ -72,7 +72,8 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
     config, lambda: loader.train_expressions(data_dir, config.dataset, on_error)
   )
   if config.eval_split:
-    loader.num_refs(data_dir, config.dataset, config.eval_split)  # a wrong name is told now
+    # Checks the name.
+    loader.num_refs(data_dir, config.dataset, config.eval_split)
   mesh = sharding.make_mesh(**config.mesh)
 
   def share(split: str) -> loader.Split:
@@ -86,7 +87,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
     seed=config.seed, flip=config.augment.flip, jitter=config.augment.jitter, **config.loader
   )
 
-  def train_batches(start_step: int, with_meta: bool = False) -> Iterator[Batch]:
+  def train_batches(start_step: int, with_meta: bool = False) -> Iterator[HostBatch]:
     return loader.train_batches(
       share("train"),
       tokenizer,
@@ -97,17 +98,16 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
     )
 
   def describe(steps: list[int]) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     batches = train_batches(steps[0] - 1, with_meta=True)
     for step, batch in zip(range(steps[0], steps[-1] + 1), batches, strict=False):
-      first = (step - 1) * len(
-        batch["meta"]
-      )  # of this process, whose samples have numbers of their own
-      named = [{"position": first + row} | sample for row, sample in enumerate(batch["meta"])]
-      found.append({"step": step, "process": jax.process_index(), "samples": named})
-    return found
+      # Each process numbers its own samples.
+      first = (step - 1) * len(batch["meta"])
+      samples = [{"position": first + row} | sample for row, sample in enumerate(batch["meta"])]
+      rows.append({"step": step, "process": jax.process_index(), "samples": samples})
+    return rows
 
-  def eval_batches() -> Iterator[Batch]:
+  def eval_batches() -> Iterator[HostBatch]:
     return loader.eval_batches(
       share(config.eval_split),
       tokenizer,
@@ -116,10 +116,10 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
     )
 
   samples = loader.num_refs(data_dir, config.dataset, "train", on_error)
-  if _means_nothing(config, data_dir) and not config.model.no_target and processes.is_main():
+  if _lacks_targets(config, data_dir) and not config.model.no_target and processes.is_main():
     print(
-      f"warning: some expressions of {config.dataset} mean nothing, and this model can only say so by an empty mask; "
-      "--config.model.no_target=True gives it an output for that",
+      f"warning: {config.dataset} has expressions without a target; this model can only output an "
+      "empty mask for them. --config.model.no_target=True adds an output for them",
       flush=True,
     )
   return Data(
@@ -127,7 +127,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
   )
 
 
-def _means_nothing(config: ConfigDict, data_dir: str) -> bool:
-  """Whether some expressions of the training data mean nothing; data of a user's own says so itself."""
-  said = (storage.read_metadata(data_dir, config.dataset) or {}).get("no_targets", {})
-  return config.dataset in NO_TARGET or said.get("train", 0) > 0
+def _lacks_targets(config: ConfigDict, data_dir: str) -> bool:
+  """Returns whether training expressions lack a target; the metadata of custom data says so."""
+  counts = (storage.read_metadata(data_dir, config.dataset) or {}).get("no_targets", {})
+  return config.dataset in _WITHOUT_TARGETS or counts.get("train", 0) > 0

@@ -1,54 +1,64 @@
-"""Where a run's wall time goes: the part that trains is its goodput."""
+"""The wall time of a run by phase; the fraction that trains is its goodput."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 
 import jax
 
 PHASES = ("step", "data", "checkpoint", "evaluation", "compile")
-_COMPILING = "/jax/core/compile/"  # tracing, lowering and compiling all report under this name
-_compiled = [0.0]  # seconds, of this process
+# Tracing, lowering and compiling all report under this prefix.
+_COMPILING = "/jax/core/compile/"
 
 
-def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-  del kwargs
-  if event.startswith(_COMPILING) and event.endswith("_duration"):
-    _compiled[0] += duration_secs
+@functools.cache
+def _compile_clock() -> list[float]:
+  """Returns a list whose only element grows by the seconds that this process compiles.
 
+  There is one per process, because JAX's listeners cannot be removed one by one.
+  """
+  seconds = [0.0]
 
-# Once a process: listeners cannot be taken back one by one.
-jax.monitoring.register_event_duration_secs_listener(_listen)
+  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del kwargs
+    if event.startswith(_COMPILING) and event.endswith("_duration"):
+      seconds[0] += duration_secs
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return seconds
 
 
 class Goodput:
-  """Seconds of a run by what they were spent on.
+  """Counts the seconds of a run by phase.
 
-  `step` is training, `data` waiting for batches, `checkpoint` and `evaluation` what keeps training from going on, and
-  `compile` is taken out of whichever of them it happens in. What is left, such as opening the run, is `other`.
+  `step` is training, `data` is waiting for batches, `checkpoint` and `evaluation` are the time that
+  training waits for them. `compile` is subtracted from the phase in which it happens. The rest, such
+  as opening the run, is `other`.
   """
 
   def __init__(self):
     self._began = time.monotonic()
-    self._compiled = _compiled[0]
+    self._clock = _compile_clock()
+    self._compiled = self._clock[0]
     self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
   @contextlib.contextmanager
   def spend(self, phase: str) -> Iterator[None]:
-    """Counts the time inside the context for a phase, except what the compiler takes of it."""
-    began, compiled = time.monotonic(), _compiled[0]
+    """Counts the time inside the context for a phase, except for compiling."""
+    began, compiled = time.monotonic(), self._clock[0]
     try:
       yield
     finally:
-      self._seconds[phase] += time.monotonic() - began - (_compiled[0] - compiled)
+      self._seconds[phase] += time.monotonic() - began - (self._clock[0] - compiled)
 
   def seconds(self) -> dict[str, float]:
-    """Seconds of every phase and of `other` until now; they add up to the wall time."""
-    spent = self._seconds | {"compile": _compiled[0] - self._compiled}
+    """Returns the seconds of every phase and of `other` until now; they sum to the wall time."""
+    spent = self._seconds | {"compile": self._clock[0] - self._compiled}
     return spent | {"other": time.monotonic() - self._began - sum(spent.values())}
 
   def line(self) -> str:
-    """The shares in percent, largest first."""
+    """Formats the fractions in percent, largest first."""
     seconds = self.seconds()
     total = max(sum(seconds.values()), 1e-9)
     parts = sorted(seconds.items(), key=lambda item: -item[1])
@@ -56,7 +66,7 @@ class Goodput:
 
 
 class Rate:
-  """How fast a run trains, between two lines of its log."""
+  """The speed of a run between two rows of its log."""
 
   def __init__(self, goodput: Goodput, batch_size: int):
     """Args: goodput: of the run; batch_size: over all devices."""
@@ -64,11 +74,11 @@ class Rate:
     self._before: tuple[int, dict[str, float]] | None = None
 
   def start(self, step: int) -> None:
-    """Begins to measure after so many steps."""
+    """Starts measuring at a step."""
     self._before = step, self._goodput.seconds()
 
   def lap(self, step: int) -> tuple[float, float]:
-    """Samples a second and the share of that time that waited for data, since the last call."""
+    """Returns the samples per second and the fraction spent waiting for data since the last call."""
     assert self._before is not None
     (last, before), now = self._before, self._goodput.seconds()
     self.start(step)

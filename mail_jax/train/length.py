@@ -1,4 +1,4 @@
-"""How many steps a run has: so many, so many epochs, or as many as fit into a time."""
+"""The number of steps of a run: given, or as many as its epochs or minutes have."""
 
 import math
 import time
@@ -6,17 +6,20 @@ import time
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed.processes import broadcast_from_main
 
-# With `config.minutes`, the share of the time that is kept for evaluating and saving, and the share for which the
-# speed is measured: that of a few seconds would be off by a tenth.
+# With `config.minutes`, the fraction of the time that is kept for evaluating and saving, and the
+# fraction in which the speed is measured: a few seconds would be off by a tenth.
 _RESERVE = 0.07
 _MEASURED = 0.1
 
 
-class Budget:
-  """How many steps a run has: as configured, or as many as fit into the minutes.
+class TrainingLength:
+  """The number of steps of a run: as configured, or as many as fit into the minutes.
 
-  The speed is measured on real steps, those of the warm-up and whatever else fits into a tenth of the time. Until the
+  The speed is measured on real steps, those of the warm-up and of a tenth of the time. Until the
   number of steps is fixed the learning rate stays at its peak, where every schedule begins.
+
+  Attributes:
+    steps: 0 until it is fixed.
   """
 
   def __init__(self, steps: int, minutes: float, warmup_steps: int):
@@ -37,14 +40,15 @@ class Budget:
     self._warm = self._began, 0
 
   def seconds_left(self) -> float:
-    """Of the minutes, however many steps they are."""
+    """Returns the remaining time of the minutes."""
     return self._seconds - (time.monotonic() - self._began)
 
-  def after(self, step: int) -> bool:
-    """Notes that a step is done; says whether this one fixed the number of steps."""
+  def update(self, step: int) -> bool:
+    """Records that a step is done; returns whether this fixed the number of steps."""
     now = time.monotonic()
     if step == 0 or not self._warm[1]:
-      self._warm = now, step + 1  # the first step compiles
+      # The first step compiles.
+      self._warm = now, step + 1
     if self.steps or step + 1 < self._decide_at:
       return False
     measured = now - self._warm[0]
@@ -60,17 +64,17 @@ class Budget:
     return True
 
 
-def steps_from(steps: int, epochs: float, samples: int, batch_size: int) -> int:
-  """Updates that a config asks for, in steps or in epochs; 0 where neither is set.
+def count_steps(steps: int, epochs: float, samples: int, batch_size: int) -> int:
+  """Returns the updates of a config with `steps` or `epochs`; 0 if neither is set.
 
   Args:
     steps, epochs: as configured.
-    samples: of one epoch; 0 where there are no epochs.
+    samples: of one epoch; 0 for data without epochs.
     batch_size: over all devices.
   """
   if not epochs:
     return steps
   if steps or not samples:
-    why = "is set too" if steps else "has to be set: this data has no epochs"
-    raise InputError(f"config.epochs {epochs:g}: config.steps {why}")
+    problem = "is set too" if steps else "has to be set: this data has no epochs"
+    raise InputError(f"config.epochs {epochs:g}: config.steps {problem}")
   return math.ceil(epochs * samples / batch_size)

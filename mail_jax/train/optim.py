@@ -1,4 +1,4 @@
-"""AdamW with rules: which parameter learns how fast, and which decays."""
+"""AdamW with rules for the learning rate and the weight decay of each parameter."""
 
 import math
 import re
@@ -15,11 +15,16 @@ from mail_jax.models.parameters import Tree, path_name
 Rules = Sequence[tuple[str, float]]
 
 
-def by_rule(tree: Tree, rules: Rules, what: str) -> Tree:
-  """Gives every leaf the value of the first rule whose regex is found in its name.
+def by_rule(tree: Tree, rules: Rules, key: str) -> Tree:
+  """Returns, for every leaf, the value of the first rule whose regex is found in its name.
+
+  Args:
+    tree: of parameters.
+    rules: in order.
+    key: of the rules in `config.optimizer`, for errors.
 
   Raises:
-    InputError: a leaf that no rule names.
+    InputError: no rule matches a leaf.
   """
 
   def value(path, leaf):
@@ -29,20 +34,20 @@ def by_rule(tree: Tree, rules: Rules, what: str) -> Tree:
       if re.search(pattern, name):
         return result
     raise InputError(
-      f"config.optimizer.{what}: no rule matches {name!r}; end the list with ('.*', value)"
+      f"config.optimizer.{key}: no rule matches {name!r}; end the list with ('.*', value)"
     )
 
   return jax.tree_util.tree_map_with_path(value, tree)
 
 
 def make_optimizer_from(config: ConfigDict) -> optax.GradientTransformation:
-  """Makes the optimizer that a whole config describes."""
+  """Makes the optimizer of a whole config."""
   names = ("clip", "b1", "b2", "eps", "weight_decay", "lr_scale", "decay_rules")
   return make_optimizer(**{name: config.optimizer[name] for name in names})
 
 
 def learning_rate_from(config: ConfigDict, step: int, steps: int) -> float:
-  """The learning rate that a whole config describes; see `learning_rate`."""
+  """Returns the learning rate of a whole config; see `learning_rate`."""
   names = ("lr", "warmup_steps", "schedule", "power", "final")
   return learning_rate(step, steps, **{name: config.optimizer[name] for name in names})
 
@@ -57,15 +62,16 @@ def learning_rate(
   power: float = 0.9,
   final: float = 0.0,
 ) -> float:
-  """Learning rate of one step: linear warm-up, then the schedule down to `final` times the peak.
+  """Returns the learning rate of a step: linear warm-up, then the schedule down to `final`.
 
   Args:
     step: from 0.
-    steps: of the whole run; 0 while that is not known yet: the peak after the warm-up.
+    steps: of the whole run; 0 if unknown, which keeps the peak after the warm-up.
     lr: the peak.
     warmup_steps: steps until the peak.
-    schedule: `cosine`, `polynomial` (with `power`) or `constant`.
-    final: share of the peak at the end.
+    schedule: `cosine`, `polynomial` or `constant`.
+    power: exponent of the `polynomial` schedule.
+    final: learning rate at the end, as a fraction of the peak.
   """
   if step < warmup_steps:
     return lr * (step + 1) / warmup_steps
@@ -93,15 +99,15 @@ def make_optimizer(
   decay_rules: Rules,
   eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-  """AdamW for a learning rate of 1: the caller scales what comes out by the step's learning rate.
+  """Makes AdamW for a learning rate of 1; the caller scales the updates by the learning rate.
 
   Args:
     clip: largest global norm of the gradient.
     b1, b2: of Adam.
-    weight_decay: decoupled, times a parameter's value by `decay_rules`.
-    lr_scale: rules for the learning rate of each part; 0 freezes it.
-    decay_rules: rules for the weight decay.
-    eps: of Adam; gradients far below it are as good as none.
+    weight_decay: decoupled, times the factor of `decay_rules`.
+    lr_scale: rules for the learning rate of each parameter; 0 freezes it.
+    decay_rules: rules for the weight decay of each parameter.
+    eps: of Adam.
   """
 
   def scale_by_rules(updates, params=None):
@@ -115,8 +121,8 @@ def make_optimizer(
 
   def clip_by_global_norm(updates, params=None):
     del params
-    # `optax.clip_by_global_norm` divides each element, and XLA writes the quotients to memory before it goes on; a
-    # product becomes part of the two passes that read it.
+    # `optax.clip_by_global_norm` divides each element, and XLA writes the quotients to memory; a
+    # product is fused into the two passes that read it.
     scale = clip / jnp.maximum(optax.global_norm(updates), clip)
     return jax.tree.map(lambda u: u * scale, updates)
 

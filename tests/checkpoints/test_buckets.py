@@ -174,7 +174,7 @@ def test_a_run_in_a_bucket_is_the_run_on_the_disk(place, finished_run, shapes_da
   states = [load.load(str(run), "last").variables for run in (place, finished_run)]
   assert jax.tree.all(jax.tree.map(np.array_equal, *states))
   train.main(command)
-  assert f"finished already: {tiny_run.STEPS} steps" in capsys.readouterr().out
+  assert f"already finished: {tiny_run.STEPS} steps" in capsys.readouterr().out
   train.main([*command, "--archive_existing", "--config.steps=2"])
   assert f"moved to {place}.1" in capsys.readouterr().out
   assert _names(f"{place}/checkpoints") == ["2"]

@@ -123,9 +123,9 @@ def test_a_run_may_go_on_with_damaged_records_skipped_and_not_with_another_seed(
   packed = checkpoint.pack_bytes(tokenizer.to_bytes())
   meta = {"config": to_json(load_config(DEMO)), "tokenizer": packed}
   skips = load_config(DEMO, ["loader.on_error=skip"])
-  resume.check_same(meta, skips, tokenizer, "runs/demo")
+  resume.check_resumable(meta, skips, tokenizer, "runs/demo")
   with pytest.raises(InputError, match=r"config\.seed = 0, not 1"):
-    resume.check_same(meta, load_config(DEMO, ["seed=1"]), tokenizer, "runs/demo")
+    resume.check_resumable(meta, load_config(DEMO, ["seed=1"]), tokenizer, "runs/demo")
 
 
 @pytest.mark.parametrize(

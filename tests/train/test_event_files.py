@@ -179,7 +179,7 @@ def test_a_killed_run_that_goes_on_has_no_step_twice_and_none_of_before_that_it_
       preemption.asked |= next(calls) == 5
       return preemption.asked
 
-    patch.setattr("mail_jax.train.preemption.Preemption.reached", reached)
+    patch.setattr("mail_jax.train.guards.Preemption.reached", reached)
     _train(shapes_data, tmp_path, ON)
   assert max(tiny_run.steps_kept(tmp_path)) == 5
   # What a killed run wrote beyond its checkpoint, and half a record.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mail_jax.train.preemption import Preemption
+from mail_jax.train.guards import Preemption
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from screen import Screen, seen
 
 from input_pipeline.common.errors import InputError
 from mail_jax.train import command as train
-from mail_jax.train.logging import final_table, sinks, step_line
+from mail_jax.train.logging import sinks, terminal
 from mail_jax.train.logging.progress import Progress
 from mail_jax.train.logging.terminal import Terminal
 
@@ -54,7 +54,7 @@ def test_an_evaluation_moves_the_line_through_its_sentences(screen, tmp_path):
   with screen.as_stdout(), Progress(str(tmp_path), 0) as progress:
     progress.evaluating(40, "val", 64, 6716)
     assert seen(screen.read())[-1].startswith("step 40  evaluating val |")
-    assert seen(screen.read())[-1].endswith("64/6716 sentences")
+    assert seen(screen.read())[-1].endswith("64/6716 expressions")
 
 
 def test_a_narrow_terminal_gets_one_line_that_is_cut(monkeypatch):
@@ -175,7 +175,7 @@ def test_without_a_terminal_a_run_prints_plain_lines_and_ends_with_a_table(
   cells = dict(zip(header, first[len(first) - len(table[1].lstrip()) :].split(), strict=False))
   assert float(cells["mIoU"]) == pytest.approx(100 * scores[best]["val/mIoU"], abs=0.006)
   facts = "\n".join(table[3:])
-  assert re.search(r"time +\d+ s  \d+ samples/s while it trained", facts)
+  assert re.search(r"time +\d+ s  \d+ samples/s in training", facts)
   assert re.search(r"spent on +\w+ [\d.]+%", facts)
   assert f"{tmp_path}/checkpoints" in facts and f"{tmp_path}/metrics.jsonl" in facts
 
@@ -184,20 +184,18 @@ def test_the_table_shows_the_best_and_the_last_evaluation_of_all_starts():
   rows = [
     {"step": s, "val/mIoU": v, "val/P@0.5": v / 2} for s, v in ((10, 0.5), (20, 0.7), (30, 0.6))
   ]
-  found = final_table.best_and_last([*rows, {"step": 31, "loss": 1.0}], "val", "mIoU")
+  found = terminal.best_and_last([*rows, {"step": 31, "loss": 1.0}], "val", "mIoU")
   assert {name: metrics["mIoU"] for name, metrics in found.items()} == {
     "val, step 20 (best mIoU)": 0.7,
     "val, step 30 (last)": 0.6,
   }
-  assert list(final_table.best_and_last(rows[:2], "val", "mIoU")) == [
-    "val, step 20 (best and last)"
-  ]
-  assert final_table.best_and_last([], "val", "mIoU") == {}
+  assert list(terminal.best_and_last(rows[:2], "val", "mIoU")) == ["val, step 20 (best and last)"]
+  assert terminal.best_and_last([], "val", "mIoU") == {}
 
 
 def test_the_time_that_is_left_counts_evaluations_and_checkpoints_to_come():
   """A hundred steps of 0.5 s took 50 s and 25 s beside; the next hundred will again."""
-  assert step_line.seconds_left(100, 0.5, overhead=25.0, steps_done=100) == 75.0
+  assert terminal.seconds_left(100, 0.5, overhead=25.0, steps_done=100) == 75.0
 
 
 @pytest.mark.parametrize(
@@ -205,7 +203,7 @@ def test_the_time_that_is_left_counts_evaluations_and_checkpoints_to_come():
   [(None, "? left"), (-3.0, "0 s left"), (42.0, "42 s left"), (7500.0, "2 h 05 min left")],
 )
 def test_time_left_in_words(seconds, words):
-  assert step_line.left(seconds) == words
+  assert terminal.time_left(seconds) == words
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(shapes_data, t
   printed = _finish(run)
   (saved,) = tiny_run.steps_kept(workdir)
   assert 12 <= saved < tiny_run.STEPS, "stopped too late to show anything"
-  assert f"ended on SIGTERM at step {saved}; the same command goes on" in printed
+  assert f"stopped by SIGTERM at step {saved}; run the same command again" in printed
   assert f"resumed at step {saved}" in _finish(_start(shapes_data, workdir, "one device", *rare))
   _assert_the_same(workdir, undisturbed)
 
@@ -164,7 +164,7 @@ def _stop_at_call(monkeypatch, number: int) -> None:
     preemption.asked |= next(calls) == number
     return preemption.asked
 
-  monkeypatch.setattr("mail_jax.train.preemption.Preemption.reached", reached)
+  monkeypatch.setattr("mail_jax.train.guards.Preemption.reached", reached)
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_well(shapes_data, tmp_path):
   run.send(signal.SIGTERM, 1)
   printed = _finish(run)
   saved = max(tiny_run.steps_kept(tmp_path))
-  assert f"ended on SIGTERM at step {saved}; the same command goes on" in printed
+  assert f"stopped by SIGTERM at step {saved}; run the same command again" in printed
 
 
 @pytest.mark.slow

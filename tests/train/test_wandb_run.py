@@ -153,10 +153,10 @@ class _Failing:
   ("fails", "told", "words"),
   [
     (set(), 3, ["https://host/run"]),
-    ({"init"}, 3, ["no network; this start is kept offline", "https"]),
-    ({"init", "offline"}, 0, ["kept offline", "no network; it is told nothing more"]),
-    ({"log"}, 0, ["https", "the service has ended; it is told nothing more, the training goes on"]),
-    ({"finish"}, 2, ["https", "TimeoutError; it is told nothing more"]),
+    ({"init"}, 3, ["no network; logging this start offline", "https"]),
+    ({"init", "offline"}, 0, ["start offline", "no network; W&B logging disabled"]),
+    ({"log"}, 0, ["https", "the service has ended; W&B logging disabled, training continues"]),
+    ({"finish"}, 2, ["https", "TimeoutError; W&B logging disabled"]),
   ],
   ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else "",
 )

@@ -11,13 +11,13 @@ import tiny_run
 
 from input_pipeline.common.errors import InputError
 from mail_jax.train import command as train
-from mail_jax.train import workdir_lock
+from mail_jax.train import resume
 
 # Holds a folder until it is killed.
 _HOLDER = """
 import sys, time
-from mail_jax import workdir_lock
-with workdir_lock.held(sys.argv[1]):
+from mail_jax.train import resume
+with resume.lock(sys.argv[1]):
   print("held", flush=True)
   time.sleep(600)
 """
@@ -54,17 +54,17 @@ def test_a_second_run_is_told_who_holds_the_folder_and_changes_nothing(
 def test_the_folder_of_a_killed_run_is_free(holder, tmp_path):
   holder.send_signal(signal.SIGKILL)
   holder.wait()
-  assert str(holder.pid) in (tmp_path / workdir_lock.FILE).read_text()
-  with workdir_lock.held(str(tmp_path)):
-    assert str(os.getpid()) in (tmp_path / workdir_lock.FILE).read_text()
+  assert str(holder.pid) in (tmp_path / resume.LOCK_FILE).read_text()
+  with resume.lock(str(tmp_path)):
+    assert str(os.getpid()) in (tmp_path / resume.LOCK_FILE).read_text()
 
 
 def test_a_holder_that_is_half_written_still_holds(tmp_path):
-  with workdir_lock.held(str(tmp_path)):
-    (tmp_path / workdir_lock.FILE).write_text('{"host": "a')
+  with resume.lock(str(tmp_path)):
+    (tmp_path / resume.LOCK_FILE).write_text('{"host": "a')
     with (
-      pytest.raises(InputError, match="who is not known"),
-      workdir_lock.held(str(tmp_path)),
+      pytest.raises(InputError, match="unknown host"),
+      resume.lock(str(tmp_path)),
     ):
       pass
 
@@ -73,6 +73,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   with (
     pytest.raises(InputError, match=r"--workdir .*/file/run: .* \(Not a directory\)"),
-    workdir_lock.held(str(tmp_path / "file" / "run")),
+    resume.lock(str(tmp_path / "file" / "run")),
   ):
     pass

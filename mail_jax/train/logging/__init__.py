@@ -1,1 +1,1 @@
-"""What a run tells while it works, to people and to the programs that they watch it with."""
+"""The log of a run: the terminal, `metrics.jsonl`, TensorBoard and Weights & Biases."""

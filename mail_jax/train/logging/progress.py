@@ -1,4 +1,4 @@
-"""What a run tells while it works: on the terminal, in `metrics.jsonl`, and to whatever else was asked for."""
+"""The progress of a run: on the terminal, in `metrics.jsonl`, and in the sinks of `config.log`."""
 
 import contextlib
 import json
@@ -9,35 +9,34 @@ from typing import Any, Protocol, runtime_checkable
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import processes
-from mail_jax.train.logging import step_line
 from mail_jax.train.logging.samples import Picture
-from mail_jax.train.logging.terminal import Terminal
+from mail_jax.train.logging.terminal import Terminal, position, time_left
 
-# What is in a bucket cannot be appended to; the file is written anew, not more often than this (seconds).
+# Files in buckets cannot be appended to; the file is rewritten, with at least these seconds between.
 _REWRITE_EVERY = 60.0
 
 
 @runtime_checkable
 class Sink(Protocol):
-  """Whatever else takes what a run tells: TensorBoard, Weights & Biases."""
+  """The interface of TensorBoard and Weights & Biases."""
 
   def row(self, step: int, values: dict[str, Any]) -> None:
-    """Takes a row of the log."""
+    """Logs a row."""
 
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-    """Takes what the model makes of the samples that are drawn at every evaluation."""
+    """Logs the drawn samples of an evaluation."""
 
   def flush(self) -> None:
-    """Makes sure that all it was told is kept: a checkpoint is about to be."""
+    """Writes everything; a checkpoint follows."""
 
   def close(self, failed: bool) -> None:
-    """Ends; `failed` says whether the run did by an error."""
+    """Closes the sink; `failed` is whether the run ended with an error."""
 
 
 class Progress:
-  """Writes the log of a run; a resumed run drops the rows that it makes again.
+  """Writes the log of a run; a resumed run drops the rows after the step it resumes at.
 
-  Only process 0 prints and writes; on the others nothing happens.
+  Only process 0 prints and writes.
   """
 
   def __init__(self, workdir: str, start_step: int):
@@ -66,15 +65,15 @@ class Progress:
     self.close(failed=kind is not None)
 
   def rows(self) -> list[dict[str, Any]]:
-    """All rows of the log, of this start and those before; empty but on process 0."""
+    """Returns all rows of the log, also of earlier starts; on other processes than 0 none."""
     return [json.loads(row) for row in self._rows]
 
   def add(self, sink: Sink) -> None:
-    """Tells a sink, too, from now on."""
+    """Adds a sink, for what follows."""
     self._sinks.append(sink)
 
   def row(self, step: int, values: dict[str, Any]) -> None:
-    """Adds one row."""
+    """Logs a row."""
     if not self._is_main:
       return
     row = json.dumps({"step": step, **values}) + "\n"
@@ -86,9 +85,9 @@ class Progress:
       except OSError as error:
         self._lose_file()
         raise InputError(
-          f"{self._path} cannot be written: "
-          f"{atomic_files.describe_error(error, str(self._path), len(row))}; fix this, and "
-          "the same command goes on from the last whole checkpoint"
+          f"cannot write {self._path}: "
+          f"{atomic_files.describe_error(error, str(self._path), len(row))}; fix this and run the same "
+          "command again to resume from the last intact checkpoint"
         ) from error
     elif self._rewrites and time.monotonic() - self._written > _REWRITE_EVERY:
       self._rewrite()
@@ -96,19 +95,19 @@ class Progress:
       sink.row(step, values)
 
   def _lose_file(self) -> None:
-    """Closes a file that cannot be written to, with what it holds still unwritten."""
+    """Closes a file that cannot be written, and drops its buffer."""
     file, self._file = self._file, None
     if file:
       with contextlib.suppress(OSError):
         file.close()
 
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-    """Hands on what was drawn of an evaluation."""
+    """Logs the drawn samples of an evaluation to the sinks."""
     for sink in self._sinks:
       sink.pictures(step, pictures)
 
   def flush(self) -> None:
-    """Makes sure that all rows are in the file: a checkpoint is not to be ahead of the log."""
+    """Writes all rows, so that a checkpoint is never ahead of the log."""
     if self._is_main and self._rewrites:
       self._rewrite()
     for sink in self._sinks:
@@ -124,12 +123,12 @@ class Progress:
       self._terminal.line(text)
 
   def trained(self, plain: str, latest: str, seconds_left: float | None) -> None:
-    """Says how training goes: a line where there is no terminal, else part of the line that changes.
+    """Shows the metrics of training: in the changing line of a terminal, or as a line elsewhere.
 
     Args:
-      plain: the whole line.
-      latest: what the changing line says until the next call.
-      seconds_left: until the end of the run; None where nobody knows.
+      plain: the line.
+      latest: the text of the changing line until the next call.
+      seconds_left: until the end of the run; None if unknown.
     """
     self._latest = latest
     self._ends_at = None if seconds_left is None else time.monotonic() + seconds_left
@@ -138,27 +137,29 @@ class Progress:
       self.line(plain)
 
   def at(self, step: int, steps: int, epoch: float | None) -> None:
-    """Moves the changing line to a step; it asks no device for anything.
+    """Moves the changing line to a step, without waiting for a device.
 
     Args:
-      step: how many are done.
-      steps: how many there will be; 0 where that is not known yet.
-      epoch: passes over the data that are done; None where there are no passes.
+      step: the last step.
+      steps: of the whole run; 0 if unknown.
+      epoch: passes over the data so far; None for data without epochs.
     """
     if not self._is_main or not self._terminal.is_live:
       return
     ends = None if self._ends_at is None else self._ends_at - time.monotonic()
     passes = "" if epoch is None else f"epoch {epoch:.2f}  "
-    after = f"{passes}{step_line.left(ends)}  {self._latest}"
-    self._terminal.show(step_line.position(step, steps), after, step, steps)
+    after = f"{passes}{time_left(ends)}  {self._latest}"
+    self._terminal.show(position(step, steps), after, step, steps)
 
-  def evaluating(self, step: int, split: str, done: int, of: int) -> None:
-    """Moves the changing line through an evaluation: so many sentences of so many."""
+  def evaluating(self, step: int, split: str, done: int, total: int) -> None:
+    """Moves the changing line through an evaluation of `total` expressions."""
     if self._is_main and self._terminal.is_live:
-      self._terminal.show(f"step {step}  evaluating {split}", f"{done}/{of} sentences", done, of)
+      self._terminal.show(
+        f"step {step}  evaluating {split}", f"{done}/{total} expressions", done, total
+      )
 
   def close(self, failed: bool = False) -> None:
-    """Closes the file, with all rows in it, and leaves the terminal as it was; lines can follow."""
+    """Writes and closes the file and the sinks, and clears the changing line; lines can follow."""
     self._terminal.close()
     self.flush()
     if self._file:
@@ -169,12 +170,13 @@ class Progress:
 
 
 def _rows_until(step: int, text: str) -> list[str]:
-  """The whole rows of a log, each with its end of line, up to a step."""
+  """Returns the complete rows of a log up to a step, with their line ends."""
   kept = []
   for line in text.splitlines():
     try:
       row = json.loads(line)
-    except json.JSONDecodeError:  # the process died while it wrote this line
+    except json.JSONDecodeError:
+      # The process died while it wrote this line.
       continue
     if row["step"] <= step:
       kept.append(line + "\n")

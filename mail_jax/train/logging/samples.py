@@ -1,4 +1,4 @@
-"""The same few sentences of the validation split, drawn at every evaluation: one sees the model learn them."""
+"""The same few validation samples, drawn at every evaluation to show what the model learns."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from mail_jax.distributed import processes, sharding
 from mail_jax.models.build import apply_model
 from mail_jax.models.mail import MaIL, find_mask
 
-# Pixels of the longer side of a picture, at least: a model may see photos of 96.
+# Smallest longer side of a picture in pixels, for models that see small images.
 _SIDE = 288
 _READ = ("image", "instances", "num_instances", "tokens", "num_tokens")
 _KEPT = (*_READ, "target", "original_size")
@@ -24,12 +24,13 @@ _KEPT = (*_READ, "target", "original_size")
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A photo with what the model says of a sentence.
+  """An image with the prediction for an expression.
 
   Attributes:
-    name: which of the samples it is, such as `val/0`.
-    pixels: the prediction in blue, the outline of the target in white, that of the chosen instance in yellow.
-    caption: the sentence and the IoU, at the model's resolution.
+    name: of the sample, such as `val/0`.
+    pixels: with the prediction in blue, the target's outline in white, the selected instance's
+      outline in yellow.
+    caption: the expression and the IoU at the model's resolution.
   """
 
   name: str
@@ -38,22 +39,22 @@ class Picture:
 
 
 class FixedSamples:
-  """Keeps rows of the first evaluation as they pass, and draws them with any variables.
+  """Collects samples from the first evaluation, and draws them after each.
 
-  With several processes every one of them takes part, whichever read the rows; all draw the same.
+  All processes take part and draw the same, no matter which of them read the samples.
   """
 
   def __init__(
     self, predict: Callable[..., Any], mesh: jax.sharding.Mesh, split: str, count: int, seed: int
   ):
-    """Takes what runs the model.
+    """Prepares the collection.
 
     Args:
       predict: of `make_predict`.
       mesh: of the devices.
-      split: that is evaluated; for the names.
-      count: of samples; fewer where the evaluation has no more.
-      seed: chooses them.
+      split: of the evaluation, for the names.
+      count: number of samples; a smaller evaluation has fewer.
+      seed: of the choice.
     """
     self._predict, self._mesh, self._split = predict, mesh, split
     self._count, self._seed = count, seed
@@ -63,7 +64,7 @@ class FixedSamples:
     self._batch: Any = None
 
   def watch(self, batch: Mapping[str, Any]) -> None:
-    """Keeps the rows of a batch that are among the samples; after the first evaluation it looks at none."""
+    """Collects the samples in a batch, during the first evaluation."""
     if self._rows is not None:
       return
     index = np.asarray(batch["index"])
@@ -76,10 +77,10 @@ class FixedSamples:
       self._sentences[number] = known["expression"] if known else f"sentence {number}"
 
   def draw(self, variables: Any) -> list[Picture]:
-    """What the model says now; after a whole evaluation, on all processes.
+    """Draws the current predictions; after a complete evaluation, on all processes.
 
     Args:
-      variables: of the model, where the evaluation has them.
+      variables: of the model, placed as for the evaluation.
     """
     if self._rows is None:
       self._rows = self._gather()
@@ -98,13 +99,13 @@ class FixedSamples:
     ]
 
   def _gather(self) -> dict[str, np.ndarray]:
-    """The rows of all processes, in the order of their numbers."""
+    """Gathers the samples of all processes, in the order of their numbers."""
     said = processes.all_gather_object({str(n): text for n, text in self._sentences.items()})
     self._sentences = {int(n): text for one in said for n, text in one.items()}
     numbers = sorted(self._sentences)
     if jax.process_count() == 1:
       return {name: np.stack([self._seen[n][name] for n in numbers]) for name in _KEPT}
-    # Everyone gives what it has at its place and zeros elsewhere, in shapes that it may have to learn from others.
+    # Each process contributes its samples, and zeros for the others, whose shapes it may not know.
     shapes = processes.all_gather_object(
       {
         k: [list(v.shape), v.dtype.str]
@@ -123,18 +124,18 @@ class FixedSamples:
 
 
 def choose(total: int, count: int, seed: int) -> np.ndarray:
-  """Numbers of the samples, of `total` sentences; ascending, the same for the same seed.
+  """Returns the numbers of the samples, ascending; a seed gives the same ones.
 
-  One by chance of each of `count` stretches of the data: sentences of a photo stand together.
+  A random one from each of `count` stretches, because expressions of an image are neighbours.
   """
   edges = np.linspace(0, total, min(count, total) + 1).astype(int)
   return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
 
 
 def make_predict(model: MaIL, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-  """Makes (variables, batch) -> (mask, mask of the chosen instance, empty where none is), on every device.
+  """Makes (variables, batch) -> (mask, mask of the selected instance or empty), on every device.
 
-  The batch is the same on all of them: it is small, and need not divide by how many there are.
+  Every device has the whole batch, so its size need not be a multiple of the devices.
   """
 
   def predict(
@@ -159,14 +160,14 @@ def render(
   chosen: Bool[np.ndarray, "s s"],
   size: tuple[int, int] | list[int],
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Draws the masks over the photo, all of them as the model has them, in the shape that the photo had.
+  """Draws masks of the model's resolution over an image, in its original shape.
 
   Args:
-    image: as the model sees it, a square.
-    mask: predicted.
-    target: the truth.
-    chosen: the instance that is; empty for none.
-    size: height and width of the photo.
+    image: the model's input, a square.
+    mask: the prediction.
+    target: the ground truth.
+    chosen: the selected instance; empty for none.
+    size: height and width of the original image.
   """
   side = image.shape[0] * -(-_SIDE // image.shape[0])
   fitted = drawing.fitting_size(size[0], size[1], side)

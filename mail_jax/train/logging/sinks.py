@@ -1,4 +1,4 @@
-"""What of `config.log` is written beside `metrics.jsonl`."""
+"""The sinks of `config.log`, which a run logs to besides `metrics.jsonl`."""
 
 from ml_collections import ConfigDict
 
@@ -12,10 +12,10 @@ from mail_jax.train.program import Program
 
 
 def check(config: ConfigDict) -> None:
-  """Looks whether it can be had, before anything takes long.
+  """Checks that the sinks can be opened, before anything takes long.
 
   Raises:
-    InputError: a package is missing, or a value cannot be.
+    InputError: a package is missing, or a value is invalid.
   """
   if config.log.images < 0:
     raise InputError(f"config.log.images is {config.log.images}; it must be 0 or more")
@@ -26,7 +26,7 @@ def check(config: ConfigDict) -> None:
 
 
 def open_sinks(config: ConfigDict, workdir: str, start_step: int, progress: Progress) -> None:
-  """Lets the log of a run go to what was asked for, too; on process 0."""
+  """Opens the sinks and adds them to the log; on process 0."""
   if not processes.is_main():
     return
   plain = to_json(config)
@@ -36,8 +36,8 @@ def open_sinks(config: ConfigDict, workdir: str, start_step: int, progress: Prog
     progress.add(wandb.WandbRun(config.log.wandb, workdir, plain, progress.line))
 
 
-def fixed(config: ConfigDict, program: Program) -> FixedSamples | None:
-  """The samples that are drawn at every evaluation; None where nobody would see them."""
+def fixed_samples(config: ConfigDict, program: Program) -> FixedSamples | None:
+  """Returns the samples to draw at every evaluation; None without a sink."""
   if not config.log.images or not (config.log.tensorboard or config.log.wandb):
     return None
   predict = samples.make_predict(program.model, program.mesh)

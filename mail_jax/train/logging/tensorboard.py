@@ -1,10 +1,10 @@
-"""What a run tells, as TensorBoard reads it: event files in `WORKDIR/tensorboard`.
+"""Logs to TensorBoard: event files in `WORKDIR/tensorboard`.
 
-They are written with TensorBoard's own package: the other writers (clu, tensorboardX, torch, flax) bring a second
-framework into the process.
+Written with TensorBoard's own package: other writers (clu, tensorboardX, torch, flax) load a second
+framework.
 """
 
-# protobuf makes the classes of its modules as they are imported.
+# protobuf creates the classes of its modules at import.
 # pyright: reportAttributeAccessIssue=false
 
 import importlib.util
@@ -22,18 +22,19 @@ from PIL import Image
 
 from input_pipeline.common import atomic_files, buckets, drawing
 from input_pipeline.common.errors import InputError
+from mail_jax.config import flatten
 from mail_jax.train.logging.samples import Picture
 
 FOLDER = "tensorboard"
-# In a bucket a file cannot be appended to; it is written anew, not more often than this (seconds).
+# Files in buckets cannot be appended to; the file is rewritten, with at least these seconds between.
 _REWRITE_EVERY = 60.0
 
 
 def check_installed() -> None:
-  """Looks whether TensorBoard is there.
+  """Checks that TensorBoard is installed.
 
   Raises:
-    InputError: it is not.
+    InputError: it is not installed.
   """
   if importlib.util.find_spec("tensorboard") is None:
     raise InputError(
@@ -42,22 +43,22 @@ def check_installed() -> None:
 
 
 class TensorBoard:
-  """Writes scalars, pictures and the config; whatever goes beyond the step that a run resumes at is dropped first."""
+  """Writes scalars, pictures and the config; first drops what is after the step to resume at."""
 
   def __init__(
     self,
     workdir: str,
     start_step: int,
-    config: Mapping[str, Any],
+    config: dict[str, Any],
     rows: Sequence[Mapping[str, Any]],
   ):
     """Opens a new file beside those of earlier starts.
 
     Args:
       workdir: of the run, on a disk or in a bucket.
-      start_step: where the run goes on; 0 removes all that is there.
+      start_step: at which the run resumes; 0 removes all event files.
       config: of the run, plain data.
-      rows: of the log until then; written where there are no event files yet, as it was not asked for before.
+      rows: of the log until then, to write if there are no event files yet.
     """
     folder = buckets.folder(workdir, "--workdir") / FOLDER
     if not buckets.is_remote(workdir):
@@ -74,7 +75,7 @@ class TensorBoard:
     self._file.flush()
 
   def row(self, step: int, values: Mapping[str, Any]) -> None:
-    """Writes a row of the log, a scalar a number."""
+    """Writes a row of the log, one scalar per number."""
     from tensorboard.compat.proto import summary_pb2  # pyright: ignore[reportMissingImports]
 
     found = [
@@ -84,7 +85,7 @@ class TensorBoard:
     self._file.flush()
 
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-    """Writes each picture with its caption below it."""
+    """Writes each picture with its caption."""
     from tensorboard.compat.proto import summary_pb2  # pyright: ignore[reportMissingImports]
 
     found = []
@@ -99,7 +100,7 @@ class TensorBoard:
     self._file.flush()
 
   def flush(self) -> None:
-    """Makes sure that all is in the file, in a bucket too."""
+    """Writes everything, in a bucket too."""
     self._file.sync()
 
   def close(self, failed: bool = False) -> None:
@@ -108,8 +109,8 @@ class TensorBoard:
     self._file.sync()
     self._file.close()
 
-  def _describe(self, config: Mapping[str, Any]) -> None:
-    """The config, as text and as what runs are compared by."""
+  def _describe(self, config: dict[str, Any]) -> None:
+    """Writes the config as text and as hyperparameters."""
     from tensorboard.compat.proto import (  # pyright: ignore[reportMissingImports]
       summary_pb2,
       tensor_pb2,
@@ -127,23 +128,23 @@ class TensorBoard:
     self._write(0, summary=summary_v2.hparams_pb(_settings(config)))
 
   def _restart(self, step: int) -> None:
-    """Makes a TensorBoard that is open forget what it has read from `step` on."""
+    """Makes an open TensorBoard forget everything from `step` on."""
     from tensorboard.compat.proto import event_pb2  # pyright: ignore[reportMissingImports]
 
     self._write(step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
-  def _write(self, step: int = 0, **what: Any) -> None:
+  def _write(self, step: int = 0, **fields: Any) -> None:
     from tensorboard.compat.proto import event_pb2  # pyright: ignore[reportMissingImports]
     from tensorboard.summary.writer import record_writer  # pyright: ignore[reportMissingImports]
 
-    event = event_pb2.Event(wall_time=time.time(), step=step, **what)
+    event = event_pb2.Event(wall_time=time.time(), step=step, **fields)
     record_writer.RecordWriter(self._file).write(event.SerializeToString())
 
 
 def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-  """Names and numbers of a row: an evaluation's as they are, those of training below `train`.
+  """Yields the names and numbers of a row; those of training below `train`.
 
-  Both kinds of rows say what the time was spent on, and may be of the same step; that of training counts.
+  Rows of training and of evaluations both have the seconds by phase; only those of training are used.
   """
   trained = "lr" in values
   for name, value in values.items():
@@ -154,16 +155,17 @@ def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def find(folder: epath.Path) -> list[epath.Path]:
-  """The event files of a folder, the oldest first; none where it does not exist."""
-  if not folder.exists():  # in a bucket there are no empty ones
+  """Returns the event files of a folder, oldest first; none if it does not exist."""
+  # Buckets have no empty folders.
+  if not folder.exists():
     return []
   return sorted(path for path in folder.iterdir() if ".tfevents." in path.name)
 
 
 def drop_after(path: epath.Path, step: int) -> int:
-  """Rewrites an event file with what it says up to a step, or removes it; returns how many events are left.
+  """Drops the events of a file after a step, or the file; returns the number of remaining events.
 
-  What a killed process did not write to its end is dropped too.
+  Also drops an event that a killed process did not complete.
   """
   from tensorboard.compat.proto import event_pb2  # pyright: ignore[reportMissingImports]
 
@@ -185,8 +187,9 @@ def drop_after(path: epath.Path, step: int) -> int:
 
 
 def split_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-  """The whole records of a TFRecord file: each as it is stored, and what it holds."""
-  at, frame = 0, 12  # length and its checksum; the content has another one of 4 bytes
+  """Yields the complete records of a TFRecord file: each as stored, and its content."""
+  # Length and its checksum; the content has another checksum of 4 bytes.
+  at, frame = 0, 12
   while at + frame <= len(data):
     length = struct.unpack_from("<Q", data, at)[0]
     end = at + frame + length + 4
@@ -197,7 +200,7 @@ def split_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 class _LocalFile:
-  """A file on a disk, appended to."""
+  """A file on a disk, which is appended to."""
 
   def __init__(self, path: epath.Path):
     self._file = open(path, "wb")  # noqa: SIM115
@@ -208,7 +211,7 @@ class _LocalFile:
 
 
 class _BucketFile:
-  """A file in a bucket, kept in memory and written anew."""
+  """A file in a bucket, which is kept in memory and rewritten."""
 
   def __init__(self, path: epath.Path):
     self._path, self._written = path, time.monotonic()
@@ -229,7 +232,7 @@ def _open(path: epath.Path) -> _LocalFile | _BucketFile:
 
 
 def _new_name() -> str:
-  """TensorBoard reads files in the order of their names, and goes on to the next when one does not grow."""
+  """Returns a new file name; TensorBoard reads files in the order of their names."""
   now = time.time_ns()
   seconds, rest = divmod(now, 10**9)
   return f"events.out.tfevents.{seconds:010d}.{rest:09d}.{socket.gethostname()}.{os.getpid()}"
@@ -241,12 +244,9 @@ def _encode(picture: Image.Image) -> bytes:
   return buffer.getvalue()
 
 
-def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-  """A config as one level of plain values; lists become text."""
-  found: dict[str, bool | int | float | str] = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      found |= _settings(value, f"{prefix}{key}.")
-    else:
-      found[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
-  return found
+def _settings(config: dict[str, Any]) -> dict[str, bool | int | float | str]:
+  """Returns a config as one level of plain values; lists become text."""
+  return {
+    key: value if isinstance(value, bool | int | float | str) else str(value)
+    for key, value in flatten(config).items()
+  }

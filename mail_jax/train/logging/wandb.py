@@ -1,4 +1,4 @@
-"""What a run tells, to Weights & Biases: only where it is asked for, and never at the cost of the run."""
+"""Logs to Weights & Biases; its failures never end a run."""
 
 import importlib.util
 import json
@@ -16,38 +16,38 @@ from mail_jax.train.logging.samples import Picture
 from mail_jax.train.logging.tensorboard import scalars
 
 FILE = "wandb.json"
-"""Keeps in the workdir which run it is there, so that a resumed one goes on as the same."""
-# Seconds that the service is waited for: when a run begins, and when it ends with something not sent yet.
+"""Has the id of the run in the workdir, so that a resumed run keeps it."""
+# Timeouts in seconds: of the beginning of a run, and of its end with data that is not sent yet.
 _BEGIN, _END = 60, 120
-# Where several processes end together, the others do not wait for longer.
+# With several processes, the others do not wait longer than that for the end.
 _END_TOGETHER = processes.SHUTDOWN - 10
 
 
 def check_installed() -> None:
-  """Looks whether the package is there.
+  """Checks that wandb is installed.
 
   Raises:
-    InputError: it is not.
+    InputError: it is not installed.
   """
   if importlib.util.find_spec("wandb") is None:
     raise InputError('config.log.wandb needs the package wandb: pip install "mail_jax[wandb]"')
 
 
 class WandbRun:
-  """A run there; what fails there is said once, and the training goes on."""
+  """A run of Weights & Biases; after a failure it logs nothing more, and training continues."""
 
   def __init__(
-    self, project: str, workdir: str, config: Mapping[str, Any], say: Callable[[str], None]
+    self, project: str, workdir: str, config: Mapping[str, Any], print_line: Callable[[str], None]
   ):
-    """Begins or continues the run.
+    """Begins or resumes the run.
 
     Args:
       project: PROJECT or ENTITY/PROJECT.
       workdir: of the training run, on a disk or in a bucket.
       config: of the run, plain data.
-      say: prints a line.
+      print_line: prints a line.
     """
-    self._say = say
+    self._print_line = print_line
     self._run: Any = None
     self._wandb: Any = None
     file = buckets.folder(workdir, "--workdir") / FILE
@@ -68,16 +68,17 @@ class WandbRun:
       self._wandb = wandb
       self._run = self._begin(options)
       file.write_text(json.dumps({"project": project, "id": self._run.id}) + "\n")
-      self._say(f"wandb: {self._where()}")
-    except Exception as error:  # theirs to fail in any way
+      self._print_line(f"wandb: {self._where()}")
+    except Exception as error:
       self._give_up(error)
 
   def _begin(self, options: dict[str, Any]) -> Any:
-    """Online, or where that fails offline, to be sent later."""
+    """Begins the run online, or if that fails offline, to be synced later."""
     assert self._wandb is not None
     settings = self._wandb.Settings(
-      silent=True,  # the terminal is ours,
-      console="off",  # and what is printed no part of the run
+      # The terminal is ours, and not part of the run.
+      silent=True,
+      console="off",
       init_timeout=_BEGIN,
       login_timeout=_BEGIN,
       finish_timeout=_END if jax.process_count() == 1 else _END_TOGETHER,
@@ -85,20 +86,20 @@ class WandbRun:
     try:
       return self._wandb.init(**options, settings=settings)
     except Exception as error:
-      self._say(f"wandb: {_first_line(error)}; this start is kept offline")
+      self._print_line(f"wandb: {_first_line(error)}; logging this start offline")
       return self._wandb.init(**options, settings=settings, mode="offline")
 
   def _where(self) -> str:
     if not self._run.offline:
       return self._run.url
-    return f"offline, in {pathlib.Path(self._run.dir).parent}; `wandb sync` sends it"
+    return f"offline, in {pathlib.Path(self._run.dir).parent}; upload with `wandb sync`"
 
   def row(self, step: int, values: Mapping[str, Any]) -> None:
-    """Sends a row of the log; of a step that the service has already it drops what comes again."""
+    """Sends a row of the log; the service ignores rows of steps that it already has."""
     self._send(dict(scalars(values)), step)
 
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
-    """Sends the pictures, with their captions."""
+    """Sends the pictures with their captions."""
     if self._run is None or self._wandb is None:
       return
     try:
@@ -117,10 +118,10 @@ class WandbRun:
       self._give_up(error)
 
   def flush(self) -> None:
-    """Their process writes by itself."""
+    """Does nothing; wandb's own process writes."""
 
   def close(self, failed: bool = False) -> None:
-    """Ends the run there."""
+    """Ends the run."""
     run, self._run = self._run, None
     if run is None:
       return
@@ -131,7 +132,7 @@ class WandbRun:
 
   def _give_up(self, error: Exception) -> None:
     self._run = None
-    self._say(f"wandb: {_first_line(error)}; it is told nothing more, the training goes on")
+    self._print_line(f"wandb: {_first_line(error)}; W&B logging disabled, training continues")
 
 
 def _first_line(error: Exception) -> str:
