@@ -1,4 +1,4 @@
-"""Which parts of MaIL matter.
+"""Measures which parts of MaIL matter.
 
 Trains the rows of tables, and writes the tables into docs/reports/results.md.
 
@@ -7,10 +7,10 @@ Trains the rows of tables, and writes the tables into docs/reports/results.md.
   python -m benchmarks.ablate --table all --seeds 3 --budget 48000 --data_dir data
   python -m benchmarks.ablate --table all --only_write
 
-Each run has a core of its own, so as many go on beside each other as there are cores, and leaves a
-line in benchmarks/results/ablation.jsonl; what has a line is not run again, and an interrupted run
-is resumed. Rows that are the same training share it. `--again RUN` repeats a run elsewhere and
-shows its line next to the earlier one.
+Each run uses one core, and there is one run per core at a time. A finished run has a line in
+benchmarks/results/ablation.jsonl and is not repeated; an interrupted run is resumed. Rows with the
+same config share a run. `--again RUN` repeats a run in another folder and compares its line with
+the earlier one.
 """
 
 import argparse
@@ -38,10 +38,13 @@ _FAST = {
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
   "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
 }
-_COMPILED = "JAX_COMPILATION_CACHE_DIR"  # other seeds of a row are the same programs
-_POLL = 0.5  # seconds
-_ENOUGH = 3  # failed runs, after which it is not about one row
-LOG, RESULT = "log.txt", "result.json"  # in the folder of a run
+# Other seeds of a row run the same programs.
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"
+_POLL_SECONDS = 0.5
+# After this many failed runs the problem is not one row.
+_MAX_FAILED = 3
+# In the folder of a run.
+LOG, RESULT = "log.txt", "result.json"
 RESULTS = pathlib.Path("benchmarks/results/ablation.jsonl")
 DOCUMENT = pathlib.Path("docs/reports/results.md")
 
@@ -50,7 +53,7 @@ class Bench:
   """Runs on the cores of this machine."""
 
   def __init__(self, args: argparse.Namespace):
-    """Takes the options of the command."""
+    """Sets up the runs; the arguments are those of the command."""
     self.args, self.results = args, pathlib.Path(args.results)
     self.compiled = os.path.join(args.workdir, "compiled")
     self.free = sorted(_cores())[: args.jobs or None]
@@ -58,24 +61,24 @@ class Bench:
     self.failed: list[str] = []
 
   def run(self, queue: Sequence[runs.Run]) -> None:
-    """Makes all of them; each leaves its line as soon as it ends.
+    """Runs the queue; each run adds its line when it ends.
 
     Raises:
-      InputError: some failed. After three no more are started.
+      InputError: some runs failed. After three failures no more are started.
     """
     waiting, cores = list(reversed(queue)), list(self.free)
     try:
       while True:
-        while waiting and cores and len(self.failed) < _ENOUGH:
+        while waiting and cores and len(self.failed) < _MAX_FAILED:
           self._start(waiting.pop(), cores.pop(0))
         if not self.going:
           break
-        time.sleep(_POLL)
+        time.sleep(_POLL_SECONDS)
         cores += list(self._ended())
     finally:
       self._end_all()
     if self.failed:
-      raise InputError(f"{len(self.failed)} runs failed; the first says in {self.failed[0]} why")
+      raise InputError(f"{len(self.failed)} runs failed; the log of the first is {self.failed[0]}")
 
   def _start(self, run: runs.Run, core: int) -> None:
     place = self._place(run)
@@ -85,13 +88,14 @@ class Bench:
       process = subprocess.Popen(
         [sys.executable, *words[1:-len(run.overrides) - 1], "--core", str(core), *words[-len(run.overrides) - 1:]],
         stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | _FAST | {_COMPILED: self.compiled},
-        start_new_session=True,  # Ctrl-C is for us
+        # Ctrl-C is handled by this process.
+        start_new_session=True,
       )  # fmt: skip
     self.going[core] = run, process
     print(f"{run.name}  {_change(run)}", flush=True)
 
   def _ended(self) -> Iterator[int]:
-    """Writes down what has ended, and yields the cores that are free now."""
+    """Adds the lines of the runs that ended, and yields the free cores."""
     for core, (run, process) in list(self.going.items()):
       if process.poll() is None:
         continue
@@ -103,7 +107,7 @@ class Bench:
         self.failed.append(str(place / LOG))
         continue
       row = json.loads((place / RESULT).read_text())
-      # As anyone would make it; where the data are is theirs to say.
+      # The command without the paths of this machine.
       command = shlex.join(self._words(run, "data", f"runs/ablate/{run.name}", "runs/ablate/data"))
       runs.add(self.results, {"run": run.name, "command": command, **row})
       judged = {test: found["mIoU"] for test, found in row["results"].items()}
@@ -123,7 +127,7 @@ class Bench:
     ]  # fmt: skip
 
   def _end_all(self) -> None:
-    """Asks the running ones to save and end, and waits; the same command resumes them."""
+    """Stops the running ones and waits until they have saved; the same command resumes them."""
     for _, process in self.going.values():
       with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
@@ -142,12 +146,12 @@ def _change(run: runs.Run) -> str:
 
 
 def tests_dir(args: argparse.Namespace) -> pathlib.Path:
-  """Where the scenes lie with the masks of other detectors, a folder each."""
+  """Returns the folder of the data with other detectors' masks, one folder per detector."""
   return pathlib.Path(args.workdir) / "data"
 
 
 def prepare_tests(args: argparse.Namespace, queue: Sequence[runs.Run]) -> None:
-  """Makes the same scenes with other masks, where a run needs them and they are not there yet."""
+  """Prepares the scenes with the masks that runs need, unless that is done already."""
   for noise in sorted({test.rpartition("/")[0] for run in queue for test in run.tests} - {""}):
     where = str(tests_dir(args) / noise)
     prepare.main(
@@ -160,33 +164,40 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--table", nargs="+", choices=[*TABLES, "all"], default=["all"])
-  parser.add_argument("--seeds", type=int, default=3, help="0 to before so many (default: 3)")
+  parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
   parser.add_argument(
-    "--budget", type=int, default=48_000, metavar="SAMPLES", help="of a run (default: 48000)"
+    "--budget",
+    type=int,
+    default=48_000,
+    metavar="SAMPLES",
+    help="samples of a run (default: 48000)",
   )
   parser.add_argument(
-    "--config", default="demo", metavar="RECIPE", help="that the rows change (default: demo)"
+    "--config", default="demo", metavar="RECIPE", help="recipe that the rows change (default: demo)"
   )
   parser.add_argument("--data_dir", default="data")
-  parser.add_argument("--workdir", default="runs/ablate", help="of the runs, a folder each")
-  parser.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one a core)")
+  parser.add_argument(
+    "--workdir", default="runs/ablate", help="folder of the runs, one folder each"
+  )
+  parser.add_argument("--jobs", type=int, default=0, help="runs at a time (default: one per core)")
   parser.add_argument("--results", default=str(RESULTS), metavar="FILE.jsonl")
   parser.add_argument("--document", default=str(DOCUMENT), metavar="FILE.md")
-  parser.add_argument("--picture", metavar="FILE.svg", help="draw the first of the tables")
-  parser.add_argument("--only_write", action="store_true", help="write what there is; run nothing")
-  parser.add_argument("--again", metavar="RUN", help="repeat one run elsewhere and compare")
+  parser.add_argument("--picture", metavar="FILE.svg", help="draw the first table")
+  parser.add_argument("--only_write", action="store_true", help="only write the tables")
+  parser.add_argument("--again", metavar="RUN", help="repeat a run in another folder and compare")
   return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   args = _parser().parse_args(argv)
   if args.seeds < 1 or args.budget < 1:
     raise InputError("--seeds and --budget: at least 1")
   budget = runs.Budget(args.config, args.budget, args.seeds)
   tables = list(TABLES) if "all" in args.table else list(dict.fromkeys(args.table))
   document = pathlib.Path(args.document)
-  documents.check(document, tables)  # before hours are spent
+  # Before hours of training.
+  documents.check(document, tables)
   results = pathlib.Path(args.results)
   if args.again:
     _make_again(args, runs.planned(tables, budget), results)
@@ -194,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
   if not args.only_write:
     done = runs.read(results)
     queue = runs.left(runs.planned(tables, budget), done)
-    print(f"{len(queue)} runs to make, {len(done)} are there", flush=True)
+    print(f"{len(queue)} runs to do, {len(done)} are done", flush=True)
     prepare_tests(args, queue)
     Bench(args).run(queue)
   lines = runs.read(results)
@@ -203,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
   if args.picture:
     rows = list(runs.of_table(tables[0], budget, lines))
     if not any(found for _, found in rows):
-      raise InputError(f"--picture {args.picture}: {results} has no line of {tables[0]} to draw")
+      raise InputError(f"--picture {args.picture}: {results} has no line of {tables[0]}")
     atomic_files.write_whole(
       args.picture, figure.draw(rows, f"{TABLES[tables[0]].title}: mIoU on val, percent")
     )
@@ -217,9 +228,7 @@ def _make_again(
   known = {run.name: run for run in planned}
   before = runs.read(results)
   if args.again not in known or args.again not in before:
-    raise InputError(
-      f"--again {args.again}: it has no line in {results}, or is of no row of --table"
-    )
+    raise InputError(f"--again {args.again}: no line in {results}, or not a row of --table")
   new = (f"{args.workdir}/again-{number}" for number in itertools.count(1))
   args.workdir = next(place for place in new if not os.path.exists(place))
   args.results = f"{args.workdir}/lines.jsonl"

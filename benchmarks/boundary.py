@@ -1,13 +1,13 @@
-"""What the boundaries cost an evaluation:
+"""Measures the cost of boundaries in an evaluation:
 
   python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val
   python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val --sentences 128 --photo 480x640
 
-Runs what the device does of an evaluation, the model included, with boundaries and without them, on
-the same batches; they take turns (A B A B), and the figures are medians over the turns, of wall
-time and of the time of all cores together, which other work on the machine disturbs less. --photo
-takes every photo to be of that height and width, its target stretched to it. Reading the records,
-which an evaluation does besides, is left out: the share of the whole is smaller.
+Runs the part of an evaluation on the device, including the model, with and without boundaries on
+the same batches. They take turns (A B A B), and the figures are medians over the turns, of wall time
+and of CPU time of all cores, which other load disturbs less. --photo sets the size of every image,
+and its target is stretched to it. Reading the records is left out, so the fraction of a whole
+evaluation is smaller.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _CANVAS = 64  # the sides of a canvas are multiples of it, as the loader makes t
 
 
 def stretch(batch: Batch, height: int, width: int) -> Batch:
-  """Takes every photo of a batch, and its target, to that size."""
+  """Sets the size of every image of a batch and stretches its target."""
   sides = [-(-side // _CANVAS) * _CANVAS for side in (height, width)]
   target = np.zeros((len(batch["original_target"]), *sides), bool)
   for row, old, size in zip(target, batch["original_target"], batch["original_size"], strict=True):
@@ -60,7 +60,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -1,8 +1,7 @@
-"""The same network by several programs, each in a process of its own, that take turns at the same work.
+"""Compares programs that compute the same network; each is a process, and they take turns.
 
-A contestant is started with a folder, finds there what it is to start from (`variables.npz`, which
-ours writes), and answers commands, one line of JSON each. While one works the others wait and take
-no core.
+A contestant starts from the `variables.npz` in a folder, which our program writes, and answers
+commands, one line of JSON each. While one works the others wait and use no core.
 """
 
 import argparse
@@ -38,14 +37,14 @@ OURS, PEERS = "mail_jax", ("eager", "compiled", "oneDNN")
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-  """A comparison of programs that do the same.
+  """A comparison of programs that compute the same.
 
   Attributes:
-    module: whose command it is, such as `benchmarks.train_step`.
-    describe: for the help of the command.
-    work: what the rate counts, such as `samples`.
-    flops: operations of a config's work, at its batch size.
-    tolerance: how far what two programs answer to `start` may be apart, by the dtype of the model.
+    module: of the command, such as `benchmarks.train_step`.
+    describe: help of the command.
+    work: unit of the rate, such as `samples`.
+    flops: operations of a config, at its batch size.
+    tolerance: largest difference of two answers to `start`, by the dtype of the model.
     serve_ours: runs our program: (config, folder).
     serve_peer: runs a peer: (name, config, folder).
   """
@@ -82,10 +81,10 @@ class Contest:
       paired.write_json(args.json, {"config": config.to_dict(), "rows": rows})
 
   def _compare(self, args: Any, config: ConfigDict, argv: list[str]) -> list[dict[str, Any]]:
-    """Rows of the table for a batch size.
+    """Yields the rows of the table for a batch size.
 
     Raises:
-      RuntimeError: a program does not compute what ours does.
+      RuntimeError: the values of a program differ from ours.
     """
     names, started = [OURS, *args.peers], []
     limit = self.tolerance[config.model.dtype]
@@ -123,19 +122,19 @@ class Contest:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what every comparison of models asks for; further arguments are `--config.KEY=VALUE`."""
+  """Adds the arguments of all comparisons; others are `--config.KEY=VALUE`."""
   parser.add_argument("--config", default="configs/refcoco.py:unc", metavar="FILE.py[:ARGUMENT]")
   parser.add_argument("--batch_size", type=int, nargs="+", required=True)
   parser.add_argument("--peers", nargs="*", choices=PEERS, default=["eager", "compiled"])
   parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
-  parser.add_argument("--repeats", type=int, default=3, help="times in a turn")
+  parser.add_argument("--repeats", type=int, default=3, help="runs per turn")
   parser.add_argument("--json", metavar="FILE")
   parser.add_argument("--contestant", help=argparse.SUPPRESS)
   parser.add_argument("--folder", help=argparse.SUPPRESS)
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Any, ConfigDict]:
-  """The arguments and the config: without dropout of instances, which the peers do not have."""
+  """Parses the arguments and the config, without instance dropout, which the peers lack."""
   args, rest = parser.parse_known_args(argv)
   for extra in rest:
     if not extra.startswith("--config."):
@@ -161,7 +160,7 @@ class Contestant:
   """A process that measures one program."""
 
   def __init__(self, module: str, name: str, folder: str, batch_size: int, arguments: list[str]):
-    """Starts `python -m module --contestant name` with the arguments that this process was given."""
+    """Starts `python -m module --contestant name` with the arguments of this process."""
     cores = str(parallel.available_cores())
     environment = {**os.environ, "OMP_NUM_THREADS": cores, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     command = [sys.executable, "-m", module, *arguments, "--batch_size", str(batch_size)]
@@ -175,7 +174,7 @@ class Contestant:
     """Sends a command and waits for the answer.
 
     Raises:
-      RuntimeError: the process ended; what it said is on stderr.
+      RuntimeError: the process ended; its messages are on stderr.
     """
     assert self._process.stdin and self._process.stdout
     try:
@@ -199,18 +198,18 @@ class Contestant:
 
 
 class PeakMemory:
-  """The most memory that was used since `reset`: of the accelerator, else of this process."""
+  """The peak memory since `reset`, of the accelerator or of this process."""
 
   def __init__(self, accelerator: Callable[[], int] | None = None):
-    """Args: accelerator: bytes at most, where there is one."""
+    """Args: accelerator: returns the peak bytes of an accelerator, if there is one."""
     self._accelerator = accelerator
 
   def reset(self) -> None:
-    """Forgets what compiling and loading took; an accelerator's is not forgotten."""
+    """Resets the peak of this process; that of an accelerator cannot be reset."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
   def bytes(self) -> int:
-    """Bytes at most."""
+    """Returns the peak bytes."""
     if self._accelerator:
       return self._accelerator()
     status = pathlib.Path("/proc/self/status").read_text()
@@ -218,7 +217,7 @@ class PeakMemory:
 
 
 def open_peer(name: str, config: ConfigDict, folder: str) -> tuple[Any, Any, str, PeakMemory]:
-  """The twin with our variables, its batch, where both are, and what measures its memory."""
+  """Returns the twin with our variables, its batch, their device, and its peak memory."""
   import torch  # pyright: ignore[reportMissingImports]
 
   from benchmarks import torch_twin, torch_weights
@@ -238,9 +237,9 @@ def open_peer(name: str, config: ConfigDict, folder: str) -> tuple[Any, Any, str
 def serve(
   start: Callable[[], Any], run: Callable[[], Any], finish: Callable[[Any], Any], memory: PeakMemory
 ) -> None:
-  """Answers what `Contest` asks.
+  """Answers the commands of a `Contest`.
 
-  `start` gives what is compared, `run` is what is timed, `finish` waits for it.
+  `start` returns the values to compare, `run` is timed, and `finish` waits for it.
   """
 
   def first() -> Any:
@@ -256,7 +255,7 @@ def serve(
 
 
 def answer_commands(commands: dict[str, Callable[..., Any]]) -> None:
-  """Answers commands until there are no more; all other output goes to stderr."""
+  """Answers commands until the end of stdin; all other output goes to stderr."""
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   for line in sys.stdin:
@@ -266,10 +265,10 @@ def answer_commands(commands: dict[str, Callable[..., Any]]) -> None:
 
 
 def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: int) -> float:
-  """Seconds that one of several runs in a row takes; the last is waited for.
+  """Returns the seconds per run of several in a row, and waits for the last.
 
-  One more goes before them and is not counted: while others had their turns the system took back
-  what this program had freed, and neither training nor serving waits between runs.
+  One more run comes first and is not counted: during the turns of others the system reclaimed the
+  freed memory of this program, which does not happen in training or serving.
   """
   finish(run())
   began = time.perf_counter()
@@ -281,7 +280,7 @@ def time_repeats(run: Callable[[], Any], finish: Callable[[Any], Any], repeats: 
 
 
 def jax_memory() -> PeakMemory:
-  """Of JAX's first device."""
+  """Returns the peak memory of JAX's first device."""
   device = jax.devices()[0]
   if device.platform == "cpu":
     return PeakMemory()
@@ -289,9 +288,9 @@ def jax_memory() -> PeakMemory:
 
 
 def make_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
-  """A batch as the loader makes it.
+  """Makes a batch like the loader's.
 
-  Photos of noise, boxes as instances, one of them the target, full sentences.
+  Images are noise, instances are boxes, one of which is the target, expressions have full length.
   """
   rng, size = np.random.default_rng(0), config.image_size
   groups = bit_planes.num_planes(config.max_instances)
@@ -311,13 +310,13 @@ def make_batch(config: ConfigDict, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def write_variables(folder: str, variables: Any) -> None:
-  """Writes our variables where the other contestants find them."""
+  """Writes our variables for the other contestants."""
   flat = {"/".join(path): np.asarray(x) for path, x in _flatten(variables)}
   np.savez(pathlib.Path(folder) / "variables.npz", **flat)  # pyright: ignore[reportArgumentType]
 
 
 def read_variables(folder: str) -> dict[str, Any]:
-  """Reads what `write_variables` wrote."""
+  """Reads the variables of `write_variables`."""
   tree: dict[str, Any] = {}
   with np.load(pathlib.Path(folder) / "variables.npz") as arrays:
     for name in arrays.files:

@@ -1,10 +1,10 @@
-"""How much of an evaluation is the model:
+"""Measures which fraction of an evaluation is the model:
 
   python -m benchmarks.evaluate --config configs/demo.py --data_dir data --data shapes/val --sentences 512
 
 Runs the evaluation from the records to the metrics, and then the same compiled function on the same
-batches, which lie on the device already: what that takes is the model's. They take turns (A B A B);
-the figures are medians over the turns. The weights are random; the time does not depend on them.
+batches, already on the device: that is the time of the model. They take turns (A B A B); the figures
+are medians over the turns. The weights are random; the time does not depend on them.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from mail_jax.train.program import build_program
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -1,11 +1,11 @@
-"""How the cost grows with the size of the image, the instance masks, the text and the model:
+"""Measures how the cost grows with image size, instance masks, text and model size:
 
   python -m benchmarks.growth --batch_size 1 --config.image_size=384 --config.model.dtype=float32
   python -m benchmarks.growth --train --batch_size 4 --config.image_size=384 --config.model.dtype=float32
 
-One thing at a time is changed in the config. What is changed and the config itself take turns (A B
-A B) in one process; the figures are medians over the turns, and the ratios are those within a turn.
-The weights are random.
+Changes one setting at a time. The changed and the original config take turns (A B A B) in one
+process; the figures are medians over the turns, and the ratios are within a turn. The weights are
+random.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 
 
 
 def changes(what: str) -> dict[str, list[str]]:
-  """Overrides by the name of the row."""
+  """Returns overrides by the name of the row."""
   if what == "model":
     return {
       f"model {name}: {width} x {depth}": [
@@ -47,7 +47,7 @@ def changes(what: str) -> dict[str, list[str]]:
 
 
 def make_run(config: ConfigDict, train: bool) -> Callable[[], Any]:
-  """A step of training or a prediction, compiled and run once, which waits for its result."""
+  """Compiles a training step or a prediction; returns a function that runs it and waits."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   program = build_program(config, contestants.VOCAB, mesh)
   batch = sharding.global_batch(mesh, contestants.make_batch(config, config.batch_size))
@@ -70,7 +70,7 @@ def make_run(config: ConfigDict, train: bool) -> Callable[[], Any]:
 
 
 def measure(args: argparse.Namespace, overrides: list[str]) -> Iterator[dict[str, object]]:
-  """One row a change; where that changes nothing it is the config itself."""
+  """Measures one row per change; the row without changes is the config itself."""
 
   def load(change: list[str]) -> ConfigDict:
     return load_config(args.config, [*overrides, f"batch_size={args.batch_size}", *change])
@@ -104,14 +104,16 @@ def measure(args: argparse.Namespace, overrides: list[str]) -> Iterator[dict[str
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   every = ("image", "instances", "text", "model")
   parser.add_argument("--config", default="configs/refcoco.py:unc", metavar="FILE.py[:ARGUMENT]")
   parser.add_argument("--what", nargs="+", choices=every, default=list(every))
-  parser.add_argument("--train", action="store_true", help="steps of training; else predictions")
+  parser.add_argument(
+    "--train", action="store_true", help="measure training steps instead of predictions"
+  )
   parser.add_argument("--batch_size", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--json", metavar="FILE")

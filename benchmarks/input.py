@@ -1,15 +1,15 @@
-"""How many training samples per second the loader gives, beside a PyTorch DataLoader that does the same:
+"""Measures the training samples per second of the loader and of an equal PyTorch DataLoader:
 
   python -m input_pipeline.prepare --dataset refcoco_unc ... --instances coco:instances.json --data_dir data
   python -m benchmarks.input --data_dir data --dataset refcoco_unc --vocab vocab.txt --annotations instances.json
 
 `--dataset shapes` reads generated scenes. The peer is `benchmarks/torch_input.py`; it needs torch,
-opencv-python-headless and transformers, and without them only ours is measured. It reads the same
-photos as files, targets as polygons where --annotations has them and as run lengths elsewhere,
-instance masks as run lengths. Before anything is timed the two must agree: tokens, and masks and
-targets of the original size, exactly; resized, but for MASK_TOLERANCE of the pixels, where a centre
-falls between two and OpenCV takes the other; photos on average within PHOTO_TOLERANCE levels of
-255, because OpenCV's bilinear filter is not antialiased. Then they take turns.
+opencv-python-headless and transformers, and without them only our loader is measured. It reads the
+same images as files, targets as polygons of --annotations or as run lengths, and instance masks as
+run lengths. Before the measurement the two must agree: exactly in tokens, and in masks and targets
+of the original size; resized, except for MASK_TOLERANCE of the pixels, where a centre falls between
+two pixels; images within an average of PHOTO_TOLERANCE levels of 255, because OpenCV's bilinear
+filter is not antialiased. Then they take turns.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PEER = "PyTorch DataLoader"
 
 
 def cpu_seconds() -> float:
-  """What this process and its children have computed."""
+  """Returns the CPU seconds of this process and its children."""
   process = psutil.Process()
   times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
   return sum(one.user + one.system for one in times)
@@ -61,7 +61,7 @@ def measure(batches: Iterable[Any], count: int, batch_size: int) -> tuple[float,
 
 
 def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
-  """Our loaders, each an endless pipeline that waits while others are measured."""
+  """Returns our loaders, endless pipelines that wait while others are measured."""
   from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
   from input_pipeline.tf import loader
 
@@ -85,7 +85,7 @@ def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
 
 
 def stored(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[tuple[dict, Any]]:
-  """Refs as our loader decodes them, unchanged by chance, each with its row for the peer."""
+  """Yields refs from our loader without augmentation, each with its row for the peer."""
   import transformers  # pyright: ignore[reportMissingImports]
   from pycocotools import mask as mask_api
 
@@ -134,7 +134,7 @@ def _polygons(annotations: str | None) -> dict[int, list]:
 
 
 def peer(args: argparse.Namespace, folder: pathlib.Path) -> tuple[Any, float]:
-  """The PyTorch loader, after it has shown that it gives what ours does, and how far photos are apart."""
+  """Returns the PyTorch loader, after a comparison with ours, and the difference of the images."""
   from benchmarks import torch_input
 
   pairs = list(stored(args, folder))
@@ -144,7 +144,7 @@ def peer(args: argparse.Namespace, folder: pathlib.Path) -> tuple[Any, float]:
 
 
 def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> float:
-  """Fails where the two disagree; returns how far the photos are apart, in levels."""
+  """Compares two samples; returns the difference of the images, in levels."""
   import tensorflow as tf
 
   from input_pipeline import preprocess
@@ -183,7 +183,7 @@ def _compare(mine: dict, samples: Any, index: int, args: argparse.Namespace) -> 
 
 
 def compare(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
-  """Measures all in turn; returns what is to be written down."""
+  """Measures all in turns; returns the record."""
   loaders: dict[str, Iterable[Any]] = dict(ours(args))
   apart = None
   missing = [
@@ -231,11 +231,11 @@ _PATHS = ("data_dir", "vocab", "annotations", "json")
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--data_dir", required=True, help="what prepare was given")
+  parser.add_argument("--data_dir", required=True, help="folder that prepare wrote")
   parser.add_argument("--dataset", required=True, help="such as refcoco_unc or shapes")
   parser.add_argument("--vocab", required=True, metavar="VOCAB.txt", help="BERT's vocabulary")
   parser.add_argument("--annotations", metavar="FILE", help="COCO's instances.json: polygons")
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--max_tokens", type=int, default=20)
   parser.add_argument("--refs_per_image", type=int, default=4)
   parser.add_argument("--batch_size", type=int, default=16)
-  parser.add_argument("--batches", type=int, default=32, help="timed in a turn")
+  parser.add_argument("--batches", type=int, default=32, help="batches per turn")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--compare", type=int, default=64, help="samples that must agree")
   parser.add_argument("--workers", type=int, default=parallel.available_cores())

@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, by kind of kernel, or by part of the model:
+"""Measures the time of a training step by kind of kernel or by part of the model:
 
   python -m benchmarks.kernels --batch_size 32
   python -m benchmarks.kernels --batch_size 4 --by part --config.image_size=384 --config.model.dtype=float32
 
-Profiles a few steps with JAX's profiler and adds up what ran on the device. On CPUs several run at
-once, so that the sum may exceed the time of the step.
+Profiles a few steps with JAX's profiler and sums the kernels on the device. On CPUs several run at
+once, so the sum can exceed the time of the step.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mail_jax.distributed import sharding
 from mail_jax.train.program import build_program
 
 STEPS = 3
-# The first that is found in the name of a kernel decides; XLA names fusions after what is in them.
+# The first pattern found in the name of a kernel decides; XLA names fusions after their content.
 KINDS = (
   ("attention", r"flash|fmha|sdpa|mha_"),
   ("convolutions", r"conv(?!ert)|cudnn|wgrad|dgrad|fprop"),
@@ -44,14 +44,14 @@ PARTS = (
 
 
 def kind_of(kernel: str) -> str:
-  """The kind of a kernel, by its name."""
+  """Returns the kind of a kernel by its name."""
   return next((kind for kind, found in KINDS if re.search(found, kernel.lower())), "others")
 
 
 def origins(program: str) -> dict[str, str]:
-  """Where each kernel of a compiled program is from.
+  """Returns the origin of each kernel of a compiled program.
 
-  The path of its operation, empty where it says none.
+  That is the path of its operation; empty if it has none.
   """
   named = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE)
   return {
@@ -61,14 +61,14 @@ def origins(program: str) -> dict[str, str]:
 
 
 def part_of(origin: str) -> str:
-  """The part of the model that a kernel belongs to."""
+  """Returns the part of the model that a kernel belongs to."""
   if not origin:
     return "not said (copies and fusions that the compiler made)"
   return next(part for part, found in PARTS if re.search(found, origin))
 
 
 def kernels(folder: str) -> dict[str, tuple[float, int]]:
-  """Seconds and calls of each kernel in the newest profile of a folder."""
+  """Sums seconds and calls of each kernel in the newest profile of a folder."""
   newest = sorted(pathlib.Path(folder).rglob("*.xplane.pb"))[-1]
   found: dict[str, tuple[float, int]] = collections.defaultdict(lambda: (0.0, 0))
   planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
@@ -87,7 +87,7 @@ def kernels(folder: str) -> dict[str, tuple[float, int]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

@@ -1,11 +1,11 @@
-"""How long somebody waits for a mask, from the file of a photo to the mask at its size:
+"""Measures the latency from an image file to a mask of its size:
 
   python -m benchmarks.latency --checkpoint runs/demo
   python -m benchmarks.latency --config configs/refcoco.py:unc --config.model.dtype=float32 --rounds 5
 
-`Segmenter` and ONNX Runtime with the same model, exported, and the same preparation take turns on
-the same photos; their masks must agree before anything is timed. With --config the weights are
-random, which changes no time. Needs onnx and onnxruntime (`make extras`).
+`Segmenter` and ONNX Runtime, with the same exported model and preprocessing, take turns on the same
+images; their masks must agree before the measurement. With --config the weights are random; the time
+does not depend on them. Needs onnx and onnxruntime (`make extras`).
 """
 
 import argparse
@@ -38,15 +38,15 @@ _CLOSE = 1e-3  # of the probability; pixels that are nearer to 0.5 may differ
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", help="a run or an exported model with parameters")
-  parser.add_argument("--config", help="a recipe instead, with random weights")
-  parser.add_argument("--width", type=int, default=640, help="of the photos (default: 640)")
-  parser.add_argument("--height", type=int, default=480, help="of the photos (default: 480)")
-  parser.add_argument("--rounds", type=int, default=15, help="turns of each (default: 15)")
+  parser.add_argument("--checkpoint", help="run, or exported model with parameters")
+  parser.add_argument("--config", help="recipe instead, with random weights")
+  parser.add_argument("--width", type=int, default=640, help="of the images (default: 640)")
+  parser.add_argument("--height", type=int, default=480, help="of the images (default: 480)")
+  parser.add_argument("--rounds", type=int, default=15, help="turns (default: 15)")
   args, overrides = parser.parse_known_args(argv)
   if (args.checkpoint is None) == (args.config is None):
     raise InputError("give --checkpoint or --config")
@@ -101,7 +101,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def _photos(folder: pathlib.Path, width: int, height: int) -> list[str]:
-  """Generated scenes as JPEGs of that size."""
+  """Writes generated scenes as JPEGs of a size."""
   paths = []
   for index in range(4):
     scene = Image.fromarray(scenes.make_scene("val", 0, index, size=256).image)
@@ -111,7 +111,7 @@ def _photos(folder: pathlib.Path, width: int, height: int) -> list[str]:
 
 
 def _onnx(model: load.LoadedModel, folder: pathlib.Path) -> Callable[..., np.ndarray]:
-  """The same model in ONNX Runtime, as `run_onnx.py` beside an exported model runs it."""
+  """Opens the model in ONNX Runtime, like the `run_onnx.py` of an exported model."""
   import onnxruntime  # pyright: ignore[reportMissingImports]
 
   place = folder / "model.onnx"

@@ -1,11 +1,10 @@
-"""What the loop of training costs around its step:
+"""Measures the cost of the training loop around its step:
 
   python -m benchmarks.loop --config configs/demo.py --steps 200
 
-Trains as `mail_jax.train` does, logging and metrics included, on a batch that lies in the memory of
-the host, and then calls the same compiled step with nothing around it, on the same batch on the
-device. They take turns (A B A B); the figures are medians over the turns. Compiling, evaluations
-and checkpoints are left out.
+Trains like `mail_jax.train`, including logging and metrics, on one batch in host memory, and then
+calls the same compiled step alone, on the same batch on the device. They take turns (A B A B); the
+figures are medians over the turns. Compiling, evaluations and checkpoints are left out.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from mail_jax.distributed import sharding
 from mail_jax.train import loop
 from mail_jax.train.data import Data
 
-# Steps before anything is measured.
+# Steps before the measurement.
 _WARM_UP = 10
 
 
@@ -40,7 +39,7 @@ def loop_seconds(workdir: pathlib.Path) -> float:
 
 
 def step_seconds(trainer: loop.Trainer, batch: dict[str, np.ndarray], steps: int) -> float:
-  """Seconds of a bare step, one ahead of the device as in the loop."""
+  """Returns the seconds of a step alone, one ahead of the device as in the loop."""
   spread, lr = sharding.global_batch(trainer.program.mesh, batch), np.float32(0)
 
   def run(count: int) -> None:
@@ -56,20 +55,18 @@ def step_seconds(trainer: loop.Trainer, batch: dict[str, np.ndarray], steps: int
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--config", default="configs/demo.py", metavar="FILE.py[:ARGUMENT]")
-  parser.add_argument("--steps", type=int, default=200, help="measured in a turn")
+  parser.add_argument("--steps", type=int, default=200, help="steps per turn")
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--json", metavar="FILE")
   args, rest = parser.parse_known_args(argv)
   config = load_config(args.config, rest).unlock()
   if args.steps < config.log_every:
-    raise InputError(
-      f"--steps {args.steps}: at least as many as config.log_every, {config.log_every}"
-    )
+    raise InputError(f"--steps {args.steps}: must be at least config.log_every, {config.log_every}")
   warm_up = -(-_WARM_UP // config.log_every) * config.log_every
   config.update(steps=warm_up + args.steps, epochs=0.0, minutes=0.0, eval_split="")
   config.save_every = config.steps

@@ -1,10 +1,10 @@
-"""How far do new mask tokens move what a pretrained encoder says of the image and the text?
+"""Measures how much new mask tokens change a pretrained encoder's output for image and text.
 
   python -m benchmarks.new_tokens --checkpoint vilt-b32-mlm
 
-One row a way to start them. Generated scenes with their instance masks, resized to --image_size;
-z_I and z_L with mask tokens against z_I and z_L without: the mean over tokens of |z' - z| / |z -
-mean z|. 0 is no change, 1 is as much as the tokens differ among each other.
+One row per way to initialise them, on generated scenes with their instance masks, resized to
+--image_size. Compares z_I and z_L with and without mask tokens by the mean over tokens of
+|z' - z| / |z - mean z|: 0 is no change, 1 is the spread of the tokens.
 """
 
 import argparse
@@ -30,7 +30,7 @@ MAX_TOKENS, MAX_INSTANCES = 20, 16
 
 
 def make_config(pretrained: vilt.Pretrained, preset: str, image_size: int) -> ConfigDict:
-  """The base recipe at the checkpoint's size; preset `none` has no mask tokens."""
+  """Returns the base recipe at the checkpoint's size; preset `none` has no mask tokens."""
   config = recipe("base", "paper" if preset == "stacked" else "instance")
   config.image_size, config.max_tokens = image_size, MAX_TOKENS
   config.max_instances = 0 if preset == "none" else MAX_INSTANCES
@@ -41,7 +41,7 @@ def make_config(pretrained: vilt.Pretrained, preset: str, image_size: int) -> Co
 
 
 def make_inputs(tokenizer: WordPieceTokenizer, count: int, size: int) -> dict[str, np.ndarray]:
-  """Generated scenes, each with its first expression."""
+  """Makes inputs of generated scenes, each with its first expression."""
   scenes = [shapes.make_scene("val", 0, i) for i in range(count)]
   texts = [next(e.text for texts in s.expressions for e in texts) for s in scenes]
   tokens, num_tokens, _ = tokenizer(texts, MAX_TOKENS)
@@ -56,7 +56,7 @@ def make_inputs(tokenizer: WordPieceTokenizer, count: int, size: int) -> dict[st
 
 
 def encode(config: ConfigDict, vocab_size: int, values: Values, inputs: Any) -> list[np.ndarray]:
-  """z_I and z_L: one row a token, padding left out."""
+  """Returns z_I and z_L, one row per token without padding."""
   model = make_model(config, vocab_size)
   inputs = inputs | {"valid": inputs["valid"][:, : config.max_instances]}
   shapes_of = jax.eval_shape(model.init, jax.random.key(0), **inputs)
@@ -86,7 +86,7 @@ def encode(config: ConfigDict, vocab_size: int, values: Values, inputs: Any) -> 
 def starts(
   preset: str, fitted: Values, ours: Values, shapes_of: dict[str, tuple]
 ) -> dict[str, Values]:
-  """Ways to start the new tokens, by name; `ours` is what training does."""
+  """Returns ways to initialise the new tokens, by name; `ours` is that of training."""
   if preset == "instance":
     scale = np.ones(shapes_of["mask/norm/scale"], np.float32)
     size = np.sqrt((fitted["image/position"][1:] ** 2).mean())
@@ -114,7 +114,7 @@ def starts(
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
   args = parser.parse_args(argv)
   pretrained = vilt.load(args.checkpoint)
   if pretrained.vocab is None:
-    raise InputError(f"--checkpoint {args.checkpoint}: there is no vocab.txt beside the weights")
+    raise InputError(f"--checkpoint {args.checkpoint}: no vocab.txt beside the weights")
   tokenizer = WordPieceTokenizer(pretrained.vocab)
   inputs = make_inputs(tokenizer, args.count, args.image_size)
 

@@ -1,7 +1,7 @@
-"""Comparisons in one run: who runs when, what the machine is, and how the figures are written down.
+"""Comparisons within one run: turns, the machine, and tables.
 
-What is compared takes turns (A B A B ...), so that other load on the machine affects all of them
-alike.
+The contestants take turns (A B A B ...), so that other load on the machine affects all of them
+equally.
 """
 
 import importlib.metadata
@@ -17,7 +17,7 @@ from typing import Any
 
 from input_pipeline.common import parallel
 
-# Named where they are imported when the machine is described.
+# Packages whose versions describe the machine, if they are imported.
 _PACKAGES = {
   "jax": "jax",
   "tensorflow": "tensorflow",
@@ -31,7 +31,7 @@ _PACKAGES = {
 
 
 def machine() -> str:
-  """One line: processor, cores, accelerator where JAX is imported, versions, and the date (UTC)."""
+  """Describes the machine: processor, cores, accelerator (if JAX is imported), versions, UTC date."""
   cores = parallel.available_cores()
   parts = [f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"]
   if "jax" in sys.modules and (jax := sys.modules["jax"]).default_backend() != "cpu":
@@ -63,7 +63,7 @@ def _version(module: str, package: str) -> str:
 
 
 def interleave(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-  """Calls each in turn, `rounds` times, and returns what each of its calls gave."""
+  """Calls each in turn, `rounds` times, and returns the results of each."""
   results: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(rounds):
     for name, run in runs.items():
@@ -72,19 +72,19 @@ def interleave(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
 
 
 def seconds(run: Callable[[], object]) -> float:
-  """Wall time of one call."""
+  """Returns the wall time of one call."""
   began = time.perf_counter()
   run()
   return time.perf_counter() - began
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-  """Median of ours divided by theirs, round by round: what slows a round down slows both."""
+  """Returns the median of ours divided by theirs, round by round."""
   return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def table(rows: Iterable[Mapping[str, object]]) -> str:
-  """Rows of the same columns as a markdown table; numbers are right-aligned, none is a dash."""
+  """Formats rows as a markdown table; numbers are right-aligned, None is a dash."""
   rows = list(rows)
   columns = list(rows[0])
   numbers = [any(isinstance(row[column], int | float) for row in rows) for column in columns]

@@ -1,4 +1,4 @@
-"""Drawings of documents: SVG that needs no page around it, light and dark."""
+"""Drawings for documents: standalone SVG, light and dark."""
 
 _STYLE = """<style>
 svg { --ink: #57606a; --line: #d8dbdf; --c0: #1f5fd0; --c1: #c4560b; font-family: system-ui, sans-serif }
@@ -13,12 +13,12 @@ text { fill: var(--ink); font-size: 11.5px }
 
 
 def standalone(drawing: str, width: int, height: int, more: str = "") -> str:
-  """Makes a file of a drawing that a page would have styled.
+  """Makes a standalone file of a drawing that needs the styles of a page.
 
   Args:
     drawing: an SVG element (`mail_jax.report`).
-    width, height: that it is shown with, in pixels.
-    more: elements that are drawn last.
+    width, height: in pixels.
+    more: elements to draw last.
   """
   head, _, rest = drawing.partition(">")
   head = head.replace(

@@ -1,11 +1,11 @@
-"""How long a prediction takes, beside the same network in PyTorch:
+"""Measures the time of a prediction, and of the same network in PyTorch:
 
   python -m benchmarks.predict --batch_size 1 8 --config.image_size=384 --config.model.dtype=float32
 
-From a batch on the device to logits; each is waited for, so that a batch of 1 gives the latency.
-Ours and each peer have the same weights and inputs; their logits must agree before anything is
-timed. They take turns (A B A B), and the figures are medians over the turns. `--peers` are the twin
-of `benchmarks/torch_twin.py`; compiled, it uses CUDA graphs on GPUs.
+From a batch on the device to logits, waiting for each, so that a batch of 1 measures the latency.
+Our program and each peer have the same weights and inputs; their logits must agree before the
+measurement. They take turns (A B A B), and the figures are medians over the turns. `--peers` are the
+twin of `benchmarks/torch_twin.py`; compiled, it uses CUDA graphs on GPUs.
 """
 
 import jax
@@ -24,12 +24,12 @@ TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
 
 
 def _some(logits: np.ndarray) -> list[float]:
-  """Every 97th logit: as many as are compared."""
+  """Returns every 97th logit, for the comparison."""
   return [float(x) for x in logits.reshape(-1)[::97]]
 
 
 def serve_ours(config: ConfigDict, folder: str) -> None:
-  """Our network, as `mail_jax.predict` runs it."""
+  """Serves our network, as `mail_jax.predict` runs it."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   program = build_program(config, contestants.VOCAB, mesh)
   variables = program.create().variables
@@ -45,7 +45,7 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
 
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
-  """The twin."""
+  """Serves the twin."""
   import torch  # pyright: ignore[reportMissingImports]
 
   twin, batch, device, memory = contestants.open_peer(name, config, folder)

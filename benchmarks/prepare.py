@@ -1,11 +1,10 @@
-"""How many images per second `prepare` writes, and how much memory it takes for more of them:
+"""Measures the images per second of `prepare`, and its memory for more images:
 
   python -m benchmarks.prepare --images train2014 --annotations instances_train2014.json --repeat 1 10
 
-A data set in RefCOCO's layout is made of all photos that have objects, with up to three refs each,
-once for each --repeat: so many copies of the set, under other ids. One row each; seconds are those
-of the whole command, starting included, memory is what its processes hold at once, and the most
-that one worker holds.
+Makes a dataset in RefCOCO's layout of all images with objects, with up to three refs each, and one
+for each --repeat with that many copies under other ids. One row each: seconds of the whole command,
+the peak memory of all its processes, and that of one worker.
 """
 
 import argparse
@@ -31,9 +30,9 @@ _SAMPLE_EVERY = 0.1  # seconds
 
 
 def _put(photo: pathlib.Path, place: pathlib.Path) -> None:
-  """A second name of the file, without a copy where the file system allows it.
+  """Links a file, or copies it if the file system has no hard links.
 
-  Links out of the folder are refused.
+  Symbolic links out of the folder would be refused.
   """
   try:
     os.link(photo, place)
@@ -42,7 +41,7 @@ def _put(photo: pathlib.Path, place: pathlib.Path) -> None:
 
 
 def write_layout(folder: pathlib.Path, images: str, annotations: str, repeat: int) -> int:
-  """Writes `refer/refcoco` and puts the photos into `photos`; returns the number of images."""
+  """Writes `refer/refcoco` and the folder `photos`; returns the number of images."""
   with open(annotations, encoding="utf-8") as file:
     content = json.load(file)
   of_image: dict[int, list[dict]] = {}
@@ -108,7 +107,7 @@ def measure(folder: pathlib.Path, workers: int) -> tuple[float, float, float]:
 
 
 def _held(process: psutil.Process) -> list[int]:
-  """Bytes that the process and each of its children hold for themselves."""
+  """Returns the private bytes of the process and of each of its children."""
   held = []
   try:
     for one in [process, *process.children(recursive=True)]:
@@ -119,7 +118,7 @@ def _held(process: psutil.Process) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

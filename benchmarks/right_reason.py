@@ -1,9 +1,9 @@
-"""Does a model use what it is given? The same checkpoint, each of its inputs spoiled in turn:
+"""Checks that a model uses its inputs: one checkpoint, with each input corrupted in turn:
 
   python -m benchmarks.right_reason --checkpoint runs/demo --data_dir data --data shapes/val
 
-One row a condition; docs/reports/results.md says how to read them. Exact masks of generated scenes
-are prepared apart, and then given with --oracle_data_dir data_oracle:
+One row per condition; see docs/reports/results.md. Exact masks of generated scenes are prepared
+separately and passed with --oracle_data_dir data_oracle:
 
   python -m input_pipeline.prepare --dataset shapes --data_dir data_oracle --train_scenes 1 --noise oracle
 """
@@ -40,13 +40,13 @@ def blank_sentences(batches: Iterable[Batch], bos_id: int, eos_id: int) -> Itera
 
 
 def blank_instances(batches: Iterable[Batch]) -> Iterator[Batch]:
-  """No instance masks."""
+  """Removes all instance masks."""
   for batch in batches:
     yield batch | {name: np.zeros_like(batch[name]) for name in ("instances", "num_instances")}
 
 
 def blank_images(batches: Iterable[Batch]) -> Iterator[Batch]:
-  """Every image becomes an even grey."""
+  """Replaces every image by uniform grey."""
   for batch in batches:
     yield batch | {"image": np.full_like(batch["image"], GREY)}
 
@@ -88,7 +88,7 @@ def _numbers(first: int, count: int, size: int) -> np.ndarray:
 
 
 def _images(batches: Iterable[Batch]) -> Iterator[list[Row]]:
-  """The rows of each image."""
+  """Yields the rows of each image."""
   rows = (
     {name: values[i] for name, values in batch.items()}
     for batch in batches
@@ -100,7 +100,7 @@ def _images(batches: Iterable[Batch]) -> Iterator[list[Row]]:
 
 
 def _pairs(image: list[Row]) -> Iterator[tuple[Row, Row]]:
-  """Each row of an image with one of the next object; the last is followed by the first."""
+  """Yields each row of an image with one of the next object, cyclically."""
   objects: dict[bytes, list[Row]] = {}
   for row in image:
     height, width = row["original_size"]
@@ -134,7 +134,7 @@ def _batch(rows: list[Row], size: int) -> Batch:
 def score(
   measure: Callable[..., Any], variables: Any, batches: Iterable[Batch]
 ) -> tuple[Result, SegmentationEvaluator]:
-  """Evaluates; the selection accuracy is None where no instance is right, so none can be chosen."""
+  """Evaluates; the selection accuracy is None if no instance is right in any row."""
   evaluator = SegmentationEvaluator(measure, lambda: batches)
   result: Result = dict(evaluator.run(variables))
   if not (evaluator.rows["oracle_iou"] > 0.5).any():
@@ -143,7 +143,7 @@ def score(
 
 
 def score_raw(iou: Float[np.ndarray, "n"]) -> Result:
-  """What instance masks score that are taken as they are, from their IoU with the target."""
+  """Scores raw instance masks by their IoU with the target."""
   values = len(iou), float(iou.mean()), float((iou >= 0.5).mean()), None
   return dict(zip(COLUMNS, values, strict=True))
 
@@ -156,7 +156,7 @@ def judge(
   """Yields each condition and what the model scores under it, in fractions.
 
   Args:
-    model: what is judged.
+    model: to evaluate.
     open_batches: starts one pass over the sentences.
     open_oracle: likewise, with exact instance masks; None leaves that condition out.
 
@@ -189,7 +189,7 @@ def judge(
 
 
 def table(results: dict[str, Result], markdown: bool = False) -> str:
-  """Results in percent, one row a condition."""
+  """Formats results in percent, one row per condition."""
   rows: list[tuple[str, ...]] = [("", *COLUMNS)]
   for name, result in results.items():
     numbers = (result[column] for column in COLUMNS[1:])
@@ -204,13 +204,13 @@ def table(results: dict[str, Result], markdown: bool = False) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   load.add_arguments(parser)
-  parser.add_argument("--data_dir", required=True, help="where the records are")
-  parser.add_argument("--oracle_data_dir", help="where those with exact instance masks are")
+  parser.add_argument("--data_dir", required=True, help="folder that prepare wrote")
+  parser.add_argument("--oracle_data_dir", help="the same with exact instance masks")
   parser.add_argument("--data", required=True, metavar="DATASET/SPLIT")
   parser.add_argument("--json", metavar="OUT", help="write the results as fractions")
   parser.add_argument("--markdown", action="store_true", help="print the table for a document")

@@ -1,14 +1,11 @@
-"""Whether a run that goes on for hours stays as it was.
-
-Memory, open files, threads, programs compiled.
+"""Checks that a run of hours does not grow: memory, open files, threads, compiled programs.
 
   python -m benchmarks.soak --data_dir data --workdir runs/soak --minutes 120 --json soak.jsonl --picture soak.svg
 
-Trains as `mail_jax.train` does, in this process, and looks at it every few seconds, in any phase,
-and after each checkpoint, when no step is under way: then what is allocated is what the run holds
-(glibc's `mallinfo2`). The rest of the resident memory comes and goes with the steps. The minutes
-before `--warm_up` are drawn and not counted. With a FILE of `--json` that a run wrote,
-`--only_draw` draws it again.
+Trains like `mail_jax.train` in this process and samples it every few seconds, and after each
+checkpoint, when no step is running and the allocated memory is what the run holds (glibc's
+`mallinfo2`). The rest of the resident memory varies with the steps. The minutes before `--warm_up`
+are drawn but not counted. `--only_draw` draws an existing `--json` again.
 """
 
 import argparse
@@ -41,12 +38,12 @@ _DRAWN = {"rss_mb": "resident", "held_mb": "held between steps"}
 
 @dataclasses.dataclass
 class Watch:
-  """Looks at this process now and then, until it is closed, and writes a JSON line for each look.
+  """Samples this process until it is closed, and writes a JSON line per sample.
 
   Attributes:
     path: of the lines.
-    every: seconds between two looks.
-    minutes: after so many the process gets a SIGTERM, on which training saves and ends.
+    every: seconds between two samples.
+    minutes: after these the process gets SIGTERM, so that training saves and ends.
   """
 
   path: pathlib.Path
@@ -70,7 +67,7 @@ class Watch:
     self._lines.close()
 
   def look(self, **more: float) -> None:
-    """Writes a line."""
+    """Writes a sample."""
     row = {"minutes": (time.monotonic() - self._began) / 60} | process()
     with self._lock:
       self._lines.write(json.dumps(row | {"compiled": self._compiled} | more) + "\n")
@@ -116,9 +113,9 @@ def allocated_mb() -> float:
 
 
 def look_after_each_checkpoint(watch: Watch) -> None:
-  """Makes every run of this process look when it has saved.
+  """Samples every run of this process after each checkpoint.
 
-  The state has been fetched, so no step is under way.
+  The state has been fetched then, so no step is running.
   """
   save = checkpoint.Checkpoints.save
 
@@ -132,9 +129,9 @@ def look_after_each_checkpoint(watch: Watch) -> None:
 
 
 def slope(minutes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-  """Returns the growth an hour, and its standard error, of a line through ten means of as many equal parts.
+  """Fits a line through the means of ten equal parts; returns the growth per hour and its error.
 
-  Looks that follow each other are not independent; means over minutes nearly are.
+  Consecutive samples are not independent; means over minutes nearly are.
   """
   parts = [part for part in np.array_split(np.array([minutes, values]), 10, axis=1) if part.size]
   hours, means = np.array([part.mean(axis=1) for part in parts]).T
@@ -143,20 +140,20 @@ def slope(minutes: Sequence[float], values: Sequence[float]) -> tuple[float, flo
 
 
 def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, object]]:
-  """Returns a line for each thing that was looked at, after the first minutes."""
+  """Returns a row per figure, without the warm-up."""
   result = []
   for name in ("held_mb", "rss_mb", "open_files", "threads", "compiled"):
     found = [row for row in rows if row["minutes"] >= warm_up and name in row]
     if len(found) < 20:
       raise InputError(
-        f"{len(found)} looks at {name} after {warm_up:g} minutes are too few: a longer --minutes"
+        f"{len(found)} samples of {name} after {warm_up:g} minutes are too few; use a longer --minutes"
       )
     values = [row[name] for row in found]
     growth, error = slope([row["minutes"] for row in found], values)
     result.append(
       {
         "": name, "looks": len(found), "first": values[0], "last": values[-1],
-        "least": min(values), "most": max(values), "growth an hour": f"{growth:+.2f} ± {error:.2f}",
+        "least": min(values), "most": max(values), "growth per hour": f"{growth:+.2f} ± {error:.2f}",
       }
     )  # fmt: skip
   return result
@@ -165,12 +162,12 @@ def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, ob
 def _thinned(
   points: Sequence[tuple[float, float]], most: int = 400
 ) -> Sequence[tuple[float, float]]:
-  """Every so manyth of many points, so that a picture stays small."""
+  """Subsamples many points, to keep a picture small."""
   return points[:: -(-len(points) // most)]
 
 
 def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
-  """Returns the memory by the minute, as an SVG that needs no page."""
+  """Draws the memory over time, as a standalone SVG."""
   series = [
     charts.Series(text, _thinned([(row["minutes"], row[name]) for row in rows if name in row]))
     for name, text in _DRAWN.items()
@@ -192,24 +189,24 @@ def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--config", default="configs/demo.py", metavar="FILE.py[:ARGUMENT]")
   parser.add_argument("--data_dir", default="data")
-  parser.add_argument("--workdir", metavar="FOLDER", help="of the run, a new one")
+  parser.add_argument("--workdir", metavar="FOLDER", help="of the run; must not exist")
   parser.add_argument("--minutes", type=float, default=120.0)
-  parser.add_argument("--warm_up", type=float, default=10.0, help="minutes that are not counted")
-  parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
-  parser.add_argument("--json", required=True, metavar="FILE", help="a line for each look")
+  parser.add_argument("--warm_up", type=float, default=10.0, help="minutes before the measurement")
+  parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
+  parser.add_argument("--json", required=True, metavar="FILE", help="one line per sample")
   parser.add_argument("--picture", metavar="FILE.svg")
-  parser.add_argument("--only_draw", action="store_true", help="what FILE of --json holds")
+  parser.add_argument("--only_draw", action="store_true", help="only draw an existing --json")
   args, rest = parser.parse_known_args(argv)
   path = pathlib.Path(args.json)
   if not args.only_draw:
     if not args.workdir or pathlib.Path(args.workdir).exists():
-      raise InputError(f"--workdir {args.workdir}: a folder that is not there yet")
+      raise InputError(f"--workdir {args.workdir}: must be a folder that does not exist")
     often = ["--config.eval_every=500", "--config.save_every=100", "--config.steps=1000000000"]
     places = ["--data_dir", args.data_dir, "--workdir", args.workdir]
     with Watch(path, args.every, args.minutes) as watch:

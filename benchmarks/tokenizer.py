@@ -1,10 +1,10 @@
-"""How many expressions are longer than a model reads, and how fast they are tokenized:
+"""Measures how many expressions are too long for a model, and the speed of tokenizers:
 
   python -m benchmarks.tokenizer --vocab vocab.txt --expressions refcoco_val.json.gz refcocog_umd_val.json.gz
 
 Expressions are JSON files, gzipped or not, as RefCOCO's toolkits export them ({"refs": [{"sent":
-...}, ...]}), or text files with one expression a line. Where `transformers` is installed, its two
-BertTokenizers are timed in the same run, and must give the same ids.
+...}, ...]}), or text files with one expression per line. If `transformers` is installed, its two
+BertTokenizers are timed in the same run, and must return the same ids.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def read(path: pathlib.Path) -> list[str]:
 
 
 def cut_table(tokenizers: dict[str, Tokenizer], files: dict[str, list[str]]) -> list[str]:
-  """Lines of a table: the share of each file's expressions that lose tokens at each length."""
+  """Formats a table of the fraction of each file's expressions that lose tokens at each length."""
   lines = [
     f"| expressions | number | tokenizer | longest | {' | '.join(f'cut at {n}' for n in LENGTHS)} |",
     f"| --- | ---: | --- | ---: |{' ---: |' * len(LENGTHS)}",
@@ -62,7 +62,7 @@ def cut_table(tokenizers: dict[str, Tokenizer], files: dict[str, list[str]]) -> 
 
 
 def rate(run: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
-  """Expressions a second: the median of a few passes, after one to warm up."""
+  """Returns expressions per second: the median of a few passes, after a warm-up."""
   seconds = []
   for _ in range(REPEATS + 1):
     began = time.perf_counter()
@@ -72,7 +72,7 @@ def rate(run: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
 
 
 def references(vocab: str, max_tokens: int) -> dict[str, Callable[[Sequence[str]], np.ndarray]]:
-  """`transformers`' tokenizers with the same vocabulary, where it is installed."""
+  """Returns `transformers`' tokenizers with the same vocabulary, if it is installed."""
   if not importlib.util.find_spec("transformers"):
     return {}
   import transformers  # pyright: ignore[reportMissingImports]
@@ -89,7 +89,7 @@ def references(vocab: str, max_tokens: int) -> dict[str, Callable[[Sequence[str]
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     assert (reference(everything) == ids).all(), f"{name} gives other ids"
     rates[name] = rate(reference, everything)
   print(
-    "| tokenizer | expressions a second | wordpiece is so many times as fast |\n| --- | ---: | ---: |"
+    "| tokenizer | expressions per second | speed of wordpiece, relative |\n| --- | ---: | ---: |"
   )
   for name, value in rates.items():
     print(f"| {name} | {value:,.0f} | {rates['wordpiece'] / value:.2f} |")

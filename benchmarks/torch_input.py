@@ -1,7 +1,7 @@
-"""What PyTorch programs for referring segmentation do to a sample, for `benchmarks.input` to compare with.
+"""The input pipeline of PyTorch programs for referring segmentation, for `benchmarks.input`.
 
-As the loaders of LAVT (data/dataset_refer_bert.py) and CRIS (utils/dataset.py): the photo by
-OpenCV, the target by pycocotools, words that a BertTokenizer made beforehand, workers that are
+Like the loaders of LAVT (data/dataset_refer_bert.py) and CRIS (utils/dataset.py): images by
+OpenCV, targets by pycocotools, tokens of a BertTokenizer made in advance, and workers that are
 processes. Instance masks, which those two do not read, are decoded and resized in the same way.
 Needs torch, opencv-python-headless and transformers.
 """
@@ -17,7 +17,7 @@ from pycocotools import mask as mask_api
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One ref, as its files have it."""
+  """One ref, as in its files."""
 
   path: str
   size: tuple[int, int]
@@ -31,7 +31,7 @@ class Row:
 
 
 class Samples(torch.utils.data.Dataset):
-  """Photos [s, s, 3], masks [k, s, s], targets [s, s] (uint8) and tokens [l], one ref after the other."""
+  """Images [s, s, 3], masks [k, s, s], targets [s, s] (uint8) and tokens [l], one ref after the other."""
 
   def __init__(self, rows: list[Row], size: int, max_instances: int):
     self.rows, self.size, self.max_instances = rows, size, max_instances
@@ -43,7 +43,7 @@ class Samples(torch.utils.data.Dataset):
     return self.sample(index, int(torch.randint(len(self.rows[index].tokens), ())))
 
   def sample(self, index: int, sentence: int) -> dict[str, Any]:
-    """One ref with one of its sentences."""
+    """Returns a ref with one of its expressions."""
     row, square = self.rows[index], (self.size, self.size)
     image = cv2.cvtColor(cv2.imread(row.path), cv2.COLOR_BGR2RGB)
     masks = np.zeros((self.max_instances, *square), np.uint8)
@@ -59,7 +59,7 @@ class Samples(torch.utils.data.Dataset):
     }
 
   def masks(self, index: int) -> np.ndarray:
-    """Instances of a ref, and its target as the last one, [k + 1, h, w]."""
+    """Decodes the instances of a ref, with its target as the last one, [k + 1, h, w]."""
     row = self.rows[index]
     runs = row.target
     if isinstance(runs, list):
@@ -68,12 +68,12 @@ class Samples(torch.utils.data.Dataset):
     return mask_api.decode(everything).transpose(2, 0, 1)
 
   def _nearest(self, mask: np.ndarray) -> np.ndarray:
-    # The rule that takes the pixel under the centre, as ours.
+    # Takes the pixel under the centre, like ours.
     return cv2.resize(mask, (self.size, self.size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def loader(samples: Samples, batch_size: int, workers: int, seed: int) -> Any:
-  """A DataLoader whose workers stay and use one core each."""
+  """Makes a DataLoader with persistent workers that use one core each."""
   return torch.utils.data.DataLoader(
     samples,
     batch_size=batch_size,
@@ -88,6 +88,6 @@ def loader(samples: Samples, batch_size: int, workers: int, seed: int) -> Any:
 
 
 def one_thread(_: int) -> None:
-  """Keeps a worker to one core."""
+  """Limits a worker to one core."""
   cv2.setNumThreads(0)
   torch.set_num_threads(1)

@@ -1,10 +1,8 @@
 # ruff: noqa: D102  (forward() is what its class says)
-"""MaIL in PyTorch, as its users would write it today.
+"""MaIL in PyTorch, written as is usual today, only to compare our speed with.
 
-What our speed is measured against, and nothing else.
-
-The transformer is that of `transformers`' ViLT with PyTorch's fused attention; the rest is
-`torch.nn`, channels first. `torch_weights.load` gives it our parameters; then both compute the same
+The transformer is `transformers`' ViLT with PyTorch's fused attention; the rest is `torch.nn`,
+channels first. `torch_weights.load` copies our parameters; then both compute the same
 (`tests/benchmarks/test_torch_twin.py`).
 """
 
@@ -64,9 +62,9 @@ class Encoder(nn.Module):
 
 
 class InstanceEmbedding(nn.Module):
-  """One token an instance.
+  """One token per instance.
 
-  Its crop, its box, its full-frame view, what is seen in it, and its neighbours.
+  From its crop, its box, its full-frame view, the image inside it, and its neighbours.
   """
 
   def __init__(self, width: int):
@@ -88,7 +86,7 @@ class InstanceEmbedding(nn.Module):
 
   @torch.no_grad()
   def look(self, masks: torch.Tensor, pixels: torch.Tensor):
-    """Boxes, areas and the groups of numbers that describe instances; none has a gradient."""
+    """Returns boxes, areas and features of the instances, all without gradient."""
     inside = masks.to(pixels.dtype)
     box = boxes(masks)
     height, width = masks.shape[-2:]
@@ -110,7 +108,7 @@ class InstanceEmbedding(nn.Module):
 
 
 class Neighbours(nn.Module):
-  """How many instances like it lie on each side of an instance."""
+  """Counts the similar instances on each side of an instance."""
 
   def __init__(self, width: int):
     super().__init__()
@@ -136,27 +134,27 @@ class Neighbours(nn.Module):
 
 
 class Selection(nn.Module):
-  """Which instance is meant."""
+  """Selects an instance."""
 
   def __init__(self, width: int):
     super().__init__()
     self.score_in, self.score_out = nn.Linear(2 * width, width), nn.Linear(width, 1)
     self.null = nn.Linear(width, 1)
 
-  def forward(self, m, features, summary, coverage, valid, meant=None):
+  def forward(self, m, features, summary, coverage, valid, target_instance=None):
     inside = coverage @ features / coverage.sum(-1, keepdim=True).clamp(min=1e-6)
     hidden = F.gelu(self.score_in(torch.cat([m, inside], -1)), approximate="tanh")
     scores = self.score_out(hidden)[..., 0].float().masked_fill(~valid, -1e9)
     logits = torch.cat([scores, self.null(summary).float()], 1)
     soft = logits.softmax(1)[:, :-1] * valid
-    best = logits.argmax(1) if meant is None else meant
+    best = logits.argmax(1) if target_instance is None else target_instance
     hard = F.one_hot(best, logits.shape[1])[:, :-1].to(soft.dtype)
     rho = soft + (hard - soft).detach()
     return (rho[..., None] * coverage).transpose(1, 2) @ m, rho, logits
 
 
 class Decoder(nn.Module):
-  """3x3 convolutions and doublings, to which the photo and the chosen mask are shown."""
+  """3x3 convolutions and doublings, with the image and the chosen mask as guides."""
 
   def __init__(self, channels: int, guides: int, widths: tuple[int, ...]):
     super().__init__()
@@ -199,8 +197,8 @@ class Twin(nn.Module):
     self.gain = nn.Parameter(torch.tensor(2.0))
     self.register_buffer("coordinates", coordinates(size // self.patch))
 
-  def forward(self, batch: Batch, meant: torch.Tensor | None = None):
-    """Logits of the pixels and of the choice, from `image`, `masks`, `valid`, `tokens` and `num_tokens`."""
+  def forward(self, batch: Batch, target_instance: torch.Tensor | None = None):
+    """Returns the logits of the pixels and of the selection."""
     pixels = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1
     masks = batch["masks"] & batch["valid"][:, :, None, None]
     rows = pixels.shape[2] // self.patch
@@ -219,7 +217,9 @@ class Twin(nn.Module):
       z[:, 1 : image.shape[1]],
       z[:, image.shape[1] :][:, : self.count],
     )
-    selected, rho, choice = self.selection(m, features, summary, coverage, batch["valid"], meant)
+    selected, rho, choice = self.selection(
+      m, features, summary, coverage, batch["valid"], target_instance
+    )
     chosen = (rho[:, :, None, None] * masks).sum(1, keepdim=True)
     maps = (
       torch.cat([selected, features.to(selected.dtype)], -1)
@@ -233,12 +233,12 @@ class Twin(nn.Module):
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
-  """Twice the resolution, bilinear, as `decoder.upsample2`."""
+  """Doubles the resolution bilinearly, like `decoder.upsample2`."""
   return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def coordinates(side: int) -> torch.Tensor:
-  """[1, 8, side, side]: sides, centre and size of each cell."""
+  """Returns [1, 8, side, side]: sides, centre and size of each cell."""
   low = torch.arange(side) / side * 2 - 1
   top, left = torch.meshgrid(low, low, indexing="ij")
   step = torch.full_like(top, 2 / side)
@@ -247,7 +247,7 @@ def coordinates(side: int) -> torch.Tensor:
 
 
 def boxes(masks: torch.Tensor) -> torch.Tensor:
-  """Top, left, bottom, right in pixels, as `instances.boxes`."""
+  """Returns top, left, bottom, right in pixels, like `instances.boxes`."""
   sides = []
   for occupied in (masks.any(3), masks.any(2)):
     occupied = occupied.to(torch.uint8)
@@ -257,7 +257,7 @@ def boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def crop_weights(low: torch.Tensor, high: torch.Tensor, bins: int, size: int) -> torch.Tensor:
-  """Averages over equal bins, as `instances.crop_weights`."""
+  """Averages over equal bins, like `instances.crop_weights`."""
   step = ((high - low) / bins).clamp(min=1e-6)[..., None, None]
   start = low[..., None, None] + step * torch.arange(bins, device=low.device)[:, None]
   pixel = torch.arange(size, device=low.device)
@@ -265,7 +265,7 @@ def crop_weights(low: torch.Tensor, high: torch.Tensor, bins: int, size: int) ->
 
 
 def box_features(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
-  """What a box says, as `instances.box_features`."""
+  """Returns the features of a box, like `instances.box_features`."""
   top, left, bottom, right = (box / torch.tensor([height, width] * 2, device=box.device)).unbind(-1)
   tall, wide = bottom - top, right - left
   linear = torch.stack([top, left, bottom, right, tall, wide], -1) * 2 - 1
@@ -277,7 +277,7 @@ def box_features(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def colour_and_texture(pixels: torch.Tensor, inside: torch.Tensor):
-  """What is seen inside, as `instances.colour_and_texture`."""
+  """Summarises the pixels inside, like `instances.colour_and_texture`."""
   down = (pixels[:, :, 2:] - pixels[:, :, :-2])[..., 1:-1]
   right = (pixels[..., 2:] - pixels[..., :-2])[:, :, 1:-1]
   pairs = ((right, right), (down, down), (right, down))
@@ -297,19 +297,19 @@ def colour_and_texture(pixels: torch.Tensor, inside: torch.Tensor):
 
 
 def likeness(pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-  """How alike each pixel is, as `instances.likeness`."""
+  """Returns the similarity of each pixel, like `instances.likeness`."""
   area = weights.sum((2, 3), keepdim=True)
   mean = (pixels * weights).sum((2, 3), keepdim=True) / area.clamp(min=1e-6)
   return torch.exp(-4.0 * (pixels - mean).square().sum(1, keepdim=True)) * (area > 0)
 
 
 def loss_of(twin: nn.Module, batch: Batch) -> torch.Tensor:
-  """BCE, Dice and the choice of the instance, each with weight 1."""
+  """Returns BCE, Dice and selection loss, each with weight 1."""
   target, masks = batch["target"], batch["masks"] & batch["valid"][:, :, None, None]
   both = (masks & target[:, None]).sum((2, 3))
   iou = both / (masks.sum((2, 3)) + target.sum((1, 2))[:, None] - both).clamp(min=1)
-  meant = torch.where(iou.max(1).values > 0.5, iou.argmax(1), iou.shape[1])
-  logits, choice = twin(batch, meant)
+  target_instance = torch.where(iou.max(1).values > 0.5, iou.argmax(1), iou.shape[1])
+  logits, choice = twin(batch, target_instance)
   truth = target.float()
   bce = F.binary_cross_entropy_with_logits(logits, truth)
   share = logits.sigmoid()
@@ -321,7 +321,7 @@ def loss_of(twin: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 class Training:
-  """A step of training: AdamW in one kernel, clipping, and the moving average."""
+  """A training step: fused AdamW, clipping, and the moving average."""
 
   def __init__(self, twin: Twin, config: ConfigDict, compiled: bool = False):
     self.twin, self.config = twin.train(), config
@@ -365,14 +365,14 @@ class OneDNNLinear(nn.Linear):
 
 
 def use_onednn(twin: Twin) -> None:
-  """Gives the linear layers to oneDNN."""
+  """Runs the linear layers by oneDNN."""
   for module in twin.modules():
     if isinstance(module, nn.Linear):
       module.__class__ = OneDNNLinear
 
 
 def to_torch(batch: dict[str, np.ndarray], max_instances: int, device: str = "cpu") -> Batch:
-  """Our batch as PyTorch's users have it: masks unpacked to one byte a pixel."""
+  """Converts our batch: masks are unpacked to one byte per pixel."""
   masks = np.stack([bit_planes.unpackbits(planes, max_instances) for planes in batch["instances"]])
   arrays = {
     name: batch[name] for name in ("image", "tokens", "num_tokens", "target") if name in batch

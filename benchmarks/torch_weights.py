@@ -1,4 +1,4 @@
-"""Our parameters as those of the twin: names, and the order of axes and channels."""
+"""Converts our parameters to the twin's: names, and the order of axes and channels."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from mail_jax.models.encoder import block_name
 
 
 def load(twin: Twin, variables: dict[str, Any]) -> None:
-  """Gives the twin our parameters and batch statistics."""
+  """Copies our parameters and batch statistics to the twin."""
   params, stats = variables["params"], variables["batch_stats"]
   state: dict[str, Any] = {
     "cls": params["image"]["cls"], "position": params["image"]["position"], "kind": params["type"],

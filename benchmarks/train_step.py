@@ -1,10 +1,10 @@
-"""How long a step of training takes, beside the same network in PyTorch:
+"""Measures the time of a training step, and of the same network in PyTorch:
 
   python -m benchmarks.train_step --batch_size 4 --config.image_size=384 --config.model.dtype=float32
 
-Ours and each peer start from the same weights and get the same batch; their losses must agree
-before anything is timed. Then they take turns (A B A B), and the figures are medians over the
-turns. A step is all of it: losses, gradients, clipping, AdamW and the moving average. `--peers` are
+Our program and each peer start from the same weights and get the same batch; their losses must agree
+before the measurement. Then they take turns (A B A B), and the figures are medians over the turns. A
+step includes everything: losses, gradients, clipping, AdamW and the moving average. `--peers` are
 the twin of `benchmarks/torch_twin.py`, eager, compiled, and on CPUs with its linear layers through
 oneDNN. All of them use a GPU if there is one.
 """
@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 def serve_ours(config: ConfigDict, folder: str) -> None:
-  """Our step, as `mail_jax.train` runs it."""
+  """Serves our step, as `mail_jax.train` runs it."""
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   program = build_program(config, contestants.VOCAB, mesh)
   batch = sharding.global_batch(mesh, contestants.make_batch(config, config.batch_size))
@@ -48,7 +48,7 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
 
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
-  """The twin's step."""
+  """Serves the twin's step."""
   twin, batch, _, memory = contestants.open_peer(name, config, folder)
   from benchmarks import torch_twin
 

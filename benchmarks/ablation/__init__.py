@@ -1,1 +1,1 @@
-"""Which parts of MaIL matter: what `benchmarks.ablate` runs, keeps and writes down."""
+"""The runs and tables of `benchmarks.ablate`."""

@@ -1,4 +1,4 @@
-"""Tables of a document from the lines of runs: each between two comments that name it."""
+"""The tables of a document from the lines of runs, each between two comments with its name."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ from input_pipeline.common import atomic_files
 from input_pipeline.common.errors import InputError
 
 Line = dict[str, Any]
-# Of a row, by the heading of the column; val has all, the other splits their mIoU.
+# Metrics on val by the heading of their column; the other splits have their mIoU.
 _OF_VAL = {
   "mIoU": "mIoU", "oIoU": "oIoU", "P@0.5": "P@0.5", "P@0.9": "P@0.9", "boundary IoU": "boundary_mIoU",
   "picks right": "selection_accuracy",
@@ -24,7 +24,7 @@ _OF_VAL = {
 
 
 def check(document: pathlib.Path, tables: Sequence[str]) -> None:
-  """Raises InputError where a document has no place for one of the tables."""
+  """Raises InputError if a document has no place for one of the tables."""
   if not document.is_file():
     raise InputError(f"--document {document}: no such file")
   text = document.read_text()
@@ -35,7 +35,7 @@ def check(document: pathlib.Path, tables: Sequence[str]) -> None:
 def write(
   document: pathlib.Path, tables: Sequence[str], budget: Budget, lines: Mapping[str, Line]
 ) -> None:
-  """Writes tables into a document, each where it belongs, and what all took; one without lines leaves its place."""
+  """Writes tables with lines into their places in a document, and the total cost."""
   text = document.read_text()
   if lines:
     text = _TOTAL.sub(lambda place: f"{place[1]}\n{total(budget, lines)}\n{place[2]}", text)
@@ -51,7 +51,7 @@ _TOTAL = re.compile(r"(<!-- ablate total -->).*?(<!-- end -->)", re.DOTALL)
 
 
 def total(budget: Budget, lines: Mapping[str, Line]) -> str:
-  """Says how long the runs of all tables took, each once."""
+  """Formats the cost of the runs of all tables, each counted once."""
   made = [lines[run.name] for run in runs.planned(list(TABLES), budget) if run.name in lines]
   hours = sum(line["core_seconds"] for line in made) / 3600
   took = f"{hours:.1f} hours of one core, {hours / 2:.1f} of two with a run on each"
@@ -62,17 +62,17 @@ def _place(text: str, table: str, document: pathlib.Path) -> tuple[int, int]:
   found = re.search(rf"<!-- ablate {table} -->()(.*?)()<!-- end -->", text, re.DOTALL)
   if not found:
     raise InputError(
-      f"{document} has no place for the table {table}; write <!-- ablate {table} --> and <!-- end --> where it belongs"
+      f"{document} has no place for the table {table}; write <!-- ablate {table} --> and <!-- end --> into it"
     )
   return found.start(1), found.start(3)
 
 
 def section(table: str, rows: Sequence[tuple[Row, list[Line]]]) -> str:
-  """A table of `TABLES` with its heading, its question, and what made it.
+  """Formats a table of `TABLES` with its heading, its question and its command.
 
   Args:
     table: its name.
-    rows: each row with the lines of its runs, one a seed.
+    rows: each row with the lines of its runs, one per seed.
   """
   about = TABLES[table]
   made = [line for _, found in rows for line in found]
@@ -86,7 +86,7 @@ def section(table: str, rows: Sequence[tuple[Row, list[Line]]]) -> str:
 
 
 def metrics(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
-  """Metrics a row, in percent: the mean over the seeds, and their standard deviation."""
+  """Formats the metrics of each row in percent: mean and standard deviation over the seeds."""
   cells = []
   for row, found in rows:
     if not found:
@@ -104,12 +104,12 @@ def metrics(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
 
 
 def _of_model(result: dict[str, Any]) -> dict[str, Any]:
-  """Metrics without the share of right choices where there was nothing to choose from."""
+  """Returns the metrics, without the selection accuracy if there was nothing to select."""
   return result if result["oracle_mIoU"] else result | {"selection_accuracy": None}
 
 
 def _cost(found: Sequence[Line]) -> dict[str, object]:
-  """Parameters and operations of a row, of one example at test time."""
+  """Formats the parameters, and the operations of one example at test time."""
   return {
     "M parameters": f"{found[0]['parameters'] / 1e6:.2f}",
     "GFLOP": f"{found[0]['gflop']:.3f}",
@@ -117,7 +117,7 @@ def _cost(found: Sequence[Line]) -> dict[str, object]:
 
 
 def spread(values: Sequence[float | None]) -> str | None:
-  """Mean and standard deviation of fractions, in percent; the number alone where there is one."""
+  """Formats the mean and standard deviation of fractions in percent; a single one without."""
   known = [100 * value for value in values if value is not None]
   if not known:
     return None
@@ -127,10 +127,10 @@ def spread(values: Sequence[float | None]) -> str | None:
 
 
 def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
-  """Says which row is the best on val, and which ones are as good within the spread of the seeds.
+  """Formats the best row on val, and the rows that are as good within the spread of the seeds.
 
-  Two rows are as good where their means differ by no more than twice the standard error of the difference, from the
-  deviation of all rows' seeds together; while a row waits for its second seed nothing is said.
+  Two rows are equally good if their means differ by at most twice the standard error of the
+  difference, from the deviation of the seeds of all rows; empty while a row has a single seed.
   """
   known = {
     row.name: [
@@ -162,7 +162,7 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
 
 
 def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
-  """Samples to reach an mIoU, a row a size."""
+  """Formats the samples to reach an mIoU, one row per size."""
   cells = []
   for row, found in rows:
     if not found:
@@ -184,7 +184,7 @@ def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
 
 
 def crossing(curve: Sequence[Sequence[float]], reach: float = REACH) -> float | None:
-  """Samples at which a curve of (samples, mIoU) first reaches a value, between two points by a line; None: never."""
+  """Interpolates the samples at which a curve of (samples, mIoU) first reaches a value, or None."""
   before: Sequence[float] = (0.0, 0.0)
   for point in curve:
     if point[1] >= reach:
@@ -195,7 +195,7 @@ def crossing(curve: Sequence[Sequence[float]], reach: float = REACH) -> float | 
 
 
 def by_samples(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
-  """The mIoU by samples, and a power law through them."""
+  """Formats the mIoU by samples, and a power law through them."""
   cells, points = [], []
   for _, found in rows:
     if found:
@@ -228,14 +228,14 @@ _UNIT = 48_000
 
 
 def power_law(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-  """Fits 1 - mIoU = c (samples / 48,000)^-e by least squares of the logarithms: e, its standard error, and c."""
+  """Fits 1 - mIoU = c (samples / 48,000)^-e to the logarithms: e, its standard error, and c."""
   x, y = np.log([[n / _UNIT, 1 - value] for n, value in points]).T
   (slope, offset), covariance = np.polyfit(x, y, 1, cov=True)
   return -float(slope), float(covariance[0, 0] ** 0.5), float(np.exp(offset))
 
 
 def largest_miss(points: Sequence[tuple[float, float]], exponent: float, at: float) -> float:
-  """Largest difference between a point and the law."""
+  """Returns the largest difference between a point and the law."""
   return max(abs(1 - value - at * (n / _UNIT) ** -exponent) for n, value in points)
 
 
@@ -249,10 +249,10 @@ def _made(table: str, lines: Sequence[Line]) -> str:
 
 
 def machines(lines: Sequence[Line]) -> str:
-  """The machines of some runs, each with its first day and its last."""
+  """Formats the machines of some runs, each with its first and last day."""
   days: dict[str, set[str]] = {}
   for line in lines:
-    machine, _, day = line["machine"].rpartition(", ")  # as `paired.machine` writes it
+    machine, _, day = line["machine"].rpartition(", ")
     days.setdefault(machine, set()).add(day)
   return "; ".join(
     f"{machine}, {' to '.join(sorted({min(of), max(of)}))}" for machine, of in sorted(days.items())
@@ -260,7 +260,7 @@ def machines(lines: Sequence[Line]) -> str:
 
 
 def beside(before: Line, after: Line) -> str:
-  """Two lines of the same run, side by side on what both are judged on."""
+  """Formats two lines of the same run side by side, for the tests of both."""
   return paired.table(
     {"": test}
     | {

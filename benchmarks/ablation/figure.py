@@ -1,4 +1,4 @@
-"""The figure of docs/reports/results.md: how well each row of a table does, a bar a row and a dot a seed."""
+"""A figure of a table: one bar per row and one dot per seed."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,18 +10,19 @@ from input_pipeline.common.html import escape
 from mail_jax.report import charts
 
 _LEFT, _WIDTH, _ROW, _TOP = 280, 740, 24, 26
-_MARK = "default"  # in the names of rows that are drawn in another colour
+# In the names of rows with another colour.
+_MARK = "default"
 
 
 def draw(
   rows: Sequence[tuple[Row, Sequence[dict[str, Any]]]], title: str, metric: str = "mIoU"
 ) -> str:
-  """Returns an SVG file of the rows that have been run.
+  """Draws the rows with lines as an SVG file.
 
   Args:
-    rows: with the lines of their runs, as `runs.of_table` gives them.
-    title: above it.
-    metric: of val, a fraction.
+    rows: with the lines of their runs, from `runs.of_table`.
+    title: of the figure.
+    metric: on val, a fraction.
   """
   named = [
     (row.name, [line["results"]["val"][metric] for line in found]) for row, found in rows if found

@@ -1,8 +1,8 @@
-"""Trains a run of the tables and judges it, in a process of its own, on a core of its own:
+"""Trains and evaluates one run of the tables, in one process on one core:
 
   python -m benchmarks.ablation.one_run --data_dir data --workdir runs/ablate/ID --out result.json OVERRIDE ...
 
-`benchmarks.ablate` starts it. A run that was interrupted goes on.
+`benchmarks.ablate` starts it. An interrupted run is resumed.
 """
 
 import argparse
@@ -51,26 +51,26 @@ def measure(
   tests_dir: str,
   until: float = 0.0,
 ) -> dict[str, Any]:
-  """Trains, judges, and returns what the run's line says of it.
+  """Trains and evaluates a run; returns the fields of its line.
 
   Args:
-    recipe: that is changed.
-    overrides: of it.
-    data_dir: what it is trained on.
-    workdir: of the run; where it is finished it is only judged.
-    tests: splits, or DETECTOR/SPLIT of the data in a folder of `tests_dir` with that name.
-    tests_dir: where these lie.
-    until: the run ends once an evaluation on the way has this mIoU; 0: with its last step.
+    recipe: of the config.
+    overrides: of the recipe.
+    data_dir: to train on.
+    workdir: of the run; a finished run is only evaluated.
+    tests: splits, or DETECTOR/SPLIT of the data in the folder DETECTOR of `tests_dir`.
+    tests_dir: see `tests`.
+    until: ends the run at an evaluation with this mIoU; 0 trains all steps.
 
   Raises:
-    InputError: it was asked to end before it was finished.
+    InputError: the run was stopped before its end.
   """
   config = load_config(recipe, overrides)
   curve = _train(config, open_data(config, data_dir), workdir, until)
   model = load.load(workdir, "last")
   if model.step < model.config.steps and not (until and crossing(curve, until)):
     raise InputError(
-      f"{workdir} was asked to end at step {model.step}; the same command resumes it"
+      f"{workdir} was stopped at step {model.step}; run the same command again to resume"
     )
   results = {}
   for test in tests:
@@ -90,7 +90,7 @@ def measure(
 
 
 def _train(config: ConfigDict, data: Data, workdir: str, until: float) -> list[list[float]]:
-  """Trains, to the end or until an evaluation is good enough; returns the curve: samples and mIoU of each."""
+  """Trains, perhaps until an mIoU; returns the samples and mIoU of each evaluation."""
 
   def batches(start: int) -> Iterator[HostBatch]:
     for step, batch in enumerate(data.train(start), start):
@@ -110,19 +110,21 @@ def _curve(trainer: loop.Trainer) -> list[list[float]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--config", default="demo", help="the recipe")
+  parser.add_argument("--config", default="demo", help="recipe")
   parser.add_argument("--data_dir", required=True)
   parser.add_argument("--workdir", required=True)
   parser.add_argument(
-    "--tests_dir", default="", help="where the data of other detectors are, a folder each"
+    "--tests_dir", default="", help="folder of the data of other detectors, one folder each"
   )
   parser.add_argument("--tests", nargs="*", default=list(SPLITS), metavar="[DETECTOR/]SPLIT")
-  parser.add_argument("--until", type=float, default=0.0, metavar="MIOU", help="ends there")
-  parser.add_argument("--core", type=int, help="where all of it runs")
+  parser.add_argument(
+    "--until", type=float, default=0.0, metavar="MIOU", help="mIoU that ends the run"
+  )
+  parser.add_argument("--core", type=int, help="number of the core to run on")
   parser.add_argument("--out", required=True, metavar="FILE.json")
   parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
   args = parser.parse_args(argv)
@@ -145,9 +147,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _spent(path: str) -> float:
-  """Adds what this process took of its core to what the ones before it did, and returns the sum.
+  """Adds the CPU seconds of this process to those of earlier ones, and returns the sum.
 
-  Regardless of other load, that is about the time that a run takes on a core of its own.
+  Independent of other load, this is about the time that a run takes on an idle core.
   """
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   with open(path, "a") as times:

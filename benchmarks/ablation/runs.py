@@ -1,4 +1,4 @@
-"""Runs of the tables: what makes two of them the same, and the lines that they leave."""
+"""The runs of the tables, their names, and the lines of finished runs."""
 
 import dataclasses
 import hashlib
@@ -14,12 +14,12 @@ from mail_jax.config import MAY_CHANGE, flatten, load_config, to_json
 # Keys added to the config after the results, with the value that reproduces them; such a key does not
 # change the name of a run.
 ADDED: dict[str, Any] = {}
-# A run is judged once, at its end; during it only as far as its row asks for it.
+# A run is evaluated at its end, and earlier only if its row says so.
 ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_expressions=64")
 
 
 SPLITS = ("val", "testA", "testB", "testC")
-# Of a line, what tables are made of.
+# Fields of a line that the tables need.
 _FIELDS = {
   "run": str, "seed": int, "samples": int, "parameters": int, "gflop": float, "results": dict, "curve": list,
   "machine": str, "core_seconds": float,
@@ -28,12 +28,12 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """What tables are made of.
+  """The size of all tables.
 
   Attributes:
     recipe: that the rows change.
-    samples: that a run is trained on; a row may have a share of them, or more.
-    seeds: 0 to before so many.
+    samples: of a run; a row can have a multiple of them.
+    seeds: number of seeds, from 0.
   """
 
   recipe: str = "demo"
@@ -43,13 +43,13 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A training, and what it is judged on.
+  """A training run and its evaluations.
 
   Attributes:
-    name: equal names, equal configs, regardless of keys that were added since.
+    name: a hash of the config; see `ADDED`.
     overrides: of the recipe, with the seed and the number of steps.
-    tests: splits, of the data that it is trained on or, as in `x2/val`, of those with the masks of another detector.
-    until: where it ends, as in `tables.Row`.
+    tests: splits of its data, or of data with the masks of another detector, such as `x2/val`.
+    until: see `tables.Row`.
   """
 
   name: str
@@ -59,28 +59,28 @@ class Run:
 
 
 def of_row(row: Row, seed: int, budget: Budget) -> Run:
-  """The run of a row with a seed."""
+  """Returns the run of a row with a seed."""
   steps = max(1, round(budget.samples * row.share / load_config(budget.recipe).batch_size))
   overrides = (*ALWAYS, f"steps={steps}", f"seed={seed}", *row.overrides)
   settings = flatten(to_json(load_config(budget.recipe, overrides)))
-  told = {
+  settings = {
     key: value
     for key, value in settings.items()
     if not key.startswith(MAY_CHANGE) and not (key in ADDED and ADDED[key] == value)
   }
-  told |= {"until": row.until} if row.until else {}
-  name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+  settings |= {"until": row.until} if row.until else {}
+  name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
   tests = () if row.until else (f"{row.noise}/val",) if row.noise else SPLITS
   return Run(name, overrides, tests, row.until)
 
 
 def seeds_of(row: Row, budget: Budget) -> range:
-  """The seeds that a row is run with."""
+  """Returns the seeds of a row."""
   return range(budget.seeds if row.seeds is None else min(budget.seeds, row.seeds))
 
 
 def planned(tables: Sequence[str], budget: Budget) -> list[Run]:
-  """All runs of tables, each once with all its tests; the first seed of all comes before the second of any."""
+  """Returns the runs of tables, each once with all its tests; first seeds come first."""
   found: dict[str, Run] = {}
   for seed in range(budget.seeds):
     rows = [row for table in tables for row in TABLES[table].rows if seed in seeds_of(row, budget)]
@@ -92,7 +92,7 @@ def planned(tables: Sequence[str], budget: Budget) -> list[Run]:
 
 
 def left(queue: Sequence[Run], lines: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-  """The runs that have no line, or one without some of their tests; they keep all tests."""
+  """Returns the runs without a line, or whose line lacks tests."""
   return [
     run
     for run in queue
@@ -101,10 +101,12 @@ def left(queue: Sequence[Run], lines: Mapping[str, Mapping[str, Any]]) -> list[R
 
 
 def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """The lines of finished runs by their names; none where there is no file. Of two with a name the later one counts.
+  """Returns the lines of finished runs by name; none if there is no file.
+
+  A later line replaces an earlier one with the same name.
 
   Raises:
-    InputError: a line is not one of a run.
+    InputError: a line is not the line of a run.
   """
   found = {}
   for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
@@ -115,7 +117,9 @@ def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
       found[row["run"]] = row
     except (ValueError, KeyError, TypeError) as error:
-      raise InputError(f"{path}, line {number}: no line of a run ({error}); remove it") from error
+      raise InputError(
+        f"{path}, line {number}: not the line of a run ({error}); remove it"
+      ) from error
   return found
 
 
@@ -129,7 +133,7 @@ def add(path: pathlib.Path, row: dict[str, Any]) -> None:
 def of_table(
   table: str, budget: Budget, lines: Mapping[str, dict[str, Any]]
 ) -> Iterator[tuple[Row, list[dict[str, Any]]]]:
-  """Yields each row of a table with the lines of its runs that are finished, by their seeds."""
+  """Yields each row of a table with the lines of its finished runs, by seed."""
   for row in TABLES[table].rows:
     every = [of_row(row, seed, budget) for seed in seeds_of(row, budget)]
     yield row, [lines[run.name] for run in every if run not in left([run], lines)]

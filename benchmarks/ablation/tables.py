@@ -1,23 +1,23 @@
-"""The tables: which changes of the demo's config are a row of which."""
+"""The tables: each row is a change of the demo's config."""
 
 import dataclasses
 from collections.abc import Sequence
 
-# Of a table that asks how the model does with another detector than it was trained with.
+# Detectors of the table that evaluates with other masks than those of training.
 NOISES = ("oracle", "x0.5", "", "x2", "miss0.05", "miss0.2", "miss0.5", "nothing")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A row of a table: a training, and the data that it is judged on.
+  """A row of a table: a run, and the data that it is evaluated on.
 
   Attributes:
     name: of the row.
-    overrides: `KEY=VALUE` of the recipe; rows of any table with the same ones share a run.
-    share: of the samples that the tables are trained on.
-    noise: of the detector whose masks the model gets at test time (`prepare --noise`); empty: of its own data.
-    until: the run ends, before its samples do, once an evaluation on the way has this mIoU; it is not judged further.
-    seeds: no more than these are run; None: as many as of the others.
+    overrides: `KEY=VALUE` of the recipe; rows of any table with the same overrides share a run.
+    share: samples, as a multiple of those of the tables.
+    noise: detector of the masks at test time (`prepare --noise`); empty for that of training.
+    until: ends the run at an evaluation with this mIoU, without further evaluations.
+    seeds: at most this many; None for as many as the other rows.
   """
 
   name: str
@@ -34,10 +34,10 @@ class Table:
 
   Attributes:
     title: its heading.
-    asks: the question that it answers, a sentence or two for readers.
-    rows: in their order; the recipe as it is is one of them.
-    kind: `metrics` shows metrics a row; `reached` the samples that it takes to reach an mIoU; `samples` fits a power
-      law through the rows' samples.
+    asks: the question that it answers, for readers.
+    rows: in order; the unchanged recipe is one of them.
+    kind: `metrics` has metrics per row; `reached` the samples to reach an mIoU; `samples` a power law
+      through the samples of the rows.
   """
 
   title: str
@@ -46,11 +46,12 @@ class Table:
   kind: str = "metrics"
 
 
-REACH = 0.8  # mIoU on the first sentences of val
+# mIoU on the first expressions of val.
+REACH = 0.8
 _STEADY = ("optimizer.schedule=constant", "eval_every=250", "eval_expressions=1000")
 _ALONE = ("model.appearance=False", "model.neighbours=False")
-# The demo decodes one example of four in training, for the others teach the selection. Where nothing but the decoder
-# teaches, it decodes all, or three of four samples would be for nothing.
+# The demo decodes one example in four, because the others train the selection. Where only the decoder
+# trains it, all are decoded: otherwise three of four samples would be wasted.
 _DECODES_ALL = "decode_every=1"
 _UNSELECTED = ("model.selection=none", "teacher_forcing=False", _DECODES_ALL)
 _SOFT = ("model.selection=soft", "teacher_forcing=False")

@@ -1,8 +1,9 @@
 """Floating-point operations of the model, counted by hand: its matrix products and convolutions.
 
-A multiplication and an addition are two operations. Of a convolution the taps beyond the edge of the map do not count.
-What is done element by element (normalisation, activations, resizing, losses, the optimizer) does not count either; no
-unit for matrix products does it. Nothing depends on the size of the vocabulary: words are looked up.
+A multiplication and an addition are two operations. Taps of a convolution beyond the edge of the map
+do not count, and neither do elementwise operations (normalisation, activations, resizing, losses, the
+optimizer), which do not run on units for matrix products. The size of the vocabulary has no effect:
+words are looked up.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ class Product:
   """A matrix product or convolution of the forward pass.
 
   Attributes:
-    part: of the model, as its parameters are named.
-    flops: operations an example.
-    gradients: of how many of its two factors training needs the gradient; each costs as much again. -1 where training
-      does not even need the product.
-    decoded: whether training does it only for the examples that are decoded (`config.decode_every`).
+    part: of the model, by the name of its parameters.
+    flops: operations per example.
+    gradients: number of factors whose gradient training needs; each costs as much again. -1 if
+      training does not need the product.
+    decoded: whether training only computes it for decoded examples (`config.decode_every`).
   """
 
   part: str
@@ -36,24 +37,24 @@ class Product:
 
 
 def forward_flops(config: ConfigDict) -> float:
-  """Operations of one example at test time."""
+  """Returns the operations of one example at test time."""
   return sum(product.flops for product in products(config))
 
 
 def train_step_flops(config: ConfigDict) -> float:
-  """Operations of one step of training on `config.batch_size` examples, over all devices together."""
+  """Returns the operations of one training step, over all devices."""
   total = 0.0
   for product in products(config):
     share = 1 / config.decode_every if product.decoded else 1.0
     total += product.flops * (1 + product.gradients) * share
   if config.max_instances and config.model.selection != "none":
-    # Which instances are meant: the pixels that they share with the target, and how many they are.
+    # Overlap of the instances with the target, and their areas.
     total += 2 * _matmul(config.max_instances, config.image_size**2, 1)
   return total * config.batch_size
 
 
 def products(config: ConfigDict) -> Iterator[Product]:
-  """All matrix products and convolutions of one example, in the order of the forward pass."""
+  """Yields the matrix products and convolutions of one example, in the order of the forward pass."""
   model, count = config.model, config.max_instances
   side, width = config.image_size // model.patch_size, model.width
   patches, pixels = side**2, model.patch_size**2
@@ -84,7 +85,7 @@ def _matmul(rows: int, inner: int, cols: int) -> float:
 
 
 def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
-  """See `embeddings.InstanceEmbedding`; the views of the masks and the pixels have no gradient."""
+  """Yields the products of `embeddings.InstanceEmbedding`; views and pixels have no gradient."""
   model, size, count = config.model, config.image_size, config.max_instances
   width = model.width
   crop, frame = InstanceEmbedding.crop_bins, InstanceEmbedding.frame_bins
@@ -104,7 +105,7 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
   if model.neighbours:
     heads, most = Neighbours.heads, Neighbours.most
     yield Product("mask/neighbours/kinds", _matmul(count, width, heads * Neighbours.head_width))
-    # Which side a neighbour is on has no gradient.
+    # The relations of neighbours have no gradient.
     yield Product("mask/neighbours/counts", count * _matmul(heads + 1, count, SIDES), gradients=1)
     yield Product(
       "mask/neighbours/project", _matmul(count, (heads + 1) * SIDES * (most + 2), width)
@@ -112,7 +113,7 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
 
 
 def _blocks(config: ConfigDict, tokens: int) -> Iterator[Product]:
-  """Yields the products of the encoder's blocks for so many tokens."""
+  """Yields the products of the encoder's blocks for this many tokens."""
   model = config.model
   width, depth, hidden = model.width, model.depth, int(model.width * model.mlp_ratio)
   yield Product("encoder/qkv", depth * _matmul(tokens, width, 3 * width))
@@ -123,10 +124,10 @@ def _blocks(config: ConfigDict, tokens: int) -> Iterator[Product]:
 
 
 def _selection(config: ConfigDict, patches: int, masks: int) -> Iterator[Product]:
-  """See `mask_selection.MaskSelection`; how much of a patch an instance covers has no gradient.
+  """Yields the products of `mask_selection.MaskSelection`; the coverage has no gradient.
 
   Args:
-    config: whole.
+    config: a whole config.
     patches: of the image.
     masks: tokens of the masks.
   """
@@ -135,7 +136,7 @@ def _selection(config: ConfigDict, patches: int, masks: int) -> Iterator[Product
   learned = model.selection != "none"
   if model.mask_tokens != "instance":
     yield Product("selection/masks", _matmul(count, masks, width), gradients=1)
-  # Without a selection nothing depends on the scores; they are returned at test time only.
+  # Without a selection training needs no scores; they are part of the output at test time.
   scores = _matmul(count, 2 * width, width) + _matmul(count, width, 1) + _matmul(1, width, 1)
   yield Product("selection/inside", pooled, gradients=1 if learned else -1)
   yield Product("selection/scores", scores, gradients=2 if learned else -1)
@@ -143,9 +144,9 @@ def _selection(config: ConfigDict, patches: int, masks: int) -> Iterator[Product
 
 
 def _decoder(config: ConfigDict, side: int) -> Iterator[Product]:
-  """See `decoder.Decoder`."""
+  """Yields the products of `decoder.Decoder`."""
   model, masked = config.model, bool(config.max_instances)
-  # The image, the chosen mask, and where both are, how much a pixel looks like what is inside.
+  # The image, the chosen mask, and with both the similarity of pixels to the mask's inside.
   image, mask = model.image_path, model.mask_path and masked
   guides = 3 * image + mask + (image and mask)
   if mask:
@@ -164,12 +165,12 @@ def _decoder(config: ConfigDict, side: int) -> Iterator[Product]:
 
 
 def _convolution(size: int, channels: int, width: int) -> float:
-  """3 x 3 on a square map; the taps on it are one fewer for the first and the last row and column."""
+  """Counts a 3 x 3 convolution on a square map, without the taps beyond its edges."""
   return _matmul((3 * size - 2) ** 2, channels, width)
 
 
 def shares(config: ConfigDict) -> dict[str, float]:
-  """Which part of the forward pass does how much of it, as fractions: image, mask, encoder and so on."""
+  """Returns the fraction of the forward pass of each part: image, mask, encoder and so on."""
   parts: dict[str, float] = {}
   for product in products(config):
     name = product.part.partition("/")[0]

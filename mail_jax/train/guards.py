@@ -72,8 +72,8 @@ class NonFiniteGuard:
 class Preemption:
   """Tells a run to save and end on SIGTERM, which precedes the loss of a machine.
 
-  With several processes all of them are told at the same call of `reached`, whichever of them got
-  the signal.
+  With several processes all of them end at the same call of `reached`, no matter which of them
+  gets the signal.
 
   Attributes:
     asked: whether the run has to end, as of the last call.

@@ -44,7 +44,7 @@ class TrainingLength:
     return self._seconds - (time.monotonic() - self._began)
 
   def update(self, step: int) -> bool:
-    """Records that a step is done; returns whether this fixed the number of steps."""
+    """Marks a step as done; returns whether this fixed the number of steps."""
     now = time.monotonic()
     if step == 0 or not self._warm[1]:
       # The first step compiles.

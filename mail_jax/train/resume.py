@@ -117,12 +117,15 @@ def _lock_folder(folder: pathlib.Path) -> Iterator[None]:
     return
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
-  path.write_text(json.dumps(holder) + "\n")
-  try:
-    yield
-  finally:
-    path.write_text("")
-    file_lock.release()
+  # An open file, because `archive_existing` moves the folder.
+  with path.open("w") as file:
+    file.write(json.dumps(holder) + "\n")
+    file.flush()
+    try:
+      yield
+    finally:
+      file.truncate(0)
+      file_lock.release()
 
 
 def _holder(path: pathlib.Path) -> str:

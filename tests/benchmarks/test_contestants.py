@@ -72,7 +72,7 @@ def test_the_loop_is_compared_with_its_step(tmp_path, capsys):
   assert float(around["times the bare step"]) == pytest.approx(
     around["ms per step"] / bare["ms per step"], rel=1e-2
   )
-  with pytest.raises(InputError, match=r"--steps 5: at least as many as config\.log_every, 6"):
+  with pytest.raises(InputError, match=r"--steps 5: must be at least config\.log_every, 6"):
     loop.main([*small, "--steps", "5", "--config.log_every=6"])
 
 

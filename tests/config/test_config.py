@@ -151,10 +151,16 @@ def test_recipes_for_several_targets_have_a_gate_an_instance(recipe):
 
 
 def test_what_the_config_says_of_reading_reaches_the_loader(shapes_data, monkeypatch):
-  asked = {}
-  monkeypatch.setattr(loader, "train_batches", lambda *_, **options: iter([asked.update(options)]))
+  calls = []
+
+  def train_batches(split, tokenizer, shape, options, start_step, **_):
+    calls.append((options, start_step))
+    return iter([])
+
+  monkeypatch.setattr(loader, "train_batches", train_batches)
   overrides = ["loader.cache=False", "loader.refs_per_image=3", "loader.threads=5"]
   config = load_config(DEMO, [*overrides, "vocab_size=300"])
   data.open_data(config, shapes_data).train(7)
-  assert asked["refs_per_image"] == 3 and asked["threads"] == 5
-  assert asked["start_step"] == 7 and not asked["cache"]
+  ((options, start_step),) = calls
+  assert (options.refs_per_image, options.threads, options.cache) == (3, 5, False)
+  assert start_step == 7

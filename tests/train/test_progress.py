@@ -100,12 +100,13 @@ def test_what_is_no_terminal_gets_plain_lines_only(how, screen, monkeypatch, tmp
   assert said.replace("\r\n", "\n") == "[  0:00] step 1/10  the plain line\n"
 
 
-# Whoever starts the tests in the background has Ctrl-C ignored.
+# Programs that are started in the background ignore Ctrl-C.
 _TRAIN = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from mail_jax import distributed, train
-distributed.run_command(train.main)
+from mail_jax.distributed.processes import run_command
+from mail_jax.train.command import main
+run_command(main)
 """
 
 

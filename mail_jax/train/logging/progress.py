@@ -159,7 +159,7 @@ class Progress:
       )
 
   def close(self, failed: bool = False) -> None:
-    """Writes and closes the file and the sinks, and clears the changing line; lines can follow."""
+    """Closes the file and the sinks, and clears the changing line; lines can follow."""
     self._terminal.close()
     self.flush()
     if self._file:
