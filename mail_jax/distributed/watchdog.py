@@ -3,12 +3,12 @@
 Every process holds a TCP connection to process 0. The kernel closes it as soon as the process dies,
 in any way; keepalive detects a dead host. Without a connection JAX's heartbeats remain.
 
-Those alone do not suffice. Measured with JAX 0.10.2 and 0.12.0, 3 processes on one machine, SIGKILL
+Those alone do not suffice. Measured with JAX 0.10.2 and 0.12.0.1, 3 local processes (CPU), SIGKILL
 to process 1 while the others work on the host:
 
 | heartbeat_timeout_seconds | the others end after |
 | --- | --- |
-| 100 (the default of JAX) | 98 s |
+| 100 (the default of JAX) | 98 s (0.10.2 only) |
 | 40 (ours, see `processes`) | 38 to 39 s |
 | 10 | 8 to 9 s |
 | 3 | 2.7 to 3.3 s, but a process that was only stopped for 5 s ends the run too |
