@@ -1,1 +1,1 @@
-"""What a compiled program will cost on a device: memory, operations and collectives, read from its text."""
+"""Estimates memory and step time on TPUs, from the text of the compiled program."""

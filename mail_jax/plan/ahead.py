@@ -1,4 +1,4 @@
-"""The real step of training, compiled for chips that are not there."""
+"""Ahead-of-time compilation of the training step for a TPU topology."""
 
 import contextlib
 import importlib.metadata
@@ -18,7 +18,8 @@ from mail_jax.distributed import sharding
 from mail_jax.hardware.chips import Topology
 from mail_jax.train.program import Program, build_program
 
-# The compiler looks for neither chips, nor machines of a cluster, nor other programs that hold them, and keeps no log.
+# Keeps the compiler from looking for chips, other machines of a cluster, and other programs that
+# use the chips, and from writing a log.
 _ALONE = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -28,13 +29,13 @@ _ALONE = {
   "TPU_STDERR_LOG_LEVEL": "3",
   "TPU_MIN_LOG_LEVEL": "3",
 }
-# JAX's own names of how much the compiler takes upon itself for a fast program.
+# JAX's names of the compiler's optimization levels.
 EFFORTS = {"full": "UNKNOWN", "quick": "O1"}
 
 
 @contextlib.contextmanager
 def without_flags() -> Iterator[None]:
-  """Hides `XLA_FLAGS`: the compiler ends the process at a flag that it does not know, such as any for CPUs."""
+  """Hides `XLA_FLAGS`: the compiler exits on unknown flags, such as those for CPUs."""
   flags = os.environ.pop("XLA_FLAGS", None)
   try:
     yield
@@ -44,17 +45,17 @@ def without_flags() -> Iterator[None]:
 
 
 class DoesNotFitError(Exception):
-  """The compiler says that the program needs more memory than there is; the message is the compiler's."""
+  """The program needs more memory than the chip has; the message is the compiler's."""
 
 
 def open_topology(topology: Topology) -> list[Any]:
-  """The devices of a slice, one a chip, to compile for.
+  """Returns the devices of a slice to compile for, one per chip.
 
   Raises:
-    InputError: the compiler is not installed, or knows no such slice.
+    InputError: the compiler is not installed, or does not know the slice.
   """
   _find_compiler()
-  # Two chips each along the first two sides have a host; smaller slices have a smaller one.
+  # A host has two chips along each of the first two sides; in smaller slices, fewer.
   first, second, *_ = topology.sides
   try:
     description = topologies.get_topology_desc(
@@ -65,7 +66,7 @@ def open_topology(topology: Topology) -> list[Any]:
     )
   except jax.errors.JaxRuntimeError as error:
     raise InputError(
-      f"--topology {topology.name}: the compiler has no such slice; sides of more than one chip are even: "
+      f"--topology {topology.name}: unknown to the compiler; sides above 1 must be even: "
       f"{str(error).splitlines()[0].partition(': ')[2]}"
     ) from error
   return description.devices
@@ -76,40 +77,41 @@ def _find_compiler() -> None:
   spec = importlib.util.find_spec("libtpu")
   if not os.path.isfile(path) and (spec is None or spec.origin is None):
     raise InputError(
-      "plan needs the TPU compiler, libtpu, kept apart because JAX looks for chips where it is: make plan, or "
-      "pip install --target .libtpu -r requirements-plan.txt; then PYTHONPATH=.libtpu python -m mail_jax.plan ..."
+      "plan needs the TPU compiler, libtpu, in a separate folder (JAX would look for chips): run "
+      "make plan, or pip install --target .libtpu -r requirements-plan.txt and then "
+      "PYTHONPATH=.libtpu python -m mail_jax.plan ..."
     )
   for name, value in _ALONE.items():
     os.environ.setdefault(name, value)
-  # A machine that has chips leaves them alone, and one that has none does not look for them.
+  # JAX must not use the chips of this machine, or look for them.
   jax.config.update("jax_platforms", "cpu")
 
 
 def compiler_version() -> str:
-  """Version of libtpu, or nothing where only its file is known."""
+  """Returns the version of libtpu; empty if only its file is known."""
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     return importlib.metadata.version("libtpu")
   return ""
 
 
 def make_program(config: ConfigDict, vocab_size: int, devices: list[Any]) -> Program:
-  """The programs of a config on a slice, with the mesh that it asks for."""
+  """Builds the programs of a config on a slice, with the config's mesh."""
   return build_program(config, vocab_size, sharding.make_mesh(**config.mesh, devices=devices))
 
 
 def compile_step(program: Program, effort: str = "full") -> tuple[jax.stages.Compiled, float]:
-  """Compiles the step of training.
+  """Compiles the training step.
 
   Args:
     program: on the devices of `open_topology`.
-    effort: `full` is what training compiles with; `quick` takes a quarter of the time, makes a program that takes as
-      much memory but leaves more of it in HBM.
+    effort: `full` is the one of training; `quick` takes a quarter of the time, and makes a program
+      that needs as much memory, but has more HBM traffic.
 
   Returns:
-    The compiled step, which cannot be run here, and the seconds it took.
+    The compiled step, which cannot run here, and the seconds that compiling took.
 
   Raises:
-    DoesNotFitError: it needs more memory than a chip has.
+    DoesNotFitError: the step needs more memory than a chip has.
   """
   rate = jax.ShapeDtypeStruct((), jnp.float32)
   lowered = program.step.lower(program.shapes, program.batch, rate)

@@ -1,4 +1,4 @@
-"""What devices send to each other in a compiled program."""
+"""Counts the collectives of a compiled program, and the bytes that devices send."""
 
 import dataclasses
 import math
@@ -19,12 +19,12 @@ KINDS = (
 
 @dataclasses.dataclass
 class Collective:
-  """All collectives of a kind.
+  """All collectives of one kind.
 
   Attributes:
-    count: how many run; those of a loop as often as it goes round.
-    bytes: of the whole arrays, on one device: what an all-gather makes, what the others begin with.
-    sent: bytes that a device sends with the algorithm of the ring.
+    count: the number that run; those in a loop count once per iteration.
+    bytes: of the whole arrays on one device: the result of an all-gather, the input of the others.
+    sent: bytes that a device sends with the ring algorithm.
   """
 
   count: int = 0
@@ -33,13 +33,13 @@ class Collective:
 
 
 def count_collectives(module: Module, devices: int) -> dict[str, Collective]:
-  """Counts the collectives of a program by kind, those that there are.
+  """Counts the collectives of a program by kind.
 
   Args:
     module: the program.
-    devices: that run it.
+    devices: number of devices that run it.
   """
-  found: dict[str, Collective] = {}
+  by_kind: dict[str, Collective] = {}
   scattered = _reduce_scatters(module)
   for instruction, times in module.walk():
     kind = instruction.opcode.removesuffix("-start")
@@ -48,15 +48,15 @@ def count_collectives(module: Module, devices: int) -> dict[str, Collective]:
     if kind == "all-reduce" and instruction.computation in scattered:
       kind = "reduce-scatter"
     size, sent = _cost(module, instruction, kind, group_size(instruction.attributes, devices))
-    total = found.setdefault(kind, Collective())
+    total = by_kind.setdefault(kind, Collective())
     total.count += times
     total.bytes += times * size
     total.sent += times * sent
-  return dict(sorted(found.items()))
+  return dict(sorted(by_kind.items()))
 
 
 def _reduce_scatters(module: Module) -> set[str]:
-  """Kernels in which a TPU keeps a part of a sum: it has no other reduce-scatter."""
+  """Returns the kernels that keep a part of a sum, the reduce-scatter of TPUs."""
   return {name for name in module.computations if name.startswith("all-reduce-scatter")}
 
 
@@ -73,12 +73,12 @@ def _cost(module: Module, instruction: Instruction, kind: str, group: int) -> tu
 
 
 def group_size(attributes: str, devices: int) -> int:
-  """Devices that take part in a collective with each other.
+  """Returns the number of devices in each group of a collective.
 
   Args:
     attributes: as in `replica_groups={{0,1},{2,3}}`, `replica_groups=[2,2]<=[4]` or
-      `replica_groups=mesh['a'=2,'b'=2] {'b'}`; where there are none, all devices.
-    devices: all of them.
+      `replica_groups=mesh['a'=2,'b'=2] {'b'}`; without groups, all devices are one.
+    devices: number of all devices.
   """
   if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
     return len(listed[1].split(","))
@@ -86,7 +86,7 @@ def group_size(attributes: str, devices: int) -> int:
     return int(counted[1])
   if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", meshed[1]))
-    # A part of an axis is written with the size of what lies outside it and its own: 'a':(2)4.
+    # A part of an axis is written with the size outside it and its own size: 'a':(2)4.
     axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", meshed[2])
     return math.prod(int(part or sizes[name]) for name, part in axes)
   return devices

@@ -1,8 +1,9 @@
-"""What a training step needs on TPUs that one does not own, from the real TPU compiler:
+"""Estimates memory and step time on TPUs, without TPUs, by compiling the step for them:
 
 python -m mail_jax.plan --config refcoco:unc --topology v5e:4x4 --batch_per_chip 8
 
-No data, no weights and no TPU are needed, but the package libtpu (`make plan`). A step takes minutes to compile.
+Needs neither data nor weights, only the package libtpu (`make plan`). A step takes minutes to
+compile.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from mail_jax.hardware import chips
 from mail_jax.plan import ahead, table
 from mail_jax.plan.estimate import Plan, make_plan, with_mesh
 
+# Compilations for the largest batch.
 _SEARCH = 6
 
 
 def splits(topology: chips.Topology) -> list[int]:
-  """Sizes of `fsdp` to try: no cut at all, then along one more side of the slice each time."""
+  """Returns the sizes of `fsdp` to try: 1, then along one more side of the slice each time."""
   sizes = [math.prod(topology.sides[:n]) for n in range(len(topology.sides) + 1)]
   return sorted(set(sizes))
 
@@ -34,7 +36,7 @@ def splits(topology: chips.Topology) -> list[int]:
 def cases(
   config: ConfigDict, topologies: list[chips.Topology], batch_per_chip: int, sweep: bool
 ) -> Iterator[tuple[ConfigDict, chips.Topology]]:
-  """The config for each slice, and with `sweep` for each way to split it."""
+  """Yields the config for each slice, and with `sweep` for each way to split it."""
   for topology in topologies:
     batch_size = batch_per_chip * topology.chips or config.batch_size
     if sweep:
@@ -45,7 +47,7 @@ def cases(
 
 
 def make_parser() -> argparse.ArgumentParser:
-  """The options of the command."""
+  """Returns the parser of the command."""
   parser = command_parser("mail_jax.plan", __doc__)
   add_config_argument(parser)
   parser.add_argument(
@@ -53,31 +55,38 @@ def make_parser() -> argparse.ArgumentParser:
     required=True,
     action="append",
     metavar="CHIP:SIDES",
-    help=f"a slice, such as v5e:4x4; the chips are {', '.join(chips.CHIPS)}; may be given again",
+    help=f"a slice, such as v5e:4x4; chips: {', '.join(chips.CHIPS)}; repeatable",
   )
   parser.add_argument(
-    "--batch_per_chip", type=int, default=0, help="instead of config.batch_size over all chips"
+    "--batch_per_chip",
+    type=int,
+    default=0,
+    help="batch size per chip (default: config.batch_size over all chips)",
   )
   parser.add_argument(
-    "--sweep", action="store_true", help="every split of each slice into data and fsdp; a table"
+    "--sweep",
+    action="store_true",
+    help="try every split of each slice into data and fsdp; prints a table",
   )
   parser.add_argument(
     "--search",
     type=int,
-    help=f"compilations to spend on the largest batch that fits (default: {_SEARCH}; with --sweep 0)",
+    help="limit of compilations to find the largest batch that fits (default: "
+    f"{_SEARCH}; with --sweep: 0)",
   )
   parser.add_argument(
     "--effort",
     choices=tuple(ahead.EFFORTS),
     default="full",
-    help="full (default): as training compiles. quick: a quarter of the time, as much memory, more traffic with HBM",
+    help="full (default): as in training; quick: a quarter of the time, the same memory, more HBM "
+    "traffic",
   )
-  parser.add_argument("--json", metavar="OUT", help="write what was found to a file")
+  parser.add_argument("--json", metavar="OUT", help="write the estimates to a file")
   return parser
 
 
 def read_topologies(args: argparse.Namespace) -> list[chips.Topology]:
-  """The slices that the command names, and whether the other numbers can be.
+  """Returns the slices of the command, and checks its numbers.
 
   Raises:
     InputError: no such slice, or a number below 0.
@@ -89,7 +98,7 @@ def read_topologies(args: argparse.Namespace) -> list[chips.Topology]:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = make_parser()
   args, rest = parser.parse_known_args(argv)
   for extra in rest:
@@ -104,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
   for case, topology in cases(config, topologies, args.batch_per_chip, args.sweep):
     plans.append(make_plan(case, topology, args.effort, search))
     print(table.describe(plans[-1]), flush=True)
-    # What took so long is not lost where a later one fails.
+    # Written after each plan, so that a later failure does not lose the earlier ones.
     if args.json:
       _write(args, plans)
   if len(plans) > 1:

@@ -1,4 +1,4 @@
-"""Operations of the products in a compiled program, and its traffic with the memory of the device."""
+"""Counts the FLOPs of a compiled program, and its traffic with the memory of the device."""
 
 import math
 import re
@@ -7,22 +7,25 @@ import numpy as np
 
 from mail_jax.plan.hlo import Instruction, Module, Shape, trip_count
 
-# They name what is there, or stand for what other instructions do.
-_NOTHING = frozenset((
-  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-  "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
+# These name existing arrays, or stand for other instructions.
+_NO_TRAFFIC = frozenset((
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+  "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
 ))  # fmt: skip
-# They read as much of their first operand as they return.
+# These read as much of their first operand as they return.
 _PARTS = ("slice", "dynamic-slice", "gather", "slice-start", "copy-start")
 
 
 def product_flops(module: Module) -> float:
-  """Operations of all products that one run of the program computes on a device."""
+  """Returns the FLOPs of all products in one run of the program on a device."""
   return sum(times * _flops(module, instruction) for instruction, times in module.walk())
 
 
-def flops_of_further_rounds(module: Module) -> float:
-  """Operations of the products in loops, but for the first round: XLA's own cost analysis counts one."""
+def flops_of_further_iterations(module: Module) -> float:
+  """Returns the FLOPs of products in loops after the first iteration.
+
+  XLA's own cost analysis counts one iteration only.
+  """
   total = 0.0
   for loop, times in module.walk():
     if loop.opcode == "while":
@@ -47,7 +50,7 @@ def _flops(module: Module, instruction: Instruction) -> float:
 
 
 def _of_convolution(module: Module, instruction: Instruction) -> float:
-  """Two operations for each tap that falls on the input; on a TPU a matrix product is a convolution too."""
+  """Counts two FLOPs per tap on the input; on TPUs, matrix products are convolutions, too."""
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
   if not labels:
     return 0.0
@@ -68,12 +71,12 @@ def _of_convolution(module: Module, instruction: Instruction) -> float:
 
 
 def _number(attributes: str, name: str) -> int:
-  found = re.search(rf"{name}=(\d+)", attributes)
-  return int(found[1]) if found else 1
+  match = re.search(rf"{name}=(\d+)", attributes)
+  return int(match[1]) if match else 1
 
 
 def _window(attributes: str) -> dict[str, list[int]]:
-  """Stride, padding before, and how far input and kernel are spread, a number for each axis."""
+  """Returns stride, leading padding, and dilation of input and kernel, for each axis."""
   window = re.search(r"window=\{([^}]*)\}", attributes)
   fields = dict(re.findall(r"(\w+)=(\S+)", window[1])) if window else {}
   axes = len(fields.get("size", "").split("x")) if "size" in fields else 0
@@ -86,28 +89,36 @@ def _window(attributes: str) -> dict[str, list[int]]:
   return {
     "stride": numbers("stride", 1),
     "pad": numbers("pad", 0),
-    "spread": numbers("lhs_dilate", 1),
-    "reach": numbers("rhs_dilate", 1),
+    "input_dilation": numbers("lhs_dilate", 1),
+    "kernel_dilation": numbers("rhs_dilate", 1),
   }
 
 
 def _taps(
-  data: int, kernel: int, result: int, stride: int, pad: int, spread: int, reach: int
+  data: int,
+  kernel: int,
+  result: int,
+  stride: int,
+  pad: int,
+  input_dilation: int,
+  kernel_dilation: int,
 ) -> int:
-  """Pairs of a place in the result and one in the kernel that meet a number of the input."""
-  place = np.arange(result)[:, None] * stride + np.arange(kernel) * reach - pad
-  return int(((place >= 0) & (place % spread == 0) & (place // spread < data)).sum())
+  """Counts the pairs of positions in the result and the kernel that fall on the input."""
+  place = np.arange(result)[:, None] * stride + np.arange(kernel) * kernel_dilation - pad
+  on_input = (place >= 0) & (place % input_dilation == 0) & (place // input_dilation < data)
+  return int(on_input.sum())
 
 
 def memory_bytes(module: Module, every_space: bool = False) -> int:
-  """Bytes that one run of the program moves between the large memory of a device and what computes.
+  """Returns the bytes that one run moves between the main memory of a device and its cores.
 
-  Each kernel reads its operands and writes its results once. Operands of which a kernel takes a part count as that
-  part, and so do results that are written in place. What lies in another memory (VMEM) costs nothing.
+  Each kernel reads its operands and writes its results once. If a kernel uses a part of an operand,
+  that part counts, and so does the part of a result that is written in place. Arrays in another
+  memory (VMEM) cost nothing.
 
   Args:
     module: the program.
-    every_space: counts what lies in other memories too, as `Compiled.cost_analysis()` does.
+    every_space: counts arrays in other memories as well, as `Compiled.cost_analysis()` does.
   """
   total = 0
   for instruction, times in module.walk(into_fusions=False):
@@ -117,7 +128,7 @@ def memory_bytes(module: Module, every_space: bool = False) -> int:
 
 def _moved(module: Module, instruction: Instruction, every_space: bool) -> int:
   opcode = instruction.opcode
-  if opcode in _NOTHING or opcode.endswith(("-done", "-update")):
+  if opcode in _NO_TRAFFIC or opcode.endswith(("-done", "-update")):
     return 0
 
   def here(shapes: tuple[Shape, ...]) -> int:
@@ -166,14 +177,14 @@ def _of_fusion(module: Module, fusion: Instruction, operands: list[Instruction],
 
 
 def _reached(value: Instruction, users: dict) -> list[tuple[str, Instruction]]:
-  """Who uses a value inside a fusion, bitcasts seen through: (name of the operand, user)."""
-  found = []
+  """Returns the users of a value in a fusion, through bitcasts: (name of the operand, user)."""
+  reached = []
   for user in users.get(value.name, []):
     if user.opcode == "bitcast":
-      found += _reached(user, users)
+      reached += _reached(user, users)
     else:
-      found.append((value.name, user))
-  return found
+      reached.append((value.name, user))
+  return reached
 
 
 def _takes_part(name: str, user: Instruction) -> bool:
@@ -181,7 +192,7 @@ def _takes_part(name: str, user: Instruction) -> bool:
 
 
 def _part(user: Instruction) -> int:
-  """Bytes of its first operand that the user reads; what it overwrites it does not read."""
+  """Returns the bytes that the user reads of its first operand; none if it overwrites them."""
   return 0 if user.opcode == "dynamic-update-slice" else sum(s.bytes_stored for s in user.shapes)
 
 

@@ -1,4 +1,4 @@
-"""What a compiled step of training needs on a chip, and the time that it cannot beat."""
+"""Estimates the memory of a training step per chip, and a lower bound on its time."""
 
 import dataclasses
 import math
@@ -22,16 +22,16 @@ _BERT_VOCABULARY = 30522
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes on a chip.
+  """Memory on a chip, in bytes.
 
   Attributes:
     arguments: the state and the chip's share of the batch.
-    temporaries: what is needed in between.
+    temporaries: intermediate results.
     output: the new state.
-    aliased: the part of the output that takes the place of arguments.
-    code: the program itself.
-    total: all of them at once.
-    available: what a program may use.
+    aliased: the part of the output that replaces arguments.
+    code: the program.
+    total: all of them together.
+    available: the memory that a program may use.
   """
 
   arguments: int
@@ -45,20 +45,21 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A step of training on one chip; bytes, operations and seconds of one step.
+  """The cost of one training step on one chip.
 
   Attributes:
     memory: see `Memory`.
-    flops: operations of the products of our model, counted by hand (`mail_jax.hardware.flops`).
-    flops_compiled: those of the products in the compiled program; more where it computes something again rather than
-      keep it.
-    flops_xla: all operations that XLA counts, those on single elements too; loops as often as they go round.
-    hbm_bytes: that the program moves between HBM and the cores.
-    collectives: by kind: how many, of how many bytes, and bytes that a chip sends.
+    flops: of the products of the model, counted by hand (`mail_jax.hardware.flops`).
+    flops_compiled: of the products in the compiled program; more if it recomputes intermediate
+      results.
+    flops_xla: all operations that XLA counts, including elementwise ones; every iteration of loops.
+    hbm_bytes: traffic between HBM and the cores.
+    collectives: by kind: their number, bytes, and the bytes that a chip sends.
     sent_bytes: by all collectives.
-    intensity: operations a byte of HBM; `ridge` is where a chip is as busy with both.
-    seconds: that the program's products, its traffic with HBM and that between the chips need at least, each by itself.
-    bound: which of them needs most.
+    intensity: FLOPs per byte of HBM traffic; at `ridge`, both take equally long.
+    seconds: the least time that the products, the HBM traffic and the traffic between chips need,
+      each alone.
+    bound: the largest of them.
   """
 
   memory: Memory
@@ -76,19 +77,19 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A config on a slice.
+  """The estimate of a config on a slice.
 
   Attributes:
     topology, chips, hosts: the slice.
-    mesh: how it is used: `data` x `fsdp`.
+    mesh: sizes of its axes, `data` and `fsdp`.
     batch_size: over all chips.
     parameters: of the model.
     dtype: of its products.
-    effort: that the compiler took.
-    compile_seconds: that it took here.
-    refused: what it says where the step does not fit; `estimate` is None then.
-    estimate: what the step needs on a chip.
-    largest_batch: a chip; None where it was not searched.
+    effort: of the compiler.
+    compile_seconds: the time that compiling took.
+    refused: the compiler's message if the step does not fit; `estimate` is None then.
+    estimate: the cost of the step on a chip.
+    largest_batch: per chip; None if it was not searched.
   """
 
   topology: str
@@ -106,11 +107,11 @@ class Plan:
 
 
 def memory_of(compiled: jax.stages.Compiled, chip: chips.Chip) -> Memory:
-  """Reads what the compiler says of memory."""
-  said: Any = compiled.memory_analysis()
-  arguments, output = said.argument_size_in_bytes, said.output_size_in_bytes
-  temporaries, aliased = said.temp_size_in_bytes, said.alias_size_in_bytes
-  code = said.generated_code_size_in_bytes
+  """Returns the memory of a compiled step, from the compiler's analysis."""
+  analysis: Any = compiled.memory_analysis()
+  arguments, output = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
+  temporaries, aliased = analysis.temp_size_in_bytes, analysis.alias_size_in_bytes
+  code = analysis.generated_code_size_in_bytes
   total = arguments + temporaries + output - aliased + code
   return Memory(arguments, temporaries, output, aliased, code, total, chip.memory)
 
@@ -120,22 +121,23 @@ def _text(compiled: jax.stages.Compiled) -> str:
     text = compiled.as_text()
   except jax.errors.JaxRuntimeError as error:
     raise InputError(
-      f"libtpu {ahead.compiler_version()} compiled what JAX {jax.__version__} cannot read; "
-      f"take the libtpu of requirements-plan.txt ({str(error).splitlines()[0]})"
+      f"JAX {jax.__version__} cannot read the output of libtpu {ahead.compiler_version()}; install "
+      f"the libtpu of requirements-plan.txt ({str(error).splitlines()[0]})"
     ) from error
-  assert text is not None  # the compiler of TPUs gives it
+  # The TPU compiler always returns it.
+  assert text is not None
   return text
 
 
 def estimate_step(
   program: Program, compiled: jax.stages.Compiled, topology: chips.Topology
 ) -> Estimate:
-  """Reads a compiled step."""
+  """Estimates the cost of a compiled step from its text."""
   config, chip = program.config, topology.chip
   module = hlo.parse(_text(compiled))
   ours = flops.train_step_flops(config) / topology.chips
   analysis: Any = compiled.cost_analysis()
-  xla = analysis["flops"] + costs.flops_of_further_rounds(module)
+  xla = analysis["flops"] + costs.flops_of_further_iterations(module)
   moved = costs.memory_bytes(module)
   done = costs.product_flops(module)
   counted = collectives.count_collectives(module, topology.chips)
@@ -163,45 +165,45 @@ def estimate_step(
 
 
 def mesh_name(mesh: dict[str, int]) -> str:
-  """`data 4 x fsdp 4`."""
+  """Returns a name such as `data 4 x fsdp 4`."""
   return " x ".join(f"{name} {size}" for name, size in mesh.items())
 
 
 def vocab_size(config: ConfigDict) -> int:
-  """Word pieces of the tokenizer that training would have, as far as that can be known without data or weights."""
+  """Returns the vocabulary size of training, as far as it is known without data or weights."""
   if pathlib.Path(config.tokenizer.partition(":")[2]).is_file():
     return open_tokenizer(config.tokenizer).vocab_size
   return _BERT_VOCABULARY if config.init.startswith("vilt:") else config.vocab_size
 
 
 def with_mesh(config: ConfigDict, data: int, fsdp: int, batch_size: int) -> ConfigDict:
-  """A copy of a config on another mesh, with another batch."""
+  """Returns a copy of a config with another mesh and batch size."""
   changed = config.copy_and_resolve_references().unlock()
   changed.mesh.data, changed.mesh.fsdp, changed.batch_size = data, fsdp, batch_size
   return changed.lock()
 
 
 def make_plan(config: ConfigDict, topology: chips.Topology, effort: str, search: int) -> Plan:
-  """Compiles the step of a config for a slice, and searches the largest batch.
+  """Compiles the training step of a config for a slice, and searches for the largest batch.
 
   Args:
-    config: a whole config; its mesh is that of the slice.
+    config: complete; its mesh is that of the slice.
     topology: the slice.
     effort: see `ahead.compile_step`.
-    search: compilations to spend on the largest batch.
+    search: the limit of compilations for the largest batch.
 
   Raises:
-    InputError: the config does not fit the slice, or there is no such slice or no compiler.
+    InputError: the config does not suit the slice, the slice is unknown, or libtpu is missing.
   """
   devices = ahead.open_topology(topology)
   program = ahead.make_program(config, vocab_size(config), devices)
   parameters = sum(x.size for x in jax.tree.leaves(program.shapes.variables["params"]))
   mesh = dict(program.mesh.shape)
-  _tell(f"compiling for {topology.name}, {mesh_name(mesh)}, batch {config.batch_size}")
-  refused, found, seconds = "", None, 0.0
+  _log(f"compiling for {topology.name}, {mesh_name(mesh)}, batch {config.batch_size}")
+  refused, cost, seconds = "", None, 0.0
   try:
     compiled, seconds = ahead.compile_step(program, effort)
-    found = estimate_step(program, compiled, topology)
+    cost = estimate_step(program, compiled, topology)
   except ahead.DoesNotFitError as error:
     refused = " ".join(str(error).split("\n\n")[0].split())
   largest = _search(config, topology, devices, search) if search else None
@@ -216,7 +218,7 @@ def make_plan(config: ConfigDict, topology: chips.Topology, effort: str, search:
     effort,
     seconds,
     refused,
-    found,
+    cost,
     largest,
   )
 
@@ -226,9 +228,9 @@ def _search(
 ) -> LargestBatch:
   def needs(batch_per_chip: int) -> float | None:
     batch_size = batch_per_chip * topology.chips
-    _tell(f"  does a batch of {batch_per_chip} a chip fit?")
-    tried = with_mesh(config, config.mesh.data, config.mesh.fsdp, batch_size)
-    program = ahead.make_program(tried, vocab_size(tried), devices)
+    _log(f"  trying a batch of {batch_per_chip} per chip")
+    candidate = with_mesh(config, config.mesh.data, config.mesh.fsdp, batch_size)
+    program = ahead.make_program(candidate, vocab_size(candidate), devices)
     try:
       compiled, _ = ahead.compile_step(program, "quick")
     except ahead.DoesNotFitError:
@@ -240,5 +242,5 @@ def _search(
   return find_largest(needs, float(topology.chip.memory), start, unit, budget)
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
   print(line, file=sys.stderr, flush=True)

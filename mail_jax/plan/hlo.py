@@ -1,4 +1,4 @@
-"""Compiled programs as XLA prints them (HLO text): instructions, shapes, and how often each one runs."""
+"""Parses compiled programs as XLA prints them (HLO text): instructions, shapes, trip counts."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-# The size of a type is the first number in its name, in bits, but for these (bytes).
+# The size of a type is the first number in its name, in bits, except for these, in bytes.
 _BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
 _LEAF = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .*\{$")
@@ -24,8 +24,8 @@ class Shape:
   Attributes:
     dtype: such as `bf16`.
     dims: its sizes.
-    space: the memory it lies in; 0 is the large one of the device.
-    stored: the sizes that it takes there; tiles of a TPU are padded.
+    space: the memory it lies in; 0 is the main memory of the device.
+    stored: the sizes in memory; tiles of a TPU are padded.
   """
 
   dtype: str
@@ -35,17 +35,17 @@ class Shape:
 
   @functools.cached_property
   def elements(self) -> int:
-    """Numbers in it."""
+    """Number of elements."""
     return math.prod(self.dims)
 
   @functools.cached_property
   def bytes(self) -> int:
-    """Its size without padding."""
+    """Size without padding."""
     return _size(self.dtype, self.elements)
 
   @functools.cached_property
   def bytes_stored(self) -> int:
-    """Its size with padding."""
+    """Size with padding."""
     return _size(self.dtype, math.prod(self.stored or self.dims))
 
 
@@ -61,13 +61,13 @@ class Instruction:
   """One line of a program.
 
   Attributes:
-    name: by which others refer to it.
-    shapes: of its result; several where that is a tuple, nested ones one after the other.
+    name: that other instructions refer to.
+    shapes: of its result; several for a tuple, nested ones flattened.
     opcode: such as `fusion` or `all-reduce-start`.
     operands: names of other instructions of its computation.
-    inside: what stands between the parentheses after the opcode.
-    attributes: what follows them.
-    computation: in which it is.
+    inside: the text between the parentheses after the opcode.
+    attributes: the text after them.
+    computation: name of the one it belongs to.
   """
 
   name: str
@@ -85,9 +85,9 @@ class Instruction:
 
   @functools.cached_property
   def called(self) -> tuple[str, ...]:
-    """Computations that it runs; the condition of a loop is none of them."""
-    found = _CALLED.findall(self.attributes)
-    return tuple(name for text in found for name in re.findall(r"[\w.-]+", text))
+    """Computations that it runs, without the condition of a loop."""
+    texts = _CALLED.findall(self.attributes)
+    return tuple(name for text in texts for name in re.findall(r"[\w.-]+", text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Module:
   """A compiled program.
 
   Attributes:
-    computations: by name; in each the instructions by name, in order.
-    roots: the instruction of each computation that is its result.
-    entry: name of the one that is run.
+    computations: by name, with their instructions by name, in order.
+    roots: the instruction that is the result of each computation.
+    entry: name of the computation that runs.
   """
 
   computations: dict[str, dict[str, Instruction]]
@@ -105,18 +105,18 @@ class Module:
   entry: str
 
   def operands(self, instruction: Instruction) -> list[Instruction]:
-    """The instructions whose results it takes."""
+    """Returns the instructions whose results an instruction takes."""
     near = self.computations[instruction.computation]
     return [near[name] for name in instruction.operands if name in near]
 
   def walk(
     self, into_fusions: bool = True, start: str | None = None, times: int = 1
   ) -> Iterator[tuple[Instruction, int]]:
-    """All instructions that run, each with how often; see `trip_count` for those of loops.
+    """Yields all instructions that run, and how often; see `trip_count` for loops.
 
     Args:
-      into_fusions: whether to go into what runs as one kernel.
-      start: the computation to begin with; that of the whole program by default.
+      into_fusions: whether to descend into fusions, which run as one kernel.
+      start: the computation to start with; by default the entry of the program.
       times: how often that one runs.
     """
     for instruction in self.computations[start or self.entry].values():
@@ -139,7 +139,7 @@ def parse(text: str) -> Module:
   """Parses the text of a compiled program, `jax.stages.Compiled.as_text()`.
 
   Raises:
-    ValueError: there is no program in it.
+    ValueError: the text is not a program.
   """
   computations: dict[str, dict[str, Instruction]] = {}
   roots: dict[str, Instruction] = {}
@@ -174,7 +174,7 @@ def _parse_line(name: str, text: str, computation: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-  """The place after the parenthesis that closes the one at `opening`."""
+  """Returns the position after the parenthesis that closes the one at `opening`."""
   depth = 0
   for match in re.compile(r"[()]").finditer(text, opening):
     depth += 1 if match[0] == "(" else -1
@@ -193,7 +193,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _stored(sizes: tuple[int, ...], layout: str) -> tuple[int, ...]:
-  """Sizes after padding: `{0,1:T(8,128)}` has the first dimension in the lanes, in tiles of 8 x 128."""
+  """Returns padded sizes: `{0,1:T(8,128)}` has dimension 0 in the lanes, in tiles of 8 x 128."""
   order, tile = re.match(r"\{([\d,]*)", layout), re.search(r":T\(([\d,]+)\)", layout)
   if not order or not order[1] or not tile:
     return sizes
@@ -204,12 +204,13 @@ def _stored(sizes: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-  """How often the body of a loop runs; None where the text does not tell.
+  """Returns how often the body of a loop runs; None if the text does not say.
 
-  It tells it directly, or by a counter that starts at a constant, grows by a constant and is compared with one.
+  The text has the number, or a counter that starts at a constant, grows by a constant and is
+  compared with a constant.
   """
-  if told := re.search(r'known_trip_count["\s:={]*n["\s:]*"?(\d+)', loop.attributes):
-    return int(told[1])
+  if known := re.search(r'known_trip_count["\s:={]*n["\s:]*"?(\d+)', loop.attributes):
+    return int(known[1])
   condition = re.search(r"condition=%?([\w.-]+)", loop.attributes)
   body = re.search(r"body=%?([\w.-]+)", loop.attributes)
   if not condition or not body or condition[1] not in module.roots or body[1] not in module.roots:
@@ -234,7 +235,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 
 def _resolve(module: Module, value: Instruction) -> tuple[int | None, int | None] | None:
-  """(slot of the loop's tuple, None) or (None, constant), whichever a value is."""
+  """Returns (slot of the loop's tuple, None) or (None, constant) for a value that is either."""
   while value.opcode in ("copy", "bitcast", "convert", "reshape"):
     value = module.operands(value)[0]
   if value.opcode == "constant":
@@ -252,7 +253,7 @@ def _constant(module: Module, value: Instruction) -> int | None:
 
 
 def _step(module: Module, body: str, counter: int) -> int | None:
-  """By how much the counter grows in the body."""
+  """Returns the increment of the counter in the body."""
   root = module.roots[body]
   results = module.operands(root)
   if root.opcode != "tuple" or counter >= len(results):

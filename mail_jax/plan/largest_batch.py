@@ -1,4 +1,4 @@
-"""The largest batch that fits, found by trying."""
+"""Searches for the largest batch that fits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class LargestBatch:
-  """What a search found.
+  """The result of a search.
 
   Attributes:
-    fits: the largest batch that was seen to fit; 0 for none.
-    too_large: the smallest that was seen not to; 0 for none.
-    compilations: that it took.
+    fits: the largest batch found to fit; 0 if none.
+    too_large: the smallest batch found not to fit; 0 if none.
+    compilations: number of them.
   """
 
   fits: int
@@ -26,36 +26,36 @@ def find_largest(
   unit: int = 1,
   budget: int = 6,
 ) -> LargestBatch:
-  """Searches the largest batch that fits.
+  """Searches for the largest batch that fits.
 
   Args:
-    needs: bytes that a batch needs, None if it does not fit; this is what takes long.
-    available: bytes that there are.
+    needs: returns the bytes that a batch needs, None if it does not fit; takes minutes.
+    available: bytes of memory.
     start: the first batch to try, a multiple of `unit`.
     unit: batches are multiples of it.
-    budget: how often `needs` may be asked.
+    budget: the limit of calls to `needs`.
   """
   fitting: dict[int, float] = {0: 0.0}
   too_large = 0
   guess = start
-  for asked in range(1, budget + 1):
-    found = needs(guess)
-    if found is None or found > available:
+  for calls in range(1, budget + 1):
+    needed = needs(guess)
+    if needed is None or needed > available:
       too_large = min(guess, too_large or guess)
     else:
-      fitting[guess] = found
+      fitting[guess] = needed
     best = max(fitting)
     if too_large and too_large - best <= unit:
-      return LargestBatch(best, too_large, asked)
+      return LargestBatch(best, too_large, calls)
     guess = _next(fitting, too_large, available, unit)
   return LargestBatch(max(fitting), too_large, budget)
 
 
 def _next(fitting: dict[int, float], too_large: int, available: float, unit: int) -> int:
-  """The batch after next: where the line through the two largest that fit meets what there is."""
+  """Returns the next batch to try, by extrapolating from the two largest that fit."""
   best = max(fitting)
   if len(fitting) < 3:
-    # One point says nothing of what every batch needs besides; halve, or double.
+    # One point does not separate the fixed memory from that of the batch; halve or double.
     guess = (best + too_large) // 2 if too_large else 2 * best
   else:
     second = sorted(fitting)[-2]

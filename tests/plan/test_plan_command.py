@@ -55,7 +55,7 @@ def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
   assert found["seconds"]["compute"] == found["flops_compiled"] / 197e12
   assert found["seconds"]["hbm"] == found["hbm_bytes"] / 819e9
   assert found["bound"] == max(found["seconds"], key=found["seconds"].get)
-  assert "1 chips, 1 hosts, data 1 x fsdp 1, batch 4 (4 a chip)" in printed
+  assert "1 chips, 1 hosts, data 1 x fsdp 1, batch 4 (4 per chip)" in printed
   assert f"wrote {tmp_path / 'plan.json'}" in printed
 
 

@@ -73,7 +73,7 @@ def test_a_compiled_scan_runs_its_body_as_often_as_it_is_long():
   once = 2 * 16**3
   assert costs.product_flops(module) == 6 * once
   # XLA counts one round; with the others it is what we count, but for the elements.
-  assert costs.flops_of_further_rounds(module) == 5 * once
+  assert costs.flops_of_further_iterations(module) == 5 * once
 
 
 @pytest.mark.parametrize(
