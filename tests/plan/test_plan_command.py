@@ -141,7 +141,7 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
     ({"topology": "v9:2x2"}, "unknown chip 'v9'; known are v4, v5e, v5p, v6e"),
     ({"topology": "v5e:4x4x4"}, "a slice of v5e has 2 sides, such as v5e:4x4"),
     ({"topology": "v4:0x4x4"}, "a slice of v4 has 3 sides"),
-    ({"config": "nowhere.py"}, "nowhere.py: no such file"),
+    ({"config": "nowhere.py"}, "--config nowhere.py: not a file and not a recipe"),
   ],
 )
 def test_what_cannot_be_planned_is_told_at_once(arguments, message):
