@@ -101,15 +101,13 @@ plan: $(LIBTPU)/.installed  ## run the tests with the TPU compiler, in .libtpu/ 
 package:  ## install the package as users do and run --help of every command
 	PYTHON=$(PYTHON) tests/installed.sh
 
-lint: $(READY)  ## run ruff, codespell and pyright, and check the import rules of pyproject.toml
+lint: $(READY)  ## run ruff, codespell and pyright; check import rules and idiom
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(VENV)/bin/codespell
+	$(PY) tests/support/habits.py
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
-
-habits: $(READY)  ## list phrases that are not idiomatic English
-	$(PY) tests/support/habits.py
 
 # On a CPU, one device per core trains faster than one device on all cores, and huge pages spare XLA's
 # buffers most page faults (docs/reports/results.md).
@@ -144,4 +142,4 @@ clean:  ## remove environments and caches; keeps data/ and runs/
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) site .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow coverage extras beam app page plan package lint habits docs demo pins clean
+.PHONY: help setup test test-slow coverage extras beam app page plan package lint docs demo pins clean

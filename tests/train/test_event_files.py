@@ -197,7 +197,7 @@ def test_a_killed_run_that_goes_on_has_no_step_twice_and_none_of_before_that_it_
   pictures, there = _pictures(tmp_path), _pictures(run)
   assert pictures.keys() == there.keys()
   assert all(np.array_equal(pictures[key], there[key]) for key in there)
-  # A TensorBoard that was open meanwhile is told to forget what comes after step 5.
+  # An open TensorBoard forgets what comes after step 5.
   starts = [e.step for e in _events(tmp_path) if e.HasField("session_log")]
   assert starts == [6]
 

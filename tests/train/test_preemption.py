@@ -11,7 +11,7 @@ from mail_jax.train.guards import Preemption
 
 @pytest.fixture
 def python_hears():
-  """Signals as Python has them at its start, whatever pytest does with them."""
+  """Restores the signal handlers that Python starts with, which pytest replaces."""
   before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
   signal.signal(signal.SIGINT, signal.default_int_handler)
   yield

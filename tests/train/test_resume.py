@@ -20,7 +20,7 @@ from mail_jax.export import load
 from mail_jax.train import command as train
 
 DEADLINE = 300  # seconds, many times what is needed
-# How many devices a process has, and how many processes there are.
+# Devices per process, and processes.
 TOPOLOGIES = {"one device": (1, 1), "eight devices": (8, 1), "two processes": (1, 2)}
 
 

@@ -114,7 +114,7 @@ def test_best_and_last_of_a_run_are_what_its_log_says(finished_run):
 def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
   shapes_data, tmp_path, monkeypatch
 ):
-  """Every checkpoint is kept, and judged anew by the command."""
+  """Every checkpoint is kept, and evaluated again by the command."""
   everything = lambda self, checkpoints, *, context: [True] * len(checkpoints)  # noqa: E731
   monkeypatch.setattr(orbax_settings.LastTwoAndBest, "should_preserve", everything)
   run, every = tmp_path / "run", 8

@@ -120,7 +120,7 @@ def test_a_whole_run_tells_it_what_is_in_its_log(offline, shapes_data, tmp_path)
 
 
 class _Failing:
-  """Stands in for the package: it works until it is told to fail."""
+  """Stands in for the package: it works until it has to fail."""
 
   def __init__(self, fails: set[str]):
     self.fails, self.told, self.begun = fails, [], []
