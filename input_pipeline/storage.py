@@ -21,7 +21,7 @@ from input_pipeline.common import atomic_files, buckets, fingerprint
 from input_pipeline.common.errors import InputError
 
 BUILDER_NAME = "referring_segmentation"
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 CONFIGS = {
   "shapes": "shapes",
   "refcoco_unc": "refcoco_unc",

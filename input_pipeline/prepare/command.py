@@ -34,7 +34,7 @@ from input_pipeline.sources.source import Source
 # They take about as long as starting a process.
 _IMAGES_PER_WORKER = 200
 _CUSTOM_DEFAULT = "custom, or none without instances"
-_COUNTS = ("records", "refs", "sentences")
+_COUNTS = ("records", "refs", "expressions")
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 

@@ -221,7 +221,7 @@ def of_scenes(splits: Mapping[str, int]) -> dict[str, Any]:
   return provenance("shapes", TrainedOn("nothing"), {name: range(n) for name, n in splits.items()})
 
 
-def recall(metadata: Mapping[str, Any], dataset: str, split: str) -> dict[str, Any]:
+def of_split(metadata: Mapping[str, Any], dataset: str, split: str) -> dict[str, Any]:
   """Returns what to report about the instance masks of a split.
 
   Args:

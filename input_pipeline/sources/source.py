@@ -30,7 +30,7 @@ class TaskResult:
     """Returns the number of records, refs and expressions."""
     refs = [ref for fields in self.records for ref in fields["refs"]]
     expressions = sum(len(ref["sentences"]) for ref in refs)
-    return {"records": len(self.records), "refs": len(refs), "sentences": expressions}
+    return {"records": len(self.records), "refs": len(refs), "expressions": expressions}
 
 
 @runtime_checkable

@@ -181,7 +181,7 @@ def find_splits(data_dir: str, data: Sequence[str]) -> list[str]:
 def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
   """Returns where the instance masks of DATASET/SPLIT came from, with a warning if they leak."""
   dataset, _, split = name.rpartition("/")
-  return leakage.recall(storage.read_metadata(data_dir, dataset) or {}, dataset, split)
+  return leakage.of_split(storage.read_metadata(data_dir, dataset) or {}, dataset, split)
 
 
 def describe(

@@ -42,7 +42,7 @@ class SplitResults:
     metrics: fractions and counts by name.
     rows: one per expression, in the order of the data; at least one.
     groups: metrics of groups of expressions, by breakdown (`by_size`, `by_words`) and group.
-    instances: the origin of its instance masks, as `leakage.recall` returns it.
+    instances: the origin of its instance masks, as `leakage.of_split` returns it.
   """
 
   name: str

@@ -65,7 +65,7 @@ def test_evaluate_writes_fractions_of_every_split(evaluation, shapes_data):
   for name, metrics in evaluation.metrics.items():
     assert {*COUNTS, *METRICS} <= set(metrics)
     of_split = counts[name.partition("/")[2]]
-    assert metrics["expressions"] == of_split["sentences"] and metrics["refs"] == of_split["refs"]
+    assert metrics["expressions"] == of_split["expressions"] and metrics["refs"] == of_split["refs"]
     assert all(0 <= metrics[key] <= 1 for key in METRICS)
     precisions = [metrics[key] for key in METRICS[2:7]]
     assert precisions == sorted(precisions, reverse=True)

@@ -118,7 +118,7 @@ def test_metadata_describes_the_data_set(shapes_data):
   assert metadata["counts"]["val"] == {
     "records": 12,
     "refs": sum(len(record.refs) for record in read),
-    "sentences": sum(len(ref.sentences) for record in read for ref in record.refs),
+    "expressions": sum(len(ref.sentences) for record in read for ref in record.refs),
   }
 
 
@@ -145,7 +145,7 @@ def test_records_of_the_refcoco_family_round_trip(tmp_path, capsys):
   layout = make_layout(tmp_path, "refcoco+_unc")
   prepare.main(layout.arguments(tmp_path / "data"))
   printed = capsys.readouterr()
-  assert "testA        1     2          3" in printed.out
+  assert ["testA", "1", "2", "3"] in [line.split() for line in printed.out.splitlines()]
   assert printed.err.startswith("warning: refcoco+_unc is not the complete")
   reader = refer.RefReader("refcoco+_unc", str(layout.root))
   proposer = open_proposer(f"coco:{layout.instances_path}")
@@ -363,7 +363,7 @@ def test_real_data_is_prepared(dataset, counts, tmp_path, realdata):
     command += ["--annotations", annotations]
   prepare.main(command)
   found = builder.open_dataset(str(tmp_path), dataset).info.metadata["counts"]
-  assert {split: (row["refs"], row["sentences"]) for split, row in found.items()} == counts
+  assert {split: (row["refs"], row["expressions"]) for split, row in found.items()} == counts
   for record in _read(tmp_path, dataset, "val").values():
     assert record.image == (realdata / "coco/train2014" / record.file_name).read_bytes()
     for ref in record.refs:

@@ -84,7 +84,7 @@ def test_beam_writes_the_same_bytes(tmp_path):
   assert _hashes(tmp_path / "local") == _hashes(tmp_path / "beam")
   metadata = storage.read_metadata(str(tmp_path / "beam"), "refcoco_unc")
   assert metadata is not None
-  assert metadata["counts"]["train"] == {"records": 2, "refs": 4, "sentences": 6}
+  assert metadata["counts"]["train"] == {"records": 2, "refs": 4, "expressions": 6}
   assert [row[0] for row in metadata["skipped"]["train"]] == [100]
 
 

@@ -294,7 +294,7 @@ def test_generated_scenes_never_warn(shapes_data):
   assert metadata["leakage"]["testC"] == {"images": 12, "seen": 0, "warning": None}
   for known in (metadata, {}):
     for split in ("train", "val", "testC"):
-      assert leakage.recall(known, "shapes", split)["warning"] is None
+      assert leakage.of_split(known, "shapes", split)["warning"] is None
 
 
 def _evaluate(run: pathlib.Path, data_dir: pathlib.Path, *splits: str) -> tuple[Any, list[str]]:

@@ -149,7 +149,7 @@ def prepared(tmp_path_factory) -> str:
 
 def test_records_keep_refs_without_a_target(prepared):
   counts = (storage.read_metadata(prepared, "grefcoco_unc") or {})["counts"]
-  assert counts["testB"] == {"records": 1, "refs": 3, "sentences": 3}
+  assert counts["testB"] == {"records": 1, "refs": 3, "expressions": 3}
   (fields,) = record_reader.read_records(record_reader.Split(prepared, "grefcoco_unc", "testB"))
   assert [ref["ann_ids"] for ref in fields["refs"]] == [[1030, 1031], [], [1031]]
   areas = [int(records.decode_target(ref["target"]).sum()) for ref in fields["refs"]]
@@ -199,7 +199,7 @@ def test_tfds_builds_it_from_its_manual_folder(tmp_path):
   config = tfds.download.DownloadConfig(manual_dir=layout.root.parent)
   made.download_and_prepare(download_config=config)
   metadata = storage.read_metadata(str(tmp_path / "data"), "grefcoco_unc") or {}
-  assert metadata["counts"]["val"] == {"records": 1, "refs": 3, "sentences": 3}
+  assert metadata["counts"]["val"] == {"records": 1, "refs": 3, "expressions": 3}
   assert metadata["leakage"]["val"]["seen"] == 1
 
 

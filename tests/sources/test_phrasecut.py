@@ -171,7 +171,7 @@ def test_tfds_builds_it_from_its_manual_folder(tmp_path):
   config = tfds.download.DownloadConfig(manual_dir=tmp_path / "manual")
   made.download_and_prepare(download_config=config)
   metadata = storage.read_metadata(str(tmp_path / "data"), "phrasecut") or {}
-  assert metadata["counts"]["test"] == {"records": 2, "refs": 4, "sentences": 4}
+  assert metadata["counts"]["test"] == {"records": 2, "refs": 4, "expressions": 4}
   assert metadata["instances"] == {"from": "none", "trained_on": "nothing"}
 
 

@@ -66,7 +66,7 @@ def workdir(data_dir, tmp_path_factory) -> pathlib.Path:
 def test_every_data_set_is_prepared(data_dir):
   for name, layout in refer.LAYOUTS.items():
     counts = (storage.read_metadata(data_dir, name) or {})["counts"]
-    assert counts["val"]["sentences"] > 0
+    assert counts["val"]["expressions"] > 0
     assert counts.keys() <= layout.splits.keys()
 
 
@@ -87,7 +87,7 @@ def test_it_learns_real_photos_and_answers_what_people_asked(workdir, data_dir, 
   counts = (storage.read_metadata(data_dir, "refcoco_unc") or {})["counts"]
   for name, row in metrics.items():
     assert row.keys() >= METRICS
-    assert row["expressions"] == counts[name.partition("/")[2]]["sentences"]
+    assert row["expressions"] == counts[name.partition("/")[2]]["expressions"]
   assert metrics["refcoco_unc/train"]["mIoU"] >= 0.75
 
 

@@ -138,7 +138,7 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
   assert best["step"] == max(scores, key=lambda step: scores[step])
   assert best["mIoU"] == max(scores.values())
   counts = (storage.read_metadata(shapes_data, "shapes") or {})["counts"]["val"]
-  assert best["expressions"] == counts["sentences"]
+  assert best["expressions"] == counts["expressions"]
   logged = {row["step"]: row["val/mIoU"] for row in tiny_run.log(run) if "val/mIoU" in row}
   assert logged == pytest.approx(scores, abs=1e-4)  # pixels at the threshold
 
