@@ -33,7 +33,7 @@ Pair = tuple[Row, Row]
 
 
 def pair(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str] = ("A", "B")) -> list[Pair]:
-  """Pairs the rows of the same expressions, in the order of `a`.
+  """Matches the rows of the same expressions, in the order of `a`.
 
   Args:
     a, b: rows of two evaluations.
@@ -273,7 +273,7 @@ def _percent(value: float | None, sign: str = "") -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs `evaluate --compare`."""
+  """Runs the command `evaluate --compare`."""
   parser = command_parser("mail_jax.evaluate", __doc__)
   parser.add_argument(
     "--compare",
