@@ -24,6 +24,7 @@ import argparse
 import ast
 import json
 import pathlib
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -47,13 +48,13 @@ NOT_VERBS = _words("""
   address always arguments args as attributes axes bias boxes brightness bytes candidates
   centres class colors colours computations coordinates devices expressions floats hues ids
   images indices instances integers intervals its kernels less loss metrics numbers operations
-  pairs parameters photos pictures pixels points probabilities process records refs rows seconds
+  parameters photos pictures pixels points probabilities process records refs rows seconds
   sentences tensors tfds this those tokens us various weights words yes
 """)
 # First words that are verbs or plural nouns.
 ALSO_NOUNS = _words("""
   answers chips copies counts crops draws examples groups hashes labels lines links lists marks
-  masks matches means names packs pads places plans positions ranks reads results runs samples
+  masks matches means names packs pads pairs places plans positions ranks reads results runs samples
   scales scores sections shapes shares sizes splits stacks starts states steps sums takes tests
   updates values views writes
 """)
@@ -158,7 +159,7 @@ def begins_with_verb(docstring: str) -> bool:
   if not word.isalpha() or not word.endswith("s") or word in NOT_VERBS:
     return False
   following = rest[0].lower() if rest else ""
-  noun = first[-1] in ",;" or following in _AFTER_NOUNS or not following[:1].isalpha()
+  noun = first[-1] in ",;" or following in _AFTER_NOUNS or not re.match(r"[\w`]", following)
   return not (word in ALSO_NOUNS and noun)
 
 
