@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import hurry
 
-# What one test compiles, later ones and the programs that they start load.
+# Later tests, and programs that they start, load what one test has compiled.
 _CACHE = tempfile.TemporaryDirectory(prefix="mail_jax_tests_")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # tests leave nothing at home
-# Code that is compiled in a hurry runs slower and computes the same; tests compile for longer than they run.
+# Code that is compiled fast runs slower and computes the same; tests compile longer than they run.
 os.environ["XLA_FLAGS"] = f"{hurry.flags()} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# Before anything imports them: from here on a wrong shape fails at the call that made it.
+# Before anything imports them: a wrong shape fails at the call with it.
 jaxtyping.install_import_hook(["mail_jax", "input_pipeline"], "beartype.beartype")
 
 # The first call of a jitted function takes seconds, and a run should be repeatable.
@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_sessionfinish() -> None:
-  """Writes what `make coverage` has measured: a process of pytest-xdist is killed where its end takes seconds."""
+  """Saves coverage early: pytest-xdist kills a process that takes seconds to end."""
   if (coverage := sys.modules.get("coverage")) and (measured := coverage.Coverage.current()):
     measured.save()
 
@@ -43,7 +43,7 @@ _REALDATA = pathlib.Path(__file__).parents[2] / "shared" / "realdata"
 
 @pytest.fixture(scope="session")
 def realdata() -> pathlib.Path:
-  """Folder of real photos, annotations and expressions, which is not part of the project."""
+  """Folder of real images, annotations and expressions, which is not part of the project."""
   if not _REALDATA.is_dir():
     pytest.skip("needs ../shared/realdata beside the checkout: real COCO photos and expressions")
   return _REALDATA
@@ -51,7 +51,7 @@ def realdata() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> str:
-  """Data folder with 24 generated training scenes and 12 in each other split, prepared once."""
+  """Data folder with 24 generated training scenes and 12 per other split, prepared once."""
   from input_pipeline.prepare import command as prepare
 
   data_dir = str(tmp_path_factory.mktemp("shapes_data"))
@@ -62,7 +62,7 @@ def shapes_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Folder of a finished run of `tiny_run.py` on `shapes_data`; not to be changed."""
+  """Folder of a finished run of `tiny_run.py` on `shapes_data`; must not be changed."""
   import tiny_run
 
   from mail_jax.train import command as train
@@ -74,24 +74,24 @@ def finished_run(shapes_data: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def compilations() -> Iterator[list[str]]:
-  """Grows by a name for each program that XLA makes, or loads ready-made."""
+  """Names of the programs that XLA has compiled, or loaded from its cache, so far."""
   import jax
 
-  found: list[str] = []
+  names: list[str] = []
 
   def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
     del duration_secs
     if event == "/jax/core/compile/backend_compile_duration":
-      found.append(str(kwargs["fun_name"]))
+      names.append(str(kwargs["fun_name"]))
 
   jax.monitoring.register_event_duration_secs_listener(listen)
-  yield found
+  yield names
   jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="session")
 def exported(finished_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """The finished run in every format that needs nothing but our requirements; not to be changed."""
+  """The finished run in all formats without extra requirements; must not be changed."""
   from mail_jax.export import command as export
 
   folder = tmp_path_factory.mktemp("exported") / "tiny"
@@ -101,7 +101,7 @@ def exported(finished_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def exported_onnx(exported: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """The same as ONNX, which needs packages that are not required; not to be changed."""
+  """The finished run as ONNX, which needs extra packages; must not be changed."""
   from mail_jax.export import command as export
 
   pytest.importorskip("onnx")
@@ -113,13 +113,13 @@ def exported_onnx(exported: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def five_photos(realdata) -> list[np.ndarray]:
-  """Five real photos of three sizes."""
+  """Five real images of three sizes."""
   folder = realdata / "coco/train2014"
-  found, sizes = [], {}
+  images, sizes = [], {}
   for path in sorted(folder.glob("*.jpg")):
-    photo = np.asarray(Image.open(path).convert("RGB"))
-    if sizes.setdefault(photo.shape, 0) < 2 and len(found) < 5:
-      sizes[photo.shape] += 1
-      found.append(photo)
-  assert len({photo.shape for photo in found}) >= 3
-  return found
+    image = np.asarray(Image.open(path).convert("RGB"))
+    if sizes.setdefault(image.shape, 0) < 2 and len(images) < 5:
+      sizes[image.shape] += 1
+      images.append(image)
+  assert len({image.shape for image in images}) >= 3
+  return images

@@ -23,7 +23,7 @@ MARGIN = 1e-4
 
 
 def make_measure(model: load.LoadedModel):
-  """Counts what every evaluation counts, and the pixels of each sentence that are too close to tell."""
+  """Counts as every evaluation, and also the pixels of each expression near the threshold."""
   mesh = sharding.make_mesh()
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 

@@ -66,7 +66,7 @@ class Screen:
 
 
 def seen(sent: str) -> list[str]:
-  """Lines that are on the screen after all of this was written, however often each was written over."""
+  """Returns the lines on the screen after all of this, with overwritten ones replaced."""
   lines, row, column = [""], 0, 0
   for match in _TOKENS.finditer(sent):
     count, letter, character = match.groups()

@@ -22,7 +22,7 @@ SLOTS = 18
 
 
 def make_config(preset: str = "instance", slots: int = SLOTS, **model: Any) -> ConfigDict:
-  """The base recipe, or the preset `paper`, at 32 x 32 pixels, with that many slots for instances."""
+  """Returns the base recipe, or `paper`, at 32 x 32 pixels with that many instance slots."""
   config = recipe("base", preset)
   config.update(image_size=32, max_instances=slots, max_tokens=6)
   config.model.update(width=16, depth=1, heads=2, patch_size=8, decoder_widths=(8, 8, 4))

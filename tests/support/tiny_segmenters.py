@@ -1,4 +1,4 @@
-"""Segmenters of a few thousand random weights with their processors, as `save_pretrained` writes them.
+"""Segmenters of a few thousand random weights, with processors, saved by `save_pretrained`.
 
 Random weights find nothing, so classes and masks are pushed until some queries are sure of
 something.
