@@ -170,7 +170,7 @@ class Contestant:
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
-  def ask(self, what: str, **arguments: Any) -> Any:
+  def ask(self, command: str, **arguments: Any) -> Any:
     """Sends a command and waits for the answer.
 
     Raises:
@@ -178,7 +178,7 @@ class Contestant:
     """
     assert self._process.stdin and self._process.stdout
     try:
-      self._process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
+      self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
       self._process.stdin.flush()
     except BrokenPipeError:
       pass
@@ -260,7 +260,7 @@ def answer_commands(commands: dict[str, Callable[..., Any]]) -> None:
   os.dup2(2, 1)
   for line in sys.stdin:
     command = json.loads(line)
-    answers.write(json.dumps(commands[command.pop("what")](**command)) + "\n")
+    answers.write(json.dumps(commands[command.pop("command")](**command)) + "\n")
     answers.flush()
 
 

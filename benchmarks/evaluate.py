@@ -75,12 +75,12 @@ def main(argv: list[str] | None = None) -> None:
   count = int(expected["expressions"])
   rows = [
     {
-      "what": what,
+      "contestant": contestant,
       "s": statistics.median(seconds),
       "sentences/s": count / statistics.median(seconds),
       "share of the evaluation": f"{paired.ratio(seconds, times['evaluation']):.1%}",
     }
-    for what, seconds in times.items()
+    for contestant, seconds in times.items()
   ]
   print(f"{paired.machine()}\n\n{paired.table(rows)}")
   paired.write_json(args.json, {"sentences": count, "rows": rows})

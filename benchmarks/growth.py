@@ -29,9 +29,9 @@ from mail_jax.train.program import build_program
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 
 
-def changes(what: str) -> dict[str, list[str]]:
+def changes(dimension: str) -> dict[str, list[str]]:
   """Returns overrides by the name of the row."""
-  if what == "model":
+  if dimension == "model":
     return {
       f"model {name}: {width} x {depth}": [
         f"model.width={width}", f"model.depth={depth}", f"model.heads={heads}"
@@ -42,7 +42,7 @@ def changes(what: str) -> dict[str, list[str]]:
     "image": ("image_size", (192, 288, 384, 480, 640)),
     "instances": ("max_instances", (0, 4, 16, 32, 64)),
     "text": ("max_tokens", (10, 20, 40)),
-  }[what]
+  }[dimension]
   return {f"{key} = {value}": [f"{key}={value}"] for value in values}
 
 
@@ -84,8 +84,8 @@ def measure(args: argparse.Namespace, overrides: list[str]) -> Iterator[dict[str
 
   config = load([])
   base = make_run(config, args.train)
-  for what in args.what:
-    for name, change in changes(what).items():
+  for dimension in args.dimension:
+    for name, change in changes(dimension).items():
       changed = load(change)
       runs = {"base": lambda: paired.seconds(base)}
       same = changed == config
@@ -93,12 +93,12 @@ def measure(args: argparse.Namespace, overrides: list[str]) -> Iterator[dict[str
         run = make_run(changed, args.train)
         runs["changed"] = lambda run=run: paired.seconds(run)
       times = paired.interleave(runs, args.rounds)
-      found = times["base" if same else "changed"]
+      seconds = times["base" if same else "changed"]
       yield {
         "": name,
-        "ms": 1e3 * statistics.median(found),
+        "ms": 1e3 * statistics.median(seconds),
         "TFLOP": work(changed) / 1e12,
-        "time": paired.ratio(found, times["base"]),
+        "time": paired.ratio(seconds, times["base"]),
         "products": work(changed) / work(config),
       }
 
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
   )
   every = ("image", "instances", "text", "model")
   parser.add_argument("--config", default="configs/refcoco.py:unc", metavar="FILE.py[:ARGUMENT]")
-  parser.add_argument("--what", nargs="+", choices=every, default=list(every))
+  parser.add_argument("--dimension", nargs="+", choices=every, default=list(every))
   parser.add_argument(
     "--train", action="store_true", help="measure training steps instead of predictions"
   )

@@ -44,8 +44,8 @@ PEER = "PyTorch DataLoader"
 def cpu_seconds() -> float:
   """Returns the CPU seconds of this process and its children."""
   process = psutil.Process()
-  times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-  return sum(one.user + one.system for one in times)
+  times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+  return sum(t.user + t.system for t in times)
 
 
 def measure(batches: Iterable[Any], count: int, batch_size: int) -> tuple[float, float]:

@@ -45,7 +45,7 @@ PARTS = (
 
 def kind_of(kernel: str) -> str:
   """Returns the kind of a kernel by its name."""
-  return next((kind for kind, found in KINDS if re.search(found, kernel.lower())), "others")
+  return next((kind for kind, pattern in KINDS if re.search(pattern, kernel.lower())), "others")
 
 
 def origins(program: str) -> dict[str, str]:
@@ -55,7 +55,7 @@ def origins(program: str) -> dict[str, str]:
   """
   named = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE)
   return {
-    name: found[1] if (found := re.search(r'op_name="([^"]*)"', rest)) else ""
+    name: match[1] if (match := re.search(r'op_name="([^"]*)"', rest)) else ""
     for name, rest in named
   }
 
@@ -63,8 +63,8 @@ def origins(program: str) -> dict[str, str]:
 def part_of(origin: str) -> str:
   """Returns the part of the model that a kernel belongs to."""
   if not origin:
-    return "not said (copies and fusions that the compiler made)"
-  return next(part for part, found in PARTS if re.search(found, origin))
+    return "unknown (copies and fusions of the compiler)"
+  return next(part for part, pattern in PARTS if re.search(pattern, origin))
 
 
 def kernels(folder: str) -> dict[str, tuple[float, int]]:
@@ -107,9 +107,9 @@ def main(argv: list[str] | None = None) -> None:
     with jax.profiler.trace(folder):
       for _ in range(STEPS):
         state, _ = jax.block_until_ready(program.step(state, batch, lr))
-    found = kernels(folder)
+    totals = kernels(folder)
   groups: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
-  for name, (seconds, calls) in found.items():
+  for name, (seconds, calls) in totals.items():
     group = groups[kind_of(name) if args.by == "kind" else part_of(came_from.get(name, ""))]
     group[0] += seconds / STEPS
     group[1] += calls / STEPS

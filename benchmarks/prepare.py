@@ -47,7 +47,7 @@ def write_layout(folder: pathlib.Path, images: str, annotations: str, repeat: in
   of_image: dict[int, list[dict]] = {}
   for row in content["annotations"]:
     of_image.setdefault(row["image_id"], []).append(row)
-  made = {"images": [], "annotations": [], "categories": content["categories"]}
+  dataset = {"images": [], "annotations": [], "categories": content["categories"]}
   refs: list[dict] = []
   (folder / "photos").mkdir()
   for copy in range(repeat):
@@ -59,8 +59,8 @@ def write_layout(folder: pathlib.Path, images: str, annotations: str, repeat: in
       name = f"{copy}_{image['file_name']}"
       _put(photo.resolve(), folder / "photos" / name)
       image_id = image["id"] + copy * _OFFSET
-      made["images"].append(image | {"id": image_id, "file_name": name})
-      made["annotations"] += [
+      dataset["images"].append(image | {"id": image_id, "file_name": name})
+      dataset["annotations"] += [
         row | {"id": row["id"] + copy * _OFFSET, "image_id": image_id}
         for row in of_image[image["id"]]
       ]
@@ -68,9 +68,9 @@ def write_layout(folder: pathlib.Path, images: str, annotations: str, repeat: in
       refs += [_ref(row, copy, len(refs) + n) for n, row in enumerate(objects[:_REFS])]
   target = folder / "refer" / "refcoco"
   target.mkdir(parents=True)
-  (target / "instances.json").write_text(json.dumps(made))
+  (target / "instances.json").write_text(json.dumps(dataset))
   (target / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
-  return len(made["images"])
+  return len(dataset["images"])
 
 
 def _ref(row: dict, copy: int, ref_id: int) -> dict:
@@ -110,8 +110,8 @@ def _held(process: psutil.Process) -> list[int]:
   """Returns the private bytes of the process and of each of its children."""
   held = []
   try:
-    for one in [process, *process.children(recursive=True)]:
-      held.append(one.memory_full_info().uss)
+    for member in [process, *process.children(recursive=True)]:
+      held.append(member.memory_full_info().uss)
   except psutil.Error:  # it has ended
     pass
   return held or [0]

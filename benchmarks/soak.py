@@ -108,8 +108,8 @@ def allocated_mb() -> float:
   """Returns what is allocated and not freed, in MB, in all arenas (glibc 2.33 or newer)."""
   info = ctypes.CDLL(None).mallinfo2
   info.restype = _Mallinfo2
-  found = info()
-  return (found.uordblks + found.hblkhd) / 2**20
+  usage = info()
+  return (usage.uordblks + usage.hblkhd) / 2**20
 
 
 def look_after_each_checkpoint(watch: Watch) -> None:
@@ -143,16 +143,16 @@ def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, ob
   """Returns a row per figure, without the warm-up."""
   result = []
   for name in ("held_mb", "rss_mb", "open_files", "threads", "compiled"):
-    found = [row for row in rows if row["minutes"] >= warm_up and name in row]
-    if len(found) < 20:
+    samples = [row for row in rows if row["minutes"] >= warm_up and name in row]
+    if len(samples) < 20:
       raise InputError(
-        f"{len(found)} samples of {name} after {warm_up:g} minutes are too few; use a longer --minutes"
+        f"{len(samples)} samples of {name} after {warm_up:g} minutes are too few; use a longer --minutes"
       )
-    values = [row[name] for row in found]
-    growth, error = slope([row["minutes"] for row in found], values)
+    values = [row[name] for row in samples]
+    growth, error = slope([row["minutes"] for row in samples], values)
     result.append(
       {
-        "": name, "looks": len(found), "first": values[0], "last": values[-1],
+        "": name, "samples": len(samples), "first": values[0], "last": values[-1],
         "least": min(values), "most": max(values), "growth per hour": f"{growth:+.2f} ± {error:.2f}",
       }
     )  # fmt: skip
@@ -173,8 +173,8 @@ def picture(rows: Sequence[dict[str, Any]], warm_up: float) -> str:
     for name, text in _DRAWN.items()
   ]
   x = charts.until(rows[-1]["minutes"], "minutes")
-  y = charts.covering([value for one in series for _, value in one.points], "")
-  last = ", ".join(f"{one.name} {one.points[-1][1]:.0f} MB" for one in series)
+  y = charts.covering([value for line in series for _, value in line.points], "")
+  last = ", ".join(f"{line.name} {line.points[-1][1]:.0f} MB" for line in series)
   drawn = charts.lines(
     series, x, y, f"Memory of a run in MB by the minute; at the end: {last}",
     lambda name, x, y: f"{name}: {y:.0f} MB after {x:.0f} min", mark=warm_up,

@@ -209,8 +209,10 @@ class Twin(nn.Module):
     x = torch.cat(
       [image + self.kind[0], self.mask(masks, pixels) + self.kind[1], text + self.kind[2]], 1
     )
-    said = torch.arange(text.shape[1], device=text.device) < batch["num_tokens"][:, None]
-    valid = torch.cat([torch.ones_like(image[..., 0], dtype=torch.bool), batch["valid"], said], 1)
+    text_valid = torch.arange(text.shape[1], device=text.device) < batch["num_tokens"][:, None]
+    valid = torch.cat(
+      [torch.ones_like(image[..., 0], dtype=torch.bool), batch["valid"], text_valid], 1
+    )
     z = self.encoder(x, valid)
     summary, features, m = (
       z[:, 0],

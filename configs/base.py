@@ -32,7 +32,7 @@ def get_config(preset: str = "instance") -> ConfigDict:
   # Word pieces of a tokenizer that is trained.
   c.vocab_size = 512
 
-  # Length of the run in updates. Set one of `steps`, `epochs` and `minutes`, and leave the others 0.
+  # Length of the run in updates. Set one of `steps`, `epochs` and `minutes`; the others are 0.
   c.steps = 0
   # Length of the run in passes over the training refs.
   c.epochs = 0.0

@@ -1,7 +1,8 @@
 """PhraseCut from ViLT-B/32: phrases for regions of Visual Genome's images. Based on `refcoco`.
 
   python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
-      --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL --data_dir data
+      --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL \
+      --data_dir data
   python -m mail_jax.train --config configs/phrasecut.py --config.init=vilt:vilt-b32-mlm \
       --data_dir data --workdir runs/phrasecut
   python -m mail_jax.evaluate --checkpoint runs/phrasecut --data_dir data --data phrasecut/val \

@@ -4,11 +4,11 @@
   PYTHONPATH=.libtpu .venv/bin/python -m mail_jax.plan --config configs/scale.py:vit_l \
       --topology v5e:4x4 --batch_per_chip 8 --sweep
 
-Widths, depths and heads are those of ViT (arXiv 2010.11929, table 1), at 480 pixels in bfloat16. All
-three have patches of 32 pixels: the side must be a power of two, which ViT-H's 14 is not. `vit_b` is
-`configs/refcoco.py:unc` and starts from ViLT's weights; the others start from random weights. None
-of them has been trained. docs/guides/scale.md shows what they need, and when `--config.mesh.fsdp`
-pays off.
+Widths, depths and heads are those of ViT (arXiv 2010.11929, table 1), at 480 pixels in bfloat16.
+All three have patches of 32 pixels: the side must be a power of two, which ViT-H's 14 is not.
+`vit_b` is `configs/refcoco.py:unc` and starts from ViLT's weights; the others start from random
+weights. None of them has been trained. docs/guides/scale.md shows what they need, and when
+`--config.mesh.fsdp` pays off.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Configs: from a recipe, changed on the command line, and to and from JSON.
 
-A recipe is a Python file with a function `get_config()` that returns a `ConfigDict`. Ours are named: `demo` is
-`configs/demo.py`. One recipe starts from another with `recipe`:
+A recipe is a Python file with a function `get_config()` that returns a `ConfigDict`. Ours have names:
+`demo` is `configs/demo.py`. A recipe starts from another one with `recipe`:
 
 ```python
 from mail_jax.config import recipe
@@ -47,7 +47,7 @@ MAY_CHANGE = (
   "log.",
 )
 
-# The smallest and the largest size that a stored config may ask for; a larger one would take all memory.
+# The smallest and the largest sizes of a stored config; larger ones would take all memory.
 _SIZES = {
   "image_size": (1, 16_384),
   "max_instances": (0, 4_096),
@@ -67,8 +67,8 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     "--config",
     required=True,
     metavar="RECIPE[:ARGUMENT]",
-    help=f"{', '.join(recipe_names())}, or a file such as configs/demo.py; the recipe gets what follows the colon. "
-    "--config.KEY=VALUE changes a value, such as --config.batch_size=16",
+    help=f"{', '.join(recipe_names())}, or a file such as configs/demo.py; ARGUMENT is passed to the "
+    "recipe. --config.KEY=VALUE changes a value, such as --config.batch_size=16",
   )
 
 

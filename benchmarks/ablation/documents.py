@@ -41,7 +41,7 @@ def write(
     text = _TOTAL.sub(lambda place: f"{place[1]}\n{total(budget, lines)}\n{place[2]}", text)
   for table in tables:
     rows = list(runs.of_table(table, budget, lines))
-    if any(found for _, found in rows):
+    if any(lines for _, lines in rows):
       begin, end = _place(text, table, document)
       text = f"{text[:begin]}\n{section(table, rows)}\n{text[end:]}"
   atomic_files.write_whole(document, text)
@@ -59,12 +59,12 @@ def total(budget: Budget, lines: Mapping[str, Line]) -> str:
 
 
 def _place(text: str, table: str, document: pathlib.Path) -> tuple[int, int]:
-  found = re.search(rf"<!-- ablate {table} -->()(.*?)()<!-- end -->", text, re.DOTALL)
-  if not found:
+  place = re.search(rf"<!-- ablate {table} -->()(.*?)()<!-- end -->", text, re.DOTALL)
+  if not place:
     raise InputError(
       f"{document} has no place for the table {table}; write <!-- ablate {table} --> and <!-- end --> into it"
     )
-  return found.start(1), found.start(3)
+  return place.start(1), place.start(3)
 
 
 def section(table: str, rows: Sequence[tuple[Row, list[Line]]]) -> str:
@@ -75,10 +75,10 @@ def section(table: str, rows: Sequence[tuple[Row, list[Line]]]) -> str:
     rows: each row with the lines of its runs, one per seed.
   """
   about = TABLES[table]
-  made = [line for _, found in rows for line in found]
+  made = [line for _, lines in rows for line in lines]
   every = list({line["run"]: line for line in made}.values())
   make = {"metrics": metrics, "reached": reached, "samples": by_samples}[about.kind]
-  missing = [row.name or f"{row.share:g} of the samples" for row, found in rows if not found]
+  missing = [row.name or f"{row.share:g} of the samples" for row, lines in rows if not lines]
   later = [f"\nNot run yet: {'; '.join(missing)}."] if missing else []
   return "\n".join(
     [f"### {about.title}\n", f"{about.asks}\n", *make(rows), *later, "", _made(table, every)]
@@ -88,16 +88,18 @@ def section(table: str, rows: Sequence[tuple[Row, list[Line]]]) -> str:
 def metrics(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
   """Formats the metrics of each row in percent: mean and standard deviation over the seeds."""
   cells = []
-  for row, found in rows:
-    if not found:
+  for row, lines in rows:
+    if not lines:
       continue
     test = f"{row.noise}/val" if row.noise else "val"
-    named = [_of_model(line["results"][test]) for line in found]
-    cell: dict[str, object] = {"": row.name, "seeds": len(found)}
-    cell |= {title: spread([one.get(name) for one in named]) for title, name in _OF_VAL.items()}
+    named = [_of_model(line["results"][test]) for line in lines]
+    cell: dict[str, object] = {"": row.name, "seeds": len(lines)}
+    cell |= {
+      title: spread([values.get(name) for values in named]) for title, name in _OF_VAL.items()
+    }
     for split in () if row.noise else SPLITS[1:]:
-      cell[split] = spread([line["results"][split]["mIoU"] for line in found])
-    cells.append(cell | _cost(found))
+      cell[split] = spread([line["results"][split]["mIoU"] for line in lines])
+    cells.append(cell | _cost(lines))
   columns = dict.fromkeys(name for cell in cells for name in cell)
   yield paired.table({name: cell.get(name) for name in columns} for cell in cells)
   yield f"\n{judgement(rows)}"
@@ -108,11 +110,11 @@ def _of_model(result: dict[str, Any]) -> dict[str, Any]:
   return result if result["oracle_mIoU"] else result | {"selection_accuracy": None}
 
 
-def _cost(found: Sequence[Line]) -> dict[str, object]:
+def _cost(lines: Sequence[Line]) -> dict[str, object]:
   """Formats the parameters, and the operations of one example at test time."""
   return {
-    "M parameters": f"{found[0]['parameters'] / 1e6:.2f}",
-    "GFLOP": f"{found[0]['gflop']:.3f}",
+    "M parameters": f"{lines[0]['parameters'] / 1e6:.2f}",
+    "GFLOP": f"{lines[0]['gflop']:.3f}",
   }
 
 
@@ -134,14 +136,14 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
   """
   known = {
     row.name: [
-      line["results"][f"{row.noise}/val" if row.noise else "val"]["mIoU"] for line in found
+      line["results"][f"{row.noise}/val" if row.noise else "val"]["mIoU"] for line in lines
     ]
-    for row, found in rows
-    if len(found) > 1
+    for row, lines in rows
+    if len(lines) > 1
   }
   if not known:
     return "One seed: no spread is known."
-  if len(known) < 2 or any(len(found) == 1 and row.seeds is None for row, found in rows):
+  if len(known) < 2 or any(len(lines) == 1 and row.seeds is None for row, lines in rows):
     return "Some rows have one seed so far: none is judged."
   free = sum(len(values) - 1 for values in known.values())
   pooled = sum((len(v) - 1) * statistics.variance(v) for v in known.values()) / free
@@ -157,27 +159,27 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
     if near
     else "; all others are worse"
   )
-  some = ", of the rows with several seeds" if any(len(found) == 1 for _, found in rows) else ""
+  some = ", of the rows with several seeds" if any(len(lines) == 1 for _, lines in rows) else ""
   return f"Best on val{some}: {best} ({100 * means[best]:.1f}){tail}. Deviation of a seed: {100 * pooled**0.5:.1f}."
 
 
 def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
   """Formats the samples to reach an mIoU, one row per size."""
   cells = []
-  for row, found in rows:
-    if not found:
+  for row, lines in rows:
+    if not lines:
       continue
-    needed = [crossing(line["curve"]) for line in found]
+    needed = [crossing(line["curve"]) for line in lines]
     known = [value / 1000 for value in needed if value is not None]
     text = f"{statistics.mean(known):.0f}" if known else None
     if len(known) > 1:
       text = f"{text} ± {statistics.stdev(known):.0f}"
-    if len(known) < len(found):
-      most = max(line["samples"] for line in found) / 1000
-      text = f"{text or 'none'} ({len(found) - len(known)} of {len(found)} not within {most:.0f})"
-    minutes = statistics.mean(line["core_seconds"] for line in found) / 60
+    if len(known) < len(lines):
+      most = max(line["samples"] for line in lines) / 1000
+      text = f"{text or 'none'} ({len(lines) - len(known)} of {len(lines)} not within {most:.0f})"
+    minutes = statistics.mean(line["core_seconds"] for line in lines) / 60
     cells.append(
-      {"width x depth": row.name, "seeds": len(found)} | _cost(found)
+      {"width x depth": row.name, "seeds": len(lines)} | _cost(lines)
       | {f"thousand samples to mIoU {REACH}": text, "minutes of one core": f"{minutes:.0f}"}
     )  # fmt: skip
   yield paired.table(cells)
@@ -197,18 +199,18 @@ def crossing(curve: Sequence[Sequence[float]], reach: float = REACH) -> float | 
 def by_samples(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
   """Formats the mIoU by samples, and a power law through them."""
   cells, points = [], []
-  for _, found in rows:
-    if found:
-      values = [line["results"]["val"]["mIoU"] for line in found]
-      points += [(found[0]["samples"], value) for value in values]
+  for _, lines in rows:
+    if lines:
+      values = [line["results"]["val"]["mIoU"] for line in lines]
+      points += [(lines[0]["samples"], value) for value in values]
       others = {
-        split: spread([line["results"][split]["mIoU"] for line in found]) for split in SPLITS[1:]
+        split: spread([line["results"][split]["mIoU"] for line in lines]) for split in SPLITS[1:]
       }
-      picked = spread([line["results"]["val"]["selection_accuracy"] for line in found])
+      picked = spread([line["results"]["val"]["selection_accuracy"] for line in lines])
       cells.append(
         {
-          "samples": found[0]["samples"],
-          "seeds": len(found),
+          "samples": lines[0]["samples"],
+          "seeds": len(lines),
           "mIoU, val": spread(values),
           "picks right": picked,
         }
@@ -255,7 +257,8 @@ def machines(lines: Sequence[Line]) -> str:
     machine, _, day = line["machine"].rpartition(", ")
     days.setdefault(machine, set()).add(day)
   return "; ".join(
-    f"{machine}, {' to '.join(sorted({min(of), max(of)}))}" for machine, of in sorted(days.items())
+    f"{machine}, {' to '.join(sorted({min(dates), max(dates)}))}"
+    for machine, dates in sorted(days.items())
   )
 
 

@@ -76,8 +76,8 @@ def measure(
   for test in tests:
     noise, _, split = test.rpartition("/")
     where = os.path.join(tests_dir, noise) if noise else data_dir
-    found, _ = runner.evaluate(model, where, [f"shapes/{split}"])
-    results[test] = {name: found[f"shapes/{split}"].get(name) for name in METRICS}
+    measured, _ = runner.evaluate(model, where, [f"shapes/{split}"])
+    results[test] = {name: measured[f"shapes/{split}"].get(name) for name in METRICS}
   return {
     "seed": model.config.seed,
     "samples": model.step * config.batch_size,
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     with contextlib.suppress(OSError):
       os.sched_setaffinity(0, {args.core})
   try:
-    found = measure(
+    measured = measure(
       args.config,
       args.overrides,
       args.data_dir,
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     )
   finally:
     seconds = _spent(args.out + ".seconds")
-  atomic_files.write_whole(args.out, json.dumps(found | {"core_seconds": seconds}) + "\n")
+  atomic_files.write_whole(args.out, json.dumps(measured | {"core_seconds": seconds}) + "\n")
 
 
 def _spent(path: str) -> float:

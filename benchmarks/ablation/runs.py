@@ -81,14 +81,14 @@ def seeds_of(row: Row, budget: Budget) -> range:
 
 def planned(tables: Sequence[str], budget: Budget) -> list[Run]:
   """Returns the runs of tables, each once with all its tests; first seeds come first."""
-  found: dict[str, Run] = {}
+  planned_runs: dict[str, Run] = {}
   for seed in range(budget.seeds):
     rows = [row for table in tables for row in TABLES[table].rows if seed in seeds_of(row, budget)]
     for run in (of_row(row, seed, budget) for row in rows):
-      before = found.get(run.name)
+      before = planned_runs.get(run.name)
       tests = (*before.tests, *run.tests) if before else run.tests
-      found[run.name] = dataclasses.replace(before or run, tests=tuple(dict.fromkeys(tests)))
-  return list(found.values())
+      planned_runs[run.name] = dataclasses.replace(before or run, tests=tuple(dict.fromkeys(tests)))
+  return list(planned_runs.values())
 
 
 def left(queue: Sequence[Run], lines: Mapping[str, Mapping[str, Any]]) -> list[Run]:
@@ -108,19 +108,19 @@ def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   Raises:
     InputError: a line is not the line of a run.
   """
-  found = {}
+  lines = {}
   for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
     try:
       row = json.loads(line)
       wrong = [name for name, kind in _FIELDS.items() if not isinstance(row[name], kind)]
       if wrong:
         raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
-      found[row["run"]] = row
+      lines[row["run"]] = row
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(
         f"{path}, line {number}: not the line of a run ({error}); remove it"
       ) from error
-  return found
+  return lines
 
 
 def add(path: pathlib.Path, row: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Floating-point operations of the model, counted by hand: its matrix products and convolutions.
 
-A multiplication and an addition are two operations. Taps of a convolution beyond the edge of the map
-do not count, and neither do elementwise operations (normalisation, activations, resizing, losses, the
-optimizer), which do not run on units for matrix products. The size of the vocabulary has no effect:
-words are looked up.
+A multiplication and an addition are two operations. Taps of a convolution beyond the edge of the
+map do not count, and neither do elementwise operations (normalisation, activations, resizing,
+losses, the optimizer), which do not run on units for matrix products. The size of the vocabulary
+has no effect: words are looked up.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def train_step_flops(config: ConfigDict) -> float:
 
 
 def products(config: ConfigDict) -> Iterator[Product]:
-  """Yields the matrix products and convolutions of one example, in the order of the forward pass."""
+  """Yields the matrix products and convolutions of an example, in the order of the forward pass."""
   model, count = config.model, config.max_instances
   side, width = config.image_size // model.patch_size, model.width
   patches, pixels = side**2, model.patch_size**2
@@ -97,7 +97,7 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
   if model.appearance:
     bins = InstanceEmbedding.pixel_bins
     seen = count * (_matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins))
-    # Three colours, their squares and three numbers of the structure tensor, averaged inside each mask.
+    # Averages inside each mask: colours, their squares and the structure tensor.
     yield Product("mask/pixels", seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0)
     features += 3 * bins**2 + _COLOUR + _TEXTURE
   yield Product("mask/groups", _matmul(count, features, 2 * width), gradients=1)

@@ -165,16 +165,16 @@ class MaIL(nn.Module):
     masks = jax.lax.optimization_barrier(masks)
     coverage = instances.patch_coverage(masks, options.patch_size)
 
-    kind = self.param("type", nn.initializers.truncated_normal(0.5), (3, width))
+    types = self.param("type", nn.initializers.truncated_normal(0.5), (3, width))
     v_image = embeddings.ImageEmbedding(width, options.patch_size, options.dtype, name="image")(
       pixels
     )
     v_text = embeddings.TextEmbedding(width, self.vocab_size, self.max_tokens, name="text")(tokens)
     v_mask = self._embed_masks(masks, valid, pixels, coverage)
     z_image, z_mask = self._encode(
-      v_image + kind[0],
-      v_mask._replace(tokens=v_mask.tokens + kind[1]),
-      v_text + kind[2],
+      v_image + types[0],
+      v_mask._replace(tokens=v_mask.tokens + types[1]),
+      v_text + types[2],
       num_tokens,
       train,
     )

@@ -10,51 +10,48 @@ import jax
 PHASES = ("step", "data", "checkpoint", "evaluation", "compile")
 # Tracing, lowering and compiling all report under this prefix.
 _COMPILING = "/jax/core/compile/"
+# Seconds of this process.
+_compiled = [0.0]
+
+
+def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+  del kwargs
+  if event.startswith(_COMPILING) and event.endswith("_duration"):
+    _compiled[0] += duration_secs
 
 
 @functools.cache
-def _compile_clock() -> list[float]:
-  """Returns a list whose only element grows by the seconds that this process compiles.
-
-  There is one per process, because JAX's listeners cannot be removed one by one.
-  """
-  seconds = [0.0]
-
-  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    del kwargs
-    if event.startswith(_COMPILING) and event.endswith("_duration"):
-      seconds[0] += duration_secs
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  return seconds
+def _register() -> None:
+  """Registers the listener, once per process: JAX's listeners cannot be removed one by one."""
+  jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 class Goodput:
   """Counts the seconds of a run by phase.
 
   `step` is training, `data` is waiting for batches, `checkpoint` and `evaluation` are the time that
-  training waits for them. `compile` is subtracted from the phase in which it happens. The rest, such
-  as opening the run, is `other`.
+  training waits for them. `compile` is subtracted from the phase in which it happens. The rest,
+  such as opening the run, is `other`.
   """
 
   def __init__(self):
     self._began = time.monotonic()
-    self._clock = _compile_clock()
-    self._compiled = self._clock[0]
+    _register()
+    self._compiled = _compiled[0]
     self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
   @contextlib.contextmanager
   def spend(self, phase: str) -> Iterator[None]:
     """Counts the time inside the context for a phase, except for compiling."""
-    began, compiled = time.monotonic(), self._clock[0]
+    began, compiled = time.monotonic(), _compiled[0]
     try:
       yield
     finally:
-      self._seconds[phase] += time.monotonic() - began - (self._clock[0] - compiled)
+      self._seconds[phase] += time.monotonic() - began - (_compiled[0] - compiled)
 
   def seconds(self) -> dict[str, float]:
     """Returns the seconds of every phase and of `other` until now; they sum to the wall time."""
-    spent = self._seconds | {"compile": self._clock[0] - self._compiled}
+    spent = self._seconds | {"compile": _compiled[0] - self._compiled}
     return spent | {"other": time.monotonic() - self._began - sum(spent.values())}
 
   def line(self) -> str:
@@ -78,7 +75,7 @@ class Rate:
     self._before = step, self._goodput.seconds()
 
   def lap(self, step: int) -> tuple[float, float]:
-    """Returns the samples per second and the fraction spent waiting for data since the last call."""
+    """Returns samples per second and the fraction spent waiting for data since the last call."""
     assert self._before is not None
     (last, before), now = self._before, self._goodput.seconds()
     self.start(step)

@@ -213,7 +213,8 @@ class Trainer:
     parameters = sum(x.size for x in jax.tree.leaves(self.state.variables["params"]))
     resumed = f", resumed at step {self.start_step}" if self.start_step else ""
     self.progress.line(
-      f"{parameters / 1e6:.2f} M parameters, {jax.device_count()} {jax.devices()[0].platform} device(s){resumed}"
+      f"{parameters / 1e6:.2f} M parameters, {jax.device_count()} "
+      f"{jax.devices()[0].platform} device(s){resumed}"
     )
 
   def _log(self, step: int, lr: float) -> None:
@@ -315,7 +316,7 @@ class _Interrupted(Exception):
 
 
 def fetch(window: list[dict[str, Any]]) -> list[dict[str, float | None]]:
-  """Copies the metrics of steps to the host, as floats that JSON keeps exactly; None if not finite."""
+  """Fetches the metrics of steps as floats, which JSON keeps exactly; None if not finite."""
 
   def plain(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None

@@ -70,9 +70,9 @@ def drop_instances(
   key: PRNGKeyArray, valid: Bool[Array, "b k"], each: float, all_of_example: float
 ) -> Bool[Array, "b k"]:
   """Leaves out each instance with one probability, and all those of an example with another."""
-  one, all_ = jax.random.split(key)
-  keep = jax.random.uniform(one, valid.shape) >= each
-  keep_any = jax.random.uniform(all_, (valid.shape[0], 1)) >= all_of_example
+  each_key, all_key = jax.random.split(key)
+  keep = jax.random.uniform(each_key, valid.shape) >= each
+  keep_any = jax.random.uniform(all_key, (valid.shape[0], 1)) >= all_of_example
   return valid & keep & keep_any
 
 

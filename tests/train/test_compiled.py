@@ -33,9 +33,10 @@ def test_tokens_of_instances_with_anything_left_out():
 
 def _check(*variants: str) -> None:
   flags = os.environ["XLA_FLAGS"].replace(hurry.flags(), "").strip()
+  paths = os.pathsep.join([str(tiny_run.CHECKOUT), str(tiny_run.CHECKOUT / "tests/support")])
   done = subprocess.run(
     [sys.executable, __file__, *variants],
-    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny_run.CHECKOUT)},
+    env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths},
     capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr

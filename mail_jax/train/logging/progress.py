@@ -12,7 +12,7 @@ from mail_jax.distributed import processes
 from mail_jax.train.logging.samples import Picture
 from mail_jax.train.logging.terminal import Terminal, position, time_left
 
-# Files in buckets cannot be appended to; the file is rewritten, with at least these seconds between.
+# Files in buckets cannot be appended to; they are rewritten, at most once in these seconds.
 _REWRITE_EVERY = 60.0
 
 
@@ -86,8 +86,8 @@ class Progress:
         self._lose_file()
         raise InputError(
           f"cannot write {self._path}: "
-          f"{atomic_files.describe_error(error, str(self._path), len(row))}; fix this and run the same "
-          "command again to resume from the last intact checkpoint"
+          f"{atomic_files.describe_error(error, str(self._path), len(row))}; fix this and run the "
+          "same command again to resume from the last intact checkpoint"
         ) from error
     elif self._rewrites and time.monotonic() - self._written > _REWRITE_EVERY:
       self._rewrite()

@@ -100,8 +100,8 @@ class FixedSamples:
 
   def _gather(self) -> dict[str, np.ndarray]:
     """Gathers the samples of all processes, in the order of their numbers."""
-    said = processes.all_gather_object({str(n): text for n, text in self._sentences.items()})
-    self._sentences = {int(n): text for one in said for n, text in one.items()}
+    shares = processes.all_gather_object({str(n): text for n, text in self._sentences.items()})
+    self._sentences = {int(n): text for share in shares for n, text in share.items()}
     numbers = sorted(self._sentences)
     if jax.process_count() == 1:
       return {name: np.stack([self._seen[n][name] for n in numbers]) for name in _KEPT}
@@ -118,7 +118,7 @@ class FixedSamples:
     for place, number in enumerate(numbers):
       for name, value in self._seen.get(number, {}).items():
         own[name][place] = value
-    holder = [next(i for i, one in enumerate(said) if str(n) in one) for n in numbers]
+    holder = [next(i for i, share in enumerate(shares) if str(n) in share) for n in numbers]
     rows = multihost_utils.process_allgather(own)
     return {name: np.asarray(rows[name])[holder, np.arange(len(numbers))] for name in _KEPT}
 

@@ -26,7 +26,7 @@ from mail_jax.config import flatten
 from mail_jax.train.logging.samples import Picture
 
 FOLDER = "tensorboard"
-# Files in buckets cannot be appended to; the file is rewritten, with at least these seconds between.
+# Files in buckets cannot be appended to; they are rewritten, at most once in these seconds.
 _REWRITE_EVERY = 60.0
 
 
@@ -78,25 +78,25 @@ class TensorBoard:
     """Writes a row of the log, one scalar per number."""
     from tensorboard.compat.proto import summary_pb2  # pyright: ignore[reportMissingImports]
 
-    found = [
+    summaries = [
       summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(values)
     ]
-    self._write(step, summary=summary_pb2.Summary(value=found))
+    self._write(step, summary=summary_pb2.Summary(value=summaries))
     self._file.flush()
 
   def pictures(self, step: int, pictures: Sequence[Picture]) -> None:
     """Writes each picture with its caption."""
     from tensorboard.compat.proto import summary_pb2  # pyright: ignore[reportMissingImports]
 
-    found = []
+    images = []
     for picture in pictures:
       side = max(picture.pixels.shape[:2])
       sheet = drawing.contact_sheet([picture.pixels], [picture.caption], columns=1, side=side)
       image = summary_pb2.Summary.Image(
         width=sheet.width, height=sheet.height, colorspace=3, encoded_image_string=_encode(sheet)
       )
-      found.append(summary_pb2.Summary.Value(tag=picture.name, image=image))
-    self._write(step, summary=summary_pb2.Summary(value=found))
+      images.append(summary_pb2.Summary.Value(tag=picture.name, image=image))
+    self._write(step, summary=summary_pb2.Summary(value=images))
     self._file.flush()
 
   def flush(self) -> None:
@@ -144,7 +144,7 @@ class TensorBoard:
 def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
   """Yields the names and numbers of a row; those of training below `train`.
 
-  Rows of training and of evaluations both have the seconds by phase; only those of training are used.
+  Rows of training and of evaluations have the seconds by phase; only those of training are used.
   """
   trained = "lr" in values
   for name, value in values.items():
@@ -169,21 +169,21 @@ def drop_after(path: epath.Path, step: int) -> int:
   """
   from tensorboard.compat.proto import event_pb2  # pyright: ignore[reportMissingImports]
 
-  data, kept, found = path.read_bytes(), [], 0
+  data, kept, remaining = path.read_bytes(), [], 0
   for record, message in split_records(data):
     event = event_pb2.Event.FromString(message)
     if event.step <= step:
       kept.append(record)
-      found += event.HasField("summary")
+      remaining += event.HasField("summary")
   whole = b"".join(kept)
-  if not found:
+  if not remaining:
     path.unlink()
   elif whole != data:
     if buckets.is_remote(path):
       path.write_bytes(whole)
     else:
       atomic_files.write_whole(path, whole)
-  return found
+  return remaining
 
 
 def split_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
