@@ -200,5 +200,5 @@ def _time(spent: Mapping[str, float]) -> str:
   chart = charts.shares([("", parts)], f"Time spent: {', '.join(texts.values())}")
   key = charts.key_of([(name, f"swatch {_TIME.get(name, 'none')}") for name in spent])
   rows = [[name, f"{value:,.1f}", _percent(value / total)] for name, value in spent.items()]
-  text = "Percent of the wall time since the last start; `step` is training."
+  text = "Percent of the wall time since the last start; the training itself is called step."
   return panel("Time spent", chart, key, text, (["phase", "seconds", "percent"], rows))

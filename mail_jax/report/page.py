@@ -109,7 +109,7 @@ def _results(report: Report) -> Iterator[str]:
     for split in report.splits
   ]
   yield from html.table("metrics of every split", ["", *names], rows)
-  yield '<p class="small">Counts as they are; all else in percent.</p>'
+  yield '<p class="small">Percent, except for counts.</p>'
   yield '<details class="facts"><summary>Meaning of the columns</summary>'
   known = {name: text for name, text in _MEANINGS.items() if name in names or name == "P@X"}
   yield from html.table("meanings", ["metric", "meaning"], [*known.items()])

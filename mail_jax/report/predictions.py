@@ -238,10 +238,10 @@ def _figure(drawn: DrawnPrediction, with_split: bool) -> str:
 
 def _selection(drawn: DrawnPrediction) -> str:
   row, count = drawn.row, drawn.instances
-  best = f"best instance {row['oracle_iou']:.2f}"
+  best = f"the best has {row['oracle_iou']:.2f}"
   if not count:
     return "no instance masks"
   if row["selected"] is None:
     return f"none of {count} instances selected; {best}"
-  iou = row["selected_iou"]
-  return f"instance {row['selected'] + 1} of {count} selected, {iou:.2f}; {best}"
+  selected = f"instance {row['selected'] + 1} of {count} selected"
+  return f"{selected}, with IoU {row['selected_iou']:.2f}; {best}"

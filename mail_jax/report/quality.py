@@ -20,7 +20,7 @@ _GROUPS = {
     "Small: an area below 32 x 32 pixels of the image; medium: below 96 x 96; large: the others. "
     "Percent.",
   ),
-  "by_words": ("Mean IoU by the length of the expression", "In words. Percent."),
+  "by_words": ("Mean IoU by the length of the expression", "Number of words. Percent."),
 }
 _COLUMNS = (
   "expressions",
