@@ -15,7 +15,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,12 +26,12 @@ from mail_jax.evaluate import runner
 from mail_jax.evaluate.protocols import ORIGINAL
 from mail_jax.evaluate.segmentation import make_measure
 from mail_jax.export import load
+from mail_jax.models.build import HostBatch
 
-Batch = dict[str, Any]
 _CANVAS = 64  # the sides of a canvas are multiples of it, as the loader makes them
 
 
-def stretch(batch: Batch, height: int, width: int) -> Batch:
+def stretch(batch: HostBatch, height: int, width: int) -> HostBatch:
   """Sets the size of every image of a batch and stretches its target."""
   sides = [-(-side // _CANVAS) * _CANVAS for side in (height, width)]
   target = np.zeros((len(batch["original_target"]), *sides), bool)
@@ -45,7 +44,7 @@ def stretch(batch: Batch, height: int, width: int) -> Batch:
   return batch | {"original_target": target, "original_size": size}
 
 
-def _batches(args: argparse.Namespace, model: load.LoadedModel) -> Iterator[Batch]:
+def _batches(args: argparse.Namespace, model: load.LoadedModel) -> Iterator[HostBatch]:
   for batch in runner.open_batches(model, args.data_dir, args.data, args.sentences):
     arrays = {name: value for name, value in batch.items() if name != "meta"}
     yield stretch(arrays, *args.photo) if args.photo else arrays

@@ -23,15 +23,15 @@ from input_pipeline.common.errors import InputError, run_command
 from mail_jax.evaluate import runner
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, make_measure
 from mail_jax.export import load
+from mail_jax.models.build import HostBatch
 
-Batch = dict[str, Any]
 Row = dict[str, Any]
 Result = dict[str, int | float | None]
 GREY = 128
 COLUMNS = ("expressions", "mIoU", "P@0.5", "selection_accuracy")
 
 
-def blank_sentences(batches: Iterable[Batch], bos_id: int, eos_id: int) -> Iterator[Batch]:
+def blank_sentences(batches: Iterable[HostBatch], bos_id: int, eos_id: int) -> Iterator[HostBatch]:
   """Every sentence becomes the empty one: its marks of beginning and end."""
   for batch in batches:
     tokens = np.zeros_like(batch["tokens"])
@@ -39,19 +39,19 @@ def blank_sentences(batches: Iterable[Batch], bos_id: int, eos_id: int) -> Itera
     yield batch | {"tokens": tokens, "num_tokens": np.full_like(batch["num_tokens"], 2)}
 
 
-def blank_instances(batches: Iterable[Batch]) -> Iterator[Batch]:
+def blank_instances(batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
   """Removes all instance masks."""
   for batch in batches:
     yield batch | {name: np.zeros_like(batch[name]) for name in ("instances", "num_instances")}
 
 
-def blank_images(batches: Iterable[Batch]) -> Iterator[Batch]:
+def blank_images(batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
   """Replaces every image by uniform grey."""
   for batch in batches:
     yield batch | {"image": np.full_like(batch["image"], GREY)}
 
 
-def swap_sentences(batches: Iterable[Batch], move_target: bool) -> Iterator[Batch]:
+def swap_sentences(batches: Iterable[HostBatch], move_target: bool) -> Iterator[HostBatch]:
   """Every row gets a sentence of the next object of its image; an only object is left out.
 
   Args:
@@ -87,7 +87,7 @@ def _numbers(first: int, count: int, size: int) -> np.ndarray:
   return np.where(np.arange(size) < count, np.arange(first, first + size), -1).astype(np.int32)
 
 
-def _images(batches: Iterable[Batch]) -> Iterator[list[Row]]:
+def _images(batches: Iterable[HostBatch]) -> Iterator[list[Row]]:
   """Yields the rows of each image."""
   rows = (
     {name: values[i] for name, values in batch.items()}
@@ -118,10 +118,10 @@ def _sentence(row: Row) -> dict[str, Any]:
   return {name: row["meta"][name] for name in ("ref_id", "expression_index", "expression")}
 
 
-def _batch(rows: list[Row], size: int) -> Batch:
+def _batch(rows: list[Row], size: int) -> HostBatch:
   """Makes a batch of `size` rows; the canvases of the rows may differ."""
   sides = np.max([row["original_target"].shape for row in rows], axis=0)
-  batch: Batch = {"meta": [row["meta"] for row in rows] + [None] * (size - len(rows))}
+  batch: HostBatch = {"meta": [row["meta"] for row in rows] + [None] * (size - len(rows))}
   for name in rows[0].keys() - {"meta", "index", "total"}:  # a row that is left out changes them
     values = [np.asarray(row[name]) for row in rows]
     shape = tuple(sides) if name == "original_target" else values[0].shape
@@ -132,7 +132,7 @@ def _batch(rows: list[Row], size: int) -> Batch:
 
 
 def score(
-  measure: Callable[..., Any], variables: Any, batches: Iterable[Batch]
+  measure: Callable[..., Any], variables: Any, batches: Iterable[HostBatch]
 ) -> tuple[Result, SegmentationEvaluator]:
   """Evaluates; the selection accuracy is None if no instance is right in any row."""
   evaluator = SegmentationEvaluator(measure, lambda: batches)
@@ -150,8 +150,8 @@ def score_raw(iou: Float[np.ndarray, "n"]) -> Result:
 
 def judge(
   model: load.LoadedModel,
-  open_batches: Callable[[], Iterable[Batch]],
-  open_oracle: Callable[[], Iterable[Batch]] | None = None,
+  open_batches: Callable[[], Iterable[HostBatch]],
+  open_oracle: Callable[[], Iterable[HostBatch]] | None = None,
 ) -> Iterator[tuple[str, Result]]:
   """Yields each condition and what the model scores under it, in fractions.
 
@@ -167,7 +167,7 @@ def judge(
   marks = model.tokenizer.bos_id, model.tokenizer.eos_id
   result, plain = score(measure, model.variables, open_batches())
   yield "as it is", result
-  spoiled: dict[str, Callable[[Iterable[Batch]], Iterable[Batch]]] = {
+  spoiled: dict[str, Callable[[Iterable[HostBatch]], Iterable[HostBatch]]] = {
     "sentences blanked": lambda batches: blank_sentences(batches, *marks),
     "sentences swapped, old target": lambda batches: swap_sentences(batches, move_target=False),
     "sentences swapped, new target": lambda batches: swap_sentences(batches, move_target=True),
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
 
   model = load.load(args.checkpoint, args.step)
 
-  def batches_of(data_dir: str) -> Callable[[], Iterable[Batch]]:
+  def batches_of(data_dir: str) -> Callable[[], Iterable[HostBatch]]:
     runner.open_batches(model, data_dir, args.data)  # reports invalid data early
     return lambda: runner.open_batches(model, data_dir, args.data)
 

@@ -13,7 +13,6 @@ from jaxtyping import Bool, Int64
 from input_pipeline import storage
 
 Rows = Mapping[str, np.ndarray]
-Metrics = dict[str, int | float]
 Summary = Callable[[Rows], Iterator[tuple[str, int | float]]]
 
 GRES_THRESHOLDS = (0.7, 0.8, 0.9)
@@ -100,7 +99,7 @@ def summarise(dataset: str, rows: Rows) -> dict[str, int | float]:
   return dict(summarise_gres(rows)) if without_targets else {}
 
 
-def with_own(metrics: Metrics, dataset: str, rows: Rows) -> Metrics:
+def with_own(metrics: dict[str, int | float], dataset: str, rows: Rows) -> dict[str, int | float]:
   """Returns the metrics common to all data sets, followed by the data set's own.
 
   The data set's own metrics replace those that count by another rule.

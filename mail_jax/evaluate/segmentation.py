@@ -15,11 +15,10 @@ from mail_jax.distributed import sharding
 from mail_jax.evaluate import boundary
 from mail_jax.evaluate.protocols import ORIGINAL, Protocol
 from mail_jax.models import instances
-from mail_jax.models.build import apply_model
+from mail_jax.models.build import Batch, HostBatch, apply_model
 from mail_jax.models.mail import MaIL, Output, empty_without_target
 from mail_jax.models.parameters import Variables
 
-Batch = dict[str, Any]
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -175,8 +174,8 @@ class SegmentationEvaluator:
 
   def __init__(
     self,
-    measure: Callable[[Variables, Batch], dict[str, jax.Array]],
-    batches: Callable[[], Iterable[Batch]],
+    measure: Callable[[Variables, HostBatch], dict[str, jax.Array]],
+    batches: Callable[[], Iterable[HostBatch]],
     protocol: Protocol = ORIGINAL,
   ):
     """Stores the function that runs the model and the source of batches.
@@ -218,7 +217,7 @@ class SegmentationEvaluator:
     yield from summarise(self.rows, self._protocol)
 
 
-def _numbered(batch: Batch) -> Iterator[dict[str, Any]]:
+def _numbered(batch: HostBatch) -> Iterator[dict[str, Any]]:
   """Yields the description of each expression of a batch, with its number."""
   for row, index in zip(batch.get("meta", []), batch["index"], strict=False):
     if row is not None:

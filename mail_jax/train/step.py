@@ -17,7 +17,7 @@ from mail_jax.models.mail import MaIL, subsample
 from mail_jax.models.parameters import Tree, Variables
 from mail_jax.train import losses
 
-Metrics = dict[str, jax.Array]
+StepMetrics = dict[str, jax.Array]
 # Weights of red, green and blue in a gray value (ITU-R BT.601).
 _GRAY = (0.299, 0.587, 0.114)
 
@@ -154,7 +154,7 @@ def split_batch(batch: Batch, parts: int, keep: int = 1) -> Batch:
 
 def make_loss(
   model: MaIL, weights: Mapping[str, float], decode_every: int, teacher_forcing: bool
-) -> Callable[..., tuple[jax.Array, tuple[Metrics, Tree]]]:
+) -> Callable[..., tuple[jax.Array, tuple[StepMetrics, Tree]]]:
   """Makes the loss: (params, batch_stats, batch, counted, key) -> (loss, (metrics, batch_stats)).
 
   `counted` is the result of `count_weights` for the whole batch, of which `batch` may be a part:
@@ -227,7 +227,7 @@ def make_gradients(
   grad_accum_steps: int,
   gather: Callable[[Tree], Tree],
   scatter: Callable[[Tree], Tree],
-) -> Callable[..., tuple[Tree, tuple[Metrics, Tree]]]:
+) -> Callable[..., tuple[Tree, tuple[StepMetrics, Tree]]]:
   """Makes the gradient of a batch: (variables, batch, key) -> (gradients, (metrics, batch_stats)).
 
   Runs the micro-batches of `grad_accum_steps` one after the other. Gradients and metrics are those
@@ -264,7 +264,7 @@ def make_train_step(
   options: StepOptions,
   gather: Callable[[Tree], Tree] = lambda params: params,
   scatter: Callable[[Tree], Tree] = lambda grads: grads,
-) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, StepMetrics]]:
   """Makes the update (to be jitted): (state, batch, learning rate) -> (state, metrics).
 
   Args:
@@ -279,7 +279,7 @@ def make_train_step(
 
   def train_step(
     state: TrainState, batch: Batch, lr: Float[Array, ""]
-  ) -> tuple[TrainState, Metrics]:
+  ) -> tuple[TrainState, StepMetrics]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), state.step))
     batch = sample_augmentation(
       model,
