@@ -1,4 +1,4 @@
-"""Tables of ablations: which rows are one run, what is left to run, and what is written down."""
+"""Ablations: rows that share a run, runs that are left, lines and tables."""
 
 import argparse
 import dataclasses
@@ -55,11 +55,11 @@ def test_rows_of_a_table_are_different_runs_or_judged_on_different_masks(table):
 
 
 def test_every_row_is_a_model():
-  made = {
+  models = {
     build.make_model(config.load_config("demo", run.overrides), 512)
     for run in runs.planned(list(TABLES), dataclasses.replace(BUDGET, seeds=1))
   }
-  assert len(made) > 20
+  assert len(models) > 20
 
 
 def test_seeds_are_runs_of_their_own_and_the_first_of_all_rows_comes_first(monkeypatch):
@@ -78,9 +78,9 @@ def test_a_row_beside_the_question_may_have_fewer_seeds(monkeypatch):
   queue = runs.planned(["tiny"], BUDGET)
   assert [dict(word.split("=") for word in run.overrides)["seed"] for run in queue] == list("0012")
   lines = {run.name: _line(run) for run in queue}
-  assert [len(found) for _, found in runs.of_table("tiny", BUDGET, lines)] == [3, 1]
+  assert [len(actual) for _, actual in runs.of_table("tiny", BUDGET, lines)] == [3, 1]
   assert [
-    len(found) for _, found in runs.of_table("tiny", dataclasses.replace(BUDGET, seeds=1), lines)
+    len(actual) for _, actual in runs.of_table("tiny", dataclasses.replace(BUDGET, seeds=1), lines)
   ] == [1, 1]
 
 
@@ -108,7 +108,7 @@ def test_what_has_a_whole_line_is_not_run_again(tmp_path):
   assert runs.left(queue, runs.read(path)) == queue
   runs.add(path, _line(queue[0]))
   runs.add(path, _line(dataclasses.replace(queue[1], tests=queue[1].tests[:-1])))
-  assert runs.left(queue, runs.read(path)) == queue[1:]  # one test of it is missing
+  assert runs.left(queue, runs.read(path)) == queue[1:]  # one test is missing
   runs.add(path, _line(queue[1]))
   assert runs.left(queue, runs.read(path)) == queue[2:]
   path.write_text(path.read_text() + '{"run": "cut o')
@@ -152,17 +152,17 @@ def test_spread_is_mean_and_deviation_in_percent():
 def test_the_judgement_is_that_of_a_t_test_with_a_common_deviation():
   values = {"a": [0.70, 0.72, 0.71], "b": [0.69, 0.71, 0.705], "c": [0.60, 0.61, 0.62]}
   rows = []
-  for name, found in values.items():
+  for name, actual in values.items():
     run = runs.Run(name, (), runs.SPLITS)
-    rows.append((Row(name), [_with_miou(run, seed, value) for seed, value in enumerate(found)]))
-  pooled = np.mean([np.var(found, ddof=1) for found in values.values()]) ** 0.5
-  said = documents.judgement(rows)
-  assert said.startswith("Best on val: a (71.0); no worse within twice the standard error: b.")
-  assert said.endswith(f"Deviation of a seed: {100 * pooled:.1f}.")
+    rows.append((Row(name), [_with_miou(run, seed, value) for seed, value in enumerate(actual)]))
+  pooled = np.mean([np.var(actual, ddof=1) for actual in values.values()]) ** 0.5
+  text = documents.judgement(rows)
+  assert text.startswith("Best on val: a (71.0); no worse within twice the standard error: b.")
+  assert text.endswith(f"Deviation of a seed: {100 * pooled:.1f}.")
   near = (np.mean(values["a"]) - np.mean(values["b"])) / (pooled * (2 / 3) ** 0.5)
   far = (np.mean(values["a"]) - np.mean(values["c"])) / (pooled * (2 / 3) ** 0.5)
   assert near < 2 < far
-  assert documents.judgement([(row, found[:1]) for row, found in rows]).startswith("One seed")
+  assert documents.judgement([(row, actual[:1]) for row, actual in rows]).startswith("One seed")
   waiting = documents.judgement([*rows[:2], (rows[2][0], rows[2][1][:1])])
   assert waiting.startswith("Some rows have one seed so far")
   once = documents.judgement([*rows[:2], (Row("c", seeds=1), rows[2][1][:1])])
@@ -216,7 +216,7 @@ def test_a_table_is_written_into_its_place_and_nothing_else_changes(table, tmp_p
   assert all(line.count("|") == shown[0].count("|") for line in shown)
   documents.write(document, [table], BUDGET, lines)
   assert document.read_text() == text
-  documents.write(document, [table], BUDGET, {})  # nothing is known: what stands there stays
+  documents.write(document, [table], BUDGET, {})  # without lines the document stays the same
   assert document.read_text() == text
 
 
@@ -255,12 +255,12 @@ def test_the_figure_has_a_bar_a_row_as_long_as_its_mean_and_a_dot_a_seed():
     for name, values in runs_of.items()
   ]
   tree = ElementTree.fromstring(figure.draw(rows, "Title & more"))
-  found = {
+  actual = {
     kind: [e for e in tree.iter() if e.get("class", "").split()[:1] == [kind]]
     for kind in ("bar", "dot")
   }
-  one, default = (float(bar.get("width")) for bar in found["bar"])
-  assert default / one == pytest.approx(0.6 / 0.3, rel=0.01) and len(found["dot"]) == 3
+  one, default = (float(bar.get("width")) for bar in actual["bar"])
+  assert default / one == pytest.approx(0.6 / 0.3, rel=0.01) and len(actual["dot"]) == 3
   assert "Title & more" in [e.text for e in tree.iter()]
 
 
@@ -280,15 +280,15 @@ def test_the_document_has_a_place_for_every_table():
 
 
 def test_a_finished_run_is_judged_and_not_trained(shapes_data, finished_run, tmp_path, capfd):
-  found = one_run.measure(
+  actual = one_run.measure(
     tiny_run.__file__, [], shapes_data, str(finished_run), ["testA", "again/val"], str(tmp_path)
   ) if (tmp_path / "again").symlink_to(shapes_data) is None else {}  # fmt: skip
   assert "already finished" in capfd.readouterr().out
-  assert found["results"].keys() == {"testA", "again/val"}
-  assert found["samples"] == tiny_run.STEPS * 8
+  assert actual["results"].keys() == {"testA", "again/val"}
+  assert actual["samples"] == tiny_run.STEPS * 8
   (last,) = [row for row in tiny_run.rows(finished_run)[::-1] if "val/mIoU" in row][:1]
-  assert found["curve"][-1] == [tiny_run.STEPS * 8, last["val/mIoU"]]
-  assert len(found["curve"]) == tiny_run.STEPS // tiny_run.EVAL_EVERY
+  assert actual["curve"][-1] == [tiny_run.STEPS * 8, last["val/mIoU"]]
+  assert len(actual["curve"]) == tiny_run.STEPS // tiny_run.EVAL_EVERY
 
 
 @pytest.mark.slow
@@ -296,10 +296,10 @@ def test_a_run_ends_where_its_curve_is_good_enough_and_is_not_trained_further(
   shapes_data, tmp_path
 ):
   asked = [tiny_run.__file__, [], shapes_data, str(tmp_path), [], ""]
-  for again in range(2):  # where it is found so it makes a step more, for it saves after steps
-    found = one_run.measure(*asked, until=1e-6)
-    assert found["samples"] == 8 * (tiny_run.EVAL_EVERY + 1 + again) and found["results"] == {}
-    assert len(found["curve"]) == 1
+  for again in range(2):  # it stops one step later, because it saves after steps
+    actual = one_run.measure(*asked, until=1e-6)
+    assert actual["samples"] == 8 * (tiny_run.EVAL_EVERY + 1 + again) and actual["results"] == {}
+    assert len(actual["curve"]) == 1
   assert one_run.measure(*asked, until=1.0)["samples"] == 8 * tiny_run.STEPS
 
 
@@ -322,7 +322,7 @@ def test_runs_leave_lines_and_a_table_and_are_not_made_twice(
   monkeypatch.setattr(ablate, "_parser", _parser_that_knows("tiny", ablate._parser))
   ablate.main(words)
   lines = runs.read(results)
-  assert len(lines) == 2  # the last row is the first one, judged elsewhere
+  assert len(lines) == 2  # the last row is the run of the first, with other masks
   assert "2 runs to do" in capsys.readouterr().out
   text = document.read_text()
   assert all(f"| {row.name} |" in text for row in rows)
@@ -342,10 +342,10 @@ def test_runs_leave_lines_and_a_table_and_are_not_made_twice(
 
 def _parser_that_knows(table: str, make) -> object:
   def parser() -> argparse.ArgumentParser:
-    made = make()
-    (action,) = [action for action in made._actions if action.dest == "table"]
+    built = make()
+    (action,) = [action for action in built._actions if action.dest == "table"]
     action.choices = [*action.choices, table]
-    return made
+    return built
 
   return parser
 
@@ -357,7 +357,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(shapes_data, tmp_path,
   )  # fmt: skip
   bad = runs.Run("bad", ("model.width=31",), ("val",))
   good = runs.of_row(Row(""), 0, TINY)
-  with pytest.raises(InputError, match=r"1 runs failed; the first says in .*bad/log\.txt why"):
+  with pytest.raises(InputError, match=r"1 runs failed; the log of the first is .*bad/log\.txt"):
     ablate.Bench(args).run([bad, good])
   assert list(runs.read(pathlib.Path(args.results))) == [good.name]
   assert "multiple of" in (tmp_path / "bad" / "log.txt").read_text()

@@ -1,4 +1,4 @@
-"""The comparisons of programs run to their end, and refuse to compare what is not the same."""
+"""Comparisons of programs run to their end, and refuse programs that differ."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_every_program_is_measured_at_every_batch_size(module, batches, peers, t
 def test_other_weights_are_noticed_before_anything_is_timed(tmp_path, monkeypatch):
   pytest.importorskip("torch")
   pytest.importorskip("transformers")
-  # The peer's own process answers what it is asked for; here its answer is falsified.
+  # The peer's process answers; here its answer is changed.
   ask = contestants.Contestant.ask
 
   def other(self, what, **arguments):
@@ -82,7 +82,17 @@ def test_growth_has_a_row_a_change_and_the_config_itself_is_one(how, tmp_path, c
   monkeypatch.setattr(growth, "SIZES", {"small": (16, 1, 2), "as it is": (32, 1, 2)})
   path = tmp_path / "table.json"
   growth.main(
-    ["--config", tiny_run.__file__, "--what", "model", "--rounds", "1", "--json", str(path), *how]
+    [
+      "--config",
+      tiny_run.__file__,
+      "--dimension",
+      "model",
+      "--rounds",
+      "1",
+      "--json",
+      str(path),
+      *how,
+    ]
   )
   small, same = json.loads(path.read_text())["rows"]
   assert (same["time"], same["products"]) == (1, 1)
@@ -98,7 +108,7 @@ def test_an_evaluation_is_compared_with_its_model(shapes_data, tmp_path, capsys)
   )  # fmt: skip
   result = json.loads(path.read_text())
   assert result["sentences"] == 20
-  assert [row["what"] for row in result["rows"]] == ["evaluation", "model"]
+  assert [row["contestant"] for row in result["rows"]] == ["evaluation", "model"]
   assert "| evaluation |" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.house` measures, on a tree of a few files."""
+"""The figures of `benchmarks.house`, on a tree of a few files."""
 
 import json
 import pathlib

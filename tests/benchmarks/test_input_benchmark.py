@@ -1,4 +1,4 @@
-"""What `benchmarks.input` measures, on a handful of generated scenes."""
+"""`benchmarks.input` on a few generated scenes."""
 
 import argparse
 import importlib.util

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, ratios and tables."""
+"""Turns, ratios and tables of the benchmarks."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.right_reason` does to batches, and the table that it makes."""
+"""The batches and the table of `benchmarks.right_reason`."""
 
 import json
 
@@ -48,9 +48,9 @@ def test_swapped_sentences_mean_another_object_of_the_same_scene(batches, tokeni
   by_image = {row["meta"]["image_id"]: row["image"] for row in rows}
   swapped = list(right_reason.swap_sentences(batches, move_target))
   assert all(batch["image"].shape == batches[0]["image"].shape for batch in swapped)
-  found = _rows(swapped)
-  assert len(found) == len(rows)  # every scene of this split has two objects that are referred to
-  for row in found:
+  actual = _rows(swapped)
+  assert len(actual) == len(rows)  # every scene of this split has two referents
+  for row in actual:
     meta = row["meta"]
     np.testing.assert_array_equal(row["image"], by_image[meta["image_id"]])
     assert _text(row, tokenizer) == text_of[meta["ref_id"], meta["expression_index"]]
@@ -61,8 +61,8 @@ def test_swapped_sentences_mean_another_object_of_the_same_scene(batches, tokeni
 
 
 def test_old_targets_are_those_that_were(batches):
-  found = _rows(right_reason.swap_sentences(batches, move_target=False))
-  kept = sorted(row["original_target"].tobytes() for row in found)
+  actual = _rows(right_reason.swap_sentences(batches, move_target=False))
+  kept = sorted(row["original_target"].tobytes() for row in actual)
   assert kept == sorted(row["original_target"].tobytes() for row in _rows(batches))
 
 

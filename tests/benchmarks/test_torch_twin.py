@@ -1,4 +1,4 @@
-"""The network that our speed is measured against is our network."""
+"""The twin in PyTorch computes the same network as ours."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.extras
 
 @pytest.fixture(scope="module")
 def pair():
-  """Our model, its variables, and the twin with the same parameters, on a batch with every kind of row."""
+  """Our model, its variables, the twin with the same parameters, and a batch."""
   from benchmarks import torch_twin, torch_weights
 
   config = tiny_model.make_config(slots=16)
@@ -33,7 +33,7 @@ def pair():
     "target": rng.random((4, 96, 96)) < 0.5,
     "weight": np.ones(4, np.float32),
   }
-  # One target is an instance, so that a choice is right; the others are none of them.
+  # One target is an instance; the others are none of the instances.
   batch["target"][1] = (inputs["planes"][1, 0] >> 2) & 1
   twin = torch_twin.Twin(config, tiny_model.VOCAB)
   torch_weights.load(twin, variables)
@@ -63,9 +63,9 @@ def test_the_twin_learns_what_our_model_learns(pair):
 
   loss, grads = jax.jit(jax.value_and_grad(loss_of))(variables["params"])
   twin.train().zero_grad()
-  said = torch_twin.loss_of(twin, theirs)
-  said.backward()
-  assert said.item() == pytest.approx(float(loss), rel=1e-5)
+  twin_loss = torch_twin.loss_of(twin, theirs)
+  twin_loss.backward()
+  assert twin_loss.item() == pytest.approx(float(loss), rel=1e-5)
   norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm().item()
   expected = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
   assert norm == pytest.approx(expected, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Recipes and their overrides; a mistake is named together with what there is."""
+"""Recipes, overrides and stored configs; errors name the known keys."""
 
 import pytest
 
@@ -14,7 +14,7 @@ DEMO = "configs/demo.py"
 
 @pytest.fixture(autouse=True)
 def in_the_checkout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-  """Recipes are named from the checkout, as users do."""
+  """Paths of recipes are relative to the checkout."""
   monkeypatch.chdir(request.config.rootpath)
 
 
@@ -35,11 +35,11 @@ def in_the_checkout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 )
 @pytest.mark.parametrize("prefix", ["--config.", ""])
 def test_override_sets_the_value_and_keeps_its_type(override, value, prefix):
-  found = load_config(DEMO, [prefix + override])
+  actual = load_config(DEMO, [prefix + override])
   for part in override.partition("=")[0].split("."):
-    found = found[part]
-  assert found == value
-  assert type(found) is type(value)
+    actual = actual[part]
+  assert actual == value
+  assert type(actual) is type(value)
 
 
 def test_override_leaves_everything_else_as_it_was():

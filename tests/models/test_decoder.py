@@ -1,4 +1,4 @@
-"""The decoder's own resampling, against loops and `jax.image`."""
+"""The decoder's resampling, against loops and `jax.image`."""
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,9 @@ def test_space_to_depth_puts_each_tile_into_its_cell_and_back():
 
 def test_depth_to_space_is_undone_by_space_to_depth():
   x = draw(1, 2, 3, 8)
-  there = decoder.depth_to_space(jnp.asarray(x), 2)
-  assert there.shape == (1, 4, 6, 2)
-  np.testing.assert_array_equal(decoder.space_to_depth(there, 2), x)
+  pixels = decoder.depth_to_space(jnp.asarray(x), 2)
+  assert pixels.shape == (1, 4, 6, 2)
+  np.testing.assert_array_equal(decoder.space_to_depth(pixels, 2), x)
 
 
 @pytest.mark.parametrize("stages", [1, 3])
@@ -76,7 +76,7 @@ def test_coordinates_are_the_sides_the_centre_and_the_size_of_each_cell():
 
 
 def test_the_last_convolution_commutes_with_upsampling():
-  """Why the decoder applies it before the last doubling: a 1x1 convolution is a product a pixel."""
+  """So the decoder applies it before the last doubling."""
   x, kernel = draw(1, 3, 4, 6), draw(6, 1)
   before = upsample2(x @ kernel)
   after = np.asarray(upsample2(x)) @ kernel

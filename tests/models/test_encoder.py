@@ -1,4 +1,4 @@
-"""Ways to compile the encoder that may not change what it computes, and attention on a TPU."""
+"""Options of the encoder that must not change its output, and attention on a TPU."""
 
 import functools
 import os
@@ -38,7 +38,7 @@ def parameters() -> dict[str, Any]:
 
 
 def stacked(params: dict[str, Any]) -> dict[str, Any]:
-  """The parameters as `scan` has them, by a way of its own."""
+  """Stacks the parameters for `scan`, independently of the code under test."""
   blocks = [params[block_name(i)] for i in range(DEPTH)]
   return {"norm": params["norm"], STACK: jax.tree.map(lambda *rows: jnp.stack(rows), *blocks)}
 
@@ -61,13 +61,13 @@ def test_remat_and_scan_change_neither_loss_nor_gradients(remat, scan):
   if scan:
     gradients = stacked(gradients)
   params = stacked(parameters()) if scan else parameters()
-  found, found_gradients = loss_and_gradients(make_encoder(remat=remat, scan=scan), params)
-  np.testing.assert_allclose(found, expected, **NEAR)
+  actual, found_gradients = loss_and_gradients(make_encoder(remat=remat, scan=scan), params)
+  np.testing.assert_allclose(actual, expected, **NEAR)
   jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), found_gradients, gradients)
 
 
 def test_remat_keeps_less_between_the_passes():
-  """What the backward pass is handed, as JAX itself lists it."""
+  """Compares the residuals that JAX lists for the backward pass."""
 
   def kept(remat: str) -> int:
     encoder = make_encoder(remat=remat)
@@ -87,7 +87,7 @@ def test_remat_keeps_less_between_the_passes():
 
 
 def test_dropout_differs_from_block_to_block_in_a_loop():
-  """Blocks of equal parameters, all zero but dropout's input, would else drop the same units."""
+  """With the same draw, blocks of equal parameters would drop the same units."""
   encoder = make_encoder(scan=True, dropout=0.5)
   zero = jax.tree.map(jnp.zeros_like, stacked(parameters()))
   zero[STACK]["mlp_out"]["bias"] += jnp.array([1.0, 10.0, 100.0])[:, None]
@@ -116,10 +116,10 @@ def test_a_stack_has_the_blocks_in_their_order():
     f"encoder/{path_name(path)}": leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(stacked(parameters()))
   }
-  found = stack_blocks(flat | rest)
-  assert found.keys() == expected.keys() | rest.keys()
+  actual = stack_blocks(flat | rest)
+  assert actual.keys() == expected.keys() | rest.keys()
   for name, value in expected.items():
-    np.testing.assert_array_equal(found[name], value)
+    np.testing.assert_array_equal(actual[name], value)
 
 
 def test_the_whole_model_says_the_same_however_it_is_compiled():
@@ -127,8 +127,8 @@ def test_the_whole_model_says_the_same_however_it_is_compiled():
   variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
   expected = tiny_model.run(config, variables, inputs)
   rounded = tiny_model.make_config(depth=2, no_target=True, pad_to_multiple_of=64)
-  found = tiny_model.run(rounded, variables, inputs)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+  actual = tiny_model.run(rounded, variables, inputs)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), actual, expected)
 
 
 def test_texts_may_have_fewer_places_than_there_are_positions():
@@ -136,8 +136,8 @@ def test_texts_may_have_fewer_places_than_there_are_positions():
   variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
   inputs["num_tokens"] = np.minimum(inputs["num_tokens"], 3)
   expected = tiny_model.run(config, variables, inputs)
-  found = tiny_model.run(config, variables, inputs | {"tokens": inputs["tokens"][:, :3]})
-  np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+  actual = tiny_model.run(config, variables, inputs | {"tokens": inputs["tokens"][:, :3]})
+  np.testing.assert_allclose(actual.logits, expected.logits, atol=1e-5)
 
 
 def test_attention_of_a_tpu_is_that_of_xla():
@@ -146,14 +146,14 @@ def test_attention_of_a_tpu_is_that_of_xla():
 
 def test_attention_of_a_tpu_is_that_of_xla_on_each_of_eight_devices():
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-  found = subprocess.run(
+  actual = subprocess.run(
     [sys.executable, tpu_attention.__file__],
     env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "XLA_FLAGS": flags},
     capture_output=True,
     text=True,
     check=True,
   )
-  devices, difference = found.stdout.split()
+  devices, difference = actual.stdout.split()
   assert int(devices) == 8
   assert float(difference) < 2e-5
 

@@ -10,7 +10,7 @@ from mail_jax.models import instances
 
 SIZE = 24
 
-# Compiled, because one program is sooner made than one for each operation.
+# Compiling one program takes less time than one for each operation.
 boxes = jax.jit(instances.boxes)
 crop_pixels = jax.jit(instances.crop_pixels, static_argnums=2)
 pack_planes = jax.jit(instances.pack_bit_planes, static_argnums=1)
@@ -21,7 +21,7 @@ views = jax.jit(instances.views, static_argnums=(2, 3))
 
 @pytest.fixture(scope="module")
 def masks() -> np.ndarray:
-  """Two examples of five masks of 24 x 20: specks, a lone pixel, the full frame, and an empty one."""
+  """Two examples of five masks of 24 x 20: specks, a single pixel, the full frame, empty."""
   rng = np.random.default_rng(0)
   drawn = np.zeros((2, 5, SIZE, 20), bool)
   drawn[:, 0, 3:17, 2:9] = rng.random((2, 14, 7)) < 0.6
@@ -40,7 +40,7 @@ def box_by_loop(mask: np.ndarray) -> list[int]:
 
 
 def average_by_loop(image: np.ndarray, box: list[int], bins: int) -> np.ndarray:
-  """The mean of an image (h, w, c) over the area of each cell of a grid laid on the box."""
+  """Averages an image (h, w, c) over the area of each cell of a grid on the box."""
   top, left, bottom, right = box
   tall, wide = (bottom - top) / bins, (right - left) / bins
   result = np.zeros((bins, bins, image.shape[2]))
@@ -54,9 +54,9 @@ def average_by_loop(image: np.ndarray, box: list[int], bins: int) -> np.ndarray:
 
 def test_a_frame_is_the_average_over_a_grid_on_the_whole_image(masks):
   _, frames = views(masks, boxes(masks), 7, 4)
-  for found, mask in zip(frames[0], masks[0], strict=True):
+  for actual, mask in zip(frames[0], masks[0], strict=True):
     expected = average_by_loop(mask[..., None], [0, 0, *mask.shape], 4)[..., 0]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 16, 50, 64])
@@ -82,10 +82,10 @@ def test_coverage_is_the_share_of_each_patch_row_by_row(masks):
 
 
 def test_box_is_the_extent_of_the_mask_and_the_full_frame_for_an_empty_one(masks):
-  found = np.asarray(boxes(masks))
+  actual = np.asarray(boxes(masks))
   expected = [[box_by_loop(mask) for mask in example] for example in masks]
-  np.testing.assert_array_equal(found, expected)
-  assert found[0, 4].tolist() == [0, 0, 24, 20]
+  np.testing.assert_array_equal(actual, expected)
+  assert actual[0, 4].tolist() == [0, 0, 24, 20]
 
 
 def test_box_features_are_fractions_of_the_image_around_zero_and_their_waves():
@@ -93,11 +93,11 @@ def test_box_features_are_fractions_of_the_image_around_zero_and_their_waves():
   box = np.array([[[6, 10, 18, 15], [0, 0, 24, 20]]], np.float32)
   features = np.asarray(instances.box_features(jnp.asarray(box), 24, 20, octaves=2))[0]
   fractions = np.array([[-0.5, 0, 0.5, 0.5, 0, -0.5], [-1, -1, 1, 1, 1, 1]])
-  for found, linear, area in zip(features, fractions, (1 / 8, 1), strict=True):
+  for actual, linear, area in zip(features, fractions, (1 / 8, 1), strict=True):
     expected = [*linear, np.log(area) / 4 + 1]
     for wave in (np.sin, np.cos):
       expected += [wave(x * np.pi / 2 * octave) for x in linear for octave in (1, 2)]
-    np.testing.assert_allclose(found, 1.5 * np.array(expected), atol=1e-5)
+    np.testing.assert_allclose(actual, 1.5 * np.array(expected), atol=1e-5)
 
 
 def test_crops_and_frames_are_averages_over_areas(masks):
@@ -130,8 +130,8 @@ def test_cropped_pixels_are_averages_over_areas(masks):
 def test_weighted_sum_adds_masks_by_their_weights(masks):
   weights = np.random.default_rng(2).normal(size=(2, 5)).astype(np.float32)
   expected = sum(weights[:, k, None, None].astype(float) * masks[:, k] for k in range(5))
-  found = instances.weighted_sum(jnp.asarray(weights), jnp.asarray(masks))
-  np.testing.assert_allclose(found, expected, atol=1e-6)
+  actual = instances.weighted_sum(jnp.asarray(weights), jnp.asarray(masks))
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_the_first_slots_hold_the_instances():
@@ -143,12 +143,12 @@ def test_likeness_falls_with_the_distance_to_the_mean_colour_of_the_region(masks
   rng = np.random.default_rng(3)
   pixels = rng.normal(size=(2, SIZE, 20, 3)).astype(np.float32)
   weights = masks[:, 0] * rng.random((2, SIZE, 20)).astype(np.float32)
-  found = np.asarray(instances.likeness(jnp.asarray(pixels), jnp.asarray(weights), 0.5))
-  assert found.shape == (2, SIZE, 20, 1)
+  actual = np.asarray(instances.likeness(jnp.asarray(pixels), jnp.asarray(weights), 0.5))
+  assert actual.shape == (2, SIZE, 20, 1)
   for b in range(2):
     mean = np.average(pixels[b].reshape(-1, 3), axis=0, weights=weights[b].reshape(-1))
     expected = np.exp(-0.5 * np.linalg.norm(pixels[b] - mean, axis=-1) ** 2)
-    np.testing.assert_allclose(found[b, ..., 0], expected, rtol=1e-4)
+    np.testing.assert_allclose(actual[b, ..., 0], expected, rtol=1e-4)
 
 
 def test_nothing_looks_like_an_empty_region(masks):
@@ -196,10 +196,10 @@ def test_texture_tells_stripes_of_any_direction_from_dots_and_from_nothing():
   inside = np.zeros((len(patterns), 1, 32, 32), bool)
   inside[:, :, 4:28, 4:28] = True
   _, texture = colour_and_texture(pixels, inside)
-  found = dict(zip(patterns, np.asarray(texture)[:, 0, 3:], strict=True))
-  assert not found["plain"].any()
+  actual = dict(zip(patterns, np.asarray(texture)[:, 0, 3:], strict=True))
+  assert not actual["plain"].any()
   for stripes in ("upright", "lying", "slanted"):
-    low, high, coherence = found[stripes]
+    low, high, coherence = actual[stripes]
     assert low == pytest.approx(0, abs=1e-3) and high > 1 and coherence == pytest.approx(3)
-  low, high, coherence = found["dots"]
+  low, high, coherence = actual["dots"]
   assert low > 1 and high > 1 and coherence < 1

@@ -14,7 +14,7 @@ from mail_jax.models.mask_selection import pool_instances, select
 
 LENGTHS = (7, 4, 1)
 
-# Compiled, because one program is sooner made than one for each operation.
+# Compiling one program takes less time than one for each operation.
 attention = jax.jit(attend, static_argnames="backend")
 selection = jax.jit(select, static_argnames="kind")
 
@@ -24,7 +24,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def attend_by_loop(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
-  """Each query looks at all keys; one head of one example, nothing padded."""
+  """Computes one head of one example without padding."""
   result = np.zeros(query.shape)
   for i, q in enumerate(query.astype(float)):
     weight = np.array([np.exp(q @ k.astype(float) / np.sqrt(len(q))) for k in key])
@@ -34,11 +34,11 @@ def attend_by_loop(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.
 
 def test_attention_is_softmax_of_scaled_products_over_the_tokens_that_count():
   query, key, value = (3 * draw(3, 7, 2, 4, seed=seed) for seed in range(3))
-  found = np.asarray(attention(query, key, value, np.array(LENGTHS)))
+  actual = np.asarray(attention(query, key, value, np.array(LENGTHS)))
   for b, length in enumerate(LENGTHS):
     for head in range(2):
       expected = attend_by_loop(*(x[b, :length, head] for x in (query, key, value)))
-      np.testing.assert_allclose(found[b, :length, head], expected, atol=2e-5)
+      np.testing.assert_allclose(actual[b, :length, head], expected, atol=2e-5)
 
 
 def test_attention_does_not_see_padding_and_stays_finite_there():
@@ -55,11 +55,11 @@ def test_attention_does_not_see_padding_and_stays_finite_there():
 def test_attention_in_bfloat16_returns_bfloat16_near_the_exact_result():
   tensors = [jnp.asarray(draw(3, 7, 2, 4, seed=seed)) for seed in range(3)]
   exact = np.asarray(attention(*tensors, jnp.array(LENGTHS)))
-  found = attention(*(x.astype(jnp.bfloat16) for x in tensors), jnp.array(LENGTHS))
-  assert found.dtype == jnp.bfloat16
+  actual = attention(*(x.astype(jnp.bfloat16) for x in tensors), jnp.array(LENGTHS))
+  assert actual.dtype == jnp.bfloat16
   for b, length in enumerate(LENGTHS):
     np.testing.assert_allclose(
-      np.asarray(found[b, :length], np.float32), exact[b, :length], atol=0.05
+      np.asarray(actual[b, :length], np.float32), exact[b, :length], atol=0.05
     )
 
 
@@ -84,17 +84,17 @@ def test_packing_moves_padding_last_and_keeps_the_order_of_the_rest(valid):
 def test_pooling_averages_features_by_coverage_and_gives_zeros_without_any():
   features, coverage = draw(2, 5, 3), np.random.default_rng(1).random((2, 4, 5), np.float32)
   coverage[:, 2] = 0
-  found = np.asarray(pool_instances(jnp.asarray(features), jnp.asarray(coverage)))
+  actual = np.asarray(pool_instances(jnp.asarray(features), jnp.asarray(coverage)))
   for b in range(2):
     for k in (0, 1, 3):
       expected = np.average(features[b].astype(float), axis=0, weights=coverage[b, k])
-      np.testing.assert_allclose(found[b, k], expected, atol=1e-5)
-  np.testing.assert_array_equal(found[:, 2], 0)
+      np.testing.assert_allclose(actual[b, k], expected, atol=1e-5)
+  np.testing.assert_array_equal(actual[:, 2], 0)
 
 
 @pytest.fixture(scope="module")
 def scored() -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Scores, "none of them" and slots: an instance wins, none wins, a void slot would, no instance."""
+  """Scores, "none of them" and slots: best is an instance, none, a void slot; no instance."""
   scores = jnp.array([[1.0, 3.0, 2.0], [1.0, 0.0, -1.0], [0.5, 9.0, 0.25], [5.0, 5.0, 5.0]])
   null = jnp.array([0.5, 4.0, 0.0, -20.0])
   valid = jnp.array([[True] * 3, [True] * 3, [True, False, True], [False] * 3])
@@ -103,9 +103,9 @@ def scored() -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def test_soft_selection_is_the_softmax_over_the_instances_and_none(scored):
   rho = np.asarray(selection(*scored, "soft"))
-  for found, score, none, slots in zip(rho, *map(np.asarray, scored), strict=True):
+  for actual, score, none, slots in zip(rho, *map(np.asarray, scored), strict=True):
     weights = np.exp(score.astype(float)) * slots
-    np.testing.assert_allclose(found, weights / (weights.sum() + np.exp(float(none))), atol=1e-6)
+    np.testing.assert_allclose(actual, weights / (weights.sum() + np.exp(float(none))), atol=1e-6)
 
 
 def test_hard_selection_takes_one_instance_or_none(scored):

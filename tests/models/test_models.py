@@ -1,4 +1,4 @@
-"""The whole model: what may not matter does not, what must matter does, and what cannot be is refused."""
+"""The whole model: which inputs change its output, which do not, and invalid options."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def output(config, variables, inputs) -> Output:
 
 
 def check_output(output: Output, inputs: Inputs, config: ConfigDict) -> None:
-  """Shapes and ranges as `Output` promises them."""
+  """Checks the shapes and ranges of an `Output`."""
   count, slots, size = len(inputs["image"]), config.max_instances, config.image_size
   assert output.logits.shape == (count, size, size)
   assert output.logits.dtype == np.float32
@@ -93,7 +93,7 @@ def test_without_slots_there_are_no_mask_tokens_and_no_mask_parameters():
   assert not {"mask", "selection", "mask_gain"} & set(variables["params"])
   output = tiny_model.run(config, variables, inputs)
   check_output(output, inputs, config)
-  # Its planes cannot matter.
+  # Its planes must not matter.
   inputs["planes"] = ~inputs["planes"]
   assert same(output, tiny_model.run(config, variables, inputs))
 
@@ -104,22 +104,22 @@ def test_bfloat16_runs_with_float32_parameters_and_logits_near_those_of_float32(
   half = tiny_model.make_config(dtype="bfloat16")
   dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(tiny_model.shapes(half))}
   assert dtypes == {"float32"}
-  found = tiny_model.run(half, variables, inputs)
-  check_output(found, inputs, half)
-  assert found.selection_logits.dtype == np.float32
-  np.testing.assert_allclose(found.selection_logits, output.selection_logits, atol=0.1, rtol=0.1)
-  assert not np.array_equal(found.selection_logits, output.selection_logits)
+  actual = tiny_model.run(half, variables, inputs)
+  check_output(actual, inputs, half)
+  assert actual.selection_logits.dtype == np.float32
+  np.testing.assert_allclose(actual.selection_logits, output.selection_logits, atol=0.1, rtol=0.1)
+  assert not np.array_equal(actual.selection_logits, output.selection_logits)
 
 
 def with_other_padding(inputs: Inputs, config: ConfigDict) -> Inputs:
-  """The same expressions with other word pieces behind their ends."""
+  """Returns inputs with other word pieces in the padding."""
   padding = np.arange(config.max_tokens) >= inputs["num_tokens"][:, None]
   assert padding.any()
   return inputs | {"tokens": np.where(padding, inputs["tokens"] % 7 + 3, inputs["tokens"])}
 
 
 def with_other_void_slots(inputs: Inputs, config: ConfigDict) -> Inputs:
-  """The same instances, with every bit of the slots that hold none turned over."""
+  """Returns inputs with every bit of the slots without an instance flipped."""
   void = np.zeros((*inputs["valid"].shape, 1, 1), bool) | ~inputs["valid"][:, :, None, None]
   assert void.any()
   side = config.image_size
@@ -150,13 +150,15 @@ def test_more_room_for_words_and_instances_changes_nothing(config, variables, in
     "planes": np.pad(inputs["planes"], ((0, 0), (0, 1), (0, 0), (0, 0)), constant_values=999),
     "valid": np.pad(inputs["valid"], ((0, 0), (0, 15))),
   }
-  found = tiny_model.run(wide, variables | {"params": variables["params"] | {"text": text}}, inputs)
+  actual = tiny_model.run(
+    wide, variables | {"params": variables["params"] | {"text": text}}, inputs
+  )
   slots = config.max_instances
-  np.testing.assert_allclose(found.logits, output.logits, atol=1e-5)
-  np.testing.assert_allclose(found.rho[:, :slots], output.rho, atol=1e-5)
-  assert not found.rho[:, slots:].any()
+  np.testing.assert_allclose(actual.logits, output.logits, atol=1e-5)
+  np.testing.assert_allclose(actual.rho[:, :slots], output.rho, atol=1e-5)
+  assert not actual.rho[:, slots:].any()
   np.testing.assert_allclose(
-    found.selection_logits[:, [*range(slots), -1]], output.selection_logits, atol=1e-5
+    actual.selection_logits[:, [*range(slots), -1]], output.selection_logits, atol=1e-5
   )
 
 
@@ -168,20 +170,20 @@ def test_order_of_the_instances_changes_the_order_of_their_weights_and_no_pixel(
     bit_planes.packbits(bit_planes.unpackbits(p, len(order))[order]) for p in inputs["planes"]
   ]
   shuffled = inputs | {"planes": np.stack(planes), "valid": inputs["valid"][:, order]}
-  found = tiny_model.run(config, variables, shuffled)
-  np.testing.assert_allclose(found.logits, output.logits, atol=1e-5)
-  np.testing.assert_allclose(found.rho, output.rho[:, order], atol=1e-5)
+  actual = tiny_model.run(config, variables, shuffled)
+  np.testing.assert_allclose(actual.logits, output.logits, atol=1e-5)
+  np.testing.assert_allclose(actual.rho, output.rho[:, order], atol=1e-5)
   np.testing.assert_allclose(
-    found.selection_logits, output.selection_logits[:, [*order, -1]], atol=1e-5
+    actual.selection_logits, output.selection_logits[:, [*order, -1]], atol=1e-5
   )
 
 
 def test_examples_of_a_batch_do_not_see_each_other(config, variables, inputs, output):
   other = tiny_model.make_inputs(config, seed=1)
   mixed = {name: np.concatenate([inputs[name][:1], other[name][1:]]) for name in inputs}
-  found = tiny_model.run(config, variables, mixed)
-  assert same(*(jax.tree.map(lambda a: a[:1], whole) for whole in (output, found)))
-  assert not np.allclose(found.logits[1:], output.logits[1:], atol=1e-2)
+  actual = tiny_model.run(config, variables, mixed)
+  assert same(*(jax.tree.map(lambda a: a[:1], whole) for whole in (output, actual)))
+  assert not np.allclose(actual.logits[1:], output.logits[1:], atol=1e-2)
 
 
 def test_decoding_every_second_example_leaves_out_the_logits_of_the_others(config, variables):
@@ -222,8 +224,8 @@ def test_each_modality_matters(config, variables, inputs, output, field):
     changed["tokens"][:, 1] = changed["tokens"][:, 1] % 7 + 8
   else:
     changed["planes"][:, :, 4:12, 8:20] ^= 0xFFFF
-  found = tiny_model.run(config, variables, changed)
-  for before, after in zip(output.selection_logits, found.selection_logits, strict=True):
+  actual = tiny_model.run(config, variables, changed)
+  for before, after in zip(output.selection_logits, actual.selection_logits, strict=True):
     assert not np.allclose(before, after, atol=1e-4)
 
 
@@ -237,11 +239,11 @@ def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
     params = jax.tree_util.tree_map_with_path(
       lambda path, x: x.astype(jnp.bfloat16) if wanted(path_name(path)) else x, variables["params"]
     )
-    found = tiny_model.run(config, variables | {"params": params}, inputs)
-    return not same(found, expected, atol=1e-5)
+    actual = tiny_model.run(config, variables | {"params": params}, inputs)
+    return not same(actual, expected, atol=1e-5)
 
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
-  # None is left out that could travel so: all kernels are among them, or matter.
+  # No kernel is left out: all others need their precision.
   others = [name for name in names if name.endswith("kernel") and not IN_DTYPE.match(name)]
   assert others
   assert not changes(IN_DTYPE.match)
@@ -257,7 +259,7 @@ def test_what_is_read_in_the_dtype_alone_may_be_given_in_it(preset):
   ],
 )
 def test_a_program_holds_the_weights_and_takes_any_number_of_examples(options):
-  """As exported models do; nothing is compiled."""
+  """Like exported models; nothing is compiled."""
   config = tiny_model.make_config(**options)
   variables = jax.device_get(tiny_model.random_variables(config))
   run = forward.make_forward(tiny_model.make(config))

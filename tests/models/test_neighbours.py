@@ -1,4 +1,4 @@
-"""Counts of an instance's neighbours, against loops."""
+"""Counts of the neighbours of instances, against loops."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ _COUNT = 5
 
 
 def draw(seed: int, absent: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Vectors, boxes and areas of instances; the last ones have no pixel."""
+  """Draws vectors, boxes and areas of instances; the last ones have no pixel."""
   rng = np.random.default_rng(seed)
   corner = rng.integers(0, 20, (1, _COUNT, 2))
   box = np.concatenate([corner, corner + rng.integers(1, 9, (1, _COUNT, 2))], -1).astype(np.float32)
@@ -36,7 +36,7 @@ def test_sides_are_those_of_a_loop(seed, absent):
 
 
 def added(*arrays: np.ndarray) -> np.ndarray:
-  """What the module adds to each token, as it is new."""
+  """Returns the output of a new module for each token."""
   module, arguments = Neighbours(width=7), [jnp.asarray(array) for array in arrays]
   variables = module.init(jax.random.key(0), *arguments)
   return np.asarray(module.apply(variables, *arguments))
@@ -59,7 +59,7 @@ def test_slots_without_an_instance_are_counted_by_nobody():
 
 
 def test_only_instances_that_are_alike_are_counted():
-  """Three of one kind and two of another in a row: each knows how many of its own kind are on its left."""
+  """Three of one kind and two of another in a row, each with its own kind's number on its left."""
   kind = np.array([0, 1, 0, 1, 0])
   x = np.eye(2, dtype=np.float32)[kind][None]
   left = np.arange(_COUNT, dtype=np.float32) * 10
@@ -73,7 +73,7 @@ def test_only_instances_that_are_alike_are_counted():
   params["norm"]["scale"], params["sharpness"] = np.ones(2, np.float32), np.full(1, 50.0)
 
   def told(head: int, side: int, feature: int) -> list[float]:
-    """What one feature says of each instance."""
+    """Returns one feature of each instance."""
     kernel = np.zeros((2, SIDES, 5), np.float32)
     kernel[head, side, feature] = 1
     params["project"]["kernel"] = kernel.reshape(-1, 1)

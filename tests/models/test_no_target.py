@@ -1,4 +1,4 @@
-"""Expressions that mean several objects, or none: the model's outputs, and that it learns them."""
+"""Expressions with several targets or none: the outputs of the model, and that it learns them."""
 
 import dataclasses
 import itertools
@@ -26,8 +26,8 @@ from mail_jax.train.loop import Trainer
 def test_what_is_said_to_mean_nothing_has_an_empty_mask():
   logits = jnp.array([[[1.0, -1.0]], [[1.0, -1.0]], [[0.5, 2.0]]])
   assert find_mask(logits, None).tolist() == [[[True, False]], [[True, False]], [[True, True]]]
-  said = find_mask(logits, jnp.array([0.1, 0.0, -3.0]))
-  assert said.tolist() == [[[False, False]], [[True, False]], [[True, True]]]
+  masks = find_mask(logits, jnp.array([0.1, 0.0, -3.0]))
+  assert masks.tolist() == [[[False, False]], [[True, False]], [[True, True]]]
 
 
 @pytest.mark.parametrize("slots", [0, 4])
@@ -64,9 +64,9 @@ def test_several_gates_may_be_open_and_none_where_no_instance_is():
 def test_gates_have_the_gradient_of_the_sigmoid():
   scores, null, valid = jnp.array([[0.3, -2.0]]), jnp.array([0.1]), jnp.ones((1, 2), bool)
   weights = jnp.array([[2.0, 5.0]])
-  found = jax.grad(lambda s: (select(s, null, valid, "multi") * weights).sum())(scores)
+  actual = jax.grad(lambda s: (select(s, null, valid, "multi") * weights).sum())(scores)
   p = 1 / (1 + np.exp(-(np.array([0.3, -2.0]) - 0.1)))
-  np.testing.assert_allclose(found[0], weights[0] * p * (1 - p), rtol=1e-5)
+  np.testing.assert_allclose(actual[0], weights[0] * p * (1 - p), rtol=1e-5)
 
 
 def test_pixels_of_two_open_instances_count_once():
@@ -92,7 +92,7 @@ def test_the_model_decodes_the_union_of_what_is_meant():
   opened = output.selection_logits[:, :-1] > output.selection_logits[:, -1:]
   np.testing.assert_array_equal(output.rho > 0.5, opened)
   assert not output.rho[~inputs["valid"]].any()
-  # "None of them" is the largest logit exactly where every gate is shut.
+  # "None of them" has the largest logit exactly where every gate is closed.
   none = output.selection_logits.argmax(1) == config.max_instances
   np.testing.assert_array_equal(none, ~opened.any(1))
   apply = jax.jit(tiny_model.make(config).apply)
@@ -102,14 +102,14 @@ def test_the_model_decodes_the_union_of_what_is_meant():
   np.testing.assert_allclose(other.rho, ~opened & inputs["valid"], atol=1e-6)
 
 
-# A world of squares in a row, of which an expression means all of a colour: several, one or none.
+# Squares in a row; the targets of an expression are those of a colour: several, one or none.
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230)}
 SIZE, SQUARES = 32, 3
 
 
 def make_world(rng: np.random.Generator, count: int) -> dict[str, np.ndarray | list[str]]:
-  """Random pictures of three squares, and an expression for each."""
+  """Draws images of three squares, and an expression for each."""
   names = list(COLOURS)
   image = np.full((count, SIZE, SIZE, 3), 128, np.uint8)
   masks = np.zeros((count, SQUARES, SIZE, SIZE), bool)
@@ -180,7 +180,7 @@ def test_it_learns_when_nothing_is_meant_and_when_several_are(tmp_path):
   metrics = trainer.run()
   losses = [row["no_target"] for row in tiny_run.log(tmp_path) if "no_target" in row]
   assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
-  # Who always said the same would reach 1 in one of the two and 0 in the other.
+  # A constant prediction would score 1 in one of the two and 0 in the other.
   assert metrics["N-acc"] > 0.8
   assert metrics["T-acc"] > 0.8
   assert metrics["gIoU"] > 0.6
@@ -191,7 +191,7 @@ def test_it_learns_when_nothing_is_meant_and_when_several_are(tmp_path):
 
 
 def make_segmenter(bias: float) -> segmenter.Segmenter:
-  """A model of random weights that is as sure as that, that nothing is meant."""
+  """Returns a random model with this probability of no target."""
   config = tiny_model.make_config(slots=4, no_target=True, selection="multi")
   tokenizer = SentencePieceTokenizer.train(["every red square", "that one"], 300)
   variables = tiny_model.random_variables(config, tokenizer.vocab_size)
@@ -213,7 +213,7 @@ def test_a_photo_of_which_nothing_is_meant_has_no_mask_and_no_instance():
   np.testing.assert_array_equal(unsure.mask, unsure.probability > 0.5)
   assert unsure.mask.any()
   np.testing.assert_allclose(sure.probability, unsure.probability, atol=1e-6)
-  # Of each instance apart: they need not sum to 1.
+  # Independent per instance: they need not sum to 1.
   assert ((unsure.instance_probability >= 0) & (unsure.instance_probability <= 1)).all()
   best = int(unsure.instance_probability.argmax())
   assert unsure.selected == (best if unsure.instance_probability[best] > 0.5 else None)
@@ -222,8 +222,8 @@ def test_a_photo_of_which_nothing_is_meant_has_no_mask_and_no_instance():
 def test_predict_says_that_nothing_is_meant(tmp_path, monkeypatch, capsys):
   photo = tmp_path / "photo.png"
   Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(photo)
-  made = make_segmenter(2.0)
-  monkeypatch.setattr(predict.Segmenter, "load", lambda *_: made)
+  segmenter = make_segmenter(2.0)
+  monkeypatch.setattr(predict.Segmenter, "load", lambda *_: segmenter)
   out, mask = tmp_path / "out.png", tmp_path / "mask.png"
   options = {"checkpoint": "x", "image": photo, "text": "red", "out": out, "mask": mask}
   predict.main([part for name, value in options.items() for part in (f"--{name}", str(value))])
@@ -232,9 +232,9 @@ def test_predict_says_that_nothing_is_meant(tmp_path, monkeypatch, capsys):
 
 
 def test_a_model_without_the_output_says_nothing_of_it():
-  made = make_segmenter(0.0)
+  segmenter = make_segmenter(0.0)
   config = tiny_model.make_config(slots=4)
-  old = made._model
+  old = segmenter._model
   variables = tiny_model.random_variables(config, old.tokenizer.vocab_size)
   model = tiny_model.make(config, old.tokenizer.vocab_size)
   plain = dataclasses.replace(old, config=config, model=model, variables=variables)

@@ -1,4 +1,4 @@
-"""A batch in micro-batches gives the update of the whole batch."""
+"""Micro-batches give the update of the whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ ROWS = 32
 
 
 def _update(model: dict, **changes) -> dict[str, np.ndarray]:
-  """One step from variables of which none is zero: metrics, variables and the gradient."""
+  """Runs one step from nonzero variables; returns metrics, variables and the gradient."""
   config = mesh_training.make_config(batch_size=ROWS, **changes)
   config.model.update(width=16, heads=2, **model)
   program = mesh_training.build(config)
@@ -32,9 +32,9 @@ def _update(model: dict, **changes) -> dict[str, np.ndarray]:
   state, metrics = program.step(state, mesh_training.make_batch(config, 1), np.float32(1e-3))
   # The first moment of Adam is a tenth of the first gradient, clipped to a norm of 1.
   gradient = jax.tree.map(lambda m: m / (1 - config.optimizer.b1), state.opt_state[1].mu)
-  found = {"metrics": metrics, "variables": state.variables, "gradient": gradient}
+  actual = {"metrics": metrics, "variables": state.variables, "gradient": gradient}
   return {
-    path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+    path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(actual)
   }
 
 
@@ -60,16 +60,16 @@ def test_masks_that_change_slots_change_the_same_slots():
 
 @pytest.mark.slow
 def test_batch_statistics_are_the_mean_of_those_of_the_micro_batches():
-  """The first stage sees the same as with the whole batch, so its means agree; its variances are less.
+  """The first stage has the same input, so its means agree; its variances are smaller.
 
-  They lack what the means of the parts differ by.
+  They lack the variance between the means of the parts.
   """
   whole, parts = _update({"norm": "batch"}), _update({"norm": "batch"}, grad_accum_steps=4)
   first = "variables/batch_stats/decoder/stage0/norm/"
   np.testing.assert_allclose(parts[first + "mean"], whole[first + "mean"], rtol=1e-5, atol=1e-6)
   assert (parts[first + "var"] < whole[first + "var"]).all()
   assert (parts[first + "var"] > 0.9 * whole[first + "var"]).all()
-  # Each part is normalised by itself, and that is another update.
+  # Each part is normalised separately, which is another update.
   assert any(np.abs(parts[k] - whole[k]).max() > 1e-4 for k in whole if k.startswith("gradient"))
 
 
@@ -80,7 +80,7 @@ def test_micro_batches_take_from_every_device_and_decode_what_the_whole_batch_wo
   assert sorted(parts.reshape(-1).tolist()) == list(range(48))
   decoded = jnp.concatenate([subsample(part, 3) for part in parts])
   assert sorted(decoded.tolist()) == subsample(rows, 3).tolist()
-  for device in range(2):  # each holds half of the rows, and gives half of every micro-batch
+  for device in range(2):  # each has half of the rows, and half of every micro-batch
     held = set(range(24 * device, 24 * device + 24))
     assert all(len(held & set(part.tolist())) == 6 for part in parts)
 

@@ -1,4 +1,4 @@
-"""Jitter of light and colours on the device, against the three changes one after the other."""
+"""Color jitter on the device, against its three changes one after the other."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_each_factor_alone_is_what_pillow_does(position, enhance):
   factors = np.ones((1, 3), np.float32)
   factors[0, position] = 0.7
   expected = np.asarray(enhance(Image.fromarray(image)).enhance(0.7)).astype(int)
-  # Pillow rounds down, and rounds the gray values that it goes by.
+  # Pillow rounds down, and also rounds its gray values.
   assert np.abs(_change(image[None], factors)[0] - expected).max() <= 1
 
 

@@ -1,6 +1,6 @@
-"""What XLA makes of the model, as users have it compiled, computes what its operations say one by one.
+"""The model compiled with all optimizations computes the same as its single operations.
 
-The other tests compile in a hurry (`hurry.py`), which leaves out what is most likely to be wrong.
+Other tests compile with few optimizations (`hurry.py`), without those most likely to be wrong.
 """
 
 import itertools
@@ -40,13 +40,13 @@ def _check(*variants: str) -> None:
     capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  found = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
-  assert [name for name, _ in found] == list(variants)
-  assert {name for name, error in found if not float(error) < 1e-4} == set()
+  actual = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+  assert [name for name, _ in actual] == list(variants)
+  assert {name for name, error in actual if not float(error) < 1e-4} == set()
 
 
 def _largest_error(appearance: int, neighbours: int) -> float:
-  """Of the tokens of random masks, about of unit scale, between the compiled and the single operations."""
+  """Returns the largest error of compiled tokens of random masks, of about unit scale."""
   rng = np.random.default_rng(0)
   coarse = rng.random((BATCH, COUNT, 6, 6)) < 0.3
   masks = coarse.repeat(SIZE // 6, axis=2).repeat(SIZE // 6, axis=3)

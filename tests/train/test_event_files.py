@@ -1,4 +1,4 @@
-"""What TensorBoard gets of a run, read back by TensorBoard's own readers and compared with `metrics.jsonl`."""
+"""Event files of a run, read with TensorBoard's own readers and compared with `metrics.jsonl`."""
 
 import io
 import itertools
@@ -43,14 +43,14 @@ def _train(data_dir: str, workdir: pathlib.Path, *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def run(needs_tensorboard, shapes_data, tmp_path_factory) -> pathlib.Path:
-  """Folder of a run that was never disturbed; not to be changed."""
+  """Returns the folder of an uninterrupted run, which tests must not change."""
   workdir = tmp_path_factory.mktemp("events") / "run"
   _train(shapes_data, workdir, ON)
   return workdir
 
 
 def _events(workdir: pathlib.Path) -> list[Any]:
-  """All events of all files, as TensorBoard reads them before it purges anything."""
+  """Yields all events of all files, before TensorBoard purges any."""
   from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
   files = sorted((workdir / "tensorboard").iterdir())
@@ -58,13 +58,13 @@ def _events(workdir: pathlib.Path) -> list[Any]:
 
 
 def _values(workdir: pathlib.Path) -> dict[tuple[str, int], Any]:
-  """Every value by its tag and step; none may be there twice."""
-  found: dict[tuple[str, int], Any] = {}
+  """Returns every value by tag and step, which must be unique."""
+  actual: dict[tuple[str, int], Any] = {}
   for event in _events(workdir):
     for value in event.summary.value:
-      assert (value.tag, event.step) not in found, "twice"
-      found[value.tag, event.step] = value
-  return found
+      assert (value.tag, event.step) not in actual, "twice"
+      actual[value.tag, event.step] = value
+  return actual
 
 
 def _scalars(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
@@ -76,14 +76,14 @@ def _scalars(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
 
 
 def _logged(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
-  """The numbers of `metrics.jsonl` by the tags that docs/guides/logging.md promises."""
-  found = {}
+  """Returns the numbers of `metrics.jsonl` by the tags of docs/guides/logging.md."""
+  actual = {}
   for row in tiny_run.rows(workdir):
     step, seconds = row.pop("step"), row.pop("seconds")
     if "lr" in row:
-      found |= {(f"seconds/{name}", step): value for name, value in seconds.items()}
-    found |= {(n if n.startswith("val/") else f"train/{n}", step): v for n, v in row.items()}
-  return found
+      actual |= {(f"seconds/{name}", step): value for name, value in seconds.items()}
+    actual |= {(n if n.startswith("val/") else f"train/{n}", step): v for n, v in row.items()}
+  return actual
 
 
 def _pictures(workdir: pathlib.Path) -> dict[tuple[str, int], np.ndarray]:
@@ -123,7 +123,7 @@ def test_the_config_is_there_as_text_and_as_hyperparameters(run):
 
 
 def test_the_pictures_show_what_the_saved_model_says_of_always_the_same_sentences(run, shapes_data):
-  """The model is loaded from the checkpoint, the sentences are read by the loader, and the colours mixed here."""
+  """Loads the checkpoint and the samples, and mixes the colours independently."""
   pictures = _pictures(run)
   assert set(pictures) == set(itertools.product([f"val/{i}" for i in range(COUNT)], [EVERY, STEPS]))
   model = load.load(str(run), "last")
@@ -148,7 +148,7 @@ def test_the_pictures_show_what_the_saved_model_says_of_always_the_same_sentence
     large = masks[number].repeat(9, 0).repeat(9, 1)
     expected = np.where(large[..., None], 0.5 * photo + 0.5 * np.array([30, 110, 255]), photo)
     error = np.abs(drawn - expected).mean(-1)
-    # All but the outlines, one pixel wide with a dark line around, of target and chosen instance.
+    # All but the outlines of target and selected instance, a pixel wide with a dark border.
     assert np.median(error) < 4
     assert (error < 30).mean() > 0.9
     wrong = np.where(large[..., None], photo, 0.5 * photo + 0.5 * np.array([30, 110, 255]))
@@ -182,7 +182,7 @@ def test_a_killed_run_that_goes_on_has_no_step_twice_and_none_of_before_that_it_
     patch.setattr("mail_jax.train.guards.Preemption.reached", reached)
     _train(shapes_data, tmp_path, ON)
   assert max(tiny_run.steps_kept(tmp_path)) == 5
-  # What a killed run wrote beyond its checkpoint, and half a record.
+  # Events of a killed run after its checkpoint, and half a record.
   (file,) = (tmp_path / "tensorboard").iterdir()
   value = summary_pb2.Summary.Value(tag="train/loss", simple_value=7.0)
   beyond = [event_pb2.Event(step=s, summary=summary_pb2.Summary(value=[value])) for s in (6, 99)]
@@ -194,9 +194,9 @@ def test_a_killed_run_that_goes_on_has_no_step_twice_and_none_of_before_that_it_
   assert len([*(tmp_path / "tensorboard").iterdir()]) == 2
   scalars, undisturbed = _unclocked(_scalars(tmp_path)), _unclocked(_scalars(run))
   assert scalars == undisturbed
-  pictures, there = _pictures(tmp_path), _pictures(run)
-  assert pictures.keys() == there.keys()
-  assert all(np.array_equal(pictures[key], there[key]) for key in there)
+  pictures, expected = _pictures(tmp_path), _pictures(run)
+  assert pictures.keys() == expected.keys()
+  assert all(np.array_equal(pictures[key], expected[key]) for key in expected)
   # An open TensorBoard forgets what comes after step 5.
   starts = [e.step for e in _events(tmp_path) if e.HasField("session_log")]
   assert starts == [6]
@@ -207,7 +207,7 @@ def test_asked_for_later_it_gets_the_rows_of_before(run, shapes_data, tmp_path):
   _train(shapes_data, tmp_path, "--config.log.tensorboard=False")
   first = tiny_run.rows(tmp_path)
   for step in tiny_run.steps_kept(tmp_path):
-    if step > 8:  # as if it had been stopped there
+    if step > 8:  # as if stopped there
       (tmp_path / "checkpoints" / str(step)).rename(tmp_path / f"removed-{step}")
   _train(shapes_data, tmp_path, ON)
   assert len(first) == len(tiny_run.rows(tmp_path))
@@ -246,21 +246,21 @@ print(sorted({"tensorflow", "torch"} & sys.modules.keys()))
 
 @pytest.mark.slow
 def test_two_processes_draw_what_one_draws_and_only_the_first_writes(run, shapes_data, tmp_path):
-  """The mesh is another one, so that numbers may differ in their last digits."""
+  """The mesh differs, so numbers may differ in their last digits."""
   words = ["-m", "mail_jax.train", *tiny_run.arguments(shapes_data, tmp_path, *SETTINGS, ON)]
   ended = several_processes.start(2, *words, environment=several_processes.devices(1)).wait(300)
   assert [process.code for process in ended] == [0, 0], ended[0].printed
   assert len([*(tmp_path / "tensorboard").iterdir()]) == 1
-  scalars, there = _unclocked(_scalars(tmp_path)), _unclocked(_scalars(run))
-  assert scalars.keys() == there.keys()
+  scalars, single = _unclocked(_scalars(tmp_path)), _unclocked(_scalars(run))
+  assert scalars.keys() == single.keys()
   pictures, drawn = _pictures(tmp_path), _pictures(run)
   assert pictures.keys() == drawn.keys()
   side, blue = 288, np.array([30, 110, 255])
   for key in drawn:
-    here, expected = (found[key].astype(float) for found in (pictures, drawn))
+    here, expected = (images[key].astype(float) for images in (pictures, drawn))
     line = slice(side + 12, side + 26)  # the first of the caption
     assert np.abs(here[line] - expected[line]).mean() < 2  # JPEGs of pictures that differ above
-    # The photo and its target are the same; whether a pixel is tinted may differ.
+    # Image and target are the same; whether a pixel is tinted may differ.
     choices = (expected, 0.5 * (expected + blue), 2 * expected - blue)
     error = np.minimum.reduce([np.abs(here - choice).max(-1) for choice in choices])
     assert (error[:side] < 60).mean() > 0.97

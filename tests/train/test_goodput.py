@@ -1,4 +1,4 @@
-"""Every second of a run is counted once, for what it was spent on."""
+"""Every second of a run is counted in one phase."""
 
 import time
 
@@ -13,7 +13,7 @@ from mail_jax.train.goodput import PHASES, Goodput, Rate
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that the test moves, and no compiler."""
+  """A clock that the test moves, without compile time."""
   now = [100.0]
   monkeypatch.setattr(time, "monotonic", lambda: now[0])
   monkeypatch.setattr(goodput, "_compiled", [0.0])
@@ -52,7 +52,7 @@ def test_a_phase_that_ends_with_an_error_is_counted(clock):
 
 def test_jax_tells_of_what_it_compiles():
   spent = Goodput()
-  size = time.monotonic_ns() % 997 + 2  # a shape that no cache has
+  size = time.monotonic_ns() % 997 + 2  # a shape that is not in a cache
   began = time.monotonic()
   with spent.spend("step"):
     jax.jit(lambda x: jnp.sort(x) @ x)(jnp.ones(size)).block_until_ready()

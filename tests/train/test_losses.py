@@ -39,16 +39,16 @@ def test_binary_cross_entropy_is_the_mean_of_minus_log_likelihoods(logits, targe
 
 def test_binary_cross_entropy_of_extreme_logits_is_finite(target):
   logits = np.full(target.shape, 200, np.float32)
-  found = binary_cross_entropy(logits, target)
-  np.testing.assert_allclose(found, [200 * (~t).mean() for t in target], rtol=1e-5)
+  actual = binary_cross_entropy(logits, target)
+  np.testing.assert_allclose(actual, [200 * (~t).mean() for t in target], rtol=1e-5)
 
 
 def test_dice_is_one_minus_twice_the_overlap_over_the_sum(logits, target):
   p = sigmoid(logits)
-  for found, probability, truth in zip(dice(logits, target), p, target, strict=True):
+  for actual, probability, truth in zip(dice(logits, target), p, target, strict=True):
     overlap = sum(probability[y, x] for y, x in np.ndindex(*truth.shape) if truth[y, x])
     expected = 1 - (2 * overlap + 1) / (probability.sum() + truth.sum() + 1)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_dice_is_zero_for_the_perfect_answer_and_near_one_for_the_opposite(target):
@@ -62,14 +62,14 @@ def test_instance_iou_is_that_of_pycocotools():
   masks, target = rng.random((4, 6, 11, 13)) < 0.5, rng.random((4, 11, 13)) < 0.4
   masks[0, 0], masks[0, 1], masks[1, 2], target[3] = False, target[0], True, False
   masks[3, 0] = False
-  found = np.asarray(instance_iou(masks, target))
+  actual = np.asarray(instance_iou(masks, target))
   for b in range(4):
     truth = coco_mask.encode(np.asfortranarray(target[b, :, :, None].astype(np.uint8)))
     guesses = coco_mask.encode(np.asfortranarray(np.moveaxis(masks[b], 0, -1).astype(np.uint8)))
     expected = coco_mask.iou(guesses, truth, [0])[:, 0]
-    np.testing.assert_allclose(found[b], expected, atol=1e-7)
-  assert found[0, 1] == 1
-  assert found[3, 0] == 0
+    np.testing.assert_allclose(actual[b], expected, atol=1e-7)
+  assert actual[0, 1] == 1
+  assert actual[3, 0] == 0
 
 
 def test_instance_iou_has_no_column_without_slots():
@@ -84,14 +84,14 @@ def test_selection_is_right_at_instances_over_half_the_target_and_else_at_none()
   likelihood = np.exp(logits.astype(float))
   likelihood /= likelihood.sum(1, keepdims=True)
   expected = [-np.log(p[t > 0]) @ t[t > 0] for p, t in zip(likelihood, truth, strict=True)]
-  found = selection_cross_entropy(logits, iou)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
-  assert found.shape == (4,)
+  actual = selection_cross_entropy(logits, iou)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+  assert actual.shape == (4,)
 
 
 def test_selection_without_slots_costs_nothing():
-  found = selection_cross_entropy(np.ones((2, 1), np.float32), np.zeros((2, 0), np.float32))
-  np.testing.assert_array_equal(found, [0, 0])
+  actual = selection_cross_entropy(np.ones((2, 1), np.float32), np.zeros((2, 0), np.float32))
+  np.testing.assert_array_equal(actual, [0, 0])
 
 
 def test_dice_of_an_empty_target_grows_with_what_is_predicted():
@@ -104,12 +104,12 @@ def test_share_of_an_instance_is_what_lies_inside_the_target():
   rng = np.random.default_rng(4)
   masks, target = rng.random((3, 5, 9, 8)) < 0.5, rng.random((3, 9, 8)) < 0.5
   masks[0, 0], target[2] = False, False
-  found = np.asarray(jax.jit(instances.instance_share)(masks, target))
+  actual = np.asarray(jax.jit(instances.instance_share)(masks, target))
   for b, k in np.ndindex(3, 5):
     expected = (masks[b, k] & target[b]).sum() / max(masks[b, k].sum(), 1)
-    np.testing.assert_allclose(found[b, k], expected, atol=1e-6)
-  assert found[0, 0] == 0
-  assert not found[2].any()
+    np.testing.assert_allclose(actual[b, k], expected, atol=1e-6)
+  assert actual[0, 0] == 0
+  assert not actual[2].any()
 
 
 def test_gates_are_right_where_more_than_half_of_an_instance_is_inside():
@@ -119,8 +119,8 @@ def test_gates_are_right_where_more_than_half_of_an_instance_is_inside():
   logits[0, 3] = -1e9  # a slot without an instance
   open_ = 1 / (1 + np.exp(logits[0, 4] - logits[0, :3].astype(float)))
   expected = -np.log([open_[0], 1 - open_[1], open_[2]]).mean()
-  found = jax.jit(losses.gate_cross_entropy)(logits, share, valid)
-  np.testing.assert_allclose(found, [expected, 0], rtol=1e-5)
+  actual = jax.jit(losses.gate_cross_entropy)(logits, share, valid)
+  np.testing.assert_allclose(actual, [expected, 0], rtol=1e-5)
   inputs = [jnp.array(x) for x in (logits, share, valid)]
   gradient = jax.grad(lambda *x: losses.gate_cross_entropy(*x).sum())(*inputs)
   assert np.isfinite(gradient).all()
@@ -132,5 +132,5 @@ def test_saying_that_nothing_is_meant_is_right_where_the_target_is_empty():
   logits = np.array([2.0, 2.0, -1.0], np.float32)
   likelihood = sigmoid(logits)
   expected = -np.log([likelihood[0], 1 - likelihood[1], likelihood[2]])
-  found = jax.jit(losses.no_target_cross_entropy)(logits, target)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  actual = jax.jit(losses.no_target_cross_entropy)(logits, target)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)

@@ -54,11 +54,11 @@ def test_first_matching_rule_scales_and_zero_freezes():
   params, grads = draw(0), draw(1)
   scaled = make_optimizer(**SETTINGS, lr_scale=rules, decay_rules=EVERYTHING)
   plain = make_optimizer(**SETTINGS, lr_scale=EVERYTHING, decay_rules=EVERYTHING)
-  found, full = one_step(scaled, params, grads), one_step(plain, params, grads)
-  np.testing.assert_array_equal(found["encoder"]["bias"], params["encoder"]["bias"])
-  np.testing.assert_array_equal(found["words"], full["words"])
+  actual, full = one_step(scaled, params, grads), one_step(plain, params, grads)
+  np.testing.assert_array_equal(actual["encoder"]["bias"], params["encoder"]["bias"])
+  np.testing.assert_array_equal(actual["words"], full["words"])
   halfway = (params["encoder"]["kernel"] + full["encoder"]["kernel"]) / 2
-  np.testing.assert_allclose(found["encoder"]["kernel"], halfway, atol=1e-7)
+  np.testing.assert_allclose(actual["encoder"]["kernel"], halfway, atol=1e-7)
 
 
 @pytest.mark.parametrize("preset", ["instance", "paper"])
@@ -66,7 +66,7 @@ def test_only_kernels_and_word_embeddings_decay_under_the_base_rules_and_the_dec
   preset,
 ):
   config = tiny_model.make_config(preset)
-  # The real names; of one number each, because rules see nothing else.
+  # The real names with one number each: rules only see names.
   params = jax.tree.map(lambda _: jnp.ones(()), tiny_model.shapes(config)["params"])
   optimizer = make_optimizer_from(config)
   still = jax.tree.map(jnp.zeros_like, params)
@@ -83,11 +83,11 @@ def test_only_kernels_and_word_embeddings_decay_under_the_base_rules_and_the_dec
   assert spared >= {"bias", "scale", "position", "cls", "type"}
 
 
-@pytest.mark.parametrize("what", ["lr_scale", "decay_rules"])
-def test_parameter_that_no_rule_names_is_an_error_that_names_it(what):
-  rules = {"lr_scale": EVERYTHING, "decay_rules": EVERYTHING} | {what: (("kernel", 1.0),)}
+@pytest.mark.parametrize("key", ["lr_scale", "decay_rules"])
+def test_parameter_that_no_rule_names_is_an_error_that_names_it(key):
+  rules = {"lr_scale": EVERYTHING, "decay_rules": EVERYTHING} | {key: (("kernel", 1.0),)}
   with pytest.raises(
-    InputError, match=rf"config\.optimizer\.{what}: no rule matches 'encoder/bias'"
+    InputError, match=rf"config\.optimizer\.{key}: no rule matches 'encoder/bias'"
   ):
     one_step(make_optimizer(**SETTINGS, **rules), draw(0), draw(1))
 

@@ -1,4 +1,4 @@
-"""Which places a run and its data may have, and what is said of the others."""
+"""Places of a run and its data: local folders and buckets, and errors for others."""
 
 import importlib.util
 import pathlib

@@ -1,4 +1,4 @@
-"""Signals that a run hears while it trains."""
+"""Signals during training."""
 
 import gc
 import signal

@@ -1,4 +1,4 @@
-"""What a run tells while it works, on a terminal and without one, and the table at its end."""
+"""The progress of a run with and without a terminal, and its final table."""
 
 import contextlib
 import fcntl
@@ -21,12 +21,12 @@ from mail_jax.train.logging import sinks, terminal
 from mail_jax.train.logging.progress import Progress
 from mail_jax.train.logging.terminal import Terminal
 
-DEADLINE = 120  # seconds, many times what is needed
+DEADLINE = 120  # seconds, far more than needed
 
 
 @pytest.fixture
 def screen(monkeypatch):
-  """A terminal, on which everything is drawn at once."""
+  """A terminal on which everything is drawn immediately."""
   screen = Screen()
   monkeypatch.setenv("TERM", "xterm")
   monkeypatch.setattr("mail_jax.train.logging.terminal._REDRAW_EVERY", 0.0)
@@ -88,16 +88,16 @@ def test_the_line_is_drawn_a_few_times_a_second_and_not_at_every_step(screen, mo
     terminal.close()
 
 
-@pytest.mark.parametrize("how", ["a pipe", "a dumb terminal"])
-def test_what_is_no_terminal_gets_plain_lines_only(how, screen, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("output", ["a pipe", "a dumb terminal"])
+def test_what_is_no_terminal_gets_plain_lines_only(output, screen, monkeypatch, tmp_path, capsys):
   monkeypatch.setenv("TERM", "dumb")
-  where = screen.as_stdout() if how == "a dumb terminal" else contextlib.nullcontext()
+  where = screen.as_stdout() if output == "a dumb terminal" else contextlib.nullcontext()
   with where, Progress(str(tmp_path), 0) as progress:
     progress.at(1, 10, None)
     progress.trained("step 1/10  the plain line", "live", 90.0)
     progress.evaluating(1, "val", 3, 9)
-  said = screen.read() if how == "a dumb terminal" else capsys.readouterr().out
-  assert said.replace("\r\n", "\n") == "[  0:00] step 1/10  the plain line\n"
+  printed = screen.read() if output == "a dumb terminal" else capsys.readouterr().out
+  assert printed.replace("\r\n", "\n") == "[  0:00] step 1/10  the plain line\n"
 
 
 # Programs that are started in the background ignore Ctrl-C.
@@ -138,7 +138,7 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
   finally:
     run.kill()
   sent = screen.read()
-  # Steps, epochs, speed, losses and time left on one line that is drawn again and again.
+  # Steps, epochs, speed, losses and time left in one line that is redrawn.
   assert re.search(
     r"step \d+/100000 \|[^|]+\| epoch [\d.]+  \d+ (s|min|h)[^|]* left  \d+ samples/s.*loss [\d.]+ \(bce",
     sent,
@@ -146,7 +146,7 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
   lines = [line for line in seen(sent) if line]
   assert sum("val: mIoU" in line for line in lines) >= 1
   assert not any("|" in line and "samples/s" in line for line in lines), "the changing line is left"
-  # A traceback of its own may follow, of the loop of Orbax's that the signal left half closed.
+  # A traceback of Orbax's event loop may follow, which the signal left half closed.
   after = lines[max(n for n, line in enumerate(lines) if "val: mIoU" in line) + 1 :]
   assert any(re.fullmatch(last, line) for line in after), lines
   screen.close()
@@ -156,21 +156,21 @@ def test_without_a_terminal_a_run_prints_plain_lines_and_ends_with_a_table(
   shapes_data, tmp_path, capsys
 ):
   train.main(tiny_run.arguments(shapes_data, tmp_path, "--config.steps=8", "--config.eval_every=4"))
-  said = capsys.readouterr().out
-  assert "\r" not in said and "\x1b" not in said
+  printed = capsys.readouterr().out
+  assert "\r" not in printed and "\x1b" not in printed
   rows = tiny_run.rows(tmp_path)
   row = next(row for row in rows if row["step"] == 3)
   shown = re.search(
-    r"step 3/8  loss ([\d.]+) \(bce ([\d.]+), dice ([\d.]+), selection ([\d.]+)\)", said
+    r"step 3/8  loss ([\d.]+) \(bce ([\d.]+), dice ([\d.]+), selection ([\d.]+)\)", printed
   )
   assert shown
   values = [row[name] for name in ("loss", "bce", "dice", "selection")]
   np.testing.assert_allclose([float(x) for x in shown.groups()], values, atol=6e-4)
-  assert re.search(r"step 3/8  .*  \d+ samples/s  data wait [\d.]+%  \d+ (s|min) left\n", said)
-  assert "step 4  checkpoint\n" in said
+  assert re.search(r"step 3/8  .*  \d+ samples/s  data wait [\d.]+%  \d+ (s|min) left\n", printed)
+  assert "step 4  checkpoint\n" in printed
   scores = {row["step"]: row for row in rows if "val/mIoU" in row}
   best = max(scores, key=lambda step: (scores[step]["val/mIoU"], step))
-  table = said[said.index(f"{tmp_path}\n") :].splitlines()
+  table = printed[printed.index(f"{tmp_path}\n") :].splitlines()
   header, first = table[1].split(), table[2]
   assert first.startswith(f"val, step {best} (best")
   cells = dict(zip(header, first[len(first) - len(table[1].lstrip()) :].split(), strict=False))
@@ -185,8 +185,8 @@ def test_the_table_shows_the_best_and_the_last_evaluation_of_all_starts():
   rows = [
     {"step": s, "val/mIoU": v, "val/P@0.5": v / 2} for s, v in ((10, 0.5), (20, 0.7), (30, 0.6))
   ]
-  found = terminal.best_and_last([*rows, {"step": 31, "loss": 1.0}], "val", "mIoU")
-  assert {name: metrics["mIoU"] for name, metrics in found.items()} == {
+  actual = terminal.best_and_last([*rows, {"step": 31, "loss": 1.0}], "val", "mIoU")
+  assert {name: metrics["mIoU"] for name, metrics in actual.items()} == {
     "val, step 20 (best mIoU)": 0.7,
     "val, step 30 (last)": 0.6,
   }
@@ -195,7 +195,7 @@ def test_the_table_shows_the_best_and_the_last_evaluation_of_all_starts():
 
 
 def test_the_time_that_is_left_counts_evaluations_and_checkpoints_to_come():
-  """A hundred steps of 0.5 s took 50 s and 25 s beside; the next hundred will again."""
+  """A hundred steps of 0.5 s took 50 s and 25 s of overhead; so will the next hundred."""
   assert terminal.seconds_left(100, 0.5, overhead=25.0, steps_done=100) == 75.0
 
 

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and started again ends as one that never was."""
+"""A run that is stopped anywhere and resumed ends like an uninterrupted one."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from mail_jax.checkpoints import checkpoint
 from mail_jax.export import load
 from mail_jax.train import command as train
 
-DEADLINE = 300  # seconds, many times what is needed
+DEADLINE = 300  # seconds, far more than needed
 # Devices per process, and processes.
 TOPOLOGIES = {"one device": (1, 1), "eight devices": (8, 1), "two processes": (1, 2)}
 
@@ -37,7 +37,7 @@ def _start(data_dir: str, workdir: pathlib.Path, topology: str, *more: str) -> P
 
 
 def _finish(processes: Processes) -> str:
-  """Waits for the run; returns what its first process printed."""
+  """Waits for the run; returns the output of its first process."""
   ended = processes.wait(DEADLINE)
   assert [process.code for process in ended] == [0] * len(ended), ended[0].printed
   return ended[0].printed
@@ -59,14 +59,14 @@ def _steps_logged(workdir: pathlib.Path) -> int:
 
 
 def _steps_saved(workdir: pathlib.Path) -> list[int]:
-  """Steps of the checkpoints that are whole; others may be on their way."""
+  """Returns the steps of the complete checkpoints; others may be in progress."""
   folder = workdir / "checkpoints"
   names = os.listdir(folder) if folder.is_dir() else []
   return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _is_beyond_a_checkpoint(workdir: pathlib.Path) -> bool:
-  """Whether a run has made steps that its last checkpoint, which is written in the background, does not hold."""
+  """Returns whether a run has done steps after its last checkpoint."""
   saved = _steps_saved(workdir)
   return bool(saved) and _steps_logged(workdir) > max(saved)
 
@@ -87,14 +87,14 @@ def test_a_killed_run_that_is_started_again_ends_as_an_undisturbed_one(
   assert run.wait(DEADLINE)[0].code == -signal.SIGKILL
   assert _steps_logged(tmp_path) < tiny_run.STEPS
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 3, "lo')  # what a line looks like that was not written to its end
+    file.write('{"step": 3, "lo')  # an incomplete line
   assert "resumed at step" in _finish(_start(shapes_data, tmp_path, "one device"))
   _assert_the_same(tmp_path, finished_run)
 
 
 @pytest.mark.slow
 def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(shapes_data, tmp_path):
-  # A line of the log is a mean over several steps, and the run is stopped between two lines.
+  # A row of the log is a mean over several steps, and the run is stopped between two rows.
   undisturbed = tmp_path / "undisturbed"
   rare = ["--config.log_every=12", "--config.save_every=1000", "--config.eval_every=1000"]
   train.main(tiny_run.arguments(shapes_data, undisturbed, *rare))
@@ -114,7 +114,7 @@ def test_sigterm_saves_and_ends_well_and_the_same_command_goes_on(shapes_data, t
 def test_an_evaluation_that_sigterm_ended_is_made_up_for(
   finished_run, shapes_data, tmp_path, monkeypatch
 ):
-  # In the second evaluation, before its second batch: 40 sentences are three batches of 16.
+  # In the second evaluation, before its second batch: 40 expressions are three batches of 16.
   stop = 2 * tiny_run.EVAL_EVERY
   command = tiny_run.arguments(shapes_data, tmp_path)
   with monkeypatch.context() as patch:
@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_another_mesh(finished_run, shapes_data, tmp_path, mo
 
 
 def _stop_at_call(monkeypatch, number: int) -> None:
-  """SIGTERM comes before the run asks for it for so many times: after every step, before every batch to evaluate."""
+  """Raises SIGTERM before a call of `reached`: after a step, or before a batch of an evaluation."""
   calls = itertools.count(1)
 
   def reached(preemption) -> bool:
@@ -206,7 +206,7 @@ def test_a_run_stopped_at_twenty_random_points_is_always_the_undisturbed_one(
   expected = tiny_run.log(undisturbed)
   chance, stopped_at = random.Random(f"{topology} {number.name}"), []
   for point in sorted(chance.sample(range(1, 190), 20)):
-    # What an earlier start has logged beyond its last checkpoint this one cuts off or makes again.
+    # Rows of an earlier start after its last checkpoint are dropped or logged again.
     began = time.time_ns()
     run = _start(shapes_data, workdir, topology, *long)
     _wait(run, lambda: _logged_since(workdir, began) and _steps_logged(workdir) >= point)  # noqa: B023
@@ -227,6 +227,6 @@ def _lines(workdir: pathlib.Path) -> list[str]:
 
 
 def _logged_since(workdir: pathlib.Path, began: int) -> bool:
-  """Whether the log was written to after a time in nanoseconds."""
+  """Returns whether the log was written after a time in nanoseconds."""
   log = workdir / "metrics.jsonl"
   return log.exists() and log.stat().st_mtime_ns > began

@@ -1,4 +1,4 @@
-"""A run: repeatable, resumable, and never mixed up with another one."""
+"""A run is repeatable, resumable, and never mixed with another one."""
 
 import hashlib
 import itertools
@@ -128,8 +128,8 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
     shutil.copytree(run / "checkpoints" / str(step), alone / "checkpoints" / str(step))
     model = load.load(str(alone), "last")
     measure = measure or runner.compile_measure(model)
-    found, _ = runner.evaluate_split(model, shapes_data, "shapes/val", measure=measure)
-    scores[step] = found["mIoU"]
+    actual, _ = runner.evaluate_split(model, shapes_data, "shapes/val", measure=measure)
+    scores[step] = actual["mIoU"]
   assert len(set(scores.values())) == len(scores)
   out = tmp_path / "m.json"
   command = ["--checkpoint", str(run), "--step", "best", "--data_dir", shapes_data]
@@ -140,7 +140,7 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
   counts = (storage.read_metadata(shapes_data, "shapes") or {})["counts"]["val"]
   assert best["expressions"] == counts["expressions"]
   logged = {row["step"]: row["val/mIoU"] for row in tiny_run.log(run) if "val/mIoU" in row}
-  assert logged == pytest.approx(scores, abs=1e-4)  # pixels at the threshold
+  assert logged == pytest.approx(scores, abs=1e-4)  # pixels near the threshold
 
 
 def test_minutes_become_a_number_of_steps_that_a_resumed_run_keeps(shapes_data, tmp_path, capsys):
@@ -196,17 +196,17 @@ def test_updates_that_stay_not_finite_end_the_run_and_name_what_was_in_their_bat
   more = ("--config.optimizer.lr=1e30", "--config.max_nonfinite_steps=3", "--config.eval_every=100")
   with pytest.raises(InputError, match=r"not finite in 3 steps in a row, 2 to 4; .*lists their"):
     train.main(tiny_run.arguments(shapes_data, tmp_path, *more))
-  told = json.loads((tmp_path / "skipped_batches.json").read_text())
-  assert [batch["step"] for batch in told] == [2, 3, 4]
+  batches = json.loads((tmp_path / "skipped_batches.json").read_text())
+  assert [batch["step"] for batch in batches] == [2, 3, 4]
   # Samples of 8 follow each other; every one is a ref of the train split.
-  positions = [sample["position"] for batch in told for sample in batch["samples"]]
+  positions = [sample["position"] for batch in batches for sample in batch["samples"]]
   assert positions == list(range(8, 32))
   known = {
     (int(record["image_id"]), ref["ref_id"]): ref["normalised"]
     for record in record_reader.read_records(record_reader.Split(shapes_data, "shapes", "train"))
     for ref in record["refs"]
   }
-  for sample in (sample for batch in told for sample in batch["samples"]):
+  for sample in (sample for batch in batches for sample in batch["samples"]):
     texts = known[sample["image_id"], sample["ref_id"]]
     assert sample["expression"] in [
       exchange_left_right(text) if sample["flipped"] else text for text in texts

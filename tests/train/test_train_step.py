@@ -66,7 +66,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(grad_accum_st
   assert (before.step, after.step) == (1, 2)
   for name in ("variables", "averaged", "opt_state"):
     jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
-  # The next one is made again.
+  # The next update is not skipped.
   state, metrics = program.step(state, batch, np.float32(1e-3))
   assert metrics["skipped_steps"] == 0
   changed = jax.tree.map(

@@ -1,4 +1,4 @@
-"""What Weights & Biases gets of a run, read back from what it keeps offline; and that it never stops a run."""
+"""Runs of Weights & Biases, read from its offline files; its failures never stop training."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ PICTURE = np.zeros((40, 60, 3), np.uint8) + np.array([200, 10, 30], np.uint8)
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-  """The real package, which sends nothing and finds no settings of the user's."""
+  """The real package, offline and without settings of the user."""
   pytest.importorskip("wandb")
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -33,7 +33,7 @@ def _records(file: pathlib.Path) -> list[Any]:
   """Records of a .wandb file: 7 bytes, then LevelDB's log in blocks of 32 KiB."""
   from wandb.proto import wandb_internal_pb2
 
-  data, at, found, parts = file.read_bytes(), 7, [], b""
+  data, at, actual, parts = file.read_bytes(), 7, [], b""
   assert data[:4] == b":W&B"
   while at + 7 <= len(data):
     if 32768 - at % 32768 < 7:  # the end of a block is filled
@@ -43,13 +43,13 @@ def _records(file: pathlib.Path) -> list[Any]:
     parts += data[at + 7 : at + 7 + length]
     at += 7 + length
     if kind in (1, 4):  # whole, or the last part
-      found.append(wandb_internal_pb2.Record.FromString(parts))
+      actual.append(wandb_internal_pb2.Record.FromString(parts))
       parts = b""
-  return found
+  return actual
 
 
 def _read(file: pathlib.Path, seconds: float = 60) -> list[Any]:
-  """All records, once the process that writes them has written the last."""
+  """Returns all records, after the writing process has ended."""
   began = time.monotonic()
   while not any(record.HasField("exit") for record in _records(file)):
     assert time.monotonic() - began < seconds, "the run was not ended"
@@ -76,10 +76,10 @@ def _history(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.extras
 def test_rows_pictures_and_config_arrive_and_a_resumed_run_is_the_same_one(offline, tmp_path):
-  workdir, said = tmp_path / "run", []
+  workdir, lines = tmp_path / "run", []
   workdir.mkdir()
   for step in (1, 2):
-    run = WandbRun("team/project", str(workdir), {"model": {"width": 32}}, said.append)
+    run = WandbRun("team/project", str(workdir), {"model": {"width": 32}}, lines.append)
     run.row(step, {"loss": 0.5 / step, "lr": 1e-3, "seconds": {"step": 2.0}})
     run.row(step, {"val/mIoU": 0.25 * step, "seconds": {"step": 3.0}})
     run.pictures(step, [Picture("val/0", PICTURE, "the left cup")])
@@ -101,7 +101,7 @@ def test_rows_pictures_and_config_arrive_and_a_resumed_run_is_the_same_one(offli
   assert (begun.entity, begun.project) == ("team", "project")
   config = {update.key: json.loads(update.value_json) for update in begun.config.update}
   assert config["model"] == {"width": 32}
-  assert all("offline, in" in line for line in said) and len(said) == 2
+  assert all("offline, in" in line for line in lines) and len(lines) == 2
 
 
 @pytest.mark.extras
@@ -112,18 +112,18 @@ def test_a_whole_run_tells_it_what_is_in_its_log(offline, shapes_data, tmp_path)
   train.main(tiny_run.arguments(shapes_data, workdir, *words, "--config.log.images=2"))
   history = _history(workdir)
   for row in tiny_run.rows(workdir):
-    there = history[row["step"]]
+    logged = history[row["step"]]
     for name in ("loss", "lr", "grad_norm"):
-      assert name not in row or there[f"train/{name}"] == row[name]
-    assert "val/mIoU" not in row or there["val/mIoU"] == row["val/mIoU"]
+      assert name not in row or logged[f"train/{name}"] == row[name]
+    assert "val/mIoU" not in row or logged["val/mIoU"] == row["val/mIoU"]
   assert {step for step, row in history.items() if "val/1" in row} == {4, 8}
 
 
 class _Failing:
-  """Stands in for the package: it works until it has to fail."""
+  """A replacement for the package that fails on request."""
 
   def __init__(self, fails: set[str]):
-    self.fails, self.told, self.begun = fails, [], []
+    self.fails, self.logged, self.begun = fails, [], []
     self.id, self.offline, self.url, self.dir = "abc", False, "https://host/run", "dir/files"
 
   def init(self, **options: Any) -> "_Failing":
@@ -141,16 +141,16 @@ class _Failing:
   def log(self, values: dict[str, Any], step: int) -> None:
     if "log" in self.fails:
       raise RuntimeError("the service has ended")
-    self.told.append((step, values))
+    self.logged.append((step, values))
 
   def finish(self, exit_code: int) -> None:
     if "finish" in self.fails:
       raise TimeoutError
-    self.told.append(("finish", exit_code))
+    self.logged.append(("finish", exit_code))
 
 
 @pytest.mark.parametrize(
-  ("fails", "told", "words"),
+  ("fails", "logged_steps", "words"),
   [
     (set(), 3, ["https://host/run"]),
     ({"init"}, 3, ["no network; logging this start offline", "https"]),
@@ -161,18 +161,18 @@ class _Failing:
   ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else "",
 )
 def test_whatever_fails_there_is_said_once_and_stops_nothing(
-  fails, told, words, tmp_path, monkeypatch
+  fails, logged_steps, words, tmp_path, monkeypatch
 ):
-  package, said = _Failing(fails), []
+  package, lines = _Failing(fails), []
   monkeypatch.setitem(sys.modules, "wandb", package)
-  run = WandbRun("project", str(tmp_path), {}, said.append)
+  run = WandbRun("project", str(tmp_path), {}, lines.append)
   run.row(1, {"loss": 0.5, "lr": 0.1})
   run.pictures(1, [Picture("val/0", PICTURE, "a cup")])
   run.close(failed=True)
-  assert len(package.told) == told
-  assert len(said) == len(words)
-  assert all(word in line and "\n" not in line for word, line in zip(words, said, strict=True))
-  assert "finish" in fails or not package.told or package.told[-1] == ("finish", 1)
+  assert len(package.logged) == logged_steps
+  assert len(lines) == len(words)
+  assert all(word in line and "\n" not in line for word, line in zip(words, lines, strict=True))
+  assert "finish" in fails or not package.logged or package.logged[-1] == ("finish", 1)
 
 
 def test_another_project_is_another_run(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Who trains into a folder has it to themselves."""
+"""A workdir has one run at a time."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from input_pipeline.common.errors import InputError
 from mail_jax.train import command as train
 from mail_jax.train import resume
 
-# Holds a folder until it is killed.
+# Locks a folder until it is killed.
 _HOLDER = """
 import sys, time
 from mail_jax.train import resume
@@ -25,7 +25,7 @@ with resume.lock(sys.argv[1]):
 
 @pytest.fixture
 def holder(tmp_path):
-  """A process that holds `tmp_path`."""
+  """A process that locks `tmp_path`."""
   process = subprocess.Popen(
     [sys.executable, "-c", _HOLDER, str(tmp_path)],
     stdout=subprocess.PIPE,
@@ -44,9 +44,9 @@ def test_a_second_run_is_told_who_holds_the_folder_and_changes_nothing(
   holder, shapes_data, tmp_path
 ):
   before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-  told = rf"in use by another run \(host {socket.gethostname()}, pid {holder.pid}, since 20\d\d-"
+  message = rf"in use by another run \(host {socket.gethostname()}, pid {holder.pid}, since 20\d\d-"
   for more in ((), ("--archive_existing",)):
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
       train.main(tiny_run.arguments(shapes_data, tmp_path, *more))
   assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
