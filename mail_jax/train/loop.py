@@ -84,7 +84,7 @@ class Trainer:
       meta = self.checkpoints.meta(latest)
       resume.check_resumable(meta, config, data.tokenizer, workdir)
       self.length.steps, self.window = meta["steps"], meta["window"]
-      skipped = meta.get("skipped", {})
+      skipped = meta["skipped"]
       self.state = self.checkpoints.restore(latest, shapes)
     self.nonfinite = NonFiniteGuard(workdir, config.max_nonfinite_steps, skipped)
     self.start_step = latest or 0

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,7 +28,6 @@ class Program:
   Attributes:
     config: a whole config.
     model: the network.
-    optimizer: of its parameters.
     mesh: of the devices that the programs run on.
     shapes: shapes and shardings of the state.
     batch: shapes and shardings of a global batch of training.
@@ -40,7 +38,6 @@ class Program:
 
   config: ConfigDict
   model: MaIL
-  optimizer: optax.GradientTransformation
   mesh: Mesh
   shapes: TrainState
   batch: dict[str, jax.ShapeDtypeStruct]
@@ -81,7 +78,6 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   return Program(
     config,
     model,
-    optimizer,
     mesh,
     shapes=sharding.shapes_at(shapes, placed),
     batch=sharding.shapes_at(batch_shapes(config), dict.fromkeys(batch_shapes(config), spread)),
