@@ -16,7 +16,7 @@ SQUARE = custom_files.SQUARE["polygons"]
 TRIANGLE = [[15, 3, 25, 3, 25, 13]]
 
 
-def coco(*annotations, file_name="a.png", **more):
+def coco(*annotations, file_name="a.png", **fields):
   """Returns a COCO file; annotations are numbered from 1."""
   return {
     "images": [{"id": 4, "file_name": file_name, "height": HEIGHT, "width": WIDTH}],
@@ -25,11 +25,11 @@ def coco(*annotations, file_name="a.png", **more):
       for n, row in enumerate(annotations, 1)
     ],
     "categories": [{"id": 1, "name": "mug", "supercategory": ""}],
-    **more,
+    **fields,
   }
 
 
-def convert(folder, form, content, *more):
+def convert(folder, export_format, content, *options):
   """Converts an export and returns the lines."""
   (folder / "export.json").write_text(json.dumps(content))
   out = folder / "mine.jsonl"
@@ -37,12 +37,12 @@ def convert(folder, form, content, *more):
     [
       "convert",
       "--from",
-      form,
+      export_format,
       str(folder / "export.json"),
       "--out",
       str(out),
       "--overwrite",
-      *more,
+      *options,
     ]
   )
   return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
@@ -138,7 +138,7 @@ def test_what_cvat_exports(folder, capsys):
   assert scan.scan(str(folder / "mine.jsonl")).problems == []
 
 
-def region(name, kind, value, **more):
+def region(name, kind, value, **fields):
   """Returns a row of `result` in Label Studio's JSON."""
   return {
     "id": name,
@@ -149,21 +149,21 @@ def region(name, kind, value, **more):
     "original_height": HEIGHT,
     "image_rotation": 0,
     "value": value,
-    **more,
+    **fields,
   }
 
 
-def text(name, *texts, **more):
-  return region(name, "textarea", {"text": list(texts)}, **more)
+def text(name, *texts, **fields):
+  return region(name, "textarea", {"text": list(texts)}, **fields)
 
 
 def percent(x, y):
   return [100 * x / WIDTH, 100 * y / HEIGHT]
 
 
-def task(*rows, image="/data/upload/1/0123abcd-a.png", **more):
+def task(*rows, image="/data/upload/1/0123abcd-a.png", **fields):
   annotation = {"id": 1, "was_cancelled": False, "ground_truth": False, "result": list(rows)}
-  return {"id": 1, "data": {"image": image}, "annotations": [annotation]} | more
+  return {"id": 1, "data": {"image": image}, "annotations": [annotation]} | fields
 
 
 POLYGON = {
@@ -204,8 +204,8 @@ def test_what_label_studio_exports_as_json(folder, capsys):
   assert np.array_equal(drawn(cup), expected)
   assert note["sentences"] == ["a note"]
   printed = capsys.readouterr().out
-  for told in ("skipped: box without", "text without a region (1)", "keypointlabels (1)"):
-    assert told in printed
+  for message in ("skipped: box without", "text without a region (1)", "keypointlabels (1)"):
+    assert message in printed
   schema = convert(folder, "label-studio", content, "--boxes", "--no_target", "absent")
   by_text = {line["sentences"][0]: line for line in schema}
   assert by_text["nothing here"]["target"] is None
@@ -269,9 +269,9 @@ def test_a_literal_run_is_read_value_by_value():
   data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
   expected = values.reshape(2, 2, 4)[..., 3] != 0
   assert np.array_equal(label_studio.decode_brush(data, 2, 2), expected)
-  for wrong, told in ((data[:-3], "truncated"), (data[4:], "values for")):
-    with pytest.raises(ValueError, match=told):
-      label_studio.decode_brush(wrong, 2, 2)
+  for damaged, message in ((data[:-3], "truncated"), (data[4:], "values for")):
+    with pytest.raises(ValueError, match=message):
+      label_studio.decode_brush(damaged, 2, 2)
 
 
 def test_invalid_regions_are_skipped_and_reported(folder, capsys):
@@ -328,7 +328,7 @@ def test_label_studio_s_coco_has_no_text_and_says_so(folder):
 
 
 @pytest.mark.parametrize(
-  ("form", "content", "told"),
+  ("export_format", "content", "message"),
   [
     ("coco", [], "not a COCO file"),
     ("coco", {"images": {}, "annotations": []}, "not a COCO file"),
@@ -339,9 +339,9 @@ def test_label_studio_s_coco_has_no_text_and_says_so(folder):
     ("label-studio", [task(region("r", "polygonlabels", POLYGON))], "no region has a text"),
   ],
 )
-def test_an_invalid_export_is_refused_and_writes_nothing(folder, form, content, told):
-  with pytest.raises(InputError, match=told):
-    convert(folder, form, content)
+def test_an_invalid_export_is_refused_and_writes_nothing(folder, export_format, content, message):
+  with pytest.raises(InputError, match=message):
+    convert(folder, export_format, content)
   assert not (folder / "mine.jsonl").exists()
 
 
@@ -353,16 +353,16 @@ def test_splits_are_shares_of_images_and_stay(folder):
   counts = {split: splits.count(split) / len(names) for split in ("train", "val", "test")}
   assert counts == pytest.approx({"train": 0.7, "val": 0.1, "test": 0.2}, abs=0.02)
   assert collect.split_of("a", collect.parse_splits(["val"])) == "val"
-  for wrong in (["val=2"], ["val=0.7", "test=0.7"], ["=0.1"], ["val=x"]):
+  for texts in (["val=2"], ["val=0.7", "test=0.7"], ["=0.1"], ["val=x"]):
     with pytest.raises(InputError, match="--split"):
-      collect.parse_splits(wrong)
+      collect.parse_splits(texts)
 
 
 def test_the_folder_decides_between_images_of_the_same_name(tmp_path):
   for path in ("x/1/a.png", "x/2/a.png", "b.png"):
     write_photo(tmp_path / path)
-  found, missing = collect.find_images(["2/a.png", "c.png", "elsewhere/b.png"], str(tmp_path))
-  assert found == {"2/a.png": "x/2/a.png", "c.png": "c.png", "elsewhere/b.png": "b.png"}
+  paths, missing = collect.find_images(["2/a.png", "c.png", "elsewhere/b.png"], str(tmp_path))
+  assert paths == {"2/a.png": "x/2/a.png", "c.png": "c.png", "elsewhere/b.png": "b.png"}
   assert missing == ["c.png"]
 
 
@@ -386,7 +386,7 @@ _COCO = coco(
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-  ("form", "content", "more"),
+  ("export_format", "content", "options"),
   [
     ("coco", _COCO, ["--with_instances", "--boxes"]),
     ("coco", _COCO, ["--text", "category"]),
@@ -395,12 +395,12 @@ _COCO = coco(
   ],
 )
 def test_an_export_with_anything_in_any_place_is_read_or_refused(
-  folder, capsys, form, content, more, every
+  folder, capsys, export_format, content, options, every
 ):
   broken = []
   for what, changed in damaged_json.variants(content, every):
     try:
-      for number, line in enumerate(convert(folder, form, changed, *more), 1):
+      for number, line in enumerate(convert(folder, export_format, changed, *options), 1):
         schema.parse(number, json.dumps(line).encode())
     except InputError:
       pass

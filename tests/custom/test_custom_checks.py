@@ -25,7 +25,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def found(folder, *rows, **options):
+def problems_of(folder, *rows, **options):
   """Returns (line, kind) of every problem in a file."""
   scanned = scan.scan(write_lines(folder / "mine.jsonl", *rows), **options)
   return [(problem.line, problem.kind) for problem in scanned.problems]
@@ -36,7 +36,7 @@ def rle(mask):
   return {"size": list(runs["size"]), "counts": runs["counts"].decode()}
 
 
-WRONG = {
+INVALID = {
   "invalid JSON": ["{", '["a"]', "NaN", '{"image": "a.png", "image": "b.jpg"}', '{"ref_id": NaN}'],
   "unknown key": [line(sentence="x"), line(target=SQUARE | {"colour": 1})],
   "missing key": [
@@ -101,7 +101,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-  ("kind", "row"), [(kind, row) for kind, rows in WRONG.items() for row in rows]
+  ("kind", "row"), [(kind, row) for kind, rows in INVALID.items() for row in rows]
 )
 def test_an_error_in_a_line_is_reported_with_its_number(folder, kind, row):
   custom_files.write_coco(folder / "coco.json")
@@ -110,7 +110,7 @@ def test_an_error_in_a_line_is_reported_with_its_number(folder, kind, row):
   (folder / "empty.png").write_bytes(b"")
   os.symlink("/", folder / "link")
   rows = [line(annotations="coco.json"), row, line()]
-  assert set(found(folder, *rows)) == {(2, kind)}
+  assert set(problems_of(folder, *rows)) == {(2, kind)}
 
 
 def test_every_kind_of_mask_is_valid(folder):
@@ -133,22 +133,22 @@ def test_every_kind_of_mask_is_valid(folder):
   rows = [line(target=target) for target in targets]
   instances = [SQUARE | {"score": 0.5, "category": 3}, {"png": "bits.png"}]
   rows += [line("b.jpg", instances=instances, ref_id=100, meta={"any": "thing"}, split="my_test")]
-  assert found(folder, line(annotations="coco.json"), *rows) == []
+  assert problems_of(folder, line(annotations="coco.json"), *rows) == []
 
 
 def test_an_unknown_key_is_refused_with_a_suggestion(folder):
-  _, told = schema.parse(4, json.dumps(line(sentance=["x"])))
-  assert [str(problem) for problem in told] == [
+  _, problems = schema.parse(4, json.dumps(line(sentance=["x"])))
+  assert [str(problem) for problem in problems] == [
     "line 4: unknown key 'sentance'; did you mean 'sentences'?"
   ]
 
 
 def test_all_problems_of_a_line_are_reported_at_once(folder):
   row = {"image": "none.png", "sentences": [""], "split": 3, "targets": None}
-  kinds = {kind for _, kind in found(folder, row)}
+  kinds = {kind for _, kind in problems_of(folder, row)}
   assert kinds == {"empty expression", "invalid split", "unknown key", "missing key"}
   row = line("none.png", target={"ann_id": 7}, instances=[{"png": "/m.png"}])
-  kinds = {kind for _, kind in found(folder, row)}
+  kinds = {kind for _, kind in problems_of(folder, row)}
   assert kinds == {"image is missing", "no COCO file", "path outside the folder"}
 
 
@@ -162,7 +162,7 @@ def test_what_lines_have_in_common_is_compared(folder):
     line(instances=[SQUARE]),
     line(instances=[]),
   ]
-  assert found(folder, *rows) == [
+  assert problems_of(folder, *rows) == [
     (2, "duplicate ref id"),
     (2, "image with two ids"),
     (3, "duplicate image id"),
@@ -176,15 +176,17 @@ def test_only_one_coco_file_may_be_named(folder):
   custom_files.write_coco(folder / "one.json")
   custom_files.write_coco(folder / "two.json")
   rows = [line(target={"ann_id": 7}), line(annotations="one.json"), line(annotations="two.json")]
-  assert found(folder, *rows) == [(3, "several COCO files")]
-  assert found(folder, rows[0], annotations=str(folder / "two.json")) == []
-  kinds = {kind for _, kind in found(folder, line(annotations="none.json", target={"ann_id": 7}))}
+  assert problems_of(folder, *rows) == [(3, "several COCO files")]
+  assert problems_of(folder, rows[0], annotations=str(folder / "two.json")) == []
+  kinds = {
+    kind for _, kind in problems_of(folder, line(annotations="none.json", target={"ann_id": 7}))
+  }
   assert kinds == {"no COCO file"}
 
 
 def test_processes_find_what_one_finds(folder):
   rows = [line() if n % 7 else line("none.png", sentences=[""]) for n in range(600)]
-  assert found(folder, *rows, workers=2) == found(folder, *rows, workers=1) != []
+  assert problems_of(folder, *rows, workers=2) == problems_of(folder, *rows, workers=1) != []
 
 
 def test_a_truncated_image_is_found_when_it_is_decoded(folder):
@@ -192,13 +194,13 @@ def test_a_truncated_image_is_found_when_it_is_decoded(folder):
   data = (folder / "big.jpg").read_bytes()
   (folder / "half.jpg").write_bytes(data[: len(data) // 2])
   row = line("half.jpg")
-  assert found(folder, row) == []
-  assert found(folder, row, level=CheckLevel.WHOLE) == [(1, "image cannot be read")]
+  assert problems_of(folder, row) == []
+  assert problems_of(folder, row, level=CheckLevel.WHOLE) == [(1, "image cannot be read")]
 
 
 def test_fast_opens_no_image(folder):
-  assert found(folder, line("none.png"), level=CheckLevel.FAST) == []
-  assert found(folder, line("none.png", target={"ann_id": 7}), level=CheckLevel.FAST) == [
+  assert problems_of(folder, line("none.png"), level=CheckLevel.FAST) == []
+  assert problems_of(folder, line("none.png", target={"ann_id": 7}), level=CheckLevel.FAST) == [
     (1, "no COCO file")
   ]
 
@@ -276,6 +278,10 @@ def test_validate_counts_lines_images_and_expressions(folder, capsys):
 def test_prediction_does_not_need_a_target():
   row = {"image": "a.png", "sentences": ["the square"]}
   assert [problem.kind for problem in schema.parse(1, json.dumps(row))[1]] == ["missing key"]
-  read, told = schema.parse(1, json.dumps(row), targets=False)
-  assert told == [] and read is not None
-  assert (read.image, read.sentences, read.target) == ("a.png", ("the square",), ())
+  annotation, problems = schema.parse(1, json.dumps(row), targets=False)
+  assert problems == [] and annotation is not None
+  assert (annotation.image, annotation.sentences, annotation.target) == (
+    "a.png",
+    ("the square",),
+    (),
+  )

@@ -23,11 +23,11 @@ from mail_jax.train import command as train
 
 
 def records_of(data_dir, name, split):
-  found = map(
+  decoded_records = map(
     records.decode_record,
     record_reader.read_records(record_reader.Split(str(data_dir), name, split)),
   )
-  return sorted(found, key=lambda record: record.file_name)
+  return sorted(decoded_records, key=lambda record: record.file_name)
 
 
 def decoded(record):
@@ -35,11 +35,11 @@ def decoded(record):
   return tf.io.decode_jpeg(record.image, channels=3, dct_method="INTEGER_ACCURATE").numpy()
 
 
-def make(folder, *rows, more=(), name="mine.jsonl"):
+def make(folder, *rows, options=(), name="mine.jsonl"):
   """Prepares lines and returns the folder of the data."""
   path = write_lines(folder / name, *rows)
   data_dir = folder / "data"
-  prepare.main(["--dataset", f"jsonl:{path}", "--data_dir", str(data_dir), *more])
+  prepare.main(["--dataset", f"jsonl:{path}", "--data_dir", str(data_dir), *options])
   return data_dir
 
 
@@ -75,7 +75,7 @@ def test_instances_are_those_of_the_lines_best_first(tmp_path):
   other = {"polygons": [[15, 3, 25, 3, 25, 13]]}
   instances = [SQUARE | {"score": 0.2, "category": 4}, other | {"score": 0.9}]
   rows = [line(), line(instances=instances), line("b.png")]
-  a, b = records_of(make(tmp_path, *rows, more=["--trained_on", "other"]), "mine", "train")
+  a, b = records_of(make(tmp_path, *rows, options=["--trained_on", "other"]), "mine", "train")
   assert a.instances.scores.tolist() == pytest.approx([0.9, 0.2])
   assert a.instances.categories.tolist() == [0, 4]
   assert np.array_equal(a.instances.masks[1], a.refs[0].target)
@@ -150,7 +150,7 @@ def test_invalid_lines_and_truncated_images_can_be_left_out(tmp_path, capsys):
   whole = (tmp_path / "big.jpg").read_bytes()
   (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
   rows = [line(), line("none.png"), "{", line("half.jpg"), line(target=None)]
-  data = make(tmp_path, *rows, more=["--on_error", "skip"])
+  data = make(tmp_path, *rows, options=["--on_error", "skip"])
   (record,) = records_of(data, "mine", "train")
   assert [ref.ref_id for ref in record.refs] == [1, 5]
   printed = capsys.readouterr()
@@ -159,7 +159,7 @@ def test_invalid_lines_and_truncated_images_can_be_left_out(tmp_path, capsys):
   assert "skipped in train: 1 images" in printed.out
   assert "2 lines of" in printed.err
   with pytest.raises(InputError, match="2 errors"):
-    make(tmp_path, "{", "[", more=["--on_error", "skip", "--overwrite"])
+    make(tmp_path, "{", "[", options=["--on_error", "skip", "--overwrite"])
 
 
 def test_an_image_in_two_splits_is_warned_of(tmp_path, capsys):
@@ -172,13 +172,13 @@ def test_a_data_set_is_named_by_its_file_or_by_the_user(tmp_path):
   write_photo(tmp_path / "a.png")
   data = make(tmp_path, line(), name="my-photos v2.jsonl")
   assert storage.prepared(str(data)) == ["my_photos_v2"]
-  make(tmp_path, line(), more=["--name", "Other"])
+  make(tmp_path, line(), options=["--name", "Other"])
   assert storage.prepared(str(data)) == ["Other", "my_photos_v2"]
-  for name, told in (("shapes", "another data set"), ("a b", "is not a valid name")):
-    with pytest.raises(InputError, match=told):
-      make(tmp_path, line(), more=["--name", name])
+  for name, message in (("shapes", "another data set"), ("a b", "is not a valid name")):
+    with pytest.raises(InputError, match=message):
+      make(tmp_path, line(), options=["--name", name])
   with pytest.raises(InputError, match="'refcocoplus_unc' is not a valid name"):
-    make(tmp_path, line(), more=["--name", "refcocoplus_unc"])
+    make(tmp_path, line(), options=["--name", "refcocoplus_unc"])
   with pytest.raises(InputError, match=r"custom data in .*: Other, my_photos_v2"):
     loader.splits(str(data), "mine")
 
@@ -193,16 +193,16 @@ def test_preparing_again_does_nothing_and_another_file_is_refused(tmp_path, caps
 
 
 @pytest.mark.parametrize(
-  ("more", "told"),
+  ("options", "message"),
   [
     (["--refer_root", "refer"], "--refer_root cannot be used with"),
     (["--train_scenes", "3"], "--train_scenes cannot be used with"),
   ],
 )
-def test_options_of_other_data_sets_are_refused(tmp_path, capsys, more, told):
+def test_options_of_other_data_sets_are_refused(tmp_path, capsys, options, message):
   with pytest.raises(SystemExit):
-    make(tmp_path, line(), more=more)
-  assert told in capsys.readouterr().err
+    make(tmp_path, line(), options=options)
+  assert message in capsys.readouterr().err
 
 
 def test_masks_that_are_looked_up_need_ids_of_images(tmp_path):
@@ -210,8 +210,8 @@ def test_masks_that_are_looked_up_need_ids_of_images(tmp_path):
   custom_files.write_coco(tmp_path / "coco.json")
   spec = ["--instances", f"coco:{tmp_path / 'coco.json'}"]
   with pytest.raises(InputError, match="have no image_id"):
-    make(tmp_path, line(), more=spec)
-  (record,) = records_of(make(tmp_path, line(image_id=1), more=spec), "mine", "train")
+    make(tmp_path, line(), options=spec)
+  (record,) = records_of(make(tmp_path, line(image_id=1), options=spec), "mine", "train")
   assert len(record.instances.masks) == 2
 
 
@@ -220,7 +220,7 @@ def test_images_with_coco_names_are_recognised_as_coco_s(tmp_path):
   write_photo(tmp_path / "a.jpg", seed=1)
   rows = [line("COCO_train2014_000000000009.jpg", split="val"), line("a.jpg", split="val")]
   rows[0]["instances"] = [SQUARE]
-  data = make(tmp_path, *rows, more=["--trained_on", "coco"])
+  data = make(tmp_path, *rows, options=["--trained_on", "coco"])
   warning = runner.recall_instances(str(data), "mine/val")["warning"]
   assert "trained on COCO, which contains 1 of these 2 images" in warning
 
@@ -238,8 +238,8 @@ def test_targets_by_annotation_are_coco_s_own(tmp_path, realdata):
     )
     for row in chosen
   ]
-  more = ["--images", str(realdata / "coco/train2014"), "--annotations", str(path)]
-  records = records_of(make(tmp_path, *rows, more=more), "mine", "train")
+  options = ["--images", str(realdata / "coco/train2014"), "--annotations", str(path)]
+  records = records_of(make(tmp_path, *rows, options=options), "mine", "train")
   targets = {ref.ref_id: ref for record in records for ref in record.refs}
   assert len(targets) == len(chosen) > 5
   for row in chosen:
@@ -257,9 +257,9 @@ def test_the_example_is_trained_on_and_evaluated_by_its_name(tmp_path, capsys):
   common = ["--checkpoint", str(run), "--data_dir", data]
   evaluate.main([*common, "--data", "mine", "--json", str(tmp_path / "m.json")])
   metrics = json.loads((tmp_path / "m.json").read_text())
-  said = [json.loads(text) for text in path.read_text().splitlines()]
-  sentences = sum(len(row["sentences"]) for row in said if row["split"] == "val")
-  assert metrics["mine/val"]["expressions"] == sentences
+  rows = [json.loads(text) for text in path.read_text().splitlines()]
+  expressions = sum(len(row["sentences"]) for row in rows if row["split"] == "val")
+  assert metrics["mine/val"]["expressions"] == expressions
   assert "warning" not in capsys.readouterr().out
 
 

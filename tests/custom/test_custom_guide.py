@@ -38,8 +38,8 @@ def test_the_commands_of_the_guide_work_in_an_empty_folder(tmp_path):
   assert done.returncode == 0, done.stdout + done.stderr
   assert "no errors" in done.stdout
   assert "mine/val" in done.stdout
-  made = {path.name for path in folder.iterdir()}
-  assert {"example", "draw.png", "data", "mine.py", "runs", "predictions.png", "ring.png"} <= made
+  names = {path.name for path in folder.iterdir()}
+  assert {"example", "draw.png", "data", "mine.py", "runs", "predictions.png", "ring.png"} <= names
   rows = (folder / "answers" / "predictions.jsonl").read_text().splitlines()
   lines_asked = (folder / "example" / "mine.jsonl").read_text().splitlines()
   assert len(rows) == sum(len(json.loads(line)["sentences"]) for line in lines_asked)

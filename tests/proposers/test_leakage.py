@@ -240,8 +240,8 @@ def test_prepare_names_the_only_image_that_was_seen(tmp_path):
 def test_prepare_warns_once_for_all_evaluation_splits(
   tmp_path, instances, trained_on, text, warnings
 ):
-  said = [] if trained_on is None else ["--trained_on", trained_on]
-  metadata, lines = _prepare(make_layout(tmp_path), tmp_path / "data", instances, *said)
+  declaration = [] if trained_on is None else ["--trained_on", trained_on]
+  metadata, lines = _prepare(make_layout(tmp_path), tmp_path / "data", instances, *declaration)
   assert metadata["instances"] == {"from": instances.partition(":")[0], "trained_on": text}
   assert len(lines) == warnings
   assert all(line.startswith("warning: val, testA, testB: ") for line in lines)
@@ -268,9 +268,9 @@ def test_annotations_as_instances_are_called_an_oracle(tmp_path):
 def test_prepare_refuses_contradictions(tmp_path, instances, trained_on, message):
   layout = make_layout(tmp_path)
   instances = instances.format(annotations=layout.instances_path)
-  said = [] if trained_on is None else ["--trained_on", trained_on]
+  declaration = [] if trained_on is None else ["--trained_on", trained_on]
   with pytest.raises(InputError, match=message):
-    prepare.main(layout.arguments(tmp_path / "data", "--instances", instances, *said))
+    prepare.main(layout.arguments(tmp_path / "data", "--instances", instances, *declaration))
   assert not (tmp_path / "data").exists()
 
 

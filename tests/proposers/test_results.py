@@ -69,7 +69,7 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
   for image_id in image_ids[::4]:
     size = reference.imgs[image_id]["height"], reference.imgs[image_id]["width"]
     photo = np.zeros((*size, 3), np.uint8)
-    (one,), (other,) = (made.propose([photo], [image_id]) for made in (results, coco))
+    (one,), (other,) = (proposer.propose([photo], [image_id]) for proposer in (results, coco))
     np.testing.assert_array_equal(one.masks, other.masks)
     np.testing.assert_array_equal(one.categories, other.categories)
     np.testing.assert_array_equal(one.scores, other.scores)

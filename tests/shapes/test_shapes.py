@@ -63,13 +63,13 @@ class Reader:
       words, relation, anchor = match.groups()
       _, [anchor] = self.understand(anchor)
       side = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}[relation]
-      meant = set()
+      referents = set()
       for i in self.described(words) - {anchor}:
         step = self.centres[i] - self.centres[anchor]
         # Within 45 degrees of the direction.
         if np.dot(step, SIDES[side]) > math.cos(math.pi / 4) * np.linalg.norm(step):
-          meant.add(i)
-      return "relation", meant
+          referents.add(i)
+      return "relation", referents
     if match := ORDINAL.fullmatch(text):
       rank, words, side = match.groups()
       order = self.in_order(self.described(words), side)
@@ -92,7 +92,7 @@ def scenes(split):
   return [shapes.make_scene(split, 0, index) for index in range(count)]
 
 
-def said(scene):
+def expressions_of(scene):
   return [(i, e) for i, some in enumerate(scene.expressions) for e in some]
 
 
@@ -104,14 +104,14 @@ def iou(masks, target):
 def test_every_expression_means_its_object_and_no_other(split):
   for scene in scenes(split):
     reader = Reader(scene.objects, scene.targets)
-    for index, expression in said(scene):
+    for index, expression in expressions_of(scene):
       assert reader.understand(expression.text) == (expression.kind, {index}), expression.text
 
 
 def test_expressions_stay_true_when_the_scene_and_left_and_right_are_mirrored():
   for scene in scenes("val"):
     reader = Reader(scene.objects, scene.targets[:, :, ::-1])
-    for index, expression in said(scene):
+    for index, expression in expressions_of(scene):
       mirrored = re.sub(
         r"left|right", lambda m: {"left": "right", "right": "left"}[m[0]], expression.text
       )
@@ -121,7 +121,7 @@ def test_expressions_stay_true_when_the_scene_and_left_and_right_are_mirrored():
 def test_positions_decide_by_a_clear_margin():
   for scene in scenes("testB"):
     reader = Reader(scene.objects, scene.targets)
-    for index, expression in said(scene):
+    for index, expression in expressions_of(scene):
       match = re.fullmatch(r"(?:the )?(leftmost|rightmost|topmost|lowest) (.+)", expression.text)
       if match and expression.kind == "superlative":
         first, second, *_ = reader.in_order(reader.described(match[2]), MOST[match[1]])
@@ -132,7 +132,7 @@ def test_positions_decide_by_a_clear_margin():
 def test_positions_and_not_attributes_decide_if_an_expression_names_a_position():
   for scene in scenes("testB"):
     reader = Reader(scene.objects, scene.targets)
-    for _, expression in said(scene):
+    for _, expression in expressions_of(scene):
       text = re.sub(r"^the | from the .*| (furthest|nearest) .*", "", expression.text)
       text = re.sub(r" (to the left|to the right|left|right|above|below)( of)? the .*", "", text)
       text = re.sub(r"^(\w+most|lowest|\w+est|second|third) ", "", text)
@@ -140,7 +140,7 @@ def test_positions_and_not_attributes_decide_if_an_expression_names_a_position()
 
 
 def test_kinds_of_expressions_have_their_intended_shares():
-  kinds = collections.Counter(e.kind for scene in scenes("val") for _, e in said(scene))
+  kinds = collections.Counter(e.kind for scene in scenes("val") for _, e in expressions_of(scene))
   share = {kind: count / kinds.total() for kind, count in kinds.items()}
   assert share["attribute"] >= 0.30
   assert share["superlative"] >= 0.25
@@ -150,7 +150,8 @@ def test_kinds_of_expressions_have_their_intended_shares():
 
 def test_test_splits_keep_to_their_kinds():
   kinds = {
-    split: {e.kind for scene in scenes(split) for _, e in said(scene)} for split in shapes.SPLITS
+    split: {e.kind for scene in scenes(split) for _, e in expressions_of(scene)}
+    for split in shapes.SPLITS
   }
   assert kinds["testA"] == {"attribute"}
   assert kinds["testB"] == {"superlative", "ordinal", "relation"}
@@ -167,7 +168,7 @@ def test_referents_of_test_c_have_colour_shape_pairs_that_no_other_split_shows()
   referents = {
     (scene.objects[i].colour, scene.objects[i].shape)
     for scene in scenes("testC")
-    for i, _ in said(scene)
+    for i, _ in expressions_of(scene)
   }
   assert len(shown) == 8 * 8 - 8
   assert len(referents) == 8 and not referents & shown
@@ -290,9 +291,9 @@ def test_any_scene_is_repeatable_and_valid(split, seed, index, size):
   assert (scene.targets.sum((1, 2)) >= 0.005 * size**2).all()
   assert len(scene.instances.masks) <= 12
   assert (np.diff(scene.instances.scores) <= 0).all()
-  assert said(scene)
+  assert expressions_of(scene)
   reader = Reader(scene.objects, scene.targets)
-  for i, expression in said(scene):
+  for i, expression in expressions_of(scene):
     assert reader.understand(expression.text) == (expression.kind, {i})
 
 

@@ -195,9 +195,9 @@ def test_the_report_leaves_out_refs_without_a_target(prepared, tmp_path, capsys)
 
 def test_tfds_builds_it_from_its_manual_folder(tmp_path):
   layout = make_generalised(tmp_path / "manual")
-  made = builder.ReferringSegmentation(config="grefcoco_unc", data_dir=tmp_path / "data")
+  dataset = builder.ReferringSegmentation(config="grefcoco_unc", data_dir=tmp_path / "data")
   config = tfds.download.DownloadConfig(manual_dir=layout.root.parent)
-  made.download_and_prepare(download_config=config)
+  dataset.download_and_prepare(download_config=config)
   metadata = storage.read_metadata(str(tmp_path / "data"), "grefcoco_unc") or {}
   assert metadata["counts"]["val"] == {"records": 1, "refs": 3, "expressions": 3}
   assert metadata["leakage"]["val"]["seen"] == 1

@@ -167,9 +167,9 @@ def test_a_detector_has_seen_the_images_that_are_cocos(tmp_path):
 def test_tfds_builds_it_from_its_manual_folder(tmp_path):
   layout = make_layout(tmp_path / "manual")
   layout.root.rename(tmp_path / "manual/refer")
-  made = builder.ReferringSegmentation(config="phrasecut", data_dir=tmp_path / "data")
+  dataset = builder.ReferringSegmentation(config="phrasecut", data_dir=tmp_path / "data")
   config = tfds.download.DownloadConfig(manual_dir=tmp_path / "manual")
-  made.download_and_prepare(download_config=config)
+  dataset.download_and_prepare(download_config=config)
   metadata = storage.read_metadata(str(tmp_path / "data"), "phrasecut") or {}
   assert metadata["counts"]["test"] == {"records": 2, "refs": 4, "expressions": 4}
   assert metadata["instances"] == {"from": "none", "trained_on": "nothing"}
