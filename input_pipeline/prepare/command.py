@@ -254,7 +254,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   )
 
 
-def _open_reader(args: argparse.Namespace) -> image_source.Reader:
+def _open_reader(args: argparse.Namespace) -> readers.Reader:
   path = _custom_file(args)
   if path is None:
     return readers.open_reader(args.dataset, args.refer_root, args.annotations)
@@ -268,7 +268,7 @@ def _open_reader(args: argparse.Namespace) -> image_source.Reader:
   )
 
 
-def _instances(args: argparse.Namespace, reader: image_source.Reader) -> str:
+def _instances(args: argparse.Namespace, reader: readers.Reader) -> str:
   """Returns the proposer; by default, custom data brings its own instances or has none."""
   if not isinstance(reader, jsonl.JsonlReader):
     return args.instances
@@ -277,13 +277,13 @@ def _instances(args: argparse.Namespace, reader: image_source.Reader) -> str:
   return spec
 
 
-def _categories(spec: str, given: str | None, reader: image_source.Reader) -> str:
+def _categories(spec: str, given: str | None, reader: readers.Reader) -> str:
   """Returns the file with the masks' categories; detection results have those of the refs."""
   looked_up = spec.partition(":")[0] == "results"
   return given or (reader.annotations_path if looked_up else "")
 
 
-def _useful_workers(proposer: Any, reader: image_source.Reader) -> int:
+def _useful_workers(proposer: Any, reader: readers.Reader) -> int:
   """Returns the number of cores, or fewer if starting a process takes longer than its work."""
   if not getattr(proposer, "parallel", False):
     return 1
@@ -291,7 +291,7 @@ def _useful_workers(proposer: Any, reader: image_source.Reader) -> int:
   return max(1, min(parallel.available_cores(), images // _IMAGES_PER_WORKER))
 
 
-def _check_images(spec: str, proposer: Any, reader: image_source.Reader) -> None:
+def _check_images(spec: str, proposer: Any, reader: readers.Reader) -> None:
   """Checks that the masks of a file are those of these images, and not of another data set."""
   if not hasattr(proposer, "image_ids"):
     return

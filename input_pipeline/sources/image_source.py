@@ -2,48 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources.annotated_images import AnnotatedImage, RecordMaker
+from input_pipeline.sources.annotated_images import RecordMaker
+from input_pipeline.sources.readers import Reader
 from input_pipeline.sources.source import Task
 
 BATCH_SIZE = 4
 """Images that a proposer processes at once by default."""
-
-
-@runtime_checkable
-class Reader(Protocol):
-  """The refs of a data set, read from its files and checked against each other."""
-
-  dataset: str
-  """Its name on the command line."""
-  annotations_path: str
-  """The COCO file with the refs' objects and the list of categories; empty without one."""
-  splits: dict[str, list[int]]
-  """For each split with refs, its image ids, ascending."""
-
-  def coco_ids(self) -> dict[str, list[int]]:
-    """Returns, for each split, the COCO ids of the images that are COCO's."""
-    ...
-
-  def warning(self) -> str | None:
-    """Returns how the data differs from the published data set; None if it does not."""
-    ...
-
-  def image_path(self, images: str, image_id: int) -> str:
-    """Returns the path of an image in the folder of images."""
-    ...
-
-  def annotated_image(self, split: str, image_id: int, images: str) -> AnnotatedImage:
-    """Returns an image with its refs in a split.
-
-    Args:
-      split: a key of `splits`.
-      image_id: one of `splits[split]`.
-      images: the folder of images.
-    """
-    ...
 
 
 class ImageSource:

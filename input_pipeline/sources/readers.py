@@ -1,13 +1,52 @@
-"""The data sets of published refs by name, and which reader reads their files."""
+"""The protocol of readers, and the reader of each published data set.
+
+To add a data set, write a class with the methods of `Reader` in a module of this folder, name it in
+`open_reader` and `locate`, and add it to `storage.CONFIGS`.
+"""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.sources import grefer, phrasecut, refer
-from input_pipeline.sources.image_source import Reader
+from input_pipeline.sources.annotated_images import AnnotatedImage
 
 # Proposers that look masks up by COCO's image ids.
 _COCO_ONLY = ("coco",)
+
+
+@runtime_checkable
+class Reader(Protocol):
+  """The refs of a data set, read from its files and checked against each other."""
+
+  dataset: str
+  """Its name on the command line."""
+  annotations_path: str
+  """The COCO file with the refs' objects and the list of categories; empty without one."""
+  splits: dict[str, list[int]]
+  """For each split with refs, its image ids, ascending."""
+
+  def coco_ids(self) -> dict[str, list[int]]:
+    """Returns, for each split, the COCO ids of the images that are COCO's."""
+    ...
+
+  def warning(self) -> str | None:
+    """Returns how the data differs from the published data set; None if it does not."""
+    ...
+
+  def image_path(self, images: str, image_id: int) -> str:
+    """Returns the path of an image in the folder of images."""
+    ...
+
+  def annotated_image(self, split: str, image_id: int, images: str) -> AnnotatedImage:
+    """Returns an image with its refs in a split.
+
+    Args:
+      split: a key of `splits`.
+      image_id: one of `splits[split]`.
+      images: the folder of images.
+    """
+    ...
 
 
 def open_reader(dataset: str, refer_root: str, annotations: str | None = None) -> Reader:
