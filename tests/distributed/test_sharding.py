@@ -287,7 +287,7 @@ def test_impossible_mesh_names_its_place_in_the_config(data, fsdp):
     ({"model": {"backend": "cudnn"}}, r"config\.model\.backend 'cudnn' does not run on cpu"),
     (
       {"batch_size": 6, "grad_accum_steps": 4},
-      r"batch_size 6 does not .* config\.grad_accum_steps 4",
+      r"batch_size 6 is not a multiple .* config\.grad_accum_steps 4",
     ),
     ({"decode_every": 3, "batch_size": 8}, r"batch_size 8 .* times config\.decode_every 3"),
     ({"grad_accum_steps": 0}, r"config\.grad_accum_steps is 0; it must be at least 1"),

@@ -359,5 +359,5 @@ def test_a_trained_checkpoint_carries_the_vocabulary(tiny_folder, shapes_data, t
 def test_epochs_become_steps(shapes_data, tmp_path, tiny_folder):
   trainer = start(tiny_folder, shapes_data, tmp_path, "--config.steps=0", "--config.epochs=1.5")
   samples = trainer.data.samples
-  assert samples > 24 and trainer.budget.steps == -(-1.5 * samples // 8)
+  assert samples > 24 and trainer.length.steps == -(-1.5 * samples // 8)
   trainer.checkpoints.close()

@@ -41,7 +41,9 @@ def test_records_are_not_written_to_a_bucket():
 
 
 def test_records_are_not_read_from_s3():
-  with pytest.raises(InputError, match="--data_dir s3://b/data: TensorFlow reads no records from"):
+  with pytest.raises(
+    InputError, match="--data_dir s3://b/data: TensorFlow cannot read records from"
+  ):
     storage.read_metadata("s3://b/data", "shapes")
 
 
