@@ -1,9 +1,10 @@
-"""The picture of the README: one generated scene, what a model marks for three expressions of it.
+"""Draws the picture of the README: a generated scene and the predictions for three expressions.
 
-  python -m docs.pictures.three_expressions --checkpoint runs/demo --out docs/pictures/three_expressions.jpg
+  python -m docs.pictures.three_expressions --checkpoint runs/demo \
+    --out docs/pictures/three_expressions.jpg
 
-The scene is one of `val`, which no training sees, drawn at four times the size that the model reads. The expressions
-are the longest of each of its first three objects.
+The scene is in `val`, which is not trained on, drawn at four times the model's input size. The
+expressions are the longest of each of its first three objects.
 """
 
 import argparse
@@ -21,7 +22,7 @@ _SIDE, _MARGIN, _CAPTION = 384, 12, 44
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command."""
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -32,17 +33,17 @@ def main(argv: list[str] | None = None) -> None:
 
   drawing.check_writable(args.out)
   scene = scenes.make_scene("val", 0, args.scene, size=_SIDE)
-  said = [max((e.text for e in texts), key=len) for texts in scene.expressions if texts][:3]
+  longest = [max((e.text for e in texts), key=len) for texts in scene.expressions if texts]
+  expressions = longest[:3]
   segmenter = Segmenter.load(args.checkpoint, args.step)
-  answers = [segmenter(scene.image, text, scene.instances.masks) for text in said]
-  drawing.save(
-    _join([("", scene.image), *((a.expression, a.overlay()) for a in answers)]), args.out
-  )
-  print(f"{args.out}: {'; '.join(said)}")
+  results = segmenter(scene.image, expressions, scene.instances.masks)
+  panels = [("", scene.image), *((result.expression, result.overlay()) for result in results)]
+  drawing.save(_join(panels), args.out)
+  print(f"{args.out}: {'; '.join(expressions)}")
 
 
 def _join(panels: list[tuple[str, np.ndarray]]) -> Image.Image:
-  """Panels side by side, the caption of each below it."""
+  """Places panels side by side, with their captions below."""
   width = len(panels) * (_SIDE + _MARGIN) + _MARGIN
   picture = Image.new("RGB", (width, _SIDE + _MARGIN + _CAPTION), "white")
   draw, font = ImageDraw.Draw(picture), ImageFont.load_default(20)

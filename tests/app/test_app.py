@@ -1,4 +1,4 @@
-"""The page of `mail_jax.app`, over HTTP, on a real server."""
+"""`mail_jax.app` over HTTP, on a real server."""
 
 import concurrent.futures
 import contextlib
@@ -53,7 +53,7 @@ def photos(tmp_path_factory) -> list[pathlib.Path]:
 
 
 def segment(client, photo, text=TEXT, masks=None):
-  """What the page answers: pictures as arrays, and the summary."""
+  """Returns the app's response: pictures as arrays, and the summary."""
   handle = gradio_client.handle_file
   which, _, overlay, summary, mask, instances = client.predict(
     photo and handle(str(photo)), text, masks and handle(str(masks)), api_name="/segment"
@@ -89,7 +89,7 @@ def coco_file(path: pathlib.Path, masks: np.ndarray, name: str) -> pathlib.Path:
   return path
 
 
-def test_the_page_answers_what_segmenter_answers_bit_for_bit(client, segmenter, photos):
+def test_the_app_gives_the_result_of_segmenter_bit_for_bit(client, segmenter, photos):
   for photo in photos:
     expected = segmenter(str(photo), TEXT)
     found = segment(client, photo)
@@ -98,7 +98,7 @@ def test_the_page_answers_what_segmenter_answers_bit_for_bit(client, segmenter, 
     assert f"{expected.mask.mean():.1%}" in found["summary"] or not expected.mask.any()
 
 
-def test_masks_in_a_coco_file_are_what_the_model_chooses_from(client, segmenter, photos, tmp_path):
+def test_the_model_selects_from_the_masks_in_a_coco_file(client, segmenter, photos, tmp_path):
   masks = scenes.make_scene("testA", 3, 0, 96).targets
   # It is the only photo of the file, under any name.
   found = segment(client, photos[0], TEXT, coco_file(tmp_path / "own.json", masks, "any.png"))
@@ -109,7 +109,7 @@ def test_masks_in_a_coco_file_are_what_the_model_chooses_from(client, segmenter,
   assert len(found["instances"]) == len(masks) and "your file" in found["summary"]
 
 
-def test_an_example_brings_its_instance_masks_along(client, segmenter, tmp_path):
+def test_an_example_comes_with_its_instance_masks(client, segmenter, tmp_path):
   scene = scenes.make_scene("val", 7, 0, 96)
   Image.fromarray(scene.image).save(tmp_path / "scene.png")
   found = segment(client, tmp_path / "scene.png")
@@ -119,7 +119,7 @@ def test_an_example_brings_its_instance_masks_along(client, segmenter, tmp_path)
   assert "from the example" in found["summary"]
 
 
-def test_every_bad_input_gets_its_sentence_and_the_next_request_an_answer(
+def test_every_bad_input_gets_its_message_and_the_next_request_a_result(
   client, segmenter, photos, tmp_path
 ):
   expected = segmenter(str(photos[0]), TEXT).overlay()
@@ -132,7 +132,7 @@ def test_every_bad_input_gets_its_sentence_and_the_next_request_an_answer(
 
 
 @pytest.mark.parametrize("what", ["size", "name", "form", "json"])
-def test_wrong_masks_get_a_sentence(client, photos, tmp_path, what):
+def test_wrong_masks_get_a_message(client, photos, tmp_path, what):
   masks = np.zeros((1, 96, 96) if what != "size" else (1, 50, 40), bool)
   masks[0, 5:20, 5:30] = True
   path = coco_file(tmp_path / "own.json", masks, "other.png" if what == "name" else "photo 0.png")
@@ -149,7 +149,7 @@ def test_wrong_masks_get_a_sentence(client, photos, tmp_path, what):
   assert "/tmp" not in str(refused.value)
 
 
-def test_twenty_requests_at_a_time_are_all_answered_and_memory_stays(server, segmenter, photos):
+def test_twenty_simultaneous_requests_are_handled_without_growing_memory(server, segmenter, photos):
   expected = [segmenter(str(photo), TEXT).overlay() for photo in photos]
   clients = [gradio_client.Client(server.url, verbose=False) for _ in range(20)]
 
@@ -167,7 +167,7 @@ def test_twenty_requests_at_a_time_are_all_answered_and_memory_stays(server, seg
   assert after - before < 60
 
 
-def test_who_finds_the_queue_full_is_asked_to_come_back(finished_run, photos, tmp_path):
+def test_requests_beyond_the_queue_are_rejected(finished_run, photos, tmp_path):
   with page_server.running(finished_run, tmp_path, "--max_queue", "1") as server:
     clients = [gradio_client.Client(server.url, verbose=False) for _ in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -200,12 +200,12 @@ def test_who_finds_the_queue_full_is_asked_to_come_back(finished_run, photos, tm
     "vibe-code/",
   ],
 )
-def test_no_file_of_the_server_can_be_read_and_no_other_address_answers(server, path):
+def test_no_file_of_the_server_can_be_read_and_no_other_address_exists(server, path):
   status, body = server.ask(f"/gradio_api/{path}")
   assert status in (403, 404) and b"root:" not in body and b"mail_jax" not in body
 
 
-def test_an_upload_can_only_be_named_by_whoever_uploaded_it_here(server, client, photos):
+def test_only_uploaded_files_can_be_used(server, client, photos):
   number = next(
     n for n, d in enumerate(client.config["dependencies"]) if d["api_name"] == "segment"
   )
@@ -223,7 +223,7 @@ def _named(path: str) -> dict:
 
 
 def _done(server, number: int, data: list) -> dict:
-  """The last word of the server about a request that is made by hand."""
+  """Returns the last message of the server about a handmade request."""
   asked = {"data": data, "fn_index": number, "session_hash": "byhand"}
   head = {"Content-Type": "application/json"}
   status, body = server.ask("/gradio_api/queue/join", json.dumps(asked).encode(), **head)
@@ -233,7 +233,7 @@ def _done(server, number: int, data: list) -> dict:
   return next(message for message in messages if message["msg"] == "process_completed")
 
 
-def test_large_uploads_and_large_requests_are_refused(server):
+def test_large_uploads_and_large_requests_are_rejected(server):
   edge = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
   head = {"Content-Type": "multipart/form-data; boundary=x"}
   body = edge + b"0" * 26_000_000 + b"\r\n--x--\r\n"
@@ -246,7 +246,7 @@ def test_large_uploads_and_large_requests_are_refused(server):
     assert server.ask("/gradio_api/queue/join", asked, **head)[0] == 413
 
 
-def test_expressions_are_text_wherever_they_are_shown(client, photos):
+def test_expressions_are_escaped_everywhere(client, photos):
   text = "<img src=x onerror=alert(1)><script>alert(2)</script> **bold** the star"
   found = segment(client, photos[0], text)
   assert "<img" not in found["summary"] and "<script" not in found["summary"]
@@ -256,7 +256,7 @@ def test_expressions_are_text_wherever_they_are_shown(client, photos):
   assert "<b>" not in str(refused.value)
 
 
-def test_the_page_names_no_font_or_script_of_another_host(server):
+def test_the_page_loads_no_font_or_script_of_another_host(server):
   status, body = server.ask("/")
   assert status == 200
   for host in (b"fonts.googleapis", b"fonts.gstatic", b"cdnjs", b"jsdelivr", b"unpkg"):
@@ -270,7 +270,7 @@ def test_nothing_is_left_when_the_page_ends(finished_run, photos, tmp_path):
   assert not list(tmp_path.glob("mail_jax_app_*"))
 
 
-def test_a_port_that_is_taken_is_said_in_a_line(server, finished_run):
+def test_a_port_in_use_is_reported_in_one_line(server, finished_run):
   from mail_jax.app import command as app
 
   port = server.url.rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""The page of `mail_jax.app` as a visitor has it, in a headless Chromium."""
+"""The page of `mail_jax.app` in a headless Chromium."""
 
 import pathlib
 import re
@@ -53,9 +53,7 @@ def photo(tmp_path) -> pathlib.Path:
   return path
 
 
-def test_what_is_uploaded_typed_and_pressed_shows_what_segmenter_says(
-  browser, segmenter, photo, downloads
-):
+def test_a_request_shows_the_result_of_segmenter(browser, segmenter, photo, downloads):
   browser.open()
   browser.upload(photo)
   browser.type(TEXT)
@@ -70,7 +68,7 @@ def test_what_is_uploaded_typed_and_pressed_shows_what_segmenter_says(
     np.testing.assert_array_equal(np.asarray(downloaded) > 0, expected.mask)
 
 
-def test_an_example_is_answered_and_its_instances_are_seen_alone(browser, segmenter):
+def test_an_example_shows_its_result_and_its_instances(browser, segmenter):
   scene = scenes.make_scene("val", 7, 2, 96)
   browser.open()
   browser.press("#examples .grid-container > :nth-child(3) button")
@@ -96,7 +94,7 @@ def test_an_example_is_answered_and_its_instances_are_seen_alone(browser, segmen
   browser.until(lambda: np.array_equal(browser.picture("#overlay img"), second))
 
 
-def test_every_bad_input_shows_its_message_and_the_page_goes_on(
+def test_every_bad_input_shows_its_message_and_the_page_keeps_working(
   browser, segmenter, photo, tmp_path
 ):
   browser.open()

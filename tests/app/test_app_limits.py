@@ -22,7 +22,7 @@ def test_without_gradio_it_says_how_to_install_it(monkeypatch, tmp_path):
     app.main(["--checkpoint", str(tmp_path)])
 
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+def test_an_image_with_too_many_pixels_is_rejected_before_decoding(tmp_path, monkeypatch):
   decoded = []
   monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
   for size in ((8000, 5000), (20_000, 20_000)):
@@ -33,7 +33,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, 
   assert not decoded
 
 
-def test_a_kind_of_picture_that_starts_programs_is_not_opened(tmp_path):
+def test_a_format_that_starts_programs_is_not_opened(tmp_path):
   path = tmp_path / "drawing.jpg"
   Image.new("RGB", (8, 8)).save(path, "EPS")
   with pytest.raises(InputError, match="cannot be opened as an image"):
@@ -44,7 +44,7 @@ def test_an_expression_is_a_line():
   assert limits.read_expressions("a star\n\n  the cup \r\n", ALLOWED) == ["a star", "the cup"]
 
 
-def test_the_name_of_a_model_is_text():
+def test_the_name_of_a_model_is_escaped():
   assert "<b>" not in service.title("<b>run", "best", 1, "shapes")
 
 
@@ -57,7 +57,7 @@ def test_an_example_outside_the_folder_of_its_file_is_refused(tmp_path):
     examples.load(str(home / "list.jsonl"), "refcoco_unc", ALLOWED, tmp_path)
 
 
-def test_lines_of_ones_own_are_examples_with_their_sentences_and_masks(tmp_path):
+def test_custom_lines_are_examples_with_their_expressions_and_masks(tmp_path):
   from input_pipeline.custom import example
 
   example.write(str(tmp_path / "mine"), 3, 1, 96, 0)

@@ -19,7 +19,7 @@ ROWS = 25
 
 
 def distance(height: int, width: int) -> int:
-  """As the authors' code has it."""
+  """Returns the distance as the authors' code does."""
   return max(1, round(0.02 * np.sqrt(height**2 + width**2)))
 
 
@@ -39,7 +39,7 @@ def expected(pair: Pair) -> tuple[int, int]:
 
 @jax.jit
 def measure(logits: jax.Array, truth: jax.Array, size: jax.Array) -> dict[str, jax.Array]:
-  """Counts for a model that answers in the pixels of the photo: no logit is resized."""
+  """Counts for a model that predicts at the size of the image: no logit is resized."""
   none = jnp.zeros((len(logits), 1))
   output = Output(logits, none[:, :0], none, jnp.zeros((len(logits), 0, 1, 1), bool))
   how = protocols.Protocol("given", lambda logits, truth, size: (logits > 0, truth), boundary=True)
@@ -47,7 +47,7 @@ def measure(logits: jax.Array, truth: jax.Array, size: jax.Array) -> dict[str, j
 
 
 def counted(pairs: list[Pair], canvas: tuple[int, int] = CANVAS) -> dict[str, np.ndarray]:
-  """What is counted of (predicted, true), in batches on that canvas; the last one is filled up."""
+  """Returns the counts of (predicted, true) pairs, in batches on a canvas; the last one is padded."""
   found = []
   for start in range(0, len(pairs), ROWS):
     masks, size = np.zeros((2, ROWS, *canvas), bool), np.ones((ROWS, 2), np.int32)
@@ -66,7 +66,7 @@ def pairs_of(found: dict[str, np.ndarray]) -> list[tuple[int, int]]:
 
 
 def draw(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-  """Noise as coarse as chance has it, from single pixels to blobs that reach the border; with holes."""
+  """Draws noise of random scale, from single pixels to blobs at the border, with holes."""
   noise = ndimage.gaussian_filter(rng.normal(size=(height, width)), rng.choice([0, 1, 3, 8, 20]))
   return noise > np.quantile(noise, rng.choice([0.02, 0.1, 0.5, 0.9]))
 
@@ -88,7 +88,7 @@ def test_pixels_of_500_random_pairs_are_those_of_scipy():
 
 
 @pytest.mark.parametrize("canvas", [(72, 203), (5, 220)])
-def test_every_distance_erodes_as_so_many_steps_of_scipy(canvas):
+def test_every_distance_erodes_like_as_many_steps_of_scipy(canvas):
   rng, most = np.random.default_rng(1), 34
   masks = np.stack([draw(rng, *canvas) for _ in range(2 * most)]).reshape(most, 2, *canvas)
   masks[:, 0] = True
@@ -117,7 +117,7 @@ def test_the_distance_is_two_percent_of_the_diagonal_rounded_as_python_rounds():
 
 
 def square(*edges: int) -> np.ndarray:
-  """A mask of 100 x 120 pixels, whose boundaries are 3 pixels wide; `edges` are top, bottom, left, right."""
+  """Returns a mask of 100 x 120 pixels, with boundaries of 3 pixels; edges: top to right."""
   mask = np.zeros((100, 120), bool)
   mask[edges[0] : edges[1], edges[2] : edges[3]] = True
   return mask
@@ -140,7 +140,7 @@ HOLE = square(20, 80, 30, 90) & ~square(45, 55, 55, 65)
     (square(0, 0, 0, 0), 0),
   ],
 )
-def test_boundaries_have_so_many_pixels_as_one_counts_by_hand(mask, pixels):
+def test_boundaries_have_as_many_pixels_as_counted_by_hand(mask, pixels):
   found = counted([(mask, mask), (square(0, 0, 0, 0), mask)])
   assert pairs_of(found) == [(pixels, pixels), (0, pixels)]
   assert pixels == boundary_of(mask).sum()
@@ -151,7 +151,7 @@ def score(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
   return {name: found[name] for name in ("mIoU", "boundary_mIoU")}
 
 
-def test_the_perfect_answer_and_nothing_for_nothing_score_one():
+def test_perfect_predictions_score_one_also_for_an_empty_target():
   empty = square(0, 0, 0, 0)
   for mask in (HOLE, square(0, 100, 0, 120), square(5, 6, 5, 6), empty):
     assert score(mask, mask) == {"mIoU": 1, "boundary_mIoU": 1}
@@ -167,7 +167,7 @@ def test_a_mask_that_is_shifted_or_grown_loses_more_along_its_outline(shift):
     assert 0 < found["boundary_mIoU"] < found["mIoU"] - 0.03
 
 
-def test_the_mean_is_that_of_the_ratios():
+def test_the_mean_is_of_the_ratios():
   zero = np.zeros(3)
   columns = {"intersection": zero, "union": zero, "selected_iou": zero, "oracle_iou": zero}
   pair = {"boundary_intersection": np.array([1, 0, 0]), "boundary_union": np.array([4, 0, 9])}
@@ -175,7 +175,7 @@ def test_the_mean_is_that_of_the_ratios():
   assert "boundary_mIoU" not in dict(summarise(columns))
 
 
-def test_the_canvas_and_what_lies_beside_a_photo_change_no_pixel():
+def test_the_canvas_changes_no_count():
   rng = np.random.default_rng(3)
   pairs = [(draw(rng, 60, 90), draw(rng, 60, 90)) for _ in range(5)]
   first = counted(pairs, (60, 90))

@@ -15,7 +15,7 @@ Rows = list[dict[str, Any]]
 
 
 def make_rows(seed: int, images: int = 40, data: str = "refcoco_unc/val") -> Rows:
-  """Two refs an image, two expressions each."""
+  """Makes rows of two refs per image with two expressions each."""
   rng = np.random.default_rng(seed)
   rows = []
   for number in range(4 * images):
@@ -102,12 +102,12 @@ def test_the_twenty_expressions_that_differ_most_come_first():
     (lambda rows: [r | {"protocol": "lavt"} for r in rows], r"protocol is 'original' in A and .lavt. in B"),
   ],
 )  # fmt: skip
-def test_rows_that_do_not_pair_up_are_named(change, message):
+def test_rows_without_a_partner_are_named(change, message):
   with pytest.raises(InputError, match=message):
     compare.pair(make_rows(0), change(make_rows(1)))
 
 
-def test_rows_of_several_protocols_are_not_summed_up():
+def test_rows_of_several_protocols_are_rejected():
   rows = make_rows(0)
   rows[5]["protocol"] = "cris"
   with pytest.raises(InputError, match=r"A: the rows of refcoco_unc/val have several protocols"):

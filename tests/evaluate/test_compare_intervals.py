@@ -1,4 +1,4 @@
-"""Intervals of the difference of two models: against a plain loop, and against a truth that is known."""
+"""Intervals of the difference of two models, against a plain loop and a known truth."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ ORIGINAL = protocols.ORIGINAL
 
 
 def draw(rng: np.random.Generator, cluster: np.ndarray, better: float) -> dict[str, np.ndarray]:
-  """What a model might have scored; sentences of one image are alike."""
+  """Draws scores of a model; expressions of one image have similar ones."""
   skill = rng.normal(size=cluster.max() + 1)[cluster] + rng.normal(size=len(cluster)) + better
   union = rng.integers(50, 500, len(cluster))
   return {
@@ -22,7 +22,7 @@ def draw(rng: np.random.Generator, cluster: np.ndarray, better: float) -> dict[s
 
 
 def metrics_by_hand(columns: dict[str, np.ndarray], numbers: list[int]) -> dict[str, float]:
-  """The metrics of the sentences with these numbers, some of them perhaps several times."""
+  """Returns the metrics of the expressions with these numbers, which may repeat."""
   pairs = [(int(columns["intersection"][i]), int(columns["union"][i])) for i in numbers]
   found = {"oIoU": sum(i for i, _ in pairs) / sum(u for _, u in pairs)}
   found["mIoU"] = sum(i / u for i, u in pairs) / len(pairs)
@@ -34,7 +34,7 @@ def metrics_by_hand(columns: dict[str, np.ndarray], numbers: list[int]) -> dict[
   return found
 
 
-def test_intervals_are_those_of_a_plain_loop():
+def test_intervals_equal_those_of_a_plain_loop():
   rng = np.random.default_rng(0)
   cluster = np.sort(np.append(rng.integers(0, 12, 48), np.arange(12)))
   sides = [draw(rng, cluster, better) for better in (0.0, 0.7)]
@@ -52,7 +52,7 @@ def test_intervals_are_those_of_a_plain_loop():
     np.testing.assert_allclose(found[name], np.quantile(values, [0.025, 0.975]), atol=1e-12)
 
 
-def test_how_many_are_drawn_at_a_time_changes_nothing(monkeypatch):
+def test_the_number_drawn_at_a_time_changes_nothing(monkeypatch):
   whole = np.concatenate(list(compare.draws(7, 101)))
   monkeypatch.setattr(compare, "_AT_A_TIME", 50)
   parts = list(compare.draws(7, 101))
@@ -63,7 +63,7 @@ def test_how_many_are_drawn_at_a_time_changes_nothing(monkeypatch):
 
 @pytest.mark.parametrize("metric", ["mIoU", "oIoU", "P@0.5"])
 def test_intervals_hold_the_true_difference_in_95_of_100_cases(metric):
-  """Clusters of 1 to 6 sentences that are alike; ignoring them, the intervals would be far too narrow."""
+  """Uses clusters of 1 to 6 similar expressions; without clusters, intervals are too narrow."""
   rng = np.random.default_rng(1)
 
   def sample(clusters: int) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
@@ -88,7 +88,8 @@ def test_intervals_hold_the_true_difference_in_95_of_100_cases(metric):
     alone = np.arange(len(cluster))
     low, high = compare.intervals(a, b, alone, resamples=400, seed=case)[metric]
     narrow += low <= true <= high
-  # Three standard deviations of a binomial of 300 at 95 % are 3.8 %; percentile intervals of few clusters are narrow.
+  # Three standard deviations of a binomial of 300 at 95 % are 3.8 %; percentile intervals of few
+  # clusters are narrow.
   assert 0.90 <= covered / cases <= 0.99, covered / cases
   assert narrow / cases < covered / cases - 0.05
 
@@ -101,7 +102,7 @@ def test_a_model_does_not_differ_from_itself():
   assert set(found.values()) == {(0.0, 0.0)}
 
 
-def test_a_metric_that_no_sentence_has_has_no_interval():
+def test_a_metric_without_values_has_no_interval():
   rng = np.random.default_rng(3)
   cluster = np.arange(40) // 4
   blind = draw(rng, cluster, 0) | {"oracle_iou": np.zeros(40)}

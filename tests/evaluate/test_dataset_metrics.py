@@ -1,4 +1,4 @@
-"""gRefCOCO's and PhraseCut's metrics, by hand, and against a loop that follows ReLA's description."""
+"""gRefCOCO's and PhraseCut's metrics, by hand, and against a loop after ReLA's description."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from mail_jax.models.mail import Output
 
 
 def rows(*sentences: tuple[int, int, int], said: list[float] | None = None, **more) -> dict:
-  """Rows of (intersection, union, area), with what the model says of nothing being meant."""
+  """Makes columns from (intersection, union, area), with the probability of no target."""
   columns = dict(zip(("intersection", "union", "area"), np.array(sentences).T, strict=True))
   more = {name: np.array(values) for name, values in more.items()}
   return columns | more | ({} if said is None else {"no_target_probability": np.array(said)})
@@ -35,7 +35,7 @@ def test_a_correct_no_target_counts_one_and_a_wrong_one_zero():
   assert dict(summarise_gres(silent))["gIoU"] == (0 + 0.5) / 2
 
 
-def test_a_target_that_is_denied_counts_zero():
+def test_a_denied_target_counts_zero():
   # It would have drawn 4 of the 8 pixels, and 2 others.
   denied = rows((0, 8, 8), (6, 8, 8), said=[0.8, 0.2], raw_union=[10, 8])
   metrics = dict(summarise_gres(denied))
@@ -45,13 +45,13 @@ def test_a_target_that_is_denied_counts_zero():
   assert dict(summarise_gres(denied | {"raw_union": denied["union"]}))["cIoU"] == 6 / 16
 
 
-def test_cumulative_iou_takes_what_is_drawn_for_nothing_into_its_union():
+def test_the_union_of_cumulative_iou_includes_masks_without_a_target():
   found = rows((4, 8, 6), (0, 12, 0), (0, 0, 0), said=[0.0, 0.3, 0.9], raw_union=[8, 12, 50])
   # The third is rightly said to mean nothing: what it would have drawn does not count.
   assert dict(summarise_gres(found))["cIoU"] == 4 / (8 + 12)
 
 
-def test_n_acc_is_among_those_without_and_t_acc_among_those_with_a_target():
+def test_n_acc_is_the_share_among_those_without_and_t_acc_among_those_with_a_target():
   sentences = [(0, 0, 0)] * 4 + [(3, 4, 4)] * 5
   said = [0.9, 0.6, 0.51, 0.5, 0.8, 0.2, 0.1, 0.0, 0.5]
   metrics = dict(summarise_gres(rows(*sentences, said=said)))
@@ -66,7 +66,7 @@ def test_precision_is_among_those_with_a_target():
   assert [metrics[f"Pr@{x}"] for x in (0.7, 0.8, 0.9)] == [3 / 4, 2 / 4, 1 / 4]
 
 
-def test_a_model_that_does_not_say_is_judged_by_its_empty_masks():
+def test_a_model_without_that_output_is_scored_by_its_empty_masks():
   # Nothing drawn; 30 pixels drawn; 30 pixels of which 20 are right; nothing drawn of 25.
   silent = rows((0, 0, 0), (0, 30, 0), (20, 35, 25), (0, 25, 25))
   assert predict_no_target(silent).tolist() == [True, False, False, True]
@@ -81,15 +81,15 @@ def test_a_model_that_does_not_say_is_judged_by_its_empty_masks():
   assert cleared["cIoU"] == 0
 
 
-def test_shares_of_no_sentence_are_zero():
+def test_shares_of_no_expressions_are_zero():
   assert dict(summarise_gres(rows((0, 0, 0), said=[0.9])))["T-acc"] == 0
   assert dict(summarise_gres(rows((0, 0, 0), said=[0.9])))["Pr@0.7"] == 0
   assert dict(summarise_gres(rows((1, 2, 1), said=[0.1])))["N-acc"] == 0
   assert dict(summarise_gres(rows((0, 0, 0), said=[0.9])))["cIoU"] == 1
 
 
-def test_random_rows_score_as_a_loop_over_masks_says():
-  """True and drawn masks, of which the rows and the definition, sentence by sentence, are computed apart."""
+def test_random_rows_score_as_a_loop_over_masks():
+  """Computes the columns and the definition separately from true and predicted masks."""
   rng = np.random.default_rng(0)
   targets, drawn, said = [], [], rng.random(400)
   for index in range(400):
@@ -133,7 +133,7 @@ def test_random_rows_score_as_a_loop_over_masks_says():
     assert found[f"Pr@{threshold}"] == pytest.approx(number / (fp + tn))
 
 
-def test_phrasecut_counts_what_is_above_a_threshold_and_not_at_it():
+def test_phrasecut_counts_above_a_threshold_and_not_at_it():
   metrics = dict(summarise_phrasecut(rows((5, 10, 8), (6, 10, 8), (0, 4, 4), (91, 100, 95))))
   assert metrics == pytest.approx(
     {
@@ -146,7 +146,7 @@ def test_phrasecut_counts_what_is_above_a_threshold_and_not_at_it():
   )
 
 
-def test_each_data_set_has_the_metrics_of_its_own():
+def test_each_data_set_has_its_own_metrics():
   found = rows((5, 10, 8))
   assert "gIoU" in summarise("grefcoco_unc", found)
   assert "cIoU" in summarise("phrasecut", found)
@@ -167,7 +167,7 @@ def measure(variables, batch):
   return count(output, batch, 1)
 
 
-def test_the_evaluator_empties_the_masks_of_what_is_said_to_mean_nothing():
+def test_the_evaluator_empties_masks_that_are_predicted_to_have_no_target():
   target = np.zeros((2, 8, 8), bool)
   target[0, :4] = True
   batch = {

@@ -1,4 +1,4 @@
-"""Evaluation gives the same, sentence by sentence, for any number of processes and any batch size."""
+"""Evaluation gives equal rows for any number of processes and any batch size."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ Sizes = dict[tuple[int, int], list[int]]
 
 
 class Evaluated:
-  """What so many processes found, at each batch size, of each split."""
+  """Results of a number of processes, by batch size and split."""
 
   def __init__(self, folder: pathlib.Path, count: int):
     self.rows = [dict(np.load(folder / f"{index}.npz")) for index in range(count)]
@@ -32,7 +32,7 @@ class Evaluated:
     self._read = [json.loads((folder / f"{index}.json").read_text()) for index in range(count)]
 
   def read(self, key: str) -> list[list[list[int]]]:
-    """The sentences (image, ref, number) that each process read."""
+    """Returns the expressions (image, ref, number) that each process read."""
     return [share[key] for share in self._read]
 
 
@@ -44,7 +44,7 @@ def evaluate(
   sizes: Sizes,
   limit: int | None,
 ) -> dict[tuple[int, int], Evaluated]:
-  """Evaluates by so many processes, of so many devices each, at these batch sizes; all at the same time."""
+  """Evaluates with numbers of processes, devices and batch sizes, all at the same time."""
   started, found = {}, {}
   for (count, devices), batch_sizes in sizes.items():
     out = folder / f"{count}x{devices}"
@@ -60,8 +60,8 @@ def evaluate(
   return {key: Evaluated(*where) for key, where in found.items()}
 
 
-def sentences(data_dir: str, name: str, limit: int | None = None) -> list[list[int]]:
-  """Every sentence of a split, in the order of the records, read by TFDS."""
+def expressions(data_dir: str, name: str, limit: int | None = None) -> list[list[int]]:
+  """Returns every expression of a split, in the order of the records, read by TFDS."""
   dataset, _, split = name.partition("/")
   records = builder.open_dataset(data_dir, dataset).as_dataset(split=split)
   return [
@@ -72,7 +72,7 @@ def sentences(data_dir: str, name: str, limit: int | None = None) -> list[list[i
   ][:limit]
 
 
-def check_every_sentence_came_once(
+def check_every_expression_came_once(
   found: dict[tuple[int, int], Evaluated], sizes: Sizes, name: str, expected: list[list[int]]
 ) -> None:
   for (count, devices), evaluated in found.items():
@@ -95,7 +95,7 @@ def check_all_processes_found_the_same(found: dict[tuple[int, int], Evaluated]) 
 def check_the_same_pixels_are_counted(
   found: dict[tuple[int, int], Evaluated], sizes: Sizes, name: str
 ) -> str:
-  """Compares every integer with that of one process and the first batch size; returns the figures."""
+  """Compares every integer with that of one process and the first batch size."""
   first = _rows(found[1, 1], sizes[1, 1][0], name)
   different = compared = close = 0
   for places, size in [(key, size) for key in sizes for size in sizes[key]]:
@@ -104,19 +104,19 @@ def check_the_same_pixels_are_counted(
     different += count_differences(rows, first, (name, places, size))
     compared += 4 * len(rows["union"])
   union, total = int(first["union"].sum()), len(first["union"])
-  assert len(set(first["union"].tolist())) > total / 4, "the sentences can hardly be told apart"
+  assert len(set(first["union"].tolist())) > total / 4, "the expressions can hardly be told apart"
   assert (first["boundary_union"] < first["union"]).any(), "all masks are outline alone"
   assert close < union / 100, "so many pixels at the threshold would hide anything"
   return (
-    f"{name}: {total} sentences, sum I {first['intersection'].sum()}, sum U {union}; {close} pixels within 1e-4 of the "
-    f"threshold; {different} of {compared} integers differ"
+    f"{name}: {total} expressions, sum I {first['intersection'].sum()}, sum U {union}; {close} "
+    f"pixels within 1e-4 of the threshold; {different} of {compared} integers differ"
   )
 
 
 def check_rows_are_gathered(
   found: dict[tuple[int, int], Evaluated], name: str, expected: list[list[int]]
 ) -> None:
-  """Every process has the rows of all sentences, in the order of the data, and they are the same everywhere."""
+  """Checks that every process has equal rows of all expressions, in the order of the data."""
   keys = ("image_id", "ref_id", "expression_index")
   texts = set()
   for evaluated in found.values():
@@ -130,9 +130,9 @@ def check_rows_are_gathered(
 
 
 def count_differences(rows: dict[str, Any], first: dict[str, Any], where: Any) -> int:
-  """How many integers differ; none by more pixels than are too close to the threshold to tell."""
+  """Counts the integers that differ; none by more than the pixels near the threshold."""
   tolerated, different = np.maximum(first["close"], rows["close"]), 0
-  # A pixel that is too close to tell is in no more boundaries than there are pixels within their distance of it.
+  # An ambiguous pixel is in at most as many boundaries as there are pixels within their distance.
   diagonal = np.hypot(rows["height"], rows["width"])
   around = (2 * np.maximum(1, np.round(0.02 * diagonal)) + 1) ** 2
   for column in ("intersection", "union", "boundary_intersection", "boundary_union"):
@@ -151,20 +151,20 @@ def _rows(evaluated: Evaluated, size: int, name: str) -> dict[str, np.ndarray]:
   return {key.removeprefix(prefix): rows[key] for key in rows if key.startswith(prefix)}
 
 
-def test_any_number_of_processes_and_devices_and_any_batch_size_find_the_same(
+def test_the_numbers_of_processes_and_devices_and_the_batch_size_change_nothing(
   finished_run, shapes_data, tmp_path
 ):
   name, sizes, limit = "shapes/val", {(1, 1): [32], (3, 2): [7, 1]}, 40
-  expected = sentences(shapes_data, name, limit)
+  expected = expressions(shapes_data, name, limit)
   assert len(expected) == limit
   found = evaluate(tmp_path, finished_run, shapes_data, [name], sizes, limit)
-  check_every_sentence_came_once(found, sizes, name, expected)
+  check_every_expression_came_once(found, sizes, name, expected)
   check_all_processes_found_the_same(found)
   check_rows_are_gathered(found, name, expected)
   print(check_the_same_pixels_are_counted(found, sizes, name))
 
 
-def test_the_order_in_which_sentences_come_changes_no_integer(finished_run, shapes_data):
+def test_the_order_of_expressions_changes_no_integer(finished_run, shapes_data):
   model = load.load(str(finished_run), "last")
   measure = evaluated_by_several.make_measure(model)
   batches = list(runner.open_batches(model, shapes_data, "shapes/val", 40, 8))
@@ -182,13 +182,11 @@ def test_the_order_in_which_sentences_come_changes_no_integer(finished_run, shap
     found.append(evaluator.rows)
   count_differences(*found, "shuffled")
   np.testing.assert_allclose(*(rows["oracle_iou"] for rows in found), rtol=0)
-  assert len(set(found[0]["union"].tolist())) > 10, "the sentences can hardly be told apart"
+  assert len(set(found[0]["union"].tolist())) > 10, "the expressions can hardly be told apart"
 
 
 @pytest.mark.slow
-def test_on_real_photos_any_number_of_processes_and_devices_and_any_batch_size_find_the_same(
-  realdata, tmp_path
-):
+def test_on_real_images_processes_devices_and_batch_size_change_nothing(realdata, tmp_path):
   annotations = realdata / "coco/annotations/instances_train2014.json"
   data_dir, run = str(tmp_path / "data"), tmp_path / "run"
   prepare.main(
@@ -205,7 +203,7 @@ def test_on_real_photos_any_number_of_processes_and_devices_and_any_batch_size_f
   sizes = {places: [32, 1, 7] for places in ((1, 1), (1, 4), (2, 2), (3, 1))}
   found = evaluate(tmp_path, run, data_dir, names, sizes, None)
   check_all_processes_found_the_same(found)
-  check_rows_are_gathered(found, names[-1], sentences(data_dir, names[-1]))
+  check_rows_are_gathered(found, names[-1], expressions(data_dir, names[-1]))
   for name in names:
-    check_every_sentence_came_once(found, sizes, name, sentences(data_dir, name))
+    check_every_expression_came_once(found, sizes, name, expressions(data_dir, name))
     print(check_the_same_pixels_are_counted(found, sizes, name))

@@ -1,6 +1,6 @@
-"""Every pixel that an evaluation counts, of 500 sentences from files on disk, against pycocotools, Pillow and loops.
+"""All counts of an evaluation of 500 expressions on disk, against pycocotools, Pillow and loops.
 
-The model is a table of logits, one map a sentence; records, loader, protocols and evaluator are the real ones.
+The model is a table of logits, one map per expression; records, loader, protocols and evaluator are the real ones.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summari
 from mail_jax.models.mail import Output
 
 SIDE, OBJECTS, SENTENCES = 24, 5, 5
-# Height and width: portrait, landscape, square, beyond 640 pixels, and sides at which Pillow's rounding matters.
+# Height and width: portrait, landscape, square, above 640 pixels, and sides at which Pillow's
+# rounding matters.
 SIZES = ((90, 60), (60, 90), (64, 128), (33, 32), (7, 11), (96, 96), (75, 50), (100, 128))
 SIZES = (*SIZES, *SIZES, (640, 64), (64, 320), (480, 704), (660, 500))
 IMAGES = len(SIZES)
@@ -37,7 +38,7 @@ MARGIN = 1e-5
 
 
 def polygon(rng: np.random.Generator, height: int, width: int, corners: int) -> list[float]:
-  """Random corners around a random centre; not of whole pixels, and partly beyond the image."""
+  """Returns random corners around a random centre, fractional, and partly outside the image."""
   centre, reach = rng.uniform(0, (width, height)), rng.uniform(1, (width / 2 + 1, height / 2 + 1))
   angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
   points = centre + reach * np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -45,7 +46,7 @@ def polygon(rng: np.random.Generator, height: int, width: int, corners: int) -> 
 
 
 def segmentations(rng: np.random.Generator, height: int, width: int) -> list[Any]:
-  """Overlapping polygons, run lengths, distant parts, a single pixel, and a large polygon."""
+  """Returns overlapping polygons, run lengths, distant parts, a single pixel, a large polygon."""
   first = polygon(rng, height, width, 5)
   x, y = (int(n) for n in rng.integers(0, (width, height)))
   corner = refer_layout.rectangle
@@ -63,12 +64,12 @@ def segmentations(rng: np.random.Generator, height: int, width: int) -> list[Any
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-  """Photos with annotations, prepared, and a table of logits for their sentences; `meta` in the order of the data."""
+  """Prepared images with annotations, and a table of logits; `meta` in the order of the data."""
 
   data_dir: str
   meta: list[dict[str, Any]]
   truth: list[Any]
-  """Run lengths by pycocotools, straight from the annotations."""
+  """Returns run lengths by pycocotools, directly from the annotations."""
   logits: np.ndarray
 
 
@@ -119,7 +120,7 @@ def _runs(segmentation: Any, height: int, width: int) -> Any:
 
 
 def draw_logits(rng: np.random.Generator, runs: Any, number: int) -> np.ndarray:
-  """Noise, or something like the target, or nothing; never too close to the threshold at the original size."""
+  """Returns noise, a mask like the target, or nothing; never close to the threshold."""
   height, width = runs["size"]
   kind = number % SENTENCES
   noise = rng.normal(size=(SIDE, SIDE))
@@ -132,7 +133,7 @@ def draw_logits(rng: np.random.Generator, runs: Any, number: int) -> np.ndarray:
 
 
 def _clear(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Shifts logits, which shifts what they are interpolated to, so that zero lies in the largest gap around it."""
+  """Shifts logits so that zero lies in the largest gap of the interpolated values around it."""
   logits = logits.astype(np.float32)
   values = resize(bilinear, logits, height, width).ravel()
   near = np.sort(np.append(values[np.abs(values) < 0.1], [-0.1, 0.1]))
@@ -146,7 +147,7 @@ def bilinear(size: int) -> np.ndarray:
 
 
 def cubic(size: int) -> np.ndarray:
-  """OpenCV's cubic, a = -3/4, tap by tap; what lies beyond the map is 0."""
+  """Computes OpenCV's cubic, a = -3/4, tap by tap; 0 outside the map."""
   a, weights = -0.75, np.zeros((size, SIDE))
   for i in range(size):
     at = (i + 0.5) * SIDE / size - 0.5
@@ -192,7 +193,7 @@ def ours(judged) -> dict[str, np.ndarray]:
   return counted(judged, "original")
 
 
-def test_integers_of_500_sentences_are_those_of_pycocotools(judged, ours):
+def test_integers_of_500_expressions_equal_those_of_pycocotools(judged, ours):
   assert len(ours["intersection"]) == CASES == 500
   for i, runs in enumerate(judged.truth):
     predicted = resize(bilinear, judged.logits[i], *runs["size"]) > 0
@@ -204,12 +205,12 @@ def test_integers_of_500_sentences_are_those_of_pycocotools(judged, ours):
 
 
 def boundary_of(mask: np.ndarray) -> np.ndarray:
-  """What of a mask has something else, or the border of the photo, in a square around it."""
+  """Returns the pixels of a mask with background or the border of the image in a square around."""
   side = 2 * max(1, round(0.02 * np.hypot(*mask.shape))) + 1
   return mask & ~ndimage.minimum_filter(mask, side, mode="constant", cval=0)
 
 
-def test_boundaries_of_500_sentences_are_those_of_scipy(judged, ours):
+def test_boundaries_of_500_expressions_equal_those_of_scipy(judged, ours):
   expected, truth, runs_of = [], np.zeros(0), None
   for logits, runs in zip(judged.logits, judged.truth, strict=True):
     if runs is not runs_of:
@@ -221,7 +222,7 @@ def test_boundaries_of_500_sentences_are_those_of_scipy(judged, ours):
   assert (found[:, 1] < ours["union"]).sum() > CASES / 3, "most masks are outline alone"
 
 
-def test_the_500_sentences_are_as_different_as_they_should_be(judged, ours):
+def test_the_500_expressions_are_diverse(judged, ours):
   assert (ours["area"] == 1).sum() >= CASES / OBJECTS
   assert (ours["intersection"] == 0).sum() >= CASES / SENTENCES
   iou = ours["intersection"] / ours["union"]
@@ -230,7 +231,7 @@ def test_the_500_sentences_are_as_different_as_they_should_be(judged, ours):
 
 
 def check(rows: dict[str, np.ndarray], i: int, values: np.ndarray, truth: np.ndarray) -> int:
-  """Compares a sentence with values that are positive where the referent is; returns the pixels too close to tell."""
+  """Compares an expression with values that are positive on the referent; returns ambiguous pixels."""
   predicted, close = values > 0, np.abs(values) < MARGIN
   for name, mask in (("intersection", predicted & truth), ("union", predicted | truth)):
     assert abs(int(rows[name][i]) - int(mask.sum())) <= close.sum(), (name, i)
@@ -279,7 +280,7 @@ SCORED += ("selection_accuracy", "selected_mIoU")
 
 
 def judge(name: str, predicted: np.ndarray, truth: np.ndarray, chosen: int) -> dict[str, Any]:
-  """Metrics of masks of 480 x 480 pixels, at which every protocol compares what it is given."""
+  """Returns metrics of masks of 480 x 480 pixels, which no protocol resizes."""
   how, rows = protocols.find(name), len(truth)
   selection = np.zeros((rows, 3), np.float32)
   selection[:, chosen] = 1
@@ -308,7 +309,7 @@ def targets() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
-def test_the_perfect_answer_scores_one_in_every_metric_and_an_empty_one_zero(targets, name):
+def test_a_perfect_prediction_scores_one_in_every_metric_and_an_empty_one_zero(targets, name):
   perfect = judge(name, targets, targets, selected=1)
   assert {perfect[metric] for metric in (*SCORED, "oracle_mIoU")} == {1}
   empty = judge(name, np.zeros_like(targets), targets, selected=2)
@@ -329,7 +330,7 @@ def test_the_target_of_another_ref_scores_what_brute_force_says(targets, name):
   assert found["selection_accuracy"] == 0
 
 
-def test_a_protocol_that_is_unknown_is_named():
+def test_an_unknown_protocol_is_named():
   with pytest.raises(
     InputError, match=r"--protocol mattnet: the protocols are original, lavt, cris"
   ):

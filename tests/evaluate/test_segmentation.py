@@ -20,7 +20,7 @@ MARGIN = 1e-4
 
 @dataclasses.dataclass
 class Case:
-  """What the model says of one sentence, and what is true; `resized` are its logits in float64."""
+  """Output of the model for one expression, and the target; `resized` are its logits in float64."""
 
   logits: np.ndarray
   resized: np.ndarray
@@ -31,7 +31,7 @@ class Case:
 
 
 def interpolate(values: np.ndarray, size: int) -> np.ndarray:
-  """Resizes the first axis bilinearly, a sample at a time: half-pixel centres, edges repeated."""
+  """Resizes the first axis bilinearly, sample by sample: half-pixel centres, edges repeated."""
   result = np.zeros((size, *values.shape[1:]))
   for i in range(size):
     at = min(max((i + 0.5) * len(values) / size - 0.5, 0), len(values) - 1)
@@ -46,7 +46,7 @@ def resize(logits: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def draw_case(rng: np.random.Generator) -> Case:
-  """A random case; half of the targets resemble the prediction, a few are empty."""
+  """Makes a random case; half of the targets resemble the prediction, a few are empty."""
   height, width = rng.integers(20, 81, 2)
   while True:
     logits = (rng.normal(size=(SIDE, SIDE)) + rng.uniform(-2, 1)).astype(np.float32)
@@ -71,7 +71,7 @@ def cases() -> list[Case]:
 
 
 def make_batches(cases: list[Case], size: int) -> Iterator[dict[str, Any]]:
-  """Batches on a canvas of their own; the last one is filled up with rows that do not count."""
+  """Yields batches, each with its own canvas; the last one is padded."""
   numbers = np.append(np.arange(len(cases)), np.full(size, -1)).astype(np.int32)
   for start in range(0, len(cases), size):
     rows = cases[start : start + size]
@@ -119,13 +119,13 @@ def encode(mask: np.ndarray) -> Any:
 
 
 def areas(case: Case) -> tuple[int, int]:
-  """Intersection and union by pycocotools."""
+  """Returns intersection and union by pycocotools."""
   pair = [encode(case.resized > 0), encode(case.original_target)]
   both = coco_mask.area(coco_mask.merge(pair, intersect=True))
   return int(both), int(coco_mask.area(coco_mask.merge(pair, intersect=False)))
 
 
-def test_intersections_and_unions_are_those_of_pycocotools(cases, evaluated):
+def test_intersections_and_unions_equal_those_of_pycocotools(cases, evaluated):
   rows = evaluated[0].rows
   assert len(rows["intersection"]) == CASES
   found = list(zip(rows["intersection"].tolist(), rows["union"].tolist(), strict=True))
@@ -148,7 +148,7 @@ def test_metrics_follow_from_the_integers(cases, evaluated):
   assert 0 < metrics["P@0.9"] < metrics["P@0.5"] < 1
 
 
-def test_choices_are_judged_by_the_raw_masks(cases, evaluated):
+def test_selections_are_scored_by_the_raw_masks(cases, evaluated):
   rows, metrics = evaluated[0].rows, evaluated[1]
   selected_iou, oracle_iou = [], []
   for case, chosen in zip(cases, rows["selected"], strict=True):
@@ -178,7 +178,7 @@ def test_rows_and_meta_keep_the_order_of_the_data_without_padding(evaluated):
 
 
 def alter(cases: list[Case], sign: int, target: bool | None = None) -> list[Case]:
-  """Cases whose target is a block, or nothing; with logits of that sign in it and the other around."""
+  """Makes cases whose target is a block or empty, with logits of that sign inside it."""
   block = np.zeros((SIDE, SIDE), bool)
   block[6:18, 6:18] = True
   logits = np.where(block, sign, -sign).astype(np.float32)
@@ -195,20 +195,20 @@ def alter(cases: list[Case], sign: int, target: bool | None = None) -> list[Case
   return altered
 
 
-def test_the_perfect_answer_scores_one_and_its_opposite_zero(cases):
+def test_a_perfect_prediction_scores_one_and_its_opposite_zero(cases):
   good, bad = evaluate(alter(cases[:12], 1), 12)[1], evaluate(alter(cases[:12], -1), 12)[1]
   for name in ("oIoU", "mIoU", "P@0.5", "P@0.9"):
     assert good[name] == 1
     assert bad[name] == 0
 
 
-def test_saying_nothing_of_nothing_scores_one(cases):
+def test_an_empty_prediction_of_an_empty_target_scores_one(cases):
   evaluator, metrics = evaluate(alter(cases[:12], 1, target=False), 12)
   assert not evaluator.rows["union"].any()
   assert metrics["oIoU"] == metrics["mIoU"] == metrics["P@0.9"] == 1
 
 
-def test_saying_nothing_of_something_scores_zero(cases):
+def test_an_empty_prediction_of_a_target_scores_zero(cases):
   silent = [
     dataclasses.replace(case, logits=np.full_like(case.logits, -1)) for case in alter(cases[:12], 1)
   ]
@@ -220,7 +220,7 @@ def test_a_logit_of_zero_is_not_the_referent(cases):
   assert not evaluate(undecided, 12)[0].rows["intersection"].any()
 
 
-def test_summary_of_four_sentences_by_hand():
+def test_summary_of_four_expressions_by_hand():
   rows = {
     "intersection": np.array([5, 0, 9, 0]),
     "union": np.array([10, 4, 10, 0]),
@@ -243,8 +243,8 @@ def test_pixels_of_many_large_images_do_not_overflow():
   }))["oIoU"] == 1  # fmt: skip
 
 
-def test_rows_are_in_the_order_of_the_data_however_they_were_dealt_out(cases, evaluated):
-  """As several processes would: each batch has rows of all of them, with padding in between."""
+def test_rows_are_in_the_order_of_the_data_for_any_distribution(cases, evaluated):
+  """Distributes rows as several processes do: every batch has rows of all, with padding."""
   [whole] = make_batches(cases, CASES)
   order = np.random.default_rng(1).permutation(CASES + 20) - 20
   order = np.where(order < 0, -1, order)
@@ -277,6 +277,6 @@ def test_a_missing_or_duplicate_expression_is_an_error(cases, index, message):
     dict(SegmentationEvaluator(measure, lambda: [batch]).run({}))
 
 
-def test_no_sentence_is_an_error():
+def test_no_expressions_is_an_error():
   with pytest.raises(InputError, match="no expressions to evaluate"):
     dict(SegmentationEvaluator(measure, list).run({}))

@@ -1,4 +1,4 @@
-"""Collectives read from compiled programs: from real ones of eight CPU devices, and from lines as a TPU has them."""
+"""Collectives in compiled programs: of eight CPU devices, and in lines of TPU programs."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def programs(request) -> dict[str, str]:
 
 
 def counted(module: hlo.Module, devices: int) -> dict[str, tuple[int, int, float]]:
-  """By kind: how many, bytes of the arrays, bytes that a device sends."""
+  """Returns, by kind: their number, bytes of the arrays, bytes that a device sends."""
   found = count_collectives(module, devices)
   return {kind: dataclasses.astuple(total) for kind, total in found.items()}
 
@@ -39,7 +39,8 @@ def counted(module: hlo.Module, devices: int) -> dict[str, tuple[int, int, float
 @pytest.mark.parametrize(
   ("name", "kind", "expected"),
   [
-    # A ring of n sends each of the n parts 2 (n - 1) times to sum it and pass it on, n - 1 times to do one of both.
+    # A ring of n sends each of the n parts 2 (n - 1) times to sum it and pass it on, n - 1 times
+    # for one of them.
     ("all-reduce", "all-reduce", (1, BYTES, 2 * 7 / 8 * BYTES)),
     ("all-reduce in groups", "all-reduce", (1, BYTES, 2 * 3 / 4 * BYTES)),
     ("all-gather", "all-gather", (1, 4 * BYTES, 3 * BYTES)),

@@ -39,7 +39,7 @@ def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
   assert row["mesh"] == {"data": 1, "fsdp": 1}
   assert (row["batch_size"], row["largest_batch"]) == (4, None)
   found, memory = row["estimate"], row["estimate"]["memory"]
-  # Parameters, their average and two moments in float32; of four examples the image and the target, and some numbers.
+  # Parameters, their average and two moments in float32; image and target of four examples.
   state, pixels = 4 * 4 * row["parameters"], 4 * 32 * 32 * (3 + 1)
   assert state + pixels < memory["arguments"] < 1.1 * (state + pixels)
   assert (
@@ -144,7 +144,7 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
     ({"config": "nowhere.py"}, "--config nowhere.py: not a file and not a recipe"),
   ],
 )
-def test_what_cannot_be_planned_is_told_at_once(arguments, message):
+def test_invalid_arguments_are_reported_at_once(arguments, message):
   with pytest.raises(InputError, match=re.escape(message)):
     run(**arguments)
 

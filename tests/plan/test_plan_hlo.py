@@ -1,4 +1,4 @@
-"""Compiled programs as text: what is read from it, against numbers that JAX and hand counts give."""
+"""Parsing of compiled programs, against numbers of JAX and counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_a_loop_goes_round_as_often_as_its_counter_says():
     ("add(%copied, %two)", "multiply(%copied, %two)", None),
   ],
 )
-def test_rounds_are_told_or_counted_or_not_known(old, new, rounds):
+def test_trip_counts_are_known_or_computed_or_unknown(old, new, rounds):
   assert old in LOOP
   module = hlo.parse(LOOP.replace(old, new))
   loop = module.computations["main"]["loop"]
@@ -98,7 +98,7 @@ def test_shapes_have_a_size_and_one_with_padding(text, dims, space, size, stored
   assert (shape.dims, shape.space, shape.bytes, shape.bytes_stored) == (dims, space, size, stored)
 
 
-def test_text_that_is_no_program_is_refused():
+def test_text_that_is_not_a_program_is_rejected():
   with pytest.raises(ValueError, match="no ENTRY computation"):
     hlo.parse("module @jit_f {}")
 
@@ -150,7 +150,7 @@ def test_products_are_those_that_xla_counts():
   assert ours <= compiled.cost_analysis()["flops"] < 1.1 * ours
 
 
-def test_traffic_counts_what_lies_in_hbm_and_parts_as_parts():
+def test_traffic_counts_arrays_in_hbm_and_parts_as_parts():
   module = hlo.parse("""%take (t: f32[100,8], i: s32[]) -> f32[1,8] {
   %t = f32[100,8]{1,0} parameter(0)
   %i = s32[] parameter(1)

@@ -1,4 +1,4 @@
-"""The search for the largest batch, on memories that are made up."""
+"""The search for the largest batch, with made-up memory."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from mail_jax.plan.largest_batch import find_largest
 
 
 class Compiler:
-  """Needs bytes for any batch, bytes per example, and padding to a multiple; refuses above a limit."""
+  """Needs fixed bytes and bytes per example, padded to a multiple; rejects above a limit."""
 
   def __init__(self, fixed: float, each: float, pad: int, refuses_above: float):
     self.fixed, self.each, self.pad, self.refuses_above = fixed, each, pad, refuses_above
@@ -29,7 +29,7 @@ class Compiler:
   unit=st.sampled_from([1, 4]),
   budget=st.integers(1, 12),
 )
-def test_what_is_found_fits_and_what_is_too_large_does_not(
+def test_the_largest_batch_fits_and_the_too_large_one_does_not(
   fixed, each, pad, refuses, start, unit, budget
 ):
   compiler = Compiler(fixed, each, pad, refuses)

@@ -1,4 +1,4 @@
-"""`predict` on several images: its outputs, resuming, errors; API, command and app give the same mask."""
+"""`predict` on several images: outputs, resuming, errors; API, command and app agree."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from mail_jax.predict.segmenter import Segmenter
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory) -> pathlib.Path:
-  """Five generated photos with lines about them, as a user's own data; not to be changed."""
+  """Five generated images with lines, as custom data; not to be changed."""
   folder = tmp_path_factory.mktemp("own") / "example"
   own_data.main(["example", "--out", str(folder), "--train", "1", "--val", "4"])
   return folder
@@ -55,7 +55,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def answered(finished_run, example, tmp_path_factory) -> pathlib.Path:
-  """What `predict --pairs` writes; not to be changed."""
+  """The output of `predict --pairs`; not to be changed."""
   out = tmp_path_factory.mktemp("answers") / "out"
   run(finished_run, out, "--pairs", example / "mine.jsonl")
   return out
@@ -124,7 +124,7 @@ def test_a_resumed_run_gives_the_same_files_as_an_uninterrupted_one(
   out.mkdir()
   whole = contents(answered)
   lines = whole["predictions.jsonl"].splitlines(keepends=True)
-  # Seven answers, and half of the eighth row, as after a power cut; its picture is there.
+  # Seven predictions and half of the eighth row, as after a power cut; its overlay exists.
   (out / "settings.json").write_bytes(whole["settings.json"])
   (out / "predictions.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:40])
   for line in lines[:8]:
@@ -154,7 +154,7 @@ def test_a_killed_command_loses_nothing(finished_run, example, answered, tmp_pat
     assert time.monotonic() < deadline
     time.sleep(0.001)
   killed.send_signal(signal.SIGSTOP)
-  # A second command does not write into the same folder.
+  # A second command does not write to the same folder.
   with pytest.raises(InputError, match="another command is writing to this folder"):
     run(finished_run, out, "--pairs", example / "mine.jsonl")
   killed.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The Python API: what it takes, that answers do not depend on how they were asked, and when it compiles."""
+"""The Python API: kinds of input, results that do not depend on them, and compilation."""
 
 import concurrent.futures
 import io
@@ -32,7 +32,7 @@ def scene() -> shapes.Scene:
 
 
 def assert_same(a: Segmentation, b: Segmentation) -> None:
-  """Bit for bit."""
+  """Checks that results are equal, bit for bit."""
   for name in ("image", "mask", "probability", "instances", "instance_probability"):
     np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
   assert (a.expression, a.selected, a.was_cut) == (b.expression, b.selected, b.was_cut)
@@ -45,7 +45,7 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 
 def as_coco(masks: np.ndarray, file_name: str, more_images: int = 0) -> dict:
-  """COCO annotations of the masks, half of them run lengths of pycocotools."""
+  """Returns COCO annotations of masks, half of them run lengths of pycocotools."""
   _, height, width = masks.shape
   rows = []
   for number, mask in enumerate(masks):
@@ -57,7 +57,7 @@ def as_coco(masks: np.ndarray, file_name: str, more_images: int = 0) -> dict:
   return {"images": [*others, image], "annotations": rows, "categories": [{"id": 1, "name": "x"}]}
 
 
-def test_every_kind_of_image_gives_the_same_answer(segmenter, scene, tmp_path):
+def test_every_kind_of_image_gives_the_same_result(segmenter, scene, tmp_path):
   path = tmp_path / "scene.png"
   path.write_bytes(as_png(scene.image))
   expected = segmenter(scene.image, TEXTS[0], scene.instances.masks)
@@ -65,7 +65,7 @@ def test_every_kind_of_image_gives_the_same_answer(segmenter, scene, tmp_path):
     assert_same(segmenter(image, TEXTS[0], scene.instances.masks), expected)
 
 
-def test_answers_do_not_depend_on_what_else_was_asked(segmenter, scene):
+def test_results_do_not_depend_on_the_other_expressions(segmenter, scene):
   alone = [segmenter(scene.image, text, scene.instances.masks) for text in TEXTS]
   for order in (TEXTS, TEXTS[::-1]):
     for result in segmenter(scene.image, order, scene.instances.masks):
@@ -74,7 +74,7 @@ def test_answers_do_not_depend_on_what_else_was_asked(segmenter, scene):
   assert len({result.probability.tobytes() for result in alone}) == len(TEXTS)
 
 
-def test_every_kind_of_instances_gives_the_same_answer(segmenter, scene, tmp_path):
+def test_every_kind_of_instances_gives_the_same_result(segmenter, scene, tmp_path):
   # Kept under any rules of a proposer: of one size, so that their order is theirs.
   masks = np.zeros((3, *scene.image.shape[:2]), bool)
   masks[0, 5:30, 5:30] = masks[1, 40:70, 8:40] = masks[2, 50:80, 50:90] = True
@@ -106,7 +106,7 @@ def test_every_kind_of_instances_gives_the_same_answer(segmenter, scene, tmp_pat
   assert len(segmenter(photo, TEXTS[0], f"coco:{several}").instances) == 1
 
 
-def test_a_photo_on_its_side_is_turned_as_its_exif_says(segmenter, scene, tmp_path):
+def test_the_exif_orientation_is_applied(segmenter, scene, tmp_path):
   upright = scene.image[:60]
   exif = Image.Exif()
   exif[0x0112] = 6  # "rotate by 90 degrees clockwise to look at it"
@@ -140,20 +140,20 @@ def test_a_photo_on_its_side_is_turned_as_its_exif_says(segmenter, scene, tmp_pa
     (None, "red", {"images": []}, r"not a COCO instances file"),
   ],
 )
-def test_what_cannot_be_used_is_told(segmenter, scene, image, expression, instances, message):
+def test_invalid_input_is_reported(segmenter, scene, image, expression, instances, message):
   with pytest.raises(InputError, match=message) as caught:
     segmenter(scene.image if image is None else image, expression, instances)
   assert "\n" not in str(caught.value)
 
 
-def test_a_photo_without_a_name_is_not_looked_for_by_name(segmenter, scene):
+def test_an_image_without_a_name_is_not_found_by_name(segmenter, scene):
   annotations = as_coco(scene.instances.masks, "a.png", more_images=1)
   with pytest.raises(InputError, match="found by its file name, and it has none"):
     segmenter(scene.image, "red", annotations)
 
 
 @pytest.mark.parametrize("form", ["run", "safetensors", "stablehlo"])
-def test_it_compiles_once_for_photos_of_a_size(finished_run, exported, scene, compilations, form):
+def test_each_size_is_compiled_once(finished_run, exported, scene, compilations, form):
   places = {"run": finished_run, "safetensors": exported, "stablehlo": exported / "model.stablehlo"}
   fresh = Segmenter.load(str(places[form]))
   compilations.clear()
@@ -168,7 +168,7 @@ def test_it_compiles_once_for_photos_of_a_size(finished_run, exported, scene, co
   assert compilations
 
 
-def test_twenty_threads_get_the_answers_of_one(finished_run, compilations):
+def test_twenty_threads_get_the_results_of_one(finished_run, compilations):
   scenes = [
     shapes.make_scene("val", 2, index, size=size) for index, size in enumerate((96, 64, 130))
   ]
@@ -177,7 +177,7 @@ def test_twenty_threads_get_the_answers_of_one(finished_run, compilations):
   compilations.clear()
   with concurrent.futures.ThreadPoolExecutor(20) as pool:
     found = list(pool.map(lambda ask: shared(ask[0].image, ask[1], ask[0].instances.masks), asked))
-  # One program a size, however many threads waited for it.
+  # One program per size, for any number of waiting threads.
   assert len(compilations) == shared._predict._cache_size() == 3
   serial = Segmenter.load(str(finished_run))
   for (scene, text), result in zip(asked, found, strict=True):
@@ -200,7 +200,7 @@ def test_the_package_has_the_api_and_does_not_import_jax_before_it_is_used():
   assert done.stdout == "Segmenter\n"
 
 
-def test_real_photos_with_their_annotations_by_name(segmenter, realdata, tmp_path):
+def test_real_images_with_their_annotations_by_name(segmenter, realdata, tmp_path):
   folder = realdata / "coco/train2014"
   photos = sorted(folder.glob("*.jpg"))[:2]
   annotations = next(iter(sorted((realdata / "coco").rglob("instances*.json"))), None)

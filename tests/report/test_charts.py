@@ -1,4 +1,4 @@
-"""What the charts of a report are drawn from: counts of rows, curves of a log, charts."""
+"""The data of a report's charts: counts of rows, curves of a log, axes, selected predictions."""
 
 import fractions
 import math
@@ -58,14 +58,14 @@ def test_the_histogram_puts_every_iou_into_the_bin_that_it_is_in_exactly(pairs):
     (0.0, 0.0, 0.0, "no instance fits"),
   ],
 )
-def test_a_sentence_ends_for_one_reason(iou, selected_iou, oracle_iou, reason):
+def test_an_expression_has_one_outcome(iou, selected_iou, oracle_iou, reason):
   row = {"iou": iou, "selected_iou": selected_iou, "oracle_iou": oracle_iou, "area": 10}
   counts = quality.count_outcomes([row, row | {"area": 0}])
   found = {r.name: count for r, count in zip(quality.OUTCOMES, counts, strict=True)}
   assert found == {r.name: int(r.name == reason) for r in quality.OUTCOMES}
 
 
-def _sentences(count: int, images: int) -> list[dict]:
+def _expressions(count: int, images: int) -> list[dict]:
   rng = np.random.default_rng(1)
   return [
     {
@@ -78,14 +78,14 @@ def _sentences(count: int, images: int) -> list[dict]:
   ]
 
 
-def test_every_image_and_every_sentence_may_be_drawn_by_chance():
-  rows = _sentences(400, 40)
+def test_every_image_and_every_expression_can_be_drawn():
+  rows = _expressions(400, 40)
   random = predictions.choose(rows, 10)["random"]
   assert len({row["image_id"] for row in random}) == len(random) == 10
   firsts = {
     next(i for i, r in enumerate(rows) if r["image_id"] == row["image_id"]) for row in random
   }
-  assert firsts != {row["index"] for row in random}  # not always an image's first sentence
+  assert firsts != {row["index"] for row in random}  # not always an image's first expression
   assert predictions.choose(rows, 10) == predictions.choose(rows, 10)
   everything = predictions.choose(rows, 100)
   assert {kind: len(found) for kind, found in everything.items()} == {
@@ -95,20 +95,20 @@ def test_every_image_and_every_sentence_may_be_drawn_by_chance():
   }
 
 
-def test_of_equals_not_only_the_first_are_drawn():
-  rows = [row | {"iou": 0.0} for row in _sentences(400, 400)]
+def test_ties_are_not_broken_by_order():
+  rows = [row | {"iou": 0.0} for row in _expressions(400, 400)]
   worst = predictions.choose(rows, 10)["worst"]
   assert [row["index"] for row in worst] != sorted(row["index"] for row in worst)
   assert max(row["index"] for row in worst) > 100
 
 
-def test_an_answer_to_a_sentence_that_means_nothing_is_not_shown_as_the_best():
+def test_an_expression_without_a_target_is_not_among_the_best():
   rows = [{"image_id": 0, "iou": 1.0, "area": 0}, {"image_id": 1, "iou": 0.3, "area": 9}]
   chosen = predictions.choose(rows, 1)
   assert chosen["best"] == chosen["worst"] == [rows[1]]
 
 
-def test_curves_are_in_the_order_of_steps_and_have_no_holes_for_what_is_not_finite():
+def test_curves_are_in_the_order_of_steps_without_values_that_are_not_finite():
   rows = [
     {"step": 2, "loss": 2.0, "seconds": {"step": 5.0}},
     {"step": 1, "loss": 3, "lr": 0.5},

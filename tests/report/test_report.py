@@ -1,4 +1,4 @@
-"""`python -m mail_jax.report`: what is on the page, what it needs, and what the command refuses."""
+"""`python -m mail_jax.report`: the content of the page, its resources, and errors."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-  """A page, what the command printed, and what an evaluation of the same says."""
+  """A page, the output of the command, and an evaluation of the same model."""
 
   text: str
   printed: str
@@ -73,7 +73,7 @@ def test_the_page_is_whole_and_needs_nothing_but_itself(written):
   assert {max(size) for size in sizes} == {560}
 
 
-def test_its_metrics_are_those_of_an_evaluation_in_percent(written):
+def test_its_metrics_equal_those_of_an_evaluation_in_percent(written):
   header, *rows = html_pages.table(written.text, "metrics of every split")
   assert [row[0] for row in rows] == list(SPLITS)
   for name, *cells in rows:
@@ -86,7 +86,7 @@ def test_its_metrics_are_those_of_an_evaluation_in_percent(written):
       assert number == (metrics[key] if whole else pytest.approx(100 * metrics[key], abs=0.0051))
 
 
-def test_its_metrics_of_kinds_are_those_of_an_evaluation(written):
+def test_its_metrics_of_groups_equal_those_of_an_evaluation(written):
   for breakdown, title in (
     ("by_size", "size of the target"),
     ("by_words", "length of the expression"),
@@ -101,7 +101,7 @@ def test_its_metrics_of_kinds_are_those_of_an_evaluation(written):
           assert float(cells[key]) == pytest.approx(100 * metrics[key], abs=0.051)
 
 
-def test_the_precision_curve_is_that_of_a_plain_count(written):
+def test_the_precision_curve_equals_a_plain_count(written):
   header, *rows = html_pages.table(written.text, "Precision at X: numbers")
   assert header == ["X", *SPLITS]
   assert [row[0] for row in rows] == [f"{x / 20:.2f}" for x in range(21)]
@@ -123,13 +123,13 @@ def test_the_line_of_the_precision_curve_goes_through_its_points(written):
   ious = [row["iou"] for row in _rows_of(written, SPLITS[0])]
   xs, ys = (np.array(column) for column in zip(*places, strict=True))
   shares = [sum(iou >= x / 100 for iou in ious) / len(ious) for x in range(101)]
-  # Both axes go from 0 to 1: the first and the last x are known, the first share is 1, and 0 is the baseline.
+  # Both axes go from 0 to 1: the first and last x are known, the first share is 1, the baseline 0.
   np.testing.assert_allclose((xs - xs[0]) / (xs[-1] - xs[0]), np.arange(101) / 100, atol=2e-3)
   baseline = ys[0] + (250 - 12 - 42)
   np.testing.assert_allclose((baseline - ys) / (baseline - ys[0]), shares, atol=2e-3)
 
 
-def test_the_histogram_is_that_of_a_plain_count(written):
+def test_the_histogram_equals_a_plain_count(written):
   for name in SPLITS:
     _, *rows = html_pages.table(written.text, f"Expressions by IoU, {name}: numbers")
     expected = [0] * 20
@@ -157,7 +157,7 @@ def test_the_curves_end_where_the_log_does(written, finished_run):
 
 
 def _shown(text: str, kind: str) -> list[tuple[float, str]]:
-  """IoU and file name of the pictures of a kind."""
+  """Returns IoU and file name of the pictures under a heading."""
   _, _, rest = text.partition(f'<h3 id="{kind}">')
   return [
     (float(iou), name)
@@ -168,7 +168,7 @@ def _shown(text: str, kind: str) -> list[tuple[float, str]]:
   ]
 
 
-def test_the_best_and_the_worst_are_drawn_an_image_once(written):
+def test_the_best_and_the_worst_have_no_duplicate_images(written):
   for kind, sign in (("best", -1), ("worst", 1)):
     shown = _shown(written.text, kind)
     assert len(shown) == COUNT
@@ -183,10 +183,10 @@ def test_the_best_and_the_worst_are_drawn_an_image_once(written):
       assert len({file_name for _, file_name in own}) == COUNT // 2
 
 
-def test_rows_that_were_written_before_give_the_same_page(
+def test_rows_from_a_file_give_the_same_page(
   written, samples, finished_run, shapes_data, tmp_path, monkeypatch
 ):
-  """And with it: the same input gives the same bytes, but for the date."""
+  """Also shows that equal input gives equal bytes, except for the date."""
   monkeypatch.setattr(runner, "evaluate", None)
   out = tmp_path / "again.html"
   report.main(_command(finished_run, shapes_data, out, "--per_expression", str(samples)))
@@ -199,9 +199,7 @@ def test_the_command_says_where_the_page_is_and_how_large(written):
   assert re.fullmatch(r"wrote \S+page\.html \(\d\.\d MB\)", last)
 
 
-def test_rows_of_another_model_are_noticed_by_their_pictures(
-  written, finished_run, shapes_data, tmp_path, capsys
-):
+def test_rows_of_another_model_are_noticed(written, finished_run, shapes_data, tmp_path, capsys):
   rows = [row | {"iou": 1 - row["iou"]} for row in written.rows]
   per_expression.write(tmp_path / "other.jsonl", rows)
   out = tmp_path / "page.html"
@@ -227,7 +225,7 @@ def test_a_run_without_a_log_is_reported_without_curves(
   parsed = html_pages.Parsed(text)
   assert not parsed.tables("Loss")
   assert parsed.tables("Precision at X")
-  # What a killed run leaves is no reason to refuse.
+  # The incomplete line of a killed run is ignored.
   log = (finished_run / "metrics.jsonl").read_text()
   (run / "metrics.jsonl").write_text(log + '{"step": 25, "lo')
   report.main(command)
@@ -250,7 +248,7 @@ def test_a_run_without_a_log_is_reported_without_curves(
     (["--per_expression", "strange.jsonl"], r"the data has no expression 'a cup' of ref \d+, image \d+; were"),
   ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_before_the_evaluation(
+def test_errors_are_reported_before_the_evaluation(
   written, finished_run, shapes_data, tmp_path, monkeypatch, options, message
 ):
   monkeypatch.chdir(tmp_path)
@@ -316,7 +314,7 @@ def _report(
 
 
 def _noise(seed: int = 0) -> Segmentation:
-  """A photo that compresses as badly as any, with random masks."""
+  """Returns an image that hardly compresses, with random masks."""
   rng = np.random.default_rng(seed)
   photo = rng.integers(0, 256, (480, 640, 3), np.uint8)
   masks = rng.random((2, 480, 640)) < 0.5
@@ -332,7 +330,7 @@ def _noise(seed: int = 0) -> Segmentation:
   )
 
 
-def test_a_page_about_a_full_split_stays_below_10_megabytes_whatever_the_photos():
+def test_a_page_about_a_full_split_stays_below_10_megabytes_for_any_images():
   most = 3 * 100
   jpeg, width, height = predictions.encode(_noise(), np.zeros((480, 640), bool), 6_000_000 // most)
   rows = [_row(i) for i in range(10_834)]
@@ -374,7 +372,7 @@ def test_untrusted_text_is_escaped():
   assert evil in parsed.texts["p"]
 
 
-def test_the_drawing_shows_mask_target_and_chosen_instance():
+def test_the_drawing_shows_mask_target_and_selected_instance():
   height, width = 80, 112
   photo = np.full((height, width, 3), 90, np.uint8)
   mask, target, chosen = (np.zeros((height, width), bool) for _ in range(3))

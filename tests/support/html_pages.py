@@ -1,4 +1,4 @@
-"""Pages as a browser takes them apart, and what must hold for every one of ours."""
+"""Parses HTML pages, and checks what must hold for all of ours."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A headless Chromium in front of the page of `mail_jax.app`."""
+"""Controls the page of `mail_jax.app` in a headless Chromium."""
 
 import base64
 import contextlib
@@ -24,7 +24,7 @@ WAIT = 40  # seconds; the first answer of a photo's size is compiled
 
 
 class Browser:
-  """The page as a visitor has it."""
+  """The page as visitors see it."""
 
   def __init__(self, driver: Any, url: str):
     self.driver, self.url = driver, url
@@ -158,7 +158,7 @@ def opened(url: str, downloads: pathlib.Path) -> Iterator[Browser]:
   options.binary_location = CHROMIUM or ""
   for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
     options.add_argument(argument)
-  # Chromium's own look-ups are no matter of the page.
+  # Chromium's own requests do not concern the page.
   options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
   options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
   os.environ.setdefault("SE_OFFLINE", "true")
