@@ -20,9 +20,8 @@ from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 from input_pipeline.shapes import scenes as shapes
 from mail_jax.config import recipe
-from mail_jax.models.build import make_model
+from mail_jax.models.build import make_model, path_name
 from mail_jax.models.encoder import Encoder
-from mail_jax.models.parameters import path_name
 from mail_jax.pretrained import initialise, vilt
 
 Values = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ from typing import Any
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import coco, collect, export, label_studio
+from input_pipeline.custom.converters import coco, collect, label_studio
 
 READERS = {"coco": coco.read, "label-studio": label_studio.read, "cvat": coco.read}
 # Missing images that the warning names.
@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     action="append",
     metavar="KEY",
     help="key of the expressions, at the top level or under attributes; can be repeated; category "
-    f"means the category's name (default: {', '.join(export.TEXT_KEYS)})",
+    f"means the category's name (default: {', '.join(collect.TEXT_KEYS)})",
   )
   parser.add_argument(
     "--separator",
@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
   if not os.path.isdir(folder):
     raise InputError(f"--images {folder}: no such folder")
   splits = collect.parse_splits(args.split or ())
-  options = export.Options(
-    tuple(args.text or export.TEXT_KEYS),
+  options = collect.Options(
+    tuple(args.text or collect.TEXT_KEYS),
     args.separator or "\n",
     args.boxes,
     args.no_target or "",
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _report(
   args: argparse.Namespace,
-  exported: export.Export,
+  exported: collect.Export,
   lines: Sequence[dict[str, Any]],
   missing: Sequence[str],
 ) -> None:

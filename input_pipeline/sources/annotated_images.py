@@ -12,8 +12,8 @@ from input_pipeline import preprocess, records
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files, masks
-from input_pipeline.masks import phrasecut
 from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
+from input_pipeline.masks.segmentation import decode_phrasecut
 from input_pipeline.proposers import custom
 from input_pipeline.proposers.registry import SelectingProposer, UnknownImage, open_proposer
 from input_pipeline.proposers.selection import Selection
@@ -37,7 +37,7 @@ class AnnotatedImage:
   rule: str = "coco"
   """Format of the segmentations and which pixels they cover: `coco` (polygons or run lengths as in
   pycocotools, one per annotation), `phrasecut` (a list of polygons per instance, see
-  `masks/phrasecut.py`) or `custom` (see `custom.masks.rasterise`)."""
+  `segmentation.decode_phrasecut`) or `custom` (see `custom.masks.rasterise`)."""
   upright: bool = False
   """Whether the annotations apply to the image after its EXIF rotation, or as it is stored."""
   instances: list[dict[str, Any]] | None = None
@@ -222,7 +222,7 @@ def _describe(image: AnnotatedImage, ref: dict[str, Any], number: int) -> str:
 
 _RULES = {
   "coco": decode_segmentation,
-  "phrasecut": phrasecut.decode,
+  "phrasecut": decode_phrasecut,
   "custom": masks.rasterise,
 }
 

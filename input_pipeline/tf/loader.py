@@ -30,7 +30,6 @@ from input_pipeline.tf import (
   eval_rows,
   pipelines,
   record_reader,
-  shared_images,
   train_samples,
 )
 from input_pipeline.tf.pipelines import prefetch
@@ -239,7 +238,7 @@ class _TrainSamples:
       cache = _load_cache(self.source, self.shape, threads)
       return train_samples.cached(cache, self.key, start, threads)
     if self.options.refs_per_image > 1:
-      return shared_images.decoded(self._groups(), start, self.shape)
+      return train_samples.decoded(self._groups(), start, self.shape)
     return self._encoded(start).map(self.decode, num_parallel_calls=threads)
 
   def decode(self, record: Fields, ref: tf.Tensor) -> Fields:
@@ -249,15 +248,15 @@ class _TrainSamples:
   def suspects(self, start: int, count: int) -> tf.data.Dataset:
     """Returns the encoded samples that `count` samples from number `start` on may wait for."""
     if self.options.refs_per_image > 1:
-      return shared_images.suspects(self._groups(), start, count)
+      return train_samples.suspects(self._groups(), start, count)
     return self._encoded(start).take(count)
 
   def _encoded(self, start: int) -> tf.data.Dataset:
     buffer, threads = self.options.shuffle_buffer, self.options.threads
     return train_samples.streamed(self.source, self.key, start, buffer, threads)
 
-  def _groups(self) -> shared_images.Groups:
-    return shared_images.Groups(
+  def _groups(self) -> train_samples.Groups:
+    return train_samples.Groups(
       self.source,
       self.key,
       self.options.refs_per_image,

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry
-from mail_jax.app import examples, guard, service
+from mail_jax.app import examples, limits, service
 from mail_jax.app.limits import Limits
 from mail_jax.app.service import RequestHandler
 from mail_jax.export import load
@@ -157,7 +157,7 @@ def _serve(
   """Runs until Ctrl-C or SIGTERM."""
   from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
-  from mail_jax.app import layout, theme
+  from mail_jax.app import layout
 
   note = "Optional: without masks of your photo, the model works, less accurately."
   if args.instances != "none":
@@ -172,8 +172,8 @@ def _serve(
       share=False,
       quiet=True,
       prevent_thread_lock=True,
-      theme=theme.theme(),
-      css=theme.CSS,
+      theme=layout.theme(),
+      css=layout.CSS,
       footer_links=[],
       run_history=False,
       ssr_mode=False,
@@ -182,7 +182,7 @@ def _serve(
       pwa=False,
       max_file_size=upload_bytes,
       state_session_capacity=256,
-      app_kwargs={"middleware": [Middleware(guard.Guard, upload_bytes=upload_bytes + 100_000)]},
+      app_kwargs={"middleware": [Middleware(limits.Guard, upload_bytes=upload_bytes + 100_000)]},
     )
   except OSError as error:
     raise InputError(

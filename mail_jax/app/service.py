@@ -22,7 +22,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.registry import SelectingProposer
 from mail_jax.app import limits
 from mail_jax.app.examples import ExampleMasks
-from mail_jax.predict.instances import ImageInstances
+from mail_jax.predict.inputs import ImageInstances
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
 # Predictions can be viewed again for this time.

@@ -3,22 +3,28 @@
 import base64
 import contextlib
 import itertools
+import logging
 import math
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.errors import InputError
-from mail_jax.checkpoints import manifest, orbax_settings, s3_mirror
+from mail_jax.checkpoints import manifest, s3_mirror
 from mail_jax.distributed import processes
-from mail_jax.models.parameters import Tree
+from mail_jax.models.build import Tree
 
+# Smallest part of an array, in bytes, that one of several machines writes.
+_MIN_SLICE_BYTES = 2**20
 Metrics = dict[str, int | float]
 FOLDER = "checkpoints"
 
@@ -58,9 +64,9 @@ class Checkpoints:
     self._intact: dict[int, bool] = {}
     # The step that is being saved, and the size of its state.
     self._saving, self._bytes = -1, 0
-    orbax_settings.silence_tracebacks()
+    silence_tracebacks()
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=orbax_settings.LastTwoAndBest(self._score),
+      preservation_policy=LastTwoAndBest(self._score),
       # Not Orbax's read_only, which warns twice at every start; without `save` nothing is written.
       create=not read_only,
       cleanup_tmp_directories=not read_only,
@@ -70,7 +76,7 @@ class Checkpoints:
       # Process 0 calls it when all have written, before the checkpoint gets its name.
       async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
     )
-    handlers = {"state": orbax_settings.array_handler(), "meta": ocp.JsonCheckpointHandler()}
+    handlers = {"state": array_handler(), "meta": ocp.JsonCheckpointHandler()}
     with self._storage_errors(f"{self._place} cannot be used"):
       if self._mirror:
         self._mirror.list()
@@ -276,10 +282,10 @@ class Checkpoints:
     try:
       yield
     except (OSError, ValueError) as error:
-      reason = orbax_settings.storage_error(error)
+      reason = storage_error(error)
       if reason is None:
         raise
-      if orbax_settings.is_full(error) and self._mirror is None:
+      if is_full(error) and self._mirror is None:
         self._delete_partial()
         reason += f": {atomic_files.describe_space(str(self._folder), self._bytes)}"
       raise InputError(
@@ -334,3 +340,70 @@ def pack_bytes(data: bytes) -> str:
 def unpack_bytes(text: str) -> bytes:
   """Undoes `pack_bytes`."""
   return base64.b64decode(text)
+
+
+class LastTwoAndBest(policies.PreservationPolicy):
+  """Keeps the last two checkpoints and the best one.
+
+  The scores are ours, not Orbax's: metrics may be added after their checkpoint was saved.
+  """
+
+  def __init__(self, score: Callable[[int], float]):
+    self._score = score
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    """Returns for each checkpoint whether to keep it."""
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    score, best = max((self._score(step), step) for step in steps)
+    keep = {*sorted(steps)[-2:], *([best] if score > -math.inf else [])}
+    return [step in keep for step in steps]
+
+
+def array_handler() -> ocp.PyTreeCheckpointHandler:
+  """Returns the handler that writes and reads the state.
+
+  By default Orbax slices replicated arrays into one piece per device, and compiles every slice:
+  half a minute at the first save. This pays only for large arrays that several machines write.
+  """
+  arrays = ocp.type_handlers.ArrayHandler(
+    use_replica_parallel=jax.process_count() > 1,
+    min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES,
+  )
+  registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+  return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def storage_error(error: Exception) -> str | None:
+  """Returns the reason for an error of the storage; None for any other error."""
+  if isinstance(error, OSError):
+    return error.strerror or str(error)
+  # TensorStore raises a ValueError for every error: `...: reason [os_error_code='28']`.
+  text, *details = re.split(r" \[(?=\w+=')", str(error))
+  if any(detail.startswith(("os_error_code=", "http_response_code=")) for detail in details):
+    return text.rpartition(": ")[2]
+  return None
+
+
+def is_full(error: Exception) -> bool:
+  """Returns whether the storage is full."""
+  if isinstance(error, OSError):
+    return error.errno in atomic_files.FULL
+  return any(f"os_error_code='{code}'" in str(error) for code in atomic_files.FULL)
+
+
+def silence_tracebacks() -> None:
+  """Stops Orbax from logging the exceptions that it raises anyway.
+
+  It logs each of them several times with a traceback. If several writes fail at once it raises the
+  first, and asyncio logs the others when they are garbage-collected.
+  """
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(_is_not_orbax_traceback)
+
+
+def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
+  if not record.exc_info:
+    return True
+  frames = traceback.extract_tb(record.exc_info[2])
+  return not any("orbax" in path for path in (record.pathname, *(f.filename for f in frames)))

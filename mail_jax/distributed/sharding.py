@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models.parameters import Tree, path_name
+from mail_jax.models.build import Tree, path_name
 
 # "fsdp", "replicate", or an axis of the mesh (or None) for each dimension.
 Rule = str | tuple[str | None, ...]

@@ -15,9 +15,8 @@ from mail_jax.distributed import sharding
 from mail_jax.evaluate import boundary
 from mail_jax.evaluate.protocols import ORIGINAL, Protocol
 from mail_jax.models import instances
-from mail_jax.models.build import Batch, HostBatch, apply_model
+from mail_jax.models.build import Batch, HostBatch, Variables, apply_model
 from mail_jax.models.mail import MaIL, Output, empty_without_target
-from mail_jax.models.parameters import Variables
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 

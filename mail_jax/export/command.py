@@ -20,7 +20,7 @@ from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from mail_jax.config import to_json
-from mail_jax.export import folder, formats, forward, load, model_card, scripts
+from mail_jax.export import folder, formats, load, model_card, scripts
 from mail_jax.models.build import make_model
 
 # Packages whose versions the model card lists.
@@ -102,7 +102,7 @@ def _write_format(name: str, target: pathlib.Path, model: load.LoadedModel, vari
   if name == "onnx":
     # ONNX runtimes support bfloat16 poorly; parameters are float32 in any case.
     config.model.dtype = "float32"
-    config, variables = forward.without_loop(config, variables)
+    config, variables = formats.without_loop(config, variables)
   network = make_model(config, model.tokenizer.vocab_size)
   formats.write(name, path, config, network, variables)
 

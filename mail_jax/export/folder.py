@@ -14,7 +14,7 @@ from etils import epath
 
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
-from mail_jax.models.parameters import Tree, path_name
+from mail_jax.models.build import Tree, path_name
 
 ABOUT = "config.json"
 README = "README.md"

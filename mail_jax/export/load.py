@@ -21,9 +21,8 @@ from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
 from mail_jax.distributed import sharding
 from mail_jax.export import folder, formats
 from mail_jax.models.attention import runs_on
-from mail_jax.models.build import apply_model, init_variables, make_model
+from mail_jax.models.build import Variables, apply_model, init_variables, make_model, path_name
 from mail_jax.models.mail import MaIL, Output
-from mail_jax.models.parameters import Variables, path_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
 from input_pipeline.common.errors import InputError
 from mail_jax.export.onnx_table import TABLE, Graph, Value
-from mail_jax.models.parameters import path_name
+from mail_jax.models.build import path_name
 
 # From JAX 0.12 on, another name of `core.Jaxpr`.
 ClosedJaxpr = core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]

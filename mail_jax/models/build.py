@@ -1,4 +1,4 @@
-"""The model of a config: its network, its initial variables and its inputs."""
+"""The model of a config: its network, its variables and their names, its inputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,11 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.bit_planes import num_planes
 from mail_jax.models import instances
 from mail_jax.models.mail import MaIL, ModelOptions, Output
-from mail_jax.models.parameters import Variables
 
+Tree = Any
+"""A nest of arrays, as JAX has them."""
+Variables = Any
+"""What a model computes with: {"params": Tree, "batch_stats": Tree}."""
 INPUTS = ("image", "instances", "num_instances", "tokens", "num_tokens")
 """The fields of a batch that the model reads, in the order of an exported model's arguments."""
 Batch = dict[str, jax.Array]
@@ -87,3 +90,8 @@ def apply_model(model: MaIL, variables: Variables, batch: Mapping[str, jax.Array
   return model.apply(
     variables, batch["image"], batch["instances"], valid, batch["tokens"], batch["num_tokens"]
   )  # pyright: ignore[reportReturnType]
+
+
+def path_name(path: tuple) -> str:
+  """Returns the name of a leaf: its keys joined by slashes, as in `encoder/block00/qkv/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")

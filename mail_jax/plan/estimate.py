@@ -1,9 +1,10 @@
-"""Estimates the memory of a training step per chip, and a lower bound on its time."""
+"""Estimates the memory of a training step per chip, a lower bound on its time, the largest batch."""
 
 import dataclasses
 import math
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +13,75 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import open_tokenizer
 from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead, collectives, costs, hlo
-from mail_jax.plan.largest_batch import LargestBatch, find_largest
+from mail_jax.plan import ahead, costs, hlo
 from mail_jax.train.program import Program
 
 # Word pieces of bert-base-uncased, which ViLT uses.
 _BERT_VOCABULARY = 30522
+
+
+@dataclasses.dataclass(frozen=True)
+class LargestBatch:
+  """The result of a search.
+
+  Attributes:
+    fits: the largest batch found to fit; 0 if none.
+    too_large: the smallest batch found not to fit; 0 if none.
+    compilations: number of them.
+  """
+
+  fits: int
+  too_large: int
+  compilations: int
+
+
+def find_largest(
+  needs: Callable[[int], float | None],
+  available: float,
+  start: int,
+  unit: int = 1,
+  budget: int = 6,
+) -> LargestBatch:
+  """Searches for the largest batch that fits.
+
+  Args:
+    needs: returns the bytes that a batch needs, None if it does not fit; takes minutes.
+    available: bytes of memory.
+    start: the first batch to try, a multiple of `unit`.
+    unit: batches are multiples of it.
+    budget: the limit of calls to `needs`.
+  """
+  fitting: dict[int, float] = {0: 0.0}
+  too_large = 0
+  guess = start
+  for calls in range(1, budget + 1):
+    needed = needs(guess)
+    if needed is None or needed > available:
+      too_large = min(guess, too_large or guess)
+    else:
+      fitting[guess] = needed
+    best = max(fitting)
+    if too_large and too_large - best <= unit:
+      return LargestBatch(best, too_large, calls)
+    guess = _next(fitting, too_large, available, unit)
+  return LargestBatch(max(fitting), too_large, budget)
+
+
+def _next(fitting: dict[int, float], too_large: int, available: float, unit: int) -> int:
+  """Returns the next batch to try, by extrapolating from the two largest that fit."""
+  best = max(fitting)
+  if len(fitting) < 3:
+    # One point does not separate the fixed memory from that of the batch; halve or double.
+    guess = (best + too_large) // 2 if too_large else 2 * best
+  else:
+    second = sorted(fitting)[-2]
+    slope = (fitting[best] - fitting[second]) / (best - second)
+    left = (available - fitting[best]) / slope if slope > 0 else best
+    guess = best + int(min(left, 3 * best))
+    if too_large and not best < guess < too_large:
+      guess = (best + too_large) // 2
+  guess = max(best + unit, guess // unit * unit)
+  return min(guess, too_large - unit) if too_large else guess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +131,7 @@ class Estimate:
   flops_compiled: float
   flops_xla: float
   hbm_bytes: int
-  collectives: dict[str, collectives.Collective]
+  collectives: dict[str, costs.Collective]
   sent_bytes: float
   intensity: float
   ridge: float
@@ -140,7 +204,7 @@ def estimate_step(
   xla = analysis["flops"] + costs.flops_of_further_iterations(module)
   moved = costs.memory_bytes(module)
   done = costs.product_flops(module)
-  counted = collectives.count_collectives(module, topology.chips)
+  counted = costs.count_collectives(module, topology.chips)
   sent = math.fsum(kind.sent for kind in counted.values())
   peak = chips.peak_flops(chip, config.model.dtype)
   links = topology.links * chip.link_bandwidth

@@ -34,8 +34,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import progress_bar
 from mail_jax.export import load
 from mail_jax.predict import inputs, outputs
-from mail_jax.predict.inputs import PredictionInput, PredictionInputs
-from mail_jax.predict.instances import ImageInstances
+from mail_jax.predict.inputs import ImageInstances, PredictionInput, PredictionInputs
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
 # Images that are decoded while the model works.

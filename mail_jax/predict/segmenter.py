@@ -19,7 +19,7 @@ from input_pipeline.preprocess import model_inputs
 from mail_jax.export import load
 from mail_jax.models.mail import find_mask
 from mail_jax.models.resize import resize_logits
-from mail_jax.predict.instances import ImageInstances, InstancesLike
+from mail_jax.predict.inputs import ImageInstances, InstancesLike
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 

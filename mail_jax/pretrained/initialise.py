@@ -7,8 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
+from mail_jax.models.build import Tree, path_name
 from mail_jax.models.encoder import stack_blocks
-from mail_jax.models.parameters import Tree, path_name
 from mail_jax.pretrained import vilt
 
 

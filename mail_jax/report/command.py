@@ -19,7 +19,7 @@ from mail_jax.evaluate import per_expression, protocols, runner
 from mail_jax.evaluate.per_expression import Row
 from mail_jax.export import load
 from mail_jax.predict.segmenter import Segmenter
-from mail_jax.report import curves, page, predictions, provenance
+from mail_jax.report import curves, page, predictions
 from mail_jax.report.predictions import DrawnPrediction
 from mail_jax.report.quality import SplitResults
 
@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     splits=splits,
     log=log,
     predictions=drawn,
-    facts=provenance.facts(model, args.data_dir, described, written),
-    config=provenance.config_text(model),
+    facts=page.facts(model, args.data_dir, described, written),
+    config=page.config_text(model),
     notes=notes,
   )
   text = page.write(report)

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models.parameters import Tree, path_name
+from mail_jax.models.build import Tree, path_name
 
 Rules = Sequence[tuple[str, float]]
 

@@ -14,9 +14,8 @@ from input_pipeline.common.errors import InputError
 from mail_jax.distributed import sharding
 from mail_jax.evaluate.segmentation import jit_measure
 from mail_jax.models.attention import runs_on
-from mail_jax.models.build import input_specs, make_model
+from mail_jax.models.build import input_specs, make_model, path_name
 from mail_jax.models.mail import IN_DTYPE, MaIL
-from mail_jax.models.parameters import path_name
 from mail_jax.train.optim import make_optimizer_from
 from mail_jax.train.step import StepOptions, TrainState, create_state, make_train_step
 

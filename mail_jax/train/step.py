@@ -12,9 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8, UInt
 from ml_collections import ConfigDict
 
 from mail_jax.models import instances
-from mail_jax.models.build import Batch, init_variables
+from mail_jax.models.build import Batch, Tree, Variables, init_variables
 from mail_jax.models.mail import MaIL, subsample
-from mail_jax.models.parameters import Tree, Variables
 from mail_jax.train import losses
 
 StepMetrics = dict[str, jax.Array]

@@ -18,7 +18,7 @@ import tiny_run
 from etils import epath
 
 from input_pipeline.common.errors import InputError
-from mail_jax.checkpoints import manifest, orbax_settings
+from mail_jax.checkpoints import checkpoint, manifest
 from mail_jax.checkpoints.checkpoint import Checkpoints
 from mail_jax.distributed import sharding
 from mail_jax.export import load
@@ -383,7 +383,7 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
   ],
 )
 def test_what_the_storage_refuses_is_told_from_other_errors(message, reason):
-  assert orbax_settings.storage_error(ValueError(message)) == reason
+  assert checkpoint.storage_error(ValueError(message)) == reason
 
 
 # Other topologies, and several processes

@@ -16,7 +16,7 @@ import small_disk
 from input_pipeline.common import atomic_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
-from mail_jax.checkpoints import checkpoint, orbax_settings
+from mail_jax.checkpoints import checkpoint
 from mail_jax.distributed import sharding
 from mail_jax.export import command as export
 from mail_jax.predict import outputs
@@ -146,7 +146,7 @@ def test_concurrent_writes_of_orbax_that_fail_are_reported_once(path, told, capl
     await asyncio.sleep(0.01)
     del waiting
 
-  orbax_settings.silence_tracebacks()
+  checkpoint.silence_tracebacks()
   with caplog.at_level(logging.ERROR, "asyncio"):
     asyncio.run(forget())
     gc.collect()

@@ -15,7 +15,7 @@ from input_pipeline.custom import command as custom_data
 from input_pipeline.custom import image_files, masks, schema
 from input_pipeline.custom.converters import label_studio
 from input_pipeline.custom.schema import LineError
-from input_pipeline.masks import phrasecut, row_index
+from input_pipeline.masks import row_index, segmentation
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import tokenizer as tokenizers
 from input_pipeline.proposers import custom, none, registry
@@ -210,7 +210,7 @@ def test_a_brush_beyond_its_image_is_reported():
 
 def test_too_many_polygons_are_reported():
   with pytest.raises(ValueError, match="1,000,000 polygons"):
-    phrasecut.decode([[]] * 1_000_000, 8, 8)
+    segmentation.decode_phrasecut([[]] * 1_000_000, 8, 8)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])

@@ -9,7 +9,7 @@ import several_processes
 from several_processes import Ended, open_mpi, slurm
 
 from input_pipeline.common.errors import InputError
-from mail_jax.distributed import clusters
+from mail_jax.distributed import processes as clusters
 from mail_jax.distributed import processes as distributed
 
 SCRIPT = str(several_processes.CHECKOUT / "tests" / "support" / "ending_together.py")

@@ -13,7 +13,7 @@ from jax import lax
 
 from mail_jax.evaluate import runner, table
 from mail_jax.export import command as export
-from mail_jax.export import forward, load
+from mail_jax.export import formats, load
 from mail_jax.models import build
 
 pytestmark = pytest.mark.extras
@@ -93,14 +93,14 @@ def test_every_variant_of_the_model_is_the_same_in_onnx(name):
   preset, slots, model = VARIANTS[name]
   config = tiny_model.make_config(preset, slots, **model)
   network, variables = tiny_model.make(config), tiny_model.random_variables(config)
-  run = forward.make_forward(network)
+  run = formats.make_forward(network)
   specs = build.input_specs(config, jax.export.symbolic_shape("b")[0])
-  plain, plain_variables = forward.without_loop(config, variables)
-  written = forward.make_forward(tiny_model.make(plain))
+  plain, plain_variables = formats.without_loop(config, variables)
+  written = formats.make_forward(tiny_model.make(plain))
   model = _build(written, plain_variables, specs)
   for count in (1, 3):
     batch = exported_models.random_batch(config, count, seed=count)
-    expected = jax.jit(run)(variables, *(batch[key] for key in forward.INPUTS))
+    expected = jax.jit(run)(variables, *(batch[key] for key in formats.INPUTS))
     found = _run(model, batch)
     assert set(found) == set(expected)
     for key, value in expected.items():
@@ -346,7 +346,7 @@ def test_the_file_is_one_and_passes_the_checker(exported_onnx):
   model = onnx.load(str(exported_onnx / "model.onnx"))
   onnx.checker.check_model(model, full_check=True)
   assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [
-    (name, "b") for name in forward.INPUTS
+    (name, "b") for name in formats.INPUTS
   ]
   assert {o.name for o in model.graph.output} == {"logits", "selection_logits"}
   assert any(w.name == "params/encoder/block00/qkv/kernel" for w in model.graph.initializer)

@@ -16,8 +16,8 @@ import tpu_attention
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models.attention import runs_on
+from mail_jax.models.build import path_name
 from mail_jax.models.encoder import REMAT, STACK, Encoder, block_name, stack_blocks
-from mail_jax.models.parameters import path_name
 
 DEPTH, WIDTH, TOKENS = 3, 16, 10
 LENGTHS = jnp.array([10, 6])

@@ -12,11 +12,10 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
 from mail_jax.config import recipe
-from mail_jax.export import forward
+from mail_jax.export import formats
 from mail_jax.models import build
-from mail_jax.models.build import make_model
+from mail_jax.models.build import make_model, path_name
 from mail_jax.models.mail import IN_DTYPE, Output
-from mail_jax.models.parameters import path_name
 
 Inputs = dict[str, np.ndarray]
 
@@ -262,7 +261,7 @@ def test_a_program_holds_the_weights_and_takes_any_number_of_examples(options):
   """Like exported models; nothing is compiled."""
   config = tiny_model.make_config(**options)
   variables = jax.device_get(tiny_model.random_variables(config))
-  run = forward.make_forward(tiny_model.make(config))
+  run = formats.make_forward(tiny_model.make(config))
   specs = build.input_specs(config, jax.export.symbolic_shape("b")[0])
   exported = jax.export.export(jax.jit(lambda *inputs: run(variables, *inputs)))(*specs.values())
   shapes = {str(x.shape) for x in exported.out_avals}

@@ -10,7 +10,7 @@ import collective_programs
 import pytest
 
 from mail_jax.plan import hlo
-from mail_jax.plan.collectives import count_collectives, group_size
+from mail_jax.plan.costs import count_collectives, group_size
 
 BYTES = 16 * 32 * 4  # what every device of `collective_programs` begins with
 

@@ -15,7 +15,7 @@ from mail_jax.config import recipe
 from mail_jax.hardware import chips, flops
 from mail_jax.plan import ahead, estimate
 from mail_jax.plan import command as plan
-from mail_jax.plan.largest_batch import LargestBatch
+from mail_jax.plan.estimate import LargestBatch
 
 
 @pytest.fixture

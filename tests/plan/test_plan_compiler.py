@@ -13,7 +13,7 @@ import tiny_run
 from input_pipeline.common.errors import InputError
 from mail_jax.config import recipe
 from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead, collectives, costs, hlo
+from mail_jax.plan import ahead, costs, hlo
 from mail_jax.plan import command as plan
 from mail_jax.plan.estimate import estimate_step, make_plan, memory_of
 
@@ -67,7 +67,7 @@ def test_traffic_of_every_memory_is_what_xla_counts(copies):
 
 
 def test_copies_of_the_model_sum_their_gradients(copies):
-  found = collectives.count_collectives(hlo.parse(copies.as_text()), SLICE.chips)
+  found = costs.count_collectives(hlo.parse(copies.as_text()), SLICE.chips)
   assert list(found) == ["all-reduce"]
   parameters = _parameters()
   # In float32, or in the bf16 of the products that make them.
@@ -94,7 +94,7 @@ def test_attention_of_tpus_is_a_kernel_on_each_chip():
   kernels = re.findall(r'custom_call_target="tpu_custom_call"', compiled.as_text())
   # Forward, gradients of the queries, gradients of keys and values.
   assert len(kernels) == 3 * make_config().model.depth
-  found = collectives.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)
+  found = costs.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)
   assert list(found) == ["all-reduce"]
 
 
@@ -102,7 +102,7 @@ def test_attention_of_tpus_is_a_kernel_on_each_chip():
 def test_parameters_travel_in_bfloat16_where_they_are_used_in_it(cut):
   half = _compile(fsdp=4, dtype="bfloat16")
   gathered = [
-    collectives.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)["all-gather"].bytes
+    costs.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)["all-gather"].bytes
     for compiled in (half, cut)
   ]
   assert gathered[0] < 0.6 * gathered[1]
@@ -112,7 +112,7 @@ def test_a_model_that_is_cut_takes_a_quarter_and_is_gathered(copies, cut):
   whole, quarter = (memory_of(compiled, SLICE.chip).arguments for compiled in (copies, cut))
   batch = 64 // 4 * 32 * 32 * 4
   assert (quarter - batch) / (whole - batch) < 0.3
-  found = collectives.count_collectives(hlo.parse(cut.as_text()), SLICE.chips)
+  found = costs.count_collectives(hlo.parse(cut.as_text()), SLICE.chips)
   assert found["all-gather"].bytes > 1.5 * _parameters()
 
 

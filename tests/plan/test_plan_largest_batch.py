@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mail_jax.plan.largest_batch import find_largest
+from mail_jax.plan.estimate import find_largest
 
 
 class Compiler:

@@ -17,7 +17,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from mail_jax.config import load_config
 from mail_jax.export import load
-from mail_jax.models.parameters import path_name
+from mail_jax.models.build import path_name
 from mail_jax.pretrained import initialise, vilt
 from mail_jax.pretrained.weights import open_weights
 from mail_jax.train.data import open_data

@@ -14,9 +14,8 @@ import vilt_weights
 from input_pipeline.common.errors import InputError
 from mail_jax.config import recipe
 from mail_jax.models import embeddings
-from mail_jax.models.build import make_model
+from mail_jax.models.build import make_model, path_name
 from mail_jax.models.encoder import Block, Encoder
-from mail_jax.models.parameters import path_name
 from mail_jax.pretrained import initialise, vilt
 
 torch = pytest.importorskip("torch", reason="needs torch and transformers: make extras")

@@ -21,9 +21,9 @@ from random_records import (
 
 from input_pipeline import records
 from input_pipeline.common import drawing
-from input_pipeline.proposals import report, report_page
+from input_pipeline.proposals import report
 from input_pipeline.proposals.oracle import Match, match_refs
-from input_pipeline.proposals.report_page import Gallery, GalleryItem
+from input_pipeline.proposals.report import Gallery, GalleryItem
 
 
 def test_the_metrics_are_those_of_a_loop_over_pycocotools():
@@ -222,7 +222,7 @@ def test_an_image_shows_the_ref_that_it_is_drawn_for():
   masks = np.zeros((2, 240, 480), bool)
   masks[0, 20:200, 20:220] = masks[1, 20:200, 260:460] = True
   for ref, picture in enumerate(_pictures(make_record(1, masks[::-1], masks))):
-    drawn = report_page.draw(picture)
+    drawn = report.draw(picture)
     white, yellow = (drawn == 255).all(-1), (drawn == drawing.SELECTED).all(-1)
     assert 500 < white.sum() < yellow.sum()
     assert not ((white | yellow) & ~masks[ref]).any()
@@ -237,7 +237,7 @@ def test_a_caption_says_which_mask_is_best_or_why_none_is():
     for instances, targets in ((both, right), (left, right), (left[:0], right))
     for picture in _pictures(make_record(7, instances, targets))
   ]
-  page = report_page.page({}, pictures, [])
+  page = report.page({}, pictures, [])
   captions = re.findall(r"<figcaption><p>(.*?)</p>", page)
   assert captions == [
     "<strong>IoU 1.00</strong>, the best of 2 instances is number 2",

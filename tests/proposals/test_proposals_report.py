@@ -22,9 +22,9 @@ from random_records import (
 
 from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposals import command, report, report_page
+from input_pipeline.proposals import command, report
 from input_pipeline.proposals.oracle import OracleMetrics, match_refs
-from input_pipeline.proposals.report_page import Gallery
+from input_pipeline.proposals.report import Gallery
 from input_pipeline.tf import record_reader
 
 
@@ -154,7 +154,7 @@ def test_untrusted_text_is_escaped():
   fields, metrics, gallery = records.encode_record(record), OracleMetrics(), Gallery()
   metrics.add(record.instances, match_refs(record))
   gallery.add("<i>a</i>/b", fields, match_refs(record))
-  page = report_page.page({"<i>a</i>/b": metrics.metrics()}, gallery.worst(), gallery.random())
+  page = report.page({"<i>a</i>/b": metrics.metrics()}, gallery.worst(), gallery.random())
   parsed = html_pages.Parsed(page)
   tags = [tag for tag, _ in parsed.tags]
   assert not {"script", "b", "i"} & set(tags)

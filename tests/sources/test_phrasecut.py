@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline import records, storage
 from input_pipeline.common.errors import InputError
-from input_pipeline.masks import phrasecut as phrasecut_polygons
+from input_pipeline.masks import segmentation
 from input_pipeline.prepare import command as prepare
 from input_pipeline.sources import annotated_images, phrasecut
 from input_pipeline.tf import builder, record_reader
@@ -36,7 +36,7 @@ def by_the_toolkit(shapes: list) -> np.ndarray:
 
 @given(polygons)
 def test_polygons_cover_what_the_toolkit_says(shapes):
-  found = phrasecut_polygons.decode(shapes, HEIGHT, WIDTH)
+  found = segmentation.decode_phrasecut(shapes, HEIGHT, WIDTH)
   np.testing.assert_array_equal(found, by_the_toolkit(shapes))
 
 
@@ -44,7 +44,7 @@ def test_polygons_cover_what_the_toolkit_says(shapes):
 def test_a_rectangle_has_its_outline_which_cocos_rule_cuts_in_half(left, top, width, height):
   right, bottom = left + width, top + height
   corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
-  found = phrasecut_polygons.decode([corners], HEIGHT, WIDTH)
+  found = segmentation.decode_phrasecut([corners], HEIGHT, WIDTH)
   expected = np.zeros((HEIGHT, WIDTH), bool)
   expected[top : bottom + 1, left : right + 1] = True
   np.testing.assert_array_equal(found, expected)
@@ -59,7 +59,7 @@ def test_a_rectangle_has_its_outline_which_cocos_rule_cuts_in_half(left, top, wi
 )
 def test_malformed_polygons_are_refused(shapes):
   with pytest.raises(ValueError, match=r"is not a (list|point)"):
-    phrasecut_polygons.decode(shapes, HEIGHT, WIDTH)
+    segmentation.decode_phrasecut(shapes, HEIGHT, WIDTH)
 
 
 def _records(data_dir, split):

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from input_pipeline.common.errors import InputError
 from mail_jax.checkpoints import checkpoint, manifest
 from mail_jax.distributed import sharding
-from mail_jax.models.parameters import path_name
+from mail_jax.models.build import path_name
 from mail_jax.train.program import build_program
 from mail_jax.train.step import TrainState
 

@@ -13,7 +13,7 @@ import tiny_model
 from ml_collections import ConfigDict
 
 from mail_jax.distributed import sharding
-from mail_jax.models.parameters import path_name
+from mail_jax.models.build import path_name
 from mail_jax.train.program import Program, build_program
 
 # Word embeddings of 2 MB: large enough to be sharded over the axis `fsdp`, as are the wider layers

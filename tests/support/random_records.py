@@ -8,7 +8,7 @@ from pycocotools import mask as coco_masks
 
 from input_pipeline import records
 from input_pipeline.proposals import report
-from input_pipeline.proposals.report_page import Gallery
+from input_pipeline.proposals.report import Gallery
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 SIZES = ("small", "medium", "large")

@@ -12,9 +12,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from input_pipeline.preprocess import bit_planes
 from mail_jax.config import recipe
-from mail_jax.models.build import make_model
+from mail_jax.models.build import make_model, path_name
 from mail_jax.models.mail import MaIL, Output
-from mail_jax.models.parameters import path_name
 
 VOCAB = 20
 # 18 slots: one more plane than 16 bits, and the second not full.

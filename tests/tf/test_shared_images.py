@@ -18,7 +18,7 @@ from PIL import Image
 from input_pipeline import preprocess, records
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
-from input_pipeline.tf import builder, loader, pipelines, record_reader, shared_images
+from input_pipeline.tf import builder, loader, pipelines, record_reader, train_samples
 
 NAME, SIZE = "refcoco_unc", 8
 REFS_OF = {1: 1, 2: 4, 3: 2, 4: 7, 5: 3, 6: 1, 7: 5, 8: 2, 9: 4, 10: 3, 11: 6}
@@ -63,17 +63,17 @@ def tokenizer(data_dir) -> SentencePieceTokenizer:
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-  monkeypatch.setattr(shared_images, "WINDOW", 3)
+  monkeypatch.setattr(train_samples, "WINDOW", 3)
 
 
-def _groups(data_dir, most=3, key=5, buffer=12) -> shared_images.Groups:
+def _groups(data_dir, most=3, key=5, buffer=12) -> train_samples.Groups:
   source = record_reader.open_source(record_reader.Split(data_dir, NAME, "train"))
-  return shared_images.Groups(source, key, most, buffer, threads=2)
+  return train_samples.Groups(source, key, most, buffer, threads=2)
 
 
 def _stream(groups, start, count) -> list[tuple[int, int]]:
   """Returns (image, number of the ref) of decoded samples."""
-  samples = shared_images.decoded(groups, start, record_reader.Shape(SIZE, 1)).take(count)
+  samples = train_samples.decoded(groups, start, record_reader.Shape(SIZE, 1)).take(count)
   return [
     (round(int(sample["image"][0, 0, 0]) / 20), int(sample["target"][:, 0].argmax()))
     for sample in samples.with_options(pipelines.options(2)).as_numpy_iterator()
@@ -96,7 +96,7 @@ def test_a_window_has_the_refs_of_its_groups_and_no_others(data_dir):
   # Independently: the groups in their order, split by hand.
   order = [
     [(int(record["image_id"]), n) for n in range(ref, min(ref + 3, len(record["ref_id"])))]
-    for record, ref in shared_images.suspects(groups, 0, 100).as_numpy_iterator()
+    for record, ref in train_samples.suspects(groups, 0, 100).as_numpy_iterator()
   ]
   assert sorted(itertools.chain(*order[:17])) == EXPECTED
   shuffled, done = 0, 0
@@ -175,7 +175,7 @@ def test_an_image_is_decoded_once_for_its_samples(data_dir, monkeypatch):
   shape = record_reader.Shape(SIZE, 1)
   # Only one epoch, so that nothing of the next is read ahead.
   groups = _groups(data_dir, most=3)
-  whole = shared_images.decoded(groups, 0, shape).with_options(pipelines.options(1))
+  whole = train_samples.decoded(groups, 0, shape).with_options(pipelines.options(1))
   iterator = whole.as_numpy_iterator()
   for _ in range(REFS):
     next(iterator)

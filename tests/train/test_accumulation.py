@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny_model
 
+from mail_jax.models.build import path_name
 from mail_jax.models.mail import subsample
-from mail_jax.models.parameters import path_name
 from mail_jax.train import step
 from mail_jax.train.step import TrainState
 

@@ -8,7 +8,7 @@ import pytest
 import tiny_model
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models.parameters import path_name
+from mail_jax.models.build import path_name
 from mail_jax.train.optim import learning_rate, make_optimizer, make_optimizer_from
 
 EVERYTHING = ((".*", 1.0),)

@@ -16,7 +16,7 @@ from input_pipeline import storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import exchange_left_right
 from input_pipeline.tf import record_reader
-from mail_jax.checkpoints import checkpoint, orbax_settings
+from mail_jax.checkpoints import checkpoint
 from mail_jax.evaluate import command as evaluate
 from mail_jax.evaluate import runner
 from mail_jax.export import load
@@ -116,7 +116,7 @@ def test_best_is_the_checkpoint_that_evaluate_finds_the_best_on_the_whole_split(
 ):
   """Every checkpoint is kept, and evaluated again by the command."""
   everything = lambda self, checkpoints, *, context: [True] * len(checkpoints)  # noqa: E731
-  monkeypatch.setattr(orbax_settings.LastTwoAndBest, "should_preserve", everything)
+  monkeypatch.setattr(checkpoint.LastTwoAndBest, "should_preserve", everything)
   run, every = tmp_path / "run", 8
   keys = {"eval_expressions": 0, "eval_every": every, "save_every": every, "ema_decay": 0.0}
   words = [f"--config.{key}={value}" for key, value in keys.items()]

@@ -11,7 +11,7 @@ from typing import Any
 
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters.export import (
+from input_pipeline.custom.converters.collect import (
   CATEGORY,
   Export,
   Options,

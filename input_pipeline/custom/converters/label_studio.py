@@ -19,7 +19,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import coco
-from input_pipeline.custom.converters.export import (
+from input_pipeline.custom.converters.collect import (
   CATEGORY,
   Export,
   Options,
