@@ -83,16 +83,16 @@ def generated(folder: pathlib.Path) -> list[Example]:
 
 def _read_jsonl(path: pathlib.Path, limits: Limits) -> list[Example]:
   """Reads the images of a JSONL file, with a few expressions of each."""
-  given = inputs.from_jsonl(str(path), None, "--examples")
+  all_inputs = inputs.from_jsonl(str(path), None, "--examples")
   by_path: dict[str, list[PredictionInput]] = {}
-  for item in given.items:
+  for item in all_inputs.items:
     by_path.setdefault(item.path, []).append(item)
   examples = []
   for file, items in list(by_path.items())[: limits.examples]:
     expressions = [expression for item in items for expression in item.expressions]
     check_photo(file, limits)
     pixels = preprocess.open_image(file)
-    proposer = given.make_proposer(items[0], pixels)
+    proposer = all_inputs.make_proposer(items[0], pixels)
     masks = None if proposer is None else proposer.propose([pixels], [0])[0].masks
     examples.append(Example(file, tuple(expressions[:_EXPRESSIONS]), masks))
   return examples

@@ -256,15 +256,15 @@ def _reduce_scatters(module: Module) -> set[str]:
 
 
 def _cost(module: Module, instruction: Instruction, kind: str, group: int) -> tuple[int, float]:
-  given = sum(operand.bytes for operand in module.operands(instruction))
+  operand_bytes = sum(operand.bytes for operand in module.operands(instruction))
   others = (group - 1) / group
   if kind == "all-reduce":
-    return given, 2 * others * given
+    return operand_bytes, 2 * others * operand_bytes
   if kind == "all-gather":
-    return group * given, others * group * given
+    return group * operand_bytes, others * group * operand_bytes
   if kind in ("collective-permute", "collective-broadcast"):
-    return given, float(given)
-  return given, others * given
+    return operand_bytes, float(operand_bytes)
+  return operand_bytes, others * operand_bytes
 
 
 def group_size(attributes: str, devices: int) -> int:

@@ -149,18 +149,18 @@ def _predict_many(args: argparse.Namespace) -> None:
         f"--{option} is for a single image; for several, predictions.jsonl in --out has it"
       )
   if args.pairs:
-    given = inputs.from_jsonl(args.pairs, args.images)
+    all_inputs = inputs.from_jsonl(args.pairs, args.images)
   else:
     _check_apart(args.image, args.out)
-    given = inputs.from_folder(args.image, args.text)
+    all_inputs = inputs.from_folder(args.image, args.text)
   model = load.load(args.checkpoint, args.step)
-  settings = {"model": model.fingerprint(), "instances": args.instances, **given.source}
+  settings = {"model": model.fingerprint(), "instances": args.instances, **all_inputs.source}
   with outputs.open_writer(args.out, settings, args.overwrite) as writer:
-    skipped = _predict_all(given, Segmenter(model), args, writer)
+    skipped = _predict_all(all_inputs, Segmenter(model), args, writer)
     count = len(writer.done)
   print(f"{args.out}: {count} predictions, listed in {outputs.ROWS}")
   if skipped:
-    print(f"{skipped} of {len(given.items)} images were skipped; see above", file=sys.stderr)
+    print(f"{skipped} of {len(all_inputs.items)} images were skipped; see above", file=sys.stderr)
     sys.exit(1)
 
 
@@ -174,21 +174,21 @@ def _check_apart(images: str, out: str) -> None:
 
 
 def _predict_all(
-  given: PredictionInputs,
+  all_inputs: PredictionInputs,
   segmenter: Segmenter,
   args: argparse.Namespace,
   writer: outputs.PredictionWriter,
 ) -> int:
   """Predicts the remaining expressions; returns the number of skipped images."""
-  total, skipped = sum(len(item.expressions) for item in given.items), 0
-  remaining, instances = inputs.remaining(given, writer.done), ImageInstances()
+  total, skipped = sum(len(item.expressions) for item in all_inputs.items), 0
+  remaining, instances = inputs.remaining(all_inputs, writer.done), ImageInstances()
   with progress_bar("predict", total, "expressions", min(total, len(writer.done))) as bar:
     for item, image in _decode_ahead(remaining):
       try:
         pixels = image.result()
         proposer = args.instances
         if proposer is None:
-          proposer = given.make_proposer(item, pixels)
+          proposer = all_inputs.make_proposer(item, pixels)
         masks = instances.find(proposer, pixels, item.path)
         keys = [(item.image, item.line, k) for k in range(len(item.expressions))]
         keys = [key for key in keys if key not in writer.done]

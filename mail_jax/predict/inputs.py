@@ -225,8 +225,8 @@ class ImageInstances:
     for_this = isinstance(given, Mapping) or (_is_path(given) and not _is_spec(given))
     with self._lock:
       proposer = self._proposer(given)
-      found = proposer.propose([pixels], [_image_id(proposer.proposer, file_name, for_this)])[0]
-    return preprocess.check_instances(found.masks, height, width)
+      proposals = proposer.propose([pixels], [_image_id(proposer.proposer, file_name, for_this)])[0]
+    return preprocess.check_instances(proposals.masks, height, width)
 
   def _proposer(self, given: Any) -> registry.SelectingProposer:
     if isinstance(given, registry.SelectingProposer):
