@@ -18,7 +18,7 @@ from mail_jax.models import instances
 from mail_jax.models.mail import Output, find_mask
 from mail_jax.models.mask_selection import select
 from mail_jax.predict import command as predict
-from mail_jax.predict import segmenter
+from mail_jax.predict.segmenter import Segmenter
 from mail_jax.train.data import Data
 from mail_jax.train.loop import Trainer
 
@@ -190,7 +190,7 @@ def test_it_learns_when_nothing_is_meant_and_when_several_are(tmp_path):
 # From Python.
 
 
-def make_segmenter(bias: float) -> segmenter.Segmenter:
+def make_segmenter(bias: float) -> Segmenter:
   """Returns a random model with this probability of no target."""
   config = tiny_model.make_config(slots=4, no_target=True, selection="multi")
   tokenizer = SentencePieceTokenizer.train(["every red square", "that one"], 300)
@@ -199,7 +199,7 @@ def make_segmenter(bias: float) -> segmenter.Segmenter:
   head = jax.tree.map(jnp.zeros_like, head) | {"bias": jnp.full((1,), bias)}
   variables["params"] = variables["params"] | {"no_target_logit": head}
   model = tiny_model.make(config, tokenizer.vocab_size)
-  return segmenter.Segmenter(load.LoadedModel(config, model, variables, tokenizer, 1))
+  return Segmenter(load.LoadedModel(config, model, variables, tokenizer, 1))
 
 
 def test_a_photo_of_which_nothing_is_meant_has_no_mask_and_no_instance():
@@ -238,5 +238,5 @@ def test_a_model_without_the_output_says_nothing_of_it():
   variables = tiny_model.random_variables(config, old.tokenizer.vocab_size)
   model = tiny_model.make(config, old.tokenizer.vocab_size)
   plain = dataclasses.replace(old, config=config, model=model, variables=variables)
-  result = segmenter.Segmenter(plain)(np.zeros((32, 32, 3), np.uint8), "red")
+  result = Segmenter(plain)(np.zeros((32, 32, 3), np.uint8), "red")
   assert result.no_target_probability is None
