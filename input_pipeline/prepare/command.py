@@ -25,7 +25,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import text_table
 from input_pipeline.proposers import custom, leakage
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources import annotated_images, image_source, jsonl, readers, scene_source
+from input_pipeline.sources import annotated_images, jsonl, readers, scene_source
 from input_pipeline.sources.source import Source
 
 # The builder is imported late: TensorFlow takes seconds to import, invalid input should be reported
@@ -244,13 +244,13 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     provenance |= reader.more_metadata()
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
-  return image_source.ImageSource(
+  return readers.ImageSource(
     reader,
     described["images"],
     make,
     provenance,
     _default(args.workers, _useful_workers(proposer, reader)),
-    _default(args.batch_size, image_source.BATCH_SIZE),
+    _default(args.batch_size, readers.BATCH_SIZE),
   )
 
 

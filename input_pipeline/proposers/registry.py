@@ -21,7 +21,7 @@ PROPOSERS = {
   "custom": "input_pipeline.proposers.custom.CustomProposer",
   "felzenszwalb": "input_pipeline.proposers.felzenszwalb.FelzenszwalbProposer",
   "huggingface": "input_pipeline.proposers.huggingface.HuggingFaceProposer",
-  "none": "input_pipeline.proposers.none.EmptyProposer",
+  "none": "input_pipeline.proposers.registry.EmptyProposer",
   "onnx": "input_pipeline.proposers.onnx.OnnxProposer",
   "results": "input_pipeline.proposers.results.ResultsProposer",
 }
@@ -123,3 +123,22 @@ def open_proposer(
   if not isinstance(proposer, Proposer):
     raise InputError(f"--instances {spec}: {path} has no method propose(images, image_ids)")
   return SelectingProposer(proposer, selection or Selection(), trained_on)
+
+
+class EmptyProposer:
+  """Proposes nothing."""
+
+  trained_on = "nothing"
+  parallel = True
+
+  def __init__(self, argument: str = ""):
+    """Takes no argument."""
+    if argument:
+      raise InputError(f"--instances none:{argument}: none does not take an argument")
+
+  def propose(
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
+  ) -> list[records.Instances]:
+    """Returns no proposals for each image."""
+    del image_ids
+    return [records.no_instances(*image.shape[:2]) for image in images]

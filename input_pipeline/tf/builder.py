@@ -22,7 +22,7 @@ from input_pipeline.common import fingerprint, parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import progress_bar
 from input_pipeline.proposers import leakage
-from input_pipeline.sources import annotated_images, image_source, phrasecut, readers, scene_source
+from input_pipeline.sources import annotated_images, phrasecut, readers, scene_source
 from input_pipeline.sources.source import SkippedImage, Source, TaskResult
 from input_pipeline.tf import tfds_settings
 
@@ -190,7 +190,7 @@ def _default_source(
   )
   refs, _ = readers.locate(name, root, None)
   arguments = {"refs": ",".join(map(fingerprint.of_file, refs)), "instances": proposer}
-  return image_source.ImageSource(reader, images, make, provenance), arguments
+  return readers.ImageSource(reader, images, make, provenance), arguments
 
 
 def write_dataset(

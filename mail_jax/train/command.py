@@ -11,7 +11,7 @@ from input_pipeline.common.command_line import command_parser
 from mail_jax.config import add_config_argument, load_config
 from mail_jax.distributed import processes
 from mail_jax.train.data import open_data
-from mail_jax.train.logging import sinks
+from mail_jax.train.logging import progress
 from mail_jax.train.loop import Trainer
 from mail_jax.train.resume import archive_existing, lock
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
       parser.error(f"unrecognized argument: {extra}")
   config = load_config(args.config, rest)
   # Before the processes wait for each other.
-  sinks.check(config)
+  progress.check(config)
   processes.initialize(args)
   data = open_data(config, args.data_dir)
   if args.archive_existing:

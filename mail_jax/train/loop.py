@@ -25,7 +25,7 @@ from mail_jax.train.data import Data, HostBatch
 from mail_jax.train.goodput import Goodput, Rate
 from mail_jax.train.guards import NonFiniteGuard, Preemption
 from mail_jax.train.length import TrainingLength, count_steps
-from mail_jax.train.logging import sinks, terminal
+from mail_jax.train.logging import progress, terminal
 from mail_jax.train.logging.progress import Progress
 from mail_jax.train.optim import learning_rate_from
 from mail_jax.train.program import build_program
@@ -47,7 +47,7 @@ class Trainer:
       InputError: the workdir holds a run with another config or tokenizer, or is in use by another
         run, or the config is invalid.
     """
-    sinks.check(config)
+    progress.check(config)
     self.goodput, self.preemption = Goodput(), Preemption()
     self.rate = Rate(self.goodput, config.batch_size)
     self.config, self.data = config, data
@@ -90,8 +90,8 @@ class Trainer:
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
     if not self._is_finished():
-      sinks.open_sinks(config, workdir, self.start_step, self.progress)
-    self.samples = sinks.fixed_samples(config, self.program) if data.evaluate else None
+      progress.open_sinks(config, workdir, self.start_step, self.progress)
+    self.samples = progress.fixed_samples(config, self.program) if data.evaluate else None
     self.workdir = workdir
     if loaded:
       self._start_from(loaded)

@@ -18,7 +18,7 @@ from input_pipeline.custom.schema import LineError
 from input_pipeline.masks import row_index, segmentation
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import tokenizer as tokenizers
-from input_pipeline.proposers import custom, none, registry
+from input_pipeline.proposers import custom, registry
 from input_pipeline.sources import scene_source
 from mail_jax.checkpoints import manifest
 from mail_jax.export import folder
@@ -54,7 +54,7 @@ def _peak_flops():
 @pytest.mark.parametrize(
   ("call", "told"),
   [
-    (lambda: none.EmptyProposer("x"), "none does not take an argument"),
+    (lambda: registry.EmptyProposer("x"), "none does not take an argument"),
     (lambda: custom.CustomProposer("x"), "custom does not take an argument"),
     (lambda: custom.CustomProposer().propose([], []), "only works with --dataset jsonl:FILE"),
     (lambda: registry.open_proposer(f"{__name__}.NoProposer"), "no method propose"),

@@ -17,7 +17,8 @@ from screen import Screen, seen
 
 from input_pipeline.common.errors import InputError
 from mail_jax.train import command as train
-from mail_jax.train.logging import sinks, terminal
+from mail_jax.train.logging import progress as sinks
+from mail_jax.train.logging import terminal
 from mail_jax.train.logging.progress import Progress
 from mail_jax.train.logging.terminal import Terminal
 
