@@ -88,7 +88,7 @@ def test_a_row_of_the_log_that_does_not_fit_is_reported(disk):
   log = progress.Progress(str(disk / "run"), 0)
   log.row(1, {"loss": 1.0})
   small_disk.fill(disk)
-  with pytest.raises(InputError, match=rf"metrics\.jsonl cannot be written: {_TOLD}"):
+  with pytest.raises(InputError, match=rf"cannot write .*metrics\.jsonl: {_TOLD}"):
     for step in range(2, 200):
       log.row(step, {"loss": 1.0, "note": "x" * 100})
   log.close(failed=True)

@@ -15,7 +15,7 @@ import refer_layout
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
-from test_segmentation import interpolate
+from test_segmentation_evaluator import interpolate
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
@@ -279,11 +279,11 @@ SCORED = ("oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9")
 SCORED += ("selection_accuracy", "selected_mIoU")
 
 
-def judge(name: str, predicted: np.ndarray, truth: np.ndarray, chosen: int) -> dict[str, Any]:
+def judge(name: str, predicted: np.ndarray, truth: np.ndarray, selected: int) -> dict[str, Any]:
   """Returns metrics of masks of 480 x 480 pixels, which no protocol resizes."""
   how, rows = protocols.find(name), len(truth)
   selection = np.zeros((rows, 3), np.float32)
-  selection[:, chosen] = 1
+  selection[:, selected] = 1
   masks = np.stack([~truth, truth], 1)
   logits = np.where(predicted, 8, -8).astype(np.float32)
   batch = {
