@@ -1,4 +1,4 @@
-"""Estimates the memory of a training step per chip, a lower bound on its time, the largest batch."""
+"""Estimates a training step: memory per chip, a lower bound on its time, the largest batch."""
 
 import dataclasses
 import math

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from plain_masks import plain_decode, plain_lengths
 from pycocotools import mask as coco_mask
 
-from input_pipeline.masks import segmentation
 from input_pipeline.masks.coco import decode_segmentation
+from input_pipeline.masks.segmentation import decode_phrasecut
 
 SIZE = (6, 7)
 
@@ -113,7 +113,7 @@ def test_images_of_absurd_sizes_are_refused_before_memory_is_allocated(segmentat
   with pytest.raises(ValueError, match="invalid image size"):
     decode_segmentation(segmentation, *size)
   with pytest.raises(ValueError, match="invalid image size"):
-    segmentation.decode_phrasecut([[[0, 0], [9, 0], [9, 9]]], *size)
+    decode_phrasecut([[[0, 0], [9, 0], [9, 9]]], *size)
 
 
 _far = st.sampled_from([math.nan, math.inf, -math.inf, 1e300, -1e18, 2**31, 10**400, 4e8])
@@ -127,7 +127,7 @@ def test_a_point_far_outside_is_refused(polygon, place, far):
   points = [list(pair) for pair in zip(polygon[::2], polygon[1::2], strict=True)]
   points[place // 2][place % 2] = far
   with pytest.raises(ValueError, match="is not a point"):
-    segmentation.decode_phrasecut([points], *SIZE)
+    decode_phrasecut([points], *SIZE)
 
 
 @pytest.mark.parametrize(
