@@ -201,7 +201,11 @@ class PeakMemory:
   """The peak memory since `reset`, of the accelerator or of this process."""
 
   def __init__(self, accelerator: Callable[[], int] | None = None):
-    """Args: accelerator: returns the peak bytes of an accelerator, if there is one."""
+    """Measures an accelerator, or without one this process.
+
+    Args:
+      accelerator: returns the peak bytes of the accelerator.
+    """
     self._accelerator = accelerator
 
   def reset(self) -> None:

@@ -61,7 +61,12 @@ class LineError(ValueError):
   """An error in one part of a line: the kind and message of a `Problem`."""
 
   def __init__(self, kind: str, message: str):
-    """Args: see `Problem`."""
+    """Sets the fields that the problem will have.
+
+    Args:
+      kind: as in `Problem`.
+      message: as in `Problem`.
+    """
     super().__init__(message)
     self.kind = kind
 

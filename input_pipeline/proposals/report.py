@@ -50,7 +50,11 @@ class Gallery:
   """
 
   def __init__(self, count: int = GALLERY_SIZE):
-    """Args: count is the number of worst images, and of random ones."""
+    """Starts without images.
+
+    Args:
+      count: the number of worst images, and of random ones.
+    """
     self._worst, self._random = _Smallest(count), _Smallest(count)
     self._seen = 0
 

@@ -232,7 +232,12 @@ class MaskGenerator:
   """
 
   def __init__(self, model: Any, processor: Any):
-    """Args: both as loaded by transformers, the model on its device."""
+    """Wraps a loaded model.
+
+    Args:
+      model: as loaded by transformers, on its device.
+      processor: of the same checkpoint.
+    """
     self._model = model
     self._processor = processor
 

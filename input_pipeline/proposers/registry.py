@@ -65,7 +65,13 @@ class SelectingProposer:
   """
 
   def __init__(self, proposer: Proposer, selection: Selection, trained_on: str = ""):
-    """Args: trained_on is the user's declaration; by default the proposer's own."""
+    """Wraps a proposer.
+
+    Args:
+      proposer: the unfiltered proposer.
+      selection: the rules that sort and filter its proposals.
+      trained_on: the user's declaration; by default the proposer's own.
+    """
     self.proposer = proposer
     self.trained_on = trained_on or getattr(proposer, "trained_on", "unknown")
     self._selection = selection

@@ -66,7 +66,12 @@ class Rate:
   """The speed of a run between two rows of its log."""
 
   def __init__(self, goodput: Goodput, batch_size: int):
-    """Args: goodput: of the run; batch_size: over all devices."""
+    """Measures nothing until `start`.
+
+    Args:
+      goodput: the clock of the run.
+      batch_size: over all devices.
+    """
     self._goodput, self._batch_size = goodput, batch_size
     self._before: tuple[int, dict[str, float]] | None = None
 

@@ -23,7 +23,13 @@ class TrainingLength:
   """
 
   def __init__(self, steps: int, minutes: float, warmup_steps: int):
-    """Args: see `configs/base.py`; one of `steps` and `minutes` must be set."""
+    """Starts the clock; one of `steps` and `minutes` must be set.
+
+    Args:
+      steps: as in `configs/base.py`.
+      minutes: as in `configs/base.py`.
+      warmup_steps: as in `configs/base.py`, in `optimizer`.
+    """
     if bool(steps) == bool(minutes):
       raise InputError(
         "config.steps, config.epochs and config.minutes: set one of them, and leave the others 0"
