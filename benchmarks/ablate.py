@@ -84,10 +84,13 @@ class Bench:
     place = self._place(run)
     place.mkdir(parents=True, exist_ok=True)
     words = self._words(run, self.args.data_dir, str(place), str(tests_dir(self.args)))
+    # The overrides come last, behind "--".
+    split = len(words) - len(run.overrides) - 1
     with (place / LOG).open("ab") as log:
       process = subprocess.Popen(
-        [sys.executable, *words[1:-len(run.overrides) - 1], "--core", str(core), *words[-len(run.overrides) - 1:]],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | _FAST | {_COMPILED: self.compiled},
+        [sys.executable, *words[1:split], "--core", str(core), *words[split:]],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        env=os.environ | _FAST | {_COMPILED: self.compiled},
         # Ctrl-C is handled by this process.
         start_new_session=True,
       )  # fmt: skip
@@ -120,8 +123,8 @@ class Bench:
 
   def _words(self, run: runs.Run, data_dir: str, place: str, tests: str) -> list[str]:
     return [
-      "python", "-m", "benchmarks.ablation.one_run", "--config", self.args.config, "--data_dir", data_dir,
-      "--workdir", place, "--tests_dir", tests,
+      "python", "-m", "benchmarks.ablation.one_run", "--config", self.args.config,
+      "--data_dir", data_dir, "--workdir", place, "--tests_dir", tests,
       "--tests", *run.tests, *(["--until", str(run.until)] if run.until else []),
       "--out", f"{place}/{RESULT}", "--", *run.overrides,
     ]  # fmt: skip

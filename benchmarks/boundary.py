@@ -1,13 +1,14 @@
-"""Measures the cost of boundaries in an evaluation:
+r"""Measures the cost of boundaries in an evaluation:
 
   python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val
-  python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val --sentences 128 --photo 480x640
+  python -m benchmarks.boundary --checkpoint runs/demo --data_dir data --data shapes/val \
+      --sentences 128 --photo 480x640
 
 Runs the part of an evaluation on the device, including the model, with and without boundaries on
-the same batches. They take turns (A B A B), and the figures are medians over the turns, of wall time
-and of CPU time of all cores, which other load disturbs less. --photo sets the size of every image,
-and its target is stretched to it. Reading the records is left out, so the fraction of a whole
-evaluation is smaller.
+the same batches. They take turns (A B A B), and the figures are medians over the turns, of wall
+time and of CPU time of all cores, which other load disturbs less. --photo sets the size of every
+image, and its target is stretched to it. Reading the records is left out, so the fraction of a
+whole evaluation is smaller.
 """
 
 import argparse

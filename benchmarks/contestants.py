@@ -147,12 +147,14 @@ def _check_peers(config: ConfigDict) -> None:
   missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
   if missing:
     raise InputError(
-      f"--peers needs {' and '.join(missing)}: pip install -r requirements-extras.txt, or --peers without a name"
+      f"--peers needs {' and '.join(missing)}: pip install -r requirements-extras.txt, "
+      "or --peers without a name"
     )
   model = config.model
   if model.mask_tokens != "instance" or model.scan or not config.max_instances:
     raise InputError(
-      "--peers: the twin is the `instance` preset without `model.scan`; for others write --peers without a name"
+      "--peers: the twin is the `instance` preset without `model.scan`; for others write --peers "
+      "without a name"
     )
 
 

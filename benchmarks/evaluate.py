@@ -1,10 +1,11 @@
-"""Measures which fraction of an evaluation is the model:
+r"""Measures which fraction of an evaluation is the model:
 
-  python -m benchmarks.evaluate --config configs/demo.py --data_dir data --data shapes/val --sentences 512
+  python -m benchmarks.evaluate --config configs/demo.py --data_dir data --data shapes/val \
+      --sentences 512
 
 Runs the evaluation from the records to the metrics, and then the same compiled function on the same
-batches, already on the device: that is the time of the model. They take turns (A B A B); the figures
-are medians over the turns. The weights are random; the time does not depend on them.
+batches, already on the device: that is the time of the model. They take turns (A B A B); the
+figures are medians over the turns. The weights are random; the time does not depend on them.
 """
 
 import argparse

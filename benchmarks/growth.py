@@ -1,7 +1,8 @@
-"""Measures how the cost grows with image size, instance masks, text and model size:
+r"""Measures how the cost grows with image size, instance masks, text and model size:
 
   python -m benchmarks.growth --batch_size 1 --config.image_size=384 --config.model.dtype=float32
-  python -m benchmarks.growth --train --batch_size 4 --config.image_size=384 --config.model.dtype=float32
+  python -m benchmarks.growth --train --batch_size 4 --config.image_size=384 \
+      --config.model.dtype=float32
 
 Changes one setting at a time. The changed and the original config take turns (A B A B) in one
 process; the figures are medians over the turns, and the ratios are within a turn. The weights are

@@ -1,7 +1,9 @@
-"""Measures the training samples per second of the loader and of an equal PyTorch DataLoader:
+r"""Measures the training samples per second of the loader and of an equal PyTorch DataLoader:
 
-  python -m input_pipeline.prepare --dataset refcoco_unc ... --instances coco:instances.json --data_dir data
-  python -m benchmarks.input --data_dir data --dataset refcoco_unc --vocab vocab.txt --annotations instances.json
+  python -m input_pipeline.prepare --dataset refcoco_unc ... --instances coco:instances.json \
+      --data_dir data
+  python -m benchmarks.input --data_dir data --dataset refcoco_unc --vocab vocab.txt \
+      --annotations instances.json
 
 `--dataset shapes` reads generated scenes. The peer is `benchmarks/torch_input.py`; it needs torch,
 opencv-python-headless and transformers, and without them only our loader is measured. It reads the
@@ -49,7 +51,7 @@ def cpu_seconds() -> float:
 
 
 def measure(batches: Iterable[Any], count: int, batch_size: int) -> tuple[float, float]:
-  """Returns samples per second and milliseconds of CPU per sample, over `count` batches after the warm-up."""
+  """Returns samples per second and ms of CPU per sample, over `count` batches after the warm-up."""
   rest = iter(batches)
   for _ in itertools.islice(rest, WARM_UP):
     pass
@@ -194,7 +196,8 @@ def compare(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
   else:
     loaders[PEER], apart = peer(args, folder)
     print(
-      f"{args.compare} samples agree: masks and tokens are the same, photos {apart:.2f} levels apart on average"
+      f"{args.compare} samples agree: masks and tokens are the same, photos {apart:.2f} levels "
+      "apart on average"
     )
   cpu: dict[str, list[float]] = {name: [] for name in loaders}
 

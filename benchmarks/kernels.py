@@ -1,7 +1,8 @@
-"""Measures the time of a training step by kind of kernel or by part of the model:
+r"""Measures the time of a training step by kind of kernel or by part of the model:
 
   python -m benchmarks.kernels --batch_size 32
-  python -m benchmarks.kernels --batch_size 4 --by part --config.image_size=384 --config.model.dtype=float32
+  python -m benchmarks.kernels --batch_size 4 --by part --config.image_size=384 \
+      --config.model.dtype=float32
 
 Profiles a few steps with JAX's profiler and sums the kernels on the device. On CPUs several run at
 once, so the sum can exceed the time of the step.
@@ -115,7 +116,10 @@ def main(argv: list[str] | None = None) -> None:
     group[1] += calls / STEPS
   total = sum(seconds for seconds, _ in groups.values())
   rows = [
-    {args.by: group, "ms per step": seconds * 1e3, "share": f"{seconds / total:.1%}", "kernels": round(calls)}
+    {
+      args.by: group, "ms per step": seconds * 1e3, "share": f"{seconds / total:.1%}",
+      "kernels": round(calls),
+    }
     for group, (seconds, calls) in sorted(groups.items(), key=lambda item: -item[1][0])
   ]  # fmt: skip
   print(f"{paired.machine()}\n\n{paired.table(rows)}")

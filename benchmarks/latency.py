@@ -1,11 +1,12 @@
-"""Measures the latency from an image file to a mask of its size:
+r"""Measures the latency from an image file to a mask of its size:
 
   python -m benchmarks.latency --checkpoint runs/demo
-  python -m benchmarks.latency --config configs/refcoco.py:unc --config.model.dtype=float32 --rounds 5
+  python -m benchmarks.latency --config configs/refcoco.py:unc --config.model.dtype=float32 \
+      --rounds 5
 
 `Segmenter` and ONNX Runtime, with the same exported model and preprocessing, take turns on the same
-images; their masks must agree before the measurement. With --config the weights are random; the time
-does not depend on them. Needs onnx and onnxruntime (`make extras`).
+images; their masks must agree before the measurement. With --config the weights are random; the
+time does not depend on them. Needs onnx and onnxruntime (`make extras`).
 """
 
 import argparse

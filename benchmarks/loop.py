@@ -30,7 +30,7 @@ _WARM_UP = 10
 
 
 def loop_seconds(workdir: pathlib.Path) -> float:
-  """Returns seconds per step from the log of a run, without compilation, evaluation and checkpoints."""
+  """Returns seconds per step from a run's log, without compilation, evaluation and checkpoints."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   first, last = (
     sum(row["seconds"][phase] for phase in ("step", "data", "other")) for row in (rows[0], rows[-1])

@@ -31,7 +31,7 @@ _PACKAGES = {
 
 
 def machine() -> str:
-  """Describes the machine: processor, cores, accelerator (if JAX is imported), versions, UTC date."""
+  """Describes the machine: processor, cores, accelerator (if JAX is imported), versions, date."""
   cores = parallel.available_cores()
   parts = [f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"]
   if "jax" in sys.modules and (jax := sys.modules["jax"]).default_backend() != "cpu":

@@ -1,12 +1,17 @@
 """Drawings for documents: standalone SVG, light and dark."""
 
 _STYLE = """<style>
-svg { --ink: #57606a; --line: #d8dbdf; --c0: #1f5fd0; --c1: #c4560b; font-family: system-ui, sans-serif }
-@media (prefers-color-scheme: dark) { svg { --ink: #a3abb4; --line: #363c43; --c0: #7fb0ff; --c1: #f7a35c } }
+svg { --ink: #57606a; --line: #d8dbdf; --c0: #1f5fd0; --c1: #c4560b }
+svg { font-family: system-ui, sans-serif }
+@media (prefers-color-scheme: dark) {
+  svg { --ink: #a3abb4; --line: #363c43; --c0: #7fb0ff; --c1: #f7a35c }
+}
 text { fill: var(--ink); font-size: 11.5px }
 .middle { text-anchor: middle } .end { text-anchor: end }
-.grid, .axis { fill: none; stroke: var(--line) } .mark-line { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
-.line { fill: none; stroke-width: 1.5 } .line.c0 { stroke: var(--c0) } .line.c1 { stroke: var(--c1) }
+.grid, .axis { fill: none; stroke: var(--line) }
+.mark-line { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
+.line { fill: none; stroke-width: 1.5 }
+.line.c0 { stroke: var(--c0) } .line.c1 { stroke: var(--c1) }
 .hit { fill: transparent } .name.c0 { fill: var(--c0) } .name.c1 { fill: var(--c1) }
 .bar { fill: var(--c0); opacity: 0.35 } .bar.c1 { fill: var(--c1) } .dot { fill: var(--ink) }
 </style>"""

@@ -4,8 +4,8 @@
 
 From a batch on the device to logits, waiting for each, so that a batch of 1 measures the latency.
 Our program and each peer have the same weights and inputs; their logits must agree before the
-measurement. They take turns (A B A B), and the figures are medians over the turns. `--peers` are the
-twin of `benchmarks/torch_twin.py`; compiled, it uses CUDA graphs on GPUs.
+measurement. They take turns (A B A B), and the figures are medians over the turns. `--peers` are
+the twin of `benchmarks/torch_twin.py`; compiled, it uses CUDA graphs on GPUs.
 """
 
 import jax

@@ -1,6 +1,7 @@
-"""Measures the images per second of `prepare`, and its memory for more images:
+r"""Measures the images per second of `prepare`, and its memory for more images:
 
-  python -m benchmarks.prepare --images train2014 --annotations instances_train2014.json --repeat 1 10
+  python -m benchmarks.prepare --images train2014 --annotations instances_train2014.json \
+      --repeat 1 10
 
 Makes a dataset in RefCOCO's layout of all images with objects, with up to three refs each, and one
 for each --repeat with that many copies under other ids. One row each: seconds of the whole command,
@@ -86,7 +87,7 @@ def _ref(row: dict, copy: int, ref_id: int) -> dict:
 
 
 def measure(folder: pathlib.Path, workers: int) -> tuple[float, float, float]:
-  """Runs the command; returns its seconds, the peak of all its memory and of one worker's, in MB."""
+  """Runs the command; returns its seconds, and its peak memory and one worker's, in MB."""
   annotations = folder / "refer" / "refcoco" / "instances.json"
   command = [
     *(sys.executable, "-m", "input_pipeline.prepare", "--dataset", "refcoco_unc", "--overwrite"),

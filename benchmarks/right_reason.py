@@ -1,11 +1,12 @@
-"""Checks that a model uses its inputs: one checkpoint, with each input corrupted in turn:
+r"""Checks that a model uses its inputs: one checkpoint, with each input corrupted in turn:
 
   python -m benchmarks.right_reason --checkpoint runs/demo --data_dir data --data shapes/val
 
 One row per condition; see docs/reports/results.md. Exact masks of generated scenes are prepared
 separately and passed with --oracle_data_dir data_oracle:
 
-  python -m input_pipeline.prepare --dataset shapes --data_dir data_oracle --train_scenes 1 --noise oracle
+  python -m input_pipeline.prepare --dataset shapes --data_dir data_oracle --train_scenes 1 \
+      --noise oracle
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""Checks that a run of hours does not grow: memory, open files, threads, compiled programs.
+r"""Checks that a run of hours does not grow: memory, open files, threads, compiled programs.
 
-  python -m benchmarks.soak --data_dir data --workdir runs/soak --minutes 120 --json soak.jsonl --picture soak.svg
+  python -m benchmarks.soak --data_dir data --workdir runs/soak --minutes 120 \
+      --json soak.jsonl --picture soak.svg
 
 Trains like `mail_jax.train` in this process and samples it every few seconds, and after each
 checkpoint, when no step is running and the allocated memory is what the run holds (glibc's
@@ -146,14 +147,16 @@ def summary(rows: Sequence[dict[str, Any]], warm_up: float) -> list[dict[str, ob
     samples = [row for row in rows if row["minutes"] >= warm_up and name in row]
     if len(samples) < 20:
       raise InputError(
-        f"{len(samples)} samples of {name} after {warm_up:g} minutes are too few; use a longer --minutes"
+        f"{len(samples)} samples of {name} after {warm_up:g} minutes are too few; "
+        "use a longer --minutes"
       )
     values = [row[name] for row in samples]
     growth, error = slope([row["minutes"] for row in samples], values)
     result.append(
       {
         "": name, "samples": len(samples), "first": values[0], "last": values[-1],
-        "least": min(values), "most": max(values), "growth per hour": f"{growth:+.2f} ± {error:.2f}",
+        "least": min(values), "most": max(values),
+        "growth per hour": f"{growth:+.2f} ± {error:.2f}",
       }
     )  # fmt: skip
   return result

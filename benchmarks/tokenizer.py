@@ -1,6 +1,7 @@
-"""Measures how many expressions are too long for a model, and the speed of tokenizers:
+r"""Measures how many expressions are too long for a model, and the speed of tokenizers:
 
-  python -m benchmarks.tokenizer --vocab vocab.txt --expressions refcoco_val.json.gz refcocog_umd_val.json.gz
+  python -m benchmarks.tokenizer --vocab vocab.txt \
+      --expressions refcoco_val.json.gz refcocog_umd_val.json.gz
 
 Expressions are JSON files, gzipped or not, as RefCOCO's toolkits export them ({"refs": [{"sent":
 ...}, ...]}), or text files with one expression per line. If `transformers` is installed, its two
@@ -49,8 +50,9 @@ def read(path: pathlib.Path) -> list[str]:
 
 def cut_table(tokenizers: dict[str, Tokenizer], files: dict[str, list[str]]) -> list[str]:
   """Formats a table of the fraction of each file's expressions that lose tokens at each length."""
+  cuts = " | ".join(f"cut at {n}" for n in LENGTHS)
   lines = [
-    f"| expressions | number | tokenizer | longest | {' | '.join(f'cut at {n}' for n in LENGTHS)} |",
+    f"| expressions | number | tokenizer | longest | {cuts} |",
     f"| --- | ---: | --- | ---: |{' ---: |' * len(LENGTHS)}",
   ]
   for name, texts in files.items():

@@ -31,7 +31,7 @@ class Row:
 
 
 class Samples(torch.utils.data.Dataset):
-  """Images [s, s, 3], masks [k, s, s], targets [s, s] (uint8) and tokens [l], one ref after the other."""
+  """Images [s, s, 3], masks [k, s, s], targets [s, s] (uint8) and tokens [l], ref by ref."""
 
   def __init__(self, rows: list[Row], size: int, max_instances: int):
     self.rows, self.size, self.max_instances = rows, size, max_instances

@@ -15,7 +15,10 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from ml_collections import ConfigDict
 from torch import nn  # pyright: ignore[reportMissingImports]
 from transformers import ViltConfig  # pyright: ignore[reportMissingImports]
-from transformers.models.vilt.modeling_vilt import ViltLayer, ViltSelfAttention  # pyright: ignore[reportMissingImports]
+from transformers.models.vilt.modeling_vilt import (  # pyright: ignore[reportMissingImports]
+  ViltLayer,
+  ViltSelfAttention,
+)
 
 from input_pipeline.preprocess import bit_planes
 
@@ -28,7 +31,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class FusedAttention(ViltSelfAttention):
-  """ViLT's attention through PyTorch's fused kernels, which `transformers` does not use for ViLT."""
+  """ViLT's attention through PyTorch's fused kernels, which `transformers` lacks for ViLT."""
 
   def forward(self, hidden_states, attention_mask=None, head_mask=None, output_attentions=False):
     batch, length, width = hidden_states.shape
@@ -51,7 +54,8 @@ class Encoder(nn.Module):
     )  # fmt: skip
     self.layers = nn.ModuleList(ViltLayer(config) for _ in range(depth))
     for layer in self.layers:
-      layer.attention.attention = FusedAttention(config)  # pyright: ignore[reportAttributeAccessIssue]
+      fused = FusedAttention(config)
+      layer.attention.attention = fused  # pyright: ignore[reportAttributeAccessIssue]
     self.norm = nn.LayerNorm(width, eps=1e-6)
 
   def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -331,7 +335,10 @@ class Training:
     decayed = [p for p in twin.parameters() if p.ndim > 1]
     others = [p for p in twin.parameters() if p.ndim <= 1]
     self.optimizer = torch.optim.AdamW(
-      [{"params": decayed, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}],
+      [
+        {"params": decayed, "weight_decay": o.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+      ],
       lr=o.lr, betas=(o.b1, o.b2), eps=o.eps, fused=True,
     )  # fmt: skip
     self.parameters = decayed + others

@@ -1,12 +1,13 @@
-"""Measures the time of a training step, and of the same network in PyTorch:
+r"""Measures the time of a training step, and of the same network in PyTorch:
 
-  python -m benchmarks.train_step --batch_size 4 --config.image_size=384 --config.model.dtype=float32
+  python -m benchmarks.train_step --batch_size 4 --config.image_size=384 \
+      --config.model.dtype=float32
 
-Our program and each peer start from the same weights and get the same batch; their losses must agree
-before the measurement. Then they take turns (A B A B), and the figures are medians over the turns. A
-step includes everything: losses, gradients, clipping, AdamW and the moving average. `--peers` are
-the twin of `benchmarks/torch_twin.py`, eager, compiled, and on CPUs with its linear layers through
-oneDNN. All of them use a GPU if there is one.
+Our program and each peer start from the same weights and get the same batch; their losses must
+agree before the measurement. Then they take turns (A B A B), and the figures are medians over the
+turns. A step includes everything: losses, gradients, clipping, AdamW and the moving average.
+`--peers` are the twin of `benchmarks/torch_twin.py`, eager, compiled, and on CPUs with its linear
+layers through oneDNN. All of them use a GPU if there is one.
 """
 
 from typing import Any

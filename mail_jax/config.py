@@ -1,7 +1,7 @@
 """Configs: from a recipe, changed on the command line, and to and from JSON.
 
-A recipe is a Python file with a function `get_config()` that returns a `ConfigDict`. Ours have names:
-`demo` is `configs/demo.py`. A recipe starts from another one with `recipe`:
+A recipe is a Python file with a function `get_config()` that returns a `ConfigDict`. Ours have
+names: `demo` is `configs/demo.py`. A recipe starts from another one with `recipe`:
 
 ```python
 from mail_jax.config import recipe
@@ -67,8 +67,8 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     "--config",
     required=True,
     metavar="RECIPE[:ARGUMENT]",
-    help=f"{', '.join(recipe_names())}, or a file such as configs/demo.py; ARGUMENT is passed to the "
-    "recipe. --config.KEY=VALUE changes a value, such as --config.batch_size=16",
+    help=f"{', '.join(recipe_names())}, or a file such as configs/demo.py; ARGUMENT is passed to "
+    "the recipe. --config.KEY=VALUE changes a value, such as --config.batch_size=16",
   )
 
 

@@ -18,8 +18,8 @@ from input_pipeline.common.errors import InputError
 Line = dict[str, Any]
 # Metrics on val by the heading of their column; the other splits have their mIoU.
 _OF_VAL = {
-  "mIoU": "mIoU", "oIoU": "oIoU", "P@0.5": "P@0.5", "P@0.9": "P@0.9", "boundary IoU": "boundary_mIoU",
-  "picks right": "selection_accuracy",
+  "mIoU": "mIoU", "oIoU": "oIoU", "P@0.5": "P@0.5", "P@0.9": "P@0.9",
+  "boundary IoU": "boundary_mIoU", "picks right": "selection_accuracy",
 }  # fmt: skip
 
 
@@ -62,7 +62,8 @@ def _place(text: str, table: str, document: pathlib.Path) -> tuple[int, int]:
   place = re.search(rf"<!-- ablate {table} -->()(.*?)()<!-- end -->", text, re.DOTALL)
   if not place:
     raise InputError(
-      f"{document} has no place for the table {table}; write <!-- ablate {table} --> and <!-- end --> into it"
+      f"{document} has no place for the table {table}; "
+      f"write <!-- ablate {table} --> and <!-- end --> into it"
     )
   return place.start(1), place.start(3)
 
@@ -160,7 +161,8 @@ def judgement(rows: Sequence[tuple[Row, list[Line]]]) -> str:
     else "; all others are worse"
   )
   some = ", of the rows with several seeds" if any(len(lines) == 1 for _, lines in rows) else ""
-  return f"Best on val{some}: {best} ({100 * means[best]:.1f}){tail}. Deviation of a seed: {100 * pooled**0.5:.1f}."
+  deviation = f"Deviation of a seed: {100 * pooled**0.5:.1f}."
+  return f"Best on val{some}: {best} ({100 * means[best]:.1f}){tail}. {deviation}"
 
 
 def reached(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
@@ -221,8 +223,10 @@ def by_samples(rows: Sequence[tuple[Row, list[Line]]]) -> Iterator[str]:
     exponent, error, at = power_law(points)
     miss = 100 * largest_miss(points, exponent, at)
     yield (
-      f"\nA power law through all of them: 1 - mIoU = {at:.3f} (samples / {_UNIT:,})^-{exponent:.2f}, with a standard "
-      f"error of the exponent of {error:.2f}; a run is off by at most {miss:.1f} points of mIoU."
+      "\nA power law through all of them: "
+      f"1 - mIoU = {at:.3f} (samples / {_UNIT:,})^-{exponent:.2f}, "
+      f"with a standard error of the exponent of {error:.2f}; "
+      f"a run is off by at most {miss:.1f} points of mIoU."
     )
 
 
@@ -245,8 +249,9 @@ def _made(table: str, lines: Sequence[Line]) -> str:
   minutes = sum(line["core_seconds"] for line in lines) / 60
   seeds = 1 + max(line["seed"] for line in lines)
   return (
-    f"`python -m benchmarks.ablate --table {table} --seeds {seeds}`; {len(lines)} runs, {minutes:.0f} minutes of "
-    f"one core in all, including runs shared with other tables. {machines(lines)}."
+    f"`python -m benchmarks.ablate --table {table} --seeds {seeds}`; {len(lines)} runs, "
+    f"{minutes:.0f} minutes of one core in all, including runs shared with other tables. "
+    f"{machines(lines)}."
   )
 
 

@@ -41,12 +41,16 @@ def _parts(
   yield f'<text x="{_LEFT}" y="14">{escape(title)}</text>'
   for tick in scale.ticks:
     yield f'<path class="grid" d="M{_at(tick):.1f} {_TOP}V{bottom}"/>'
-    yield f'<text class="middle" x="{_at(tick):.1f}" y="{bottom + 16}">{escape(scale.write(tick))}</text>'
+    label = escape(scale.write(tick))
+    yield f'<text class="middle" x="{_at(tick):.1f}" y="{bottom + 16}">{label}</text>'
   for number, (name, values) in enumerate(named):
     top, mean = _TOP + number * _ROW, statistics.mean(values)
     kind = " c1" if _MARK in name else ""
     yield f'<text class="end" x="{_LEFT - 8}" y="{top + 16}">{escape(name)}</text>'
-    yield f'<rect class="bar{kind}" x="{_LEFT}" y="{top + 4}" width="{_at(mean) - _LEFT:.1f}" height="{_ROW - 8}"/>'
+    yield (
+      f'<rect class="bar{kind}" x="{_LEFT}" y="{top + 4}" width="{_at(mean) - _LEFT:.1f}" '
+      f'height="{_ROW - 8}"/>'
+    )
     yield f'<text x="{_at(max(values)) + 8:.1f}" y="{top + 16}">{100 * mean:.1f}</text>'
     for value in values:
       yield f'<circle class="dot" cx="{_at(value):.1f}" cy="{top + _ROW / 2}" r="2"/>'

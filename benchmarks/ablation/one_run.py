@@ -1,6 +1,7 @@
-"""Trains and evaluates one run of the tables, in one process on one core:
+r"""Trains and evaluates one run of the tables, in one process on one core:
 
-  python -m benchmarks.ablation.one_run --data_dir data --workdir runs/ablate/ID --out result.json OVERRIDE ...
+  python -m benchmarks.ablation.one_run --data_dir data --workdir runs/ablate/ID \
+      --out result.json OVERRIDE ...
 
 `benchmarks.ablate` starts it. An interrupted run is resumed.
 """

@@ -11,8 +11,8 @@ from benchmarks.ablation.tables import TABLES, Row
 from input_pipeline.common.errors import InputError
 from mail_jax.config import MAY_CHANGE, flatten, load_config, to_json
 
-# Keys added to the config after the results, with the value that reproduces them; such a key does not
-# change the name of a run.
+# Keys added to the config after the results, with the value that reproduces them; such a key does
+# not change the name of a run.
 ADDED: dict[str, Any] = {}
 # A run is evaluated at its end, and earlier only if its row says so.
 ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_expressions=64")
@@ -21,8 +21,8 @@ ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_expressions=64")
 SPLITS = ("val", "testA", "testB", "testC")
 # Fields of a line that the tables need.
 _FIELDS = {
-  "run": str, "seed": int, "samples": int, "parameters": int, "gflop": float, "results": dict, "curve": list,
-  "machine": str, "core_seconds": float,
+  "run": str, "seed": int, "samples": int, "parameters": int, "gflop": float,
+  "results": dict, "curve": list, "machine": str, "core_seconds": float,
 }  # fmt: skip
 
 

@@ -36,8 +36,8 @@ class Table:
     title: its heading.
     asks: the question that it answers, for readers.
     rows: in order; the unchanged recipe is one of them.
-    kind: `metrics` has metrics per row; `reached` the samples to reach an mIoU; `samples` a power law
-      through the samples of the rows.
+    kind: `metrics` has metrics per row; `reached` the samples to reach an mIoU; `samples` a power
+      law through the samples of the rows.
   """
 
   title: str
@@ -50,8 +50,8 @@ class Table:
 REACH = 0.8
 _STEADY = ("optimizer.schedule=constant", "eval_every=250", "eval_expressions=1000")
 _ALONE = ("model.appearance=False", "model.neighbours=False")
-# The demo decodes one example in four, because the others train the selection. Where only the decoder
-# trains it, all are decoded: otherwise three of four samples would be wasted.
+# The demo decodes one example in four, because the others train the selection. Where only the
+# decoder trains it, all are decoded: otherwise three of four samples would be wasted.
 _DECODES_ALL = "decode_every=1"
 _UNSELECTED = ("model.selection=none", "teacher_forcing=False", _DECODES_ALL)
 _SOFT = ("model.selection=soft", "teacher_forcing=False")
@@ -79,7 +79,11 @@ TABLES = {
     "masks learn from the decoder only, which then decodes every sample instead of one in four.",
     (
       Row("no instance masks", ("max_instances=0", _DECODES_ALL)),
-      Row("no instance masks, patches of 8", ("max_instances=0", _DECODES_ALL, *_patches(8, 32, 16, 8)), seeds=1),
+      Row(
+        "no instance masks, patches of 8",
+        ("max_instances=0", _DECODES_ALL, *_patches(8, 32, 16, 8)),
+        seeds=1,
+      ),
       Row("stacked: K channels of one projection", _tokens("stacked")),
       Row("instance, masks alone", _tokens("instance", *_ALONE)),
       Row("instance, without neighbours", ("model.neighbours=False",)),
@@ -121,8 +125,8 @@ TABLES = {
       for _noise, _name in zip(
         NOISES,
         (
-          "exact masks", "half the mistakes", "its own detector", "twice the mistakes", "misses 5 %", "misses 20 %",
-          "misses 50 %", "no masks",
+          "exact masks", "half the mistakes", "its own detector", "twice the mistakes",
+          "misses 5 %", "misses 20 %", "misses 50 %", "no masks",
         ),
         strict=True,
       )
@@ -160,8 +164,8 @@ TABLES = {
   ),
   "samples": Table(
     "Samples",
-    "The default with more and fewer samples. Each row is a complete run with its own learning rate "
-    "schedule.",
+    "The default with more and fewer samples. Each row is a complete run with its own learning "
+    "rate schedule.",
     (
       *(Row("", share=share, seeds=2) for share in (1 / 8, 1 / 4, 1 / 2)),
       Row(""),

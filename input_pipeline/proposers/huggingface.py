@@ -18,7 +18,9 @@ os.environ.setdefault("USE_FLAX", "0")
 try:
   import torch  # pyright: ignore[reportMissingImports]
   import transformers  # pyright: ignore[reportMissingImports]
-  from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES  # pyright: ignore[reportMissingImports]
+  from transformers.models.auto.modeling_auto import (  # pyright: ignore[reportMissingImports]
+    MODEL_FOR_MASK_GENERATION_MAPPING_NAMES,
+  )
 except ImportError as error:
   raise InputError(
     '--instances huggingface needs torch and transformers: pip install "mail_jax[huggingface]"'

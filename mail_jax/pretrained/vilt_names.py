@@ -136,8 +136,8 @@ PREFIX = re.compile(r"^((module|vilt|model|transformer)\.)+")
 BLOCK = re.compile(r"^(?:encoder\.layer|blocks)\.(\d+)\.")
 # Tensors of the encoder must be in the table; heads, the pooler and position ids need not.
 ENCODER = re.compile(
-  r"^(embeddings|encoder|blocks|text_embeddings|token_type_embeddings|patch_embed|pos_embed|cls_token"
-  r"|layernorm|norm)\b"
+  r"^(embeddings|encoder|blocks|text_embeddings|token_type_embeddings|patch_embed|pos_embed"
+  r"|cls_token|layernorm|norm)\b"
 )
 POSITION_IDS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")
 

@@ -120,7 +120,10 @@ def _check_backend(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
-  counts = {name: int(config[name]) for name in ("batch_size", "grad_accum_steps", "decode_every")}  # pyright: ignore[reportArgumentType]
+  counts = {
+    name: int(config[name])  # pyright: ignore[reportArgumentType]
+    for name in ("batch_size", "grad_accum_steps", "decode_every")
+  }
   for name, count in counts.items():
     if count < 1:
       raise InputError(f"config.{name} is {count}; it must be at least 1")

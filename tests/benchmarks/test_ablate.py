@@ -316,8 +316,9 @@ def test_runs_leave_lines_and_a_table_and_are_not_made_twice(
   document, results = tmp_path / "doc.md", tmp_path / "lines.jsonl"
   document.write_text("<!-- ablate tiny --><!-- end -->")
   words = [
-    "--table", "tiny", "--seeds", "1", "--budget", "192", "--config", TINY.recipe, "--data_dir", shapes_data,
-    "--workdir", str(tmp_path / "runs"), "--results", str(results), "--document", str(document),
+    "--table", "tiny", "--seeds", "1", "--budget", "192", "--config", TINY.recipe,
+    "--data_dir", shapes_data, "--workdir", str(tmp_path / "runs"),
+    "--results", str(results), "--document", str(document),
   ]  # fmt: skip
   monkeypatch.setattr(ablate, "_parser", _parser_that_knows("tiny", ablate._parser))
   ablate.main(words)
@@ -353,7 +354,8 @@ def _parser_that_knows(table: str, make) -> object:
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_and_the_others_are_made(shapes_data, tmp_path, capsys):
   args = argparse.Namespace(
-    jobs=1, config=TINY.recipe, data_dir=shapes_data, workdir=str(tmp_path), results=str(tmp_path / "lines.jsonl"),
+    jobs=1, config=TINY.recipe, data_dir=shapes_data, workdir=str(tmp_path),
+    results=str(tmp_path / "lines.jsonl"),
   )  # fmt: skip
   bad = runs.Run("bad", ("model.width=31",), ("val",))
   good = runs.of_row(Row(""), 0, TINY)

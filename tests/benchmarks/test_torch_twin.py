@@ -71,4 +71,5 @@ def test_the_twin_learns_what_our_model_learns(pair):
   assert norm == pytest.approx(expected, rel=1e-4)
   np.testing.assert_allclose(twin.kind.grad.numpy(), grads["type"], rtol=1e-3, atol=1e-4)
   kernel = grads["decoder"]["stage0"]["conv"]["kernel"].transpose(3, 2, 0, 1)
-  np.testing.assert_allclose(twin.decoder.convs[0].weight.grad.numpy(), kernel, rtol=1e-3, atol=1e-4)  # fmt: skip
+  gradient = twin.decoder.convs[0].weight.grad.numpy()
+  np.testing.assert_allclose(gradient, kernel, rtol=1e-3, atol=1e-4)

@@ -365,8 +365,8 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
   ("message", "reason"),
   [
     (
-      'RESOURCE_EXHAUSTED: Failed writing: "/d/x": Failed to write 9 bytes to file 4: No space left '
-      "on device [os_error_code='28']",
+      'RESOURCE_EXHAUSTED: Failed writing: "/d/x": Failed to write 9 bytes to file 4: No space '
+      "left on device [os_error_code='28']",
       "No space left on device",
     ),
     (

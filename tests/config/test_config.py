@@ -112,7 +112,8 @@ def test_recipe_survives_json(spec):
 def test_a_recipe_knows_where_it_lies(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "recipe.py").write_text(
-    "from ml_collections import ConfigDict\n\ndef get_config():\n  return ConfigDict({'file': __file__})\n"
+    "from ml_collections import ConfigDict\n\n"
+    "def get_config():\n  return ConfigDict({'file': __file__})\n"
   )
   assert load_config("recipe.py").file == str((tmp_path / "recipe.py").resolve())
   assert [path.name for path in tmp_path.iterdir()] == ["recipe.py"]

@@ -47,7 +47,7 @@ def measure(logits: jax.Array, truth: jax.Array, size: jax.Array) -> dict[str, j
 
 
 def counted(pairs: list[Pair], canvas: tuple[int, int] = CANVAS) -> dict[str, np.ndarray]:
-  """Returns the counts of (predicted, true) pairs, in batches on a canvas; the last one is padded."""
+  """Returns the counts of (predicted, true) pairs, in batches on a canvas, the last one padded."""
   found = []
   for start in range(0, len(pairs), ROWS):
     masks, size = np.zeros((2, ROWS, *canvas), bool), np.ones((ROWS, 2), np.int32)

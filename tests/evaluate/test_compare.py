@@ -94,14 +94,32 @@ def test_the_twenty_expressions_that_differ_most_come_first():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda rows: rows[:-2], r"B: 2 of the 160 expressions of A are missing, .*: refcoco_unc/val, image 39, ref 79,"),
-    (lambda rows: rows + make_rows(0, 1, "other/val"), r"A: 4 of the 164 expressions of B are missing, .*: other/val"),
-    (lambda rows: [*rows, rows[0]], r"B: duplicate row of refcoco_unc/val, image 0, ref 0, expression 0"),
-    (lambda rows: [rows[0] | {"expression": "x"}, *rows[1:]], r"expression is 'the thing 0' in A and 'x' in B"),
-    (lambda rows: [rows[0] | {"area": 51}, *rows[1:]], r"ref 0, expression 0: area is 50 in A and 51 in B"),
-    (lambda rows: [r | {"protocol": "lavt"} for r in rows], r"protocol is 'original' in A and .lavt. in B"),
+    (
+      lambda rows: rows[:-2],
+      r"B: 2 of the 160 expressions of A are missing, .*: refcoco_unc/val, image 39, ref 79,",
+    ),
+    (
+      lambda rows: rows + make_rows(0, 1, "other/val"),
+      r"A: 4 of the 164 expressions of B are missing, .*: other/val",
+    ),
+    (
+      lambda rows: [*rows, rows[0]],
+      r"B: duplicate row of refcoco_unc/val, image 0, ref 0, expression 0",
+    ),
+    (
+      lambda rows: [rows[0] | {"expression": "x"}, *rows[1:]],
+      r"expression is 'the thing 0' in A and 'x' in B",
+    ),
+    (
+      lambda rows: [rows[0] | {"area": 51}, *rows[1:]],
+      r"ref 0, expression 0: area is 50 in A and 51 in B",
+    ),
+    (
+      lambda rows: [r | {"protocol": "lavt"} for r in rows],
+      r"protocol is 'original' in A and .lavt. in B",
+    ),
   ],
-)  # fmt: skip
+)
 def test_rows_without_a_partner_are_named(change, message):
   with pytest.raises(InputError, match=message):
     compare.pair(make_rows(0), change(make_rows(1)))

@@ -24,7 +24,10 @@ COUNTED = {
 }
 SENTENCES = ("  The left  CUP ", "nobody", "die Tasse, ganz \u201elinks\u201c")
 META = [
-  {"index": i, "image_id": -7 * i, "file_name": f"{i}.jpg", "ref_id": 3 * i, "expression_index": 0, "expression": text}
+  {
+    "index": i, "image_id": -7 * i, "file_name": f"{i}.jpg", "ref_id": 3 * i,
+    "expression_index": 0, "expression": text,
+  }
   for i, text in enumerate(SENTENCES)
 ]  # fmt: skip
 
@@ -36,9 +39,11 @@ def make(**more: np.ndarray) -> list[dict[str, Any]]:
 def test_a_row_has_its_origin_and_the_counts():
   rows = make()
   assert rows[0] == {
-    "data": "shapes/val", "protocol": "original", "index": 0, "image_id": 0, "file_name": "0.jpg", "ref_id": 0,
-    "expression_index": 0, "expression": "  The left  CUP ", "words": 3, "height": 48, "width": 64, "area": 8,
-    "intersection": 5, "union": 10, "iou": 0.5, "selected": 1, "selected_iou": 0.5, "oracle_iou": 0.75, "cut": False,
+    "data": "shapes/val", "protocol": "original", "index": 0, "image_id": 0,
+    "file_name": "0.jpg", "ref_id": 0, "expression_index": 0,
+    "expression": "  The left  CUP ", "words": 3, "height": 48, "width": 64, "area": 8,
+    "intersection": 5, "union": 10, "iou": 0.5,
+    "selected": 1, "selected_iou": 0.5, "oracle_iou": 0.75, "cut": False,
   }  # fmt: skip
   assert list(rows[0]) == list(per_expression.FIELDS)
   assert [row["selected"] for row in rows] == [1, None, 0]

@@ -1,6 +1,7 @@
 """All counts of an evaluation of 500 expressions on disk, against pycocotools, Pillow and loops.
 
-The model is a table of logits, one map per expression; records, loader, protocols and evaluator are the real ones.
+The model is a table of logits, one map per expression; records, loader, protocols and evaluator are
+the real ones.
 """
 
 import dataclasses
@@ -56,7 +57,11 @@ def segmentations(rng: np.random.Generator, height: int, width: int) -> list[Any
   return [
     [first, [value + 0.8 for value in first]],
     {"counts": runs, "size": [height, width]},
-    [corner(0, 0, 2, 3), corner(width - 2, height - 3, width, height), corner(width // 2, 0, width // 2 + 1, height)],
+    [
+      corner(0, 0, 2, 3),
+      corner(width - 2, height - 3, width, height),
+      corner(width // 2, 0, width // 2 + 1, height),
+    ],
     [corner(x, y, x + 1, y + 1)],
     [polygon(rng, height, width, 12)],
   ]  # fmt: skip
@@ -106,9 +111,14 @@ def judged(tmp_path_factory) -> Judged:
 
 def _ref(key: int, image_id: int, name: str) -> dict[str, Any]:
   sentences = [
-    {"raw": f"thing {key} {i}", "sent": f"thing {key} {i}", "sent_id": SENTENCES * key + i, "tokens": []}
+    {
+      "raw": f"thing {key} {i}",
+      "sent": f"thing {key} {i}",
+      "sent_id": SENTENCES * key + i,
+      "tokens": [],
+    }
     for i in range(SENTENCES)
-  ]  # fmt: skip
+  ]
   ids = [sentence["sent_id"] for sentence in sentences]
   ref = {"ref_id": key, "ann_id": key, "category_id": 47, "image_id": image_id, "split": "val"}
   return ref | {"file_name": name, "sent_ids": ids, "sentences": sentences}
@@ -231,7 +241,7 @@ def test_the_500_expressions_are_diverse(judged, ours):
 
 
 def check(rows: dict[str, np.ndarray], i: int, values: np.ndarray, truth: np.ndarray) -> int:
-  """Compares an expression with values that are positive on the referent; returns ambiguous pixels."""
+  """Compares an expression with values, positive on the referent; returns the ambiguous pixels."""
   predicted, close = values > 0, np.abs(values) < MARGIN
   for name, mask in (("intersection", predicted & truth), ("union", predicted | truth)):
     assert abs(int(rows[name][i]) - int(mask.sum())) <= close.sum(), (name, i)

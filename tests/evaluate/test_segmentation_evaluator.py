@@ -131,9 +131,12 @@ def test_intersections_and_unions_equal_those_of_pycocotools(cases, evaluated):
   found = list(zip(rows["intersection"].tolist(), rows["union"].tolist(), strict=True))
   assert found == [areas(case) for case in cases]
   assert found == [
-    (int(np.sum((c.resized > 0) & c.original_target)), int(np.sum((c.resized > 0) | c.original_target)))
-    for c in cases
-  ]  # fmt: skip
+    (
+      int(np.sum((case.resized > 0) & case.original_target)),
+      int(np.sum((case.resized > 0) | case.original_target)),
+    )
+    for case in cases
+  ]
 
 
 def test_metrics_follow_from_the_integers(cases, evaluated):

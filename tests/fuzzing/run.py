@@ -68,14 +68,13 @@ def _watch(args: argparse.Namespace, folder: pathlib.Path) -> None:
   reached = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", text)
   cov, features, files = reached[-1] if reached else ("?", "?", "?")
   print(
-    f"{args.target}: {int(ran[-1] if ran else 0):,} executions in {args.seconds} s, {cov} branches, "
-    f"{features} features, {files} inputs kept, {rss[-1] if rss else '?'} MB",
+    f"{args.target}: {int(ran[-1] if ran else 0):,} executions in {args.seconds} s, "
+    f"{cov} branches, {features} features, {files} inputs kept, {rss[-1] if rss else '?'} MB",
     flush=True,
   )
   if code:
-    print(
-      f"{args.target}: a finding, {', '.join(sorted(p.name for p in folder.glob('*-*') if p.is_file()))}; {log}"
-    )
+    findings = ", ".join(sorted(p.name for p in folder.glob("*-*") if p.is_file()))
+    print(f"{args.target}: a finding, {findings}; {log}")
     print("\n".join(text.splitlines()[-30:]))
   subprocess.run([*own, "--replay"], check=False)
   sys.exit(1 if code else 0)

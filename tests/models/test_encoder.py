@@ -102,7 +102,7 @@ def test_dropout_differs_from_block_to_block_in_a_loop():
     mutable=["intermediates"],
   )
   out = np.asarray(seen["intermediates"]["norm"]["__call__"][0])
-  # Each unit is a sum of those of 2, 20, 200 that were kept: with one draw for all there would be two sums.
+  # Each unit is a sum of those of 2, 20, 200 that were kept: one draw for all would give two sums.
   assert len(np.unique(out[0, 0].round(3))) > 2
 
 

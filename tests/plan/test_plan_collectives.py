@@ -84,8 +84,8 @@ def test_several_arrays_in_one_collective_are_all_counted():
   module = _module(
     "%a = f32[256]{0:T(256)S(1)} parameter(0)",
     "%b = bf16[3,3,16]{2,1,0:T(8,128)(2,1)} parameter(1)",
-    "ROOT %sum = (f32[256]{0:T(256)S(1)}, /*index=1*/bf16[3,3,16]{2,1,0:T(8,128)(2,1)}) all-reduce(%a, %b), "
-    "replica_groups=mesh['x'=4] {'x'}, to_apply=%region",
+    "ROOT %sum = (f32[256]{0:T(256)S(1)}, /*index=1*/bf16[3,3,16]{2,1,0:T(8,128)(2,1)}) "
+    "all-reduce(%a, %b), replica_groups=mesh['x'=4] {'x'}, to_apply=%region",
   )
   size = 256 * 4 + 3 * 3 * 16 * 2
   assert counted(module, 4) == {"all-reduce": (1, size, 1.5 * size)}
@@ -94,7 +94,8 @@ def test_several_arrays_in_one_collective_are_all_counted():
 def test_an_asynchronous_collective_counts_once():
   module = _module(
     "%p = f32[8]{0} parameter(0)",
-    "%begun = (f32[8]{0}, f32[32]{0}) all-gather-start(%p), replica_groups={{0,1,2,3}}, dimensions={0}",
+    "%begun = (f32[8]{0}, f32[32]{0}) all-gather-start(%p), "
+    "replica_groups={{0,1,2,3}}, dimensions={0}",
     "%done = f32[32]{0} all-gather-done(%begun)",
     "%sent = (f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), "
     "source_target_pairs={{0,1},{1,0}}",

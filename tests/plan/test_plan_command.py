@@ -208,7 +208,8 @@ def test_published_figures_hold_together():
 @pytest.mark.parametrize(
   ("name", "count", "links"),
   [
-    ("v5e:1x1", 1, 0), ("v5e:2x4", 8, 2), ("v5e:4x4", 16, 2), ("v5e:16x16", 256, 4), ("v5e:8x16", 128, 3),
+    ("v5e:1x1", 1, 0), ("v5e:2x4", 8, 2), ("v5e:4x4", 16, 2),
+    ("v5e:16x16", 256, 4), ("v5e:8x16", 128, 3),
     ("v6e:16x16", 256, 4), ("v4:2x2x1", 4, 2), ("v4:4x4x4", 64, 6), ("v5p:4x4x8", 128, 6),
   ],
 )  # fmt: skip

@@ -28,7 +28,7 @@ SLICE = chips.parse_topology("v5e:2x2")
 
 
 def make_config(fsdp: int = 1, **model: Any):
-  """The tiny run with an encoder that is worth cutting, and without the rest of what takes long to compile."""
+  """Returns the tiny run with an encoder worth cutting, and without what takes long to compile."""
   config = tiny_run.get_config()
   config.max_instances, config.batch_size, config.mesh.fsdp = 0, 64, fsdp
   config.model.update(width=256, norm="group", **model)
@@ -76,7 +76,7 @@ def test_copies_of_the_model_sum_their_gradients(copies):
 
 
 def test_nothing_but_gradients_and_numbers_is_sent_between_copies(copies):
-  """Not the activations: what has a chip's share of the examples in a dimension stays on its chip."""
+  """Activations are not sent: what holds a chip's share of the examples stays on its chip."""
   module, leaves = hlo.parse(copies.as_text()), _parameters()
   sent = [
     operand

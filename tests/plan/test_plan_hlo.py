@@ -108,7 +108,8 @@ def test_text_that_is_not_a_program_is_rejected():
   [
     # 3 x 3 taps on 15 x 15, those beyond the edge left out; as a loop over all of them counts.
     (
-      "f32[2,15,15,16] convolution(%x, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
+      "f32[2,15,15,16] convolution(%x, %k), window={size=3x3 pad=1_1x1_1}, "
+      "dim_labels=b01f_01io->b01f",
       "f32[2,15,15,8]", "f32[3,3,8,16]", 2 * 2 * 8 * 16 * 43**2,
     ),
     # A matrix product, as a TPU has it.
@@ -120,11 +121,13 @@ def test_text_that_is_not_a_program_is_rejected():
     ),
     # The gradient of it: zeros between the numbers are not operations.
     (
-      "f32[1,8,2] convolution(%x, %k), window={size=2 pad=1_1 lhs_dilate=2}, dim_labels=b0f_0io->b0f",
+      "f32[1,8,2] convolution(%x, %k), window={size=2 pad=1_1 lhs_dilate=2}, "
+      "dim_labels=b0f_0io->b0f",
       "f32[1,4,3]", "f32[2,3,2]", 2 * 3 * 2 * 8,
     ),
     (
-      "f32[4,5,7] dot(%x, %k), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={1}",
+      "f32[4,5,7] dot(%x, %k), lhs_batch_dims={0}, lhs_contracting_dims={2}, "
+      "rhs_contracting_dims={1}",
       "f32[4,5,6]", "f32[4,6,7]", 2 * 4 * 5 * 6 * 7,
     ),
   ],

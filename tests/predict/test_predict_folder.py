@@ -133,8 +133,10 @@ def test_a_resumed_run_gives_the_same_files_as_an_uninterrupted_one(
   asked = []
   call = Segmenter.__call__
   monkeypatch.setattr(
-    Segmenter, "__call__", lambda self, image, texts, *more: asked.extend(texts) or call(self, image, texts, *more)
-  )  # fmt: skip
+    Segmenter,
+    "__call__",
+    lambda self, image, texts, *more: asked.extend(texts) or call(self, image, texts, *more),
+  )
   run(finished_run, out, "--pairs", example / "mine.jsonl")
   assert len(asked) == len(lines) - 7
   assert contents(out) == whole
@@ -278,7 +280,8 @@ def test_api_command_and_app_give_the_same_mask(finished_run, segmenter, example
   assert result.mask.any()
   picture, mask = tmp_path / "o.png", tmp_path / "m.png"
   run(
-    finished_run, picture, "--image", photo, "--text", text, "--instances", file, "--mask", mask, "--json", "-"
+    finished_run, picture, "--image", photo, "--text", text,
+    "--instances", file, "--mask", mask, "--json", "-",
   )  # fmt: skip
   row = json.loads(capsys.readouterr().out)
   page = service.RequestHandler(segmenter, limits.Limits(), tmp_path / "page", ExampleMasks([]))

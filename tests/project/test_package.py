@@ -136,8 +136,10 @@ def test_recipes_are_found_where_it_is_installed(wheel, tmp_path):
   empty.mkdir()
   with zipfile.ZipFile(wheel) as file:
     file.extractall(installed)
-  own = "from mail_jax.config import recipe\ndef get_config():\n  c = recipe('base')\n  c.steps = 3\n  return c\n"
-  (empty / "mine.py").write_text(own)
+  (empty / "mine.py").write_text(
+    "from mail_jax.config import recipe\n"
+    "def get_config():\n  c = recipe('base')\n  c.steps = 3\n  return c\n"
+  )
   program = f"import sys; sys.path.insert(0, {str(installed)!r})\n{PROGRAM}"
   done = subprocess.run(
     [sys.executable, "-c", program], cwd=empty, capture_output=True, text=True, check=False

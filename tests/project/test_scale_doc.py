@@ -170,7 +170,7 @@ def test_the_jobset_has_a_pod_for_every_host_of_the_slice():
 
 
 def test_a_pod_that_is_asked_to_end_does_not_count_as_finished(tmp_path):
-  """Runs the script of the container, with a training that saves and ends with 0 when it is asked to."""
+  """Runs the script of the container; the training saves and ends with 0 when it is asked to."""
   [replicated] = _jobset()["spec"]["replicatedJobs"]
   [container] = replicated["template"]["spec"]["template"]["spec"]["containers"]
   bash, option, script = container["command"]

@@ -18,8 +18,10 @@ def _rows(pairs: list[tuple[int, int]]) -> list[dict]:
 
 
 _PAIRS = st.lists(
-  st.integers(0, 60).flatmap(lambda u: st.tuples(st.integers(0, u), st.just(u))), min_size=1, max_size=60
-)  # fmt: skip
+  st.integers(0, 60).flatmap(lambda u: st.tuples(st.integers(0, u), st.just(u))),
+  min_size=1,
+  max_size=60,
+)
 
 
 def _exact(intersection: int, union: int) -> fractions.Fraction:

@@ -242,12 +242,24 @@ def test_a_run_without_a_log_is_reported_without_curves(
     (["--data_dir", "nowhere"], r"nowhere: shapes is not prepared there; run .*prepare"),
     (["--data", "shapes/testZ"], r"has no split 'testZ'; it has .*testC"),
     (["--data", "refcoco/val"], r"'refcoco': unknown; known: shapes, refcoco_unc"),
-    (["--per_expression", "nowhere.jsonl"], r"nowhere\.jsonl: No such file .*evaluate --per_expression"),
-    (["--per_expression", "lavt.jsonl"], r"lavt\.jsonl: shapes/val has rows of protocol lavt; .*without --protocol"),
-    (["--per_expression", "val.jsonl", "--data", "shapes/testC"], r"testC: val\.jsonl only has rows of shapes/val"),
-    (["--per_expression", "strange.jsonl"], r"the data has no expression 'a cup' of ref \d+, image \d+; were"),
+    (
+      ["--per_expression", "nowhere.jsonl"],
+      r"nowhere\.jsonl: No such file .*evaluate --per_expression",
+    ),
+    (
+      ["--per_expression", "lavt.jsonl"],
+      r"lavt\.jsonl: shapes/val has rows of protocol lavt; .*without --protocol",
+    ),
+    (
+      ["--per_expression", "val.jsonl", "--data", "shapes/testC"],
+      r"testC: val\.jsonl only has rows of shapes/val",
+    ),
+    (
+      ["--per_expression", "strange.jsonl"],
+      r"the data has no expression 'a cup' of ref \d+, image \d+; were",
+    ),
   ],
-)  # fmt: skip
+)
 def test_errors_are_reported_before_the_evaluation(
   written, finished_run, shapes_data, tmp_path, monkeypatch, options, message
 ):
@@ -292,11 +304,12 @@ def _row(i: int, **fields: Any) -> dict[str, Any]:
   union = 1000
   intersection = i * 37 % (union + 1)
   row = {
-    "data": "refcoco_unc/val", "protocol": "original", "index": i, "image_id": i // 3, "file_name": f"{i // 3}.jpg",
-    "ref_id": i, "expression_index": 0, "expression": "the left one", "words": 3,
+    "data": "refcoco_unc/val", "protocol": "original", "index": i, "image_id": i // 3,
+    "file_name": f"{i // 3}.jpg", "ref_id": i,
+    "expression_index": 0, "expression": "the left one", "words": 3,
     "height": 480, "width": 640, "area": 900,
-    "intersection": intersection, "union": union, "iou": intersection / union, "selected": i % 4 or None,
-    "selected_iou": i * 7 % 10 / 10, "oracle_iou": 0.9, "cut": False,
+    "intersection": intersection, "union": union, "iou": intersection / union,
+    "selected": i % 4 or None, "selected_iou": i * 7 % 10 / 10, "oracle_iou": 0.9, "cut": False,
   }  # fmt: skip
   return row | fields
 
@@ -359,9 +372,13 @@ def test_untrusted_text_is_escaped():
   drawn = DrawnPrediction(row, drawing.encode_jpeg(np.zeros((4, 6, 3), np.uint8)), 6, 4, 1, 0.0)
   made = dataclasses.replace(
     _report([row], [drawn], "<i>a</i>/b"),
-    run="<b>r</b>", about="<u>x</u>", facts={"<s>h</s>": {"<s>k</s>": "<s>v</s>"}}, config='{"a": "<script>"}',
-    notes=["<em>n</em>"], log=[{"step": 1, "<u>q</u>/mIoU": 0.5, "loss": 1.0, "seconds": {"<u>p</u>": 1.0}}],
-  )  # fmt: skip
+    run="<b>r</b>",
+    about="<u>x</u>",
+    facts={"<s>h</s>": {"<s>k</s>": "<s>v</s>"}},
+    config='{"a": "<script>"}',
+    notes=["<em>n</em>"],
+    log=[{"step": 1, "<u>q</u>/mIoU": 0.5, "loss": 1.0, "seconds": {"<u>p</u>": 1.0}}],
+  )
   text = report_page.write(made)
   html_pages.check_needs_nothing(text)
   parsed = html_pages.Parsed(text)

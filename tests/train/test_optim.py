@@ -1,4 +1,4 @@
-"""The optimizer against optax's own AdamW; its rules on the real parameters; the schedules' endpoints."""
+"""The optimizer against optax's AdamW; its rules on the real parameters; the schedules' ends."""
 
 import jax
 import jax.numpy as jnp

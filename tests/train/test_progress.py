@@ -141,7 +141,8 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
   sent = screen.read()
   # Steps, epochs, speed, losses and time left in one line that is redrawn.
   assert re.search(
-    r"step \d+/100000 \|[^|]+\| epoch [\d.]+  \d+ (s|min|h)[^|]* left  \d+ samples/s.*loss [\d.]+ \(bce",
+    r"step \d+/100000 \|[^|]+\| epoch [\d.]+  \d+ (s|min|h)[^|]* left  "
+    r"\d+ samples/s.*loss [\d.]+ \(bce",
     sent,
   )
   lines = [line for line in seen(sent) if line]

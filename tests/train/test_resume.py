@@ -209,7 +209,10 @@ def test_a_run_stopped_at_twenty_random_points_is_always_the_undisturbed_one(
     # Rows of an earlier start after its last checkpoint are dropped or logged again.
     began = time.time_ns()
     run = _start(shapes_data, workdir, topology, *long)
-    _wait(run, lambda: _logged_since(workdir, began) and _steps_logged(workdir) >= point)  # noqa: B023
+    _wait(
+      run,
+      lambda: _logged_since(workdir, began) and _steps_logged(workdir) >= point,  # noqa: B023
+    )
     time.sleep(chance.uniform(0, 0.1))
     run.send(number)
     codes = [process.code for process in run.wait(DEADLINE)]

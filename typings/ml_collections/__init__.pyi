@@ -1,4 +1,5 @@
-# ml_collections says nothing of what a config holds, and what is inferred depends on the order of the files.
+# ml_collections does not declare the types of a config's values, and what pyright infers depends on
+# the order of the files.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
