@@ -100,7 +100,7 @@ def build(
     masks_note: the source of instance masks if none are uploaded, in one sentence.
 
   Returns:
-    `gradio.Blocks`, to be launched with `theme.theme()` and `theme.CSS`.
+    `gradio.Blocks`, to be launched with `theme()` and `CSS`.
   """
   with gr.Blocks(
     title="mail_jax", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS), fill_width=True

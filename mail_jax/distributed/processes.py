@@ -62,9 +62,9 @@ def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
   If one of them dies later, the others end too: see `watchdog`.
 
   Args:
-    args: the options of `add_arguments`. Without them the environment decides: see `clusters`.
-    saves_on_sigterm: whether the command handles SIGTERM, as `preemption.Preemption` does. If not,
-      the signal ends it: with several processes JAX would otherwise catch it.
+    args: the options of `add_arguments`. Without them the environment decides: see `detect`.
+    saves_on_sigterm: whether the command handles SIGTERM, as `guards.Preemption` does. If not, the
+      signal ends it: with several processes JAX would otherwise catch it.
 
   Raises:
     InputError: the options or the environment are invalid.

@@ -127,7 +127,7 @@ def draw_sheet(
   """Draws a contact sheet of predictions, in one process.
 
   Args:
-    model: the model to runner.
+    model: the model to evaluate.
     data_dir: the folder that `prepare` wrote to.
     names: DATASET/SPLIT each.
     count: expressions per split, evenly spread over its refs.

@@ -37,7 +37,7 @@ def open_batches(
       the one that training evaluates with.
     alone: this process reads all of them, and the others none.
   """
-  # The only import that needs more than this package's own requirements.
+  # Imports TensorFlow, which other uses of this module do not need.
   from input_pipeline.tf import loader
 
   dataset, slash, split = name.rpartition("/")

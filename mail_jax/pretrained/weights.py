@@ -127,9 +127,8 @@ def _stand_ins(torch: Any, path: pathlib.Path) -> list[Any]:
   """
   try:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-  except (
-    Exception
-  ):  # Not an archive of the current format: torch.load reads it or explains why not.
+  except Exception:
+    # Not an archive of the current format: torch.load reads it or explains why not.
     return []
   return [(type("StandIn", (_StandIn,), {}), name) for name in names]
 

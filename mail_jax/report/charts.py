@@ -212,7 +212,7 @@ def columns(
 
   Args:
     values: the height of each column.
-    x, y: the
+    x, y: the axes.
     alt_text: describes the chart.
     tooltips: of the columns.
     number: of the colour.

@@ -121,7 +121,7 @@ def _read_records(
   data_dir: str, name: str, image_ids: Iterable[int]
 ) -> Iterator[records.ImageRecord]:
   """Yields the records of these images, each once."""
-  # The only import that needs more than this package's own requirements.
+  # Imports TensorFlow, which takes seconds.
   from input_pipeline.tf import record_reader
 
   dataset, _, split = name.rpartition("/")
