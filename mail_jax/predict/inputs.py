@@ -82,7 +82,6 @@ class PredictionInputs:
     from input_pipeline.custom import masks
     from input_pipeline.custom.schema import LineError
     from input_pipeline.proposers.custom import CustomProposer
-    from input_pipeline.proposers.selection import Selection
 
     paths = masks.PathResolver(self.root, self.annotations)
     try:

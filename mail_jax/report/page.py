@@ -283,10 +283,7 @@ def _data(metadata: Mapping[str, Any], prints: Mapping[str, str]) -> dict[str, s
   }
   for split, fingerprint in prints.items():
     counts = metadata.get("counts", {}).get(split, {})
-    names = {"sentences": "expressions"}
-    sizes = [
-      f"{value:,} {names.get(name, name)}" for name, value in counts.items() if type(value) is int
-    ]
+    sizes = [f"{value:,} {name}" for name, value in counts.items() if type(value) is int]
     facts[split] = ", ".join([*sizes, f"fingerprint {fingerprint}"])
   for key, value in metadata.get("arguments", {}).items():
     facts[f"prepared with {key}"] = str(value)

@@ -19,9 +19,10 @@ from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import dataset_metrics
 from mail_jax.evaluate.segmentation import SegmentationEvaluator
 from mail_jax.hardware import chips, flops
+from mail_jax.models.build import HostBatch
 from mail_jax.pretrained import initialise
 from mail_jax.train import resume
-from mail_jax.train.data import Data, HostBatch
+from mail_jax.train.data import Data
 from mail_jax.train.goodput import Goodput, Rate
 from mail_jax.train.guards import NonFiniteGuard, Preemption
 from mail_jax.train.length import TrainingLength, count_steps

@@ -13,13 +13,12 @@ from PIL import Image
 
 from input_pipeline.common import drawing
 from mail_jax.distributed import processes, sharding
-from mail_jax.models.build import apply_model
+from mail_jax.models.build import INPUTS, apply_model
 from mail_jax.models.mail import MaIL, find_mask
 
 # Smallest longer side of a picture in pixels, for models that see small images.
 _SIDE = 288
-_READ = ("image", "instances", "num_instances", "tokens", "num_tokens")
-_KEPT = (*_READ, "target", "original_size")
+_KEPT = (*INPUTS, "target", "original_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class FixedSamples:
     self._predict, self._mesh, self._split = predict, mesh, split
     self._count, self._seed = count, seed
     self._seen: dict[int, dict[str, np.ndarray]] = {}
-    self._sentences: dict[int, str] = {}
+    self._expressions: dict[int, str] = {}
     self._rows: dict[str, np.ndarray] | None = None
     self._batch: Any = None
 
@@ -74,7 +73,7 @@ class FixedSamples:
       number = int(index[row])
       self._seen[number] = {name: np.array(batch[name][row]) for name in _KEPT}
       known = batch["meta"][row] if "meta" in batch else None
-      self._sentences[number] = known["expression"] if known else f"sentence {number}"
+      self._expressions[number] = known["expression"] if known else f"expression {number}"
 
   def draw(self, variables: Any) -> list[Picture]:
     """Draws the current predictions; after a complete evaluation, on all processes.
@@ -84,14 +83,16 @@ class FixedSamples:
     """
     if self._rows is None:
       self._rows = self._gather()
-      self._batch = sharding.on_every_device(self._mesh, {name: self._rows[name] for name in _READ})
+      self._batch = sharding.on_every_device(
+        self._mesh, {name: self._rows[name] for name in INPUTS}
+      )
     masks, chosen = jax.device_get(self._predict(variables, self._batch))
-    numbers = sorted(self._sentences)
+    numbers = sorted(self._expressions)
     return [
       Picture(
         f"{self._split}/{i}",
         render(self._rows["image"][i], masks[i], self._rows["target"][i], chosen[i], size),
-        f"{self._sentences[number]}\nIoU {_iou(masks[i], self._rows['target'][i]):.2f}",
+        f"{self._expressions[number]}\nIoU {_iou(masks[i], self._rows['target'][i]):.2f}",
       )
       for i, (number, size) in enumerate(
         zip(numbers, self._rows["original_size"].tolist(), strict=True)
@@ -100,9 +101,9 @@ class FixedSamples:
 
   def _gather(self) -> dict[str, np.ndarray]:
     """Gathers the samples of all processes, in the order of their numbers."""
-    shares = processes.all_gather_object({str(n): text for n, text in self._sentences.items()})
-    self._sentences = {int(n): text for share in shares for n, text in share.items()}
-    numbers = sorted(self._sentences)
+    shares = processes.all_gather_object({str(n): text for n, text in self._expressions.items()})
+    self._expressions = {int(n): text for share in shares for n, text in share.items()}
+    numbers = sorted(self._expressions)
     if jax.process_count() == 1:
       return {name: np.stack([self._seen[n][name] for n in numbers]) for name in _KEPT}
     # Each process contributes its samples, and zeros for the others, whose shapes it may not know.
