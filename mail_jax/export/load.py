@@ -128,8 +128,11 @@ def load(workdir: str, step: str | int = "best") -> LoadedModel:
       loaded, with a warning.
 
   Raises:
-    InputError: no such folder, no intact checkpoint of that step, or no intact exported model.
+    InputError: no such folder, no intact checkpoint of that step, no intact exported model, or
+      `step` is something else.
   """
+  if step not in ("best", "last") and not isinstance(step, int):
+    raise InputError(f"step {step!r} is not 'best', 'last' or the number of a step")
   exported = folder.find(buckets.folder(workdir, "--checkpoint"), workdir)
   return _load_run(workdir, step) if exported is None else _load_exported(*exported, step)
 

@@ -254,6 +254,12 @@ def test_the_checkpoint_of_a_step_is_selected_by_its_number(tmp_path):
     Checkpoints(str(tmp_path), read_only=True).select(3)
 
 
+@pytest.mark.parametrize("step", ["lst", "3", ""])
+def test_a_step_that_is_not_one_does_not_load_the_last(tmp_path, step):
+  with pytest.raises(InputError, match=r"^step .* is not 'best', 'last' or the number of a step$"):
+    load.load(str(tmp_path), step)
+
+
 def test_a_model_of_another_machine_is_loaded_with_attention_that_runs_here(
   finished_run, monkeypatch
 ):
