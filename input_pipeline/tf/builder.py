@@ -1,7 +1,8 @@
 """The TFDS builder: examples to TFRecord shards, one record per image.
 
-Usually run by `python -m input_pipeline.prepare`. TFDS's own command works as well, with the files
-of docs/guides/datasets.md in its manual folder:
+Usually run by `python -m input_pipeline.prepare`. TFDS's own command works as well, where the
+packages apache-beam and mlcroissant are installed, which it imports, and with the files of
+docs/guides/datasets.md in its manual folder:
 `tfds build input_pipeline/tf/builder.py --config refcoco_unc --manual_dir DIR --data_dir D`.
 """
 

@@ -5,9 +5,9 @@ that a run resumed at step n gets the batches that it would have got. TensorFlow
 pixels; text stays text until the batch is complete, and is tokenized on the host by a thread that
 keeps two batches ready.
 
-Training reads in one of two ways. Streaming keeps a few thousand encoded samples in memory and
-decodes each as it comes, or, with `refs_per_image`, once for several of its samples
-(`shared_images.py`). With `cache` every image is decoded and resized once, all of them stay in
+Training reads in one of two ways (`train_samples.py`). Streaming keeps a few thousand encoded
+samples in memory and decodes the image of each as it comes or, with `refs_per_image`, once for
+several of its refs. With `cache` every image is decoded and resized once, all of them stay in
 memory, and every epoch is a permutation of all refs.
 """
 
@@ -238,7 +238,7 @@ class _TrainSamples:
       cache = _load_cache(self.source, self.shape, threads)
       return train_samples.cached(cache, self.key, start, threads)
     if self.options.refs_per_image > 1:
-      return train_samples.decoded(self._groups(), start, self.shape)
+      return train_samples.grouped(self._groups(), start, self.shape)
     return self._encoded(start).map(self.decode, num_parallel_calls=threads)
 
   def decode(self, record: Fields, ref: tf.Tensor) -> Fields:
@@ -248,7 +248,7 @@ class _TrainSamples:
   def suspects(self, start: int, count: int) -> tf.data.Dataset:
     """Returns the encoded samples that `count` samples from number `start` on may wait for."""
     if self.options.refs_per_image > 1:
-      return train_samples.suspects(self._groups(), start, count)
+      return train_samples.grouped_suspects(self._groups(), start, count)
     return self._encoded(start).take(count)
 
   def _encoded(self, start: int) -> tf.data.Dataset:

@@ -1,7 +1,9 @@
 """The order of training samples, their random numbers, and their augmentation.
 
 All are pure functions of (seed, epoch, position). A sample is one ref: a record's image and planes,
-and the ref's target and expressions. It comes from streamed records or from memory.
+and the ref's target and expressions. `streamed` reads samples one by one, `cached` takes them from
+memory, and `grouped` decodes an image once for several of its refs; `augment` is the last step of
+all three.
 """
 
 import dataclasses
@@ -256,46 +258,9 @@ def cached(cache: Cache, key: int, start: int, threads: int) -> tf.data.Dataset:
   return refs_in_order.map(sample, num_parallel_calls=threads)
 
 
-def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fields:
-  """Selects an expression, mirrors the sample, and draws factors for its colours.
-
-  Args:
-    sample: `image`, `instances` and `target`, and all `expressions` of the ref.
-    numbers: of `uniform_numbers`.
-    flip: whether half of the samples are mirrored: image, planes and target. The text is left to
-      the caller, who finds `flipped`.
-    jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
-
-  Returns:
-    The sample with one `expression`, `flipped` and, with jitter, the three `jitter_factors`,
-    float32 [3]. The device applies them to the pixels (`mail_jax/train/step.py`), at no measurable
-    cost.
-  """
-  expressions = sample["expressions"]
-  choice = tf.cast(numbers[0] * tf.cast(tf.size(expressions), tf.float32), tf.int32)
-  flipped = tf.logical_and(flip, numbers[1] < 0.5)
-  image, instances, target = sample["image"], sample["instances"], sample["target"]
-  if flip:
-    image, instances, target = tf.cond(
-      flipped,
-      lambda: (tf.reverse(image, [1]), tf.reverse(instances, [2]), tf.reverse(target, [1])),
-      lambda: (image, instances, target),
-    )
-  factors = {"jitter_factors": 1.0 + jitter * (2.0 * numbers[2:] - 1.0)} if jitter else {}
-  return factors | {
-    "image": image,
-    "instances": instances,
-    "num_instances": sample["num_instances"],
-    "target": target,
-    "expression": expressions[choice],
-    "flipped": flipped,
-    **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
-  }
-
-
 @dataclasses.dataclass(frozen=True)
 class Groups:
-  """How refs are grouped and shuffled."""
+  """How refs of the same image are grouped, and how the groups are shuffled."""
 
   source: Source
   key: int
@@ -306,8 +271,12 @@ class Groups:
   threads: int
 
 
-def decoded(groups: Groups, start: int, shape: Shape) -> tf.data.Dataset:
-  """Returns decoded samples from number `start` on, without end."""
+def grouped(groups: Groups, start: int, shape: Shape) -> tf.data.Dataset:
+  """Returns decoded samples from number `start` on, in epochs of groups.
+
+  Groups are shuffled as they are read, and the samples of `WINDOW` groups among themselves, so that
+  the samples of an image are spread although it is decoded once.
+  """
   first, window, left = _locate(groups, start)
 
   def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -328,7 +297,7 @@ def decoded(groups: Groups, start: int, shape: Shape) -> tf.data.Dataset:
   return samples.map(select, num_parallel_calls=groups.threads)
 
 
-def suspects(groups: Groups, start: int, count: int) -> tf.data.Dataset:
+def grouped_suspects(groups: Groups, start: int, count: int) -> tf.data.Dataset:
   """Returns the encoded groups that `count` samples from number `start` on may wait for."""
   first, window, _ = _locate(groups, start)
 
@@ -388,3 +357,40 @@ def _locate(groups: Groups, start: int) -> tuple[int, int, int]:
     left -= int(in_window.sum())
     window += 1
   return epoch, window, left
+
+
+def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fields:
+  """Selects an expression, mirrors the sample, and draws factors for its colours.
+
+  Args:
+    sample: `image`, `instances` and `target`, and all `expressions` of the ref.
+    numbers: of `uniform_numbers`.
+    flip: whether half of the samples are mirrored: image, planes and target. The text is left to
+      the caller, who finds `flipped`.
+    jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
+
+  Returns:
+    The sample with one `expression`, `flipped` and, with jitter, the three `jitter_factors`,
+    float32 [3]. The device applies them to the pixels (`mail_jax/train/step.py`), at no measurable
+    cost.
+  """
+  expressions = sample["expressions"]
+  choice = tf.cast(numbers[0] * tf.cast(tf.size(expressions), tf.float32), tf.int32)
+  flipped = tf.logical_and(flip, numbers[1] < 0.5)
+  image, instances, target = sample["image"], sample["instances"], sample["target"]
+  if flip:
+    image, instances, target = tf.cond(
+      flipped,
+      lambda: (tf.reverse(image, [1]), tf.reverse(instances, [2]), tf.reverse(target, [1])),
+      lambda: (image, instances, target),
+    )
+  factors = {"jitter_factors": 1.0 + jitter * (2.0 * numbers[2:] - 1.0)} if jitter else {}
+  return factors | {
+    "image": image,
+    "instances": instances,
+    "num_instances": sample["num_instances"],
+    "target": target,
+    "expression": expressions[choice],
+    "flipped": flipped,
+    **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
+  }

@@ -73,7 +73,7 @@ def _groups(data_dir, most=3, key=5, buffer=12) -> train_samples.Groups:
 
 def _stream(groups, start, count) -> list[tuple[int, int]]:
   """Returns (image, number of the ref) of decoded samples."""
-  samples = train_samples.decoded(groups, start, record_reader.Shape(SIZE, 1)).take(count)
+  samples = train_samples.grouped(groups, start, record_reader.Shape(SIZE, 1)).take(count)
   return [
     (round(int(sample["image"][0, 0, 0]) / 20), int(sample["target"][:, 0].argmax()))
     for sample in samples.with_options(pipelines.options(2)).as_numpy_iterator()
@@ -96,7 +96,7 @@ def test_a_window_has_the_refs_of_its_groups_and_no_others(data_dir):
   # Independently: the groups in their order, split by hand.
   order = [
     [(int(record["image_id"]), n) for n in range(ref, min(ref + 3, len(record["ref_id"])))]
-    for record, ref in train_samples.suspects(groups, 0, 100).as_numpy_iterator()
+    for record, ref in train_samples.grouped_suspects(groups, 0, 100).as_numpy_iterator()
   ]
   assert sorted(itertools.chain(*order[:17])) == EXPECTED
   shuffled, done = 0, 0
@@ -175,7 +175,7 @@ def test_an_image_is_decoded_once_for_its_samples(data_dir, monkeypatch):
   shape = record_reader.Shape(SIZE, 1)
   # Only one epoch, so that nothing of the next is read ahead.
   groups = _groups(data_dir, most=3)
-  whole = train_samples.decoded(groups, 0, shape).with_options(pipelines.options(1))
+  whole = train_samples.grouped(groups, 0, shape).with_options(pipelines.options(1))
   iterator = whole.as_numpy_iterator()
   for _ in range(REFS):
     next(iterator)
