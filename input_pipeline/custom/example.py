@@ -9,16 +9,13 @@ import json
 import os
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from input_pipeline import preprocess, records
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.schema import Mask
+from input_pipeline.masks.segmentation import encode_segmentation
 from input_pipeline.shapes import scenes
 
 FILE = "mine.jsonl"
@@ -90,14 +87,14 @@ def _write_scene(folder: str, split: str, record: records.ImageRecord) -> list[d
   Image.fromarray(pixels).save(os.path.join(folder, image), quality=95)
   detected = record.instances
   instances = [
-    {**encode(mask), "score": round(float(score), 4), "category": int(category)}
+    {"rle": encode_segmentation(mask), "score": round(float(score), 4), "category": int(category)}
     for mask, score, category in zip(
       detected.masks, detected.scores, detected.categories, strict=True
     )
   ]
   lines = []
   for number, ref in enumerate(record.refs):
-    target = encode(ref.target)
+    target = {"rle": encode_segmentation(ref.target)}
     if split == "val":
       target = {"png": f"masks/{name}_{number}.png"}
       png = io.BytesIO()
@@ -107,9 +104,3 @@ def _write_scene(folder: str, split: str, record: records.ImageRecord) -> list[d
     line = {"image": image, "split": split, "sentences": list(ref.sentences), "target": target}
     lines.append(line | ({"instances": instances} if not number else {}))
   return lines
-
-
-def encode(mask: Bool[np.ndarray, "h w"]) -> Mask:
-  """Returns a mask as COCO's compressed run lengths."""
-  runs: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-  return {"rle": {"size": list(map(int, runs["size"])), "counts": runs["counts"].decode()}}

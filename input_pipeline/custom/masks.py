@@ -14,7 +14,8 @@ from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.schema import LineError, Mask
-from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
+from input_pipeline.masks.coco import CocoAnnotations
+from input_pipeline.masks.segmentation import decode_segmentation
 
 # Pixels that a polygon may extend beyond the image: annotation tools round.
 _TOLERANCE = 1.0

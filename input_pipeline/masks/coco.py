@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.row_index import RowIndex, RowsInMemory
-from input_pipeline.masks.segmentation import decode_segmentation as decode_segmentation
+from input_pipeline.masks.segmentation import decode_segmentation
 
 _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categories")}
 

@@ -1,4 +1,4 @@
-"""Masks from the segmentations of COCO and PhraseCut.
+"""Masks from and to the segmentations of COCO, and from those of PhraseCut.
 
 COCO's are checked before pycocotools' unsafe C code runs.
 """
@@ -46,6 +46,12 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.n
     return coco_mask.decode(runs).astype(bool)
   except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
     raise ValueError(str(error)) from error
+
+
+def encode_segmentation(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+  """Returns a mask as COCO's compressed run lengths: `size`, [height, width], and `counts`."""
+  runs: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+  return {"size": list(mask.shape), "counts": runs["counts"].decode()}
 
 
 def check_size(height: int, width: int) -> None:

@@ -12,8 +12,9 @@ from jaxtyping import UInt8
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from input_pipeline.masks.coco import category_of, decode_segmentation
+from input_pipeline.masks.coco import category_of
 from input_pipeline.masks.row_index import RowIndex
+from input_pipeline.masks.segmentation import decode_segmentation
 from input_pipeline.proposers.registry import UnknownImage
 
 # Scores are stored as float32.

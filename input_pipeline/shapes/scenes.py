@@ -17,7 +17,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from input_pipeline import records
-from input_pipeline.common import errors
+from input_pipeline.common.errors import InputError
 from input_pipeline.shapes import detector, drawing, grammar
 from input_pipeline.shapes.detector import DetectorNoise
 from input_pipeline.shapes.drawing import COLOURS, RADII, SHAPES, ShapeObject
@@ -182,14 +182,14 @@ def make_scene(
     A scene with at least one expression.
 
   Raises:
-    errors.InputError: the split is unknown, the size too small, or seed or index negative.
+    InputError: the split is unknown, the size too small, or seed or index negative.
   """
   if split not in SPLITS:
-    raise errors.InputError(f"shapes: unknown split {split!r}; use one of {', '.join(SPLITS)}")
+    raise InputError(f"shapes: unknown split {split!r}; use one of {', '.join(SPLITS)}")
   if size < MIN_SIZE:
-    raise errors.InputError(f"shapes: size {size} is too small; the minimum is {MIN_SIZE}")
+    raise InputError(f"shapes: size {size} is too small; the minimum is {MIN_SIZE}")
   if seed < 0 or index < 0:
-    raise errors.InputError(f"shapes: seed {seed} and index {index} must not be negative")
+    raise InputError(f"shapes: seed {seed} and index {index} must not be negative")
   rng = np.random.Generator(np.random.Philox([SPLITS.index(split), seed, index]))
   # Few draws fail, and each is equally likely to succeed.
   while True:

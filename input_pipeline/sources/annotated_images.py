@@ -12,8 +12,8 @@ from input_pipeline import preprocess, records
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files, masks
-from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
-from input_pipeline.masks.segmentation import decode_phrasecut
+from input_pipeline.masks.coco import CocoAnnotations
+from input_pipeline.masks.segmentation import decode_phrasecut, decode_segmentation
 from input_pipeline.proposers import custom
 from input_pipeline.proposers.registry import SelectingProposer, UnknownImage, open_proposer
 from input_pipeline.proposers.selection import Selection

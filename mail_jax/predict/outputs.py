@@ -7,11 +7,11 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from input_pipeline.common import atomic_files, drawing, untrusted_files
 from input_pipeline.common.errors import InputError
+from input_pipeline.masks.segmentation import encode_segmentation
 from mail_jax.predict.segmenter import Segmentation
 
 ROWS, SETTINGS = "predictions.jsonl", "settings.json"
@@ -22,14 +22,11 @@ Key = tuple[str, int | None, int]
 
 def to_row(result: Segmentation) -> dict[str, Any]:
   """Returns the keys of a row that describe a result (docs/reference/formats.md)."""
-  from pycocotools import mask as coco_mask
-
-  encoded: Any = coco_mask.encode(np.asfortranarray(result.mask.astype(np.uint8)))
   area = int(result.mask.sum())
   return {
     "expression": result.expression,
     "size": list(result.mask.shape),
-    "mask": {"size": list(result.mask.shape), "counts": encoded["counts"].decode()},
+    "mask": encode_segmentation(result.mask),
     "area": area,
     "confidence": float(result.probability[result.mask].mean()) if area else 0.0,
     "instances": len(result.instances),

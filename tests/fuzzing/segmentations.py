@@ -8,7 +8,7 @@ import numpy as np
 from plain_masks import plain_decode, plain_lengths
 from pycocotools import mask as coco_mask
 
-from input_pipeline.masks.coco import decode_segmentation
+from input_pipeline.masks.segmentation import decode_segmentation
 
 COVERED = ("input_pipeline/masks/segmentation.py",)
 MAX_BYTES = 2048

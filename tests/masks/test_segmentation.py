@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from plain_masks import plain_decode, plain_lengths
 from pycocotools import mask as coco_mask
 
-from input_pipeline.masks.coco import decode_segmentation
-from input_pipeline.masks.segmentation import decode_phrasecut
+from input_pipeline.masks.segmentation import decode_phrasecut, decode_segmentation
 
 SIZE = (6, 7)
 
@@ -158,7 +157,7 @@ def test_a_polygon_of_thousands_of_points_gives_its_disc():
 _MEMORY = """
 import time
 from own_process import peak_kilobytes
-from input_pipeline.masks.coco import decode_segmentation
+from input_pipeline.masks.segmentation import decode_segmentation
 before, start = peak_kilobytes(), time.perf_counter()
 far = [[0.0, 0.0, 9e5, 9e5] * 25_000]
 many = [[0.0, 0.0, 0.0, 0.0, 1.0, 1.0]] * 200_000

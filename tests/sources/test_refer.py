@@ -17,7 +17,8 @@ from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 from input_pipeline import records
 from input_pipeline.common import untrusted_pickle
 from input_pipeline.common.errors import InputError
-from input_pipeline.masks.coco import CocoAnnotations, decode_segmentation
+from input_pipeline.masks.coco import CocoAnnotations
+from input_pipeline.masks.segmentation import decode_segmentation
 from input_pipeline.proposers import coco
 from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.proposers.selection import Selection

@@ -13,7 +13,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from jaxtyping import Bool
-from pycocotools import mask as coco_mask
 
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_json
@@ -29,6 +28,7 @@ from input_pipeline.custom.converters.collect import (
   texts_in,
 )
 from input_pipeline.custom.schema import Mask
+from input_pipeline.masks.segmentation import encode_segmentation
 
 _TEXT = "textarea"
 _ELLIPSE_POINTS = 64
@@ -209,8 +209,7 @@ def _brush(row: Mapping[str, Any], options: Options) -> Mask:
   if row["value"].get("format") != "rle":
     raise ValueError("brush format is not rle")
   mask = decode_brush(row["value"]["rle"], height, width)
-  runs: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-  return {"rle": {"size": [height, width], "counts": runs["counts"].decode()}}
+  return {"rle": encode_segmentation(mask)}
 
 
 _SHAPES = {"polygon": _polygon, "rectangle": _rectangle, "ellipse": _ellipse, "brush": _brush}
