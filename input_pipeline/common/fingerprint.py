@@ -23,12 +23,10 @@ def of_file(path: str | os.PathLike) -> str:
   """Returns the fingerprint of a file's content.
 
   Raises:
-    InputError: there is no such file.
+    InputError: there is no such file, or it cannot be read.
   """
   try:
     with open(path, "rb") as file:
       return of_digest(hashlib.file_digest(file, "sha256"))
   except OSError as error:
-    raise InputError(
-      f"{path}: {error.strerror}; docs/guides/datasets.md lists the files of each data set"
-    ) from error
+    raise InputError(f"{path}: {error.strerror or error}") from error

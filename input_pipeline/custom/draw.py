@@ -4,12 +4,13 @@ python -m input_pipeline.custom draw mine.jsonl --out draw.png --count 6
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from input_pipeline.common import drawing
+from input_pipeline import preprocess
+from input_pipeline.common import drawing, untrusted_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files, masks, scan, schema
@@ -45,10 +46,15 @@ def run(args: argparse.Namespace) -> None:
       f"`python -m input_pipeline.custom validate {args.file}` lists them all"
     )
   step = max(1, len(scanned.lines) // args.count)
-  numbers = {line.number for line in scanned.lines[::step][: args.count]}
+  chosen = scanned.lines[::step][: args.count]
+  # An image has its instances on one of its lines.
+  images = {line.image for line in chosen}
+  sources = [line for line in scanned.lines if line.instances_hash and line.image in images]
+  lines = _read_lines(args.file, {line.number for line in (*chosen, *sources)})
+  instances = {lines[line.number].image: lines[line.number] for line in sources}
   tiles, captions = [], []
-  for line in _read_lines(args.file, numbers):
-    tiles.append(_draw(line, scanned.paths))
+  for line in (lines[summary.number] for summary in chosen):
+    tiles.append(_draw(line, instances.get(line.image, line), scanned.paths))
     captions.append(f"line {line.number}, {line.split}: {' / '.join(line.sentences)}")
   drawing.save(drawing.contact_sheet(tiles, captions), args.out)
   print(
@@ -57,24 +63,31 @@ def run(args: argparse.Namespace) -> None:
   )
 
 
-def _read_lines(path: str, numbers: set[int]) -> Iterator[schema.Annotation]:
-  for number, _, data in scan.read_rows(path):
-    if number in numbers:
-      line, _ = schema.parse(number, data)
-      if line is not None:
-        yield line
+def _read_lines(path: str, numbers: set[int]) -> dict[int, schema.Annotation]:
+  """Returns valid lines by their numbers."""
+  parsed = {
+    number: schema.parse(number, data)[0]
+    for number, _, data in scan.read_rows(path)
+    if number in numbers
+  }
+  return {number: line for number, line in parsed.items() if line is not None}
 
 
-def _draw(line: schema.Annotation, paths: masks.PathResolver) -> UInt8[np.ndarray, "h w 3"]:
+def _draw(
+  line: schema.Annotation, with_instances: schema.Annotation, paths: masks.PathResolver
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Draws a line; the instances are those of `with_instances`, a line of the same image."""
   try:
     path = paths.resolve(line.image)
-    with open(path, "rb") as file:
-      _, pixels = image_files.stored_upright(file.read(), path)
+    data = untrusted_files.read(
+      path, f"line {line.number}: image {path}", preprocess.MAX_FILE_BYTES
+    )
+    _, pixels = image_files.stored_upright(data, path)
     shape = (pixels.shape[0], pixels.shape[1])
     target = _union(line.target, line, paths, shape)
-    instances = [_union([mask], line, paths, shape) for mask in line.instances or ()]
-  except OSError as error:
-    raise InputError(f"line {line.number}: image {line.image}: {error.strerror}") from error
+    instances = [
+      _union([mask], with_instances, paths, shape) for mask in with_instances.instances or ()
+    ]
   except LineError as error:
     raise InputError(str(error.at(line.number))) from error
   size = drawing.fitting_size(*shape, _TILE)

@@ -65,8 +65,10 @@ def write(out: str, train: int, val: int, size: int, seed: int) -> int:
     The number of lines.
 
   Raises:
-    InputError: the folder cannot be written.
+    InputError: the folder is not empty, or cannot be written.
   """
+  if os.path.isdir(out) and os.listdir(out):
+    raise InputError(f"--out {out}: this folder is not empty; name a new one")
   lines = []
   with atomic_files.whole_folder(out) as folder:
     for name in ("photos", "masks"):

@@ -31,7 +31,7 @@ from input_pipeline.sources.source import Source
 # The builder is imported late: TensorFlow takes seconds to import, invalid input should be reported
 # before that, and the processes that make scenes import this module again.
 
-# They take about as long as starting a process.
+# Preparing this many takes about as long as starting a process.
 _IMAGES_PER_WORKER = 200
 _CUSTOM_DEFAULT = "custom, or none without instances"
 _COUNTS = ("records", "refs", "expressions")
@@ -168,8 +168,12 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       "noise": _default(args.noise, scene_source.NOISE),
     }
   if (path := _custom_file(args)) is not None:
+    if not os.path.isfile(path):
+      raise InputError(
+        f"--dataset {args.dataset}: no such file; docs/guides/custom-data.md describes the format"
+      )
     description = {
-      "lines": _identify(path) if os.path.isfile(path) else fingerprint.of_file(path),
+      "lines": _identify(path),
       "annotations": _identify(args.annotations) if args.annotations else "",
       "images": os.path.abspath(args.images or os.path.dirname(path) or "."),
     }

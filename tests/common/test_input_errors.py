@@ -174,6 +174,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path):
       ["convert", "--from", "coco", "FILE", "--out", "new.jsonl", "--no_target", "x"],
       "--no_target only works with --from label-studio",
     ),
+    (["example", "--out", "."], "--out .: this folder is not empty"),
     (["example", "--out", "new", "--size", "2"], "--size must be"),
     (["example", "--out", "new", "--train", "0"], "--train must be at least 1"),
   ],

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 from pycocotools.coco import COCO
 
 from input_pipeline import preprocess, records, storage
+from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command
 from input_pipeline.prepare import command as prepare
@@ -280,3 +281,20 @@ def test_draw_shows_the_targets(tmp_path):
     pixels = np.asarray(sheet.convert("RGB")).astype(float)
   inside, outside = pixels[80:180, 80:180].mean((0, 1)), pixels[15:50, 15:50].mean((0, 1))
   assert inside[2] - inside[0] > 60 > abs(outside[2] - outside[0])
+
+
+def test_draw_outlines_the_instances_of_an_image_on_all_of_its_lines(tmp_path):
+  write_photo(tmp_path / "a.png")
+  other = line(ref_id=2, sentences=["a corner"])
+  path = write_lines(tmp_path / "mine.jsonl", line(instances=[SQUARE]), other)
+  command.main(["draw", path, "--out", str(tmp_path / "draw.png")])
+  with Image.open(tmp_path / "draw.png") as sheet:
+    yellow = (np.asarray(sheet.convert("RGB")) == drawing.SELECTED).all(2)
+  first, second = yellow[:, :250].sum(), yellow[:, 250:].sum()
+  assert first == second > 100
+
+
+def test_a_missing_file_is_reported(tmp_path):
+  arguments = ["--dataset", f"jsonl:{tmp_path}/gone.jsonl", "--data_dir", str(tmp_path / "data")]
+  with pytest.raises(InputError, match=r"gone\.jsonl: no such file; docs/guides/custom-data\.md"):
+    prepare.main(arguments)
