@@ -170,8 +170,11 @@ def locked(folder: str) -> Iterator[bool]:
 
 
 def remove_abandoned(parent: str) -> None:
-  """Removes what killed processes left in a folder; staging folders of live writers are locked."""
+  """Removes what killed processes left in a folder; staging folders of live writers are locked.
+
+  Those of other users, in a folder that several share, are left to them.
+  """
   for path in pathlib.Path(parent).glob(STAGING + "*"):
-    with contextlib.suppress(FileNotFoundError), locked(str(path)) as free:
+    with contextlib.suppress(OSError), locked(str(path)) as free:
       if free:
         shutil.rmtree(path, ignore_errors=True)

@@ -321,6 +321,14 @@ def test_leftovers_of_a_killed_process_are_removed_and_a_live_one_is_not_disturb
   assert not list(tmp_path.glob(".incomplete-*"))
 
 
+def test_leftovers_that_cannot_be_opened_do_no_harm(tmp_path):
+  other = tmp_path / ".incomplete-other"
+  other.write_text("as forbidden as the folder of another user")
+  with storage.staging(str(tmp_path), "shapes") as folder:
+    pathlib.Path(storage.dataset_dir(folder, "shapes")).mkdir(parents=True)
+  assert pathlib.Path(storage.dataset_dir(str(tmp_path), "shapes")).is_dir() and other.exists()
+
+
 def test_the_error_for_a_missing_data_set_names_the_command(tmp_path):
   with pytest.raises(InputError, match=r"refcoco\+_unc is not prepared there; run .*prepare"):
     builder.open_dataset(str(tmp_path), "refcoco+_unc")
