@@ -1,7 +1,8 @@
 """Runs `python -m input_pipeline.prepare`."""
 
+from input_pipeline.common.command_line import COMMANDS
 from input_pipeline.common.errors import run_command
 from input_pipeline.prepare.command import main
 
 if __name__ == "__main__":
-  run_command(main, interrupted="interrupted: nothing was written")
+  run_command(main, COMMANDS["prepare"].interrupted)
