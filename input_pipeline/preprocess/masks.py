@@ -42,8 +42,8 @@ def check_instances(
     return np.zeros((0, height, width), bool)
   if masks.shape[1:] != (height, width):
     raise InputError(
-      f"instances: the masks are {masks.shape[1]} x {masks.shape[2]} pixels, "
-      f"the image {height} x {width}"
+      f"instances: the masks are {masks.shape[2]} x {masks.shape[1]} pixels, "
+      f"the image {width} x {height}"
     )
   return masks
 
@@ -78,11 +78,11 @@ def _read_array(path: str) -> Bool[np.ndarray, "k h w"]:
   except InputError:
     raise
   except Exception as error:  # damaged headers raise nearly anything
-    raise InputError(f"{path}: no masks that NumPy can read ({error})") from error
+    raise InputError(f"{path}: not an array that NumPy can read ({error})") from error
   if not isinstance(masks, np.ndarray):
-    raise InputError(f"{path}: an archive; masks are one array, .npy")
+    raise InputError(f"{path}: an archive; expected a single array of masks, .npy")
   if masks.ndim != 3:
-    raise InputError(f"{path}: masks are [k, height, width], not {list(masks.shape)}")
+    raise InputError(f"{path}: expected masks [k, height, width], got {list(masks.shape)}")
   return masks != 0
 
 

@@ -248,7 +248,7 @@ class SentencePieceTokenizer(Tokenizer):
     except (RuntimeError, OSError) as error:
       raise InputError(f"tokenizer: {name} is not a SentencePiece model") from error
     if not self._model:
-      raise InputError(f"tokenizer: {name} is not a SentencePiece model, it is empty")
+      raise InputError(f"tokenizer: {name} is not a SentencePiece model but empty")
     self._processor = processor
     self.pad_id, self.unk_id = processor.pad_id(), processor.unk_id()
     self.bos_id, self.eos_id = processor.bos_id(), processor.eos_id()
@@ -341,8 +341,8 @@ def _seed_pieces(sentences: Iterable[str]) -> list[tuple[str, int]]:
   """Returns candidate pieces, all substrings of words, those that cover most characters first.
 
   SentencePiece's own candidates are substrings that two different words share, which splits the
-  words of a small
-  vocabulary into letters: "green" became five pieces with the forty words of the generated scenes.
+  words of a small vocabulary into letters: "green" became five pieces with the forty words of the
+  generated scenes.
   """
   counts: collections.Counter[str] = collections.Counter()
   for word, count in collections.Counter(w for s in sentences for w in s.split()).items():
@@ -379,7 +379,9 @@ def from_bytes(data: bytes) -> Tokenizer:
   kind, _, content = data.partition(b"\n")
   name = kind[:32].decode("ascii", "replace")
   if name not in _CLASSES:
-    raise InputError(f"tokenizer: these bytes are none of {', '.join(_CLASSES)}")
+    raise InputError(
+      f"tokenizer: not a serialised tokenizer; its kind must be one of {', '.join(_CLASSES)}"
+    )
   return _CLASSES[name](content, f"the {name} tokenizer")
 
 
@@ -390,7 +392,7 @@ def from_file_bytes(kind: str, data: bytes, name: str) -> Tokenizer:
     InputError: unknown kind, or the bytes are not such a file.
   """
   if kind not in _CLASSES:
-    raise InputError(f"tokenizer: {name} is of the kind {kind!r}, none of {', '.join(_CLASSES)}")
+    raise InputError(f"tokenizer: {name} is of the kind {kind!r}, not one of {', '.join(_CLASSES)}")
   return _CLASSES[kind](data, name)
 
 

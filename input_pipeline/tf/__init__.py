@@ -1,1 +1,1 @@
-"""Records written and read with TensorFlow; no other folder imports it."""
+"""Records and SavedModels, by TensorFlow, which no other folder imports."""

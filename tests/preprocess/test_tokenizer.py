@@ -102,7 +102,7 @@ def test_other_bytes_are_refused(data):
     SentencePieceTokenizer(data)
   with pytest.raises(InputError, match=r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\]"):
     WordPieceTokenizer(data)
-  with pytest.raises(InputError, match="none of wordpiece, sentencepiece"):
+  with pytest.raises(InputError, match="one of wordpiece, sentencepiece"):
     tokenizers.from_bytes(data)
 
 
