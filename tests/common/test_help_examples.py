@@ -15,7 +15,7 @@ import refer_layout
 import tiny_run
 import vilt_weights
 
-from input_pipeline.custom import example as own_example
+from input_pipeline.custom import example as custom_example
 
 EXAMPLES = sorted(
   {line for p in help_pages.parsers().values() for line in help_pages.examples(p.description)}
@@ -52,7 +52,7 @@ def folder(finished_run, shapes_data, tmp_path_factory) -> pathlib.Path:
   home = tmp_path_factory.mktemp("examples")
   shutil.copytree(shapes_data, home / "data")
   shutil.copytree(finished_run, home / "runs" / "demo")
-  own_example.write(str(home / "mine"), 6, 2, 96, 0)
+  custom_example.write(str(home / "mine"), 6, 2, 96, 0)
   shutil.copytree(home / "mine", home, dirs_exist_ok=True)
   shutil.copy(next((home / "photos").iterdir()), home / "photo.jpg")
   for name in refer_layout.SPLITS:

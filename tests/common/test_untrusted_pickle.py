@@ -30,8 +30,8 @@ _plain = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(_plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_survives_any_protocol(value, protocol):
-  found = untrusted_pickle.loads(pickle.dumps(value, protocol), "refs")
-  assert found == value and repr(found) == repr(value)
+  actual = untrusted_pickle.loads(pickle.dumps(value, protocol), "refs")
+  assert actual == value and repr(actual) == repr(value)
 
 
 def test_real_refs_are_what_python_reads(realdata):
@@ -50,11 +50,11 @@ def test_a_damaged_pickle_is_plain_data_or_an_input_error(value, protocol, data)
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
   content = bytes(content)[: data.draw(st.integers(0, len(content)))]
   try:
-    found = untrusted_pickle.loads(content, "refs")
+    actual = untrusted_pickle.loads(content, "refs")
   except InputError as error:
     assert "not a pickle of plain lists" in str(error)
   else:
-    _check_plain(found)
+    _check_plain(actual)
 
 
 def _check_plain(value):
@@ -149,11 +149,11 @@ _REFUSE = """
 import sys, time
 from own_process import peak_kilobytes
 from input_pipeline.common.errors import InputError
-from input_pipeline.common import untrusted_pickle as plain_pickle
+from input_pipeline.common import untrusted_pickle
 for path in sys.argv[1:]:
   start = time.perf_counter()
   try:
-    plain_pickle.load(path)
+    untrusted_pickle.load(path)
     refused = False
   except InputError:
     refused = True

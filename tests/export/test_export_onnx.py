@@ -43,11 +43,11 @@ def test_onnx_gives_the_logits_of_the_checkpoint(exported_onnx, count):
 
 
 def test_evaluate_gives_the_same_numbers_on_onnx(exported_onnx, shapes_data):
-  found, expected = (
+  actual, expected = (
     runner.evaluate(load.load(str(place)), shapes_data, ["shapes/val"])[0]
     for place in (exported_onnx / "model.onnx", exported_onnx)
   )
-  assert table.metrics(found) == table.metrics(expected)
+  assert table.metrics(actual) == table.metrics(expected)
 
 
 def test_of_a_bfloat16_model_onnx_is_in_float32(exported, tmp_path):
@@ -59,10 +59,10 @@ def test_of_a_bfloat16_model_onnx_is_in_float32(exported, tmp_path):
   export.export(str(tmp_path / "narrow"), str(tmp_path / "out"), ("onnx",))
   model = load.load(str(exported))
   batch = exported_models.random_batch(model.config, 2)
-  found = load.load(str(tmp_path / "out" / "model.onnx"))
-  assert found.config.model.dtype == "bfloat16"
+  actual = load.load(str(tmp_path / "out" / "model.onnx"))
+  assert actual.config.model.dtype == "bfloat16"
   np.testing.assert_allclose(
-    exported_models.run(found, batch).logits, exported_models.run(model, batch).logits, atol=1e-4
+    exported_models.run(actual, batch).logits, exported_models.run(model, batch).logits, atol=1e-4
   )
 
 
@@ -71,7 +71,7 @@ VARIANTS = {
   "no instances": ("instance", 0, {}),
   "group norm, soft": ("instance", 5, {"norm": "group", "selection": "soft"}),
   "no selection": ("instance", 5, {"selection": "none", "image_path": False}),
-  "several or nothing meant": ("instance", 5, {"selection": "multi", "no_target": True}),
+  "several or no targets": ("instance", 5, {"selection": "multi", "no_target": True}),
   "in a loop": ("instance", 5, {"scan": True, "depth": 3}),
   "in a loop, computed again": ("instance", 5, {"scan": True, "depth": 2, "remat": "block"}),
   "padded sequence, bare masks": (
@@ -83,7 +83,7 @@ VARIANTS = {
 
 
 # These cover the other variants but for details.
-_FIRST = ("no instances", "group norm, soft", "sparse masks", "modalities apart, in a loop")
+_FIRST = ("no instances", "group norm, soft", "in a loop")
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_every_variant_of_the_model_is_the_same_in_onnx(name):
   for count in (1, 3):
     batch = exported_models.random_batch(config, count, seed=count)
     expected = jax.jit(run)(variables, *(batch[key] for key in formats.INPUTS))
-    found = _run(model, batch)
-    assert set(found) == set(expected)
+    actual = _run(model, batch)
+    assert set(actual) == set(expected)
     for key, value in expected.items():
-      np.testing.assert_allclose(found[key], value, atol=1e-4, rtol=1e-5)
+      np.testing.assert_allclose(actual[key], value, atol=1e-4, rtol=1e-5)
 
 
 def _floats(*shape: Any) -> tuple[tuple[Any, ...], Any]:
@@ -310,9 +310,9 @@ def test_each_primitive_does_in_onnx_what_it_does_in_jax(name):
         for key, (shape, dtype) in named.items()
       }
       expected = np.asarray(run({}, *map(jnp.asarray, inputs.values()))["out"])
-      found = _run(model, inputs)["out"]
-      assert found.dtype == expected.dtype
-      np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+      actual = _run(model, inputs)["out"]
+      assert actual.dtype == expected.dtype
+      np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-5)
   assert name in met or name in MAY_BE_ABSENT
 
 

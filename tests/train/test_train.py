@@ -79,7 +79,7 @@ def test_a_run_with_other_settings_is_refused_by_the_key_that_differs(finished_r
   assert _hashes(finished_run) == before
 
 
-def test_move_old_moves_such_a_run_aside_and_deletes_nothing(
+def test_archive_existing_moves_such_a_run_aside_and_deletes_nothing(
   finished_run, shapes_data, tmp_path, capsys
 ):
   workdir = tmp_path / "run"
