@@ -92,31 +92,31 @@ def coco_file(path: pathlib.Path, masks: np.ndarray, name: str) -> pathlib.Path:
 def test_the_app_gives_the_result_of_segmenter_bit_for_bit(client, segmenter, photos):
   for photo in photos:
     expected = segmenter(str(photo), TEXT)
-    found = segment(client, photo)
-    np.testing.assert_array_equal(found["mask"] > 0, expected.mask)
-    np.testing.assert_array_equal(found["overlay"], expected.overlay())
-    assert f"{expected.mask.mean():.1%}" in found["summary"] or not expected.mask.any()
+    actual = segment(client, photo)
+    np.testing.assert_array_equal(actual["mask"] > 0, expected.mask)
+    np.testing.assert_array_equal(actual["overlay"], expected.overlay())
+    assert f"{expected.mask.mean():.1%}" in actual["summary"] or not expected.mask.any()
 
 
 def test_the_model_selects_from_the_masks_in_a_coco_file(client, segmenter, photos, tmp_path):
   masks = scenes.make_scene("testA", 3, 0, 96).targets
   # It is the only photo of the file, under any name.
-  found = segment(client, photos[0], TEXT, coco_file(tmp_path / "own.json", masks, "any.png"))
+  actual = segment(client, photos[0], TEXT, coco_file(tmp_path / "own.json", masks, "any.png"))
   # Masks are passed on as the proposers sort them: all are equally sure, the larger first.
   ordered = masks[np.argsort(-masks.sum((1, 2)), kind="stable")]
   expected = segmenter(str(photos[0]), TEXT, ordered)
-  np.testing.assert_array_equal(found["overlay"], expected.overlay())
-  assert len(found["instances"]) == len(masks) and "your file" in found["summary"]
+  np.testing.assert_array_equal(actual["overlay"], expected.overlay())
+  assert len(actual["instances"]) == len(masks) and "your file" in actual["summary"]
 
 
 def test_an_example_comes_with_its_instance_masks(client, segmenter, tmp_path):
   scene = scenes.make_scene("val", 7, 0, 96)
   Image.fromarray(scene.image).save(tmp_path / "scene.png")
-  found = segment(client, tmp_path / "scene.png")
+  actual = segment(client, tmp_path / "scene.png")
   expected = segmenter(scene.image, TEXT, scene.instances.masks)
-  assert len(found["instances"]) == len(expected.instances) > 0
-  np.testing.assert_array_equal(found["overlay"], expected.overlay())
-  assert "from the example" in found["summary"]
+  assert len(actual["instances"]) == len(expected.instances) > 0
+  np.testing.assert_array_equal(actual["overlay"], expected.overlay())
+  assert "from the example" in actual["summary"]
 
 
 def test_every_bad_input_gets_its_message_and_the_next_request_a_result(
@@ -126,8 +126,8 @@ def test_every_bad_input_gets_its_message_and_the_next_request_a_result(
   for photo, text, message in page_server.bad_inputs(tmp_path, photos[0]):
     with pytest.raises(Exception) as refused:
       segment(client, photo, text)
-    said = str(refused.value)
-    assert message in said and "\n" not in said.strip() and "/tmp" not in said, said
+    error = str(refused.value)
+    assert message in error and "\n" not in error.strip() and "/tmp" not in error, error
     np.testing.assert_array_equal(segment(client, photos[0])["overlay"], expected)
 
 
@@ -154,8 +154,8 @@ def test_twenty_simultaneous_requests_are_handled_without_growing_memory(server,
   clients = [gradio_client.Client(server.url, verbose=False) for _ in range(20)]
 
   def ask(number: int) -> None:
-    found = segment(clients[number], photos[number % len(photos)])
-    np.testing.assert_array_equal(found["overlay"], expected[number % len(photos)])
+    actual = segment(clients[number], photos[number % len(photos)])
+    np.testing.assert_array_equal(actual["overlay"], expected[number % len(photos)])
 
   with concurrent.futures.ThreadPoolExecutor(20) as pool:
     list(pool.map(ask, range(20)))  # what is allocated once is allocated now
@@ -214,8 +214,8 @@ def test_only_uploaded_files_can_be_used(server, client, photos):
   elsewhere = ("/etc/passwd", str(photos[0]), str(page_server.CHECKOUT / "pyproject.toml"))
   for path in (*elsewhere, "https://127.0.0.1:9/a.png", "/gradio_api/file=/etc/passwd"):
     for data in ([_named(path), TEXT, None], [uploaded, TEXT, _named(path)]):
-      said = _done(server, number, data)
-      assert not said["success"] and "root:" not in json.dumps(said), path
+      response = _done(server, number, data)
+      assert not response["success"] and "root:" not in json.dumps(response), path
 
 
 def _named(path: str) -> dict:
@@ -248,9 +248,9 @@ def test_large_uploads_and_large_requests_are_rejected(server):
 
 def test_expressions_are_escaped_everywhere(client, photos):
   text = "<img src=x onerror=alert(1)><script>alert(2)</script> **bold** the star"
-  found = segment(client, photos[0], text)
-  assert "<img" not in found["summary"] and "<script" not in found["summary"]
-  assert "&lt;img src=x onerror=alert(1)&gt;" in found["summary"]
+  actual = segment(client, photos[0], text)
+  assert "<img" not in actual["summary"] and "<script" not in actual["summary"]
+  assert "&lt;img src=x onerror=alert(1)&gt;" in actual["summary"]
   with pytest.raises(Exception) as refused:
     segment(client, photos[0], "<b>" * 400)
   assert "<b>" not in str(refused.value)

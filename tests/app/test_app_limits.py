@@ -62,13 +62,13 @@ def test_custom_lines_are_examples_with_their_expressions_and_masks(tmp_path):
 
   example.write(str(tmp_path / "mine"), 3, 1, 96, 0)
   lines = [json.loads(line) for line in (tmp_path / "mine" / "mine.jsonl").read_text().splitlines()]
-  found = examples.load(str(tmp_path / "mine" / "mine.jsonl"), "refcoco_unc", ALLOWED, tmp_path)
-  assert [pathlib.Path(one.path).name for one in found] == list(
+  actual = examples.load(str(tmp_path / "mine" / "mine.jsonl"), "refcoco_unc", ALLOWED, tmp_path)
+  assert [pathlib.Path(shown.path).name for shown in actual] == list(
     dict.fromkeys(pathlib.Path(line["image"]).name for line in lines)
   )
-  for one in found:
-    of_photo = [line for line in lines if one.path.endswith(line["image"])]
-    assert one.expressions == tuple(t for line in of_photo for t in line["sentences"])[:3]
+  for shown in actual:
+    of_photo = [line for line in lines if shown.path.endswith(line["image"])]
+    assert shown.expressions == tuple(t for line in of_photo for t in line["sentences"])[:3]
     (given,) = [line["instances"] for line in of_photo if "instances" in line]
     masks = [coco_mask.decode(mask["rle"]) for mask in sorted(given, key=lambda m: -m["score"])]
-    np.testing.assert_array_equal(one.masks, np.stack(masks).astype(bool))
+    np.testing.assert_array_equal(shown.masks, np.stack(masks).astype(bool))

@@ -259,8 +259,8 @@ def test_the_figure_has_a_bar_a_row_as_long_as_its_mean_and_a_dot_a_seed():
     kind: [e for e in tree.iter() if e.get("class", "").split()[:1] == [kind]]
     for kind in ("bar", "dot")
   }
-  one, default = (float(bar.get("width")) for bar in actual["bar"])
-  assert default / one == pytest.approx(0.6 / 0.3, rel=0.01) and len(actual["dot"]) == 3
+  single, default = (float(bar.get("width")) for bar in actual["bar"])
+  assert default / single == pytest.approx(0.6 / 0.3, rel=0.01) and len(actual["dot"]) == 3
   assert "Title & more" in [e.text for e in tree.iter()]
 
 

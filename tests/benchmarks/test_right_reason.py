@@ -54,8 +54,8 @@ def test_swapped_sentences_mean_another_object_of_the_same_scene(batches, tokeni
     meta = row["meta"]
     np.testing.assert_array_equal(row["image"], by_image[meta["image_id"]])
     assert _text(row, tokenizer) == text_of[meta["ref_id"], meta["expression_index"]]
-    meant = np.array_equal(row["original_target"], target_of[meta["ref_id"]])
-    assert meant == move_target
+    same_target = np.array_equal(row["original_target"], target_of[meta["ref_id"]])
+    assert same_target == move_target
     overlap = (row["original_target"] & target_of[meta["ref_id"]]).any()
     assert overlap == move_target  # visible masks of two objects share no pixel
 

@@ -188,13 +188,13 @@ def test_event_files_hold_what_was_told_before_a_checkpoint_and_drop_what_is_bey
   from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
   def steps() -> list[int]:
-    found = []
+    actual = []
     for number, file in enumerate(sorted(epath.Path(f"{place}/tensorboard").iterdir())):
       copy = tmp_path / str(number)
       copy.write_bytes(file.read_bytes())
       events = LegacyEventFileLoader(str(copy)).Load()
-      found += [e.step for e in events for v in e.summary.value if v.tag == "train/loss"]
-    return found
+      actual += [e.step for e in events for v in e.summary.value if v.tag == "train/loss"]
+    return actual
 
   board = tensorboard.TensorBoard(place, 0, {"a": 1}, [])
   for step in (1, 2, 3):

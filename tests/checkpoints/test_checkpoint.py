@@ -266,9 +266,9 @@ def test_a_model_of_another_machine_is_loaded_with_attention_that_runs_here(
   meta = Checkpoints.meta
 
   def trained_on_a_tpu(self, step):
-    found = meta(self, step)
-    model = found["config"]["model"] | {"backend": "tpu"}
-    return found | {"config": found["config"] | {"model": model}}
+    actual = meta(self, step)
+    model = actual["config"]["model"] | {"backend": "tpu"}
+    return actual | {"config": actual["config"] | {"model": model}}
 
   expected = load.load(str(finished_run)).model
   monkeypatch.setattr(Checkpoints, "meta", trained_on_a_tpu)
@@ -399,11 +399,11 @@ def test_what_eight_devices_saved_is_bit_identical_on_one_and_on_two_times_four(
   with _program("save_on_eight", tmp_path, devices=8) as process:  # It compares 2 x 4 itself.
     error = process.communicate(timeout=_DEADLINE)[1]
   assert process.returncode == 0, error
-  one = checkpoint_programs.shapes(sharding.make_mesh(1, 1, jax.devices()[:1]))
+  single = checkpoint_programs.shapes(sharding.make_mesh(1, 1, jax.devices()[:1]))
   for saved in ("1x8", "8x1"):
     checkpoints = Checkpoints(str(tmp_path / saved), read_only=True)
     assert checkpoints.latest() == 1
-    state = checkpoints.restore(1, one)
+    state = checkpoints.restore(1, single)
     assert checkpoint_programs.differences(jax.device_get(state)) == []
     checkpoints.close()
 

@@ -113,8 +113,8 @@ LENGTHS = {"1-2": (1, 3), "3-5": (3, 6), "6-10": (6, 11), "11+": (11, 10**9)}
 @pytest.mark.parametrize("name", ["shapes/val", "shapes/testC"])
 def test_rows_of_expressions_determine_all_metrics(evaluation, name):
   rows, metrics = [r for r in evaluation.rows if r["data"] == name], evaluation.metrics[name]
-  found = {key: metrics[key] for key in (*COUNTS, *METRICS)}
-  assert found == pytest.approx(by_hand(rows), abs=1e-12)
+  actual = {key: metrics[key] for key in (*COUNTS, *METRICS)}
+  assert actual == pytest.approx(by_hand(rows), abs=1e-12)
   for breakdown, field, kinds in (("by_size", "area", SIZES), ("by_words", "words", LENGTHS)):
     groups = {
       kind: [row for row in rows if least <= row[field] < limit]
@@ -128,7 +128,7 @@ def test_rows_of_expressions_determine_all_metrics(evaluation, name):
 
 
 def test_rows_are_the_expressions_of_the_data_in_order(evaluation, shapes_data):
-  found = iter(evaluation.rows)
+  remaining = iter(evaluation.rows)
   for name in evaluation.metrics:
     dataset, _, split = name.partition("/")
     records = builder.open_dataset(shapes_data, dataset).as_dataset(split=split)
@@ -139,7 +139,7 @@ def test_rows_are_the_expressions_of_the_data_in_order(evaluation, shapes_data):
         refs["ref_id"], refs["sentences"], refs["target"], strict=True
       ):
         for number, text in enumerate(texts):
-          row = next(found)
+          row = next(remaining)
           assert (row["data"], row["index"], row["protocol"]) == (name, index, "original")
           assert row["image_id"] == int(record["image_id"]) and row["ref_id"] == int(ref_id)
           assert (row["expression_index"], row["expression"]) == (number, text.numpy().decode())
@@ -147,15 +147,15 @@ def test_rows_are_the_expressions_of_the_data_in_order(evaluation, shapes_data):
           pixels = np.asarray(Image.open(io.BytesIO(target.numpy())))
           assert (row["height"], row["width"], row["area"]) == (*pixels.shape, (pixels > 0).sum())
           index += 1
-  assert next(found, None) is None
+  assert next(remaining, None) is None
 
 
 def test_the_json_names_what_was_measured(evaluation, finished_run, shapes_data):
   prints = {name: metrics["fingerprints"] for name, metrics in evaluation.metrics.items()}
   model = load.load(str(finished_run))
-  for name, found in evaluation.metrics.items():
-    assert found["protocol"] == "original" and found["step"] == model.step
-    assert found["instances"]["from"] == "shapes"
+  for name, measured in evaluation.metrics.items():
+    assert measured["protocol"] == "original" and measured["step"] == model.step
+    assert measured["instances"]["from"] == "shapes"
     split = name.partition("/")[2]
     assert prints[name]["data"] == storage.fingerprint_split(shapes_data, "shapes", split)
     assert prints[name]["model"] == model.fingerprint()
@@ -177,8 +177,8 @@ def test_a_data_set_means_all_its_splits_except_train(shapes_data):
   tests = ["shapes/val", "shapes/testA", "shapes/testB", "shapes/testC"]
   assert runner.find_splits(shapes_data, ["shapes"]) == tests
   again = ["shapes/testB", "shapes", "shapes/train"]
-  found = runner.find_splits(shapes_data, again)
-  assert found == ["shapes/testB", "shapes/val", "shapes/testA", "shapes/testC", "shapes/train"]
+  splits = runner.find_splits(shapes_data, again)
+  assert splits == ["shapes/testB", "shapes/val", "shapes/testA", "shapes/testC", "shapes/train"]
 
 
 def test_a_protocol_of_another_paper_is_named_wherever_its_numbers_are(
@@ -190,13 +190,13 @@ def test_a_protocol_of_another_paper_is_named_wherever_its_numbers_are(
   evaluate.main(command)
   assert "protocol lavt" in capsys.readouterr().out.splitlines()[0]
   metrics = json.loads(out.read_text())["shapes/val"]
-  found = [json.loads(row) for row in rows.read_text().splitlines()]
-  assert metrics["protocol"] == "lavt" and {row["protocol"] for row in found} == {"lavt"}
+  theirs = [json.loads(row) for row in rows.read_text().splitlines()]
+  assert metrics["protocol"] == "lavt" and {row["protocol"] for row in theirs} == {"lavt"}
   ours = [row for row in evaluation.rows if row["data"] == "shapes/val"]
   for key in ("expression", "area", "height", "selected", "selected_iou"):
-    assert [row[key] for row in found] == [row[key] for row in ours]
+    assert [row[key] for row in theirs] == [row[key] for row in ours]
   # The same pixels, at 480 x 480 instead of 96 x 96.
-  unions = np.array([[row["union"] for row in rows] for rows in (found, ours)], float)
+  unions = np.array([[row["union"] for row in rows] for rows in (theirs, ours)], float)
   assert unions[0].sum() == pytest.approx(25 * unions[1].sum(), rel=0.05)
 
 

@@ -31,13 +31,13 @@ def check(read: Callable[[Any], object], content: Any) -> None:
   content = json.loads(json.dumps(content))
   read(content)
   broken = []
-  for what, changed in damaged_json.variants(content):
+  for damage, changed in damaged_json.variants(content):
     try:
       read(changed)
     except (InputError, UnknownImage):
       pass
     except Exception as error:
-      broken.append(f"{what}: {error!r}")
+      broken.append(f"{damage}: {error!r}")
   assert broken == []
 
 
@@ -158,7 +158,7 @@ def test_the_description_of_an_exported_folder(exported, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("key", "value", "told"),
+  ("key", "value", "message"),
   [
     ("heads", 7, r"model\.width 32 is not a multiple of model\.heads 7"),
     ("heads", 0, r"config\.model\.heads is 0, not 1 to"),
@@ -170,13 +170,13 @@ def test_the_description_of_an_exported_folder(exported, tmp_path):
     ("of_tomorrow", 1, r"config\.model\.of_tomorrow is unknown"),
   ],
 )
-def test_an_invalid_model_config_is_refused_by_key(exported, tmp_path, key, value, told):
+def test_an_invalid_model_config_is_refused_by_key(exported, tmp_path, key, value, message):
   for path in exported.iterdir():
     (tmp_path / path.name).symlink_to(path)
   about = json.loads((exported / folders.ABOUT).read_text())
   about["config"]["model"][key] = value
   (tmp_path / folders.ABOUT).unlink()
   (tmp_path / folders.ABOUT).write_text(json.dumps(about))
-  with pytest.raises(InputError, match=told) as caught:
+  with pytest.raises(InputError, match=message) as caught:
     load.load(str(tmp_path))
   assert str(tmp_path / folders.ABOUT) in str(caught.value)

@@ -46,8 +46,8 @@ def test_a_save_that_does_not_fit_leaves_the_checkpoint_before_whole(disk):
   checkpoints.close()
   filler = small_disk.fill(disk, left=400_000)
   checkpoints = checkpoint.Checkpoints(str(run))
-  told = rf"--workdir .*checkpoint of step 2 cannot be written .*\({_TOLD}\)"
-  with pytest.raises(InputError, match=told) as caught:
+  message = rf"--workdir .*checkpoint of step 2 cannot be written .*\({_TOLD}\)"
+  with pytest.raises(InputError, match=message) as caught:
     checkpoints.save(2, state, {"note": "second"}, None)
     checkpoints.close()
   assert "at least 1.0 MB needed" in str(caught.value) and "0.4 MB free" in str(caught.value)
@@ -134,9 +134,9 @@ def test_a_quota_is_a_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("path", "told"), [("site-packages/orbax/checkpoint/x.py", 0), ("x.py", 1)]
+  ("path", "count"), [("site-packages/orbax/checkpoint/x.py", 0), ("x.py", 1)]
 )
-def test_concurrent_writes_of_orbax_that_fail_are_reported_once(path, told, caplog):
+def test_concurrent_writes_of_orbax_that_fail_are_reported_once(path, count, caplog):
   """Asyncio's messages about unawaited futures are silenced for Orbax alone."""
   names: dict[str, Any] = {}
   exec(compile("async def write():\n  raise ValueError('no space')", path, "exec"), names)
@@ -150,4 +150,4 @@ def test_concurrent_writes_of_orbax_that_fail_are_reported_once(path, told, capl
   with caplog.at_level(logging.ERROR, "asyncio"):
     asyncio.run(forget())
     gc.collect()
-  assert sum("never retrieved" in record.message for record in caplog.records) == told
+  assert sum("never retrieved" in record.message for record in caplog.records) == count

@@ -52,11 +52,11 @@ def test_every_argument_has_a_help_and_names_its_default(name):
     if isinstance(action, argparse._SubParsersAction):
       assert all(choice.help for choice in action._choices_actions)
       continue
-    said = action.help or ""
+    text = action.help or ""
     label = action.option_strings or action.dest
-    assert re.search(r"[a-z]{2}", re.sub(r"\(default.*?\)", "", said)), label
+    assert re.search(r"[a-z]{2}", re.sub(r"\(default.*?\)", "", text)), label
     has_default = action.default not in (None, False, [], "", argparse.SUPPRESS)
-    assert not has_default or "default" in said or action.default == 0, label
+    assert not has_default or "default" in text or action.default == 0, label
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -52,7 +52,7 @@ def _peak_flops():
 
 
 @pytest.mark.parametrize(
-  ("call", "told"),
+  ("call", "message"),
   [
     (lambda: registry.EmptyProposer("x"), "none does not take an argument"),
     (lambda: custom.CustomProposer("x"), "custom does not take an argument"),
@@ -73,13 +73,13 @@ def _peak_flops():
     ),
   ],
 )
-def test_an_invalid_value_is_reported(call, told):
-  with pytest.raises(InputError, match=told):
+def test_an_invalid_value_is_reported(call, message):
+  with pytest.raises(InputError, match=message):
     call()
 
 
 @pytest.mark.parametrize(
-  ("command", "arguments", "told"),
+  ("command", "arguments", "message"),
   [
     (predict, ["--checkpoint", "x", "--out", "y", "--image", "a.jpg"], "--image needs --text"),
     (
@@ -95,10 +95,10 @@ def test_an_invalid_value_is_reported(call, told):
     ),
   ],
 )
-def test_an_invalid_command_line_is_reported_with_its_usage(command, arguments, told, capsys):
+def test_an_invalid_command_line_is_reported_with_its_usage(command, arguments, message, capsys):
   with pytest.raises(SystemExit) as ended:
     command.main(arguments)
-  assert ended.value.code == 2 and told in " ".join(capsys.readouterr().err.split())
+  assert ended.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
 
 
 def test_ctrl_c_prints_the_commands_own_message(capsys):
@@ -113,16 +113,16 @@ def test_ctrl_c_prints_the_commands_own_message(capsys):
 
 
 @pytest.mark.parametrize(
-  ("mask", "told"),
+  ("mask", "message"),
   [
     ({"rle": {"size": [20, 30], "counts": [1, "x"]}}, "counts that are not integers"),
     ({"rle": {"size": [20, 30], "counts": 7}}, "has counts 7; they must be COCO's"),
     ({"ann_ids": [1, "x"]}, "must be a list of integers"),
   ],
 )
-def test_an_invalid_mask_of_a_line_is_reported(mask, told):
+def test_an_invalid_mask_of_a_line_is_reported(mask, message):
   _, problems = schema.parse(3, json.dumps(custom_files.line(target=mask)).encode())
-  assert len(problems) == 1 and told in str(problems[0]) and "line 3" in str(problems[0])
+  assert len(problems) == 1 and message in str(problems[0]) and "line 3" in str(problems[0])
 
 
 def test_an_invalid_instance_is_reported_once():
@@ -144,11 +144,11 @@ def test_annotations_without_masks_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("data", "told"), [(b"text", "not an image of a known format"), (b"\x89PNG\r\n", "m.png")]
+  ("data", "message"), [(b"text", "not an image of a known format"), (b"\x89PNG\r\n", "m.png")]
 )
-def test_a_mask_that_is_not_an_image_is_reported(tmp_path, data, told):
+def test_a_mask_that_is_not_an_image_is_reported(tmp_path, data, message):
   (tmp_path / "m.png").write_bytes(data)
-  with pytest.raises(LineError, match=told) as raised:
+  with pytest.raises(LineError, match=message) as raised:
     masks.rasterise({"png": str(tmp_path / "m.png")}, HEIGHT, WIDTH)
   assert raised.value.kind == "invalid PNG" and "m.png" in str(raised.value)
 
@@ -161,7 +161,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("arguments", "told"),
+  ("arguments", "message"),
   [
     (["draw", "FILE", "--count", "0"], "--count 0: must be at least 1"),
     (["validate", "FILE", "--images", "nowhere"], "nowhere: no such folder"),
@@ -179,14 +179,16 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path):
     (["example", "--out", "new", "--train", "0"], "--train must be at least 1"),
   ],
 )
-def test_an_invalid_command_about_custom_data_is_reported(tmp_path, monkeypatch, arguments, told):
+def test_an_invalid_command_about_custom_data_is_reported(
+  tmp_path, monkeypatch, arguments, message
+):
   monkeypatch.chdir(tmp_path)
   custom_files.write_photo(tmp_path / "a.png")
   custom_files.write_lines(tmp_path / "mine.jsonl", custom_files.line())
   words = [word.replace("FILE", "mine.jsonl") for word in arguments]
   if "draw" in words:
     words += ["--out", "sheet.png"]
-  with pytest.raises(InputError, match=told):
+  with pytest.raises(InputError, match=message):
     custom_data.main(words)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "mine.jsonl"]
 
@@ -238,11 +240,11 @@ def test_invalid_settings_of_predictions_are_reported(tmp_path, content):
 
 
 def test_a_manifest_that_names_nothing_is_damaged(tmp_path):
-  for content, told in (
+  for content, message in (
     ({}, "lists no files"),
     ({"files": {"a": 7}}, "has no size and SHA-256 of a"),
   ):
-    with pytest.raises(manifest.DamagedError, match=told):
+    with pytest.raises(manifest.DamagedError, match=message):
       manifest._files(content)
 
 

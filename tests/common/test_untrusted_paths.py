@@ -48,8 +48,8 @@ def test_paths_that_lead_out_are_refused(places):
     with pytest.raises(InputError, match="it "):
       untrusted_files.resolve_inside(str(places[0]), path, "it")
   for path in ("a.png", "./a.png", "x/../a.png", "above/root/a.png", "new/b.png"):
-    found = untrusted_files.resolve_inside(str(places[0]), path, "it")
-    assert found.startswith(str(places[0].resolve()) + "/")
+    actual = untrusted_files.resolve_inside(str(places[0]), path, "it")
+    assert actual.startswith(str(places[0].resolve()) + "/")
 
 
 @given(
@@ -62,10 +62,10 @@ def test_paths_that_lead_out_are_refused(places):
 def test_what_is_inside_is_inside(tmp_path_factory, parts):
   root = _shared(tmp_path_factory)
   try:
-    found = untrusted_files.resolve_inside(str(root), "/".join(parts), "it")
+    actual = untrusted_files.resolve_inside(str(root), "/".join(parts), "it")
   except InputError:
     return
-  assert root in [epath.Path(found), *epath.Path(found).parents]
+  assert root in [epath.Path(actual), *epath.Path(actual).parents]
 
 
 _SHARED: list[epath.Path] = []
@@ -86,8 +86,8 @@ def test_lines_cannot_name_files_outside(places, field):
   root, _ = places
   for path in leading_out(places)[:5]:
     row = line(path) if field == "image" else line(target={"png": path})
-    found = scan.scan(write_lines(root / "mine.jsonl", row))
-    assert [problem.kind for problem in found.problems] == ["path outside the folder"], path
+    actual = scan.scan(write_lines(root / "mine.jsonl", row))
+    assert [problem.kind for problem in actual.problems] == ["path outside the folder"], path
 
 
 def test_lines_cannot_name_annotations_outside(places):
@@ -95,10 +95,10 @@ def test_lines_cannot_name_annotations_outside(places):
   write_coco(root.parent / "coco.json")
   (root / "coco.json").symlink_to(root.parent / "coco.json")
   for path in ("../coco.json", str(root.parent / "coco.json"), "coco.json", "above/coco.json"):
-    found = scan.scan(
+    actual = scan.scan(
       write_lines(root / "mine.jsonl", line(annotations=path, target={"ann_id": 7}))
     )
-    assert "path outside the folder" in [problem.kind for problem in found.problems], path
+    assert "path outside the folder" in [problem.kind for problem in actual.problems], path
 
 
 @pytest.mark.parametrize("dataset", ["refcoco_unc", "grefcoco_unc"])

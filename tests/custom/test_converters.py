@@ -293,13 +293,13 @@ def test_invalid_regions_are_skipped_and_reported(folder, capsys):
 
 
 def test_one_of_several_annotations_of_a_task_counts(folder):
-  one = task(region("r", "polygonlabels", POLYGON), text("r", "first"))
+  exported = task(region("r", "polygonlabels", POLYGON), text("r", "first"))
   true = task(region("r", "polygonlabels", POLYGON), text("r", "true"))["annotations"][0]
   gone = task(region("r", "polygonlabels", POLYGON), text("r", "gone"))["annotations"][0]
-  one["annotations"] = [gone | {"was_cancelled": True}, *one["annotations"]]
-  assert convert(folder, "label-studio", [one])[0]["sentences"] == ["first"]
-  one["annotations"].append(true | {"ground_truth": True})
-  assert convert(folder, "label-studio", [one])[0]["sentences"] == ["true"]
+  exported["annotations"] = [gone | {"was_cancelled": True}, *exported["annotations"]]
+  assert convert(folder, "label-studio", [exported])[0]["sentences"] == ["first"]
+  exported["annotations"].append(true | {"ground_truth": True})
+  assert convert(folder, "label-studio", [exported])[0]["sentences"] == ["true"]
 
 
 @pytest.mark.parametrize(
@@ -398,13 +398,13 @@ def test_an_export_with_anything_in_any_place_is_read_or_refused(
   folder, capsys, export_format, content, options, every
 ):
   broken = []
-  for what, changed in damaged_json.variants(content, every):
+  for damage, changed in damaged_json.variants(content, every):
     try:
       for number, line in enumerate(convert(folder, export_format, changed, *options), 1):
         schema.parse(number, json.dumps(line).encode())
     except InputError:
       pass
     except Exception as error:
-      broken.append(f"{what}: {error!r}")
+      broken.append(f"{damage}: {error!r}")
     capsys.readouterr()
   assert broken == []

@@ -210,7 +210,7 @@ def ended() -> dict[str, list[Ended]]:
     "Slurm": several_processes.Processes(command, on_slurm),
     "Open MPI": several_processes.Processes(command, on_open_mpi),
     "late": several_processes.start(3, SCRIPT, "late", "0", "wait"),
-    **{name: several_processes.start(2, SCRIPT, *what) for name, what in GONE.items()},
+    **{name: several_processes.start(2, SCRIPT, *arguments) for name, arguments in GONE.items()},
     **{f"only process {index}": _start_alone(index) for index in ("0", "1")},
   }
   return {name: processes.wait() for name, processes in started.items()}

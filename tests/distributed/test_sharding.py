@@ -118,21 +118,21 @@ def _read(name: str, folder: pathlib.Path) -> Results:
 
 
 def test_losses_of_twenty_steps_are_the_same_on_every_mesh(results):
-  one = results["one device"]
-  names = [name for name in one if name.startswith("metrics/")]
+  single = results["one device"]
+  names = [name for name in single if name.startswith("metrics/")]
   assert {name.split("/")[2] for name in names} >= {"loss", "bce", "dice", "selection"}
   assert (
     len(names) == mesh_training.STEPS * 6
   )  # The total, its parts, the norm of the gradient, skipped_steps.
   for mesh, other in results.items():
     for name in names:
-      np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=f"{mesh} {name}")
-  assert len({float(one[f"metrics/{step}/loss"]) for step in range(20)}) == 20
+      np.testing.assert_allclose(other[name], single[name], rtol=1e-5, err_msg=f"{mesh} {name}")
+  assert len({float(single[f"metrics/{step}/loss"]) for step in range(20)}) == 20
 
 
 def test_parameters_and_batch_statistics_are_the_same_on_every_mesh(results):
-  one = results["one device"]
-  names = [name for name in one if name.startswith(("variables/", "averaged/"))]
+  single = results["one device"]
+  names = [name for name in single if name.startswith(("variables/", "averaged/"))]
   assert (
     sum("batch_stats" in name for name in names) == 12
   )  # Three stages, and their moving averages.
@@ -141,9 +141,9 @@ def test_parameters_and_batch_statistics_are_the_same_on_every_mesh(results):
   for mesh, other in results.items():
     assert {name for name in other if name.startswith(("variables/", "averaged/"))} == set(names)
     for name in names:
-      atol = 1e-5 * max(np.abs(one[name]).max(), moved)
+      atol = 1e-5 * max(np.abs(single[name]).max(), moved)
       np.testing.assert_allclose(
-        other[name], one[name], rtol=1e-5, atol=atol, err_msg=f"{mesh} {name}"
+        other[name], single[name], rtol=1e-5, atol=atol, err_msg=f"{mesh} {name}"
       )
 
 

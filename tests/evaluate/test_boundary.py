@@ -42,8 +42,10 @@ def measure(logits: jax.Array, truth: jax.Array, size: jax.Array) -> dict[str, j
   """Counts for a model that predicts at the size of the image: no logit is resized."""
   none = jnp.zeros((len(logits), 1))
   output = Output(logits, none[:, :0], none, jnp.zeros((len(logits), 0, 1, 1), bool))
-  how = protocols.Protocol("given", lambda logits, truth, size: (logits > 0, truth), boundary=True)
-  return count(output, {"original_target": truth, "original_size": size}, 0, how)
+  protocol = protocols.Protocol(
+    "given", lambda logits, truth, size: (logits > 0, truth), boundary=True
+  )
+  return count(output, {"original_target": truth, "original_size": size}, 0, protocol)
 
 
 def counted(pairs: list[Pair], canvas: tuple[int, int] = CANVAS) -> dict[str, np.ndarray]:
@@ -81,10 +83,10 @@ def test_pixels_of_500_random_pairs_are_those_of_scipy():
   shapes = {pair[0].shape for pair in pairs}
   assert {height < width for height, width in shapes} == {True, False}
   assert {distance(*shape) for shape in shapes} == {1, 2, 3, 4}
-  found = counted(pairs)
-  assert pairs_of(found) == [expected(pair) for pair in pairs]
-  assert found["intersection"].tolist() == [int((a & b).sum()) for a, b in pairs]
-  assert found["union"].tolist() == [int((a | b).sum()) for a, b in pairs]
+  actual = counted(pairs)
+  assert pairs_of(actual) == [expected(pair) for pair in pairs]
+  assert actual["intersection"].tolist() == [int((a & b).sum()) for a, b in pairs]
+  assert actual["union"].tolist() == [int((a | b).sum()) for a, b in pairs]
 
 
 @pytest.mark.parametrize("canvas", [(72, 203), (5, 220)])
@@ -109,9 +111,9 @@ def test_the_distance_is_two_percent_of_the_diagonal_rounded_as_python_rounds():
   halves = [math.hypot(*size) / 50 % 1 == 0.5 for size in sizes]
   assert sum(halves) > 70
   most = boundary.farthest_on(3000, 3000)
-  found = boundary.find_distance(jnp.array(sizes), most).tolist()
-  assert found == [distance(*size) for size in sizes]
-  assert found[-3:] == [16, 3, 1]
+  actual = boundary.find_distance(jnp.array(sizes), most).tolist()
+  assert actual == [distance(*size) for size in sizes]
+  assert actual[-3:] == [16, 3, 1]
   assert all(distance(*size) <= boundary.farthest_on(*size) for size in sizes)
   assert boundary.farthest_on(3000, 3000) == distance(3000, 3000)
 
@@ -141,8 +143,8 @@ HOLE = square(20, 80, 30, 90) & ~square(45, 55, 55, 65)
   ],
 )
 def test_boundaries_have_as_many_pixels_as_counted_by_hand(mask, pixels):
-  found = counted([(mask, mask), (square(0, 0, 0, 0), mask)])
-  assert pairs_of(found) == [(pixels, pixels), (0, pixels)]
+  actual = counted([(mask, mask), (square(0, 0, 0, 0), mask)])
+  assert pairs_of(actual) == [(pixels, pixels), (0, pixels)]
   assert pixels == boundary_of(mask).sum()
 
 
@@ -163,8 +165,8 @@ def test_perfect_predictions_score_one_also_for_an_empty_target():
 def test_a_mask_that_is_shifted_or_grown_loses_more_along_its_outline(shift):
   mask = square(20, 80, 30, 90)
   for other in (np.roll(mask, shift, 1), ndimage.binary_dilation(mask, iterations=shift)):
-    found = score(other, mask)
-    assert 0 < found["boundary_mIoU"] < found["mIoU"] - 0.03
+    actual = score(other, mask)
+    assert 0 < actual["boundary_mIoU"] < actual["mIoU"] - 0.03
 
 
 def test_the_mean_is_of_the_ratios():
@@ -180,9 +182,9 @@ def test_the_canvas_changes_no_count():
   pairs = [(draw(rng, 60, 90), draw(rng, 60, 90)) for _ in range(5)]
   first = counted(pairs, (60, 90))
   pairs += [(draw(rng, 128, 192), draw(rng, 128, 192))]
-  found = counted(pairs, (128, 256))
+  actual = counted(pairs, (128, 256))
   for name, values in first.items():
-    np.testing.assert_array_equal(found[name][:5], values)
+    np.testing.assert_array_equal(actual[name][:5], values)
 
 
 def test_the_protocols_of_papers_have_no_boundary():
@@ -190,7 +192,9 @@ def test_the_protocols_of_papers_have_no_boundary():
   none = jnp.zeros((1, 1))
   output = Output(jnp.ones((1, 8, 8)), none[:, :0], none, jnp.zeros((1, 0, 8, 8), bool))
   batch = {"original_target": truth, "original_size": jnp.array([[64, 64]])}
-  keys = {name: count(output, batch, 0, how).keys() for name, how in protocols.PROTOCOLS.items()}
+  keys = {
+    name: count(output, batch, 0, protocol).keys() for name, protocol in protocols.PROTOCOLS.items()
+  }
   assert keys["original"] - keys["cris"] == {"boundary_intersection", "boundary_union"}
   assert keys["lavt"] == keys["cris"]
 
@@ -200,8 +204,8 @@ def test_the_benchmark_stretches_targets_and_nothing_else():
   target[0, 10:20, :15] = target[1, 0, 0] = True
   sizes = np.array([[20, 30], [1, 1]], np.int32)
   batch = {"original_target": target, "original_size": sizes, "index": np.arange(2)}
-  found = benchmark.stretch(batch, 100, 90)
-  assert found["original_size"].tolist() == [[100, 90]] * 2 and found["index"] is batch["index"]
+  actual = benchmark.stretch(batch, 100, 90)
+  assert actual["original_size"].tolist() == [[100, 90]] * 2 and actual["index"] is batch["index"]
   expected = np.zeros((2, 128, 128), bool)
   expected[0, 50:100, :45] = expected[1, :100, :90] = True
-  np.testing.assert_array_equal(found["original_target"], expected)
+  np.testing.assert_array_equal(actual["original_target"], expected)

@@ -36,20 +36,20 @@ def make_rows(seed: int, images: int = 40, data: str = "refcoco_unc/val") -> Row
 
 def test_metrics_and_wins_are_those_of_the_rows():
   a, b = make_rows(0), make_rows(1)
-  found = compare.compare(compare.pair(a, b[::-1]), resamples=2000)
-  assert (found["expressions"], found["images"]) == (160, 40)
+  actual = compare.compare(compare.pair(a, b[::-1]), resamples=2000)
+  assert (actual["expressions"], actual["images"]) == (160, 40)
   for name, rows in (("a", a), ("b", b)):
     overall = sum(r["intersection"] for r in rows) / sum(r["union"] for r in rows)
-    assert found["metrics"]["oIoU"][name] == pytest.approx(overall, rel=1e-12)
+    assert actual["metrics"]["oIoU"][name] == pytest.approx(overall, rel=1e-12)
     mean = sum(r["iou"] for r in rows) / len(rows)
-    assert found["metrics"]["mIoU"][name] == pytest.approx(mean, rel=1e-12)
+    assert actual["metrics"]["mIoU"][name] == pytest.approx(mean, rel=1e-12)
     right = sum(r["selected_iou"] > 0.5 for r in rows) / len(rows)
-    assert found["metrics"]["selection_accuracy"][name] == pytest.approx(right, rel=1e-12)
-  for numbers in found["metrics"].values():
+    assert actual["metrics"]["selection_accuracy"][name] == pytest.approx(right, rel=1e-12)
+  for numbers in actual["metrics"].values():
     assert numbers["difference"] == numbers["b"] - numbers["a"]
     assert numbers["low"] < numbers["difference"] < numbers["high"]
   wins = [sum(x["iou"] > y["iou"] for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a))]
-  assert found["wins"] == {"a": wins[0], "b": wins[1], "neither": len(a) - sum(wins)}
+  assert actual["wins"] == {"a": wins[0], "b": wins[1], "neither": len(a) - sum(wins)}
 
 
 def with_boundaries(rows: Rows) -> Rows:
@@ -65,9 +65,9 @@ def test_boundaries_are_compared_where_both_have_them():
   old = compare.compare(compare.pair(a, b), resamples=10)
   assert "boundary_mIoU" not in old["metrics"] and "mIoU" in old["metrics"]
   pairs = compare.pair(a, with_boundaries(b)[::-1])
-  found = compare.compare(pairs, resamples=10)
-  assert found["metrics"].keys() - old["metrics"].keys() == {"boundary_mIoU"}
-  numbers = found["metrics"]["boundary_mIoU"]
+  actual = compare.compare(pairs, resamples=10)
+  assert actual["metrics"].keys() - old["metrics"].keys() == {"boundary_mIoU"}
+  numbers = actual["metrics"]["boundary_mIoU"]
   assert numbers["a"] == pytest.approx(sum(row["boundary_iou"] for row in a) / len(a))
   assert numbers["difference"] == 0 == numbers["low"]
 
@@ -144,12 +144,12 @@ def test_the_command_prints_every_split_and_writes_the_fractions(tmp_path, capsy
     tmp_path / "c.json",
   )
   evaluate.main(["--compare", *files, "--json", str(out)])
-  printed, found = capsys.readouterr().out, json.loads(out.read_text())
-  assert list(found["data"]) == ["refcoco_unc/val", "refcoco_unc/testA"]
-  assert found["resamples"] >= 2000 and len(found["most_different"]) == 20
+  printed, actual = capsys.readouterr().out, json.loads(out.read_text())
+  assert list(actual["data"]) == ["refcoco_unc/val", "refcoco_unc/testA"]
+  assert actual["resamples"] >= 2000 and len(actual["most_different"]) == 20
   lines = printed.splitlines()
   line = next(line for line in lines if line.startswith("mIoU"))
-  numbers = found["data"]["refcoco_unc/val"]["metrics"]["mIoU"]
+  numbers = actual["data"]["refcoco_unc/val"]["metrics"]["mIoU"]
   shown = [float(cell) for cell in line.split()[1:]]
   expected = [100 * numbers[key] for key in ("a", "b", "difference", "low", "high")]
   assert shown == pytest.approx(expected, abs=0.006)

@@ -38,7 +38,7 @@ def test_intervals_equal_those_of_a_plain_loop():
   rng = np.random.default_rng(0)
   cluster = np.sort(np.append(rng.integers(0, 12, 48), np.arange(12)))
   sides = [draw(rng, cluster, better) for better in (0.0, 0.7)]
-  found = compare.intervals(
+  actual = compare.intervals(
     *(compare.ratios(side, ORIGINAL) for side in sides), cluster, resamples=200, seed=3
   )
   differences: dict[str, list[float]] = {}
@@ -47,9 +47,9 @@ def test_intervals_equal_those_of_a_plain_loop():
     a, b = (metrics_by_hand(side, numbers) for side in sides)
     for name in a:
       differences.setdefault(name, []).append(b[name] - a[name])
-  assert found.keys() == differences.keys()
+  assert actual.keys() == differences.keys()
   for name, values in differences.items():
-    np.testing.assert_allclose(found[name], np.quantile(values, [0.025, 0.975]), atol=1e-12)
+    np.testing.assert_allclose(actual[name], np.quantile(values, [0.025, 0.975]), atol=1e-12)
 
 
 def test_the_number_drawn_at_a_time_changes_nothing(monkeypatch):
@@ -98,8 +98,8 @@ def test_a_model_does_not_differ_from_itself():
   rng = np.random.default_rng(2)
   cluster = np.arange(40) // 4
   ratios = compare.ratios(draw(rng, cluster, 0), ORIGINAL)
-  found = compare.intervals(ratios, ratios, cluster)
-  assert set(found.values()) == {(0.0, 0.0)}
+  actual = compare.intervals(ratios, ratios, cluster)
+  assert set(actual.values()) == {(0.0, 0.0)}
 
 
 def test_a_metric_without_values_has_no_interval():
@@ -107,5 +107,5 @@ def test_a_metric_without_values_has_no_interval():
   cluster = np.arange(40) // 4
   blind = draw(rng, cluster, 0) | {"oracle_iou": np.zeros(40)}
   ratios = compare.ratios(blind, ORIGINAL)
-  found = compare.intervals(ratios, ratios, cluster, resamples=20)
-  assert np.isnan(found["selection_accuracy"]).all() and not np.isnan(found["mIoU"]).any()
+  actual = compare.intervals(ratios, ratios, cluster, resamples=20)
+  assert np.isnan(actual["selection_accuracy"]).all() and not np.isnan(actual["mIoU"]).any()

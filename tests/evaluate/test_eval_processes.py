@@ -73,9 +73,9 @@ def expressions(data_dir: str, name: str, limit: int | None = None) -> list[list
 
 
 def check_every_expression_came_once(
-  found: dict[tuple[int, int], Evaluated], sizes: Sizes, name: str, expected: list[list[int]]
+  actual: dict[tuple[int, int], Evaluated], sizes: Sizes, name: str, expected: list[list[int]]
 ) -> None:
-  for (count, devices), evaluated in found.items():
+  for (count, devices), evaluated in actual.items():
     for size in sizes[count, devices]:
       shares = evaluated.read(f"{size}/{name}")
       assert list(itertools.chain(*shares)) == expected
@@ -114,12 +114,12 @@ def check_the_same_pixels_are_counted(
 
 
 def check_rows_are_gathered(
-  found: dict[tuple[int, int], Evaluated], name: str, expected: list[list[int]]
+  actual: dict[tuple[int, int], Evaluated], name: str, expected: list[list[int]]
 ) -> None:
   """Checks that every process has equal rows of all expressions, in the order of the data."""
   keys = ("image_id", "ref_id", "expression_index")
   texts = set()
-  for evaluated in found.values():
+  for evaluated in actual.values():
     assert len(set(evaluated.lines)) == 1
     rows = [json.loads(line) for line in evaluated.lines[0].splitlines()]
     assert [[row[key] for key in keys] for row in rows] == expected
@@ -157,11 +157,11 @@ def test_the_numbers_of_processes_and_devices_and_the_batch_size_change_nothing(
   name, sizes, limit = "shapes/val", {(1, 1): [32], (3, 2): [7, 1]}, 40
   expected = expressions(shapes_data, name, limit)
   assert len(expected) == limit
-  found = evaluate(tmp_path, finished_run, shapes_data, [name], sizes, limit)
-  check_every_expression_came_once(found, sizes, name, expected)
-  check_all_processes_found_the_same(found)
-  check_rows_are_gathered(found, name, expected)
-  print(check_the_same_pixels_are_counted(found, sizes, name))
+  actual = evaluate(tmp_path, finished_run, shapes_data, [name], sizes, limit)
+  check_every_expression_came_once(actual, sizes, name, expected)
+  check_all_processes_found_the_same(actual)
+  check_rows_are_gathered(actual, name, expected)
+  print(check_the_same_pixels_are_counted(actual, sizes, name))
 
 
 def test_the_order_of_expressions_changes_no_integer(finished_run, shapes_data):
@@ -175,14 +175,14 @@ def test_the_order_of_expressions_changes_no_integer(finished_run, shapes_data):
   shuffled = [
     {name: values[rows] for name, values in whole.items()} for rows in order.reshape(4, 10)
   ]
-  found = []
+  actual = []
   for these in (fields, shuffled):
     evaluator = SegmentationEvaluator(measure, lambda these=these: these)
     dict(evaluator.run(model.variables))
-    found.append(evaluator.rows)
-  count_differences(*found, "shuffled")
-  np.testing.assert_allclose(*(rows["oracle_iou"] for rows in found), rtol=0)
-  assert len(set(found[0]["union"].tolist())) > 10, "the expressions can hardly be told apart"
+    actual.append(evaluator.rows)
+  count_differences(*actual, "shuffled")
+  np.testing.assert_allclose(*(rows["oracle_iou"] for rows in actual), rtol=0)
+  assert len(set(actual[0]["union"].tolist())) > 10, "the expressions can hardly be told apart"
 
 
 @pytest.mark.slow
@@ -201,9 +201,9 @@ def test_on_real_images_processes_devices_and_batch_size_change_nothing(realdata
   train.main(tiny_run.arguments(data_dir, run, *words, "--config.eval_split="))
   names = [f"refcoco_unc/{split}" for split in ("train", "val", "testA", "testB")]
   sizes = {places: [32, 1, 7] for places in ((1, 1), (1, 4), (2, 2), (3, 1))}
-  found = evaluate(tmp_path, run, data_dir, names, sizes, None)
-  check_all_processes_found_the_same(found)
-  check_rows_are_gathered(found, names[-1], expressions(data_dir, names[-1]))
+  actual = evaluate(tmp_path, run, data_dir, names, sizes, None)
+  check_all_processes_found_the_same(actual)
+  check_rows_are_gathered(actual, names[-1], expressions(data_dir, names[-1]))
   for name in names:
-    check_every_expression_came_once(found, sizes, name, expressions(data_dir, name))
-    print(check_the_same_pixels_are_counted(found, sizes, name))
+    check_every_expression_came_once(actual, sizes, name, expressions(data_dir, name))
+    print(check_the_same_pixels_are_counted(actual, sizes, name))

@@ -71,15 +71,15 @@ def test_boundaries_are_kept_where_they_were_counted(tmp_path):
   columns = per_expression.columns(per_expression.read(tmp_path / "rows.jsonl"))
   assert dict(summarise(columns))["boundary_mIoU"] == pytest.approx(2 / 3)
   kinds = per_expression.breakdowns(columns, summarise)["by_size"]
-  assert {kind: found["boundary_mIoU"] for kind, found in kinds.items()} == {
+  assert {kind: group["boundary_mIoU"] for kind, group in kinds.items()} == {
     "none": 1, "small": 0.25, "large": 0.75,
   }  # fmt: skip
 
 
 def test_older_rows_without_boundaries_have_all_other_metrics(tmp_path):
   per_expression.write(tmp_path / "rows.jsonl", [make(**BOUNDARY)[0], *make()[1:]])
-  found = dict(summarise(per_expression.columns(per_expression.read(tmp_path / "rows.jsonl"))))
-  assert "boundary_mIoU" not in found and found["mIoU"] == pytest.approx(0.8)
+  actual = dict(summarise(per_expression.columns(per_expression.read(tmp_path / "rows.jsonl"))))
+  assert "boundary_mIoU" not in actual and actual["mIoU"] == pytest.approx(0.8)
 
 
 def test_rows_are_read_as_they_were_written_and_give_the_same_metrics(tmp_path):
@@ -88,10 +88,10 @@ def test_rows_are_read_as_they_were_written_and_give_the_same_metrics(tmp_path):
   lines = (tmp_path / "rows.jsonl").read_text().splitlines()
   assert [json.loads(line) for line in lines] == rows
   assert per_expression.read(tmp_path / "rows.jsonl") == rows
-  found = dict(summarise(per_expression.columns(rows)))
-  assert found["refs"] == 3 and found["text_cut"] == pytest.approx(1 / 3)
+  actual = dict(summarise(per_expression.columns(rows)))
+  assert actual["refs"] == 3 and actual["text_cut"] == pytest.approx(1 / 3)
   for name, value in summarise(COUNTED):
-    assert found[name] == pytest.approx(value, abs=1e-7)
+    assert actual[name] == pytest.approx(value, abs=1e-7)
 
 
 def broken(**changes: Any) -> str:
@@ -152,8 +152,8 @@ def test_files_that_are_not_text_are_named(tmp_path):
 def test_groups_have_the_metrics_of_their_expressions_alone():
   areas = np.array([0, 1, 1023, 1024, 9215, 9216, 10**6])
   columns = {"area": areas, "words": np.array([1, 2, 3, 5, 6, 10, 11])}
-  found = per_expression.breakdowns(columns, lambda part: [("areas", part["area"].tolist())])
-  assert found == {
+  actual = per_expression.breakdowns(columns, lambda part: [("areas", part["area"].tolist())])
+  assert actual == {
     "by_size": {
       "none": {"areas": [0]},
       "small": {"areas": [1, 1023]},
@@ -171,8 +171,8 @@ def test_groups_have_the_metrics_of_their_expressions_alone():
 
 def test_empty_groups_are_left_out():
   columns = {"area": np.array([5]), "words": np.array([4])}
-  found = per_expression.breakdowns(columns, lambda part: [("expressions", len(part["area"]))])
-  assert found == {
+  actual = per_expression.breakdowns(columns, lambda part: [("expressions", len(part["area"]))])
+  assert actual == {
     "by_size": {"small": {"expressions": 1}},
     "by_words": {"3-5": {"expressions": 1}},
   }

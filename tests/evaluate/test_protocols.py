@@ -209,9 +209,9 @@ def test_integers_of_500_expressions_equal_those_of_pycocotools(judged, ours):
     predicted = resize(bilinear, judged.logits[i], *runs["size"]) > 0
     pair = [coco_mask.encode(np.asfortranarray(predicted.astype(np.uint8))), runs]
     both, either = (coco_mask.merge(pair, intersect=intersect) for intersect in (True, False))
-    found = [int(ours[name][i]) for name in ("intersection", "union", "area", "height", "width")]
+    actual = [int(ours[name][i]) for name in ("intersection", "union", "area", "height", "width")]
     expected = [*(int(coco_mask.area(mask)) for mask in (both, either, runs)), *runs["size"]]
-    assert found == expected, judged.meta[i]
+    assert actual == expected, judged.meta[i]
 
 
 def boundary_of(mask: np.ndarray) -> np.ndarray:
@@ -227,9 +227,9 @@ def test_boundaries_of_500_expressions_equal_those_of_scipy(judged, ours):
       truth, runs_of = boundary_of(coco_mask.decode(runs) > 0), runs
     predicted = boundary_of(resize(bilinear, logits, *runs["size"]) > 0)
     expected.append([(predicted & truth).sum(), (predicted | truth).sum()])
-  found = np.stack([ours[f"boundary_{name}"] for name in ("intersection", "union")], axis=1)
-  np.testing.assert_array_equal(found, expected)
-  assert (found[:, 1] < ours["union"]).sum() > CASES / 3, "most masks are outline alone"
+  actual = np.stack([ours[f"boundary_{name}"] for name in ("intersection", "union")], axis=1)
+  np.testing.assert_array_equal(actual, expected)
+  assert (actual[:, 1] < ours["union"]).sum() > CASES / 3, "most masks are outline alone"
 
 
 def test_the_500_expressions_are_diverse(judged, ours):
@@ -276,9 +276,9 @@ def test_papers_count_precision_and_emptiness_in_their_own_ways():
     "selected_iou": np.zeros(3),
     "oracle_iou": np.zeros(3),
   }
-  found = {name: dict(summarise(rows, how)) for name, how in protocols.PROTOCOLS.items()}
+  actual = {name: dict(summarise(rows, protocol)) for name, protocol in protocols.PROTOCOLS.items()}
   shown = {
-    name: [metrics[key] for key in ("mIoU", "P@0.5", "P@0.6")] for name, metrics in found.items()
+    name: [metrics[key] for key in ("mIoU", "P@0.5", "P@0.6")] for name, metrics in actual.items()
   }
   assert shown["original"] == pytest.approx([2.1 / 3, 1, 2 / 3])
   assert shown["lavt"] == pytest.approx([1.1 / 3, 2 / 3, 1 / 3])
@@ -291,7 +291,7 @@ SCORED += ("selection_accuracy", "selected_mIoU")
 
 def judge(name: str, predicted: np.ndarray, truth: np.ndarray, selected: int) -> dict[str, Any]:
   """Returns metrics of masks of 480 x 480 pixels, which no protocol resizes."""
-  how, rows = protocols.find(name), len(truth)
+  protocol, rows = protocols.find(name), len(truth)
   selection = np.zeros((rows, 3), np.float32)
   selection[:, selected] = 1
   masks = np.stack([~truth, truth], 1)
@@ -302,8 +302,8 @@ def judge(name: str, predicted: np.ndarray, truth: np.ndarray, selected: int) ->
     "original_size": np.full((rows, 2), 480, np.int32),
   }
   arrays = [jax.numpy.asarray(x) for x in (logits, selection[:, :2], selection, masks)]
-  found = count(Output(*arrays), jax.tree.map(jax.numpy.asarray, batch), 2, how)
-  return dict(summarise(jax.device_get(found), how))
+  found = count(Output(*arrays), jax.tree.map(jax.numpy.asarray, batch), 2, protocol)
+  return dict(summarise(jax.device_get(found), protocol))
 
 
 @pytest.fixture(scope="module")
@@ -329,15 +329,15 @@ def test_a_perfect_prediction_scores_one_in_every_metric_and_an_empty_one_zero(t
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
 def test_the_target_of_another_ref_scores_what_brute_force_says(targets, name):
-  found = judge(name, np.roll(targets, 1, axis=0), targets, selected=0)
+  actual = judge(name, np.roll(targets, 1, axis=0), targets, selected=0)
   pixels = [set(zip(*np.nonzero(mask), strict=True)) for mask in targets]
   pairs = [
     (len(pixels[i - 1] & pixels[i]), len(pixels[i - 1] | pixels[i])) for i in range(len(pixels))
   ]
   assert any(both for both, _ in pairs)
-  assert found["oIoU"] == sum(both for both, _ in pairs) / sum(either for _, either in pairs)
-  assert found["mIoU"] == pytest.approx(sum(b / e for b, e in pairs) / len(pairs), rel=1e-12)
-  assert found["selection_accuracy"] == 0
+  assert actual["oIoU"] == sum(both for both, _ in pairs) / sum(either for _, either in pairs)
+  assert actual["mIoU"] == pytest.approx(sum(b / e for b, e in pairs) / len(pairs), rel=1e-12)
+  assert actual["selection_accuracy"] == 0
 
 
 def test_an_unknown_protocol_is_named():

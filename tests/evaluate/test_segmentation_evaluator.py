@@ -128,9 +128,9 @@ def areas(case: Case) -> tuple[int, int]:
 def test_intersections_and_unions_equal_those_of_pycocotools(cases, evaluated):
   rows = evaluated[0].rows
   assert len(rows["intersection"]) == CASES
-  found = list(zip(rows["intersection"].tolist(), rows["union"].tolist(), strict=True))
-  assert found == [areas(case) for case in cases]
-  assert found == [
+  actual = list(zip(rows["intersection"].tolist(), rows["union"].tolist(), strict=True))
+  assert actual == [areas(case) for case in cases]
+  assert actual == [
     (
       int(np.sum((case.resized > 0) & case.original_target)),
       int(np.sum((case.resized > 0) | case.original_target)),

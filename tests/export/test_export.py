@@ -125,12 +125,12 @@ def test_a_bfloat16_model_is_exported_as_it_is(exported, tmp_path):
   export.export(str(wide), str(narrow), ("stablehlo",))
   batch = exported_models.random_batch(load.load(str(wide)).config, 3)
   expected = exported_models.run(load.load(str(wide)), batch)
-  found = exported_models.run(load.load(str(narrow / "model.stablehlo")), batch)
+  actual = exported_models.run(load.load(str(narrow / "model.stablehlo")), batch)
   exact = exported_models.run(load.load(str(exported)), batch)
   error = np.abs(expected.logits - exact.logits).max()
   assert error > 1e-4  # It computes in bfloat16 indeed.
   # The program says where to round, but a compiler may round elsewhere too.
-  assert np.abs(found.logits - expected.logits).max() <= error
+  assert np.abs(actual.logits - expected.logits).max() <= error
 
 
 def test_the_card_says_how_good_it_is_and_where_it_comes_from(finished_run, shapes_data, tmp_path):
@@ -282,12 +282,12 @@ def test_a_model_of_several_or_no_referents_says_the_same_when_exported(form, tm
   formats.write(form, place, config, network, variables)
   run = formats.open_forward(form, epath.Path(place), config, network)
   batch = jax.tree.map(jnp.asarray, exported_models.random_batch(config, 3))
-  found, expected = (
+  actual, expected = (
     run({}, batch),
     jax.jit(functools.partial(apply_model, network))(variables, batch),
   )
   assert expected.no_target is not None and np.ptp(expected.no_target) > 0.01
   for name in expected._fields:
     np.testing.assert_allclose(
-      getattr(found, name), getattr(expected, name), atol=1e-4, err_msg=name
+      getattr(actual, name), getattr(expected, name), atol=1e-4, err_msg=name
     )

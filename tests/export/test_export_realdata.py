@@ -75,9 +75,9 @@ def _check(place: pathlib.Path, form: str, requests: list) -> None:
   assert any((logits > 0).any() and (logits < 0).any() for logits in expected)
   for batch_size in (1, 7):
     close, pixels, largest = 0, 0, 0.0
-    for found, ours in zip(_logits(model, requests, batch_size), expected, strict=True):
-      largest = max(largest, float(np.abs(found - ours).max()))
-      differs = (found > 0) != (ours > 0)
+    for actual, ours in zip(_logits(model, requests, batch_size), expected, strict=True):
+      largest = max(largest, float(np.abs(actual - ours).max()))
+      differs = (actual > 0) != (ours > 0)
       assert not (differs & (np.abs(ours) > exported_models.MARGIN)).any()
       close, pixels = close + int(differs.sum()), pixels + differs.size
     assert largest < 1e-4

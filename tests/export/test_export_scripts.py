@@ -150,11 +150,11 @@ def test_shipped_code_prepares_what_ours_prepares(shipped, pair, size, height, c
   masks = rng.random((count, height, size)) < 0.5
   arguments = {"image_size": 32, "max_instances": 18, "max_tokens": 8}
   expected, cut = model_inputs.prepare(pixels, TEXTS, masks, ours, **arguments)
-  found, also_cut = shipped.model_inputs.prepare(pixels, TEXTS, masks, theirs, **arguments)
-  assert set(found) == set(expected)
+  actual, also_cut = shipped.model_inputs.prepare(pixels, TEXTS, masks, theirs, **arguments)
+  assert set(actual) == set(expected)
   for name, value in expected.items():
-    assert found[name].dtype == value.dtype
-    np.testing.assert_array_equal(found[name], value)
+    assert actual[name].dtype == value.dtype
+    np.testing.assert_array_equal(actual[name], value)
   np.testing.assert_array_equal(also_cut, cut)
 
 
@@ -178,10 +178,10 @@ def test_a_photo_is_prepared_by_the_functions_of_the_loader():
 def test_masks_are_those_of_the_device_at_the_size_of_the_photo(height, width, seed):
   logits = np.random.default_rng(seed).normal(size=(16, 16)).astype(np.float32)
   resized = RESIZE(logits[None], np.array([[height, width]]), (72, 80))[0, :height, :width]
-  found = preprocess.mask_from_logits(logits, height, width)
-  wrong = found != (np.asarray(resized) > 0)
+  actual = preprocess.mask_from_logits(logits, height, width)
+  wrong = actual != (np.asarray(resized) > 0)
   assert not (wrong & (np.abs(resized) > exported_models.MARGIN)).any()
-  assert found.any() or (resized < exported_models.MARGIN).all()
+  assert actual.any() or (resized < exported_models.MARGIN).all()
 
 
 def test_a_model_that_sees_no_target_gives_an_empty_mask():
@@ -228,9 +228,9 @@ def _check_script(folder: pathlib.Path, tmp_path: pathlib.Path, form: str) -> No
     )
     expected = segmenter(pixels, "The leftmost STAR", instances)
     with Image.open(tmp_path / "mask.png") as image:
-      found = np.asarray(image)
-    assert set(np.unique(found)) <= {0, 255}
-    exported_models.assert_same_mask(found > 0, expected.probability)
+      actual = np.asarray(image)
+    assert set(np.unique(actual)) <= {0, 255}
+    exported_models.assert_same_mask(actual > 0, expected.probability)
     selected = "no instance" if expected.selected is None else f"instance {expected.selected + 1}"
     assert f"{selected} of {0 if instances is None else 4} selected" in printed
   assert len(script.read_text().splitlines()) <= 45
@@ -253,8 +253,8 @@ def test_real_sentences_become_the_same_tokens_and_real_photos_the_same_pixels(
   refs = json.loads((realdata / "refcocos" / "refcocos.json").read_text())
   texts = sorted({text for text in _strings(refs) if text.strip()})[:400]
   assert len(texts) >= 50
-  for found, expected in zip(theirs(texts, 12), ours(texts, 12), strict=True):
-    np.testing.assert_array_equal(found, expected)
+  for actual, expected in zip(theirs(texts, 12), ours(texts, 12), strict=True):
+    np.testing.assert_array_equal(actual, expected)
   for path in sorted((realdata / "coco/train2014").glob("*.jpg"))[:12]:
     pixels = preprocess.open_image(str(path))
     np.testing.assert_array_equal(shipped.preprocess.open_image(str(path)), pixels)

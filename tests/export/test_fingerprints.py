@@ -48,18 +48,18 @@ def test_where_a_run_worked_is_no_part_of_its_config(model):
 
 
 def test_a_split_is_known_by_its_records(shapes_data, tmp_path):
-  found = {s: storage.fingerprint_split(shapes_data, "shapes", s) for s in ("val", "testA")}
-  assert found["val"] != found["testA"]
+  actual = {s: storage.fingerprint_split(shapes_data, "shapes", s) for s in ("val", "testA")}
+  assert actual["val"] != actual["testA"]
   copied = tmp_path / "data"
   shutil.copytree(shapes_data, copied)
-  assert storage.fingerprint_split(str(copied), "shapes", "val") == found["val"]
+  assert storage.fingerprint_split(str(copied), "shapes", "val") == actual["val"]
   folder = pathlib.Path(storage.dataset_dir(str(copied), "shapes"))
   (path,) = folder.glob("*-val.tfrecord-*")
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
-  assert storage.fingerprint_split(str(copied), "shapes", "val") != found["val"]
-  assert storage.fingerprint_split(str(copied), "shapes", "testA") == found["testA"]
+  assert storage.fingerprint_split(str(copied), "shapes", "val") != actual["val"]
+  assert storage.fingerprint_split(str(copied), "shapes", "testA") == actual["testA"]
   path.unlink()
   with pytest.raises(InputError, match=r"val has no record files; prepare shapes again"):
     storage.fingerprint_split(str(copied), "shapes", "val")

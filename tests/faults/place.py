@@ -33,10 +33,10 @@ class BrokenPromise(AssertionError):
   """The outcome differs from the documentation."""
 
 
-def check(promise: bool, what: str) -> None:
+def check(promise: bool, claim: str) -> None:
   """Raises a `BrokenPromise` if a condition does not hold."""
   if not promise:
-    raise BrokenPromise(what)
+    raise BrokenPromise(claim)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,12 +112,12 @@ def test_a_forward_pass_has_the_products_that_we_count(kind):
 
 def test_a_step_grows_with_the_batch_and_decodes_one_of_so_many():
   config = make_config("instance")
-  one = flops.train_step_flops(config)
+  single = flops.train_step_flops(config)
   config.batch_size *= 3
-  assert flops.train_step_flops(config) == pytest.approx(3 * one)
+  assert flops.train_step_flops(config) == pytest.approx(3 * single)
   decoded = sum(p.flops * (1 + p.gradients) for p in flops.products(config) if p.decoded)
   config.decode_every = 1
-  grown = flops.train_step_flops(config) - 3 * one
+  grown = flops.train_step_flops(config) - 3 * single
   assert grown == pytest.approx(decoded * config.batch_size / 2)
 
 

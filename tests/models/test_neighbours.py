@@ -72,14 +72,14 @@ def test_only_instances_that_are_alike_are_counted():
   params["kinds"]["kernel"] = np.eye(2, dtype=np.float32).reshape(2, 1, 2)
   params["norm"]["scale"], params["sharpness"] = np.ones(2, np.float32), np.full(1, 50.0)
 
-  def told(head: int, side: int, feature: int) -> list[float]:
+  def output(head: int, side: int, feature: int) -> list[float]:
     """Returns one feature of each instance."""
     kernel = np.zeros((2, SIDES, 5), np.float32)
     kernel[head, side, feature] = 1
     params["project"]["kernel"] = kernel.reshape(-1, 1)
     return np.asarray(module.apply({"params": params}, x, box, area))[0, :, 0].round(4).tolist()
 
-  assert told(head=0, side=0, feature=1) == [0, 0, 1, 1, 0]  # exactly one of its kind on the left
-  assert told(head=0, side=1, feature=2) == [1, 0, 0, 0, 0]  # exactly two on the right
-  assert told(head=0, side=0, feature=4) == [0, 0, 0.25, 0.25, 0.5]  # their number
-  assert told(head=1, side=0, feature=3) == [0, 0, 0, 1, 0]  # three of any kind on the left
+  assert output(head=0, side=0, feature=1) == [0, 0, 1, 1, 0]  # exactly one of its kind on the left
+  assert output(head=0, side=1, feature=2) == [1, 0, 0, 0, 0]  # exactly two on the right
+  assert output(head=0, side=0, feature=4) == [0, 0, 0.25, 0.25, 0.5]  # their number
+  assert output(head=1, side=0, feature=3) == [0, 0, 0, 1, 0]  # three of any kind on the left

@@ -38,7 +38,7 @@ def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
   assert (row["topology"], row["chips"], row["hosts"]) == ("v5e:1x1", 1, 1)
   assert row["mesh"] == {"data": 1, "fsdp": 1}
   assert (row["batch_size"], row["largest_batch"]) == (4, None)
-  found, memory = row["estimate"], row["estimate"]["memory"]
+  actual, memory = row["estimate"], row["estimate"]["memory"]
   # Parameters, their average and two moments in float32; image and target of four examples.
   state, pixels = 4 * 4 * row["parameters"], 4 * 32 * 32 * (3 + 1)
   assert state + pixels < memory["arguments"] < 1.1 * (state + pixels)
@@ -49,12 +49,12 @@ def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
   assert memory["aliased"] > 0.9 * memory["output"]  # the old state's memory is that of the new one
   config = tiny_run.get_config()
   config.batch_size, config.max_instances = 4, 0
-  assert found["flops"] == flops.train_step_flops(config)
-  assert found["flops_compiled"] == pytest.approx(found["flops"], rel=0.05)
-  assert found["collectives"] == {}
-  assert found["seconds"]["compute"] == found["flops_compiled"] / 197e12
-  assert found["seconds"]["hbm"] == found["hbm_bytes"] / 819e9
-  assert found["bound"] == max(found["seconds"], key=found["seconds"].get)
+  assert actual["flops"] == flops.train_step_flops(config)
+  assert actual["flops_compiled"] == pytest.approx(actual["flops"], rel=0.05)
+  assert actual["collectives"] == {}
+  assert actual["seconds"]["compute"] == actual["flops_compiled"] / 197e12
+  assert actual["seconds"]["hbm"] == actual["hbm_bytes"] / 819e9
+  assert actual["bound"] == max(actual["seconds"], key=actual["seconds"].get)
   assert "1 chips, 1 hosts, data 1 x fsdp 1, batch 4 (4 per chip)" in printed
   assert f"wrote {tmp_path / 'plan.json'}" in printed
 
@@ -126,11 +126,11 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
   monkeypatch.setattr(estimate, "memory_of", lambda *args: Total())
   config = tiny_run.get_config()
   config.grad_accum_steps, config.batch_size = 2, 4
-  found = estimate.make_plan(
+  actual = estimate.make_plan(
     config.lock(), chips.parse_topology("v5e:1x1"), "full", 9
   ).largest_batch
-  assert found == LargestBatch(10, 12, len(asked) - 1)
-  assert [effort for _, effort in asked] == ["full"] + ["quick"] * found.compilations
+  assert actual == LargestBatch(10, 12, len(asked) - 1)
+  assert [effort for _, effort in asked] == ["full"] + ["quick"] * actual.compilations
   assert all(batch % 2 == 0 for batch, _ in asked)
 
 

@@ -61,18 +61,18 @@ def test_products_of_the_program_are_those_counted_by_hand(copies, cut):
 
 def test_traffic_of_every_memory_is_what_xla_counts(copies):
   module = hlo.parse(copies.as_text())
-  told = copies.cost_analysis()["bytes accessed"]
-  assert costs.memory_bytes(module, every_space=True) == pytest.approx(told, rel=0.05)
+  accessed = copies.cost_analysis()["bytes accessed"]
+  assert costs.memory_bytes(module, every_space=True) == pytest.approx(accessed, rel=0.05)
   assert costs.memory_bytes(module) <= costs.memory_bytes(module, every_space=True)
 
 
 def test_copies_of_the_model_sum_their_gradients(copies):
-  found = costs.count_collectives(hlo.parse(copies.as_text()), SLICE.chips)
-  assert list(found) == ["all-reduce"]
+  actual = costs.count_collectives(hlo.parse(copies.as_text()), SLICE.chips)
+  assert list(actual) == ["all-reduce"]
   parameters = _parameters()
   # In float32, or in the bf16 of the products that make them.
-  assert 2 * parameters < found["all-reduce"].bytes < 4.2 * parameters
-  assert found["all-reduce"].sent == pytest.approx(2 * 3 / 4 * found["all-reduce"].bytes)
+  assert 2 * parameters < actual["all-reduce"].bytes < 4.2 * parameters
+  assert actual["all-reduce"].sent == pytest.approx(2 * 3 / 4 * actual["all-reduce"].bytes)
 
 
 def test_nothing_but_gradients_and_numbers_is_sent_between_copies(copies):
@@ -94,8 +94,8 @@ def test_attention_of_tpus_is_a_kernel_on_each_chip():
   kernels = re.findall(r'custom_call_target="tpu_custom_call"', compiled.as_text())
   # Forward, gradients of the queries, gradients of keys and values.
   assert len(kernels) == 3 * make_config().model.depth
-  found = costs.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)
-  assert list(found) == ["all-reduce"]
+  actual = costs.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)
+  assert list(actual) == ["all-reduce"]
 
 
 @pytest.mark.slow
@@ -112,8 +112,8 @@ def test_a_model_that_is_cut_takes_a_quarter_and_is_gathered(copies, cut):
   whole, quarter = (memory_of(compiled, SLICE.chip).arguments for compiled in (copies, cut))
   batch = 64 // 4 * 32 * 32 * 4
   assert (quarter - batch) / (whole - batch) < 0.3
-  found = costs.count_collectives(hlo.parse(cut.as_text()), SLICE.chips)
-  assert found["all-gather"].bytes > 1.5 * _parameters()
+  actual = costs.count_collectives(hlo.parse(cut.as_text()), SLICE.chips)
+  assert actual["all-gather"].bytes > 1.5 * _parameters()
 
 
 def _parameters() -> int:
@@ -123,11 +123,11 @@ def _parameters() -> int:
 
 def test_an_estimate_of_a_slice(copies):
   program = ahead.make_program(make_config(), 320, ahead.open_topology(SLICE))
-  found = estimate_step(program, copies, SLICE)
-  assert found.memory.available == int(15.75 * 2**30)
-  assert found.seconds["compute"] == found.flops_compiled / 197e12
+  actual = estimate_step(program, copies, SLICE)
+  assert actual.memory.available == int(15.75 * 2**30)
+  assert actual.seconds["compute"] == actual.flops_compiled / 197e12
   # Two links of 50 GB/s at each corner of the square.
-  assert found.seconds["interconnect"] == found.sent_bytes / (2 * 50e9)
+  assert actual.seconds["interconnect"] == actual.sent_bytes / (2 * 50e9)
 
 
 @pytest.mark.parametrize("name", ["v5e:1x1", "v5e:4x4", "v4:4x4x4", "v5p:4x4x8", "v6e:16x16"])
@@ -183,9 +183,9 @@ def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
     topology = chips.parse_topology(name)
     config = recipe("refcoco", "unc")
     config.batch_size = 8 * topology.chips
-    found = make_plan(config.lock(), topology, "quick", 0).estimate
-    assert found
-    totals.append(found.memory.total)
-    assert 1 < found.flops_xla / found.flops < 1.05
-    assert found.flops_compiled == pytest.approx(found.flops, rel=0.01)
+    actual = make_plan(config.lock(), topology, "quick", 0).estimate
+    assert actual
+    totals.append(actual.memory.total)
+    assert 1 < actual.flops_xla / actual.flops < 1.05
+    assert actual.flops_compiled == pytest.approx(actual.flops, rel=0.01)
   assert totals[1] == pytest.approx(totals[0], rel=0.05)

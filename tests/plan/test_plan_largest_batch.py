@@ -33,37 +33,37 @@ def test_the_largest_batch_fits_and_the_too_large_one_does_not(
   fixed, each, pad, refuses, start, unit, budget
 ):
   compiler = Compiler(fixed, each, pad, refuses)
-  found = find_largest(compiler, 16.0, start * unit, unit, budget)
-  assert found.compilations == len(compiler.asked) <= budget
+  result = find_largest(compiler, 16.0, start * unit, unit, budget)
+  assert result.compilations == len(compiler.asked) <= budget
   assert len(set(compiler.asked)) == len(compiler.asked)  # nothing is compiled twice
   assert all(batch > 0 and batch % unit == 0 for batch in compiler.asked)
   limit = min(refuses, 16.0)
-  assert found.fits == 0 or compiler(found.fits) <= limit
-  if found.too_large:
-    needed = compiler(found.too_large)
+  assert result.fits == 0 or compiler(result.fits) <= limit
+  if result.too_large:
+    needed = compiler(result.too_large)
     assert needed is None or needed > limit
-  if found.fits and found.too_large and found.too_large - found.fits > unit:
-    assert found.compilations == budget
+  if result.fits and result.too_large and result.too_large - result.fits > unit:
+    assert result.compilations == budget
 
 
 @given(fixed=st.floats(0, 9), each=st.floats(0.1, 1), start=st.integers(1, 8))
 def test_a_line_is_followed_to_its_end_in_few_compilations(fixed, each, start):
   compiler = Compiler(fixed, each, 1, 1e9)
-  found = find_largest(compiler, 16.0, start, budget=20)
+  result = find_largest(compiler, 16.0, start, budget=20)
   largest = sum(fixed + each * batch <= 16.0 for batch in range(1, 200))
-  assert (found.fits, found.too_large) == (largest, largest + 1)
-  assert found.compilations <= 12
+  assert (result.fits, result.too_large) == (largest, largest + 1)
+  assert result.compilations <= 12
 
 
 def test_nothing_fits():
-  found = find_largest(lambda batch: None, 16.0, 32, 8, budget=10)
-  assert (found.fits, found.too_large) == (0, 8)
-  assert found.compilations == 3  # 32, 16, 8
+  result = find_largest(lambda batch: None, 16.0, 32, 8, budget=10)
+  assert (result.fits, result.too_large) == (0, 8)
+  assert result.compilations == 3  # 32, 16, 8
 
 
 def test_too_much_for_the_chip_does_not_fit_even_if_the_compiler_takes_it():
-  found = find_largest(lambda batch: 2.0 * batch, 16.0, 4, budget=10)
-  assert (found.fits, found.too_large) == (8, 9)
+  result = find_largest(lambda batch: 2.0 * batch, 16.0, 4, budget=10)
+  assert (result.fits, result.too_large) == (8, 9)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3])

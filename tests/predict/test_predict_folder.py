@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import command as own_data
+from input_pipeline.custom import command as custom_command
 from mail_jax.app import limits, service
 from mail_jax.app.examples import ExampleMasks
 from mail_jax.predict import command as predict
@@ -26,7 +26,7 @@ from mail_jax.predict.segmenter import Segmenter
 def example(tmp_path_factory) -> pathlib.Path:
   """Five generated images with lines, as custom data; not to be changed."""
   folder = tmp_path_factory.mktemp("own") / "example"
-  own_data.main(["example", "--out", str(folder), "--train", "1", "--val", "4"])
+  custom_command.main(["example", "--out", str(folder), "--train", "1", "--val", "4"])
   return folder
 
 
@@ -66,9 +66,9 @@ def test_lines_are_predicted_with_their_own_instances(segmenter, example, answer
   asked = [(n, line, text) for n, line in enumerate(lines, 1) for text in line["sentences"]]
   instances = {line["image"]: line["instances"] for line in lines if "instances" in line}
   assert len(instances) == 5 < len(lines)  # they stand in one line of each photo
-  found = rows_of(answered)
-  assert [(row["line"], row["expression"]) for row in found] == [(n, text) for n, _, text in asked]
-  for row, (_, line, text) in zip(found[:12], asked, strict=False):
+  actual = rows_of(answered)
+  assert [(row["line"], row["expression"]) for row in actual] == [(n, text) for n, _, text in asked]
+  for row, (_, line, text) in zip(actual[:12], asked, strict=False):
     given = sorted(instances[line["image"]], key=lambda mask: -mask["score"])
     masks = np.stack([coco_mask.decode(mask["rle"]).astype(bool) for mask in given])
     result = segmenter(example / line["image"], text, masks)
@@ -83,7 +83,7 @@ def test_lines_are_predicted_with_their_own_instances(segmenter, example, answer
     assert row["area"] == int(result.mask.sum())
     with Image.open(answered / row["overlay"]) as picture:
       np.testing.assert_array_equal(np.asarray(picture), result.overlay())
-  assert len({row["overlay"] for row in found}) == len(found)
+  assert len({row["overlay"] for row in actual}) == len(actual)
 
 
 def test_every_image_of_a_folder_gets_every_expression(finished_run, segmenter, example, tmp_path):
@@ -96,12 +96,12 @@ def test_every_image_of_a_folder_gets_every_expression(finished_run, segmenter, 
   (photos / "notes.txt").write_text("no picture")
   out = tmp_path / "out"
   run(finished_run, out, "--image", photos, "--text", "the star", "--text", "red")
-  found = rows_of(out)
+  actual = rows_of(out)
   images = ["a.jpg", "a.png", os.path.join("more", "b.jpg")]
-  assert [(r["image"], r["expression"]) for r in found] == [
+  assert [(r["image"], r["expression"]) for r in actual] == [
     (image, text) for image in images for text in ("the star", "red")
   ]
-  for row in found:
+  for row in actual:
     result = segmenter(photos / row["image"], row["expression"])
     np.testing.assert_array_equal(mask_of(row), result.mask)
     assert (out / row["overlay"]).is_file()
@@ -209,9 +209,9 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
   with pytest.raises(SystemExit, match="1"):
     run(finished_run, out, *options, "--on_error", "skip")
   assert [row["image"] for row in rows_of(out)] == ["b.jpg"]
-  told = capsys.readouterr().err
-  assert "skipped: image" in told
-  assert "2 of 3 images were skipped" in told
+  printed = capsys.readouterr().err
+  assert "skipped: image" in printed
+  assert "2 of 3 images were skipped" in printed
   # Repaired images are predicted the next time.
   (photos / "a.jpg").write_bytes(first.read_bytes())
   (photos / "c.jpg").unlink()

@@ -95,11 +95,11 @@ def test_every_kind_of_instances_gives_the_same_result(segmenter, scene, tmp_pat
     "one that is open": open_proposer(f"coco:{several}"),
   }
   for name, instances in given.items():
-    found = segmenter(photo, TEXTS[0], instances)
-    assert len(found.instances) == 3, name
-    by_place = np.argsort([mask.argmax() for mask in found.instances])
-    np.testing.assert_array_equal(found.instances[by_place], masks, err_msg=name)
-    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5, err_msg=name)
+    actual = segmenter(photo, TEXTS[0], instances)
+    assert len(actual.instances) == 3, name
+    by_place = np.argsort([mask.argmax() for mask in actual.instances])
+    np.testing.assert_array_equal(actual.instances[by_place], masks, err_msg=name)
+    np.testing.assert_allclose(actual.probability, expected.probability, atol=1e-5, err_msg=name)
   # A file that has changed is read again.
   fewer = as_coco(masks[:1], "a.png")
   several.write_text(json.dumps(fewer))
@@ -176,11 +176,11 @@ def test_twenty_threads_get_the_results_of_one(finished_run, compilations):
   shared = Segmenter.load(str(finished_run))
   compilations.clear()
   with concurrent.futures.ThreadPoolExecutor(20) as pool:
-    found = list(pool.map(lambda ask: shared(ask[0].image, ask[1], ask[0].instances.masks), asked))
+    actual = list(pool.map(lambda ask: shared(ask[0].image, ask[1], ask[0].instances.masks), asked))
   # One program per size, for any number of waiting threads.
   assert len(compilations) == shared._predict._cache_size() == 3
   serial = Segmenter.load(str(finished_run))
-  for (scene, text), result in zip(asked, found, strict=True):
+  for (scene, text), result in zip(asked, actual, strict=True):
     assert_same(result, serial(scene.image, text, scene.instances.masks))
 
 

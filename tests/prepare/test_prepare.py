@@ -370,8 +370,8 @@ def test_real_data_is_prepared(dataset, counts, tmp_path, realdata):
       prepare.main(command)
     command += ["--annotations", annotations]
   prepare.main(command)
-  found = builder.open_dataset(str(tmp_path), dataset).info.metadata["counts"]
-  assert {split: (row["refs"], row["expressions"]) for split, row in found.items()} == counts
+  actual = builder.open_dataset(str(tmp_path), dataset).info.metadata["counts"]
+  assert {split: (row["refs"], row["expressions"]) for split, row in actual.items()} == counts
   for record in _read(tmp_path, dataset, "val").values():
     assert record.image == (realdata / "coco/train2014" / record.file_name).read_bytes()
     for ref in record.refs:

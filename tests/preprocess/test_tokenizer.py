@@ -185,9 +185,9 @@ def test_a_large_batch_in_threads_equals_one_text_at_a_time(either):
   texts = [f"{text} {n}" for n in range(140) for text in _SENTENCES]
   tokens, lengths, was_cut = either(texts, 10)
   for row in range(0, len(texts), 997):
-    one = either([texts[row]], 10)
-    np.testing.assert_array_equal(one[0][0], tokens[row])
-    assert (one[1][0], one[2][0]) == (lengths[row], was_cut[row])
+    single = either([texts[row]], 10)
+    np.testing.assert_array_equal(single[0][0], tokens[row])
+    assert (single[1][0], single[2][0]) == (lengths[row], was_cut[row])
 
 
 @pytest.mark.slow

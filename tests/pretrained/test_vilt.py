@@ -251,9 +251,9 @@ def test_a_run_whose_blocks_are_stacked_starts_from_the_same_weights(
   pretrained = vilt.load(tiny_folder)
   for name in ("qkv/kernel", "mlp_in/bias"):
     layer, _, kind = name.partition("/")
-    found = params["encoder"]["blocks"][layer][kind]
+    actual = params["encoder"]["blocks"][layer][kind]
     np.testing.assert_array_equal(
-      found[0].reshape(-1), pretrained.parameters[f"encoder/block00/{name}"].reshape(-1)
+      actual[0].reshape(-1), pretrained.parameters[f"encoder/block00/{name}"].reshape(-1)
     )
   trainer.run()
   assert load.load(str(tmp_path), "last").step == 1
@@ -265,20 +265,20 @@ def test_every_block_starts_from_the_block_of_the_checkpoint(tmp_path, scan):
   pretrained = vilt.load(vilt_weights.write_folder(tmp_path / "deep", deep, heads=2))
   config = load_config(tiny_run.__file__, ["model.depth=3", f"model.scan={scan}"])
   shapes = tiny_model.shapes(config, TINY["vocab"])["params"]
-  found = initialise.fit(pretrained, config, shapes)
+  actual = initialise.fit(pretrained, config, shapes)
   blocks = {name: value for name, value in pretrained.parameters.items() if "/block" in name}
   assert len(blocks) == 3 * 12
   for name, value in blocks.items():
     _, block, rest = name.split("/", 2)
-    started = found[f"encoder/{'blocks' if scan else block}/{rest}"]
+    started = actual[f"encoder/{'blocks' if scan else block}/{rest}"]
     started = started[int(block.removeprefix("block"))] if scan else started
     np.testing.assert_array_equal(started.reshape(-1), value.reshape(-1), err_msg=name)
   # All parameters of the blocks are loaded, with their shapes.
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     name = path_name(path)
     if "/block" in name:
-      assert found.pop(name).shape == leaf.shape
-  assert not [name for name in found if "block" in name]
+      assert actual.pop(name).shape == leaf.shape
+  assert not [name for name in actual if "block" in name]
 
 
 def test_instance_tokens_start_as_large_as_the_positions_of_the_image(tmp_path):
@@ -286,9 +286,9 @@ def test_instance_tokens_start_as_large_as_the_positions_of_the_image(tmp_path):
     vilt_weights.write_folder(tmp_path / "tiny", vilt_weights.random_weights(**TINY), heads=2)
   )
   config = load_config(tiny_run.__file__)
-  found = initialise.fit(pretrained, config, tiny_model.shapes(config, TINY["vocab"])["params"])
-  position = found["image/position"][1:]
-  np.testing.assert_allclose(found["mask/norm/scale"], np.sqrt((position**2).mean()), rtol=1e-6)
+  actual = initialise.fit(pretrained, config, tiny_model.shapes(config, TINY["vocab"])["params"])
+  position = actual["image/position"][1:]
+  np.testing.assert_allclose(actual["mask/norm/scale"], np.sqrt((position**2).mean()), rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -60,9 +60,9 @@ def test_everything_that_is_installed_is_pinned_and_a_layer_before_the_code(path
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_runs_our_program_without_rights(path):
-  found = dict(_instructions(path))  # the last of each
-  assert found["USER"] == "1000"
-  assert json.loads(found["ENTRYPOINT"]) == ["mail-jax"] and json.loads(found["CMD"]) == ["--help"]
+  last = dict(_instructions(path))  # the last of each
+  assert last["USER"] == "1000"
+  assert json.loads(last["ENTRYPOINT"]) == ["mail-jax"] and json.loads(last["CMD"]) == ["--help"]
   assert all(":" in rest.split()[0] for word, rest in _instructions(path) if word == "FROM")
 
 

@@ -27,12 +27,12 @@ def _disturbed(seconds: int, *more: str) -> str:
 
 
 def test_nothing_is_lost_in_half_a_minute_of_faults(shapes_data, finished_run):
-  told = _disturbed(30, "--data_dir", shapes_data, "--undisturbed", str(finished_run))
-  assert "second run in the workdir" in told and "BROKEN" not in told
+  printed = _disturbed(30, "--data_dir", shapes_data, "--undisturbed", str(finished_run))
+  assert "second run in the workdir" in printed and "BROKEN" not in printed
 
 
 @pytest.mark.slow
 def test_nothing_is_lost_in_ten_minutes_of_faults():
-  told = _disturbed(600)
-  assert told.count("| 1 |") + told.count("| 2 |") + told.count("| 3 |") > 10
-  assert "BROKEN" not in told
+  printed = _disturbed(600)
+  assert printed.count("| 1 |") + printed.count("| 2 |") + printed.count("| 3 |") > 10
+  assert "BROKEN" not in printed

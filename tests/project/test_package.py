@@ -76,9 +76,9 @@ def _content(wheel: pathlib.Path) -> dict[str, bytes]:
 
 
 def test_a_wheel_has_every_file_of_the_packages_and_nothing_else(wheel):
-  found, expected = _content(wheel), _expected()
-  assert sorted(found) == sorted(expected)
-  assert found == expected
+  actual, expected = _content(wheel), _expected()
+  assert sorted(actual) == sorted(expected)
+  assert actual == expected
 
 
 def test_type_checkers_use_what_is_installed(wheel):

@@ -44,15 +44,15 @@ def test_stored_records_are_what_was_written(tmp_path):
     stored = records.encode_record(expected)
     assert fields.keys() == stored.keys()
     assert fields["refs"] == stored["refs"]
-    found = records.decode_record(fields)
-    np.testing.assert_array_equal(found.instances.masks, expected.instances.masks)
-    np.testing.assert_array_equal(found.instances.scores, expected.instances.scores)
-    for ref, other in zip(found.refs, expected.refs, strict=True):
+    actual = records.decode_record(fields)
+    np.testing.assert_array_equal(actual.instances.masks, expected.instances.masks)
+    np.testing.assert_array_equal(actual.instances.scores, expected.instances.scores)
+    for ref, other in zip(actual.refs, expected.refs, strict=True):
       np.testing.assert_array_equal(ref.target, other.target)
       assert (ref.ref_id, ref.ann_ids) == (other.ref_id, other.ann_ids)
       assert ref.sentences == other.sentences
-    assert (found.image, found.file_name) == (expected.image, expected.file_name)
-    assert (found.height, found.width) == (expected.height, expected.width)
+    assert (actual.image, actual.file_name) == (expected.image, expected.file_name)
+    assert (actual.height, actual.width) == (expected.height, expected.width)
 
 
 def test_a_damaged_file_of_records_is_named(tmp_path):
@@ -111,9 +111,9 @@ def test_the_table_the_json_and_the_page_agree(shapes_report):
   for name, row in (storage.read_metadata(shapes_report.data_dir, "shapes") or {})[
     "counts"
   ].items():
-    found = splits[f"shapes/{name}"]
-    assert (found["images"], found["all"]["refs"]) == (row["records"], row["refs"])
-    assert sum(found[size]["refs"] for size in SIZES) == row["refs"]
+    actual = splits[f"shapes/{name}"]
+    assert (actual["images"], actual["all"]["refs"]) == (row["records"], row["refs"])
+    assert sum(actual[size]["refs"] for size in SIZES) == row["refs"]
 
 
 def test_all_three_say_that_it_is_an_upper_bound_and_where_masks_came_from(shapes_report):

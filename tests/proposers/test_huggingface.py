@@ -37,18 +37,18 @@ def test_segmenters_give_an_image_the_same_masks_in_any_batch(tmp_path, tiny, fi
   getattr(tiny, name)(tmp_path)
   proposer = open_proposer(f"huggingface:{tmp_path}").proposer
   together = proposer.propose(five_photos[:4], range(4))
-  for photo, found in zip(five_photos, together, strict=False):
+  for photo, proposals in zip(five_photos, together, strict=False):
     (alone,) = proposer.propose([photo], [9])
-    assert_same(found, alone)
-    assert found.masks.shape[1:] == photo.shape[:2]
-    assert len(found.masks) >= 3
-    assert found.masks.any((1, 2)).all()
-    assert (~found.masks).any((1, 2)).any()
-    assert len({mask.tobytes() for mask in found.masks}) >= 3
-    assert ((found.scores > 0) & (found.scores <= 1)).all()
-    assert found.categories.max() < tiny.LABELS
-    assert found.source == "huggingface"
-  other = [found.masks.mean() for found in together]
+    assert_same(proposals, alone)
+    assert proposals.masks.shape[1:] == photo.shape[:2]
+    assert len(proposals.masks) >= 3
+    assert proposals.masks.any((1, 2)).all()
+    assert (~proposals.masks).any((1, 2)).any()
+    assert len({mask.tobytes() for mask in proposals.masks}) >= 3
+    assert ((proposals.scores > 0) & (proposals.scores <= 1)).all()
+    assert proposals.categories.max() < tiny.LABELS
+    assert proposals.source == "huggingface"
+  other = [proposals.masks.mean() for proposals in together]
   assert len(set(other)) == len(other)  # It depends on the photo.
 
 
@@ -72,10 +72,10 @@ def test_masks_are_those_of_the_processor_s_own_function(
   (expected,) = processor.post_process_instance_segmentation(
     outputs, threshold=0.02, target_sizes=[photo.shape[:2]], return_binary_maps=True
   )
-  (found,) = open_proposer(f"huggingface:{tmp_path}").proposer.propose([photo], [1])
+  (actual,) = open_proposer(f"huggingface:{tmp_path}").proposer.propose([photo], [1])
   theirs = expected["segmentation"].numpy().astype(bool)
   info = expected["segments_info"]
-  for mask, score, category in zip(found.masks, found.scores, found.categories, strict=True):
+  for mask, score, category in zip(actual.masks, actual.scores, actual.categories, strict=True):
     iou = (mask & theirs).sum((1, 2)) / (mask | theirs).sum((1, 2))
     alike = [
       iou[k] > least_iou
@@ -84,7 +84,7 @@ def test_masks_are_those_of_the_processor_s_own_function(
       for k in range(len(info))
     ]
     assert any(alike)
-  assert len(found.masks) >= 3
+  assert len(actual.masks) >= 3
 
 
 @pytest.mark.extras
@@ -96,11 +96,11 @@ def test_padding_of_a_processor_is_removed(tmp_path, tiny, five_photos):
   padded = transformers.Mask2FormerImageProcessor(size=tiny.SIZE, pad_size=None)
   padded.pad_size = {"height": 160, "width": 224}
   padded.save_pretrained(tmp_path)
-  (found,) = open_proposer(f"huggingface:{tmp_path}").proposer.propose([five_photos[0]], [1])
-  assert found.masks.shape[1:] == plain.masks.shape[1:]
+  (proposals,) = open_proposer(f"huggingface:{tmp_path}").proposer.propose([five_photos[0]], [1])
+  assert proposals.masks.shape[1:] == plain.masks.shape[1:]
   iou = [
     ((mask & plain.masks).sum((1, 2)) / (mask | plain.masks).sum((1, 2))).max()
-    for mask in found.masks
+    for mask in proposals.masks
   ]
   assert (
     np.mean(iou) > 0.7
@@ -131,11 +131,11 @@ def test_mask_generators_give_the_masks_of_each_point_alone(
   processor = transformers.AutoProcessor.from_pretrained(tmp_path)
   small = [np.asarray(Image.fromarray(photo).reduce(4)) for photo in five_photos[:4]]
   proposer = open_proposer(f"huggingface:{tmp_path}").proposer
-  for photo, found in zip(small, proposer.propose(small, range(4)), strict=True):
+  for photo, actual in zip(small, proposer.propose(small, range(4)), strict=True):
     (alone,) = proposer.propose([photo], [9])
-    assert_same(found, alone)
-    assert len(found.masks) >= 3
-    assert (np.diff(found.scores) <= 0).all()
+    assert_same(actual, alone)
+    assert len(actual.masks) >= 3
+    assert (np.diff(actual.scores) <= 0).all()
 
   height, width = small[0].shape[:2]
   expected = []
@@ -155,12 +155,12 @@ def test_mask_generators_give_the_masks_of_each_point_alone(
         if score > 0.88 and steep > 0.95:
           expected.append((score, logits > 0))
   expected.sort(key=lambda pair: -pair[0])
-  (found,) = proposer.propose([small[0]], [0])
+  (actual,) = proposer.propose([small[0]], [0])
   # Rounding may move one of a few hundred masks across a threshold.
-  assert abs(len(found.masks) - len(expected)) <= 1
+  assert abs(len(actual.masks) - len(expected)) <= 1
   matched = [
     any(abs(score - own) < 1e-4 and (mask != other).mean() < 1e-3 for score, mask in expected)
-    for own, other in zip(found.scores, found.masks, strict=True)
+    for own, other in zip(actual.scores, actual.masks, strict=True)
   ]
   assert np.mean(matched) > 0.98
 
@@ -177,8 +177,8 @@ def test_of_masks_with_one_box_the_best_is_kept(tiny):
   masks[3, 2:7, 1:5] = True  # 12 of 24 pixels shared with the first.
   scores = np.asarray([0.9, 0.95, 0.97, 0.89], np.float32)
   packed = [np.packbits(mask) for mask in masks]
-  found = huggingface._without_duplicates(packed, scores, (10, 12))
-  np.testing.assert_array_equal(found.masks, masks[[2, 1, 3]])
+  actual = huggingface._without_duplicates(packed, scores, (10, 12))
+  np.testing.assert_array_equal(actual.masks, masks[[2, 1, 3]])
 
 
 @pytest.mark.extras

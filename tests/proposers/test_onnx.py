@@ -51,9 +51,9 @@ def test_components_are_those_of_a_flood_fill(seed, height, width, count):
   assert len(masks) == len(expected)
   assert (np.diff(masks.sum((1, 2))) <= 0).all()
   for mask, score, category in zip(masks, scores, categories, strict=True):
-    value, found = expected[mask.tobytes()]
+    value, actual = expected[mask.tobytes()]
     assert category == value
-    np.testing.assert_allclose(score, probability[found].mean(), rtol=1e-5)
+    np.testing.assert_allclose(score, probability[actual].mean(), rtol=1e-5)
 
 
 def _onnx():
@@ -104,15 +104,15 @@ def test_a_class_map_becomes_its_connected_components(tmp_path, kind):
   pytest.importorskip("onnxruntime")
   five_photos = [picture(30, 40), picture(31, 23)]
   proposer = open_proposer(f"onnx:{red_is_the_class(tmp_path / 'red.onnx', kind=kind)}", ALL)
-  for photo, found in zip(five_photos, proposer.propose(five_photos, [1, 2]), strict=True):
+  for photo, actual in zip(five_photos, proposer.propose(five_photos, [1, 2]), strict=True):
     expected = {(value, mask.tobytes()) for value, mask in flood_fill(photo[..., 0])}
     assert len(expected) == 5
     assert {
       (int(value), mask.tobytes())
-      for value, mask in zip(found.categories, found.masks, strict=True)
+      for value, mask in zip(actual.categories, actual.masks, strict=True)
     } == expected
-    assert set(found.scores) == {1.0}
-    assert (found.source, found.trained_on) == ("onnx", "unknown")
+    assert set(actual.scores) == {1.0}
+    assert (actual.source, actual.trained_on) == ("onnx", "unknown")
 
 
 @pytest.mark.extras
@@ -121,12 +121,12 @@ def test_a_model_of_fixed_size_gives_masks_of_the_image_s_size(tmp_path):
   photo = np.zeros((60, 90, 3), np.uint8)
   photo[15:45, 30:60] = 200
   model = red_is_the_class(tmp_path / "red.onnx", 32)
-  (found,) = open_proposer(f"onnx:{model}", Selection(min_area=0.05)).propose([photo], [1])
+  (proposals,) = open_proposer(f"onnx:{model}", Selection(min_area=0.05)).propose([photo], [1])
   thing = photo[..., 0] == 200
-  assert found.masks.shape == (2, 60, 90)
-  iou = (found.masks & thing).sum((1, 2)) / (found.masks | thing).sum((1, 2))
+  assert proposals.masks.shape == (2, 60, 90)
+  iou = (proposals.masks & thing).sum((1, 2)) / (proposals.masks | thing).sum((1, 2))
   assert iou.max() > 0.75  # A pixel of the model is three of the image.
-  middle = np.argwhere(found.masks[iou.argmax()]).mean(0)
+  middle = np.argwhere(proposals.masks[iou.argmax()]).mean(0)
   np.testing.assert_allclose(middle, np.argwhere(thing).mean(0), atol=0.5)
 
 
@@ -159,14 +159,14 @@ def test_logits_are_of_the_normalised_image_and_score_their_components(
   generator = np.random.default_rng(1)
   photo = np.repeat(np.repeat(generator.integers(0, 256, (3, 4, 3), np.uint8), 8, 0), 8, 1)
   model = colours_are_logits(tmp_path / "logits.onnx", metadata)
-  (found,) = open_proposer(f"onnx:{model}", ALL).propose([photo], [1])
+  (actual,) = open_proposer(f"onnx:{model}", ALL).propose([photo], [1])
   logits = 4 * (photo.astype(np.float64) / 255 - mean) / std
   classes = logits.argmax(2)
   powers = np.exp(logits - logits.max(2, keepdims=True))
   probability = powers.max(2) / powers.sum(2)
   expected = {mask.tobytes(): (value, mask) for value, mask in flood_fill(classes)}
-  assert len(found.masks) == len(expected) > 1
-  for mask, score, category in zip(found.masks, found.scores, found.categories, strict=True):
+  assert len(actual.masks) == len(expected) > 1
+  for mask, score, category in zip(actual.masks, actual.scores, actual.categories, strict=True):
     value, part = expected[mask.tobytes()]
     assert category == value
     np.testing.assert_allclose(score, probability[part].mean(), rtol=1e-4)
@@ -208,10 +208,10 @@ def test_masks_with_scores_are_taken_as_they_are(tmp_path, batched):
   photo = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
   model = channels_are_masks(tmp_path / "masks.onnx", batched)
   proposer = open_proposer(f"onnx:{model}", ALL)
-  (found,) = proposer.proposer.propose([photo], [1])
-  np.testing.assert_array_equal(found.masks, np.moveaxis(photo >= 128, 2, 0))
-  np.testing.assert_allclose(found.scores, photo.mean((0, 1)) / 255, rtol=1e-5)
-  assert found.categories.tolist() == [7, 5, 6]
+  (proposals,) = proposer.proposer.propose([photo], [1])
+  np.testing.assert_array_equal(proposals.masks, np.moveaxis(photo >= 128, 2, 0))
+  np.testing.assert_allclose(proposals.scores, photo.mean((0, 1)) / 255, rtol=1e-5)
+  assert proposals.categories.tolist() == [7, 5, 6]
 
 
 @pytest.mark.extras
@@ -219,8 +219,8 @@ def test_masks_need_no_labels_but_scores(tmp_path):
   pytest.importorskip("onnxruntime")
   photo = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
   model = channels_are_masks(tmp_path / "masks.onnx", without="labels")
-  (found,) = open_proposer(f"onnx:{model}").propose([photo], [1])
-  assert found.categories.tolist() == [0, 0, 0]
+  (proposals,) = open_proposer(f"onnx:{model}").propose([photo], [1])
+  assert proposals.categories.tolist() == [0, 0, 0]
   with pytest.raises(InputError, match=r"masks, scores .*labels tensor\(int64\) \[3\]"):
     open_proposer(f"onnx:{channels_are_masks(tmp_path / 'masks.onnx', without='scores')}")
 
@@ -285,9 +285,9 @@ def test_a_real_segmenter_finds_what_people_refer_to(realdata, five_photos):
   model = realdata / "models/deeplabv3_mnv2_ade20k_uint8.onnx"
   proposer = open_proposer(f"onnx:{model}")
   together = proposer.propose(five_photos, range(5))
-  for photo, found in zip(five_photos, together, strict=True):
+  for photo, proposals in zip(five_photos, together, strict=True):
     (alone,) = proposer.propose([photo], [9])
-    assert_same(found, alone)
-    assert found.masks.shape[1:] == photo.shape[:2]
-    assert len(found.masks) >= 3
-    assert found.masks.any(0).mean() > 0.7  # A class map only leaves out tiny components.
+    assert_same(proposals, alone)
+    assert proposals.masks.shape[1:] == photo.shape[:2]
+    assert len(proposals.masks) >= 3
+    assert proposals.masks.any(0).mean() > 0.7  # A class map only leaves out tiny components.

@@ -30,9 +30,9 @@ def test_the_detector_of_the_documentation_works(tmp_path, monkeypatch):
   photo = np.zeros((20, 30, 3), np.uint8)
   photo[2:6, 3:9] = 250
   photo[10:18, 12:28] = 210
-  (found,) = open_proposer("my_detector.MyDetector:200").propose([photo], [1])
-  assert found.masks.sum((1, 2)).tolist() == [8 * 16, 4 * 6]
-  np.testing.assert_array_equal(found.masks[1], photo[..., 0] == 250)
-  assert (found.source, found.trained_on) == ("my_detector", "nothing")
+  (proposals,) = open_proposer("my_detector.MyDetector:200").propose([photo], [1])
+  assert proposals.masks.sum((1, 2)).tolist() == [8 * 16, 4 * 6]
+  np.testing.assert_array_equal(proposals.masks[1], photo[..., 0] == 250)
+  assert (proposals.source, proposals.trained_on) == ("my_detector", "nothing")
   (dim,) = open_proposer("my_detector.MyDetector:230").propose([photo], [1])
   assert len(dim.masks) == 1

@@ -45,9 +45,9 @@ def test_polygons_and_run_lengths_of_either_kind_agree(tmp_path):
     {"size": [HEIGHT, WIDTH], "counts": counts},
   ]
   path = _write(tmp_path / "r.json", [_row(segmentation=kind) for kind in kinds])
-  found = _propose(path)
-  assert len(found.masks) == 3
-  for given in found.masks:
+  actual = _propose(path)
+  assert len(actual.masks) == 3
+  for given in actual.masks:
     np.testing.assert_array_equal(given, mask)
 
 
@@ -69,11 +69,11 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
   for image_id in image_ids[::4]:
     size = reference.imgs[image_id]["height"], reference.imgs[image_id]["width"]
     photo = np.zeros((*size, 3), np.uint8)
-    (one,), (other,) = (proposer.propose([photo], [image_id]) for proposer in (results, coco))
-    np.testing.assert_array_equal(one.masks, other.masks)
-    np.testing.assert_array_equal(one.categories, other.categories)
-    np.testing.assert_array_equal(one.scores, other.scores)
-    assert (one.source, other.source) == ("results", "coco")
+    (first,), (other,) = (proposer.propose([photo], [image_id]) for proposer in (results, coco))
+    np.testing.assert_array_equal(first.masks, other.masks)
+    np.testing.assert_array_equal(first.categories, other.categories)
+    np.testing.assert_array_equal(first.scores, other.scores)
+    assert (first.source, other.source) == ("results", "coco")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_several_files_are_one_set_and_may_share_no_image(tmp_path):
   paths = [_write(tmp_path / f"{n}.json", [_row(n)]) for n in (1, 2)]
   both = ResultsProposer(",".join(paths))
   assert both.image_ids() == {1, 2}
-  assert [len(found.masks) for found in both.propose([PHOTO, PHOTO], [2, 1])] == [1, 1]
+  assert [len(proposals.masks) for proposals in both.propose([PHOTO, PHOTO], [2, 1])] == [1, 1]
   again = _write(tmp_path / "again.json", [_row(2)])
   with pytest.raises(InputError, match=r"again\.json: image 2 is also in .*2\.json"):
     ResultsProposer(",".join([*paths, again]))

@@ -69,13 +69,13 @@ def test_the_order_of_proposals_of_different_scores_changes_nothing():
   masks, scores = rng.random((20, 9, 11)) < 0.5, rng.permutation(20).astype(np.float32)
   categories = np.arange(20, dtype=np.int32)
   shuffled = rng.permutation(20)
-  one = select(records.Instances(masks, scores, categories, "a"), Selection(max_instances=5))
+  first = select(records.Instances(masks, scores, categories, "a"), Selection(max_instances=5))
   other = select(
     records.Instances(masks[shuffled], scores[shuffled], categories[shuffled], "a"),
     Selection(max_instances=5),
   )
-  assert one.categories.tolist() == other.categories.tolist()
-  assert len(one.scores) == 5
+  assert first.categories.tolist() == other.categories.tolist()
+  assert len(first.scores) == 5
 
 
 @pytest.mark.parametrize(
@@ -102,17 +102,17 @@ class WrongSize:
 
   def propose(self, images, image_ids):
     shape = (1, self._side, self._side)
-    one = np.ones(1, np.float32)
+    first = np.ones(1, np.float32)
     return [
-      records.Instances(np.ones(shape, bool), one, np.zeros(1, np.int32), "x") for _ in images
+      records.Instances(np.ones(shape, bool), first, np.zeros(1, np.int32), "x") for _ in images
     ]
 
 
 def test_any_class_can_be_a_proposer_and_its_masks_are_checked():
   proposer = open_proposer(f"{__name__}.WrongSize:7")
-  (found,) = proposer.propose([np.zeros((7, 7, 3), np.uint8)], [5])
-  assert found.masks.all()
-  assert found.trained_on == "unknown"
+  (proposals,) = proposer.propose([np.zeros((7, 7, 3), np.uint8)], [5])
+  assert proposals.masks.all()
+  assert proposals.trained_on == "unknown"
   with pytest.raises(
     InputError, match=r"proposals for image 5 are 7 x 7 pixels, but the image is 9 x 8"
   ):

@@ -110,9 +110,9 @@ def test_the_precision_curve_equals_a_plain_count(written):
     for row in rows:
       count = sum(iou >= float(row[0]) for iou in ious)
       assert row[column] == f"{100 * count / len(ious):.1f}"
-    said = re.findall(rf"<title>{name}: P@([\d.]+) = ([\d.]+) %</title>", written.text)
-    assert [x for x, _ in said] == [f"{x / 100:.2f}" for x in range(101)]
-    for x, percent in said:
+    points = re.findall(rf"<title>{name}: P@([\d.]+) = ([\d.]+) %</title>", written.text)
+    assert [x for x, _ in points] == [f"{x / 100:.2f}" for x in range(101)]
+    for x, percent in points:
       assert percent == f"{100 * sum(iou >= float(x) for iou in ious) / len(ious):.1f}"
 
 

@@ -133,8 +133,8 @@ def test_a_malformed_refs_file_is_one_line(tmp_path, content, message):
 @pytest.mark.parametrize("missing", ["grefcoco", "grefs(unc).json", "instances.json"])
 def test_what_is_missing_is_named(tmp_path, missing):
   layout = make_generalised(tmp_path)
-  (found,) = tmp_path.rglob(missing)
-  found.rename(tmp_path / "elsewhere")
+  (path,) = tmp_path.rglob(missing)
+  path.rename(tmp_path / "elsewhere")
   with pytest.raises(InputError, match=r"docs/guides/datasets\.md"):
     grefer.GRefReader("grefcoco_unc", str(layout.root))
 

@@ -36,22 +36,22 @@ def by_the_toolkit(shapes: list) -> np.ndarray:
 
 @given(polygons)
 def test_polygons_cover_what_the_toolkit_says(shapes):
-  found = segmentation.decode_phrasecut(shapes, HEIGHT, WIDTH)
-  np.testing.assert_array_equal(found, by_the_toolkit(shapes))
+  actual = segmentation.decode_phrasecut(shapes, HEIGHT, WIDTH)
+  np.testing.assert_array_equal(actual, by_the_toolkit(shapes))
 
 
 @given(st.integers(0, 30), st.integers(0, 20), st.integers(1, 30), st.integers(1, 20))
 def test_a_rectangle_has_its_outline_which_cocos_rule_cuts_in_half(left, top, width, height):
   right, bottom = left + width, top + height
   corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
-  found = segmentation.decode_phrasecut([corners], HEIGHT, WIDTH)
+  actual = segmentation.decode_phrasecut([corners], HEIGHT, WIDTH)
   expected = np.zeros((HEIGHT, WIDTH), bool)
   expected[top : bottom + 1, left : right + 1] = True
-  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(actual, expected)
   runs = coco_mask.frPyObjects([np.ravel(corners).tolist()], HEIGHT, WIDTH)
   coco = coco_mask.decode(coco_mask.merge(runs)).astype(bool)
   assert int(coco.sum()) == width * height
-  assert found[coco].all()
+  assert actual[coco].all()
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, damage):
 @pytest.mark.parametrize("missing", ["VGPhraseCut_v0", "image_data_split.json", "images"])
 def test_what_is_missing_is_named(tmp_path, missing):
   layout = make_layout(tmp_path)
-  (found,) = tmp_path.rglob(missing)
-  found.rename(tmp_path / "elsewhere")
+  (path,) = tmp_path.rglob(missing)
+  path.rename(tmp_path / "elsewhere")
   with pytest.raises(InputError, match=r"docs/guides/datasets\.md"):
     prepare.main(layout.arguments(tmp_path / "out"))
 

@@ -296,13 +296,13 @@ def test_an_invalid_image_is_named(tmp_path, damage, message):
 def test_coco_proposals_are_largest_first_without_crowds(tmp_path):
   layout = make_layout(tmp_path)
   photo = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)]
-  (found,) = open_proposer(f"coco:{layout.instances_path}").propose(photo, [100])
-  assert found.masks.sum(axis=(1, 2)).tolist() == [900, 100 + 144 - 16]
-  assert found.categories.tolist() == [47, 47]
-  assert found.scores.tolist() == [1.0, 1.0]
+  (proposals,) = open_proposer(f"coco:{layout.instances_path}").propose(photo, [100])
+  assert proposals.masks.sum(axis=(1, 2)).tolist() == [900, 100 + 144 - 16]
+  assert proposals.categories.tolist() == [47, 47]
+  assert proposals.scores.tolist() == [1.0, 1.0]
   one = Selection(max_instances=1)
   (clipped,) = open_proposer(f"coco:{layout.instances_path}", one).propose(photo, [100])
-  np.testing.assert_array_equal(clipped.masks, found.masks[:1])
+  np.testing.assert_array_equal(clipped.masks, proposals.masks[:1])
 
 
 def test_coco_proposals_find_an_image_by_its_name(tmp_path):
@@ -325,9 +325,9 @@ def test_an_unknown_proposer_lists_the_known_ones(spec):
 
 
 def test_none_proposes_nothing():
-  (found,) = open_proposer("none").propose([np.zeros((4, 5, 3), np.uint8)], [1])
-  np.testing.assert_array_equal(found.masks, np.zeros((0, 4, 5), bool))
-  assert found.source == records.no_instances(4, 5).source == "none"
+  (proposals,) = open_proposer("none").propose([np.zeros((4, 5, 3), np.uint8)], [1])
+  np.testing.assert_array_equal(proposals.masks, np.zeros((0, 4, 5), bool))
+  assert proposals.source == records.no_instances(4, 5).source == "none"
 
 
 @pytest.mark.parametrize("dataset", list(refer.LAYOUTS))

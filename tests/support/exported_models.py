@@ -47,12 +47,12 @@ def assert_alike(
   ours: load.LoadedModel, theirs: load.LoadedModel, batch: dict[str, np.ndarray]
 ) -> float:
   """Compares all outputs of two models; returns the largest difference of a logit."""
-  found, expected = run(ours, batch), run(theirs, batch)
-  np.testing.assert_allclose(found.selection_logits, expected.selection_logits, atol=1e-4)
-  np.testing.assert_allclose(found.rho, expected.rho, atol=1e-4)
-  np.testing.assert_array_equal(found.masks, expected.masks)
-  assert found.logits.shape == expected.logits.shape
-  difference = float(np.abs(found.logits - expected.logits).max())
+  actual, expected = run(ours, batch), run(theirs, batch)
+  np.testing.assert_allclose(actual.selection_logits, expected.selection_logits, atol=1e-4)
+  np.testing.assert_allclose(actual.rho, expected.rho, atol=1e-4)
+  np.testing.assert_array_equal(actual.masks, expected.masks)
+  assert actual.logits.shape == expected.logits.shape
+  difference = float(np.abs(actual.logits - expected.logits).max())
   assert difference < 1e-4
   assert expected.logits.std() > 1e-3  # Not constant.
   return difference

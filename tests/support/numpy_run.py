@@ -31,13 +31,13 @@ def make_batch(
   scenes: Sequence[shapes.Scene], tokenizer: SentencePieceTokenizer, config: ConfigDict
 ) -> dict[str, np.ndarray]:
   """Returns a batch of the first target of each scene."""
-  meant = [next(i for i, texts in enumerate(scene.expressions) if texts) for scene in scenes]
-  texts = [scene.expressions[i][0].text for scene, i in zip(scenes, meant, strict=True)]
+  referents = [next(i for i, texts in enumerate(scene.expressions) if texts) for scene in scenes]
+  texts = [scene.expressions[i][0].text for scene, i in zip(scenes, referents, strict=True)]
   tokens, num_tokens, _ = tokenizer(texts, config.max_tokens)
   size, most = config.image_size, config.max_instances
   masks = [scene.instances.masks[:most] for scene in scenes]
   targets = [
-    bit_planes.packbits(scene.targets[i, None]) for scene, i in zip(scenes, meant, strict=True)
+    bit_planes.packbits(scene.targets[i, None]) for scene, i in zip(scenes, referents, strict=True)
   ]
   return {
     "image": np.stack([preprocess.resize_image(scene.image, size) for scene in scenes]),
@@ -55,8 +55,8 @@ def main() -> None:
   config = tiny_run.get_config()
   config.steps = STEPS
   scenes = [shapes.make_scene("train", 0, index) for index in range(SCENES)]
-  said = [e.text for scene in scenes for texts in scene.expressions for e in texts]
-  tokenizer = SentencePieceTokenizer.train(said, config.vocab_size)
+  expressions = [e.text for scene in scenes for texts in scene.expressions for e in texts]
+  tokenizer = SentencePieceTokenizer.train(expressions, config.vocab_size)
 
   def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
     for step in itertools.count(start):
@@ -68,7 +68,7 @@ def main() -> None:
   segmenter = Segmenter.load(sys.argv[1])
   scene = scenes[0]
   for instances in (scene.instances.masks, None):
-    result = segmenter(scene.image, said[0], instances)
+    result = segmenter(scene.image, expressions[0], instances)
     assert result.mask.shape == scene.image.shape[:2]
     assert np.isfinite(result.probability).all()
     count = 0 if instances is None else min(len(instances), config.max_instances)

@@ -51,9 +51,9 @@ def train(data_dir, tokenizer):
 
 def _same(first: list[dict], second: list[dict]) -> bool:
   return all(
-    np.array_equal(one[key], other[key])
-    for one, other in zip(first, second, strict=True)
-    for key in one
+    np.array_equal(batch[key], other[key])
+    for batch, other in zip(first, second, strict=True)
+    for key in batch
   )
 
 
