@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from input_pipeline import preprocess
+from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry
 from input_pipeline.proposers.registry import SelectingProposer
@@ -138,7 +139,8 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
   from input_pipeline.custom import masks, scan, schema
   from input_pipeline.custom.schema import LineError
 
-  root = images if images is not None else os.path.dirname(path) or "."
+  home = os.path.dirname(path) or "."
+  root = images if images is not None else home
   if not os.path.isdir(root):
     raise InputError(f"--images {root}: no such folder; paths of images start there")
   paths, digest = masks.PathResolver(os.path.abspath(root)), hashlib.sha256()
@@ -149,12 +151,18 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
     problems += wrong
     if line is None:
       continue
-    annotations = annotations or line.annotations or ""
     try:
       file = paths.resolve(line.image)
     except LineError as error:
       problems.append(error.at(number, "image"))
       continue
+    if line.annotations is not None:
+      try:
+        named = untrusted_files.resolve_inside(home, line.annotations, "annotations")
+      except InputError as error:
+        problems.append(LineError("path outside the folder", str(error)).at(number))
+        continue
+      annotations = annotations or named
     stem = os.path.splitext(os.path.basename(line.image))[0]
     output = f"{number:05d}_{stem}"
     items.append(PredictionInput(line.image, file, line.sentences, output, number, line.instances))
@@ -166,8 +174,6 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
     )
   if not items:
     raise InputError(f"{option} {path}: the file is empty; a line is an image and its sentences")
-  if annotations:
-    annotations = os.path.join(os.path.dirname(os.path.abspath(path)), annotations)
   source = {"pairs": digest.hexdigest()}
   return PredictionInputs(source, _share_instances(items), paths.root, annotations)
 

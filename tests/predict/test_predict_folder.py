@@ -237,6 +237,7 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
       r"line 1: missing key 'sentences'; line 2: .*\(docs/reference/formats",
     ),
     (["--pairs", "out.jsonl"], r"out\.jsonl: line 1: image: .*leaves the folder"),
+    (["--pairs", "coco.jsonl"], r"line 1: annotations '/etc/passwd': write a path relative to"),
     (["--pairs", "fine.jsonl", "--images", "nowhere"], r"--images nowhere: no such folder"),
     (["--pairs", "fine.jsonl"], r"fine\.jsonl, line 1: image .*gone\.png: No such file"),
     (["--pairs", "masks.jsonl"], r"line 1: instances.*; --on_error skip"),
@@ -253,6 +254,7 @@ def test_errors_are_reported_and_no_prediction_is_written(
   pathlib.Path("bad.jsonl").write_text('{"image": "a.png"}\n{"image": 3, "sentences": ["a"]}\n')
   line = {"image": "photos/a.png", "sentences": ["red"]}
   pathlib.Path("out.jsonl").write_text(json.dumps(line | {"image": "../a.png"}))
+  pathlib.Path("coco.jsonl").write_text(json.dumps(line | {"annotations": "/etc/passwd"}))
   pathlib.Path("fine.jsonl").write_text(json.dumps(line | {"image": "gone.png"}))
   runs = {"size": [9, 9], "counts": [81]}
   pathlib.Path("masks.jsonl").write_text(json.dumps(line | {"instances": [{"rle": runs}]}))
