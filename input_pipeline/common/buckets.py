@@ -15,6 +15,9 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 # Scheme of an address: the package that opens it, and the extra of ours that installs it.
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 
+REWRITE_EVERY = 60.0
+"""Files in buckets cannot be appended to; logs are rewritten, at most once in these seconds."""
+
 
 def is_remote(path: str | os.PathLike) -> bool:
   """Tells whether this is the address of a bucket rather than a local path."""

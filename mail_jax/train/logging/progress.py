@@ -17,9 +17,6 @@ from mail_jax.train.logging.samples import FixedSamples, Picture
 from mail_jax.train.logging.terminal import Terminal, position, time_left
 from mail_jax.train.program import Program
 
-# Files in buckets cannot be appended to; they are rewritten, at most once in these seconds.
-_REWRITE_EVERY = 60.0
-
 
 @runtime_checkable
 class Sink(Protocol):
@@ -94,7 +91,7 @@ class Progress:
           f"{atomic_files.describe_error(error, str(self._path), len(row))}; fix this and run the "
           "same command again to resume from the last intact checkpoint"
         ) from error
-    elif self._rewrites and time.monotonic() - self._written > _REWRITE_EVERY:
+    elif self._rewrites and time.monotonic() - self._written > buckets.REWRITE_EVERY:
       self._rewrite()
     for sink in self._sinks:
       sink.row(step, values)

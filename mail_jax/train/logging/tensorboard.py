@@ -26,8 +26,6 @@ from mail_jax.config import flatten
 from mail_jax.train.logging.samples import Picture
 
 FOLDER = "tensorboard"
-# Files in buckets cannot be appended to; they are rewritten, at most once in these seconds.
-_REWRITE_EVERY = 60.0
 
 
 def check_installed() -> None:
@@ -219,7 +217,7 @@ class _BucketFile:
     self.write, self.close = self._data.write, self._data.close
 
   def flush(self) -> None:
-    if time.monotonic() - self._written > _REWRITE_EVERY:
+    if time.monotonic() - self._written > buckets.REWRITE_EVERY:
       self.sync()
 
   def sync(self) -> None:
