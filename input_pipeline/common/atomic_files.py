@@ -155,7 +155,11 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[bool]:
-  """Locks a folder for as long as the process lives; yields whether it was free."""
+  """Locks a folder for as long as the process lives; yields whether it was free.
+
+  Raises:
+    OSError: the folder cannot be written to.
+  """
   lock = filelock.FileLock(os.path.join(folder, LOCK))
   try:
     lock.acquire(blocking=False)

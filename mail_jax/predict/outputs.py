@@ -81,7 +81,7 @@ def open_writer(
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(f"--out {out}: the folder cannot be created ({error.strerror})") from error
-  with atomic_files.locked(out) as free:
+  with _locked(out) as free:
     if not free:
       raise InputError(
         f"--out {out}: another command is writing to this folder; wait, or name another"
@@ -104,6 +104,19 @@ def open_writer(
         f"--out {out} cannot be written: {atomic_files.describe_error(error, out)}; fix this and "
         "run the same command again"
       ) from error
+
+
+@contextlib.contextmanager
+def _locked(out: str) -> Iterator[bool]:
+  with contextlib.ExitStack() as stack:
+    try:
+      free = stack.enter_context(atomic_files.locked(out))
+    except OSError as error:
+      reason = atomic_files.describe_error(error, out)
+      raise InputError(
+        f"--out {out}: the folder cannot be written to ({reason}); name another"
+      ) from error
+    yield free
 
 
 def _read(folder: pathlib.Path, out: str, settings: dict[str, Any]) -> list[dict[str, Any]]:

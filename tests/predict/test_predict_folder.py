@@ -19,6 +19,7 @@ from input_pipeline.custom import command as custom_command
 from mail_jax.app import limits, service
 from mail_jax.app.examples import ExampleMasks
 from mail_jax.predict import command as predict
+from mail_jax.predict import outputs
 from mail_jax.predict.segmenter import Segmenter
 
 
@@ -193,6 +194,18 @@ def test_predictions_of_another_run_are_not_resumed(finished_run, example, answe
   (holds / "a").write_text("")
   with pytest.raises(InputError, match="the folder holds other files"):
     run(finished_run, holds, "--pairs", example / "mine.jsonl", "--overwrite")
+
+
+def test_a_folder_that_cannot_be_locked_is_reported_in_one_line(tmp_path):
+  # Root may write to any folder, but cannot open a folder as a file.
+  (tmp_path / ".lock").mkdir()
+  with (
+    pytest.raises(
+      InputError, match=r"--out \S+: the folder cannot be written to \(Is a directory\)"
+    ),
+    outputs.open_writer(str(tmp_path), {}, overwrite=False),
+  ):
+    pass
 
 
 def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, tmp_path, capsys):
