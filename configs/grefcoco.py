@@ -1,4 +1,4 @@
-"""gRefCOCO from ViLT-B/32: expressions with several targets, one, or none. Based on `refcoco`.
+r"""gRefCOCO from ViLT-B/32: expressions with several targets, one, or none. Based on `refcoco`.
 
   python -m input_pipeline.prepare --dataset grefcoco_unc --refer_root refer --images train2014 \
       --instances coco:refer/grefcoco/instances.json --data_dir data

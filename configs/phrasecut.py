@@ -1,4 +1,4 @@
-"""PhraseCut from ViLT-B/32: phrases for regions of Visual Genome's images. Based on `refcoco`.
+r"""PhraseCut from ViLT-B/32: phrases for regions of Visual Genome's images. Based on `refcoco`.
 
   python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
       --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL \

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg from ViLT-B/32 at 480 pixels: 40 epochs, batches of 32.
+r"""RefCOCO, RefCOCO+ and RefCOCOg from ViLT-B/32 at 480 pixels: 40 epochs, batches of 32.
 
   python -m input_pipeline.prepare --dataset refcoco_unc --refer_root refer --images train2014 \
       --instances coco:refer/refcoco/instances.json --data_dir data

@@ -1,4 +1,4 @@
-"""A small model on real images, from random weights on a CPU: checks the path from RefCOCO's files.
+r"""A small model on real images, from random weights on a CPU: checks the path from RefCOCO files.
 
   python -m input_pipeline.prepare --dataset refcoco_unc --refer_root R --images C \
       --instances coco:INSTANCES.json --data_dir data

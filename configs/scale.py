@@ -1,4 +1,4 @@
-"""RefCOCO's recipe with an encoder of the size of ViT-B, ViT-L or ViT-H, to plan for a pod.
+r"""RefCOCO's recipe with an encoder of the size of ViT-B, ViT-L or ViT-H, to plan for a pod.
 
   make plan
   PYTHONPATH=.libtpu .venv/bin/python -m mail_jax.plan --config configs/scale.py:vit_l \

@@ -1,4 +1,4 @@
-"""Serves a web app to try a model on photos:
+r"""Serves a web app to try a model on photos:
 
 python -m mail_jax.app --checkpoint runs/demo
 python -m mail_jax.app --checkpoint runs/refcoco_unc --host 0.0.0.0 --examples photos \

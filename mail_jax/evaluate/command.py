@@ -1,4 +1,4 @@
-"""Computes metrics of a checkpoint on every expression of a split, or compares two checkpoints:
+r"""Computes metrics of a checkpoint on every expression of a split, or compares two checkpoints:
 
 python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes \
     --per_expression demo.jsonl

@@ -1,4 +1,4 @@
-"""Predicts masks for images and expressions:
+r"""Predicts masks for images and expressions:
 
 python -m mail_jax.predict --checkpoint runs/demo --image photo.jpg --text "the leftmost star" \
     --out overlay.png
