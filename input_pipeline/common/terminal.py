@@ -1,4 +1,4 @@
-"""What commands print: progress and tables."""
+"""What commands print: progress, counts and tables."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +39,11 @@ def with_progress(items: Iterable[Item], label: str, total: int, unit: str) -> I
     for item in items:
       yield item
       bar.update()
+
+
+def counted(number: int, noun: str) -> str:
+  """Returns a number with its noun, such as "1 line" or "2,000 lines"."""
+  return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

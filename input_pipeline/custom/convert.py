@@ -15,6 +15,7 @@ from typing import Any
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import counted
 from input_pipeline.custom.converters import coco, collect, label_studio
 
 READERS = {"coco": coco.read, "label-studio": label_studio.read, "cvat": coco.read}
@@ -115,14 +116,18 @@ def _report(
   lines: Sequence[dict[str, Any]],
   missing: Sequence[str],
 ) -> None:
-  images = len({line["image"] for line in lines})
-  expressions = sum(len(line["sentences"]) for line in lines)
-  print(f"wrote {args.out}: {len(lines):,} lines, {expressions:,} expressions, {images:,} images")
+  counts = {
+    "line": len(lines),
+    "expression": sum(len(line["sentences"]) for line in lines),
+    "image": len({line["image"] for line in lines}),
+  }
+  print(f"wrote {args.out}: {', '.join(counted(number, noun) for noun, number in counts.items())}")
   silent = sum(not region.texts for region in exported.regions)
-  counts = dict(exported.skipped) | ({"region without an expression": silent} if silent else {})
-  for reason, count in sorted(counts.items(), key=lambda row: -row[1]):
+  skipped = dict(exported.skipped) | ({"region without an expression": silent} if silent else {})
+  for reason, count in sorted(skipped.items(), key=lambda row: -row[1]):
     print(f"skipped: {reason} ({count:,})")
   if missing:
     few = ", ".join(missing[:_SHOWN]) + ", ..." * (len(missing) > _SHOWN)
     where = args.images or "the folder of --out"
-    print(f"warning: {len(missing):,} images are not in {where}: {few}", file=sys.stderr)
+    images = counted(len(missing), "image")
+    print(f"warning: {images} not found in {where}: {few}", file=sys.stderr)

@@ -15,6 +15,7 @@ from input_pipeline import preprocess, records
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import counted
 from input_pipeline.masks.segmentation import encode_segmentation
 from input_pipeline.shapes import scenes
 
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
   if args.size < scenes.MIN_SIZE or args.seed < 0:
     raise InputError(f"--size must be at least {scenes.MIN_SIZE}, and --seed at least 0")
   lines = write(args.out, args.train, args.val, args.size, args.seed)
-  print(f"wrote {args.out}/{FILE}: {lines} lines for {args.train + args.val} images")
+  images = counted(args.train + args.val, "image")
+  print(f"wrote {args.out}/{FILE}: {counted(lines, 'line')} for {images}")
 
 
 def write(out: str, train: int, val: int, size: int, seed: int) -> int:

@@ -7,11 +7,12 @@ python -m input_pipeline.custom validate mine.jsonl --whole --all
 import argparse
 import collections
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from input_pipeline.common.command_line import add_subparser
+from input_pipeline.common.terminal import counted
 from input_pipeline.custom import scan
 from input_pipeline.custom.check import CheckLevel, LineSummary
 from input_pipeline.custom.schema import Problem
@@ -55,17 +56,13 @@ def run(args: argparse.Namespace) -> None:
   for text in describe_lines(scanned) if scanned.lines else ():
     print(text)
   errors, warnings = scanned.errors(), scanned.warnings()
-  suffix = f", {_count(warnings, 'warning')}" if warnings else ""
+  suffix = f", {counted(len(warnings), 'warning')}" if warnings else ""
   if not errors:
     print(f"{args.file}: no errors{suffix}")
     return
   lines = {problem.line for problem in errors}
-  print(f"{args.file}: {_count(errors, 'error')} in {_count(lines, 'line')}{suffix}")
+  print(f"{args.file}: {counted(len(errors), 'error')} in {counted(len(lines), 'line')}{suffix}")
   sys.exit(2)
-
-
-def _count(items: Sequence | set, noun: str) -> str:
-  return f"{len(items):,} {noun}{'s' * (len(items) != 1)}"
 
 
 def describe_problems(problems: Iterable[Problem], everything: bool = False) -> Iterator[str]:

@@ -22,7 +22,7 @@ from input_pipeline import storage
 from input_pipeline.common import buckets, fingerprint, parallel
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import text_table
+from input_pipeline.common.terminal import counted, text_table
 from input_pipeline.proposers import custom, leakage
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, jsonl, readers, scene_source
@@ -340,7 +340,7 @@ def _print_table(data_dir: str, dataset: str) -> None:
   for number, reason in metadata.get("lines_left_out", []):
     print(f"skipped line {number}: {reason}")
   for split, rows in metadata.get("skipped", {}).items():
-    print(f"skipped in {split}: {len(rows):,} images")
+    print(f"skipped in {split}: {counted(len(rows), 'image')}")
     for image_id, reason in rows:
       print(f"  {image_id}: {' '.join(reason.split())}")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from input_pipeline.common import fingerprint, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import counted
 
 TRAINED_ON = {
   "unknown": "not declared",
@@ -87,7 +88,7 @@ def parse(value: str) -> TrainedOn:
       "detector was trained on: its COCO annotations, or image ids"
     )
   ids = read_ids(value)
-  name, count = os.path.basename(value), f"{len(ids):,} image{'s' * (len(ids) != 1)}"
+  name, count = os.path.basename(value), counted(len(ids), "image")
   return TrainedOn(f"{name}, {count} (sha256 {fingerprint.of_file(value)})", ids)
 
 

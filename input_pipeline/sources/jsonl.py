@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import counted
 from input_pipeline.custom import masks, scan, schema
 from input_pipeline.custom.schema import LineError
 from input_pipeline.sources.annotated_images import AnnotatedImage
@@ -89,11 +90,13 @@ class JsonlReader:
     warnings = self._scan.warnings()
     parts = []
     if warnings:
-      parts.append(f"{self._scan.path}: {len(warnings):,} warnings; the first is: {warnings[0]}")
+      parts.append(
+        f"{self._scan.path}: {counted(len(warnings), 'warning')}; the first is: {warnings[0]}"
+      )
     if self.left_out:
       count = len({problem.line for problem in self.left_out})
       parts.append(
-        f"{count:,} lines of {self._scan.path} are left out; the first is: {self.left_out[0]}"
+        f"{counted(count, 'line')} of {self._scan.path} left out; the first is: {self.left_out[0]}"
       )
     return "; ".join(parts) or None
 
@@ -183,7 +186,7 @@ def _refusal(path: str, images: str | None, errors: list[schema.Problem]) -> Inp
   count = len({problem.line for problem in errors})
   option = f" --images {images}" if images is not None else ""
   return InputError(
-    f"{path}: {len(errors):,} error{'s' * (len(errors) > 1)} in {count:,} line{'s' * (count > 1)}; "
+    f"{path}: {counted(len(errors), 'error')} in {counted(count, 'line')}; "
     f"the first is: {errors[0]}; `python -m input_pipeline.custom validate {path}{option}` lists "
     "them all, and --on_error skip leaves such lines out"
   )

@@ -157,7 +157,7 @@ def test_invalid_lines_and_truncated_images_can_be_left_out(tmp_path, capsys):
   printed = capsys.readouterr()
   assert "skipped line 2: image: " in printed.out
   assert "skipped line 3: " in printed.out
-  assert "skipped in train: 1 images" in printed.out
+  assert "skipped in train: 1 image" in printed.out
   assert "2 lines of" in printed.err
   with pytest.raises(InputError, match="2 errors"):
     make(tmp_path, "{", "[", options=["--on_error", "skip", "--overwrite"])
