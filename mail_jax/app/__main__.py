@@ -1,7 +1,8 @@
 """Runs `python -m mail_jax.app`."""
 
+from input_pipeline.common.command_line import COMMANDS
 from input_pipeline.common.errors import run_command
 from mail_jax.app.command import main
 
 if __name__ == "__main__":
-  run_command(main, interrupted="stopped")
+  run_command(main, COMMANDS["app"].interrupted)

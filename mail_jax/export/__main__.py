@@ -1,7 +1,8 @@
 """Runs `python -m mail_jax.export`."""
 
+from input_pipeline.common.command_line import COMMANDS
 from input_pipeline.common.errors import run_command
 from mail_jax.export.command import main
 
 if __name__ == "__main__":
-  run_command(main)
+  run_command(main, COMMANDS["export"].interrupted)

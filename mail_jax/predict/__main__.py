@@ -1,9 +1,8 @@
 """Runs `python -m mail_jax.predict`."""
 
+from input_pipeline.common.command_line import COMMANDS
 from input_pipeline.common.errors import run_command
 from mail_jax.predict.command import main
 
 if __name__ == "__main__":
-  run_command(
-    main, interrupted="interrupted; with several images, run the same command again to resume"
-  )
+  run_command(main, COMMANDS["predict"].interrupted)

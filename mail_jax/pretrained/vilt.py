@@ -17,7 +17,7 @@ import safetensors.numpy
 from jaxtyping import Float32
 
 from input_pipeline.common import atomic_files, untrusted_json
-from input_pipeline.common.command_line import command_parser
+from input_pipeline.common.command_line import COMMANDS, command_parser
 from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 from mail_jax.pretrained.vilt_names import BLOCK, ENCODER, POSITION_IDS, PREFIX, Row, rows
@@ -340,4 +340,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  run_command(main)
+  run_command(main, COMMANDS["convert-vilt"].interrupted)
