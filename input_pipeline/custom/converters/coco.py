@@ -70,6 +70,7 @@ def read_content(content: Any, path: str, options: Options) -> Export:
         category if type(category) is int and category >= 0 else 0,
         bool(row.get("iscrowd")),
         image_id if isinstance(image_id, int) else None,
+        _size(image),
       )
     )
   if not any(region.texts for region in export.regions):
@@ -109,6 +110,14 @@ def _mask(row: Mapping[str, Any], options: Options) -> Mask | None:
 
 def _is_length(value: Any) -> bool:
   return type(value) in (int, float) and abs(value) <= _MAX_LENGTH
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+  """Returns the declared height and width; coco-annotator writes zeros if it knows none."""
+  height, width = image.get("height"), image.get("width")
+  if type(height) is int and type(width) is int and height > 0 and width > 0:
+    return height, width
+  return None
 
 
 def _no_text(rows: Sequence[Mapping[str, Any]], options: Options) -> str:

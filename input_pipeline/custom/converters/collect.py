@@ -45,6 +45,10 @@ class Region:
   category: int = 0
   crowd: bool = False
   image_id: int | None = None
+  size: tuple[int, int] | None = None
+  """Height and width, as the tool declares them, of the image that the mask is for."""
+  upright: bool | None = None
+  """Whether the mask is for the image as EXIF turns it; None if the tool does not say."""
 
 
 @dataclasses.dataclass

@@ -108,7 +108,8 @@ def _read_region(
   if mask is None:
     export.skipped["box without a mask (use --boxes to convert it)"] += 1
     return
-  export.regions.append(Region(image, mask, texts))
+  # The browser that the tool runs in shows images upright.
+  export.regions.append(Region(image, mask, texts, size=_size(shapes[0]), upright=True))
 
 
 def _read_unattached(
