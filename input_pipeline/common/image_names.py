@@ -1,0 +1,273 @@
+"""Which image a name means, whatever tool wrote it, and whether two names mean the same image."""
+
+import collections
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from .errors import InputError
+
+Form = tuple[str, tuple[str, ...]]
+"""A spelling of a name: a key of its last part, and its folders."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# /data/local-files/?d=folder/photo.jpg
+_LOCAL_FILES = re.compile(r"local-files/\?d=([^&]*)")
+_DRIVE = re.compile(r"/?[A-Za-z]:(?=/)")
+_QUERY = re.compile(r"(.*\.[A-Za-z0-9]+)\?.*", re.DOTALL)
+# Label Studio's prefix of the name of an uploaded file.
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
+_COCO_FOLDER = re.compile(r"(?:train|val|test|unlabeled)201[457]")
+_COCO_FILE = re.compile(r"(COCO_(?:train|val|test)201[457]_)?(\d{12}\.[a-z0-9]+)", re.IGNORECASE)
+# Also as refs files call them (with the number of an annotation), uploaded, or by Roboflow.
+_COCO_NUMBER = re.compile(
+  r"(?:[0-9a-f]{8}-)?(?:COCO_(?:train|val|test)201[457]_)?(\d{12})(?:_\d+)?"
+  r"(?:_[a-z0-9]+\.rf\.[a-z0-9]+)?\.[a-z0-9]+",
+  re.IGNORECASE,
+)
+_ROW_KEYS = ("file_name", "coco_url", "flickr_url", "path")
+# Finding similar names among many takes long.
+_MAX_COMPARED = 200
+# More than the parts of any path.
+_EXACT = 1 << 20
+
+
+class ImageNotFound(InputError):
+  """No image has the name."""
+
+
+class AmbiguousImage(InputError):
+  """Several images may be the one that a name means."""
+
+
+class ImageNames:
+  """Names of images, among which other spellings of them are found.
+
+  A name with folders and another one agree if one of them is the end of the other:
+  `clip_a/frame_0.png` is not `clip_b/frame_0.png`, and `frame_0.png` may be either. Exact spelling
+  goes before names that differ in Unicode normalisation, in case, or as in COCO's releases of 2014
+  and 2017, and before Label Studio's names of uploaded files.
+  """
+
+  def __init__(self, names: Iterable[str], where: str):
+    """Takes the names.
+
+    Args:
+      names: of images; different ones are different images.
+      where: what has them, for error messages.
+    """
+    self._names = tuple(dict.fromkeys(names))
+    self._where = where
+    self._indices: dict[int, Mapping[str, list[tuple[str, tuple[str, ...]]]]] = {}
+
+  def find(self, name: str) -> str:
+    """Returns the name that agrees with `name` in the longest end of their paths.
+
+    Args:
+      name: a file name, a path (also of Windows or of another computer), or a URL.
+
+    Raises:
+      ImageNotFound: no name agrees.
+      AmbiguousImage: several agree equally well.
+    """
+    for spelling in range(len(_SPELLINGS)):
+      if best := self._best(name, spelling):
+        if len(best) > 1:
+          raise AmbiguousImage(
+            f"{self._where}: {name} may be {best[0]} or {best[1]}; write its folder as well, or "
+            f"{self._way_out(best)}"
+          )
+        return best[0]
+    raise ImageNotFound(f"{self._where}: no image is called {name}{self._hint(name)}")
+
+  def _best(self, name: str, spelling: int) -> list[str]:
+    """Returns the names that agree best with `name` in a spelling."""
+    scores: dict[str, int] = {}
+    for key, folders in _SPELLINGS[spelling](name, True):
+      for candidate, others in self._index(spelling).get(key, ()):
+        if _agree(folders, others):
+          score = _EXACT if folders == others else min(len(folders), len(others))
+          scores[candidate] = max(scores.get(candidate, 0), score)
+    best = max(scores.values(), default=0)
+    return self._distinct([candidate for candidate, score in scores.items() if score == best])
+
+  def _index(self, spelling: int) -> Mapping[str, list[tuple[str, tuple[str, ...]]]]:
+    if spelling not in self._indices:
+      index = collections.defaultdict(list)
+      for name in self._names:
+        for key, folders in _SPELLINGS[spelling](name, False):
+          index[key].append((name, folders))
+      self._indices[spelling] = index
+    return self._indices[spelling]
+
+  def _distinct(self, names: list[str]) -> list[str]:
+    return names
+
+  def _way_out(self, names: Sequence[str]) -> str:
+    return f"rename {names[0]}"
+
+  def _hint(self, name: str) -> str:
+    """Returns what there is instead."""
+    last = [key for key, _ in _caseless(name, True)]
+    if others := [other for other, _ in self._index(_CASELESS).get("".join(last), ())]:
+      return f", but {others[0]} is there; if that is the image, {self._way_out(others[:1])}"
+    few = self._names if len(self._names) <= _MAX_COMPARED else ()
+    similar = difflib.get_close_matches(name, few, 1)
+    return f"; the most similar name is {similar[0]}" if similar else ""
+
+
+class ImageFolder(ImageNames):
+  """The files of a folder, at any depth, by their paths in it with `/`; links are followed."""
+
+  def __init__(self, folder: str):
+    """Lists the folder.
+
+    Raises:
+      InputError: there is no such folder.
+    """
+    if not os.path.isdir(folder):
+      raise InputError(f"--images {folder}: no such folder")
+    super().__init__(sorted(_walk(folder)), f"--images {folder}")
+    self._folder = folder
+
+  def _distinct(self, names: list[str]) -> list[str]:
+    """Returns one name per file: through links, a file may have several."""
+    files: dict[str, str] = {}
+    for name in names:
+      files.setdefault(os.path.realpath(os.path.join(self._folder, name)), name)
+    return list(files.values())
+
+  def _way_out(self, names: Sequence[str]) -> str:
+    folder, *others = (os.path.dirname(name) for name in names)
+    if folder in others:
+      return super()._way_out(names)
+    return f"name the folder: --images {os.path.join(self._folder, folder)}"
+
+
+def same_image(name_a: str, name_b: str) -> bool:
+  """Tells whether two names may mean the same image, as `ImageNames` compares them."""
+  return any(
+    key == other and _agree(folders, others)
+    for spell in _SPELLINGS
+    for asked, listed in ((name_a, name_b), (name_b, name_a))
+    for key, folders in spell(asked, True)
+    for other, others in spell(listed, False)
+  )
+
+
+def coco_number(name: str) -> int | None:
+  """Returns the number of a COCO image by its name, path or URL; None if it is not called so."""
+  parts = _parts(_decoded(name))
+  match = _COCO_NUMBER.fullmatch(parts[-1]) if parts else None
+  return int(match[1]) if match else None
+
+
+def name_of_row(row: Mapping[str, Any]) -> str | None:
+  """Returns the name in an image's row of a COCO file: `file_name`, else a URL or a path."""
+  values = (row.get(key) for key in _ROW_KEYS)
+  return next((value for value in values if isinstance(value, str) and value), None)
+
+
+def _walk(root: str) -> Iterator[str]:
+  """Yields the paths of all files below a folder, following links but not in circles."""
+  waiting, seen = [root], {os.path.realpath(root)}
+  while waiting:
+    # The files of a linked folder have the link in their paths.
+    start = waiting.pop()
+    for base, folders, files in os.walk(start):
+      for file in files:
+        yield os.path.relpath(os.path.join(base, file), root).replace(os.sep, "/")
+      for link in filter(os.path.islink, (os.path.join(base, folder) for folder in folders)):
+        target = os.path.realpath(link)
+        if start == root or target not in seen:
+          waiting.append(link)
+        seen.add(target)
+
+
+def _agree(folders: Sequence[str], others: Sequence[str]) -> bool:
+  """Tells whether one of two sequences of folders is the end of the other."""
+  common = min(len(folders), len(others))
+  return folders[len(folders) - common :] == others[len(others) - common :]
+
+
+def _parts(path: str) -> tuple[str, ...]:
+  parts = [part for part in path.split("/") if part not in ("", ".")]
+  if ".." in parts:
+    parts = parts[len(parts) - parts[::-1].index("..") :]
+  return tuple(parts)
+
+
+def _decoded(name: str) -> str:
+  """Returns the path in a URL, in one of Label Studio's local files, or of Windows; in NFC."""
+  if local := _LOCAL_FILES.search(name):
+    path = unquote(local[1])
+  elif _URL.match(name):
+    path = unquote(urlsplit(name).path)
+  else:
+    query = _QUERY.fullmatch(name)
+    path = unquote(query[1] if query else name)
+  path = _DRIVE.sub("", path.replace("\\", "/"))
+  return unicodedata.normalize("NFC", path)
+
+
+# Each yields the forms of a name: of one that is looked for, or of one that there is.
+
+
+def _literal(name: str, asked: bool) -> Iterator[Form]:
+  del asked
+  if parts := _parts(name):
+    yield parts[-1], parts[:-1]
+
+
+def _readable(name: str, asked: bool) -> Iterator[Form]:
+  return _literal(_decoded(name), asked)
+
+
+def _caseless(name: str, asked: bool) -> Iterator[Form]:
+  return _literal(_decoded(name).casefold(), asked)
+
+
+def _other_release(name: str, asked: bool) -> Iterator[Form]:
+  """Yields COCO's names: COCO_train2014_000000000009.jpg is 000000000009.jpg in 2017."""
+  for last, folders in _readable(name, asked):
+    if match := _COCO_FILE.fullmatch(last):
+      other = tuple(folder for folder in folders if not _COCO_FOLDER.fullmatch(folder))
+      # A name is never looked for among those of its own release: their folders matter.
+      yield f"{bool(match[1]) != asked} {match[2].lower()}", other
+
+
+def _uploaded(name: str, asked: bool) -> Iterator[Form]:
+  """Yields names with Label Studio's prefix, whose folders are the server's."""
+  for last, _ in _readable(name, asked):
+    if _UPLOAD.match(last):
+      yield last, ()
+
+
+def _before_upload(name: str, asked: bool) -> Iterator[Form]:
+  """Yields the name that a file had before it was uploaded to Label Studio, as Django writes it."""
+  for last, _ in _readable(name, asked):
+    if not asked:
+      for form in ("NFC", "NFD"):
+        yield _valid_filename(unicodedata.normalize(form, last)), ()
+    elif prefix := _UPLOAD.match(last):
+      yield last[prefix.end() :], ()
+
+
+def _valid_filename(name: str) -> str:
+  """Returns the name that Django gives to an uploaded file (`get_valid_filename`), in NFC."""
+  return unicodedata.normalize("NFC", re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_")))
+
+
+_SPELLINGS: tuple[Callable[[str, bool], Iterator[Form]], ...] = (
+  _literal,
+  _readable,
+  _caseless,
+  _other_release,
+  _uploaded,
+  _before_upload,
+)
+_CASELESS = _SPELLINGS.index(_caseless)
