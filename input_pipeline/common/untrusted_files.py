@@ -1,10 +1,21 @@
 """Untrusted files: only regular ones, up to a size limit; and paths that stay inside a folder."""
 
+import codecs
+import gzip
+import io
+import json
 import os
 import stat
+import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from .errors import InputError
+
+MAX_UNPACKED = 1 << 36
+"""Bytes that a compressed text may have when unpacked, unless its reader sets a limit."""
+
+_CHUNK = 1 << 16
 
 # Opening a pipe must not wait for a writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -49,6 +60,118 @@ def read(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
       return file.read(max_bytes)
     except OSError as error:
       raise InputError(f"{name}: {error.strerror or error}") from error
+
+
+def open_text(path: str | os.PathLike, name: str, max_bytes: int | None = None) -> BinaryIO:
+  """Opens a text file to read it as UTF-8 without a byte order mark.
+
+  UTF-16 and UTF-32, which Windows writes, and gzip are recognised by the first bytes, since
+  browsers unpack and rename files.
+
+  Args:
+    path: of the file.
+    name: of the file, for error messages.
+    max_bytes: that it may have, unpacked; by default any number, MAX_UNPACKED if it is compressed.
+
+  Raises:
+    InputError: it cannot be opened, is a zip archive, or has more than `max_bytes`. Reading raises
+      it for a damaged file.
+  """
+  file = open_file(path, name)
+  try:
+    size = os.fstat(file.fileno()).st_size
+    if max_bytes is not None and size > max_bytes:
+      raise InputError(too_large(name, size, max_bytes))
+    head = file.read(4)
+    file.seek(0)
+    if head == b"PK\x03\x04":
+      raise InputError(f"{name}: a zip archive; unpack it and name the file in it")
+    if head.startswith(b"\x1f\x8b"):
+      chunks = _unpack(file, name, MAX_UNPACKED if max_bytes is None else max_bytes)
+    elif (encoding := json.detect_encoding(head)).startswith("utf-8"):
+      file.seek(len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0)
+      return file
+    else:
+      chunks = iter(lambda: file.read(_CHUNK), b"")
+  except BaseException as error:
+    file.close()
+    if isinstance(error, OSError):
+      raise InputError(f"{name}: {error.strerror or error}") from error
+    raise
+  return io.BufferedReader(_Stream(_recode(chunks, name), file), _CHUNK)
+
+
+def read_text(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
+  """Returns the bytes of a text file as UTF-8; see `open_text`.
+
+  Raises:
+    InputError: it cannot be read, is damaged, or has more than `max_bytes`.
+  """
+  with open_text(path, name, max_bytes) as file:
+    try:
+      return file.read()
+    except OSError as error:
+      raise InputError(f"{name}: {error.strerror or error}") from error
+
+
+def _unpack(file: BinaryIO, name: str, max_bytes: int) -> Iterator[bytes]:
+  left = max_bytes
+  try:
+    with gzip.GzipFile(fileobj=file) as packed:
+      # The unpacked size may be a thousand times larger.
+      while data := packed.read(_CHUNK):
+        left -= len(data)
+        if left < 0:
+          raise InputError(f"{name}: exceeds the limit of {max_bytes:,} bytes when unpacked")
+        yield data
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise InputError(f"{name}: the gzip file is damaged ({error}); is it complete?") from error
+
+
+def _recode(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
+  """Yields text of any encoding that JSON may have as UTF-8."""
+  first = next(chunks, b"")
+  encoding = json.detect_encoding(first[:4])
+  if encoding.startswith("utf-8"):
+    yield first.removeprefix(codecs.BOM_UTF8)
+    yield from chunks
+    return
+  decoder = codecs.getincrementaldecoder(encoding)()
+  try:
+    yield decoder.decode(first).encode()
+    for data in chunks:
+      yield decoder.decode(data).encode()
+    yield decoder.decode(b"", final=True).encode()
+  except UnicodeError as error:
+    raise InputError(f"{name}: invalid {encoding} ({error}); is the file complete?") from error
+
+
+class _Stream(io.RawIOBase):
+  """Chunks of bytes as a file."""
+
+  def __init__(self, chunks: Iterator[bytes], file: BinaryIO):
+    self._chunks, self._file, self._rest = chunks, file, b""
+
+  def readable(self) -> bool:
+    """Returns True."""
+    return True
+
+  def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Reads up to `len(buffer)` bytes."""
+    while not self._rest:
+      data = next(self._chunks, None)
+      if data is None:
+        return 0
+      self._rest = data
+    count = min(len(buffer), len(self._rest))
+    buffer[:count] = self._rest[:count]
+    self._rest = self._rest[count:]
+    return count
+
+  def close(self) -> None:
+    """Closes the file that the chunks are from."""
+    self._file.close()
+    super().close()
 
 
 def too_large(name: str, size: int, max_bytes: int) -> str:

@@ -19,7 +19,12 @@ _LARGE_BYTES = re.compile(_LARGE.pattern.encode())
 
 
 def loads(
-  data: str | bytes, name: str, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_BYTES
+  data: str | bytes,
+  name: str,
+  *,
+  max_depth: int = MAX_DEPTH,
+  max_bytes: int = MAX_BYTES,
+  nan_as_none: bool = False,
 ) -> Any:
   """Parses JSON text.
 
@@ -28,6 +33,7 @@ def loads(
     name: of the text, for error messages.
     max_depth: nesting limit of objects and lists.
     max_bytes: longer text is refused unread.
+    nan_as_none: whether NaN and Infinity are None, as pandas means them: a missing value.
 
   Raises:
     InputError: invalid JSON, a duplicate key in an object, NaN, Infinity or a number beyond a
@@ -40,7 +46,7 @@ def loads(
     value = json.loads(
       data,
       object_pairs_hook=_unique,
-      parse_constant=_no_constant,
+      parse_constant=_none if nan_as_none else _no_constant,
       parse_float=_finite if large else None,
     )
   except RecursionError as error:
@@ -53,11 +59,15 @@ def loads(
 
 
 def load_file(
-  path: str | os.PathLike, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_BYTES
+  path: str | os.PathLike,
+  *,
+  max_depth: int = MAX_DEPTH,
+  max_bytes: int = MAX_BYTES,
+  nan_as_none: bool = False,
 ) -> Any:
-  """Parses a JSON file; see `loads`."""
-  data = untrusted_files.read(path, str(path), max_bytes)
-  return loads(data, str(path), max_depth=max_depth, max_bytes=max_bytes)
+  """Parses a JSON file of any encoding, compressed by gzip or not; see `loads`."""
+  data = untrusted_files.read_text(path, str(path), max_bytes)
+  return loads(data, str(path), max_depth=max_depth, max_bytes=len(data), nan_as_none=nan_as_none)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -67,6 +77,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))
     raise ValueError(f"duplicate key {duplicate[:40]!r}")
   return fields
+
+
+def _none(word: str) -> None:
+  del word
 
 
 def _no_constant(word: str) -> Any:

@@ -3,12 +3,15 @@
 COCO's are checked before pycocotools' unsafe C code runs.
 """
 
+import ast
+import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64, Shaped
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
@@ -21,31 +24,101 @@ MAX_BOUNDARY = 1_000_000
 MAX_COORDINATE = 1_000_000
 """Maximum absolute coordinate in pixels, far below the limit of C's integers."""
 
+# Pixels beyond the border that are not worth a note: tools round.
+_ROUNDING = 1.0
+# COCO's strings have no quotes.
+_BYTES = re.compile(r"b'.*'|b\".*\"", re.DOTALL)
 _MAX_CHARACTERS = 6
 """Per run length in COCO's string: 30 bits. C shifts an int by five bits per character."""
 
 
-def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-  """Rasterises a COCO segmentation as pycocotools does.
+class SegmentationError(ValueError):
+  """A segmentation that cannot be read; the message says what is wrong and what to do."""
+
+
+class EmptySegmentation(SegmentationError):
+  """A segmentation of which nothing is left: none was given, or no part encloses anything."""
+
+
+class OtherSize(SegmentationError):
+  """Run lengths for an image of another size."""
+
+
+class OutsideImage(SegmentationError):
+  """A polygon that lies too far beyond the border to be a slip of the hand."""
+
+
+TOO_FEW_POINTS = "part with fewer than three points left out"
+EMPTY_PART = "empty part left out"
+CLIPPED = "polygon beyond the border clipped"
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+  """A segmentation that was checked, in one form for all dialects."""
+
+  parts: tuple[dict[str, Any], ...]
+  """Each `{"polygons": [[x, y, x, y, ...]]}` in pixels, or `{"rle": {"size": [height, width],
+  "counts": ...}}` with COCO's string or a list. The mask is their union."""
+  notes: tuple[str, ...]
+  """What was left out or changed, one entry for each part: TOO_FEW_POINTS, EMPTY_PART, CLIPPED."""
+  height: int
+  width: int
+
+  def mask(self) -> Bool[np.ndarray, "{self.height} {self.width}"]:
+    """Returns the pixels that the parts cover, as pycocotools rasterises them."""
+    runs: list[Any] = []
+    for part in self.parts:
+      if "rle" in part:
+        rle = part["rle"]
+        if isinstance(rle["counts"], str):
+          runs.append(rle | {"counts": rle["counts"].encode()})
+        else:
+          runs.append(coco_mask.frPyObjects(rle, self.height, self.width))
+      else:
+        runs += coco_mask.frPyObjects(part["polygons"], self.height, self.width)
+    return coco_mask.decode(coco_mask.merge(runs)).astype(bool)
+
+
+def read_segmentation(value: Any, height: int, width: int) -> Segmentation:
+  """Reads the `segmentation` of a COCO annotation in every form that tools write.
+
+  These are polygons as lists of x, y, x, y, ... or of [x, y], one of them without the outer list,
+  run lengths as COCO's string or as a list, and lists of run lengths. A part that encloses nothing
+  is left out; what a polygon has beyond the border, within `tolerance`, is clipped.
 
   Args:
-    segmentation: polygons as lists of x, y, x, y, ... (overlaps count once), or run lengths,
-      compressed or not.
+    value: the segmentation.
     height: of the image, in pixels.
     width: of the image, in pixels.
 
   Raises:
-    ValueError: the segmentation is malformed, has another size, or exceeds a limit.
+    ValueError: an invalid image size or a `SegmentationError`.
   """
   check_size(height, width)
+  if isinstance(value, Mapping):
+    value = [value]
+  if value is None or (isinstance(value, list | tuple) and not value):
+    raise EmptySegmentation("there is no segmentation; a box is not enough")
+  if not isinstance(value, list | tuple):
+    raise SegmentationError(
+      f"a segmentation is a list of polygons or run lengths, not {type(value).__name__}"
+    )
   try:
-    if isinstance(segmentation, Mapping):
-      runs = _check_runs(segmentation, height, width)
-    else:
-      runs = coco_mask.merge(coco_mask.frPyObjects(_check_polygons(segmentation), height, width))
-    return coco_mask.decode(runs).astype(bool)
-  except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
-    raise ValueError(str(error)) from error
+    return _read_parts(_parts_of(value), height, width)
+  except SegmentationError:
+    raise
+  except (ValueError, TypeError, OverflowError) as error:
+    raise SegmentationError(f"not a list of numbers: {value!r:.60}") from error
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+  """Returns the mask of a segmentation; see `read_segmentation`.
+
+  Raises:
+    ValueError: as there.
+  """
+  return read_segmentation(segmentation, height, width).mask()
 
 
 def encode_segmentation(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
@@ -61,45 +134,143 @@ def check_size(height: int, width: int) -> None:
     raise ValueError(f"invalid image size {width} x {height}; {limit}")
 
 
-def _check_polygons(segmentation: Any) -> list[Any]:
-  """Returns the polygons with at least three points; raises ValueError for ones unsafe in C."""
-  # Fewer than three points enclose nothing, and pycocotools would interpret four numbers as a box.
-  polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-  if not polygons or any(len(polygon) % 2 for polygon in polygons):
-    raise ValueError("no polygon with at least three points")
-  if len(polygons) > MAX_POLYGONS:
-    raise ValueError(f"{len(polygons):,} polygons; the limit is {MAX_POLYGONS:,}")
+def tolerance(side: int) -> float:
+  """Returns by how many pixels a polygon may lie beyond the border: a slip of the hand."""
+  return max(3.0, 0.05 * side)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _parts_of(value: Sequence[Any]) -> list[Any]:
+  """Returns the parts of a list, which may be a single part without its brackets."""
+  if _is_number(value[0]):
+    return [value]
+  # Points [x, y] of one polygon, since two numbers would be no polygon.
+  pairs = all(isinstance(part, list | tuple) and len(part) == 2 for part in value)
+  if pairs and all(_is_number(x) for part in value for x in part):
+    return [value]
+  return list(value)
+
+
+def _read_parts(values: list[Any], height: int, width: int) -> Segmentation:
+  if len(values) > MAX_POLYGONS:
+    raise SegmentationError(f"{len(values):,} polygons; the limit is {MAX_POLYGONS:,}")
+  parts: list[dict[str, Any]] = []
+  arrays: list[np.ndarray] = []
+  notes: list[str] = []
   boundary = 0.0
-  for polygon in polygons:
-    boundary += _boundary(polygon)
+  for value in values:
+    if isinstance(value, Mapping):
+      parts.append({"rle": _check_runs(value, height, width)})
+      continue
+    polygon = _flat(value)
+    if len(polygon) < 6:
+      notes.append(TOO_FEW_POINTS if polygon else EMPTY_PART)
+      continue
+    numbers = _check_polygon(polygon, height, width)
+    boundary += _boundary(numbers)
     if boundary > MAX_BOUNDARY:
-      raise ValueError(f"edges exceed {MAX_BOUNDARY:,} pixels in total")
-  return polygons
+      raise SegmentationError(f"edges exceed {MAX_BOUNDARY:,} pixels in total")
+    if _beyond(numbers, height, width) > _ROUNDING:
+      notes.append(CLIPPED)
+    parts.append({"polygons": [polygon]})
+    arrays.append(numbers)
+  if not parts:
+    raise EmptySegmentation("no part has three points or more, so it encloses nothing")
+  if len(arrays) == len(parts) and _are_shares(arrays, height, width):
+    raise SegmentationError(
+      "all coordinates are between 0 and 1; are these shares of the sides? Pixels are needed: "
+      "multiply x by the width and y by the height"
+    )
+  return Segmentation(tuple(parts), tuple(notes), height, width)
 
 
-def _boundary(polygon: Any) -> float:
+def _are_shares(polygons: list[np.ndarray], height: int, width: int) -> bool:
+  return min(height, width) > 1 and all(p.min() >= 0 and p.max() <= 1 for p in polygons)
+
+
+def _flat(part: Any) -> list[Any]:
+  """Returns a polygon as a flat list, given flat or as points [x, y]; [] for None."""
+  if part is None:
+    return []
+  if not isinstance(part, list | tuple):
+    raise SegmentationError(f"not a list of numbers: {part!r:.60}")
+  if part and all(isinstance(point, list | tuple) for point in part):
+    wrong = next((point for point in part if len(point) != 2), None)
+    if wrong is not None:
+      raise SegmentationError(f"{wrong!r:.60} is not a point [x, y]")
+    return [x for point in part for x in point]
+  return list(part)
+
+
+def _check_polygon(polygon: list[Any], height: int, width: int) -> Float64[np.ndarray, "n"]:
+  """Returns a polygon that is safe in C."""
+  numbers = np.asarray(polygon)
+  if numbers.ndim != 1 or numbers.dtype.kind not in "iuf":
+    raise SegmentationError(f"not a list of numbers: {polygon!r:.60}")
+  # Also true for NaN.
+  if not (numbers.min() >= -MAX_COORDINATE and numbers.max() <= MAX_COORDINATE):
+    raise OutsideImage(f"a point far outside the image: {polygon!r:.60}")
+  odd = len(numbers) % 2 == 1
+  outside = _beyond(numbers, height, width, tolerated=True) > 0
+  # By chance, hardly any polygon of whole numbers adds up to the number of pixels.
+  adds_up = numbers.min() >= 0 and numbers.sum() == height * width
+  if adds_up and (odd or outside or (numbers.dtype.kind != "f" and len(numbers) >= 16)):
+    raise SegmentationError(
+      f"{polygon!r:.40} looks like run lengths, which add up to {width} x {height}, in a polygon's "
+      f'place; write {{"size": [{height}, {width}], "counts": [...]}}'
+    )
+  if odd:
+    raise SegmentationError(
+      f"a polygon has x and y for each point, but {polygon!r:.40} has {len(polygon)} numbers"
+    )
+  if outside:
+    x, y = numbers[::2], numbers[1::2]
+    raise OutsideImage(
+      f"a polygon reaches from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}), but the "
+      f"image is {width} x {height}; is it for the image at another size?"
+    )
+  return numbers.astype(np.float64)
+
+
+def _beyond(
+  numbers: Shaped[np.ndarray, "n"], height: int, width: int, *, tolerated: bool = False
+) -> float:
+  """Returns by how many pixels a polygon lies beyond the border, or beyond what is tolerated."""
+  return max(
+    max(-values.min(), values.max() - side) - (tolerance(side) if tolerated else 0)
+    for values, side in ((numbers[::2], width), (numbers[1::2], height))
+  )
+
+
+def _boundary(numbers: Float64[np.ndarray, "n"]) -> float:
   """Returns the pixels along a polygon's edges, at least one per point, or a small upper bound."""
-  numbers = np.asarray(polygon) if isinstance(polygon, list) else None
-  if numbers is None or numbers.ndim != 1 or numbers.dtype.kind not in "iuf":
-    raise ValueError(f"not a list of numbers: {polygon!r:.60}")
-  low, high = float(numbers.min()), float(numbers.max())
-  # Also false for NaN.
-  if not (low >= -MAX_COORDINATE and high <= MAX_COORDINATE):
-    raise ValueError(f"a point far outside the image: {polygon!r:.60}")
   count = len(numbers) // 2
-  bound = count * (high - low + 1)
+  bound = count * (float(numbers.max() - numbers.min()) + 1)
   if bound <= MAX_BOUNDARY / 100:
     return bound
-  points = numbers.astype(np.float64).reshape(count, 2)
+  points = numbers.reshape(count, 2)
   edges = np.abs(points - points[np.arange(count) - 1])
   return float(np.maximum(edges[:, 0], edges[:, 1]).sum()) + count
 
 
-def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> Any:
-  """Returns run lengths that are safe to decode for that size, or raises ValueError."""
+def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+  """Returns run lengths that are safe to decode for that size: `size` and `counts` alone."""
+  missing = {"size", "counts"} - segmentation.keys()
+  if missing:
+    raise SegmentationError(f"run lengths have `size` and `counts`; {min(missing)} is missing")
   size, counts = segmentation["size"], segmentation["counts"]
   if not isinstance(size, list | tuple) or list(size) != [height, width]:
-    raise ValueError(f"run lengths have size {size!r:.60}, but the image has {[height, width]}")
+    swapped = isinstance(size, list | tuple) and list(size) == [width, height]
+    hint = "; `size` is [height, width]: are they swapped, or is the image turned?"
+    raise OtherSize(
+      f"run lengths have size {size!r:.60}, but the image has {[height, width]} (height, width)"
+      f"{hint if swapped else ''}"
+    )
+  if isinstance(counts, str) and _BYTES.fullmatch(counts):
+    counts = _bytes_in(counts)
   if isinstance(counts, str):
     counts = counts.encode()
   if isinstance(counts, bytes):
@@ -107,24 +278,37 @@ def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> Any
   elif isinstance(counts, list):
     lengths = np.asarray(counts if counts else np.zeros(0, np.int64))
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
-      raise ValueError("run lengths must be integers")
+      raise SegmentationError("run lengths must be integers")
   else:
-    raise ValueError(f"run lengths must be a string or a list, not {type(counts).__name__}")
+    raise SegmentationError(f"run lengths must be a string or a list, not {type(counts).__name__}")
   _check_lengths(lengths, height * width)
-  # Only the checked keys are passed on.
-  runs: Any = {"size": [height, width], "counts": counts}
-  return runs if isinstance(counts, bytes) else coco_mask.frPyObjects(runs, height, width)
+  return {
+    "size": [height, width],
+    "counts": counts.decode() if isinstance(counts, bytes) else counts,
+  }
+
+
+def _bytes_in(text: str) -> bytes:
+  """Returns bytes that Python wrote as text: `str(counts)` in place of `counts.decode()`."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError) as error:
+    raise SegmentationError(
+      f"run lengths {text!r:.40} are the text of Python's bytes; write counts.decode()"
+    ) from error
 
 
 def _check_lengths(lengths: np.ndarray, pixels: int) -> None:
   # pycocotools would leave pixels that no run covers uninitialised, and write past the mask's end.
   # Each length is checked before the sum: a sum of large ones may overflow to any number.
   if len(lengths) > 2 * pixels + 2:
-    raise ValueError(f"{len(lengths):,} run lengths for {pixels} pixels")
+    raise SegmentationError(f"{len(lengths):,} run lengths for {pixels} pixels")
   if lengths.size and (lengths.min() < 0 or lengths.max() > pixels):
-    raise ValueError(f"run lengths between {lengths.min()} and {lengths.max()} for {pixels} pixels")
+    raise SegmentationError(
+      f"run lengths between {lengths.min()} and {lengths.max()} for {pixels} pixels"
+    )
   if (total := int(lengths.sum(dtype=np.int64))) != pixels:
-    raise ValueError(f"run lengths cover {total} of {pixels} pixels")
+    raise SegmentationError(f"run lengths cover {total} of {pixels} pixels")
 
 
 def _decompress(counts: bytes, pixels: int) -> Int64[np.ndarray, "n"]:
@@ -133,19 +317,19 @@ def _decompress(counts: bytes, pixels: int) -> Int64[np.ndarray, "n"]:
   From the third one on, a length is stored as the difference to the one two positions earlier.
   """
   if len(counts) > _MAX_CHARACTERS * (2 * pixels + 2):
-    raise ValueError(f"{len(counts):,} characters of run lengths for {pixels} pixels")
+    raise SegmentationError(f"{len(counts):,} characters of run lengths for {pixels} pixels")
   bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
   if not len(bits):
     return bits
   if bits.min() < 0 or bits.max() > 63:
-    raise ValueError("invalid characters in run lengths")
+    raise SegmentationError("invalid characters in run lengths")
   ends = np.flatnonzero((bits & 32) == 0)
   if not len(ends) or ends[-1] != len(bits) - 1:
-    raise ValueError("truncated run lengths")
+    raise SegmentationError("truncated run lengths")
   starts = np.concatenate([[0], ends[:-1] + 1])
   characters = ends - starts + 1
   if characters.max() > _MAX_CHARACTERS:
-    raise ValueError("a run length has too many characters")
+    raise SegmentationError("a run length has too many characters")
   shift = 5 * (np.arange(len(bits)) - np.repeat(starts, characters))
   values = np.add.reduceat((bits & 31) << shift, starts)
   values -= np.where(bits[ends] & 16, np.int64(1) << (5 * characters), 0)
