@@ -122,10 +122,10 @@ def _report(
     "image": len({line["image"] for line in lines}),
   }
   print(f"wrote {args.out}: {', '.join(counted(number, noun) for noun, number in counts.items())}")
-  silent = sum(not region.texts for region in exported.regions)
-  skipped = dict(exported.skipped) | ({"region without an expression": silent} if silent else {})
-  for reason, count in sorted(skipped.items(), key=lambda row: -row[1]):
-    print(f"skipped: {reason} ({count:,})")
+  if silent := sum(not region.texts for region in exported.regions):
+    exported.skipped["region without an expression"] = silent
+  for row in exported.report():
+    print(row)
   if missing:
     few = ", ".join(missing[:_SHOWN]) + ", ..." * (len(missing) > _SHOWN)
     where = args.images or "the folder of --out"

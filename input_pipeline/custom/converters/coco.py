@@ -5,7 +5,6 @@ have an empty segmentation. A group of shapes is a single annotation, with run l
 them is a mask.
 """
 
-import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,7 @@ def read_content(content: Any, path: str, options: Options) -> Export:
     raise InputError(f"{path}: not a COCO file; it needs the lists `images` and `annotations`")
   images = {id_in(row, "id"): row for row in rows_in(content["images"])}
   names = {id_in(row, "id"): str(row.get("name", "")) for row in rows_in(content.get("categories"))}
-  export = Export([], collections.Counter())
+  export = Export()
   for number, row in enumerate(content["annotations"]):
     if not isinstance(row, dict):
       raise InputError(f"{path}: annotation number {number + 1} is not an object")

@@ -29,6 +29,9 @@ TEXT_KEYS = (
 """Keys that are searched for expressions by default."""
 CATEGORY = "category"
 """A value of `--text`: the name of the category is the expression."""
+# Reasons that are printed, and places that are named for each.
+_REASONS = 20
+_PLACES = 3
 # Label Studio's prefix of the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 
@@ -55,9 +58,38 @@ class Region:
 class Export:
   """The content of an export."""
 
-  regions: list[Region]
-  skipped: collections.Counter[str]
+  regions: list[Region] = dataclasses.field(default_factory=list)
+  skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   """How many items could not be converted, by reason."""
+  noted: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  """How often something was changed, chosen or not read, by what it was."""
+  places: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  """Where the first of them are, by reason or note."""
+
+  def skip(self, reason: str, place: str = "") -> None:
+    """Counts an item that is left out, such as `annotation 7`."""
+    self._count(self.skipped, reason, place)
+
+  def note(self, what: str, place: str = "") -> None:
+    """Counts an item that is read otherwise than it stands there."""
+    self._count(self.noted, what, place)
+
+  def _count(self, counter: collections.Counter[str], text: str, place: str) -> None:
+    counter[text] += 1
+    places = self.places.setdefault(text, [])
+    if place and len(places) < _PLACES:
+      places.append(place)
+
+  def report(self) -> Iterator[str]:
+    """Yields a line per reason and per note, the most frequent ones first."""
+    for title, counter in (("skipped", self.skipped), ("note", self.noted)):
+      ordered = counter.most_common()
+      for text, count in ordered[:_REASONS]:
+        places = ", ".join(self.places.get(text, ()))
+        more = ", ..." if places and count > len(self.places[text]) else ""
+        yield f"{title}: {text} ({count:,}{': ' * bool(places)}{places}{more})"
+      if rest := sum(count for _, count in ordered[_REASONS:]):
+        yield f"{title}: for {len(ordered) - _REASONS:,} other reasons ({rest:,})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +97,8 @@ class Options:
   """How an export is read."""
 
   text_keys: Sequence[str] = TEXT_KEYS
+  """If the user named them, the texts of all are expressions; else those of the first that has
+  any."""
   separator: str = "\n"
   """Separates several expressions in one text."""
   boxes: bool = False

@@ -5,7 +5,6 @@ text of a `TextArea` with `perRegion` is another row with the same `id`
 (labelstud.io/guide/task_format). The COCO export only keeps the category.
 """
 
-import collections
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -64,7 +63,7 @@ def read(path: str, options: Options) -> Export:
       f"{path}: no task has `annotations`; JSON-MIN does not say which text belongs to which "
       "region: export as JSON"
     )
-  export = Export([], collections.Counter())
+  export = Export()
   for task in content:
     _read_task(task, options, export)
   if not any(region.texts for region in export.regions):
