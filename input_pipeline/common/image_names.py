@@ -1,4 +1,4 @@
-"""Which image a name means, whatever tool wrote it, and whether two names mean the same image."""
+"""Which image a name means, by any tool, and whether two names mean the same image."""
 
 import collections
 import difflib

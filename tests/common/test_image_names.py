@@ -1,4 +1,4 @@
-"""Which image a name means: the longest end of its path decides, in whatever spelling."""
+"""Which image a name means: the longest end of its path decides, in any spelling."""
 
 import os
 import pathlib
