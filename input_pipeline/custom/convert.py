@@ -16,7 +16,7 @@ from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
-from input_pipeline.custom.converters import coco, collect, label_studio
+from input_pipeline.custom.converters import coco, collect, embedded, label_studio
 
 READERS = {"coco": coco.read, "label-studio": label_studio.read, "cvat": coco.read}
 # Missing images that the warning names.
@@ -72,6 +72,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     metavar="NAME",
     help="Label Studio: the TextArea whose expressions refer to nothing",
   )
+  parser.add_argument(
+    "--annotations",
+    metavar="INSTANCES.json",
+    help="MDETR: COCO's file with the masks, which an export with their ids and boxes leaves out",
+  )
   parser.add_argument("--overwrite", action="store_true", help="replace FILE.jsonl")
   parser.set_defaults(run=run)
 
@@ -88,20 +93,31 @@ def run(args: argparse.Namespace) -> None:
   if not os.path.isdir(folder):
     raise InputError(f"--images {folder}: no such folder")
   splits = collect.parse_splits(args.split or ())
-  options = collect.Options(
-    tuple(args.text or collect.TEXT_KEYS),
-    args.separator or "\n",
-    args.boxes,
-    args.no_target or "",
-  )
-  exported = READERS[args.format](args.file, options)
+  contained = os.path.splitext(args.out)[0] + "_images"
+  with embedded.written_to(contained, args.overwrite) as images:
+    options = collect.Options(
+      tuple(args.text or collect.TEXT_KEYS),
+      args.separator or "\n",
+      args.boxes,
+      args.no_target or "",
+      images,
+      args.annotations or "",
+    )
+    exported = READERS[args.format](args.file, options)
+    if exported.embedded and args.images:
+      raise InputError(
+        f"--images {args.images}: {args.file} contains its images, which are written to "
+        f"{contained}; leave out --images"
+      )
   regions = [region for region in exported.regions if region.texts or args.with_instances]
-  paths, missing = collect.find_images([region.image for region in regions], folder)
+  names = [region.image for region in regions if region.image not in exported.embedded]
+  paths, missing = collect.find_images(names, folder)
   # Paths in the file are relative to its own folder, so that --images is not needed later on.
   prefix = os.path.relpath(os.path.realpath(folder), os.path.realpath(home))
   inside = prefix != ".." and not prefix.startswith(".." + os.sep)
   if inside and prefix != ".":
     paths = {name: f"{prefix}/{path}".replace(os.sep, "/") for name, path in paths.items()}
+  paths |= {name: name for name in exported.embedded}
   lines = list(collect.make_lines(regions, paths, splits, args.with_instances))
   text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
   atomic_files.write_whole(args.out, text)

@@ -11,6 +11,7 @@ from typing import Any
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters.embedded import EmbeddedImages
 from input_pipeline.custom.schema import DEFAULT_SPLIT, Mask
 
 TEXT_KEYS = (
@@ -52,6 +53,11 @@ class Region:
   """Height and width, as the tool declares them, of the image that the mask is for."""
   upright: bool | None = None
   """Whether the mask is for the image as EXIF turns it; None if the tool does not say."""
+  ref: str | None = None
+  """Regions of an image with the same ref are one target, and never part of another ref's. None:
+  regions with the same expression are one target."""
+  split: str | None = None
+  """As the export says; None if it does not."""
 
 
 @dataclasses.dataclass
@@ -65,6 +71,9 @@ class Export:
   """How often something was changed, chosen or not read, by what it was."""
   places: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   """Where the first of them are, by reason or note."""
+  embedded: set[str] = dataclasses.field(default_factory=set)
+  """Which of `Region.image` are paths of images that the export itself contains, relative to the
+  folder of the lines; their sizes have been checked."""
 
   def skip(self, reason: str, place: str = "") -> None:
     """Counts an item that is left out, such as `annotation 7`."""
@@ -105,6 +114,10 @@ class Options:
   """Whether a box without a mask is used as one."""
   no_target: str = ""
   """Label Studio: the `name` of the text field whose expressions refer to nothing."""
+  images: EmbeddedImages | None = None
+  """Takes the images that an export contains."""
+  annotations: str = ""
+  """COCO file with the masks of an export that only has their ids."""
 
 
 def texts_in(value: Any, separator: str) -> tuple[str, ...]:
@@ -141,49 +154,54 @@ def make_lines(
 ) -> Iterator[dict[str, Any]]:
   """Yields the lines of an export, image by image.
 
-  Regions of an image with the same expression form one target; expressions for the same regions are
-  the `sentences` of one line.
+  Regions of an image with the same expression form one target, unless they have a `ref`, which then
+  is the target; expressions for the same regions are the `sentences` of one line.
 
   Args:
     regions: in any order.
     paths: of the images, by their names in the export.
-    splits: see `split_of`.
+    splits: see `split_of`; if there are any, they go before those of the regions.
     instances: whether all regions of an image, except crowds, are its instances.
   """
-  by_image: dict[str, list[Region]] = {}
+  groups: dict[tuple[str, str | None], list[Region]] = {}
   for region in regions:
-    by_image.setdefault(region.image, []).append(region)
-  for image, group in by_image.items():
+    groups.setdefault((region.image, None if splits else region.split), []).append(region)
+  for (image, split), group in groups.items():
     path = paths[image]
-    shared: dict[str, Any] = {"image": path, "split": split_of(path, splits)}
+    shared: dict[str, Any] = {"image": path, "split": split or split_of(path, splits)}
     if group[0].image_id is not None:
       shared["image_id"] = group[0].image_id
     if instances:
       objects = [region for region in group if region.mask is not None and not region.crowd]
       shared["instances"] = [(r.mask or {}) | {"category": r.category} for r in objects]
-    for numbers, expressions in _group_expressions(group).items():
+    for numbers, expressions in _group_expressions(group):
       masks = [mask for n in numbers if (mask := group[n].mask) is not None]
       target = None if not masks else masks[0] if len(masks) == 1 else masks
       yield shared | {"sentences": expressions, "target": target}
 
 
-def _group_expressions(regions: Sequence[Region]) -> dict[tuple[int, ...], list[str]]:
-  """Returns the expressions of each group of regions, by the indices of the regions."""
-  referents: dict[str, list[int]] = {}
-  spelling: dict[str, str] = {}
+def _group_expressions(regions: Sequence[Region]) -> Iterator[tuple[tuple[int, ...], list[str]]]:
+  """Yields the indices of the regions of each target, and its expressions."""
+  refs: dict[str | None, list[int]] = {}
   for number, region in enumerate(regions):
-    for text in region.texts:
-      try:
-        normalised = preprocess.normalise_text(text)
-      except InputError:
-        continue
-      spelling.setdefault(normalised, text)
-      if number not in referents.setdefault(normalised, []):
-        referents[normalised].append(number)
-  groups: dict[tuple[int, ...], list[str]] = {}
-  for normalised, numbers in referents.items():
-    groups.setdefault(tuple(numbers), []).append(spelling[normalised])
-  return groups
+    refs.setdefault(region.ref, []).append(number)
+  for ref, members in refs.items():
+    referents: dict[str, list[int]] = {}
+    spelling: dict[str, str] = {}
+    for number in members:
+      for text in regions[number].texts:
+        try:
+          normalised = preprocess.normalise_text(text)
+        except InputError:
+          continue
+        spelling.setdefault(normalised, text)
+        if number not in referents.setdefault(normalised, []):
+          referents[normalised].append(number)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for normalised, numbers in referents.items():
+      target = tuple(numbers if ref is None else members)
+      groups.setdefault(target, []).append(spelling[normalised])
+    yield from groups.items()
 
 
 def split_of(path: str, splits: Mapping[str, float]) -> str:

@@ -1,0 +1,159 @@
+"""Images that are inside an export: checked by their headers, and written out as they are."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from PIL import UnidentifiedImageError
+
+from input_pipeline import preprocess
+from input_pipeline.common import atomic_files
+from input_pipeline.common.errors import InputError
+
+# By Pillow's name of the format; the first is given to files whose own extension is another.
+_EXTENSIONS = {
+  "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+  "MPO": (".jpg", ".jpeg", ".mpo"),
+  "PNG": (".png",),
+  "WEBP": (".webp",),
+  "GIF": (".gif",),
+  "BMP": (".bmp",),
+  "TIFF": (".tif", ".tiff"),
+  "PPM": (".ppm", ".pgm", ".pbm"),
+  "AVIF": (".avif",),
+  "JPEG2000": (".jp2",),
+}
+# What every file system takes.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
+_MAX_NAME = 120
+
+
+@contextlib.contextmanager
+def written_to(folder: str, overwrite: bool = False) -> Iterator["EmbeddedImages"]:
+  """Yields a folder of images, which appears whole when the context ends, if there are any.
+
+  Args:
+    folder: for the images.
+    overwrite: replaces an existing folder.
+
+  Raises:
+    InputError: the folder exists, or has files that the new one does not have.
+  """
+  with contextlib.ExitStack() as stack:
+    images = EmbeddedImages(folder, overwrite, stack)
+    yield images
+    images.check_replaced()
+
+
+class EmbeddedImages:
+  """A folder of images; see `written_to`."""
+
+  def __init__(self, folder: str, overwrite: bool, stack: contextlib.ExitStack):
+    """Sets the place.
+
+    Args:
+      folder: for the images.
+      overwrite: replaces an existing folder.
+      stack: closes what writes the folder.
+    """
+    self.folder = folder
+    self._overwrite = overwrite
+    self._stack = stack
+    self._staging: pathlib.Path | None = None
+    self._written: dict[str, tuple[bytes, str, tuple[int, int]]] = {}
+    self._paths: set[str] = set()
+
+  def add(self, data: bytes, name: str, where: str) -> tuple[str, tuple[int, int]]:
+    """Writes an image, unchanged, unless it has been written.
+
+    Args:
+      data: the file's bytes.
+      name: as the export gives it, or empty; then the content is the name.
+      where: the image is, for errors.
+
+    Returns:
+      Its path below the folder, and its height and width after the EXIF rotation.
+
+    Raises:
+      InputError: the bytes are not an image, or another image has that name.
+    """
+    digest = hashlib.sha256(data).digest()
+    path = _safe_path(name) or f"{digest.hex()[:32]}"
+    key = path.casefold()  # some file systems ignore case
+    if key in self._written:
+      known, path, size = self._written[key]
+      if known != digest:
+        raise InputError(
+          f"{where}: another image than before under the same name, {path}; which of them do the "
+          "masks belong to?"
+        )
+      return path, size
+    size, kind = _read_header(data, where)
+    stem, extension = os.path.splitext(path)
+    extensions = _EXTENSIONS.get(kind, (extension,))
+    if extension.lower() not in extensions:
+      path = (stem if extension.lower() in _KNOWN else path) + extensions[0]
+    if path.casefold() in self._paths:
+      raise InputError(f"{where}: two images would get the same name, {path}")
+    self._write(path, data)
+    self._paths.add(path.casefold())
+    self._written[key] = digest, path, size
+    return path, size
+
+  def check_replaced(self) -> None:
+    """Checks that a folder which is replaced has no other files than the new one.
+
+    Raises:
+      InputError: it has, so it may not be an earlier conversion's.
+    """
+    for base, _, files in os.walk(self.folder) if self._staging else ():
+      for file in files:
+        path = os.path.relpath(os.path.join(base, file), self.folder).replace(os.sep, "/")
+        if path.casefold() not in self._paths:
+          raise InputError(
+            f"{self.folder}: has other files, such as {path}, which --overwrite would remove; move "
+            "the folder, or choose another --out"
+          )
+
+  def _write(self, path: str, data: bytes) -> None:
+    if self._staging is None:
+      folder = atomic_files.whole_folder(self.folder, self._overwrite)
+      self._staging = self._stack.enter_context(folder)
+    target = self._staging / path
+    try:
+      target.parent.mkdir(parents=True, exist_ok=True)
+      target.write_bytes(data)
+    except OSError as error:
+      reason = atomic_files.describe_error(error, self.folder, len(data))
+      raise InputError(f"{self.folder}/{path} cannot be written: {reason}") from error
+
+
+_KNOWN = {extension for extensions in _EXTENSIONS.values() for extension in extensions}
+
+
+def _safe_path(name: str) -> str:
+  """Returns a path that stays below a folder and that every file system takes; may be empty."""
+  parts = _UNSAFE.sub("_", name.replace("\\", "/")).split("/")
+  kept = [part.strip(" .") for part in parts if part.strip(" .")]
+  if ".." in parts:
+    kept = kept[-1:]
+  return "" if any(len(os.fsencode(part)) > _MAX_NAME for part in kept) else "/".join(kept)
+
+
+def _read_header(data: bytes, where: str) -> tuple[tuple[int, int], str]:
+  try:
+    with preprocess.open_header(io.BytesIO(data)) as image:
+      width, height = image.size
+      sideways = preprocess.read_orientation(image) >= 5
+      return ((width, height) if sideways else (height, width)), str(image.format)
+  except UnidentifiedImageError as error:
+    reason = "are not an image of a known format" if data else "are empty"
+    raise InputError(f"{where}: the bytes {reason}") from error
+  except preprocess.TooManyPixels as error:
+    raise InputError(f"{where}: {error}") from error
+  except Exception as error:  # Pillow raises almost any exception on damaged files.
+    raise InputError(f"{where}: the image cannot be read ({error})") from error
