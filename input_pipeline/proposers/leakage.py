@@ -197,7 +197,7 @@ def provenance(
   proposer: str,
   trained_on: TrainedOn,
   splits: Mapping[str, Collection[int]],
-  coco_ids: Mapping[str, Collection[int]] | None = None,
+  coco_ids: Mapping[str, Mapping[int, int]] | None = None,
 ) -> dict[str, Any]:
   """Returns what the metadata of a data set records about its instance masks.
 
@@ -205,10 +205,10 @@ def provenance(
     proposer: its name on the command line.
     trained_on: what the masks were learned from.
     splits: image ids per split.
-    coco_ids: per split, the COCO ids of the images that are COCO's; by default those of `splits`.
+    coco_ids: per split, image id -> COCO id of the images that are COCO's; by default of all.
   """
   findings = {
-    split: check(trained_on, split, ids, None if coco_ids is None else coco_ids[split])
+    split: check(trained_on, split, ids, None if coco_ids is None else coco_ids[split].values())
     for split, ids in splits.items()
   }
   return {

@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any
 
+from input_pipeline.common import image_names
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
 from input_pipeline.custom import masks, scan, schema
@@ -14,8 +15,6 @@ PREFIX = "jsonl:"
 """Prefix of `--dataset`."""
 # Proposers that look masks up by image id.
 _BY_ID = ("coco", "results")
-# COCO's images are recognised by their file names: a stock detector has seen them.
-_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)201[45]_)?(\d{12})\.jpe?g", re.IGNORECASE)
 
 
 class JsonlReader:
@@ -77,11 +76,11 @@ class JsonlReader:
     self.has_instances = bool(self._instances)
     self._has_ids = all(line.image_id is not None for line in self._scan.lines)
 
-  def coco_ids(self) -> dict[str, list[int]]:
-    """Returns, for each split, the COCO ids of the images with COCO's file names."""
-    matches = {i: _COCO_NAME.fullmatch(os.path.basename(p)) for i, p in self._paths.items()}
+  def coco_ids(self) -> dict[str, dict[int, int]]:
+    """Returns, for each split, image id -> COCO id of the images with COCO's file names."""
+    numbers = {i: image_names.coco_number(path) for i, path in self._paths.items()}
     return {
-      split: [int(match[1]) for i in ids if (match := matches[i]) is not None]
+      split: {i: number for i in ids if (number := numbers[i]) is not None}
       for split, ids in self.splits.items()
     }
 

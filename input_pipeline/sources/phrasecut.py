@@ -61,10 +61,12 @@ class PhraseCutReader:
     self.splits = {split: sorted(numbers) for split, numbers in self._numbers.items()}
     self._images = self._read_images({i for ids in self.splits.values() for i in ids})
 
-  def coco_ids(self) -> dict[str, list[int]]:
-    """Returns, for each split, the COCO ids of the images that are COCO's."""
-    known = {split: [self._images[i].coco_id for i in ids] for split, ids in self.splits.items()}
-    return {split: [i for i in ids if i is not None] for split, ids in known.items()}
+  def coco_ids(self) -> dict[str, dict[int, int]]:
+    """Returns, for each split, image id -> COCO id of the images that are COCO's."""
+    return {
+      split: {i: coco_id for i in ids if (coco_id := self._images[i].coco_id) is not None}
+      for split, ids in self.splits.items()
+    }
 
   def warning(self) -> str | None:
     """Returns how the data differs from the published data set; None if it does not."""

@@ -30,8 +30,8 @@ class Reader(Protocol):
   splits: dict[str, list[int]]
   """For each split with refs, its image ids, ascending."""
 
-  def coco_ids(self) -> dict[str, list[int]]:
-    """Returns, for each split, the COCO ids of the images that are COCO's."""
+  def coco_ids(self) -> dict[str, dict[int, int]]:
+    """Returns, for each split, image id -> COCO id of the images that are COCO's."""
     ...
 
   def warning(self) -> str | None:

@@ -133,9 +133,9 @@ class RefReader:
       if any(row.split == split for row in self.rows)
     }
 
-  def coco_ids(self) -> dict[str, list[int]]:
-    """Returns the COCO ids of the images of each split: all images are COCO's."""
-    return self.splits
+  def coco_ids(self) -> dict[str, dict[int, int]]:
+    """Returns, for each split, image id -> COCO id: all images are COCO's."""
+    return {split: {i: i for i in image_ids} for split, image_ids in self.splits.items()}
 
   def count(self, split: str) -> Published:
     """Returns the number of refs and expressions of a split; zeros if the file does not have it."""
