@@ -16,9 +16,30 @@ from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
-from input_pipeline.custom.converters import coco, collect, embedded, label_studio
+from input_pipeline.custom.converters import (
+  coco,
+  collect,
+  cvat,
+  datumaro,
+  embedded,
+  label_studio,
+  labelme,
+  recognise,
+  supervisely,
+  via,
+  yolo,
+)
 
-READERS = {"coco": coco.read, "label-studio": label_studio.read, "cvat": coco.read}
+READERS = {
+  "coco": coco.read,
+  "label-studio": label_studio.read,
+  "cvat": cvat.read,
+  "labelme": labelme.read,
+  "via": via.read,
+  "yolo": yolo.read,
+  "supervisely": supervisely.read,
+  "datumaro": datumaro.read,
+}
 # Missing images that the warning names.
 _SHOWN = 3
 
@@ -28,13 +49,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
   parser = add_subparser(
     subparsers, "convert", "convert a COCO, Label Studio or CVAT export to custom data", __doc__
   )
-  parser.add_argument("file", metavar="EXPORT.json", help="file that the tool exported")
+  parser.add_argument(
+    "file", metavar="EXPORT", help="what the tool exported: a file, a folder of files or a zip"
+  )
   parser.add_argument(
     "--from",
     dest="format",
     required=True,
     choices=list(READERS),
-    help="format of the export; for CVAT, its COCO export",
+    help="format of the export",
   )
   parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="output file")
   parser.add_argument(
@@ -102,8 +125,12 @@ def run(args: argparse.Namespace) -> None:
       args.no_target or "",
       images,
       args.annotations or "",
+      folder,
     )
-    exported = READERS[args.format](args.file, options)
+    try:
+      exported = READERS[args.format](args.file, options)
+    except InputError as error:
+      raise _with_format(error, args.file, args.format) from error
     if exported.embedded and args.images:
       raise InputError(
         f"--images {args.images}: {args.file} contains its images, which are written to "
@@ -124,6 +151,14 @@ def run(args: argparse.Namespace) -> None:
   _report(args, exported, lines, missing)
   option = "" if inside else f" --images {folder}"
   print(f"next: python -m input_pipeline.custom validate {args.out}{option}")
+
+
+def _with_format(error: InputError, path: str, format_name: str) -> InputError:
+  """Adds the right `--from` to an error about a file of another format."""
+  actual = recognise.recognise(path) if os.path.exists(path) else None
+  if actual in (None, format_name):
+    return error
+  return InputError(f"{path}: this looks like {actual}; use --from {actual}")
 
 
 def _report(

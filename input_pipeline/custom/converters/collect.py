@@ -118,6 +118,8 @@ class Options:
   """Takes the images that an export contains."""
   annotations: str = ""
   """COCO file with the masks of an export that only has their ids."""
+  folder: str = "."
+  """The photos are in it, for formats that leave out the ends of their names, or their sizes."""
 
 
 def texts_in(value: Any, separator: str) -> tuple[str, ...]:

@@ -1,0 +1,139 @@
+"""The files of an export, which is a file, a folder or a zip: names and bytes, with limits."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from input_pipeline.common import untrusted_files
+from input_pipeline.common.errors import InputError
+
+MAX_BYTES = 1 << 30
+"""Per file, after unpacking."""
+MAX_FILES = 2_000_000
+_ZIP = b"PK\x03\x04"
+_EMPTY_ZIP = b"PK\x05\x06"
+
+
+class ExportFiles:
+  """Files of an export; nothing is unpacked to disk.
+
+  Use it as a context manager.
+  """
+
+  names: list[str]
+  """Paths inside the export with forward slashes, sorted; hidden files are left out."""
+  whole: bool
+  """Whether the export is a single file, whose name is the only one."""
+
+  def __init__(self, path: str):
+    """Lists the files.
+
+    Args:
+      path: of a file, a folder or a zip.
+
+    Raises:
+      InputError: there is no such file, the zip is damaged, or there are too many files.
+    """
+    self._path = path
+    self._zip: zipfile.ZipFile | None = None
+    self.whole = False
+    if os.path.isdir(path):
+      names = list(_walk(path))
+    elif is_zip(path):
+      self._zip = _open_zip(path)
+      names = [row.filename for row in self._zip.infolist() if not row.is_dir()]
+    else:
+      self.whole = True
+      names = [os.path.basename(path)]
+    if len(names) > MAX_FILES:
+      raise InputError(f"{path}: {len(names):,} files; the limit is {MAX_FILES:,}")
+    self.names = names if self.whole else sorted(name for name in names if not _is_hidden(name))
+
+  def full_name(self, name: str) -> str:
+    """Returns a file's name for messages."""
+    return self._path if self.whole else f"{self._path}/{name}"
+
+  def read(self, name: str) -> bytes:
+    """Returns the bytes of a file.
+
+    Raises:
+      InputError: it cannot be read, is damaged or encrypted, or exceeds the limit; or a link leads
+        out of the folder.
+    """
+    full = self.full_name(name)
+    if self.whole:
+      return untrusted_files.read(self._path, full, MAX_BYTES)
+    if self._zip is None:
+      real = untrusted_files.resolve_inside(self._path, name, "file of the export")
+      return untrusted_files.read(real, full, MAX_BYTES)
+    size = self._zip.getinfo(name).file_size
+    if size > MAX_BYTES:
+      raise InputError(untrusted_files.too_large(full, size, MAX_BYTES))
+    try:
+      with self._zip.open(name) as member:
+        data = member.read(MAX_BYTES + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+      raise InputError(f"{full}: damaged in the zip ({error}); export it again") from error
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
+      raise InputError(f"{full}: {error}; unpack the zip first") from error
+    if len(data) > MAX_BYTES:
+      raise InputError(untrusted_files.too_large(full, len(data), MAX_BYTES))
+    return data
+
+  def read_text(self, name: str) -> str:
+    """Returns the text of a file: UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+      InputError: as in `read`, or it is not such text.
+    """
+    data = self.read(name)
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+      return data.decode(encoding)
+    except UnicodeDecodeError as error:
+      raise InputError(f"{self.full_name(name)}: not text in UTF-8 ({error})") from error
+
+  def __enter__(self) -> Self:
+    """Returns itself."""
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    """Closes the zip."""
+    if self._zip is not None:
+      self._zip.close()
+
+
+def is_zip(path: str) -> bool:
+  """Tells from a file's first bytes whether it is a zip.
+
+  Raises:
+    InputError: there is no such file, or it is not a regular one.
+  """
+  with untrusted_files.open_file(path, path) as file:
+    return file.read(4) in (_ZIP, _EMPTY_ZIP)
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+  try:
+    return zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+    raise InputError(f"{path}: damaged zip ({error}); export it again") from error
+
+
+def _walk(folder: str) -> Iterator[str]:
+  for base, _, files in os.walk(folder):
+    for file in files:
+      yield os.path.relpath(os.path.join(base, file), folder).replace(os.sep, "/")
+
+
+def _is_hidden(name: str) -> bool:
+  """Tells whether a file is hidden, or is the one that macOS adds to zips for each file."""
+  return name.startswith("__MACOSX/") or any(part.startswith(".") for part in name.split("/"))

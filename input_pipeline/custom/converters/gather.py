@@ -1,0 +1,173 @@
+"""Gathers the shapes of an export into regions: their expressions, and shapes that are one object.
+
+Every reader of a tool's own format hands its shapes to a `Gatherer`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import posixpath
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from input_pipeline import preprocess
+from input_pipeline.common.errors import InputError
+from input_pipeline.common.image_names import AmbiguousImage, ImageFolder, ImageNames, ImageNotFound
+from input_pipeline.custom.converters import geometry
+from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, Region, texts_in
+from input_pipeline.custom.schema import Mask
+
+NEEDS_BOXES = "box without a mask (use --boxes to convert it)"
+# Errors of the readers' own arithmetic on malformed values; each is a reason to skip one shape.
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+_ABSOLUTE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:")
+_ANNOTATION_FOLDERS = ("labels", "label", "annotations", "annotation", "ann", "json", "jsons")
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+  """A photo, as the tool names it."""
+
+  name: str
+  size: geometry.Size | None = None
+  """Height and width, None if the tool does not declare them."""
+  upright: bool | None = None
+  """As in `Region`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What a tool knows about a shape beside its outline."""
+
+  fields: Sequence[Mapping[str, Any]]
+  """Objects with expressions under some of their keys; the first one counts."""
+  label: str = ""
+  """Name of the category."""
+  category: int = 0
+  group: Hashable = None
+  """Shapes of a photo with the same group and label are one object; None for an object alone."""
+
+
+class Gatherer:
+  """Collects the regions of an export."""
+
+  def __init__(self, path: str, options: Options):
+    """Starts without regions.
+
+    Args:
+      path: of the export, for messages.
+      options: how it is read.
+    """
+    self._path = path
+    self.options = options
+    self._objects: dict[Hashable, list[tuple[Photo, Mask, Shape]]] = {}
+    self._keys: set[str] = set()
+    self._captions: dict[Hashable, list[str]] = {}
+    self.export = Export()
+    """What is left out, and the regions once `finish` has returned it."""
+
+  @functools.cached_property
+  def photos(self) -> ImageFolder:
+    """The photos that may be meant."""
+    return ImageFolder(self.options.folder)
+
+  def add(self, photo: Photo, mask: Mask, shape: Shape) -> None:
+    """Adds a shape."""
+    for field in shape.fields:
+      self._keys.update(key for key, value in field.items() if texts_in(value, "\n"))
+    alone = shape.group is None
+    key = len(self._objects) if alone else (photo.name, shape.label, shape.group)
+    self._objects.setdefault(key, []).append((photo, mask, shape))
+
+  def add_caption(self, photo: Photo, group: Hashable, text: Any) -> None:
+    """Adds an expression for all objects of a group."""
+    texts = texts_in(text, self.options.separator)
+    self._captions.setdefault((photo.name, group), []).extend(texts)
+
+  def finish(self) -> Export:
+    """Returns the regions.
+
+    Raises:
+      InputError: none of them has an expression.
+    """
+    self.export.regions = list(self._regions())
+    if not any(region.texts for region in self.export.regions):
+      raise InputError(f"{self._path}: {self._no_expression()}")
+    return self.export
+
+  def _regions(self) -> Iterator[Region]:
+    for parts in self._objects.values():
+      photo, _, shape = parts[0]
+      try:
+        mask = geometry.union([mask for _, mask, _ in parts], photo.size)
+      except ValueError as error:
+        self.export.skip(f"invalid object ({error})", photo.name)
+        continue
+      texts = [text for _, _, part in parts for text in self._texts(part)]
+      texts += self._captions.get((photo.name, shape.group), ())
+      yield Region(
+        photo.name,
+        mask,
+        tuple(dict.fromkeys(texts)),
+        shape.category,
+        size=photo.size,
+        upright=photo.upright,
+      )
+
+  def _texts(self, shape: Shape) -> tuple[str, ...]:
+    for key in self.options.text_keys:
+      if key == CATEGORY:
+        return texts_in(shape.label, self.options.separator)
+      for field in shape.fields:
+        if texts := texts_in(field.get(key), self.options.separator):
+          return texts
+    return ()
+
+  def _no_expression(self) -> str:
+    if not self._objects:
+      few = self.export.skipped.most_common(3)
+      reasons = "; ".join(f"{reason} ({count:,})" for reason, count in few)
+      return f"nothing in it can be converted: {reasons or 'no photo has a region'}"
+    keys = ", ".join(sorted(self._keys)) or "none"
+    return (
+      f"no region has an expression under {', '.join(self.options.text_keys)}; keys with text "
+      f"there are: {keys}. Name the right one with --text KEY, or use category names as "
+      f"expressions with --text {CATEGORY}"
+    )
+
+
+def photo_path(name: str, folder: str = "") -> str:
+  """Returns the path of a photo inside an export.
+
+  Args:
+    name: of the photo, relative to a folder or absolute, by any system's rules, or a URL.
+    folder: that relative names are relative to, inside the export. Folders that are called as
+      those of annotations usually are do not count: the photos are beside them.
+  """
+  posix = name.replace("\\", "/")
+  if _ABSOLUTE.match(posix):
+    return posix
+  parts = [part for part in folder.split("/") if part.lower() not in _ANNOTATION_FOLDERS]
+  return posixpath.normpath(posixpath.join("/", *parts, posix)).lstrip("/")
+
+
+def with_ending(path: str, photos: ImageNames) -> str | None:
+  """Returns the name of the photo at a path without its ending; None if there is none.
+
+  Raises:
+    AmbiguousImage: several photos have that path.
+  """
+  found: set[str] = set()
+  for ending in preprocess.EXTENSIONS:
+    with contextlib.suppress(ImageNotFound):
+      found.add(photos.find(path + ending))
+  if len(found) > 1:
+    first, second, *_ = sorted(found)
+    raise AmbiguousImage(f"{path} may be {first} or {second}; keep one of them in --images")
+  return next(iter(found), None)
+
+
+def has_image_ending(name: str) -> bool:
+  """Tells whether a file name ends as that of an image."""
+  return name.lower().endswith(preprocess.EXTENSIONS)

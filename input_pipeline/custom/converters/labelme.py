@@ -1,0 +1,130 @@
+"""Reads the JSON files of LabelMe and X-AnyLabeling, one per photo, and those of ReasonSeg.
+
+A file has `shapes`; their free text is in `description`, or, by X-AnyLabeling, in `attributes`.
+Shapes with the same label and `group_id` are one object (github.com/labelmeai/labelme,
+github.com/CVHub520/X-AnyLabeling). Coordinates are for the photo as EXIF turns it. ReasonSeg
+(github.com/dvlab-research/LISA) has sentences for all shapes labelled `target` in `text`.
+"""
+
+import math
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from input_pipeline.common import untrusted_json
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters.collect import Export, Options, rows_in
+from input_pipeline.custom.converters.gather import (
+  MALFORMED,
+  NEEDS_BOXES,
+  Gatherer,
+  Photo,
+  Shape,
+  photo_path,
+)
+from input_pipeline.custom.schema import Mask
+
+# Without an area.
+_LINES = ("point", "points", "line", "linestrip")
+_BOXES = ("rectangle", "rotation", "oriented_rectangle")
+
+
+def read(path: str, options: Options) -> Export:
+  """Reads an export.
+
+  Args:
+    path: of a file, or of a folder or zip of such files, at any depth.
+    options: how it is read.
+
+  Raises:
+    InputError: there is no such file, or no shape has an expression.
+  """
+  gatherer = Gatherer(path, options)
+  found = False
+  with export_files.ExportFiles(path) as files:
+    for name in files.names:
+      if not files.whole and not name.lower().endswith(".json"):
+        continue
+      full = files.full_name(name)
+      content = untrusted_json.loads(files.read(name), full)
+      if is_labelme(content):
+        found = True
+        _read_photo(content, name, gatherer)
+      elif files.whole:
+        raise InputError(f"{full}: not a LabelMe file; it needs the list `shapes`")
+      else:
+        gatherer.export.skip("JSON file without `shapes`")
+  if not found:
+    raise InputError(f"{path}: no LabelMe file, JSON with the list `shapes`, is in it")
+  return gatherer.finish()
+
+
+def is_labelme(content: Any) -> bool:
+  """Returns whether parsed JSON looks like a file of LabelMe."""
+  return isinstance(content, dict) and isinstance(content.get("shapes"), list)
+
+
+def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> None:
+  image = content.get("imagePath")
+  reasoning = not image and content.get("text")
+  if not isinstance(image, str) or not image:
+    # ReasonSeg: 123.json is for 123.jpg.
+    image = posixpath.basename(name)[: -len(".json")] + ".jpg"
+  try:
+    size = geometry.size_of(content.get("imageHeight"), content.get("imageWidth"))
+  except ValueError as error:
+    gatherer.export.skip(f"file with an invalid size of the photo ({error})")
+    return
+  photo = Photo(photo_path(image, posixpath.dirname(name)), size, True)
+  for row in rows_in(content["shapes"]):
+    kind = row.get("shape_type") or "polygon"
+    label = str(row.get("label") or "")
+    if kind in _LINES:
+      gatherer.export.skip(f"{kind}, which has no area")
+      continue
+    if kind in _BOXES and not gatherer.options.boxes:
+      gatherer.export.skip(NEEDS_BOXES)
+      continue
+    if reasoning and label != "target":
+      gatherer.export.skip(f"area labelled {label!r:.20}, which is not a target")
+      continue
+    try:
+      mask = _mask(kind, row, size)
+    except MALFORMED as error:
+      gatherer.export.skip(f"invalid {kind!s:.20} ({error})")
+      continue
+    attributes = row.get("attributes")
+    fields = [row, attributes if isinstance(attributes, dict) else {}]
+    if reasoning:
+      fields.append({"text": content["text"]})
+    gatherer.add(photo, mask, Shape(fields, label, group=_group(row)))
+
+
+def _group(row: Mapping[str, Any]) -> int | str | None:
+  group = row.get("group_id")
+  return group if type(group) in (int, str) else None
+
+
+def _mask(kind: str, row: Mapping[str, Any], size: geometry.Size | None) -> Mask:
+  points: Sequence[Any] = row["points"]
+  if kind == "mask":
+    (left, top), (right, bottom) = ([geometry.whole(value) for value in point] for point in points)
+    pixels = geometry.decode_png(row["mask"])
+    # The corners are pixels, both inside.
+    if pixels.shape != (bottom - top + 1, right - left + 1):
+      raise ValueError(
+        f"a bitmap of {pixels.shape[1]} x {pixels.shape[0]} pixels between ({left}, {top}) and "
+        f"({right}, {bottom})"
+      )
+    return geometry.bitmap(pixels, left, top, size)
+  if kind == "circle":
+    (x, y), (a, b) = ([geometry.number(value) for value in point] for point in points)
+    radius = math.hypot(a - x, b - y)
+    return geometry.clip(geometry.ellipse((x, y), (radius, radius)), size)
+  if kind in _BOXES and len(points) == 2:
+    (x, y), (a, b) = ([geometry.number(value) for value in point] for point in points)
+    return geometry.polygon([(x, y), (a, y), (a, b), (x, b)])
+  if kind in ("polygon", *_BOXES):
+    return geometry.polygon(points)
+  raise ValueError("an unknown kind of shape")

@@ -1,0 +1,80 @@
+"""Tells which tool wrote an export, by what is in it."""
+
+from typing import Any
+
+from input_pipeline.common import untrusted_json
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters import (
+  coco,
+  cvat,
+  datumaro,
+  export_files,
+  labelme,
+  supervisely,
+  via,
+  yolo,
+)
+
+# Files of a folder or zip that are looked at before it counts as unknown.
+_LOOKED_AT = 20
+
+
+def recognise(path: str) -> str | None:
+  """Returns the format of an export, a value of `--from`; None if it is none of them.
+
+  Args:
+    path: of a file, a folder or a zip.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  with export_files.ExportFiles(path) as files:
+    names = files.names
+    if not files.whole and yolo.settings_file(names) and any(n.endswith(".txt") for n in names):
+      return "yolo"
+    likely = [name for name in names if name.lower().endswith((".json", ".xml", ".csv"))]
+    for name in (names if files.whole else likely)[:_LOOKED_AT]:
+      try:
+        if format_name := _recognise_file(files, name):
+          return format_name
+      except InputError:
+        continue
+  return None
+
+
+def _recognise_file(files: export_files.ExportFiles, name: str) -> str | None:
+  lower = name.lower()
+  if lower.endswith((".yaml", ".yml")):
+    return "yolo"
+  if lower.endswith(".csv"):
+    return "via" if via.CSV_COLUMN in files.read_text(name)[:4096] else None
+  data = files.read(name)
+  if cvat.is_xml(data):
+    return "cvat" if b"<annotations" in data[:4096] else None
+  return recognise_content(untrusted_json.loads(data, files.full_name(name), nan_as_none=True))
+
+
+def recognise_content(content: Any) -> str | None:
+  """Returns the format of parsed JSON; see `recognise`."""
+  for name, is_format in _JSON_FORMATS.items():
+    if is_format(content):
+      return name
+  return None
+
+
+def _is_label_studio(content: Any) -> bool:
+  return (
+    isinstance(content, list)
+    and bool(content)
+    and all(isinstance(task, dict) and {"data", "annotations"} <= set(task) for task in content)
+  )
+
+
+_JSON_FORMATS = {
+  "coco": coco.is_coco,
+  "labelme": labelme.is_labelme,
+  "datumaro": datumaro.is_datumaro,
+  "supervisely": supervisely.is_supervisely,
+  "label-studio": _is_label_studio,
+  "via": via.is_via,
+}

@@ -1,0 +1,122 @@
+"""Reads Supervisely's annotations of images: a JSON file per photo in the folder `ann`.
+
+The file `ann/a.jpg.json` is for `img/a.jpg`. An object has a description, and tags with values;
+`--text tags` takes the tags as expressions (developer.supervisely.com). Interiors of polygons are
+holes.
+"""
+
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+from input_pipeline.common import untrusted_json
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters.collect import Export, Options, rows_in
+from input_pipeline.custom.converters.gather import (
+  MALFORMED,
+  NEEDS_BOXES,
+  Gatherer,
+  Photo,
+  Shape,
+  has_image_ending,
+  photo_path,
+  with_ending,
+)
+from input_pipeline.custom.schema import Mask
+
+_ANNOTATIONS, _PHOTOS = "ann", "img"
+
+
+def read(path: str, options: Options) -> Export:
+  """Reads an export.
+
+  Args:
+    path: of a file in `ann`, or of a folder or zip with such files.
+    options: how it is read.
+
+  Raises:
+    InputError: there is no such file, or no object has an expression.
+  """
+  gatherer = Gatherer(path, options)
+  found = False
+  with export_files.ExportFiles(path) as files:
+    for name in files.names:
+      if not files.whole and not name.lower().endswith(".json"):
+        continue
+      content = untrusted_json.loads(files.read(name), files.full_name(name))
+      if is_supervisely(content):
+        found = True
+        _read_photo(content, name, gatherer)
+      elif files.whole:
+        raise InputError(
+          f"{path}: not an annotation of Supervisely; it needs `size` and the list `objects`"
+        )
+  if not found:
+    raise InputError(f"{path}: no annotation of Supervisely is in it; they are in folders `ann`")
+  return gatherer.finish()
+
+
+def is_supervisely(content: Any) -> bool:
+  """Returns whether parsed JSON looks like Supervisely's annotation of an image."""
+  return (
+    isinstance(content, dict)
+    and isinstance(content.get("objects"), list)
+    and isinstance(content.get("size"), dict)
+  )
+
+
+def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> None:
+  folder, file = posixpath.split(name)
+  if posixpath.basename(folder) == _ANNOTATIONS:
+    folder = posixpath.join(posixpath.dirname(folder), _PHOTOS)
+  image = photo_path(file.removesuffix(".json"), folder)
+  if not has_image_ending(image):
+    image = with_ending(image, gatherer.photos) or image
+  try:
+    size = geometry.size_of(content["size"].get("height"), content["size"].get("width"))
+  except ValueError as error:
+    gatherer.export.skip(f"file with an invalid size of the photo ({error})", name)
+    return
+  photo = Photo(image, size)
+  for row in rows_in(content["objects"]):
+    kind = str(row.get("geometryType"))
+    if kind == "rectangle" and not gatherer.options.boxes:
+      gatherer.export.skip(NEEDS_BOXES, image)
+    elif kind not in _SHAPES:
+      gatherer.export.skip(f"{kind:.20}, which is not converted to a mask", image)
+    else:
+      try:
+        mask = _SHAPES[kind](row, size)
+      except MALFORMED as error:
+        gatherer.export.skip(f"invalid {kind} ({error})", image)
+        continue
+      label = str(row.get("classTitle") or "")
+      gatherer.add(photo, mask, Shape([row | _tags(row)], label))
+
+
+def _tags(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the values of an object's tags by their names, and all of them as `tags`."""
+  tags = [(str(tag.get("name")), tag.get("value")) for tag in rows_in(row.get("tags"))]
+  # A tag without a value says something by its name.
+  texts = [value if isinstance(value, str) and value else name for name, value in tags]
+  return {name: value for name, value in tags if isinstance(value, str)} | {"tags": texts}
+
+
+def _polygon(row: Mapping[str, Any], size: geometry.Size | None) -> Mask:
+  points = row["points"]
+  holes = [geometry.polygon(hole) for hole in points.get("interior") or ()]
+  return geometry.with_holes(geometry.polygon(points["exterior"]), holes, size)
+
+
+def _bitmap(row: Mapping[str, Any], size: geometry.Size | None) -> Mask:
+  left, top = (geometry.whole(value) for value in row["bitmap"]["origin"])
+  return geometry.bitmap(geometry.decode_png(row["bitmap"]["data"]), left, top, size)
+
+
+def _rectangle(row: Mapping[str, Any], size: geometry.Size | None) -> Mask:
+  (x, y), (a, b) = ([geometry.number(v) for v in point] for point in row["points"]["exterior"])
+  return geometry.polygon([(x, y), (a, y), (a, b), (x, b)])
+
+
+_SHAPES = {"polygon": _polygon, "bitmap": _bitmap, "rectangle": _rectangle}

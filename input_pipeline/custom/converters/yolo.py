@@ -1,0 +1,184 @@
+"""Reads labels of YOLO: text files with a row per object, beside `data.yaml` with the categories.
+
+A row is the category's number and the outline as x, y, x, y, ..., in shares of the sides of the
+photo as EXIF turns it, or a box as centre, width and height
+(docs.ultralytics.com/datasets/segment). `labels/train/a.txt` is for `images/train/a.jpg`. There are
+no texts but the names of the categories.
+"""
+
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from input_pipeline import preprocess
+from input_pipeline.common import untrusted_files
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, box
+from input_pipeline.custom.converters.gather import (
+  MALFORMED,
+  NEEDS_BOXES,
+  Gatherer,
+  Photo,
+  Shape,
+  photo_path,
+  with_ending,
+)
+from input_pipeline.custom.schema import Mask
+
+_LABELS, _PHOTOS = "labels", "images"
+# A name per line: of Label Studio and labelImg, and of darknet.
+_LISTS = ("classes.txt", "obj.names")
+_MAX_SETTINGS = 1 << 20
+# Rounding of a share beyond the border; ultralytics allows as much.
+_SLACK = 0.01
+
+
+def read(path: str, options: Options) -> Export:
+  """Reads an export.
+
+  Args:
+    path: of the folder or zip with `data.yaml`, or of that file.
+    options: how it is read; it has the photos, whose sizes are needed.
+
+  Raises:
+    InputError: there is no such file, the categories have no names, or expressions other than them
+      are asked for.
+  """
+  if CATEGORY not in options.text_keys:
+    raise InputError(
+      f"{path}: YOLO's labels have no texts; use category names as expressions with --text "
+      f"{CATEGORY}"
+    )
+  if os.path.isfile(path) and not export_files.is_zip(path):
+    path = os.path.dirname(path) or "."
+  gatherer = Gatherer(path, options)
+  with export_files.ExportFiles(path) as files:
+    names = _category_names(files, path)
+    labels = _label_files(files.names)
+    if not labels:
+      raise InputError(f"{path}: no labels of YOLO, labels/NAME.txt, are in it")
+    for name in labels:
+      image = with_ending(_photo_stem(name), gatherer.photos)
+      if image is None:
+        gatherer.export.skip("labels without a photo of that name in --images", name)
+        continue
+      size = _upright_size(os.path.join(options.folder, image))
+      _read_rows(files.read_text(name), name, Photo(image, size, True), names, gatherer)
+  return gatherer.finish()
+
+
+def settings_file(names: Sequence[str]) -> str | None:
+  """Returns which of an export's files has the names of YOLO's categories; None if none has."""
+  yaml = [name for name in names if name.endswith((".yaml", ".yml"))]
+  lists = [name for name in names if posixpath.basename(name) in _LISTS]
+  return min(yaml or lists, key=lambda name: (name.count("/"), name), default=None)
+
+
+def _label_files(names: Sequence[str]) -> list[str]:
+  texts = [name for name in names if name.endswith(".txt") and name != settings_file(names)]
+  labels = [name for name in texts if _LABELS in name.split("/")[:-1]]
+  # Darknet's are beside the photos.
+  return labels or [name for name in texts if not _is_other(posixpath.basename(name))]
+
+
+def _is_other(file: str) -> bool:
+  return file.lower().startswith(("readme", "classes", "train.", "val.", "valid.", "test."))
+
+
+def _category_names(files: export_files.ExportFiles, path: str) -> Mapping[int, str]:
+  name = settings_file(files.names)
+  if name is None:
+    raise InputError(
+      f"{path}: data.yaml is missing; without it the numbers of categories have no names"
+    )
+  full = files.full_name(name)
+  text = files.read_text(name)
+  if posixpath.basename(name) in _LISTS:
+    return dict(enumerate(line.strip() for line in text.splitlines()))
+  settings = _parse_yaml(text, full)
+  if isinstance(settings, dict) and settings.get("kpt_shape"):
+    raise InputError(f"{full}: these are poses (kpt_shape), which have no masks")
+  names = settings.get("names") if isinstance(settings, dict) else None
+  if isinstance(names, list):
+    names = dict(enumerate(names))
+  if not isinstance(names, dict) or not names:
+    raise InputError(f"{full}: `names`, the names of the categories, is missing")
+  try:
+    return {int(key): str(value) for key, value in names.items()}
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{full}: `names` must be a list, or have numbers as keys") from error
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+  try:
+    import yaml
+  except ImportError as error:
+    raise InputError(f"{name}: pip install pyyaml") from error
+  if len(text) > _MAX_SETTINGS:
+    raise InputError(untrusted_files.too_large(name, len(text), _MAX_SETTINGS))
+  try:
+    return yaml.safe_load(text)
+  except (yaml.YAMLError, ValueError, RecursionError) as error:
+    reason = " ".join(str(error).split())
+    raise InputError(f"{name}: invalid YAML ({reason:.200})") from error
+
+
+def _photo_stem(name: str) -> str:
+  """Returns the path of the photo of a file of labels, without its ending."""
+  folder, file = posixpath.split(name)
+  parts = folder.split("/")
+  if _LABELS in parts:
+    # As ultralytics does: the last one.
+    parts[len(parts) - 1 - parts[::-1].index(_LABELS)] = _PHOTOS
+  return photo_path(file.removesuffix(".txt"), "/".join(parts))
+
+
+def _read_rows(
+  text: str, name: str, photo: Photo, names: Mapping[int, str], gatherer: Gatherer
+) -> None:
+  for number, line in enumerate(text.splitlines(), 1):
+    values = line.split()
+    if not values:
+      continue
+    place = f"{name}, line {number}"
+    if len(values) == 5 and not gatherer.options.boxes:
+      gatherer.export.skip(NEEDS_BOXES, place)
+      continue
+    try:
+      category = geometry.whole(values[0])
+      mask = _mask([geometry.number(value) for value in values[1:]], photo.size)
+      shape = Shape([], names[category], category)
+    except MALFORMED as error:
+      reason = f"category {error}, which has no name" if isinstance(error, KeyError) else error
+      gatherer.export.skip(f"invalid row ({reason})", place)
+      continue
+    gatherer.add(photo, mask, shape)
+
+
+def _mask(shares: Sequence[float], size: geometry.Size | None) -> Mask:
+  height, width = size or (0, 0)
+  if min(shares, default=0) < -_SLACK or max(shares, default=0) > 1 + _SLACK:
+    raise ValueError("a coordinate that is not a share of a side, between 0 and 1")
+  if len(shares) == 4:
+    x, y, w, h = shares
+    return box((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
+  sides = (width, height)
+  return geometry.flat_polygon([share * sides[k % 2] for k, share in enumerate(shares)])
+
+
+def _upright_size(path: str) -> geometry.Size:
+  """Returns height and width of a photo as EXIF turns it.
+
+  Raises:
+    InputError: it is not an image.
+  """
+  try:
+    with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
+      turned = preprocess.read_orientation(image) >= 5
+      return (image.width, image.height) if turned else (image.height, image.width)
+  except InputError:
+    raise
+  except Exception as error:  # as in preprocess.decode_image
+    raise InputError(f"image {path} cannot be read ({error})") from error
