@@ -156,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
 def _with_format(error: InputError, path: str, format_name: str) -> InputError:
   """Adds the right `--from` to an error about a file of another format."""
   actual = recognise.recognise(path) if os.path.exists(path) else None
-  if actual in (None, format_name):
+  # Several tools write COCO files, whose readers say best what is wrong with them.
+  if actual in (None, format_name) or (actual == "coco" and format_name not in recognise.OWN):
     return error
   return InputError(f"{path}: this looks like {actual}; use --from {actual}")
 

@@ -5,7 +5,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
 
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
@@ -96,7 +95,7 @@ class ExportFiles:
     except UnicodeDecodeError as error:
       raise InputError(f"{self.full_name(name)}: not text in UTF-8 ({error})") from error
 
-  def __enter__(self) -> Self:
+  def __enter__(self) -> "ExportFiles":
     """Returns itself."""
     return self
 

@@ -15,6 +15,9 @@ from input_pipeline.custom.converters import (
   yolo,
 )
 
+OWN = ("labelme", "via", "yolo", "supervisely", "datumaro")
+"""Formats that have nothing in common with COCO's."""
+
 # Files of a folder or zip that are looked at before it counts as unknown.
 _LOOKED_AT = 20
 
