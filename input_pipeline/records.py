@@ -32,6 +32,8 @@ class Instances:
   """The proposer: `coco`, `results`, `shapes`, `none` and so on."""
   trained_on: str = "nothing"
   """The proposer's training data, as `proposers/leakage.py` names it."""
+  notes: tuple[str, ...] = ()
+  """What the proposer left out or changed, one entry each; not stored."""
 
 
 @dataclasses.dataclass(frozen=True)

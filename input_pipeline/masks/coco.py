@@ -2,17 +2,79 @@
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.masks.row_index import RowIndex, RowsInMemory
-from input_pipeline.masks.segmentation import decode_segmentation
+from input_pipeline.common.image_names import (
+  ImageNames,
+  ImageNotFound,
+  coco_number,
+  name_of_row,
+  same_image,
+)
+from input_pipeline.masks.row_index import (
+  Id,
+  RowIndex,
+  RowsInMemory,
+  first_character,
+  whole_number,
+)
+from input_pipeline.masks.segmentation import EmptySegmentation, Segmentation, read_segmentation
 
 _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categories")}
+
+
+class ImageTable:
+  """The images of a file, found by their names."""
+
+  def __init__(self, names: Iterable[tuple[Id, str]], where: str):
+    """Takes the images.
+
+    Args:
+      names: the id and the name of each image, with or without folders.
+      where: what has them, for error messages.
+    """
+    self._ids: dict[str, list[Id]] = {}
+    for image_id, name in names:
+      self._ids.setdefault(name, []).append(image_id)
+    self._names, self._where = ImageNames(self._ids, where), where
+    last = {_last(name) for name in self._ids}
+    self._folders_matter = len(last) < len(self._ids)
+
+  def find(self, path: str) -> Id:
+    """Returns the id of an image by its path: by its last part alone if no two images share it.
+
+    Raises:
+      ImageNotFound: no image has that name.
+      InputError: several may be meant.
+    """
+    try:
+      name = self._names.find(path)
+    except ImageNotFound:
+      if self._folders_matter:
+        raise
+      name = self._names.find(_last(path))
+    first, *others = self._ids[name]
+    if others:
+      raise InputError(f"{self._where}: images {first} and {others[0]} are both called {name}")
+    return first
+
+  def agree(self, path: str, name: str) -> bool:
+    """Tells whether the image at a path may be the one that has a name here."""
+    number = coco_number(path)
+    return (
+      same_image(path, name)
+      or (not self._folders_matter and same_image(_last(path), name))
+      or (number is not None and number == coco_number(name))
+    )
+
+
+def _last(path: str) -> str:
+  return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 class CocoAnnotations:
@@ -33,64 +95,117 @@ class CocoAnnotations:
         f"COCO annotations {path}: no such file; docs/guides/datasets.md says where to get "
         "instances.json"
       )
+    self._table: ImageTable | None = None
     try:
+      if isinstance(source, str) and first_character(source) == "[":
+        raise InputError(
+          f"{path}: a list, and not an object with `images` and `annotations`; the results of a "
+          f"detector are for --instances results:{path}"
+        )
       self._rows = (
         RowIndex(source, _SECTIONS) if isinstance(source, str) else RowsInMemory(source, _SECTIONS)
       )
-      first = [next(self._rows.rows(section), None) for section in ("images", "annotations")]
+      image, annotation = (next(self._rows.rows(name), None) for name in ("images", "annotations"))
     except InputError as error:
       raise InputError(f"COCO annotations: {error}") from error
-    if any(row is None or row.get("id") is None for row in first):
-      raise InputError(
-        f"COCO annotations {path}: not a COCO instances file; it needs `images` and `annotations` "
-        "whose rows have an id"
-      )
+    if wrong := _other_kind(image, annotation):
+      raise InputError(f"COCO annotations {path}: not a COCO instances file; {wrong}")
     ids = [row.get("id") for row in self._rows.rows("categories")]
     self.category_ids = frozenset(number for number in ids if type(number) is int)
     """Ids of the categories; empty if the file has none."""
 
-  def image(self, image_id: int) -> dict[str, Any] | None:
+  def image(self, image_id: Id) -> dict[str, Any] | None:
     """Returns the row of an image, or None if it is not in the file."""
     return self._rows.row("images", image_id)
 
-  def annotation(self, annotation_id: int) -> dict[str, Any] | None:
+  def annotation(self, annotation_id: Id) -> dict[str, Any] | None:
     """Returns an annotation, or None if it is not in the file."""
     return self._rows.row("annotations", annotation_id)
 
-  def find_image(self, file_name: str) -> int:
-    """Returns the id of an image by its file name, ignoring folders.
+  def find_image(self, path: str) -> Id:
+    """Returns the id of an image by its path; see `ImageTable.find`.
 
     Raises:
-      InputError: no image has that file name.
+      InputError: no image has that name, or several.
     """
-    name = os.path.basename(file_name)
-    for row in self._rows.rows("images"):
-      if os.path.basename(str(row.get("file_name"))) == name and type(row.get("id")) is int:
-        return row["id"]
+    try:
+      return self._images().find(path)
+    except ImageNotFound as error:
+      raise ImageNotFound(
+        f"{error}; predict without --instances, or keep the file's COCO name"
+      ) from error
+
+  def check_image(self, image_id: Id, path: str) -> None:
+    """Checks that an image is the one at a path.
+
+    Raises:
+      InputError: the file calls it differently.
+    """
+    name = name_of_row(self.image(image_id) or {})
+    if name is None or same_image(path, name) or self._images().agree(path, name):
+      return
     raise InputError(
-      f"COCO annotations {self.path}: no image is called {name}; predict without --instances, or "
-      "keep the file's COCO name"
+      f"COCO annotations {self.path}: image {image_id} is {name} there, but {path} here; these "
+      "seem to be the annotations of another data set, whose ids mean other images"
     )
 
-  def only_image(self) -> int | None:
+  def _images(self) -> ImageTable:
+    if self._table is None:
+      names = ((row.get("id"), name_of_row(row)) for row in self._rows.rows("images"))
+      named = ((i, name) for i, name in names if i is not None and name is not None)
+      self._table = ImageTable(named, f"COCO annotations {self.path}")
+    return self._table
+
+  def only_image(self) -> Id | None:
     """Returns the id of the only image, or None if there are several."""
     first = list(itertools.islice(self._rows.rows("images"), 2))
-    return first[0]["id"] if len(first) == 1 and type(first[0]["id"]) is int else None
+    return first[0].get("id") if len(first) == 1 else None
 
-  def of_image(self, image_id: int) -> list[dict[str, Any]]:
+  def of_image(self, image_id: Id) -> list[dict[str, Any]]:
     """Returns the annotations of an image, in the file's order."""
     return self._rows.of_image("annotations", image_id)
 
-  def size(self, image_id: int) -> tuple[int, int]:
+  def size(self, image_id: Id) -> tuple[int, int]:
     """Returns height and width of an image in pixels."""
     row = self.image(image_id) or {}
-    height, width = row.get("height"), row.get("width")
-    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+    height, width = whole_number(row.get("height")), whole_number(row.get("width"))
+    if height is None or width is None or min(height, width) < 1:
       raise InputError(
         f"COCO annotations {self.path}: image {image_id} has no row with height and width; is the "
         "file complete?"
       )
     return height, width
+
+  def is_crowd(self, annotation: Mapping[str, Any]) -> bool:
+    """Tells whether an annotation is a crowd: one mask for objects that nobody told apart.
+
+    COCO marks them with `iscrowd` and gives them run lengths. Tools set `iscrowd` for what they
+    write as run lengths, since pycocotools' documentation can be read so. Only in COCO's own files,
+    where the id of an image is the number in its name, does it mean a crowd.
+    """
+    if not whole_number(annotation.get("iscrowd")):
+      return False
+    if not isinstance(annotation.get("segmentation"), Mapping):
+      return False
+    image_id = annotation.get("image_id")
+    name = name_of_row(self.image(image_id) or {}) if image_id is not None else None
+    return name is not None and coco_number(name) == image_id
+
+  def segmentation(self, annotation: Mapping[str, Any]) -> Segmentation:
+    """Returns the parts of an annotation's mask.
+
+    Raises:
+      EmptySegmentation: it has none.
+      InputError: the segmentation is malformed, or for an image of another size.
+    """
+    height, width = self.size(annotation["image_id"])
+    where = f"COCO annotations {self.path}: annotation {annotation.get('id')}"
+    try:
+      return read_segmentation(annotation.get("segmentation"), height, width)
+    except EmptySegmentation as error:
+      raise EmptySegmentation(f"{where} has no mask: {error}") from error
+    except ValueError as error:
+      raise InputError(f"{where} has an invalid segmentation: {error}") from error
 
   def mask(self, annotation: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
     """Returns the pixels that an annotation covers: the union of its polygons, or its RLE.
@@ -98,14 +213,24 @@ class CocoAnnotations:
     Raises:
       InputError: the segmentation is empty, malformed, or has another size than the image.
     """
-    height, width = self.size(annotation["image_id"])
     try:
-      return decode_segmentation(annotation.get("segmentation"), height, width)
-    except ValueError as error:
-      raise InputError(
-        f"COCO annotations {self.path}: annotation {annotation.get('id')} has an invalid "
-        f"segmentation ({error}); is the file damaged?"
-      ) from error
+      return self.segmentation(annotation).mask()
+    except EmptySegmentation as error:
+      raise InputError(str(error)) from error
+
+
+def _other_kind(image: Mapping[str, Any] | None, annotation: Mapping[str, Any] | None) -> str:
+  """Returns what is wrong with the first rows of a file; "" if it may be COCO's instances."""
+  if annotation is not None and "segments_info" in annotation:
+    return "it is a panoptic file, whose masks are in PNG files; use instances_*.json"
+  if annotation is not None and "caption" in annotation and "segmentation" not in annotation:
+    return "it has captions of whole images and no masks; use instances_*.json"
+  for name, row in (("images", image), ("annotations", annotation)):
+    if row is None:
+      return f"`{name}` is missing or empty"
+    if row.get("id") is None:
+      return f"the rows of `{name}` have no id"
+  return ""
 
 
 def category_of(row: Mapping[str, Any], where: str) -> int:
@@ -114,7 +239,8 @@ def category_of(row: Mapping[str, Any], where: str) -> int:
   Raises:
     InputError: it is not a valid id.
   """
-  category = row.get("category_id", 0)
-  if type(category) is not int or not 0 <= category < 2**31:
-    raise InputError(f"{where}: category_id {category!r} is not a non-negative integer")
+  given = row.get("category_id")
+  category = 0 if given is None else whole_number(given)
+  if category is None or not 0 <= category < 2**31:
+    raise InputError(f"{where}: category_id {given!r} is not a non-negative integer")
   return category

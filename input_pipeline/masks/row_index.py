@@ -5,10 +5,14 @@ default `~/.cache/mail_jax`), under the file's fingerprint. It may be deleted at
 """
 
 import atexit
+import collections
 import functools
+import itertools
 import json
+import numbers
 import os
 import pathlib
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -17,15 +21,49 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from input_pipeline.common import atomic_files, fingerprint, untrusted_json
+from input_pipeline.common import (
+  atomic_files,
+  fingerprint,
+  image_names,
+  untrusted_files,
+  untrusted_json,
+)
 from input_pipeline.common.errors import InputError
 
+Id = int | str
+"""Of an image or an annotation: a whole number, however it is written, or another text."""
+
 # Format of the index; a new number invalidates all indices.
-_FORMAT = 1
+_FORMAT = 2
 # Bytes; a chunk of this size contains few brackets.
 _CHUNK = 1 << 14
 # ijson handled 10,000 nested lists, and crashed at 100,000.
 _SAFE_DEPTH = 5_000
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+# A whole string, or the start of one that goes on in the next bytes.
+_WORDS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|"|NaN|-?Infinity', re.DOTALL)
+_NOT_FINITE = re.compile(rb"NaN|Infinity")
+
+
+def whole_number(value: Any) -> int | None:
+  """Returns an integer that may be written as 1, 1.0 or "1"; None if it is anything else."""
+  if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    return int(value)
+  if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    return int(value)
+  if isinstance(value, str) and _INTEGER.fullmatch(value):
+    return int(value)
+  return None
+
+
+def first_character(path: str) -> str:
+  """Returns the first character of a JSON file, which tells an object from a list.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
+  with untrusted_files.open_text(path, path) as file:
+    return file.read(_CHUNK).lstrip()[:1].decode("ascii", "replace")
 
 
 class RowIndex:
@@ -46,7 +84,8 @@ class RowIndex:
       InputError: the file is missing or malformed, or the index cannot be written.
     """
     self.path = path
-    key = f"{fingerprint.of_file(path)}-{'-'.join(sorted(sections))}-{_FORMAT}"
+    places = "-".join(f"{name}={place}" for name, place in sorted(sections.items()))
+    key = f"{fingerprint.of_file(path)}-{places}-{_FORMAT}"
     self._index = _cache_folder() / f"{key}.sqlite"
     self._connection: sqlite3.Connection | None = None
     if not self._index.is_file():
@@ -57,11 +96,11 @@ class RowIndex:
     """Returns everything except the connection, which belongs to one process."""
     return self.__dict__ | {"_connection": None}
 
-  def row(self, section: str, row_id: int) -> dict[str, Any] | None:
+  def row(self, section: str, row_id: Id) -> dict[str, Any] | None:
     """Returns the row with that `id`, or None."""
     return next(self._rows("section = ? AND id = ?", section, row_id), None)
 
-  def of_image(self, section: str, image_id: int) -> list[dict[str, Any]]:
+  def of_image(self, section: str, image_id: Id) -> list[dict[str, Any]]:
     """Returns the rows with that `image_id`, in the file's order."""
     return list(self._rows("section = ? AND image_id = ?", section, image_id))
 
@@ -69,10 +108,15 @@ class RowIndex:
     """Yields all rows of an array, in the file's order."""
     return self._rows("section = ?", section)
 
-  def image_ids(self, section: str) -> set[int]:
+  def image_ids(self, section: str) -> set[Id]:
     """Returns every `image_id` of an array."""
     query = "SELECT DISTINCT image_id FROM rows WHERE section = ? AND image_id IS NOT NULL"
     return {image_id for (image_id,) in self._connected().execute(query, [section])}
+
+  def first_of_images(self, section: str) -> Iterator[dict[str, Any]]:
+    """Yields the first row of each image, in the file's order."""
+    first = "SELECT min(number) FROM rows WHERE section = ? AND image_id IS NOT NULL"
+    return self._rows(f"number IN ({first} GROUP BY image_id)", section)
 
   def _rows(self, where: str, *values: Any) -> Iterator[dict[str, Any]]:
     query = f"SELECT content FROM rows WHERE {where} ORDER BY number"
@@ -111,24 +155,36 @@ def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:
       connection.execute("PRAGMA journal_mode = OFF")
       connection.execute("PRAGMA synchronous = OFF")
       connection.execute(
-        "CREATE TABLE rows (number INTEGER PRIMARY KEY, section TEXT, id INTEGER, image_id "
-        "INTEGER, content TEXT)"
+        "CREATE TABLE rows (number INTEGER PRIMARY KEY, section TEXT, id, image_id, content TEXT)"
       )
       for section, prefix in sections.items():
         connection.executemany(
           "INSERT INTO rows (section, id, image_id, content) VALUES (?, ?, ?, ?)",
           _read(path, section, prefix),
         )
-      connection.execute("CREATE UNIQUE INDEX by_id ON rows (section, id)")
       connection.execute("CREATE INDEX by_image ON rows (section, image_id)")
-  except sqlite3.IntegrityError as error:
-    raise InputError(
-      f"{path}: two rows of an array have the same id; is the file damaged?"
-    ) from error
+      connection.execute("CREATE INDEX by_id ON rows (section, id)")
+      twice = connection.execute(
+        "SELECT section, id FROM rows WHERE id IS NOT NULL GROUP BY section, id "
+        "HAVING count(*) > 1 LIMIT 1"
+      ).fetchone()
+      if twice is not None:
+        query = "SELECT content FROM rows WHERE section = ? AND id = ? ORDER BY number LIMIT 2"
+        rows = [json.loads(content) for (content,) in connection.execute(query, twice)]
+        raise InputError(f"{path}: {_same_id(*twice, rows)}")
   except (sqlite3.Error, OverflowError) as error:
     raise InputError(f"the index of {path} cannot be written to {index.parent}: {error}") from error
   finally:
     connection.close()
+
+
+def _same_id(section: str, row_id: Id, rows: list[dict[str, Any]]) -> str:
+  """Returns what to say of two rows with the same id."""
+  names = [image_names.name_of_row(row) or f"a row of image {row.get('image_id')}" for row in rows]
+  return (
+    f"`{section}` has two rows with the id {row_id!r} ({names[0]} and {names[1]}), so which one is "
+    "meant cannot be known; were several files joined without new ids?"
+  )
 
 
 class _Shallow:
@@ -137,6 +193,8 @@ class _Shallow:
   def __init__(self, file: BinaryIO, path: str):
     self._file, self._path = file, path
     self._depth, self._checked = 0, False
+    self.recent = b""
+    """The last bytes, in which a parser found an error."""
 
   def read(self, size: int = -1) -> bytes:
     """Reads up to `size` bytes.
@@ -145,6 +203,7 @@ class _Shallow:
       RecursionError: the file is nested deeper than allowed.
     """
     data = self._file.read(size)
+    self.recent = self.recent[-_CHUNK:] + data
     if not self._checked:
       opened = data.count(b"[") + data.count(b"{")
       # Brackets in strings are counted as well, so this only tells when a closer look is needed.
@@ -155,24 +214,61 @@ class _Shallow:
     return data
 
 
+class _NanAsNull:
+  """A JSON file in which NaN and Infinity, which Python writes, are null."""
+
+  def __init__(self, file: "BinaryIO | _Shallow"):
+    self._file, self._rest = file, b""
+
+  def read(self, size: int = -1) -> bytes:
+    """Reads about `size` bytes, none only at the end."""
+    while True:
+      # More than the rest, so that a long string takes linear time.
+      data = self._file.read(max(size, len(self._rest)) if size >= 0 else -1)
+      text, self._rest = self._rest + data, b""
+      if data:
+        end = next((m.start() for m in _WORDS.finditer(text) if m[0] == b'"'), len(text))
+        # A word may go on, too. Outside of strings there are only a few letters.
+        end = min(end, len(text[:end].rstrip(b"-NaInfity")))
+        text, self._rest = text[:end], text[end:]
+      if text or not data:
+        return _WORDS.sub(lambda m: m[0] if m[0].startswith(b'"') else b"null", text)
+
+
 def _check_depth(path: str) -> None:
   depth = 0
-  with open(path, "rb") as file:
-    for event, _ in ijson.basic_parse(file, use_float=True):
+  with untrusted_files.open_text(path, path) as file:
+    for event, _ in ijson.basic_parse(_NanAsNull(file), use_float=True):
       depth += event.startswith("start_") - event.startswith("end_")
       if depth > untrusted_json.MAX_DEPTH:
         raise RecursionError
 
 
 def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
+  done = 0
   try:
-    with open(path, "rb") as file:
-      for row in ijson.items(_Shallow(file, path), prefix, use_float=True, buf_size=_CHUNK):
-        if not isinstance(row, dict):
-          raise InputError(f"{path}: {section} contains a {type(row).__name__}, expected an object")
-        ids = [row.get(key) for key in ("id", "image_id")]
-        if any(value is not None and type(value) is not int for value in ids):
-          raise InputError(f"{path}: {section} has the ids {ids}; ids must be integers")
+    for row in _parse(path, section, prefix, nan_as_null=False):
+      yield row
+      done += 1
+  except _NotFinite:
+    yield from itertools.islice(_parse(path, section, prefix, nan_as_null=True), done, None)
+
+
+class _NotFinite(Exception):
+  """The file has NaN or Infinity, which ijson does not read."""
+
+
+def _parse(
+  path: str, section: str, prefix: str, *, nan_as_null: bool
+) -> Iterator[tuple[str, Any, Any, str]]:
+  where = f"{path}: {section}"
+  shallow = None
+  try:
+    with untrusted_files.open_text(path, path) as file:
+      shallow = _Shallow(file, path)
+      source = _NanAsNull(shallow) if nan_as_null else shallow
+      for row in ijson.items(source, prefix, use_float=True, buf_size=_CHUNK):
+        row = _normal(row, where)
         content = json.dumps(row, separators=(",", ":"), allow_nan=False)
         # Few rows have as many brackets. Python 3.12 and later serialise any depth.
         brackets = content.count("[") + content.count("{")
@@ -180,13 +276,34 @@ def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any,
           row, untrusted_json.MAX_DEPTH
         ):
           raise RecursionError
-        yield section, ids[0], ids[1], content
+        yield section, row.get("id"), row.get("image_id"), content
   except InputError:
     raise
   except RecursionError as error:
-    raise InputError(f"{path}: {section} has a row that is nested too deeply") from error
+    raise InputError(f"{where} has a row that is nested too deeply") from error
   except (ijson.JSONError, ValueError) as error:
+    if not nan_as_null and shallow is not None and _NOT_FINITE.search(shallow.recent):
+      raise _NotFinite from error
     raise InputError(f"{path}: invalid or truncated JSON ({error})") from error
+
+
+def _normal(row: Any, where: str) -> dict[str, Any]:
+  """Returns a row with ids in one form.
+
+  Raises:
+    InputError: it is not an object, or an id is neither a whole number nor text.
+  """
+  if not isinstance(row, dict):
+    raise InputError(f"{where} contains a {type(row).__name__}, expected an object")
+  for key in ("id", "image_id"):
+    value = row.get(key)
+    if value is None or type(value) is int:
+      continue
+    number = whole_number(value)
+    if number is None and not (isinstance(value, str) and value):
+      raise InputError(f"{where} has the {key} {value!r:.60}; ids must be integers or text")
+    row = row | {key: value if number is None else number}
+  return row
 
 
 class RowsInMemory:
@@ -207,15 +324,20 @@ class RowsInMemory:
     self._sections = {}
     for name in sections:
       rows = data.get(name, [])
-      if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+      if not isinstance(rows, list):
         raise InputError(f"`{name}` must be a list of objects")
-      self._sections[name] = rows
+      self._sections[name] = [_normal(row, f"`{name}`") for row in rows]
+      counts = collections.Counter(row.get("id") for row in self._sections[name])
+      for row_id, count in counts.items():
+        if row_id is not None and count > 1:
+          twice = [row for row in self._sections[name] if row.get("id") == row_id]
+          raise InputError(_same_id(name, row_id, twice))
 
-  def row(self, section: str, row_id: int) -> dict[str, Any] | None:
+  def row(self, section: str, row_id: Id) -> dict[str, Any] | None:
     """Returns the row with that `id`, or None."""
     return next((row for row in self._sections[section] if row.get("id") == row_id), None)
 
-  def of_image(self, section: str, image_id: int) -> list[dict[str, Any]]:
+  def of_image(self, section: str, image_id: Id) -> list[dict[str, Any]]:
     """Returns the rows with that `image_id`, in their order."""
     return [row for row in self._sections[section] if row.get("image_id") == image_id]
 

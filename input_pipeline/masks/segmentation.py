@@ -188,7 +188,9 @@ def _read_parts(values: list[Any], height: int, width: int) -> Segmentation:
 
 
 def _are_shares(polygons: list[np.ndarray], height: int, width: int) -> bool:
-  return min(height, width) > 1 and all(p.min() >= 0 and p.max() <= 1 for p in polygons)
+  inside = all(p.min() >= 0 and p.max() <= 1 for p in polygons)
+  # Points in one place are a slip of the hand.
+  return inside and min(height, width) > 1 and any(p.max() > p.min() for p in polygons)
 
 
 def _flat(part: Any) -> list[Any]:

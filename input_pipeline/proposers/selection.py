@@ -69,6 +69,7 @@ def select(
     categories=instances.categories[kept],
     source=instances.source,
     trained_on=trained_on,
+    notes=instances.notes,
   )
 
 

@@ -114,14 +114,13 @@ def test_a_list_compressed_a_thousand_times_is_refused(tmp_path, monkeypatch):
     '{"id": 1, "image_id": 1, "x": ' + "[" * 100 + "]" * 100 + "}",
     '{"id": 1, "image_id": 1, "x": ' + "[" * 5000 + "]" * 5000 + "}",
     '{"id": 1, "image_id": 1, "x": ' + "[" * 1000000 + "]" * 1000000 + "}",
-    '{"id": 1, "image_id": 1, "x": NaN}',
     '{"id": 1, "image_id": 1, "x": 1e999}',
     '{"id": 99999999999999999999999, "image_id": 1}',
     '{"id": 1.5, "image_id": 1}',
     '{"id": [], "image_id": {}}',
     "7",
   ],
-  ids=["deep", "deeper", "deepest", "NaN", "infinite", "large id", "fraction", "lists", "number"],
+  ids=["deep", "deeper", "deepest", "infinite", "large id", "fraction", "lists", "number"],
 )
 def test_a_coco_file_with_an_invalid_row_gives_one_line(tmp_path, row):
   path = tmp_path / "instances.json"

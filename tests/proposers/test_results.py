@@ -82,7 +82,7 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
     ([], "no detections"),
     ({"images": [], "annotations": []}, "no detections"),
     ([[1, 2]], "results contains a list, expected an object"),
-    ([_row("one")], "ids must be integers"),
+    ([_row(1.5)], "ids must be integers"),
     ([_row(segmentation=None)], "image 1: a row without a segmentation; boxes are not enough"),
     ([_row(segmentation=[[1, 2, 3]])], "image 1: invalid segmentation"),
     ([_row(segmentation={"size": [5, 5], "counts": [25]})], "image 1: invalid .*resized"),
@@ -153,5 +153,5 @@ def test_a_file_that_changed_has_another_index(tmp_path):
 
 def test_two_rows_with_one_id_are_an_error(tmp_path):
   path = _write(tmp_path / "r.json", [{"id": 5}, {"id": 5}])
-  with pytest.raises(InputError, match=r"r\.json: two rows of an array have the same id"):
+  with pytest.raises(InputError, match=r"r\.json: `results` has two rows with the id 5"):
     RowIndex(path, {"results": "item"})
