@@ -24,6 +24,7 @@ from input_pipeline.custom.converters import (
   embedded,
   label_studio,
   labelme,
+  mdetr,
   recognise,
   supervisely,
   via,
@@ -39,6 +40,7 @@ READERS = {
   "yolo": yolo.read,
   "supervisely": supervisely.read,
   "datumaro": datumaro.read,
+  "mdetr": mdetr.read,
 }
 # Missing images that the warning names.
 _SHOWN = 3

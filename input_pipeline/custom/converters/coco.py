@@ -10,8 +10,10 @@ from typing import Any
 
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters import mdetr
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
+  TEXT_KEYS,
   Export,
   Options,
   Region,
@@ -73,7 +75,10 @@ def read_content(content: Any, path: str, options: Options) -> Export:
       )
     )
   if not any(region.texts for region in export.regions):
-    raise InputError(f"{path}: {_no_text(content['annotations'], options)}")
+    if options.text_keys == TEXT_KEYS and mdetr.is_mdetr(content):
+      return mdetr.read_content(content, path, options)
+    hint = f"; {mdetr.HINT}" if mdetr.has_captions(content) else ""
+    raise InputError(f"{path}: {_no_text(content['annotations'], options)}{hint}")
   return export
 
 

@@ -13,6 +13,7 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters.embedded import EmbeddedImages
 from input_pipeline.custom.schema import DEFAULT_SPLIT, Mask
+from input_pipeline.masks.segmentation import MAX_COORDINATE, read_segmentation
 
 TEXT_KEYS = (
   "sentences",
@@ -33,6 +34,8 @@ CATEGORY = "category"
 # Reasons that are printed, and places that are named for each.
 _REASONS = 20
 _PLACES = 3
+_SPLIT_NAMES = {name.lower(): name for name in ("train", "val", "test", "testA", "testB", "testC")}
+_SPLIT_NAMES |= {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
 # Label Studio's prefix of the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 
@@ -140,6 +143,36 @@ def box(x: float, y: float, width: float, height: float) -> Mask:
   return {"polygons": [[x, y, right, y, right, bottom, x, bottom]]}
 
 
+def box_in(value: Any) -> tuple[float, float, float, float] | None:
+  """Returns x, y, width and height in a field; None unless these are numbers with an area."""
+  if not isinstance(value, list) or len(value) != 4:
+    return None
+  if not all(type(x) in (int, float) and abs(x) <= MAX_COORDINATE for x in value):
+    return None
+  x, y, width, height = map(float, value)
+  return (x, y, width, height) if width > 0 and height > 0 else None
+
+
+def masks_in(value: Any, height: int, width: int) -> tuple[list[Mask], tuple[str, ...]]:
+  """Reads a segmentation of COCO.
+
+  Args:
+    value: see `read_segmentation`.
+    height: of the image, in pixels.
+    width: of the image, in pixels.
+
+  Returns:
+    Masks whose union it is, all polygons in one; and what was left out or changed.
+
+  Raises:
+    ValueError: see `read_segmentation`.
+  """
+  segmentation = read_segmentation(value, height, width)
+  polygons = [polygon for part in segmentation.parts for polygon in part.get("polygons", ())]
+  runs = [part for part in segmentation.parts if "rle" in part]
+  return [{"polygons": polygons}] * bool(polygons) + runs, segmentation.notes
+
+
 def rows_in(value: Any) -> list[dict[str, Any]]:
   """Returns the objects in a list; empty if the value is not a list."""
   return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
@@ -220,6 +253,20 @@ def split_of(path: str, splits: Mapping[str, float]) -> str:
       return split
     position -= share
   return DEFAULT_SPLIT
+
+
+def split_in(text: str) -> str | None:
+  """Returns the split that the name of a file or of a column names, by our name.
+
+  Args:
+    text: such as `validation-00000-of-00002`, `finetune_refcoco_val` or `testA`.
+
+  Returns:
+    None if it names no split, or several.
+  """
+  words = re.split(r"[^A-Za-z0-9]+", text)
+  splits = {_SPLIT_NAMES[word.lower()] for word in words if word.lower() in _SPLIT_NAMES}
+  return splits.pop() if len(splits) == 1 else None
 
 
 def parse_splits(texts: Sequence[str]) -> dict[str, float]:
