@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import functools
 import os
 import re
 import unicodedata
@@ -159,6 +160,51 @@ def same_image(name_a: str, name_b: str) -> bool:
   )
 
 
+def spelled(root: str, path: str) -> str | None:
+  """Returns a path below a folder as the files there are spelled; None if none or several fit.
+
+  It may have been written on Windows, or differ in Unicode normalisation or in case.
+  """
+  if os.path.lexists(os.path.join(root, path)):
+    return path
+  if path.startswith(("/", "\\")):
+    return None
+  there: list[str] = []
+  for part in path.replace("\\", "/").split("/"):
+    if part not in ("", "."):
+      folder = os.path.join(root, *there)
+      names = _names_in(folder, _modified(folder)).get(_plain(part), ())
+      nearest = [name for name in names if _nfc(name) == _nfc(part)] or names
+      if len(nearest) != 1:
+        return None
+      there += nearest
+  return "/".join(there) or None
+
+
+def _modified(folder: str) -> int | None:
+  try:
+    return os.stat(folder).st_mtime_ns
+  except (OSError, ValueError):
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_in(folder: str, modified: int | None) -> Mapping[str, Sequence[str]]:
+  """Returns the names in a folder, by their spelling without case; of a time, since it changes."""
+  names = collections.defaultdict(list)
+  for name in os.listdir(folder) if modified is not None and os.path.isdir(folder) else ():
+    names[_plain(name)].append(name)
+  return names
+
+
+def _nfc(text: str) -> str:
+  return unicodedata.normalize("NFC", text)
+
+
+def _plain(text: str) -> str:
+  return _nfc(text).casefold()
+
+
 def coco_number(name: str) -> int | None:
   """Returns the number of a COCO image by its name, path or URL; None if it is not called so."""
   parts = _parts(_decoded(name))
@@ -211,7 +257,7 @@ def _decoded(name: str) -> str:
     query = _QUERY.fullmatch(name)
     path = unquote(query[1] if query else name)
   path = _DRIVE.sub("", path.replace("\\", "/"))
-  return unicodedata.normalize("NFC", path)
+  return _nfc(path)
 
 
 # Each yields the forms of a name: of one that is looked for, or of one that there is.
@@ -228,7 +274,7 @@ def _readable(name: str, asked: bool) -> Iterator[Form]:
 
 
 def _caseless(name: str, asked: bool) -> Iterator[Form]:
-  return _literal(_decoded(name).casefold(), asked)
+  return _literal(_plain(_decoded(name)), asked)
 
 
 def _other_release(name: str, asked: bool) -> Iterator[Form]:
@@ -259,7 +305,7 @@ def _before_upload(name: str, asked: bool) -> Iterator[Form]:
 
 def _valid_filename(name: str) -> str:
   """Returns the name that Django gives to an uploaded file (`get_valid_filename`), in NFC."""
-  return unicodedata.normalize("NFC", re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_")))
+  return _nfc(re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_")))
 
 
 _SPELLINGS: tuple[Callable[[str, bool], Iterator[Form]], ...] = (

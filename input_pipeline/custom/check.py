@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +46,11 @@ class LineSummary:
   """Pixels of the target; 0 without a target, None if it was not rasterised."""
   instances_hash: str
   """Empty if the line does not have `instances`."""
+  expression_hashes: tuple[int, ...]
+  """Of the normalised expressions."""
+  target_hash: str
+  coco_image: int | None
+  """Id of the image in the COCO file that the line's masks are looked up in; None without one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,31 +77,33 @@ class LineChecker:
     line, problems = schema.parse(number, data)
     if line is None:
       return CheckResult(tuple(problems), None)
-    size = self._check_image(line, problems)
-    area = self._check_target(line, size, problems)
-    self._check_instances(line, size, problems)
-    return CheckResult(tuple(problems), _summarise(line, offset, size, area))
+    line = dataclasses.replace(line, image=self.paths.name(line.image))
+    header = self._check_image(line, problems)
+    area = self._check_target(line, header, problems)
+    self._check_instances(line, header, problems)
+    size = header.size if header is not None else None
+    return CheckResult(tuple(problems), self._summarise(line, offset, size, area))
 
   def _check_image(
     self, line: schema.Annotation, problems: list[Problem]
-  ) -> tuple[int, int] | None:
+  ) -> image_files.Header | None:
     try:
       path = self.paths.resolve(line.image)
       if self.level is CheckLevel.FAST:
         return None
-      size = image_files.upright_size(path)
+      header = image_files.read_header(path)
       if self.level is CheckLevel.WHOLE:
         _decode(path)
-      return size
+      return header
     except LineError as error:
       problems.append(error.at(line.number, "image"))
       return None
 
   def _check_target(
-    self, line: schema.Annotation, size: tuple[int, int] | None, problems: list[Problem]
+    self, line: schema.Annotation, header: image_files.Header | None, problems: list[Problem]
   ) -> int | None:
     parts = [
-      self._rasterise(mask, line, size, problems, _field("target", number, len(line.target)))
+      self._rasterise(mask, line, header, problems, _field("target", number, len(line.target)))
       for number, mask in enumerate(line.target)
     ]
     if not parts:
@@ -109,32 +117,65 @@ class LineChecker:
     return area
 
   def _check_instances(
-    self, line: schema.Annotation, size: tuple[int, int] | None, problems: list[Problem]
+    self, line: schema.Annotation, header: image_files.Header | None, problems: list[Problem]
   ) -> None:
     for number, mask in enumerate(line.instances or ()):
       field = _field("instances", number, 2)
-      pixels = self._rasterise(mask, line, size, problems, field)
+      pixels = self._rasterise(mask, line, header, problems, field)
       if pixels is not None and not pixels.any():
         message = f"{field}: covers no pixel; it is left out"
         problems.append(Problem(line.number, "empty instance", message, warning=True))
+
+  def _summarise(
+    self,
+    line: schema.Annotation,
+    offset: int,
+    size: tuple[int, int] | None,
+    area: int | None,
+  ) -> LineSummary:
+    looked_up = (masks.coco_image(m, self.paths) for m in (*line.target, *(line.instances or ())))
+    return LineSummary(
+      number=line.number,
+      offset=offset,
+      image=line.image,
+      size=size,
+      split=line.split,
+      num_expressions=len(line.sentences),
+      ref_id=line.ref_id,
+      image_id=line.image_id,
+      area=area,
+      instances_hash=_hash(line.instances),
+      expression_hashes=tuple(map(_hash_expression, line.sentences)),
+      target_hash=_hash(line.target),
+      coco_image=next((image_id for image_id in looked_up if image_id is not None), None),
+    )
 
   def _rasterise(
     self,
     mask: schema.Mask,
     line: schema.Annotation,
-    size: tuple[int, int] | None,
+    header: image_files.Header | None,
     problems: list[Problem],
     field: str,
   ) -> Bool[np.ndarray, "h w"] | None:
-    """Returns the pixels of a mask, None where they are unknown; appends errors to `problems`."""
+    """Returns the pixels of a mask, None where they are unknown; appends to `problems`."""
     try:
       parts = masks.resolve(mask, line.image, self.paths)
-      if size is None:
+      if header is None:
         return None
-      return masks.union([masks.rasterise(part, *size) for part in parts])
+      read = [masks.read(part, *header.size) for part in parts]
     except LineError as error:
       problems.append(error.at(line.number, field))
       return None
+    warnings = [note.at(line.number, field) for _, notes in read for note in notes]
+    if header.turned_unseen and any(masks.DECLARED in part for part in parts):
+      message = (
+        f"{field}: EXIF data turns the image, and sizes do not tell whether the annotation is for "
+        "the upright image; `draw` shows it"
+      )
+      warnings.append(Problem(line.number, "annotation of a turned image", message))
+    problems += [dataclasses.replace(warning, warning=True) for warning in warnings]
+    return masks.union([pixels for pixels, _ in read])
 
 
 def _decode(path: str) -> None:
@@ -149,24 +190,12 @@ def _field(name: str, number: int, count: int) -> str:
   return f"{name} {number + 1}" if count > 1 else name
 
 
-def _summarise(
-  line: schema.Annotation, offset: int, size: tuple[int, int] | None, area: int | None
-) -> LineSummary:
-  return LineSummary(
-    number=line.number,
-    offset=offset,
-    image=line.image,
-    size=size,
-    split=line.split,
-    num_expressions=len(line.sentences),
-    ref_id=line.ref_id,
-    image_id=line.image_id,
-    area=area,
-    instances_hash=_hash(line.instances),
-  )
-
-
-def _hash(instances: Any) -> str:
-  if instances is None:
+def _hash(masks: Any) -> str:
+  if masks is None:
     return ""
-  return fingerprint.of_bytes(json.dumps(instances, sort_keys=True).encode())
+  return fingerprint.of_bytes(json.dumps(masks, sort_keys=True).encode())
+
+
+def _hash_expression(expression: str) -> int:
+  text = preprocess.normalise_text(expression).encode("utf-8", "surrogatepass")
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())

@@ -1,5 +1,6 @@
 """Images in files of any format: their size from the header, and how a record stores them."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -23,9 +24,35 @@ _STORED_UNCHANGED = {
 }
 
 
-@functools.lru_cache(maxsize=4096)
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """What the header of an image file says."""
+
+  size: tuple[int, int]
+  """Height and width in pixels, upright."""
+  orientation: int
+  """As in EXIF: 1 is stored upright; from 5 on, height and width are stored exchanged."""
+
+  @property
+  def stored_size(self) -> tuple[int, int]:
+    """Height and width of the pixels as stored."""
+    height, width = self.size
+    return (width, height) if self.orientation >= 5 else self.size
+
+  @property
+  def turned_unseen(self) -> bool:
+    """Whether EXIF data turns or mirrors the image without changing its size."""
+    return self.orientation != 1 and self.size == self.stored_size
+
+
 def upright_size(path: str) -> tuple[int, int]:
-  """Returns height and width of an image after its EXIF rotation, read from the file's header.
+  """Returns height and width of an image after its EXIF rotation; see `read_header`."""
+  return read_header(path).size
+
+
+@functools.lru_cache(maxsize=4096)
+def read_header(path: str) -> Header:
+  """Reads the header of an image file.
 
   Raises:
     LineError: the file is missing, not an image, or too large.
@@ -33,7 +60,7 @@ def upright_size(path: str) -> tuple[int, int]:
   try:
     with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
       width, height = image.size
-      sideways = preprocess.read_orientation(image) >= 5
+      orientation = preprocess.read_orientation(image)
   except InputError as error:
     missing = isinstance(error.__cause__, FileNotFoundError)
     kind = "image is missing" if missing else "image cannot be read"
@@ -45,7 +72,7 @@ def upright_size(path: str) -> tuple[int, int]:
     raise LineError("image is too large", f"{path} {error}") from error
   except Exception as error:  # Pillow raises almost any exception on damaged files.
     raise LineError("image cannot be read", f"{path} cannot be read ({error})") from error
-  return (width, height) if sideways else (height, width)
+  return Header((width, height) if orientation >= 5 else (height, width), orientation)
 
 
 def stored_upright(data: bytes, path: str) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:

@@ -3,22 +3,29 @@
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from input_pipeline import preprocess
-from input_pipeline.common import untrusted_files
+from input_pipeline.common import image_names, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.schema import LineError, Mask
+from input_pipeline.masks import segmentation
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.masks.segmentation import decode_segmentation
 
-# Pixels that a polygon may extend beyond the image: annotation tools round.
-_TOLERANCE = 1.0
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+# Up to this many values are labels, of which one is meant; more are shades of grey.
+_MAX_LABELS = 16
+# Values that a message counts.
+_SHOWN = 4
+_OTHER_SIZE = "mask has another size"
+DECLARED = "declared"
+"""Key of a part that was looked up: its image's height and width in the COCO file, and its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +37,24 @@ class PathResolver:
   annotations: str = ""
   """The COCO file that `ann_id` refers to; empty without one."""
 
+  def name(self, path: str) -> str:
+    """Returns a path in the one spelling that the files have, such as without backslashes."""
+    path = image_names.spelled(self.root, path) or path
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return path if os.path.isabs(path) else "/".join(parts)
+
   def resolve(self, path: str) -> str:
-    """Returns the real path of an image or a mask.
+    """Returns the real path of an image or a mask; see `name`.
 
     Raises:
-      LineError: the path is outside the folder.
+      LineError: the path is outside the folder, or not a path.
     """
+    if _URL.match(path):
+      raise LineError("image is missing", f"{path} is a URL; download the file, and write its path")
     try:
-      return untrusted_files.resolve_inside(self.root, path, "the path")
+      if _WINDOWS_ROOT.match(path):
+        raise InputError(f"the path {path!r}: write a path relative to {self.root}")
+      return untrusted_files.resolve_inside(self.root, self.name(path), "the path")
     except InputError as error:
       raise LineError("path outside the folder", str(error)) from error
 
@@ -59,6 +76,17 @@ def resolve(mask: Mask, image: str, paths: PathResolver) -> list[Mask]:
   return [mask] if ids is None else [_look_up(ann_id, image, paths) for ann_id in ids]
 
 
+def coco_image(mask: Mask, paths: PathResolver) -> int | None:
+  """Returns the id of the image in the COCO file that a mask is looked up in; None without one."""
+  ann_id = mask["ann_ids"][0] if "ann_ids" in mask else mask.get("ann_id")
+  if ann_id is None or not paths.annotations:
+    return None
+  try:
+    return (open_coco(paths.annotations).annotation(ann_id) or {}).get("image_id")
+  except InputError:  # `resolve` reports it
+    return None
+
+
 def _look_up(ann_id: int, image: str, paths: PathResolver) -> Mask:
   if not paths.annotations:
     hint = "name the COCO file with 'annotations' on a line or with --annotations FILE"
@@ -72,16 +100,18 @@ def _look_up(ann_id: int, image: str, paths: PathResolver) -> Mask:
     message = f"annotation {ann_id} is not in {os.path.basename(coco.path)}"
     raise LineError("unknown annotation", message)
   row = coco.image(annotation.get("image_id", -1)) or {}
-  name = str(row.get("file_name", "")).replace("\\", "/").rpartition("/")[2]
-  if name != os.path.basename(image):
-    message = f"annotation {ann_id} belongs to image {name!r}, not to {os.path.basename(image)!r}"
+  name = image_names.name_of_row(row) or ""
+  if not image_names.same_image(name, image):
+    message = f"annotation {ann_id} belongs to image {name!r}, not to {image!r}"
     raise LineError("unknown annotation", message)
-  segmentation = annotation.get("segmentation")
-  if isinstance(segmentation, dict):
-    return {"rle": segmentation}
-  if not isinstance(segmentation, list) or not segmentation:
+  value = annotation.get("segmentation")
+  if not value:
     raise LineError("unknown annotation", f"annotation {ann_id} has no segmentation")
-  return {"polygons": segmentation}
+  part: Mask = {"rle": value} if isinstance(value, dict) else {"polygons": value}
+  size = row.get("height"), row.get("width")
+  if not all(isinstance(side, int | float) and side > 0 for side in size):
+    return part
+  return part | {DECLARED: [*size, f"annotation {ann_id}"]}
 
 
 @functools.cache
@@ -91,7 +121,14 @@ def open_coco(path: str) -> CocoAnnotations:
 
 
 def rasterise(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"]:
-  """Returns the pixels of a mask that `resolve` returned.
+  """Returns the pixels of a mask; see `read`."""
+  return read(mask, height, width)[0]
+
+
+def read(
+  mask: Mask, height: int, width: int
+) -> tuple[Bool[np.ndarray, "{height} {width}"], tuple[LineError, ...]]:
+  """Returns the pixels of a mask that `resolve` returned, and what to warn of.
 
   Args:
     mask: `rle`, `polygons` or `png`.
@@ -99,20 +136,33 @@ def rasterise(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "{height}
     width: of the upright image, in pixels.
 
   Raises:
-    LineError: the mask does not fit the image or cannot be read.
+    LineError: the mask does not fit the image, cannot be read, or may mean several things.
   """
   if "png" in mask:
     return _read_png(mask["png"], mask.get("value"), height, width)
+  if DECLARED in mask:
+    *size, name = mask[DECLARED]
+    _check_size(f"{name} is for", (size[0], size[1]), height, width)
   try:
-    if "rle" in mask:
-      return decode_segmentation(mask["rle"], height, width)
-    _check_inside(mask["polygons"], height, width)
-    return decode_segmentation(mask["polygons"], height, width)
-  except LineError:
-    raise
+    parts = segmentation.read_segmentation(
+      mask["rle"] if "rle" in mask else mask["polygons"], height, width
+    )
+    return parts.mask(), tuple(LineError(note, note) for note in dict.fromkeys(parts.notes))
+  except segmentation.OtherSize as error:
+    raise LineError(_OTHER_SIZE, str(error)) from error
+  except segmentation.OutsideImage as error:
+    raise LineError("polygon outside the image", str(error)) from error
   except ValueError as error:
-    kind = "invalid RLE" if "rle" in mask else "invalid polygon"
-    raise LineError(kind, f"does not fit the image ({error})") from error
+    raise LineError("invalid RLE" if "rle" in mask else "invalid polygon", str(error)) from error
+
+
+def _check_size(which: str, size: tuple[int, int], height: int, width: int) -> None:
+  if size == (height, width):
+    return
+  message = f"{which} {size[1]} x {size[0]}, but the image is {width} x {height}"
+  if size == (width, height):
+    message += "; EXIF data turns the image upright: was the mask made for the pixels as stored?"
+  raise LineError(_OTHER_SIZE, message)
 
 
 def union(parts: Sequence[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"]:
@@ -121,29 +171,17 @@ def union(parts: Sequence[Bool[np.ndarray, "h w"]]) -> Bool[np.ndarray, "h w"]:
   return functools.reduce(np.logical_or, parts)
 
 
-def _check_inside(polygons: Any, height: int, width: int) -> None:
-  for number, polygon in enumerate(polygons):
-    for values, limit, axis in ((polygon[::2], width, "x"), (polygon[1::2], height, "y")):
-      outside = [v for v in values if not -_TOLERANCE <= v <= limit + _TOLERANCE]
-      if outside:
-        point = f"{axis} = {outside[0]:g}"
-        message = f"number {number + 1} has {point}, but the image is {width} x {height}"
-        raise LineError("polygon outside the image", message)
-
-
 def _read_png(
   path: str, value: int | None, height: int, width: int
-) -> Bool[np.ndarray, "{height} {width}"]:
+) -> tuple[Bool[np.ndarray, "{height} {width}"], tuple[LineError, ...]]:
   name = os.path.basename(path)
   try:
     with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
       if image.format != "PNG":
         message = f"{name} is {image.format}; write masks as PNG, which is lossless"
         raise LineError("invalid PNG", message)
-      if image.size != (width, height):
-        sizes = f"{name} is {image.width} x {image.height}, but the image is {width} x {height}"
-        raise LineError("mask has another size", sizes)
-      pixels = np.asarray(image)
+      _check_size(f"{name} is", (image.height, image.width), height, width)
+      pixels = _single_channel(image, name)
   except LineError:
     raise
   except InputError as error:
@@ -154,9 +192,46 @@ def _read_png(
     raise LineError("invalid PNG", f"{name} is not an image of a known format") from error
   except Exception as error:  # Pillow raises almost any exception on damaged files.
     raise LineError("invalid PNG", f"{name} cannot be read ({error})") from error
-  if pixels.ndim == 3:
-    if pixels.shape[2] != 3 or (pixels != pixels[..., :1]).any():
-      message = f"{name} has colours or transparency; write a single channel"
-      raise LineError("invalid PNG", message)
-    pixels = pixels[..., 0]
-  return pixels == value if value is not None else pixels != 0
+  if value is not None:
+    return pixels == value, ()
+  return pixels != 0, _check_values(pixels, image.mode, name)
+
+
+def _single_channel(image: Image.Image, name: str) -> np.ndarray:
+  pixels = np.asarray(image)
+  if pixels.ndim == 2:
+    return pixels
+  if image.mode == "RGB" and (pixels == pixels[..., :1]).all():
+    return pixels[..., 0]
+  content = "transparency" if "A" in image.getbands() else "colours"
+  raise LineError(
+    "invalid PNG",
+    f"{name} has {content} (mode {image.mode}); write a single channel that is 0 outside, such as "
+    f"Image.open({name!r}).getchannel({image.getbands()[-1]!r}) in Pillow",
+  )
+
+
+def _check_values(pixels: np.ndarray, mode: str, name: str) -> tuple[LineError, ...]:
+  """Checks that it is clear what a mask without `value` covers; returns what to warn of."""
+  values, counts = np.unique(pixels, return_counts=True)
+  if len(values) < 2 or (len(values) == 2 and values[0] == 0):
+    return ()
+  kind = "mask of several values"
+  order = np.argsort(-counts)[:_SHOWN]
+  shown = ", ".join(f"{values[i]} on {counts[i]:,} pixels" for i in order)
+  shown += ", ..." * (len(values) > _SHOWN)
+  message = f"{name} has {len(values)} values ({shown}) and no 'value'"
+  if mode == "P" or len(values) <= _MAX_LABELS:
+    label = next(values[i] for i in order if values[i])
+    raise LineError(
+      kind,
+      f'{message}: which one is the object? Add "value": {label}, or write a mask of 0 and 255',
+    )
+  covered, half = int(counts[values != 0].sum()), int(counts[values > values[-1] / 2].sum())
+  return (
+    LineError(
+      kind,
+      f"{message}: the {covered:,} pixels that are not 0 count as covered, of which only {half:,} "
+      f"exceed {values[-1] // 2}; write a mask of 0 and 255",
+    ),
+  )

@@ -1,11 +1,17 @@
 """Checks of a whole file of annotations: its lines, what they share, and where each one starts."""
 
+import codecs
 import dataclasses
+import functools
 import hashlib
 import itertools
+import json
+import mmap
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from input_pipeline.common import parallel, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
@@ -17,6 +23,8 @@ from input_pipeline.custom.schema import MAX_LINE, LineError, Problem
 _CHUNK = 256
 # Up to this many lines, starting processes takes longer than the work.
 _SINGLE_PROCESS = 2000
+# What other tools call the split `val`, which training evaluates by default.
+_OTHER_VAL = ("valid", "validation", "dev", "eval")
 # Of the id of an image without one: every JSON reader represents such integers exactly.
 _ID_BITS = 53
 
@@ -92,29 +100,75 @@ def scan(
   ref_ids, ref_problems = _number_refs(lines)
   image_ids, image_problems = _number_images(lines)
   problems += [*ref_problems, *image_problems, *_check_instances(lines), *_check_splits(lines)]
+  problems += _check_coco_images(lines)
   invalid = {problem.line for problem in problems if not problem.warning}
   valid = [line for line in lines if line.number not in invalid]
+  problems += _check_expressions(path, valid)
   return Scan(path, paths, valid, sorted(problems), ref_ids, image_ids)
 
 
 def read_rows(path: str) -> Iterator[Row]:
-  """Yields the lines of a file that are not blank.
+  """Yields the lines of a file that are not blank, as UTF-8; see `untrusted_files.open_text`.
 
   Raises:
-    InputError: the file cannot be read.
+    InputError: the file cannot be read, or is not one of lines.
   """
-  offset = 0
+  offset, first = 0, True
+  with _open(path) as file:
+    for number, data in enumerate(file, 1):
+      # Files with byte order marks may have been joined.
+      if text := data.removeprefix(codecs.BOM_UTF8).strip():
+        if first:
+          _check_first(path, text)
+        first = False
+        yield number, offset, text
+      offset += len(data)
+
+
+def read_line(path: str, offset: int) -> bytes:
+  """Returns the line that starts at an offset of `read_rows`."""
+  with _open(path) as file:
+    if file.seekable():
+      file.seek(file.tell() + offset)
+      data = file.readline()
+    else:
+      text = _converted(path, os.stat(path).st_mtime_ns)
+      end = text.find(b"\n", offset)
+      data = text[offset : end if end >= 0 else len(text)]
+  return data.removeprefix(codecs.BOM_UTF8).strip()
+
+
+@functools.lru_cache(maxsize=1)
+def _converted(path: str, modified: int) -> mmap.mmap:
+  """Returns a file, of the time when it was modified, as UTF-8."""
+  del modified
+  with _open(path) as file, tempfile.TemporaryFile() as copy:
+    shutil.copyfileobj(file, copy)
+    copy.flush()
+    return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _open(path: str) -> BinaryIO:
   try:
-    with open(path, "rb") as file:
-      for number, data in enumerate(file, 1):
-        text = data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data
-        if text.strip():
-          yield number, offset, text.strip()
-        offset += len(data)
-  except OSError as error:
+    return untrusted_files.open_text(path, path)
+  except InputError as error:
+    raise InputError(f"{error}; expected a file with one JSON object per line") from error
+
+
+def _check_first(path: str, text: bytes) -> None:
+  """Raises InputError if the first line is that of another kind of file."""
+  if text[:1] == b"[":
     raise InputError(
-      f"{path}: {error.strerror}; expected a file with one JSON object per line"
-    ) from error
+      f"{path}: a JSON list; expected one object per line: `jq -c '.[]' {path} > lines.jsonl` "
+      "writes them"
+    )
+  if text == b"{":
+    raise InputError(
+      f"{path}: an object over several lines; expected one object per line: "
+      f"`jq -c . {path} > lines.jsonl` joins them; for the export of a tool, see `convert`"
+    )
+  if b"\0" in text:
+    raise InputError(f"{path}: not text; expected a file with one JSON object per line")
 
 
 def _check_lines(path: str, checker: LineChecker, workers: int | None) -> Iterator[CheckResult]:
@@ -215,7 +269,10 @@ def _number_images(lines: Sequence[LineSummary]) -> tuple[dict[str, int], list[P
     image_id = earlier.image_id if earlier is not None else None
     ids[line.image] = image_id = _hash(line.image) if image_id is None else image_id
     if (owner := owners.setdefault(image_id, line.image)) != line.image:
-      message = f"image_id {image_id} is already that of {owner}"
+      message = (
+        f"image_id {image_id} is already that of {owner}; if two exports count from the same "
+        "number, leave image_id out or convert them together"
+      )
       problems.append(Problem(line.number, "duplicate image id", message))
   return ids, problems
 
@@ -249,3 +306,54 @@ def _check_splits(lines: Sequence[LineSummary]) -> Iterator[Problem]:
         f"{line.image} is in {line.split} here and in {earlier.split} on line {earlier.number}"
       )
       yield Problem(line.number, "image in two splits", f"{message}: leakage", warning=True)
+  splits = {line.split for line in lines}
+  if lines and "val" not in splits:
+    for split in sorted(splits & set(_OTHER_VAL)):
+      message = (
+        f"no split is called val, but one {split}: rename it, or train with --config.eval_split="
+        f"{split}"
+      )
+      yield Problem(0, "no split val", message, warning=True)
+
+
+def _check_coco_images(lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a problem for each line that takes annotations of another image than its own.
+
+  A COCO file may have several images of one name, and an image of a COCO file several copies.
+  """
+  first_of: dict[str, LineSummary] = {}
+  first_to_use: dict[int, LineSummary] = {}
+  for line in lines:
+    if line.coco_image is None:
+      continue
+    earlier = first_of.setdefault(line.image, line)
+    if earlier.coco_image != line.coco_image:
+      message = (
+        f"{line.image} takes annotations of image {line.coco_image}, but those of image "
+        f"{earlier.coco_image} on line {earlier.number}"
+      )
+      yield Problem(line.number, "annotations of several images", message)
+      continue
+    earlier = first_to_use.setdefault(line.coco_image, line)
+    if earlier.image != line.image:
+      message = (
+        f"{line.image} takes annotations of image {line.coco_image}, which are for {earlier.image} "
+        f"on line {earlier.number}; which of the two is it?"
+      )
+      yield Problem(line.number, "annotations of several images", message)
+
+
+def _check_expressions(path: str, lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a warning for each line with an expression that has another target in its image."""
+  first: dict[tuple[str, int], LineSummary] = {}
+  for line in lines:
+    for number, expression in enumerate(line.expression_hashes):
+      earlier = first.setdefault((line.image, expression), line)
+      if earlier.target_hash != line.target_hash:
+        text = json.loads(read_line(path, line.offset))["sentences"][number]
+        message = (
+          f"{text!r:.60} has another target on line {earlier.number} for {line.image}; if it means "
+          "both, list their masks in one target"
+        )
+        yield Problem(line.number, "ambiguous expression", message, warning=True)
+        break

@@ -36,6 +36,35 @@ _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # TFDS's name for all splits together.
 _RESERVED_SPLITS = ("all",)
 
+# What other tools call a key, in lower case and letters alone; what the right key holds.
+_OTHER_NAMES = {
+  "image": "imagepath imagefile imagefilename imagename imageurl img imgpath imgname imgfile "
+  "filename file filepath path photo picture",
+  "sentences": "sentence caption captions text texts expression expressions phrase phrases query "
+  "queries question questions prompt prompts prefix description descriptions referringexpression "
+  "referringexpressions refexp sent sents raw",
+  "target": "mask masks maskpath maskfile gtmask segmentation segmentations bbox bboxes box boxes "
+  "polygon polygons rle png annid annids groundtruth suffix",
+  "instances": "objects proposals detections candidates regions anns",
+  "split": "subset set partition phase",
+  "category": "categoryid class classid",
+  "score": "confidence conf",
+}
+_MASK_NAMES = (
+  "mask maskpath maskfile path file filename image segmentation segmentations polygon points "
+  "segments bbox box bboxes boxes size counts runlengths"
+)
+_HOLDS = {
+  "image": ", a path",
+  "sentences": ', such as ["the red cup"]',
+  "target": ', a mask such as {"polygons": [[x, y, x, y, ...]]} or {"png": "mask.png"}',
+  "instances": ", a list of masks",
+}
+_MASKS = (
+  'a mask is {"polygons": [[x, y, x, y, ...]]}, {"rle": {"size": [height, width], "counts": ...}}, '
+  '{"png": "mask.png"} or {"ann_id": ...}; a box is a polygon of its four corners'
+)
+
 Mask = dict[str, Any]
 """A mask as in the line: one of MASK_KEYS; `value` beside `png`; INSTANCE_KEYS of instances."""
 
@@ -133,15 +162,34 @@ def parse(
 def _check_keys(
   fields: Mapping[str, Any], known: Collection[str], required: Collection[str]
 ) -> Iterator[LineError]:
+  renamed = set()
   for key in fields:
-    if key not in known:
-      similar = difflib.get_close_matches(key, known, 1, 0.6)
-      hint = f"did you mean {similar[0]!r}?" if similar else f"allowed keys: {', '.join(known)}"
-      yield LineError("unknown key", f"unknown key {key!r}; {hint}")
+    if key in known:
+      continue
+    right = _right_name(key, known)
+    renamed.add(right)
+    hint = f"allowed keys: {', '.join(known)}"
+    if right is not None:
+      hint = f"did you mean {right!r}{_HOLDS.get(right, '')}?"
+    elif "rle" in known and _letters(key) in _MASK_NAMES.split():
+      hint = _MASKS
+    yield LineError("unknown key", f"unknown key {_shorten(key)}; {hint}")
   for key in required:
-    if key not in fields:
+    if key not in fields and key not in renamed:
       hint = "; use null if the expressions refer to nothing" if key == "target" else ""
       yield LineError("missing key", f"missing key {key!r}{hint}")
+
+
+def _right_name(key: str, known: Collection[str]) -> str | None:
+  """Returns the key that another tool's key, or a misspelt one, stands for."""
+  for right in known:
+    if _letters(key) in (_letters(right), *_OTHER_NAMES.get(right, "").split()):
+      return right
+  return next(iter(difflib.get_close_matches(key, known, 1, 0.75)), None)
+
+
+def _letters(key: str) -> str:
+  return re.sub(r"[^a-z]", "", key.lower())
 
 
 def _check_path(value: Any, errors: list[LineError]) -> str:
@@ -201,12 +249,14 @@ def _check_instances(value: Any, errors: list[LineError]) -> tuple[Mask, ...]:
 
 def _check_mask(mask: Any, optional: tuple[str, ...], where: str, errors: list[LineError]) -> None:
   if not isinstance(mask, dict):
-    message = 'a mask is an object such as {"polygons": [[x, y, x, y, ...]]}'
+    message = 'a mask is an object such as {"polygons": [[x, y, x, y, ...]]} or {"png": "m.png"}'
     errors.append(LineError("invalid mask", f"{where}{message}, not {_shorten(mask)}"))
     return
-  for error in _check_keys(mask, (*MASK_KEYS, "value", *optional), ()):
-    errors.append(LineError(error.kind, f"{where}{error}"))
+  unknown = list(_check_keys(mask, (*MASK_KEYS, "value", *optional), ()))
+  errors += [LineError(error.kind, f"{where}{error}") for error in unknown]
   formats = [key for key in MASK_KEYS if key in mask]
+  if unknown and not formats:
+    return
   if len(formats) != 1:
     present = " and ".join(formats) or "none"
     message = f"a mask needs exactly one of {', '.join(MASK_KEYS)}; this one has {present}"
@@ -222,33 +272,12 @@ def _check_mask(mask: Any, optional: tuple[str, ...], where: str, errors: list[L
 def _check_rle(value: Any) -> Iterator[LineError]:
   if not isinstance(value, dict) or set(value) != {"size", "counts"}:
     yield LineError("invalid RLE", "must have 'size' and 'counts', as in COCO")
-    return
-  size, counts = value["size"], value["counts"]
-  if not isinstance(size, list) or len(size) != 2 or not all(map(_is_integer, size)):
-    yield LineError("invalid RLE", f"has size {_shorten(size)}; it must be [height, width]")
-  if isinstance(counts, list):
-    if not all(map(_is_integer, counts)):
-      yield LineError("invalid RLE", "has counts that are not integers")
-  elif not isinstance(counts, str):
-    message = f"has counts {_shorten(counts)}; they must be COCO's compressed string or a list"
-    yield LineError("invalid RLE", message)
 
 
 def _check_polygons(value: Any) -> Iterator[LineError]:
-  if not isinstance(value, list) or not value or not all(isinstance(p, list) for p in value):
+  # `read_segmentation` checks the points, when the size of the image is known.
+  if not isinstance(value, list) or not value:
     yield LineError("invalid polygon", "must be a list of polygons, each a list x, y, x, y, ...")
-    return
-  for number, polygon in enumerate(value):
-    where = f"number {number + 1} has"
-    if not all(map(_is_number, polygon)):
-      bad = next(x for x in polygon if not _is_number(x))
-      yield LineError("invalid polygon", f"{where} {_shorten(bad)}, which is not a number")
-    elif len(polygon) % 2:
-      message = f"{where} {len(polygon)} coordinates; an x or a y is missing"
-      yield LineError("invalid polygon", message)
-    elif len(polygon) < 6:
-      message = f"{where} {len(polygon) // 2} points; it needs at least 3"
-      yield LineError("invalid polygon", message)
 
 
 def _check_png(value: Any) -> Iterator[LineError]:

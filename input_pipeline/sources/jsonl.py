@@ -145,11 +145,7 @@ class JsonlReader:
     )
 
   def _read(self, offset: int) -> schema.Annotation:
-    with open(self._scan.path, "rb") as file:
-      file.seek(offset)
-      data = file.readline()
-    data = data.removeprefix(b"\xef\xbb\xbf") if offset == 0 else data
-    line, _ = schema.parse(self._number_of[offset], data.strip())
+    line, _ = schema.parse(self._number_of[offset], scan.read_line(self._scan.path, offset))
     if line is None:
       raise InputError(f"{self._scan.path} changed while it was read; run the command again")
     return line

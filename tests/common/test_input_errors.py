@@ -115,14 +115,22 @@ def test_ctrl_c_prints_the_commands_own_message(capsys):
 @pytest.mark.parametrize(
   ("mask", "message"),
   [
-    ({"rle": {"size": [20, 30], "counts": [1, "x"]}}, "counts that are not integers"),
-    ({"rle": {"size": [20, 30], "counts": 7}}, "has counts 7; they must be COCO's"),
+    ({"rle": {"size": [20, 30]}}, "must have 'size' and 'counts'"),
+    ({"polygons": []}, "must be a list of polygons"),
     ({"ann_ids": [1, "x"]}, "must be a list of integers"),
   ],
 )
 def test_an_invalid_mask_of_a_line_is_reported(mask, message):
   _, problems = schema.parse(3, json.dumps(custom_files.line(target=mask)).encode())
   assert len(problems) == 1 and message in str(problems[0]) and "line 3" in str(problems[0])
+
+
+@pytest.mark.parametrize(
+  ("counts", "message"), [([1, "x"], "must be integers"), (7, "must be a string or a list")]
+)
+def test_invalid_run_lengths_are_reported(counts, message):
+  with pytest.raises(LineError, match=message):
+    masks.rasterise({"rle": {"size": [HEIGHT, WIDTH], "counts": counts}}, HEIGHT, WIDTH)
 
 
 def test_an_invalid_instance_is_reported_once():

@@ -68,9 +68,7 @@ INVALID = {
   ],
   "invalid RLE": [
     line(target={"rle": {"size": SIZE}}),
-    line(target={"rle": {"size": [20], "counts": [600]}}),
     line(target={"rle": {"size": SIZE, "counts": [599]}}),
-    line(target={"rle": {"size": [30, 20], "counts": [0, 600]}}),
     line(target={"rle": {"size": SIZE, "counts": [-1, 601]}}),
     line(target={"rle": {"size": SIZE, "counts": "not run lengths"}}),
   ],
@@ -86,7 +84,11 @@ INVALID = {
     line(target={"polygons": [[3, 3, 3, 3, 3, 3]]}),
   ],
   "mask is missing": [line(target={"png": "none.png"})],
-  "mask has another size": [line(target={"png": "small.png"})],
+  "mask has another size": [
+    line(target={"png": "small.png"}),
+    line(target={"rle": {"size": [20], "counts": [600]}}),
+    line(target={"rle": {"size": [30, 20], "counts": [0, 600]}}),
+  ],
   "invalid PNG": [line(target={"png": "b.jpg"}), line(target={"png": "a.png"})],
   "unknown annotation": [line(target={"ann_id": 99}), line("b.jpg", target={"ann_id": 7})],
   "image is missing": [line("none.png")],
@@ -130,7 +132,7 @@ def test_every_kind_of_mask_is_valid(folder):
     {"ann_id": 7},
     {"ann_ids": [7, 8]},
   ]
-  rows = [line(target=target) for target in targets]
+  rows = [line(target=target, sentences=[str(n)]) for n, target in enumerate(targets)]
   instances = [SQUARE | {"score": 0.5, "category": 3}, {"png": "bits.png"}]
   rows += [line("b.jpg", instances=instances, ref_id=100, meta={"any": "thing"}, split="my_test")]
   assert problems_of(folder, line(annotations="coco.json"), *rows) == []
@@ -139,12 +141,12 @@ def test_every_kind_of_mask_is_valid(folder):
 def test_an_unknown_key_is_refused_with_a_suggestion(folder):
   _, problems = schema.parse(4, json.dumps(line(sentance=["x"])))
   assert [str(problem) for problem in problems] == [
-    "line 4: unknown key 'sentance'; did you mean 'sentences'?"
+    "line 4: unknown key 'sentance'; did you mean 'sentences', such as [\"the red cup\"]?"
   ]
 
 
 def test_all_problems_of_a_line_are_reported_at_once(folder):
-  row = {"image": "none.png", "sentences": [""], "split": 3, "targets": None}
+  row = {"sentences": [""], "split": 3, "targets": None}
   kinds = {kind for _, kind in problems_of(folder, row)}
   assert kinds == {"empty expression", "invalid split", "unknown key", "missing key"}
   row = line("none.png", target={"ann_id": 7}, instances=[{"png": "/m.png"}])
@@ -175,7 +177,11 @@ def test_what_lines_have_in_common_is_compared(folder):
 def test_only_one_coco_file_may_be_named(folder):
   custom_files.write_coco(folder / "one.json")
   custom_files.write_coco(folder / "two.json")
-  rows = [line(target={"ann_id": 7}), line(annotations="one.json"), line(annotations="two.json")]
+  rows = [
+    line(target={"ann_id": 7}),
+    line("b.jpg", annotations="one.json"),
+    line("b.jpg", annotations="two.json"),
+  ]
   assert problems_of(folder, *rows) == [(3, "several COCO files")]
   assert problems_of(folder, rows[0], annotations=str(folder / "two.json")) == []
   kinds = {
@@ -232,19 +238,24 @@ def test_masks_are_those_of_pycocotools(folder):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGB"])
 def test_a_png_mask_covers_its_nonzero_pixels(tmp_path, mode):
-  values = np.random.default_rng(0).integers(0, 3, SIZE).astype(np.uint8)
-  image = Image.fromarray(values.astype(np.uint16) if mode == "I;16" else values)
-  if mode == "P":
-    image.putpalette([9, 9, 9, 0, 0, 0, 5, 6, 7])
-  elif mode in ("1", "RGB"):
-    image = Image.fromarray(values > 0).convert(mode)
-  image.save(tmp_path / "m.png")
-  mask = {"png": str(tmp_path / "m.png")}
-  assert np.array_equal(masks.rasterise(mask, *SIZE), values > 0)
-  if mode in ("L", "P", "I;16"):
-    assert np.array_equal(masks.rasterise(mask | {"value": 2}, *SIZE), values == 2)
-  with pytest.raises(LineError, match="the image is 30 x 21"):
-    masks.rasterise(mask, SIZE[0] + 1, SIZE[1])
+  labels = np.random.default_rng(0).integers(0, 3, SIZE).astype(np.uint8)
+  for values in (labels, labels // 2 * 2):
+    image = Image.fromarray(values.astype(np.uint16) if mode == "I;16" else values)
+    if mode == "P":
+      image.putpalette([9, 9, 9, 0, 0, 0, 5, 6, 7])
+    elif mode in ("1", "RGB"):
+      image = Image.fromarray(values > 0).convert(mode)
+    image.save(tmp_path / "m.png")
+    mask = {"png": str(tmp_path / "m.png")}
+    if mode in ("L", "P", "I;16"):
+      assert np.array_equal(masks.rasterise(mask | {"value": 2}, *SIZE), values == 2)
+    if values is labels and mode in ("L", "P", "I;16"):
+      with pytest.raises(LineError, match=r"has 3 values .*2 on \d+ pixels.*Add \"value\": [12]"):
+        masks.rasterise(mask, *SIZE)
+    else:
+      assert np.array_equal(masks.rasterise(mask, *SIZE), values > 0)
+    with pytest.raises(LineError, match="the image is 30 x 21"):
+      masks.rasterise(mask, SIZE[0] + 1, SIZE[1])
 
 
 def test_many_problems_of_a_kind_are_counted_and_not_all_written_out():

@@ -160,7 +160,7 @@ def test_invalid_lines_and_truncated_images_can_be_left_out(tmp_path, capsys):
   assert "skipped in train: 1 image" in printed.out
   assert "2 lines of" in printed.err
   with pytest.raises(InputError, match="2 errors"):
-    make(tmp_path, "{", "[", options=["--on_error", "skip", "--overwrite"])
+    make(tmp_path, '{"a', "[", options=["--on_error", "skip", "--overwrite"])
 
 
 def test_an_image_in_two_splits_is_warned_of(tmp_path, capsys):
