@@ -177,19 +177,10 @@ class CocoAnnotations:
     return height, width
 
   def is_crowd(self, annotation: Mapping[str, Any]) -> bool:
-    """Tells whether an annotation is a crowd: one mask for objects that nobody told apart.
-
-    COCO marks them with `iscrowd` and gives them run lengths. Tools set `iscrowd` for what they
-    write as run lengths, since pycocotools' documentation can be read so. Only in COCO's own files,
-    where the id of an image is the number in its name, does it mean a crowd.
-    """
-    if not whole_number(annotation.get("iscrowd")):
-      return False
-    if not isinstance(annotation.get("segmentation"), Mapping):
-      return False
+    """Tells whether an annotation of the file is a crowd; see `is_crowd`."""
     image_id = annotation.get("image_id")
     name = name_of_row(self.image(image_id) or {}) if image_id is not None else None
-    return name is not None and coco_number(name) == image_id
+    return name is not None and is_crowd(annotation, image_id, name)
 
   def segmentation(self, annotation: Mapping[str, Any]) -> Segmentation:
     """Returns the parts of an annotation's mask.
@@ -231,6 +222,26 @@ def _other_kind(image: Mapping[str, Any] | None, annotation: Mapping[str, Any] |
     if row.get("id") is None:
       return f"the rows of `{name}` have no id"
   return ""
+
+
+def is_crowd(annotation: Mapping[str, Any], image_id: Any, image_name: str) -> bool:
+  """Tells whether an annotation is a crowd: one mask for objects that nobody told apart.
+
+  COCO marks them with `iscrowd` and gives them run lengths. Tools set `iscrowd` for what they write
+  as run lengths, since pycocotools' documentation can be read so. Only in COCO's own files, where
+  the id of an image is the number in its name, does it mean a crowd.
+
+  Args:
+    annotation: of a COCO file.
+    image_id: of its image, in any spelling.
+    image_name: of its image.
+  """
+  return (
+    bool(whole_number(annotation.get("iscrowd")))
+    and isinstance(annotation.get("segmentation"), Mapping)
+    and coco_number(image_name) is not None
+    and coco_number(image_name) == whole_number(image_id)
+  )
 
 
 def category_of(row: Mapping[str, Any], where: str) -> int:

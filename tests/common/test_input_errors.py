@@ -13,7 +13,7 @@ from input_pipeline.common import atomic_files, errors
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command as custom_data
 from input_pipeline.custom import image_files, masks, schema
-from input_pipeline.custom.converters import label_studio
+from input_pipeline.custom.converters import label_studio_shapes
 from input_pipeline.custom.schema import LineError
 from input_pipeline.masks import row_index, segmentation
 from input_pipeline.prepare import command as prepare
@@ -216,7 +216,7 @@ def test_a_brush_beyond_its_image_is_reported():
   bits += "0" * (-len(bits) % 8)
   data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
   with pytest.raises(ValueError, match="runs that are too long"):
-    label_studio.decode_brush(data, 1, 1)
+    label_studio_shapes.decode_brush(data, 1, 1)
 
 
 def test_too_many_polygons_are_reported():

@@ -10,7 +10,7 @@ from custom_files import HEIGHT, WIDTH, write_photo
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command, masks, scan, schema
-from input_pipeline.custom.converters import collect, label_studio
+from input_pipeline.custom.converters import collect, label_studio_shapes
 
 SQUARE = custom_files.SQUARE["polygons"]
 TRIANGLE = [[15, 3, 25, 3, 25, 13]]
@@ -126,7 +126,7 @@ def test_what_cvat_exports(folder, capsys):
   assert (cup["sentences"], cup["target"]) == (["the cup"], {"polygons": SQUARE})
   assert np.array_equal(masks.rasterise(brushed["target"], HEIGHT, WIDTH), mask.astype(bool))
   printed = capsys.readouterr().out
-  assert "box without a mask (use --boxes to convert it) (1)" in printed
+  assert "box without a mask (use --boxes to convert it) (1: annotation 2)" in printed
   assert "region without an expression (1)" in printed
   assert scan.scan(str(folder / "mine.jsonl")).problems == []
   _, box, _ = convert(
@@ -134,7 +134,7 @@ def test_what_cvat_exports(folder, capsys):
   )
   drawn = masks.rasterise(box["target"], HEIGHT, WIDTH)
   assert drawn.sum() == 30 and drawn[2:8, 1:6].all()
-  assert len(box["instances"]) == 3  # without the crowd
+  assert len(box["instances"]) == 4  # CVAT writes iscrowd: 1 for run lengths
   assert scan.scan(str(folder / "mine.jsonl")).problems == []
 
 
@@ -196,16 +196,22 @@ def test_what_label_studio_exports_as_json(folder, capsys):
       region("r5", "keypointlabels", {"x": 1, "y": 2}),
     )
   ]
-  cup, note = convert(folder, "label-studio", content)
+  (cup,) = convert(folder, "label-studio", content)
   assert cup["sentences"] == ["The cup", "left cup"]
   assert cup["image"] == "a.png"
   expected = np.zeros((HEIGHT, WIDTH), bool)
   expected[3:13, 2:12] = True
   assert np.array_equal(drawn(cup), expected)
-  assert note["sentences"] == ["a note"]
   printed = capsys.readouterr().out
-  for message in ("skipped: box without", "text without a region (1)", "keypointlabels (1)"):
+  for message in (
+    "skipped: box without a mask (use --boxes to convert it) (1: task 1, region r2)",
+    "skipped: text without a region (1: task 1, region free)",
+    "skipped: keypointlabels, which is not read (1: task 1, region r5)",
+    "note: not read: text under meta (--text meta reads it) (1: task 1, region r4)",
+  ):
     assert message in printed
+  (note,) = convert(folder, "label-studio", content, "--text", "meta")
+  assert note["sentences"] == ["a note"]
   schema = convert(folder, "label-studio", content, "--boxes", "--no_target", "absent")
   by_text = {line["sentences"][0]: line for line in schema}
   assert by_text["nothing here"]["target"] is None
@@ -268,10 +274,10 @@ def test_a_literal_run_is_read_value_by_value():
   bits += "0" * (-len(bits) % 8)
   data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
   expected = values.reshape(2, 2, 4)[..., 3] != 0
-  assert np.array_equal(label_studio.decode_brush(data, 2, 2), expected)
+  assert np.array_equal(label_studio_shapes.decode_brush(data, 2, 2), expected)
   for damaged, message in ((data[:-3], "truncated"), (data[4:], "values for")):
     with pytest.raises(ValueError, match=message):
-      label_studio.decode_brush(damaged, 2, 2)
+      label_studio_shapes.decode_brush(damaged, 2, 2)
 
 
 def test_invalid_regions_are_skipped_and_reported(folder, capsys):
@@ -334,6 +340,8 @@ def test_label_studio_s_coco_has_no_text_and_says_so(folder):
     ("coco", {"images": {}, "annotations": []}, "not a COCO file"),
     ("coco", {"images": [], "annotations": ["x"]}, "is not an object"),
     ("cvat", coco({}), "no annotation with a mask has an expression"),
+    ("coco", coco(), "`annotations` is empty"),
+    ("coco", coco({"segmentation": [], "bbox": [1, 2, 3, 4]}), "left; skipped: box without a mask"),
     ("label-studio", {"a": 1}, "neither Label Studio's JSON"),
     ("label-studio", [{"image": "a.png", "label": []}], "JSON-MIN"),
     ("label-studio", [task(region("r", "polygonlabels", POLYGON))], "no region has a text"),

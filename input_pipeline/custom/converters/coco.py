@@ -1,16 +1,20 @@
-"""Reads COCO files with expressions in the annotations, as written by hand or by CVAT ("COCO 1.0").
+"""Reads COCO files with expressions in the annotations, as people and many tools write them.
 
-CVAT puts attributes under `attributes` of each annotation, including `occluded` and the like. Boxes
-have an empty segmentation. A group of shapes is a single annotation, with run lengths if any of
-them is a mask.
+CVAT puts attributes under `attributes` of each annotation, including `occluded` and the like;
+coco-annotator puts them under `metadata`. Boxes have an empty segmentation, or `isbbox` and their
+corners. A group of shapes in CVAT is a single annotation, with run lengths if any of them is a
+mask.
 """
 
-from collections.abc import Mapping, Sequence
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from input_pipeline.common import untrusted_json
+from input_pipeline.common import image_names
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import mdetr
+from input_pipeline.custom.converters import archive, mdetr
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
   TEXT_KEYS,
@@ -18,14 +22,19 @@ from input_pipeline.custom.converters.collect import (
   Options,
   Region,
   box,
+  box_in,
   id_in,
+  read_mask,
   rows_in,
-  texts_in,
+  texts_under,
 )
 from input_pipeline.custom.schema import Mask
+from input_pipeline.masks.coco import is_crowd
 
-# Pixels.
-_MAX_LENGTH = 1e6
+_NESTED = ("attributes", "metadata")
+# The 32 bits of a category, and the 63 bits of an id, in a line.
+_MAX_CATEGORY = 2**31
+_MAX_ID = 2**63
 
 
 def read(path: str, options: Options) -> Export:
@@ -36,49 +45,49 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: it is not a COCO file, or no annotation has an expression.
+    InputError: it is not a COCO file, an id is ambiguous, or no annotation has an expression.
   """
-  return read_content(untrusted_json.load_file(path), path, options)
-
-
-def read_content(content: Any, path: str, options: Options) -> Export:
-  """Reads an export from parsed JSON; see `read`."""
-  if not is_coco(content):
-    raise InputError(f"{path}: not a COCO file; it needs the lists `images` and `annotations`")
-  images = {id_in(row, "id"): row for row in rows_in(content["images"])}
-  names = {id_in(row, "id"): str(row.get("name", "")) for row in rows_in(content.get("categories"))}
   export = Export()
-  for number, row in enumerate(content["annotations"]):
+  return read_content(archive.load(path, export), path, options, export)
+
+
+def read_content(
+  content: Any, path: str, options: Options, export: Export, upright: bool | None = None
+) -> Export:
+  """Reads an export from parsed JSON into `export`; see `read`.
+
+  Args:
+    content: the JSON.
+    path: of the file.
+    options: how it is read.
+    export: what was counted so far.
+    upright: as in `Region`.
+  """
+  if not is_coco(content):
+    raise InputError(f"{path}: not a COCO file; {_what_else(content)}")
+  rows = content["annotations"]
+  for number, row in enumerate(rows, 1):
     if not isinstance(row, dict):
-      raise InputError(f"{path}: annotation number {number + 1} is not an object")
-    image_id = id_in(row, "image_id")
-    image = None if image_id is None else images.get(image_id)
-    if image is None or not isinstance(image.get("file_name"), str):
-      export.skipped["annotation of an image that is not in the file"] += 1
-      continue
-    mask = _mask(row, options)
-    texts = _texts(row, names, options)
-    if mask is None:
-      reason = "box without a mask (use --boxes to convert it)" if row.get("bbox") else "no mask"
-      export.skipped[reason] += 1
-      continue
-    category = row.get("category_id", 0)
-    export.regions.append(
-      Region(
-        image["file_name"],
-        mask,
-        texts,
-        category if type(category) is int and category >= 0 else 0,
-        bool(row.get("iscrowd")),
-        image_id if isinstance(image_id, int) else None,
-        _size(image),
-      )
-    )
+      raise InputError(f"{path}: annotation number {number} is not an object")
+  if (kind := _other_kind(rows)) and not any(row.get("segmentation") for row in rows):
+    raise InputError(f"{path}: {kind}; convert instances_*.json, whose annotations have masks")
+  file = _File(
+    by_id(content["images"], f"{path}: image", image_names.name_of_row),
+    _categories(content, path, options),
+    options,
+    export,
+    upright,
+  )
+  for number, row in enumerate(rows, 1):
+    region = file.region(row, f"annotation {row.get('id', f'number {number}')!s:.40}")
+    if region is not None:
+      export.regions.append(region)
   if not any(region.texts for region in export.regions):
     if options.text_keys == TEXT_KEYS and mdetr.is_mdetr(content):
       return mdetr.read_content(content, path, options)
     hint = f"; {mdetr.HINT}" if mdetr.has_captions(content) else ""
-    raise InputError(f"{path}: {_no_text(content['annotations'], options)}{hint}")
+    reason = _no_text(rows, options) + hint if export.regions else _nothing_left(rows)
+    raise InputError("; ".join([f"{path}: {reason}", *export.report()]))
   return export
 
 
@@ -89,47 +98,168 @@ def is_coco(content: Any) -> bool:
   )
 
 
-def _texts(row: Mapping[str, Any], names: Mapping[Any, str], options: Options) -> tuple[str, ...]:
-  attributes = row.get("attributes")
-  levels = (row, attributes if isinstance(attributes, dict) else {})
-  for key in options.text_keys:
-    if key == CATEGORY:
-      return texts_in(names.get(id_in(row, "category_id"), ""), options.separator)
-    for level in levels:
-      if texts := texts_in(level.get(key), options.separator):
-        return texts
-  return ()
+def by_id(
+  rows: Any, what: str, name: Callable[[dict[str, Any]], Any]
+) -> dict[int | str, dict[str, Any]]:
+  """Returns the objects in a list by their ids.
+
+  Args:
+    rows: the list.
+    what: the objects are, for error messages.
+    name: returns the name of an object.
+
+  Raises:
+    InputError: two objects of different names share an id.
+  """
+  found: dict[int | str, dict[str, Any]] = {}
+  for row in rows_in(rows):
+    row_id = id_in(row, "id")
+    if row_id is None:
+      continue
+    other = found.setdefault(row_id, row)
+    if name(other) != name(row):
+      raise InputError(
+        f"{what} {row_id} is both {name(other)} and {name(row)}, so it is not known which one "
+        "is annotated; were files joined without new ids? Convert them one at a time"
+      )
+  return found
 
 
-def _mask(row: Mapping[str, Any], options: Options) -> Mask | None:
-  segmentation, bbox = row.get("segmentation"), row.get("bbox")
-  if isinstance(segmentation, dict) and {"size", "counts"} <= set(segmentation):
-    return {"rle": {key: segmentation[key] for key in ("size", "counts")}}
-  if isinstance(segmentation, list) and segmentation:
-    return {"polygons": segmentation}
-  if options.boxes and isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_length, bbox)):
-    return box(*map(float, bbox))
-  return None
+def _categories(content: Any, path: str, options: Options) -> dict[int | str, dict[str, Any]]:
+  if CATEGORY not in options.text_keys:
+    return {}
+  return by_id(content.get("categories"), f"{path}: category", lambda row: row.get("name"))
 
 
-def _is_length(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) <= _MAX_LENGTH
+@dataclasses.dataclass
+class _File:
+  """What the annotations of a file have in common."""
+
+  images: Mapping[int | str, dict[str, Any]]
+  categories: Mapping[int | str, dict[str, Any]]
+  options: Options
+  export: Export
+  upright: bool | None
+
+  def region(self, row: Mapping[str, Any], place: str) -> Region | None:
+    """Returns the region of an annotation, or None if it is left out."""
+    image_id = id_in(row, "image_id")
+    image = self.images.get(image_id) if image_id is not None else None
+    if image is None:
+      return self.export.skip("annotation of an image that is not in the file", place)
+    name = image_names.name_of_row(image)
+    if name is None:
+      return self.export.skip("annotation of an image without a file name", place)
+    size = _size(image)
+    mask = self._mask(row, size, place)
+    if mask is None:
+      return None
+    texts = self._texts(row, place)
+    category = self._category(row, place)
+    number = image_id if isinstance(image_id, int) and 0 <= image_id < _MAX_ID else None
+    # Of what a text names, nothing is a crowd.
+    named = bool(texts) and CATEGORY not in self.options.text_keys
+    crowd = is_crowd(row, image_id, name) and not named
+    if crowd:
+      self.export.note("crowd, which is not used as an instance", place)
+    return Region(name, mask, texts, category, crowd, number, size, self.upright)
+
+  def _texts(self, row: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    levels = [row, *(row[key] for key in _NESTED if isinstance(row.get(key), dict))]
+    if CATEGORY in self.options.text_keys:
+      category = self.categories.get(id_in(row, "category_id") or 0, {})
+      levels.append({CATEGORY: category.get("name")})
+    return texts_under(levels, self.options, self.export, place)
+
+  def _category(self, row: Mapping[str, Any], place: str) -> int:
+    category = id_in(row, "category_id")
+    if isinstance(category, int) and 0 <= category < _MAX_CATEGORY:
+      return category
+    if category is not None:
+      self.export.note("category that is not a number, written as 0", place)
+    return 0
+
+  def _mask(self, row: Mapping[str, Any], size: tuple[int, int] | None, place: str) -> Mask | None:
+    segmentation, bbox = row.get("segmentation"), row.get("bbox")
+    if row.get("isbbox") or _is_empty(segmentation):
+      if not bbox:
+        return self.export.skip("no mask", place)
+      if not self.options.boxes:
+        return self.export.skip("box without a mask (use --boxes to convert it)", place)
+      sides = box_in(bbox)
+      if sides is None:
+        return self.export.skip("a box is [x, y, width, height]", place)
+      segmentation = box(*sides)["polygons"]
+    return read_mask(segmentation, size or _smallest_size(segmentation), self.export, place)
+
+
+def _is_empty(segmentation: Any) -> bool:
+  """Tells whether a segmentation is what tools write for a box: [], [[]], null and the like."""
+  return not segmentation or (isinstance(segmentation, list) and not any(segmentation))
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
   """Returns the declared height and width; coco-annotator writes zeros if it knows none."""
-  height, width = image.get("height"), image.get("width")
-  if type(height) is int and type(width) is int and height > 0 and width > 0:
+  height, width = id_in(image, "height"), id_in(image, "width")
+  if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
     return height, width
   return None
 
 
-def _no_text(rows: Sequence[Mapping[str, Any]], options: Options) -> str:
+def _smallest_size(segmentation: Any) -> tuple[int, int]:
+  """Returns a size for a segmentation of an image whose size is not declared."""
+  parts = segmentation if isinstance(segmentation, list) else [segmentation]
+  for part in parts:
+    if isinstance(part, dict) and isinstance(part.get("size"), list) and len(part["size"]) == 2:
+      height, width = (side if type(side) is int else 0 for side in part["size"])
+      return height, width
+  side = max(2, *_numbers(segmentation), 2)
+  return (math.ceil(side), math.ceil(side)) if math.isfinite(side) else (0, 0)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+  if isinstance(value, list):
+    for item in value:
+      yield from _numbers(item)
+  elif type(value) in (int, float):
+    yield value
+
+
+def _what_else(content: Any) -> str:
+  """Returns what a file that is not a COCO file may be."""
+  rows = rows_in(content)
+  if any("data" in row for row in rows):
+    return "it looks like Label Studio's JSON, which --from label-studio reads"
+  if any("segmentation" in row or "bbox" in row for row in rows):
+    return "it is a list of detections; convert the annotations that people made"
+  return "it needs the lists `images` and `annotations`"
+
+
+def _other_kind(rows: list[dict[str, Any]]) -> str:
+  """Returns which of COCO's other files a file is, or an empty string."""
+  if any("segments_info" in row for row in rows):
+    return "COCO's panoptic annotations, whose masks are in PNG files"
+  if rows and all("caption" in row and "bbox" not in row for row in rows):
+    return "COCO's captions, which describe whole images and have no masks"
+  return ""
+
+
+def _nothing_left(rows: list[dict[str, Any]]) -> str:
+  if rows:
+    return "no annotation is left"
+  return "`annotations` is empty; was the export made without the annotations?"
+
+
+def _no_text(rows: list[dict[str, Any]], options: Options) -> str:
   keys = sorted({key for row in rows for key in row})
-  attributes = sorted({key for row in rows for key in row.get("attributes") or ()})
-  nested = f", and under attributes: {', '.join(attributes)}" if attributes else ""
+  nested = collections.defaultdict(set)
+  for row in rows:
+    for key in _NESTED:
+      if isinstance(row.get(key), dict):
+        nested[key] |= set(row[key])
+  under = "".join(f", and under {key}: {', '.join(sorted(inner))}" for key, inner in nested.items())
   return (
     f"no annotation with a mask has an expression under {', '.join(options.text_keys)}; the keys "
-    f"of annotations are {', '.join(keys) or 'missing'}{nested}. Name the right one with --text "
+    f"of annotations are {', '.join(keys) or 'missing'}{under}. Name the right one with --text "
     f"KEY, or use category names as expressions with --text {CATEGORY}"
   )

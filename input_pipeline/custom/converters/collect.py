@@ -13,7 +13,11 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters.embedded import EmbeddedImages
 from input_pipeline.custom.schema import DEFAULT_SPLIT, Mask
-from input_pipeline.masks.segmentation import MAX_COORDINATE, read_segmentation
+from input_pipeline.masks.segmentation import (
+  MAX_COORDINATE,
+  encode_segmentation,
+  read_segmentation,
+)
 
 TEXT_KEYS = (
   "sentences",
@@ -36,6 +40,7 @@ _REASONS = 20
 _PLACES = 3
 _SPLIT_NAMES = {name.lower(): name for name in ("train", "val", "test", "testA", "testB", "testC")}
 _SPLIT_NAMES |= {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 # Label Studio's prefix of the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 
@@ -137,6 +142,69 @@ def texts_in(value: Any, separator: str) -> tuple[str, ...]:
   return ()
 
 
+def texts_under(
+  levels: Sequence[Mapping[str, Any]], options: Options, export: Export, place: str
+) -> tuple[str, ...]:
+  """Returns the expressions of a region, which stand under one of the keys of `options`.
+
+  Args:
+    levels: objects of the region that may have the keys, in any spelling of case, `_` and `-`.
+    options: which keys.
+    export: takes note of texts that are not read.
+    place: of the region.
+  """
+  found: dict[str, tuple[str, ...]] = {}
+  for key in options.text_keys:
+    texts = tuple(
+      text
+      for level in levels
+      for name, value in level.items()
+      if plain_key(name) == plain_key(key)
+      for text in texts_in(value, options.separator)
+    )
+    if texts and plain_key(key) not in map(plain_key, found):
+      found[key] = texts
+  if options.text_keys != TEXT_KEYS:
+    return tuple(text for texts in found.values() for text in texts)
+  for key in list(found)[1:]:
+    read = next(iter(found))
+    if set(found[key]) - set(found[read]):
+      export.note(f"not read: text under {key}; use --text {read} --text {key} to read both", place)
+  return next(iter(found.values()), ())
+
+
+def plain_key(key: str) -> str:
+  """Returns a key in the spelling in which keys are compared."""
+  return key.casefold().replace("_", " ").replace("-", " ").strip()
+
+
+def read_mask(segmentation: Any, size: tuple[int, int], export: Export, place: str) -> Mask | None:
+  """Returns a segmentation as a mask, or None if it is left out, which is counted.
+
+  Args:
+    segmentation: in any form that `read_segmentation` takes.
+    size: height and width of the image in pixels.
+    export: counts what is left out or changed.
+    place: of the segmentation, such as `annotation 7`.
+  """
+  try:
+    read = read_segmentation(segmentation, *size)
+  except ValueError as error:
+    export.skip(str(error), place)
+    return None
+  for note in read.notes:
+    export.note(note, place)
+  mask = read.mask()
+  if not mask.any():
+    export.skip("no pixel is covered", place)
+    return None
+  if len(read.parts) == 1:
+    return read.parts[0]
+  if all("polygons" in part for part in read.parts):
+    return {"polygons": [polygon for part in read.parts for polygon in part["polygons"]]}
+  return {"rle": encode_segmentation(mask)}
+
+
 def box(x: float, y: float, width: float, height: float) -> Mask:
   """Returns a box as a mask."""
   right, bottom = x + width, y + height
@@ -179,8 +247,15 @@ def rows_in(value: Any) -> list[dict[str, Any]]:
 
 
 def id_in(row: Mapping[str, Any], key: str) -> int | str | None:
-  """Returns an id, or None if it is missing or of another type."""
+  """Returns an id, or None if it is missing or of another type.
+
+  Tools write the id 7 as 7.0 and as "7".
+  """
   value = row.get(key)
+  if isinstance(value, float) and value.is_integer():
+    return int(value)
+  if isinstance(value, str) and _INTEGER.fullmatch(value):
+    return int(value)
   return value if type(value) in (int, str) else None
 
 
@@ -307,7 +382,7 @@ def find_images(names: Sequence[str], folder: str) -> tuple[dict[str, str], list
       by_file_name[file].append(path)
   paths, missing = {}, []
   for name in dict.fromkeys(names):
-    posix = name.replace("\\", "/")
+    posix = re.sub(r"(\.[A-Za-z0-9]+)\?.*", r"\1", name.replace("\\", "/"))
     last = posix.rpartition("/")[2]
     candidates = by_file_name.get(last)
     if not candidates:

@@ -51,6 +51,11 @@ class ExportFiles:
       raise InputError(f"{path}: {len(names):,} files; the limit is {MAX_FILES:,}")
     self.names = names if self.whole else sorted(name for name in names if not _is_hidden(name))
 
+  @property
+  def zipped(self) -> bool:
+    """Whether the export is a zip."""
+    return self._zip is not None
+
   def full_name(self, name: str) -> str:
     """Returns a file's name for messages."""
     return self._path if self.whole else f"{self._path}/{name}"

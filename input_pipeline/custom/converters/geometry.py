@@ -111,7 +111,7 @@ def rotated_box(corners: Sequence[float], degrees: float) -> Mask:
   x0, y0, x1, y1 = corners
   x, y = (x0 + x1) / 2, (y0 + y1) / 2
   points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-  return _turn([(a - x, b - y) for a, b in points], (x, y), degrees)
+  return turn([(a - x, b - y) for a, b in points], (x, y), degrees)
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: float = 0) -> Mask:
@@ -129,13 +129,19 @@ def ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: fl
   if not (a > 0 and b > 0):
     raise ValueError("a radius that is not positive")
   angles = [2 * math.pi * k / _ELLIPSE_POINTS for k in range(_ELLIPSE_POINTS)]
-  return _turn([(a * math.cos(t), b * math.sin(t)) for t in angles], centre, degrees)
+  return turn([(a * math.cos(t), b * math.sin(t)) for t in angles], centre, degrees)
 
 
-def _turn(
+def turn(
   points: Sequence[tuple[float, float]], centre: tuple[float, float], degrees: float
 ) -> Mask:
-  """Rotates points clockwise around 0 and moves them to the centre."""
+  """Rotates points clockwise around 0 and moves them to the centre.
+
+  Args:
+    points: x and y of each.
+    centre: x and y.
+    degrees: clockwise.
+  """
   angle = math.radians(degrees)
   cos, sin = math.cos(angle), math.sin(angle)
   moved = [(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos) for x, y in points]

@@ -1,39 +1,56 @@
 """Reads Label Studio's exports: JSON, which is complete, and COCO, which has no texts.
 
-In the JSON a region is a row of `result`, with coordinates in percent of the image's sides. The
-text of a `TextArea` with `perRegion` is another row with the same `id`
-(labelstud.io/guide/task_format). The COCO export only keeps the category.
+In the JSON a region is a row of `result`. The text of a `TextArea` with `perRegion` is another row
+with the same `id` (labelstud.io/guide/task_format); the labels of `Labels` are a third. The COCO
+export only keeps the category.
 """
 
-import math
+import base64
+import binascii
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
-from jaxtyping import Bool
-
 from input_pipeline import preprocess
-from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import coco
+from input_pipeline.custom.converters import archive, coco, geometry
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
+  TEXT_KEYS,
   Export,
   Options,
   Region,
-  id_in,
+  plain_key,
+  read_mask,
   rows_in,
   texts_in,
+  texts_under,
 )
-from input_pipeline.custom.schema import Mask
-from input_pipeline.masks.segmentation import encode_segmentation
+from input_pipeline.custom.converters.label_studio_shapes import (
+  CONVEX,
+  SHAPES,
+  kind_of,
+  read_shape,
+  size_of,
+)
+from input_pipeline.masks.segmentation import CLIPPED
 
 _TEXT = "textarea"
-_ELLIPSE_POINTS = 64
-_MAX_PIXELS = 1 << 28
-# Red, green, blue and alpha.
-_BRUSH_CHANNELS = 4
+_META = "meta"
+"""The field of notes on regions."""
+# Types of rows that say something about a region or an image.
+_NO_SHAPES = (
+  *(_TEXT, "labels", "choices", "taxonomy", "rating", "number", "datetime", "pairwise", "relation"),
+)
+_THUMBNAIL = re.compile("thumb|preview", re.IGNORECASE)
+_READABLE = (*preprocess.EXTENSIONS, ".avif", ".jfif", ".jpe", ".jp2")
+_UNREADABLE = (".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd")
+
+
+class _Unread(Exception):
+  """Why a region is left out."""
 
 
 def read(path: str, options: Options) -> Export:
@@ -44,221 +61,269 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: it is neither, or no region has an expression.
+    InputError: it is neither, it is ambiguous, or no region has an expression.
   """
-  content = untrusted_json.load_file(path)
+  export = Export()
+  content = archive.load(path, export)
   if coco.is_coco(content):
     if CATEGORY not in options.text_keys:
       raise InputError(
         f"{path}: Label Studio's COCO export does not contain the texts of regions; export as "
         f"JSON, or use category names as expressions with --text {CATEGORY}"
       )
-    return coco.read_content(content, path, options)
+    # The percentages are of the image that a browser shows, which is upright.
+    return coco.read_content(content, path, options, export, upright=True)
   if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
     raise InputError(
       f"{path}: neither Label Studio's JSON export (a list of tasks) nor its COCO export"
     )
-  if content and not any("annotations" in task for task in content):
+  if content and not any(_KEYS & task.keys() for task in content):
     raise InputError(
       f"{path}: no task has `annotations`; JSON-MIN does not say which text belongs to which "
       "region: export as JSON"
     )
-  export = Export()
-  for task in content:
-    _read_task(task, options, export)
+  groups = [group for task in content for group in _groups_in(task, export)]
+  keys = _text_keys(groups, options, path)
+  for group in groups:
+    _read_group(group, dataclasses.replace(options, text_keys=keys), path, export)
   if not any(region.texts for region in export.regions):
-    raise InputError(
-      f'{path}: no region has a text; set perRegion="true" on the TextArea in the labelling '
-      f"config, or use labels as expressions with --text {CATEGORY}"
-    )
+    reason = "no region is left"
+    if export.regions:
+      reason = (
+        'no region has a text; set perRegion="true" on the TextArea in the labelling config, or '
+        f"use labels as expressions with --text {CATEGORY}"
+      )
+    raise InputError("; ".join([f"{path}: {reason}", *export.report()]))
   return export
 
 
-def _read_task(task: Mapping[str, Any], options: Options, export: Export) -> None:
-  annotations = [row for row in rows_in(task.get("annotations")) if not row.get("was_cancelled")]
-  image = _image_of(task)
-  if not annotations or image is None:
-    export.skipped["task without an annotation" if image else "task without an image"] += 1
+# Before version 1.0, annotations were called completions.
+_KEYS = {"annotations", "completions"}
+
+
+@dataclasses.dataclass
+class _Group:
+  """Rows of `result` with the same id: a region, or what is said about the whole image."""
+
+  rows: list[Mapping[str, Any]]
+  task: Mapping[str, Any]
+  place: str
+
+  @property
+  def shapes(self) -> list[Mapping[str, Any]]:
+    """The rows that are shapes."""
+    return [row for row in self.rows if kind_of(row) in SHAPES]
+
+  def fields(self, separator: str) -> dict[str, list[str]]:
+    """Returns the texts by the name of the field that they were typed into."""
+    fields: dict[str, list[str]] = {}
+    for row in self.rows:
+      value = row.get("value")
+      value = value if isinstance(value, dict) else {}
+      labels = [value[key] for key in value if key.endswith("labels") or key == "labels"]
+      meta = row.get("meta")
+      name = str(row.get("from_name", ""))
+      for field, content in (
+        (name, value.get("text") if row.get("type") == _TEXT else None),
+        (name, value.get("choices")),
+        (CATEGORY, labels),
+        (_META, meta.get("text") if isinstance(meta, dict) else None),
+      ):
+        if texts := texts_in(content, separator):
+          fields[field] = list(dict.fromkeys((*fields.get(field, ()), *texts)))
+    return fields
+
+
+def _groups_in(task: Mapping[str, Any], export: Export) -> Iterator[_Group]:
+  """Yields the regions of the annotation of a task that counts."""
+  place = f"task {task.get('id', 'without id')!s:.40}"
+  rows = [row for key in sorted(_KEYS) for row in rows_in(task.get(key))]
+  annotations = [row for row in rows if not row.get("was_cancelled")]
+  for _ in range(len(rows) - len(annotations)):
+    export.skip("annotation that was cancelled", place)
+  if not annotations:
+    others = [key for key in ("drafts", "predictions") if task.get(key)]
+    what = f"task with {' and '.join(others)} only" if others else "task without an annotation"
+    export.skip(what, place)
     return
   # With several annotators, the annotation that is marked as ground truth; else the first.
   annotation = next((row for row in annotations if row.get("ground_truth")), annotations[0])
-  if len(annotations) > 1:
-    export.skipped["further annotation of the same task"] += len(annotations) - 1
-  regions: dict[int | str | None, list[Mapping[str, Any]]] = {}
-  for row in rows_in(annotation.get("result")):
-    regions.setdefault(id_in(row, "id"), []).append(row)
-  for rows in regions.values():
-    _read_region(rows, image, options, export)
+  for _ in annotations[1:]:
+    export.skip("further annotation of the same task", place)
+  groups: dict[Any, list[Mapping[str, Any]]] = {}
+  for number, row in enumerate(rows_in(annotation.get("result"))):
+    row_id = row.get("id")
+    groups.setdefault(row_id if isinstance(row_id, str) else number, []).append(row)
+  if not groups:
+    export.skip("annotation without regions", place)
+  for row_id, group in groups.items():
+    named = isinstance(row_id, str)
+    yield _Group(group, task, f"{place}, region {row_id:.40}" if named else place)
 
 
-def _read_region(
-  rows: Sequence[Mapping[str, Any]], image: str, options: Options, export: Export
-) -> None:
-  texts = tuple(text for row in rows for text in _texts(row, options))
-  shapes = [row for row in rows if _shape(row) in _SHAPES]
-  if not shapes:
-    _read_unattached(rows, texts, image, options, export)
-    return
+def _text_keys(groups: Sequence[_Group], options: Options, path: str) -> Sequence[str]:
+  """Returns the fields whose texts are expressions.
+
+  Raises:
+    InputError: there are several, and none is named as in `TEXT_KEYS`.
+  """
+  if options.text_keys != TEXT_KEYS:
+    return options.text_keys
+  areas = {
+    str(row.get("from_name", "")): None
+    for group in groups
+    if group.shapes
+    for row in group.rows
+    if row.get("type") == _TEXT
+  }
+  if len(areas) < 2:
+    return (*areas,) or (_META,)
+  for key in TEXT_KEYS:
+    if matching := [area for area in areas if plain_key(area) == plain_key(key)]:
+      return matching
+  raise InputError(
+    f"{path}: regions have texts in {' and '.join(areas)}; name the ones with expressions: "
+    f"{' '.join(f'--text {area}' for area in areas)}"
+  )
+
+
+def _read_group(group: _Group, options: Options, path: str, export: Export) -> None:
+  fields = group.fields(options.separator)
+  shapes = group.shapes
   try:
-    mask = _SHAPES[_shape(shapes[0])](shapes[0], options)
-  except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-    export.skipped[f"invalid region ({error})"] += 1
+    if not shapes:
+      _read_unattached(group, fields, options, path, export)
+      return
+    masks = [read_shape(row) for row in shapes]
+    if any(other != masks[0] for other in masks):
+      raise _Unread("different shapes with the same id")
+    kind, size = kind_of(shapes[0]), size_of(shapes[0])
+    if kind == "rectangle" and not options.boxes:
+      raise _Unread("box without a mask (use --boxes to convert it)")
+    shape = geometry.clip(masks[0], size) if kind in CONVEX else masks[0]
+    image = _image_of(group, shapes[0], path)
+  except InputError:
+    raise
+  except (_Unread, ValueError) as error:
+    export.skip(str(error), group.place)
     return
-  if mask is None:
-    export.skipped["box without a mask (use --boxes to convert it)"] += 1
-    return
-  # The browser that the tool runs in shows images upright.
-  export.regions.append(Region(image, mask, texts, size=_size(shapes[0]), upright=True))
+  if shape != masks[0]:
+    export.note(CLIPPED, group.place)
+  segmentation = shape.get("polygons", shape.get("rle"))
+  if (mask := read_mask(segmentation, size, export, group.place)) is not None:
+    texts = texts_under([fields], options, export, group.place)
+    for field in fields.keys() - {CATEGORY}:
+      if not any(plain_key(field) == plain_key(key) for key in options.text_keys):
+        export.note(f"not read: text under {field} (--text {field} reads it)", group.place)
+    # Browsers show images upright.
+    export.regions.append(Region(image, mask, texts, size=size, upright=True))
 
 
 def _read_unattached(
-  rows: Sequence[Mapping[str, Any]],
-  texts: tuple[str, ...],
-  image: str,
+  group: _Group,
+  fields: Mapping[str, list[str]],
   options: Options,
+  path: str,
   export: Export,
 ) -> None:
   """Reads rows without a shape: expressions that refer to nothing if `no_target` names them."""
-  if options.no_target and any(row.get("from_name") == options.no_target for row in rows):
-    export.regions.append(Region(image, None, texts))
-  else:
-    export.skipped["text without a region" if texts else str(rows[0].get("type"))] += 1
-
-
-def _texts(row: Mapping[str, Any], options: Options) -> Iterator[str]:
-  value = row.get("value")
-  value = value if isinstance(value, dict) else {}
-  if CATEGORY in options.text_keys:
-    labels = [v for key, v in value.items() if key.endswith("labels") or key == "choices"]
-    yield from texts_in(labels, options.separator)
+  if options.no_target and (texts := fields.get(options.no_target)):
+    image = _image_of(group, group.rows[0], path)
+    export.regions.append(Region(image, None, tuple(texts)))
     return
-  if row.get("type") == _TEXT:
-    yield from texts_in(value.get("text"), options.separator)
-  # The note on a region.
-  meta = row.get("meta")
-  if isinstance(meta, dict):
-    yield from texts_in(meta.get("text"), options.separator)
+  kinds = [str(row.get("type")) for row in group.rows]
+  other = next((kind for kind in kinds if kind not in _NO_SHAPES), None)
+  if other is not None:
+    raise _Unread(f"{other}, which is not read")
+  raise _Unread("text without a region" if _TEXT in kinds else f"{kinds[0]} without a region")
 
 
-def _image_of(task: Mapping[str, Any]) -> str | None:
-  """Returns the path of a task's image: uploaded, from local files, a bucket or a URL."""
-  data = task.get("data")
-  texts = [v for v in data.values() if isinstance(v, str)] if isinstance(data, dict) else []
-  for text in texts:
-    url = urlsplit(text)
-    # /data/local-files/?d=folder/photo.jpg
-    local = parse_qs(url.query).get("d", [""])[0]
-    path = local or unquote(url.path)
-    if path.lower().endswith(preprocess.EXTENSIONS):
-      return path.lstrip("/")
-  return None
+def _image_of(group: _Group, row: Mapping[str, Any], path: str) -> str:
+  """Returns the image of a row: uploaded, from local files, a bucket or a URL.
 
-
-def _shape(row: Mapping[str, Any]) -> str:
-  return str(row.get("type", "")).removesuffix("labels")
-
-
-def _size(row: Mapping[str, Any]) -> tuple[int, int]:
-  """Returns height and width of the image as it was shown."""
-  if row.get("image_rotation"):
-    raise ValueError(f"the image was rotated by {row['image_rotation']} degrees in the tool")
-  height, width = row["original_height"], row["original_width"]
-  valid = type(height) is int and type(width) is int and min(height, width) > 0
-  if not valid or height * width > _MAX_PIXELS:
-    raise ValueError(f"invalid image size {width} x {height}")
-  return height, width
-
-
-def _polygon(row: Mapping[str, Any], options: Options) -> Mask:
-  height, width = _size(row)
-  points = [[x * width / 100, y * height / 100] for x, y in row["value"]["points"]]
-  return {"polygons": [[coordinate for point in points for coordinate in point]]}
-
-
-def _rectangle(row: Mapping[str, Any], options: Options) -> Mask | None:
-  if not options.boxes:
-    return None
-  height, width = _size(row)
-  value = row["value"]
-  w, h = value["width"] * width / 100, value["height"] * height / 100
-  return _rotate([(0.0, 0.0), (w, 0.0), (w, h), (0.0, h)], value, height, width)
-
-
-def _ellipse(row: Mapping[str, Any], options: Options) -> Mask:
-  height, width = _size(row)
-  value = row["value"]
-  a, b = value["radiusX"] * width / 100, value["radiusY"] * height / 100
-  angles = [2 * math.pi * k / _ELLIPSE_POINTS for k in range(_ELLIPSE_POINTS)]
-  return _rotate([(a * math.cos(t), b * math.sin(t)) for t in angles], value, height, width)
-
-
-def _rotate(
-  points: Sequence[tuple[float, float]], value: Mapping[str, Any], height: int, width: int
-) -> Mask:
-  """Moves points to (x, y) of the value and rotates them clockwise around it."""
-  angle = math.radians(value.get("rotation", 0))
-  x0, y0 = value["x"] * width / 100, value["y"] * height / 100
-  cos, sin = math.cos(angle), math.sin(angle)
-  rotated = [(x0 + x * cos - y * sin, y0 + x * sin + y * cos) for x, y in points]
-  clipped = [(min(max(x, 0), width), min(max(y, 0), height)) for x, y in rotated]
-  return {"polygons": [[coordinate for point in clipped for coordinate in point]]}
-
-
-def _brush(row: Mapping[str, Any], options: Options) -> Mask:
-  height, width = _size(row)
-  if row["value"].get("format") != "rle":
-    raise ValueError("brush format is not rle")
-  mask = decode_brush(row["value"]["rle"], height, width)
-  return {"rle": encode_segmentation(mask)}
-
-
-_SHAPES = {"polygon": _polygon, "rectangle": _rectangle, "ellipse": _ellipse, "brush": _brush}
-
-
-def decode_brush(
-  data: Sequence[int], height: int, width: int
-) -> Bool[np.ndarray, "{height} {width}"]:
-  """Decodes a brush mask, a bit stream by rle-pack of github.com/thi-ng/umbrella.
-
-  Args:
-    data: bytes: the number of values (32 bits), the size of a value less 1 (5 bits), four sizes of
-      lengths less 1 (4 bits each); then runs: whether one value is repeated or each is written (1
-      bit), which size the length has (2 bits), the length less 1, and the values.
-    height: of the image, in pixels.
-    width: of the image, in pixels.
+  The row names an Image tag, whose `value` is a key of `data`. Exports do not have the labelling
+  config, but nearly always the tag is called like the key.
 
   Raises:
-    ValueError: the data is malformed or has another size.
+    _Unread: there is none, or it cannot be read.
+    InputError: it is not clear which one it is.
   """
-  raw = bytes(data)
-  total = 8 * len(raw)
-  position = 0
+  data = group.task.get("data")
+  images = {} if not isinstance(data, dict) else {key: data[key] for key in data if data[key]}
+  tag = row.get("to_name")
+  same = [key for key in images if plain_key(key) == plain_key(str(tag))]
+  if len(same) == 1 and isinstance(images[same[0]], str | list):
+    return _item(images[same[0]], row)
+  images = {key: value for key, value in images.items() if _is_image(value)}
+  photos = {key: images[key] for key in images if not _is_thumbnail(key, images[key])}
+  if images and not photos:
+    raise _Unread("task with a thumbnail only")
+  if not photos:
+    raise _Unread("task without an image")
+  if len(photos) > 1:
+    keys = " or ".join(f"{key} ({_first(value):.60})" for key, value in list(photos.items())[:2])
+    raise InputError(
+      f"{path}: {group.place}: the image may be {keys}, since none is called like the Image tag "
+      f"{tag}; rename the key of the annotated one to {tag} in the file"
+    )
+  return _item(next(iter(photos.values())), row)
 
-  def take(count: int) -> int:
-    nonlocal position
-    position += count
-    if position > total:
-      raise ValueError("truncated brush")
-    first = (position - count) >> 3
-    last = -(-position // 8)
-    window = int.from_bytes(raw[first:last])
-    return (window >> (8 * last - position)) & ((1 << count) - 1)
 
-  count = take(32)
-  if count != height * width * _BRUSH_CHANNELS:
-    raise ValueError(f"brush of {count} values for {width} x {height} pixels")
-  value_bits = take(5) + 1
-  length_bits = [take(4) + 1 for _ in range(4)]
-  values = np.zeros(count, np.uint32)
-  start = 0
-  while start < count:
-    repeated = take(1)
-    end = start + 1 + take(length_bits[take(2)])
-    if end > count:
-      raise ValueError("brush with runs that are too long")
-    if repeated:
-      values[start:end] = take(value_bits)
-    else:
-      values[start:end] = [take(value_bits) for _ in range(end - start)]
-    start = end
-  return values.reshape(height, width, _BRUSH_CHANNELS)[..., 3] != 0
+def _item(value: str | list[Any], row: Mapping[str, Any]) -> str:
+  """Returns the image of a row among those of a task's key, which may be a list."""
+  if isinstance(value, list):
+    index = row.get("item_index", 0 if len(value) == 1 else None)
+    if type(index) is not int or not 0 <= index < len(value):
+      raise _Unread("region of a list of images without its `item_index`")
+    value = value[index]
+  if not isinstance(value, str):
+    raise _Unread("task without an image")
+  if value.startswith("data:"):
+    raise _Unread("image inside the JSON; save it as a file")
+  name = _stored(value)
+  suffix = _suffix(name)
+  if suffix in _UNREADABLE and suffix not in preprocess.EXTENSIONS:
+    raise _Unread(f"image of a kind that is not read ({suffix}); save it as JPEG or PNG")
+  return name
+
+
+def _first(value: Any) -> str:
+  return str(value[0] if isinstance(value, list) else value)
+
+
+def _is_image(value: Any) -> bool:
+  if isinstance(value, list):
+    return bool(value) and all(isinstance(item, str) and _is_image(item) for item in value)
+  if not isinstance(value, str):
+    return False
+  return _suffix(_stored(value)) in (*_READABLE, *_UNREADABLE) or value.startswith("data:image/")
+
+
+def _is_thumbnail(key: str, value: Any) -> bool:
+  return bool(_THUMBNAIL.search(key) or "thumb" in _first(value).lower())
+
+
+def _stored(value: str) -> str:
+  """Returns the storage's URL in a link that Label Studio made for its own page."""
+  url = _split(value)
+  if "fileuri" not in url.query:
+    return value
+  encoded = parse_qs(url.query).get("fileuri", [""])[0]
+  try:
+    return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+  except (binascii.Error, ValueError):
+    return encoded or value
+
+
+def _suffix(name: str) -> str:
+  """Returns the extension of an image in lower case, also in a URL."""
+  local = name.partition("/local-files/?d=")[2]
+  path = unquote(local or _split(name).path)
+  return "." + path.rpartition(".")[2].lower() if "." in path else ""
+
+
+def _split(value: str) -> Any:
+  try:
+    return urlsplit(value)
+  except ValueError:  # brackets that look like an IPv6 address
+    return urlsplit("")
