@@ -114,7 +114,7 @@ def rotated_box(corners: Sequence[float], degrees: float) -> Mask:
   return turn([(a - x, b - y) for a, b in points], (x, y), degrees)
 
 
-def ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: float = 0) -> Mask:
+def ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: float = 0.0) -> Mask:
   """Returns an ellipse as a polygon.
 
   Args:

@@ -27,6 +27,7 @@ from input_pipeline.custom.schema import Mask
 
 # Without an area.
 _LINES = ("point", "points", "line", "linestrip")
+_NOT_TEXT = ("shape_type", "points", "mask", "flags", "attributes")
 _BOXES = ("rectangle", "rotation", "oriented_rectangle")
 
 
@@ -95,7 +96,8 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
       gatherer.export.skip(f"invalid {kind!s:.20} ({error})")
       continue
     attributes = row.get("attributes")
-    fields = [row, attributes if isinstance(attributes, dict) else {}]
+    texts = {key: value for key, value in row.items() if key not in _NOT_TEXT}
+    fields = [texts, attributes if isinstance(attributes, dict) else {}]
     if reasoning:
       fields.append({"text": content["text"]})
     gatherer.add(photo, mask, Shape(fields, label, group=_group(row)))

@@ -92,15 +92,16 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
         gatherer.export.skip(f"invalid {kind} ({error})", image)
         continue
       label = str(row.get("classTitle") or "")
-      gatherer.add(photo, mask, Shape([row | _tags(row)], label))
+      gatherer.add(photo, mask, Shape([_texts(row)], label))
 
 
-def _tags(row: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the values of an object's tags by their names, and all of them as `tags`."""
+def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns an object's description, the values of its tags by their names, and all as `tags`."""
   tags = [(str(tag.get("name")), tag.get("value")) for tag in rows_in(row.get("tags"))]
   # A tag without a value says something by its name.
   texts = [value if isinstance(value, str) and value else name for name, value in tags]
-  return {name: value for name, value in tags if isinstance(value, str)} | {"tags": texts}
+  named = {name: value for name, value in tags if isinstance(value, str)}
+  return named | {"description": row.get("description"), "tags": texts}
 
 
 def _polygon(row: Mapping[str, Any], size: geometry.Size | None) -> Mask:
