@@ -1,8 +1,13 @@
 """Resizes maps and masks on the device, with static shapes."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
+
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
 def interpolation_matrix(
@@ -71,11 +76,40 @@ def _apply(
 
 
 def squash_masks(
+  masks: Bool[Array, "b y x"],
+  size: Int[Array, "b 2"],
+  side: int,
+  nearest: Callable[[int, int], Int32[np.ndarray, "sizes {side}"]],
+) -> Bool[Array, "b {side} {side}"]:
+  """Resizes the top left `size` (height, width) of each mask to a square.
+
+  Args:
+    masks: zero outside the image.
+    size: height and width of each image.
+    side: of the square, in pixels.
+    nearest: `pillow_nearest` or `opencv_nearest`.
+  """
+  rows = jnp.asarray(nearest(masks.shape[1], side))[size[:, 0]]
+  cols = jnp.asarray(nearest(masks.shape[2], side))[size[:, 1]]
+  return _take(masks, rows, cols)
+
+
+def letterbox_masks(
   masks: Bool[Array, "b y x"], size: Int[Array, "b 2"], side: int
 ) -> Bool[Array, "b {side} {side}"]:
-  """Resizes the top left `size` (height, width) of each mask to a square, like Pillow's NEAREST."""
-  rows = jnp.asarray(pillow_nearest(masks.shape[1], side))[size[:, 0]]
-  cols = jnp.asarray(pillow_nearest(masks.shape[2], side))[size[:, 1]]
+  """Resizes the top left `size` of each mask to `letterboxed_size`, like torch's nearest.
+
+  The result is in the top left corner.
+  """
+  inner = letterboxed_size(size, side)
+  rows, cols = (torch_nearest(size[:, axis], inner[:, axis], side) for axis in (0, 1))
+  inside = jnp.arange(side) < inner[:, :, None]
+  return _take(masks, rows, cols) & inside[:, 0, :, None] & inside[:, 1, None, :]
+
+
+def _take(
+  masks: Bool[Array, "b y x"], rows: Int32[Array, "b r"], cols: Int32[Array, "b c"]
+) -> Bool[Array, "b r c"]:
   tall = jnp.take_along_axis(masks, rows[:, :, None], axis=1)
   return jnp.take_along_axis(tall, cols[:, None, :], axis=2)
 
@@ -90,3 +124,39 @@ def pillow_nearest(longest: int, side: int) -> Int32[np.ndarray, "sizes {side}"]
   step = np.arange(longest + 1)[:, None] / side
   steps = np.concatenate([step / 2, np.repeat(step, side - 1, axis=1)], axis=1)
   return np.cumsum(steps, axis=1).astype(np.int32)
+
+
+def opencv_nearest(longest: int, side: int) -> Int32[np.ndarray, "sizes {side}"]:
+  """Returns what `pillow_nearest` does, for OpenCV's INTER_NEAREST: the left or upper neighbours.
+
+  OpenCV multiplies by a reciprocal in double precision, so that some samples between two pixels
+  are one pixel further left.
+  """
+  sizes = np.arange(longest + 1)[:, None]
+  step = 1 / (side / np.maximum(sizes, 1))
+  return np.minimum(np.floor(np.arange(side) * step), np.maximum(sizes - 1, 0)).astype(np.int32)
+
+
+def torch_nearest(
+  size: Int[AnyArray, "b"], inner: Int[AnyArray, "b"], canvas: int
+) -> Int32[AnyArray, "b {canvas}"]:
+  """Returns which of `size` pixels torch's `interpolate(mode="nearest")` takes for each of `inner`.
+
+  Torch computes in single precision. Beyond `inner`, up to the canvas, it is the last pixel.
+  """
+  xp: Any = np if isinstance(size, np.ndarray) else jnp
+  step = size.astype(np.float32) / inner.astype(np.float32)
+  at = xp.floor(xp.arange(canvas, dtype=np.float32) * step[:, None])
+  return xp.minimum(at.astype(np.int32), size[:, None] - 1)
+
+
+def letterboxed_size(size: Int[AnyArray, "b 2"], side: int) -> Int[AnyArray, "b 2"]:
+  """Returns the height and width of an image whose longer side becomes `side`; at least 1.
+
+  The shorter side is rounded as in Python, halves to even.
+  """
+  xp: Any = np if isinstance(size, np.ndarray) else jnp
+  longest = size.max(1, keepdims=True)
+  whole, rest = size * side // longest, size * side % longest
+  up = (2 * rest > longest) | ((2 * rest == longest) & (whole % 2 == 1))
+  return xp.maximum(whole + up, 1)

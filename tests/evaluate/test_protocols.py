@@ -269,6 +269,97 @@ def test_cris_compares_probabilities_over_035_at_the_original_size(judged):
   assert close < 1e-4 * pixels
 
 
+def opencv_nearest(mask: np.ndarray, side: int) -> np.ndarray:
+  """Resizes as `resizeNN` of OpenCV does, pixel by pixel."""
+  picks = []
+  for length in mask.shape:
+    step = 1.0 / (side / length)
+    picks.append([min(math.floor(x * step), length - 1) for x in range(side)])
+  return np.array([[mask[y, x] for x in picks[1]] for y in picks[0]])
+
+
+@pytest.mark.parametrize(("name", "side"), [("c3vg", 320), ("deris", 384)])
+def test_c3vg_and_deris_compare_squares_with_a_target_that_opencv_squashed(judged, name, side):
+  rows, close, seen = counted(judged, name, FEWER), 0, {}
+  for i, runs in enumerate(judged.truth[:FEWER]):
+    key = (*runs["size"], runs["counts"])
+    if key not in seen:
+      seen[key] = opencv_nearest(coco_mask.decode(runs) > 0, side)
+    close += check(rows, i, resize(bilinear, judged.logits[i], side, side), seen[key])
+  assert close < 1e-5 * FEWER * side**2
+  pillow = Image.fromarray(coco_mask.decode(judged.truth[0])).resize((side, side), 0)
+  assert (opencv_nearest(coco_mask.decode(judged.truth[0]), side) != np.asarray(pillow)).any()
+
+
+def test_c3vg_and_deris_take_a_logit_of_zero_for_the_target():
+  truth = np.ones((1, 320, 320), bool)
+  for name, expected in (("c3vg", 1), ("lavt", 0)):
+    assert judge(name, np.zeros((1, 320, 320)), truth, 0)["oIoU"] == expected
+
+
+def letterboxed(mask: np.ndarray, side: int) -> tuple[np.ndarray, tuple[slice, slice]]:
+  """Resizes and pads as OneRef does with Pillow's and torch's functions, pixel by pixel."""
+  height, width = mask.shape
+  ratio = float(side / float(max(height, width)))
+  new = [round(length * ratio) for length in (height, width)]
+  picks = []
+  for old, length in zip(mask.shape, new, strict=True):
+    step = np.float32(old) / np.float32(length)
+    picks.append([min(int(np.floor(np.float32(x) * step)), old - 1) for x in range(length)])
+  top, left = (round((side - length) / 2.0 - 0.1) for length in new)
+  inside = (slice(top, top + new[0]), slice(left, left + new[1]))
+  square = np.zeros((side, side), bool)
+  square[inside] = [[mask[y, x] for x in picks[1]] for y in picks[0]]
+  return square, inside
+
+
+def test_oneref_compares_letterboxed_squares_and_spreads_the_prediction(judged):
+  rows, close, spread = counted(judged, "oneref", 50), 0, 0
+  for i, runs in enumerate(judged.truth[:50]):
+    truth, inside = letterboxed(coco_mask.decode(runs) > 0, 384)
+    shape = truth[inside].shape
+    excess = np.maximum(1 / (1 + np.exp(-judged.logits[i].astype(float))) - 0.5, 0)
+    values = np.zeros((384, 384))
+    values[inside] = resize(bilinear, excess, *shape)
+    spread += int(
+      (values[inside] > 0).sum() - (resize(bilinear, judged.logits[i], *shape) > 0).sum()
+    )
+    # Only small positive values are ambiguous: a weight of zero may be rounded.
+    close += check(rows, i, np.where(values > 0, values, -1), truth)
+  assert close < 1e-3 * 50 * 384**2
+  assert spread > 0
+
+
+@pytest.mark.parametrize("name", protocols.PROTOCOLS)
+@pytest.mark.parametrize(
+  "size", [(90, 60), (427, 640), (333, 500), (208, 224), (7, 11), (612, 612)]
+)
+def test_a_given_mask_is_resized_like_the_target(name, size):
+  protocol, rng = protocols.find(name), np.random.default_rng(sum(size))
+  mask = rng.random(size) < 0.5
+  on_canvas = np.zeros((1, 640, 640), bool)
+  on_canvas[0, : size[0], : size[1]] = mask
+  arrays = (np.zeros((1, 2, 2), np.float32), on_canvas, np.array([size], np.int32))
+  _, true = protocol.masks(*(jax.numpy.asarray(x) for x in arrays))
+  fitted = protocol.fit(mask)
+  assert protocol.side is None or fitted.shape == (protocol.side, protocol.side)
+  expected = {
+    "original": lambda: mask,
+    "cris": lambda: mask,
+    "lavt": lambda: np.asarray(Image.fromarray(mask).resize((480, 480), Image.Resampling.NEAREST)),
+    "c3vg": lambda: opencv_nearest(mask, 320),
+    "deris": lambda: opencv_nearest(mask, 384),
+    "oneref": lambda: letterboxed(mask, 384)[0],
+  }[name]()
+  np.testing.assert_array_equal(fitted, expected)
+  rows, cols = (np.flatnonzero(fitted.any(axis)) for axis in (1, 0))
+  tight = fitted[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1]
+  rows, cols = (np.flatnonzero(np.asarray(true[0]).any(axis)) for axis in (1, 0))
+  np.testing.assert_array_equal(
+    np.asarray(true[0])[rows.min() : rows.max() + 1, cols.min() : cols.max() + 1], tight
+  )
+
+
 def test_papers_count_precision_and_emptiness_in_their_own_ways():
   rows = {
     "intersection": np.array([1, 3, 0]),
@@ -290,36 +381,39 @@ SCORED += ("selection_accuracy", "selected_mIoU")
 
 
 def judge(name: str, predicted: np.ndarray, truth: np.ndarray, selected: int) -> dict[str, Any]:
-  """Returns metrics of masks of 480 x 480 pixels, which no protocol resizes."""
+  """Returns metrics of masks of the protocol's size; `predicted` is bool, or logits."""
   protocol, rows = protocols.find(name), len(truth)
   selection = np.zeros((rows, 3), np.float32)
   selection[:, selected] = 1
   masks = np.stack([~truth, truth], 1)
-  logits = np.where(predicted, 8, -8).astype(np.float32)
+  logits = predicted.astype(np.float32)
+  if predicted.dtype == bool:
+    logits = 16 * logits - 8
   batch = {
     "original_target": truth,
     "target": truth,
-    "original_size": np.full((rows, 2), 480, np.int32),
+    "original_size": np.full((rows, 2), truth.shape[1], np.int32),
   }
   arrays = [jax.numpy.asarray(x) for x in (logits, selection[:, :2], selection, masks)]
   found = count(Output(*arrays), jax.tree.map(jax.numpy.asarray, batch), 2, protocol)
   return dict(summarise(jax.device_get(found), protocol))
 
 
-@pytest.fixture(scope="module")
-def targets() -> np.ndarray:
-  rng = np.random.default_rng(1)
-  masks = np.zeros((4, 480, 480), bool)
+def draw_targets(name: str) -> np.ndarray:
+  """Returns masks of a size that the protocol does not resize."""
+  rng, side = np.random.default_rng(1), protocols.find(name).side or 480
+  masks = np.zeros((4, side, side), bool)
   for mask in masks:
-    top, left = rng.integers(0, 300, 2)
+    top, left = rng.integers(0, side - 170, 2)
     mask[top : top + 170, left : left + 150] = rng.random((170, 150)) < 0.9
   masks[3] = False
-  masks[3, 479, 479] = True
+  masks[3, -1, -1] = True
   return masks
 
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
-def test_a_perfect_prediction_scores_one_in_every_metric_and_an_empty_one_zero(targets, name):
+def test_a_perfect_prediction_scores_one_in_every_metric_and_an_empty_one_zero(name):
+  targets = draw_targets(name)
   perfect = judge(name, targets, targets, selected=1)
   assert {perfect[metric] for metric in (*SCORED, "oracle_mIoU")} == {1}
   empty = judge(name, np.zeros_like(targets), targets, selected=2)
@@ -328,7 +422,8 @@ def test_a_perfect_prediction_scores_one_in_every_metric_and_an_empty_one_zero(t
 
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
-def test_the_target_of_another_ref_scores_what_brute_force_says(targets, name):
+def test_the_target_of_another_ref_scores_what_brute_force_says(name):
+  targets = draw_targets(name)
   actual = judge(name, np.roll(targets, 1, axis=0), targets, selected=0)
   pixels = [set(zip(*np.nonzero(mask), strict=True)) for mask in targets]
   pairs = [
@@ -342,6 +437,7 @@ def test_the_target_of_another_ref_scores_what_brute_force_says(targets, name):
 
 def test_an_unknown_protocol_is_named():
   with pytest.raises(
-    InputError, match=r"--protocol mattnet: the protocols are original, lavt, cris"
+    InputError,
+    match=r"--protocol mattnet: the protocols are original, lavt, cris, c3vg, deris, oneref",
   ):
     protocols.find("mattnet")
