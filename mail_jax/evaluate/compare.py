@@ -89,7 +89,7 @@ def compare(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> dict[str, Any]
   protocol = PROTOCOLS[pairs[0][0]["protocol"]]
   columns = [per_expression.columns(rows) for rows in zip(*pairs, strict=True)]
   a, b = (ratios(side, protocol) for side in columns)
-  # Older rows have no boundaries; all other metrics can be compared.
+  # Rows of given masks have no instances; all other metrics can be compared.
   a, b = ({name: side[name] for name in a if name in b} for side in (a, b))
   images, cluster = np.unique(columns[0]["image_id"], return_inverse=True)
   bounds = intervals(a, b, cluster, resamples)
@@ -130,8 +130,9 @@ def ratios(columns: Columns, protocol: Protocol) -> dict[str, Float[np.ndarray, 
   if "boundary_iou" in columns:
     pairs["boundary_mIoU"] = (columns["boundary_iou"], one)
   pairs |= {f"P@{x}": (protocol.reaches(iou, x), one) for x in THRESHOLDS}
-  findable = columns["oracle_iou"] > 0.5
-  pairs["selection_accuracy"] = (findable & (columns["selected_iou"] > 0.5), findable)
+  if "oracle_iou" in columns:
+    findable = columns["oracle_iou"] > 0.5
+    pairs["selection_accuracy"] = (findable & (columns["selected_iou"] > 0.5), findable)
   return {name: np.stack(pair).astype(float) for name, pair in pairs.items()}
 
 

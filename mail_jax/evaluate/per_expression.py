@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline import preprocess
-from input_pipeline.common import atomic_files
+from input_pipeline.common import atomic_files, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.records import OBJECT_SIZES
 from mail_jax.evaluate.protocols import PROTOCOLS, Protocol
@@ -35,19 +35,27 @@ FIELDS: dict[str, type] = {
   "intersection": int,
   "union": int,
   "iou": float,
+}
+"""Keys of a row, in order, and the types of their values."""
+_MODEL: dict[str, type] = {
   "selected": int,
   "selected_iou": float,
   "oracle_iou": float,
   "cut": bool,
 }
-"""Keys of a row, in order, and the types of their values; `selected` may be null."""
 _BOUNDARY: dict[str, type] = {
   "boundary_intersection": int,
   "boundary_union": int,
   "boundary_iou": float,
 }
-OPTIONAL: dict[str, type] = {**_BOUNDARY, "no_target_probability": float, "raw_union": int}
-"""Keys of rows if the protocol compares boundaries, and if the model predicts missing targets."""
+OPTIONAL: dict[str, type] = {
+  **_MODEL,
+  **_BOUNDARY,
+  "no_target_probability": float,
+  "raw_union": int,
+}
+"""Keys of rows if our model wrote them (`selected` may be null), if the protocol compares
+boundaries, and if the model predicts missing targets."""
 
 _SHARES = ("iou", "boundary_iou", "selected_iou", "oracle_iou", "no_target_probability")
 _MAY_BE_NEGATIVE = ("image_id", "ref_id")
@@ -59,13 +67,14 @@ def make(
   counted: Mapping[str, np.ndarray],
   meta: Sequence[Mapping[str, Any]],
   protocol: Protocol,
-  max_instances: int,
+  max_instances: int = 0,
 ) -> list[Row]:
   """Joins the counts from the device with the expressions, one row each.
 
   Args:
     data: DATASET/SPLIT.
-    counted: columns as `segmentation.count` returns them, in the order of the data.
+    counted: columns as `segmentation.count` returns them, in the order of the data; without those
+      of instances if the masks are given.
     meta: the loader's description of the same expressions, in the same order.
     protocol: that the pixels were counted by.
     max_instances: K; a `selected` of K becomes null.
@@ -75,7 +84,8 @@ def make(
     if f"{prefix}union" in counted:
       pair = (counted[f"{prefix}{name}"].astype(np.int64) for name in ("intersection", "union"))
       values[f"{prefix}iou"] = protocol.iou(*pair).tolist()
-  values["selected"] = [None if slot == max_instances else slot for slot in values["selected"]]
+  if "selected" in values:
+    values["selected"] = [None if slot == max_instances else slot for slot in values["selected"]]
   names = [name for name in (*FIELDS, *OPTIONAL) if name in values]
   rows = []
   for position, known in enumerate(meta):
@@ -154,24 +164,23 @@ def read(path: str | os.PathLike) -> list[Row]:
     InputError: no such file, an empty file, or a line that is not such a row.
   """
   try:
-    with open(path, encoding="utf-8") as file:
-      rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(file, 1)]
-  except OSError as error:
-    raise InputError(
-      f"{path}: {error.strerror}; `evaluate --per_expression` writes such files"
-    ) from error
-  except UnicodeDecodeError as error:
-    raise InputError(
-      f"{path}: not a text file; `evaluate --per_expression` writes such files"
-    ) from error
+    file = untrusted_files.open_text(path, str(path))
+  except InputError as error:
+    raise InputError(f"{error}; `evaluate --per_expression` writes such files") from error
+  with file:
+    rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(file, 1)]
   if not rows:
     raise InputError(f"{path}: the file is empty; `evaluate --per_expression` writes such files")
   return rows
 
 
-def _parse(line: str, where: str) -> Row:
+def _parse(line: bytes, where: str) -> Row:
   try:
     row = json.loads(line)
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{where}: not a text file; `evaluate --per_expression` writes such files"
+    ) from error
   except (ValueError, RecursionError) as error:
     raise InputError(
       f"{where}: invalid JSON ({getattr(error, 'msg', error)}); write the file again with "
@@ -185,8 +194,7 @@ def _parse(line: str, where: str) -> Row:
         f"{where}: missing key {name!r}; write the file again with `evaluate --per_expression`"
       )
     _check(row[name], name, expected, where)
-  # Older rows have no boundaries.
-  needed = _BOUNDARY if any(name in row for name in _BOUNDARY) else {}
+  needed = [name for group in (_MODEL, _BOUNDARY) if group.keys() & row.keys() for name in group]
   for name, expected in OPTIONAL.items():
     if name in row:
       _check(row[name], name, expected, where)
@@ -199,7 +207,7 @@ def _parse(line: str, where: str) -> Row:
       f"{where}: unknown protocol {row['protocol']!r}; the protocols are {', '.join(PROTOCOLS)}"
     )
   _check_pair(row, "", where)
-  if needed:
+  if "boundary_union" in row:
     _check_pair(row, "boundary_", where)
   return row
 

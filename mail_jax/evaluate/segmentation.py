@@ -132,7 +132,7 @@ def summarise(
 
   Args:
     columns: as `count` returns them, one value per expression; refs are counted if `image_id` and
-      `ref_id` are present, cut expressions if `cut` is.
+      `ref_id` are present, cut expressions if `cut` is, and instances if `oracle_iou` is.
     protocol: that the pixels were counted by.
   """
   intersection, union = (columns[name].astype(np.int64) for name in ("intersection", "union"))
@@ -150,14 +150,15 @@ def summarise(
     yield "boundary_mIoU", float(protocol.iou(*outlines).mean())
   for threshold in THRESHOLDS:
     yield f"P@{threshold}", float(protocol.reaches(iou, threshold).mean())
-  selected_iou, oracle_iou = (
-    columns[name].astype(float) for name in ("selected_iou", "oracle_iou")
-  )
-  findable = oracle_iou > 0.5
-  right = float((selected_iou[findable] > 0.5).mean()) if findable.any() else 0.0
-  yield "selection_accuracy", right
-  yield "selected_mIoU", float(selected_iou.mean())
-  yield "oracle_mIoU", float(oracle_iou.mean())
+  if "oracle_iou" in columns:
+    selected_iou, oracle_iou = (
+      columns[name].astype(float) for name in ("selected_iou", "oracle_iou")
+    )
+    findable = oracle_iou > 0.5
+    right = float((selected_iou[findable] > 0.5).mean()) if findable.any() else 0.0
+    yield "selection_accuracy", right
+    yield "selected_mIoU", float(selected_iou.mean())
+    yield "oracle_mIoU", float(oracle_iou.mean())
   if "cut" in columns:
     yield "text_cut", float(columns["cut"].mean())
 

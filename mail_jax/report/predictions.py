@@ -238,6 +238,8 @@ def _figure(drawn: DrawnPrediction, with_split: bool) -> str:
 
 def _selection(drawn: DrawnPrediction) -> str:
   row, count = drawn.row, drawn.instances
+  if "oracle_iou" not in row:
+    return "of a given mask"
   best = f"the best has {row['oracle_iou']:.2f}"
   if not count:
     return "no instance masks"

@@ -117,8 +117,10 @@ def _panels(splits: Sequence[SplitResults]) -> Iterator[str]:
   yield _precision(splits)
   for number, split in enumerate(splits):
     yield _histogram(split, number, alone=len(splits) == 1)
-  yield _error_analysis(splits)
-  yield _upper_limit(splits)
+  # Rows of given masks do not know the instances.
+  if selecting := [split for split in splits if "oracle_mIoU" in split.metrics]:
+    yield _error_analysis(selecting)
+    yield _upper_limit(selecting)
   for name, (title, text) in _GROUPS.items():
     if any(name in split.groups for split in splits):
       yield _groups(splits, name, title, text)

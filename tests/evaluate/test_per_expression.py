@@ -45,7 +45,12 @@ def test_a_row_has_its_origin_and_the_counts():
     "intersection": 5, "union": 10, "iou": 0.5,
     "selected": 1, "selected_iou": 0.5, "oracle_iou": 0.75, "cut": False,
   }  # fmt: skip
-  assert list(rows[0]) == list(per_expression.FIELDS)
+  given = {
+    key: value for key, value in COUNTED.items() if not key.startswith(("sel", "ora", "cut"))
+  }
+  plain = per_expression.make("shapes/val", given, META, protocols.ORIGINAL)
+  assert list(plain[0]) == list(per_expression.FIELDS)
+  assert list(rows[0]) == [*per_expression.FIELDS, *list(per_expression.OPTIONAL)[:4]]
   assert [row["selected"] for row in rows] == [1, None, 0]
   assert [row["iou"] for row in rows] == [0.5, 1, 0.9]
   assert [row["words"] for row in rows] == [3, 1, 4]
@@ -129,7 +134,7 @@ def broken(**changes: Any) -> str:
     ),
     (
       broken(protocol="mine"),
-      r"line 1: unknown protocol 'mine'; the protocols are original, lavt, cris",
+      r"line 1: unknown protocol 'mine'; the protocols are original, lavt, cris, c3vg",
     ),
   ],
 )
