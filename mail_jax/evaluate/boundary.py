@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, UInt8
 
 # 2 % of the diagonal, rounded, is at least k pixels where the diagonal is at least 50 k - 25.
@@ -56,6 +57,28 @@ def take_boundaries(
   """
   farthest = farthest_on(rows, cols)
   return packed & ~erode(packed, find_distance(size, farthest), farthest)
+
+
+def take_boundary(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+  """Keeps the pixels of a mask of an image that lie at its contour; on the host."""
+  distance = max(1, round(math.hypot(*mask.shape) / _DIAGONAL))
+  inside = mask
+  for axis in (0, 1):
+    inside = _erode_plain(inside, distance, axis)
+  return mask & ~inside
+
+
+def _erode_plain(
+  mask: Bool[np.ndarray, "h w"], distance: int, axis: int
+) -> Bool[np.ndarray, "h w"]:
+  pads = [(0, 0), (0, 0)]
+  pads[axis] = (distance + 1, distance)
+  sums = np.cumsum(np.pad(mask, pads), axis=axis, dtype=np.int32)
+  side = 2 * distance + 1
+  here, before = (
+    np.take(sums, np.arange(start, start + mask.shape[axis]), axis) for start in (side, 0)
+  )
+  return here - before == side
 
 
 def pack(masks: Bool[Array, "*n y x"]) -> UInt8[Array, "*n q w"]:

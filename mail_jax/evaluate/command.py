@@ -1,8 +1,9 @@
-r"""Computes metrics of a checkpoint on every expression of a split, or compares two checkpoints:
+r"""Computes metrics of a model or of given masks on every expression, or compares two evaluations:
 
 python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes \
     --per_expression demo.jsonl
 python -m mail_jax.evaluate --compare demo.jsonl other.jsonl
+python -m mail_jax.evaluate --predictions masks.json --data_dir data --data shapes/val
 
 docs/guides/evaluate.md defines the metrics.
 """
@@ -22,7 +23,7 @@ from input_pipeline.common.command_line import command_parser
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes
-from mail_jax.evaluate import compare, per_expression, protocols, runner, table
+from mail_jax.evaluate import compare, given_masks, per_expression, runner, table
 from mail_jax.export import load
 from mail_jax.models.mail import find_mask
 from mail_jax.models.resize import resize_logits
@@ -34,9 +35,10 @@ _TILE = 240
 def main(argv: list[str] | None = None) -> None:
   """Runs the command."""
   words = sys.argv[1:] if argv is None else argv
-  if any(word.partition("=")[0] == "--compare" for word in words):
-    compare.main(words)
-    return
+  for option, other in (("--compare", compare), ("--predictions", given_masks)):
+    if any(word.partition("=")[0] == option for word in words):
+      other.main(words)
+      return
   args = _parser().parse_args(words)
   processes.initialize(args, saves_on_sigterm=False)
   if args.overlays and processes.is_main():
@@ -51,27 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
   parser = command_parser("mail_jax.evaluate", __doc__)
   load.add_arguments(parser)
-  parser.add_argument(
-    "--data_dir", required=True, help="the folder that input_pipeline.prepare wrote to"
-  )
-  parser.add_argument(
-    "--data",
-    required=True,
-    action="append",
-    metavar="DATASET[/SPLIT]",
-    help="repeatable; without SPLIT, all splits except train",
-  )
-  parser.add_argument(
-    "--protocol",
-    choices=tuple(protocols.PROTOCOLS),
-    default="original",
-    help="how masks are compared: ours (default), or that of LAVT or CRIS, to compare with their "
-    "numbers",
-  )
-  parser.add_argument(
-    "--json", metavar="OUT", help="write the metrics as fractions, with the model and the data"
-  )
-  parser.add_argument("--per_expression", metavar="OUT.jsonl", help="write one row per expression")
+  runner.add_arguments(parser)
   parser.add_argument("--overlays", metavar="OUT.png", help="draw a contact sheet of predictions")
   parser.add_argument(
     "--overlay_count", type=int, default=24, help="predictions on the sheet (default: 24)"
@@ -90,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     help="compare two files from --per_expression without evaluating; of the other options only "
     "--json applies",
   )
+  parser.add_argument(
+    "--predictions",
+    metavar="FILE_OR_FOLDER",
+    help="evaluate masks of any model instead of a checkpoint; `--predictions x --help` has the "
+    "options",
+  )
   processes.add_arguments(parser)
   return parser
 
@@ -101,8 +89,8 @@ def _write(
   args: argparse.Namespace,
 ) -> None:
   """Prints the metrics and writes the requested files."""
-  protocol = "" if args.protocol == "original" else f", protocol {args.protocol}"
-  print(f"{args.checkpoint}, step {model.step}{protocol}; percent\n{table.metrics(results)}")
+  print(runner.heading(f"{args.checkpoint}, step {model.step}", args.protocol))
+  print(table.metrics(results))
   origins = {name: runner.recall_instances(args.data_dir, name) for name in results}
   for line in leakage.warnings(origins):
     print(line)

@@ -1,5 +1,6 @@
 """Evaluates a model on splits: every expression once, on all devices of all processes."""
 
+import argparse
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,35 @@ from mail_jax.evaluate.segmentation import SegmentationEvaluator, jit_measure
 from mail_jax.export import load
 
 Measure = Callable[[Any, dict[str, Any]], dict[str, jax.Array]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of every evaluation: data, protocol and files to write."""
+  parser.add_argument(
+    "--data_dir", required=True, help="the folder that input_pipeline.prepare wrote to"
+  )
+  parser.add_argument(
+    "--data",
+    required=True,
+    action="append",
+    metavar="DATASET[/SPLIT]",
+    help="repeatable; without SPLIT, all splits except train",
+  )
+  parser.add_argument(
+    "--protocol",
+    choices=tuple(protocols.PROTOCOLS),
+    default="original",
+    help="how masks are compared: ours (default), or that of a paper, to compare with its numbers",
+  )
+  parser.add_argument(
+    "--json", metavar="OUT", help="write the metrics as fractions, with the model and the data"
+  )
+  parser.add_argument("--per_expression", metavar="OUT.jsonl", help="write one row per expression")
+
+
+def heading(what: str, protocol: str) -> str:
+  """Returns the line above the metrics."""
+  return f"{what}{'' if protocol == 'original' else f', protocol {protocol}'}; percent"
 
 
 def open_batches(
@@ -112,7 +142,7 @@ def evaluate_split(
     name: DATASET/SPLIT.
     batch_size: over all devices of all processes; 0 takes the one that training evaluates with. It
       changes no metric.
-    protocol: `original`, `lavt` or `cris`.
+    protocol: a key of `protocols.PROTOCOLS`.
     measure: from `compile_measure`, for the same model and protocol; compiled here by default.
     limit: stop after this many expressions.
 
