@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import os
 
 import numpy as np
 from jaxtyping import UInt8
@@ -66,8 +65,7 @@ def read_header(path: str) -> Header:
     kind = "image is missing" if missing else "image cannot be read"
     raise LineError(kind, f"{path}: no such file" if missing else str(error)) from error
   except UnidentifiedImageError as error:
-    reason = "is not an image of a known format" if os.path.getsize(path) else "is empty"
-    raise LineError("image cannot be read", f"{path} {reason}") from error
+    raise LineError("image cannot be read", f"{path} {error}") from error
   except preprocess.TooManyPixels as error:
     raise LineError("image is too large", f"{path} {error}") from error
   except Exception as error:  # Pillow raises almost any exception on damaged files.

@@ -189,7 +189,7 @@ def _read_png(
       raise LineError("mask is missing", f"{path}: no such file") from error
     raise LineError("invalid PNG", str(error)) from error
   except UnidentifiedImageError as error:
-    raise LineError("invalid PNG", f"{name} is not an image of a known format") from error
+    raise LineError("invalid PNG", f"{name} {error}") from error
   except Exception as error:  # Pillow raises almost any exception on damaged files.
     raise LineError("invalid PNG", f"{name} cannot be read ({error})") from error
   if value is not None:

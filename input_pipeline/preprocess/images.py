@@ -5,6 +5,8 @@ The training pipeline decodes with TensorFlow's own operations and resizes by `r
 """
 
 import contextlib
+import functools
+import importlib
 import io
 import os
 import threading
@@ -28,8 +30,12 @@ MAX_FILE_BYTES = 1 << 30
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """By Pillow's names. It reads more: some start other programs (EPS), some are hardly tested."""
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Files in a folder that are taken for images."""
+EXTENSIONS = (
+  *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib"),
+  *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx"),
+  *(".heic", ".heif", ".hif"),
+)
+"""Endings of image files; only the content decides whether a file can be read."""
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -41,6 +47,11 @@ _TRANSPOSE = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+# Pillow's name of HEIC, where pillow-heif is installed.
+_HEIC = "HEIF"
+# Brands of HEIC after its first bytes, a size and `ftyp` (ISO/IEC 23008-12).
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEAD = 12
 _LIMIT_LOCK = threading.Lock()
 
 
@@ -66,10 +77,7 @@ def decode_image(
   try:
     with open_header(io.BytesIO(data), max_pixels) as image:
       return _rgb(image, upright)
-  except UnidentifiedImageError as error:
-    reason = "not an image of a known format" if data else "it is empty"
-    raise InputError(f"image {name} cannot be decoded: {reason}") from error
-  except TooManyPixels as error:
+  except (UnidentifiedImageError, TooManyPixels) as error:
     raise InputError(f"image {name} {error}") from error
   except MemoryError as error:
     raise InputError(f"image {name} cannot be decoded: not enough memory") from error
@@ -83,27 +91,49 @@ class TooManyPixels(ValueError):
 
 @contextlib.contextmanager
 def open_header(
-  source: Any, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+  file: Any, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
 ) -> Iterator[Image.Image]:
   """Reads the header of an image; its pixels are not decoded yet.
 
   Args:
-    source: a path or an open file.
+    file: open for reading bytes, at its beginning.
     max_pixels: limit on width times height.
-    formats: accepted formats, by Pillow's names.
+    formats: accepted formats, by Pillow's names; FORMATS and, if pillow-heif is installed, HEIC.
 
   Raises:
+    UnidentifiedImageError: it is of no such format; the text says what it is, if that is known.
     TooManyPixels: the image is larger.
     Exception: what Pillow raises for invalid images.
   """
+  if formats is FORMATS and _register_heic():
+    formats = (*FORMATS, _HEIC)
   try:
     with _pillow_limit(max_pixels):
-      image = Image.open(source, formats=formats)
+      image = Image.open(file, formats=formats)
+  except UnidentifiedImageError as error:
+    file.seek(0)
+    raise UnidentifiedImageError(_describe_unknown(file.read(_HEAD))) from error
   except Image.DecompressionBombError as error:
     raise TooManyPixels(_too_many("far too many", max_pixels)) from error
   with image:
     _check_pixels(image, max_pixels)
     yield image
+
+
+def _describe_unknown(head: bytes) -> str:
+  if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS:
+    return "is HEIC; `pip install pillow-heif` to read it, or save it as JPEG"
+  return "is not an image of a known format" if head else "is empty"
+
+
+@functools.cache
+def _register_heic() -> bool:
+  """Makes Pillow read HEIC if pillow-heif is installed; it returns these images upright."""
+  try:
+    importlib.import_module("pillow_heif").register_heif_opener()
+  except ImportError:
+    return False
+  return True
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import collections
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -41,6 +41,8 @@ from mail_jax.predict.segmenter import Segmentation, Segmenter
 _AHEAD = 3
 # Expressions of an image that are predicted before the predictions are written.
 _CHUNK = 8
+# Files that are passed over and named.
+_SHOWN = 50
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -153,6 +155,7 @@ def _predict_many(args: argparse.Namespace) -> None:
   else:
     _check_apart(args.image, args.out)
     all_inputs = inputs.from_folder(args.image, args.text)
+    _report_passed_over(all_inputs.passed_over)
   model = load.load(args.checkpoint, args.step)
   settings = {"model": model.fingerprint(), "instances": args.instances, **all_inputs.source}
   with outputs.open_writer(args.out, settings, args.overwrite) as writer:
@@ -162,6 +165,14 @@ def _predict_many(args: argparse.Namespace) -> None:
   if skipped:
     print(f"{skipped} of {len(all_inputs.items)} images were skipped; see above", file=sys.stderr)
     sys.exit(1)
+
+
+def _report_passed_over(files: Sequence[tuple[str, str]]) -> None:
+  for name, reason in files[:_SHOWN]:
+    print(f"passed over: {name} {reason}", file=sys.stderr)
+  if rest := files[_SHOWN:]:
+    endings = sorted({os.path.splitext(name)[1] or "no ending" for name, _ in rest})
+    print(f"passed over: {len(rest):,} more ({', '.join(endings)})", file=sys.stderr)
 
 
 def _check_apart(images: str, out: str) -> None:

@@ -5,11 +5,12 @@ import dataclasses
 import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from PIL import UnidentifiedImageError
 
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
@@ -63,12 +64,14 @@ class PredictionInputs:
     items: in the order of the input.
     root: the folder that the paths in a JSONL file start in.
     annotations: the COCO file in which lines look up masks; empty without one.
+    passed_over: files of a folder that are not images, each with the reason.
   """
 
   source: Mapping[str, object]
   items: list[PredictionInput]
   root: str = ""
   annotations: str = ""
+  passed_over: Sequence[tuple[str, str]] = ()
 
   def make_proposer(
     self, item: PredictionInput, pixels: UInt8[np.ndarray, "h w 3"]
@@ -99,22 +102,23 @@ class PredictionInputs:
 def from_folder(folder: str, expressions: Sequence[str]) -> PredictionInputs:
   """Combines every image below a folder with the same expressions.
 
+  Files are images by their content, as for a single image; hidden files are not looked at.
+
   Raises:
     InputError: there are no images in the folder.
   """
-  names = []
+  names, others = [], []
   for place, folders, files in os.walk(folder):
     folders.sort()
     inside = os.path.relpath(place, folder)
-    names += [
-      os.path.normpath(os.path.join(inside, name))
-      for name in sorted(files)
-      if name.lower().endswith(preprocess.EXTENSIONS)
-    ]
+    for name in sorted(files):
+      if not name.startswith("."):
+        path = os.path.normpath(os.path.join(inside, name))
+        reason = _refuse(os.path.join(folder, path))
+        names.append(path) if reason is None else others.append((path, reason))
   if not names:
-    raise InputError(
-      f"--image {folder}: no images in this folder ({', '.join(preprocess.EXTENSIONS)})"
-    )
+    few = "; ".join(f"{name} {reason}" for name, reason in others[:_PROBLEMS])
+    raise InputError(f"--image {folder}: no images in this folder{few and f' ({few})'}")
   stems = collections.Counter(os.path.splitext(name)[0] for name in names)
   items = []
   for name in names:
@@ -122,7 +126,21 @@ def from_folder(folder: str, expressions: Sequence[str]) -> PredictionInputs:
     # a.jpg and a.png need different outputs.
     output = stem if stems[stem] == 1 else name
     items.append(PredictionInput(name, os.path.join(folder, name), tuple(expressions), output))
-  return PredictionInputs({"expressions": list(expressions)}, items)
+  return PredictionInputs({"expressions": list(expressions)}, items, passed_over=others)
+
+
+def _refuse(path: str) -> str | None:
+  """Returns why a file is passed over; None for an image, and for one that seems to be damaged."""
+  try:
+    with untrusted_files.open_file(path, path) as file, preprocess.open_header(file):
+      return None
+  except UnidentifiedImageError as error:
+    known = str(error).startswith("is HEIC")
+    return str(error) if known or not path.lower().endswith(preprocess.EXTENSIONS) else None
+  except InputError as error:
+    return str(error).removeprefix(f"{path}: ")
+  except Exception:  # Pillow raises nearly anything; the prediction reports it
+    return None
 
 
 def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> PredictionInputs:
@@ -137,7 +155,7 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
     InputError: the file cannot be read, a line is wrong, or the file is empty.
   """
   from input_pipeline.custom import masks, scan, schema
-  from input_pipeline.custom.schema import LineError
+  from input_pipeline.custom.schema import LineError, Problem
 
   home = os.path.dirname(path) or "."
   root = images if images is not None else home
@@ -163,9 +181,15 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
         problems.append(LineError("path outside the folder", str(error)).at(number))
         continue
       annotations = annotations or named
+      if named != annotations:
+        message = f"annotations: {line.annotations} is not the file of an earlier line; use one"
+        problems.append(Problem(number, "several COCO files", message))
     stem = os.path.splitext(os.path.basename(line.image))[0]
     output = f"{number:05d}_{stem}"
     items.append(PredictionInput(line.image, file, line.sentences, output, number, line.instances))
+  for item, earlier in _conflicts(items):
+    message = f"instances: differ from those of line {earlier.line} for the same image"
+    problems.append(Problem(item.line or 0, "conflicting instances", f"{message}; give them once"))
   if problems:
     shown = "; ".join(map(str, problems[:_PROBLEMS]))
     more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
@@ -178,10 +202,22 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
   return PredictionInputs(source, _share_instances(items), paths.root, annotations)
 
 
+def _conflicts(
+  items: Sequence[PredictionInput],
+) -> Iterator[tuple[PredictionInput, PredictionInput]]:
+  """Yields inputs whose instances differ from those of an earlier one of the same image."""
+  first: dict[str, PredictionInput] = {}
+  for item in items:
+    if item.instances is not None:
+      earlier = first.setdefault(item.path, item)
+      if earlier.instances != item.instances:
+        yield item, earlier
+
+
 def _share_instances(items: list[PredictionInput]) -> list[PredictionInput]:
   """Gives the instances of an image, which one of its lines has, to all of its lines."""
-  instances = {item.image: item.instances for item in items if item.instances is not None}
-  return [dataclasses.replace(item, instances=instances.get(item.image)) for item in items]
+  instances = {item.path: item.instances for item in items if item.instances is not None}
+  return [dataclasses.replace(item, instances=instances.get(item.path)) for item in items]
 
 
 def remaining(

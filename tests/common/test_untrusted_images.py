@@ -205,7 +205,7 @@ def test_files_that_are_not_images_are_named(tmp_path):
   os.mkfifo(pipe)
   for path, words in (
     (text, "not an image of a known format"),
-    (empty, "it is empty"),
+    (empty, "is empty"),
     (tmp_path, "directory"),
     (
       pipe,

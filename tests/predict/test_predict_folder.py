@@ -208,6 +208,58 @@ def test_a_folder_that_cannot_be_locked_is_reported_in_one_line(tmp_path):
     pass
 
 
+def test_a_folder_gives_every_image_that_can_be_predicted_alone(
+  finished_run, segmenter, tmp_path, capsys
+):
+  photos = tmp_path / "photos"
+  (photos / "deep").mkdir(parents=True)
+  pixels = np.kron(
+    np.random.default_rng(3).integers(0, 255, (6, 8, 3), np.uint8), np.ones((8, 8, 1))
+  )
+  image = Image.fromarray(pixels.astype(np.uint8))
+  kinds = {
+    "a.jfif": "JPEG",
+    "b.JPG": "JPEG",
+    "c.avif": "AVIF",
+    "d.jp2": "JPEG2000",
+    "e.webp": "WEBP",
+    "f.png": "PNG",
+    "g.ppm": "PPM",
+    "h.gif": "GIF",
+    "deep/i.tif": "TIFF",
+    "deep/k": "BMP",
+    "l.jpeg": "MPO",
+  }
+  for name, kind in kinds.items():
+    image.save(photos / name, format=kind)
+  (photos / ".thumbnail.jpg").write_bytes((photos / "a.jfif").read_bytes())
+  (photos / "notes.txt").write_text("no picture")
+  (photos / "void").write_bytes(b"")
+  (photos / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+  run(finished_run, tmp_path / "out", "--image", photos, "--text", "red")
+  rows = {row["image"]: row for row in rows_of(tmp_path / "out")}
+  assert sorted(rows) == sorted(kinds)
+  for name, row in rows.items():
+    np.testing.assert_array_equal(mask_of(row), segmenter(photos / name, "red").mask)
+  passed_over = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
+  assert passed_over[0].startswith("passed over: notes.txt is not an image")
+  assert passed_over[1].startswith("passed over: phone.heic is HEIC; `pip install pillow-heif`")
+  assert passed_over[2:] == ["passed over: void is empty"]
+
+
+def test_files_beyond_the_first_fifty_are_passed_over_by_ending(finished_run, tmp_path, capsys):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  Image.new("RGB", (8, 8)).save(photos / "a.png")
+  for number in range(53):
+    (photos / f"b{number:02}.xml").write_text("<a/>")
+  (photos / "c").write_text("text")
+  run(finished_run, tmp_path / "out", "--image", photos, "--text", "red")
+  printed = capsys.readouterr().err.splitlines()
+  assert sum("passed over: b" in line for line in printed) == 50
+  assert "passed over: 4 more (.xml, no ending)" in printed
+
+
 def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, tmp_path, capsys):
   photos = tmp_path / "photos"
   photos.mkdir()
@@ -217,7 +269,7 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
   (photos / "c.jpg").write_bytes(first.read_bytes()[:-200])
   out = tmp_path / "out"
   options = ["--image", photos, "--text", "red"]
-  with pytest.raises(InputError, match=r"a\.jpg cannot be decoded: .*--on_error skip continues"):
+  with pytest.raises(InputError, match=r"a\.jpg is not an image .*--on_error skip continues"):
     run(finished_run, out, *options)
   with pytest.raises(SystemExit, match="1"):
     run(finished_run, out, *options, "--on_error", "skip")
@@ -254,6 +306,8 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
     (["--pairs", "fine.jsonl", "--images", "nowhere"], r"--images nowhere: no such folder"),
     (["--pairs", "fine.jsonl"], r"fine\.jsonl, line 1: image .*gone\.png: No such file"),
     (["--pairs", "masks.jsonl"], r"line 1: instances.*; --on_error skip"),
+    (["--pairs", "two.jsonl"], r"line 3: instances: differ from those of line 1 for the same"),
+    (["--pairs", "files.jsonl"], r"line 2: annotations: b\.json is not the file of an earlier"),
   ],
 )
 def test_errors_are_reported_and_no_prediction_is_written(
@@ -271,6 +325,16 @@ def test_errors_are_reported_and_no_prediction_is_written(
   pathlib.Path("fine.jsonl").write_text(json.dumps(line | {"image": "gone.png"}))
   runs = {"size": [9, 9], "counts": [81]}
   pathlib.Path("masks.jsonl").write_text(json.dumps(line | {"instances": [{"rle": runs}]}))
+  several = [
+    {"instances": [{"rle": runs}]},
+    {},
+    {"image": "photos/../photos/a.png", "instances": []},
+  ]
+  pathlib.Path("two.jsonl").write_text("\n".join(json.dumps(line | more) for more in several))
+  for name in ("a.json", "b.json"):
+    pathlib.Path(name).write_text("{}")
+  named = [{"annotations": "a.json"}, {"annotations": "b.json"}]
+  pathlib.Path("files.jsonl").write_text("\n".join(json.dumps(line | more) for more in named))
   with pytest.raises(InputError, match=message) as caught:
     run(finished_run, pathlib.Path("out"), *options)
   assert "\n" not in str(caught.value)
