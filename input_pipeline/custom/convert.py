@@ -25,6 +25,7 @@ from input_pipeline.custom.converters import (
   label_studio,
   labelme,
   mdetr,
+  parquet,
   recognise,
   supervisely,
   via,
@@ -41,6 +42,7 @@ READERS = {
   "supervisely": supervisely.read,
   "datumaro": datumaro.read,
   "mdetr": mdetr.read,
+  "parquet": parquet.read,
 }
 # Missing images that the warning names.
 _SHOWN = 3

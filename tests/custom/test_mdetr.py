@@ -74,19 +74,8 @@ def convert(folder, content, *options, export_format="mdetr", name="finetune_ref
   return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def covered(target, height=HEIGHT, width=WIDTH):
-  """Returns the pixels of a target by pycocotools."""
-  masks = [] if target is None else target if isinstance(target, list) else [target]
-  runs = []
-  for mask in masks:
-    if isinstance(mask.get("rle", {}).get("counts"), str):
-      runs.append(mask["rle"] | {"counts": mask["rle"]["counts"].encode()})
-    elif "rle" in mask:
-      runs.append(coco_mask.frPyObjects(mask["rle"], height, width))
-    else:
-      runs += coco_mask.frPyObjects(mask["polygons"], height, width)
-  empty = np.zeros((height, width), bool)
-  return coco_mask.decode(coco_mask.merge(runs)).astype(bool) if runs else empty
+def covered(target):
+  return custom_files.covered(target, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("export_format", ["mdetr", "coco"])

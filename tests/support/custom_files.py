@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 HEIGHT, WIDTH = 20, 30
 SQUARE = {"polygons": [[2, 3, 12, 3, 12, 13, 2, 13]]}
@@ -44,3 +45,18 @@ def write_coco(path: pathlib.Path, file_name: str = "a.png") -> list[dict[str, A
     json.dumps({"images": [image], "annotations": rows, "categories": [{"id": 2, "name": "thing"}]})
   )
   return rows
+
+
+def covered(target: Any, height: int, width: int) -> np.ndarray:
+  """Returns the pixels of a target by pycocotools."""
+  masks = [] if target is None else target if isinstance(target, list) else [target]
+  runs: list[Any] = []
+  for mask in masks:
+    if isinstance(mask.get("rle", {}).get("counts"), str):
+      runs.append(mask["rle"] | {"counts": mask["rle"]["counts"].encode()})
+    elif "rle" in mask:
+      runs.append(coco_mask.frPyObjects(mask["rle"], height, width))
+    else:
+      runs += coco_mask.frPyObjects(mask["polygons"], height, width)
+  empty = np.zeros((height, width), bool)
+  return coco_mask.decode(coco_mask.merge(runs)).astype(bool) if runs else empty

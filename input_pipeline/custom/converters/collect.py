@@ -62,8 +62,8 @@ class Region:
   upright: bool | None = None
   """Whether the mask is for the image as EXIF turns it; None if the tool does not say."""
   ref: str | None = None
-  """Regions of an image with the same ref are one target, and never part of another ref's. None:
-  regions with the same expression are one target."""
+  """Regions of an image with the same ref, which have the same texts, are one target, and never
+  part of another ref's. None: regions with the same expression are one target."""
   split: str | None = None
   """As the export says; None if it does not."""
 
@@ -295,23 +295,32 @@ def _group_expressions(regions: Sequence[Region]) -> Iterator[tuple[tuple[int, .
   refs: dict[str | None, list[int]] = {}
   for number, region in enumerate(regions):
     refs.setdefault(region.ref, []).append(number)
-  for ref, members in refs.items():
-    referents: dict[str, list[int]] = {}
-    spelling: dict[str, str] = {}
-    for number in members:
-      for text in regions[number].texts:
-        try:
-          normalised = preprocess.normalise_text(text)
-        except InputError:
-          continue
-        spelling.setdefault(normalised, text)
-        if number not in referents.setdefault(normalised, []):
-          referents[normalised].append(number)
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for normalised, numbers in referents.items():
-      target = tuple(numbers if ref is None else members)
-      groups.setdefault(target, []).append(spelling[normalised])
-    yield from groups.items()
+  without_ref = refs.pop(None, [])
+  for members in refs.values():
+    # As the data set has them: each counts, also if two are the same.
+    if texts := [text for text in regions[members[0]].texts if is_expression(text)]:
+      yield tuple(members), texts
+  referents: dict[str, list[int]] = {}
+  spelling: dict[str, str] = {}
+  for number in without_ref:
+    for text in filter(is_expression, regions[number].texts):
+      normalised = preprocess.normalise_text(text)
+      spelling.setdefault(normalised, text)
+      if number not in referents.setdefault(normalised, []):
+        referents[normalised].append(number)
+  groups: dict[tuple[int, ...], list[str]] = {}
+  for normalised, numbers in referents.items():
+    groups.setdefault(tuple(numbers), []).append(spelling[normalised])
+  yield from groups.items()
+
+
+def is_expression(text: str) -> bool:
+  """Returns whether anything of a text is left once it is normalised."""
+  try:
+    preprocess.normalise_text(text)
+  except InputError:
+    return False
+  return True
 
 
 def split_of(path: str, splits: Mapping[str, float]) -> str:

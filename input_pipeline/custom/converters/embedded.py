@@ -7,11 +7,12 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import UnidentifiedImageError
 
 from input_pipeline import preprocess
-from input_pipeline.common import atomic_files
+from input_pipeline.common import atomic_files, image_names
 from input_pipeline.common.errors import InputError
 
 # By Pillow's name of the format; the first is given to files whose own extension is another.
@@ -49,6 +50,17 @@ def written_to(folder: str, overwrite: bool = False) -> Iterator["EmbeddedImages
     images.check_replaced()
 
 
+class Written(NamedTuple):
+  """An image in the folder."""
+
+  path: str
+  """Below the folder."""
+  size: tuple[int, int]
+  """Height and width after the EXIF rotation."""
+  turned: bool
+  """Whether there is such a rotation."""
+
+
 class EmbeddedImages:
   """A folder of images; see `written_to`."""
 
@@ -64,45 +76,38 @@ class EmbeddedImages:
     self._overwrite = overwrite
     self._stack = stack
     self._staging: pathlib.Path | None = None
-    self._written: dict[str, tuple[bytes, str, tuple[int, int]]] = {}
+    self._written: dict[str, tuple[str, Written]] = {}
     self._paths: set[str] = set()
 
-  def add(self, data: bytes, name: str, where: str) -> tuple[str, tuple[int, int]]:
+  def add(self, data: bytes, name: str, where: str) -> Written:
     """Writes an image, unchanged, unless it has been written.
 
     Args:
       data: the file's bytes.
-      name: as the export gives it, or empty; then the content is the name.
+      name: as the export gives it, or empty. Without a name, or if another image has it, the
+        content is the name.
       where: the image is, for errors.
 
-    Returns:
-      Its path below the folder, and its height and width after the EXIF rotation.
-
     Raises:
-      InputError: the bytes are not an image, or another image has that name.
+      InputError: the bytes are not an image, or another image has that name of COCO's.
     """
-    digest = hashlib.sha256(data).digest()
-    path = _safe_path(name) or f"{digest.hex()[:32]}"
-    key = path.casefold()  # some file systems ignore case
-    if key in self._written:
-      known, path, size = self._written[key]
-      if known != digest:
+    digest = hashlib.sha256(data).hexdigest()
+    path = _safe_path(name) or digest[:32]
+    known, written = self._written.get(path.casefold(), ("", None))
+    if written and known != digest:
+      if image_names.coco_number(path) is not None:
         raise InputError(
-          f"{where}: another image than before under the same name, {path}; which of them do the "
-          "masks belong to?"
+          f"{where}: another image than before is called {path}; which of them do the masks belong "
+          "to?"
         )
-      return path, size
-    size, kind = _read_header(data, where)
-    stem, extension = os.path.splitext(path)
-    extensions = _EXTENSIONS.get(kind, (extension,))
-    if extension.lower() not in extensions:
-      path = (stem if extension.lower() in _KNOWN else path) + extensions[0]
-    if path.casefold() in self._paths:
-      raise InputError(f"{where}: two images would get the same name, {path}")
-    self._write(path, data)
-    self._paths.add(path.casefold())
-    self._written[key] = digest, path, size
-    return path, size
+      path = digest[:32]
+      known, written = self._written.get(path, ("", None))
+    if written:
+      return written
+    written = self._write(data, path, where)
+    # Some file systems ignore case.
+    self._written[path.casefold()] = digest, written
+    return written
 
   def check_replaced(self) -> None:
     """Checks that a folder which is replaced has no other files than the new one.
@@ -119,7 +124,14 @@ class EmbeddedImages:
             "the folder, or choose another --out"
           )
 
-  def _write(self, path: str, data: bytes) -> None:
+  def _write(self, data: bytes, path: str, where: str) -> Written:
+    size, turned, kind = _read_header(data, where)
+    stem, extension = os.path.splitext(path)
+    extensions = _EXTENSIONS.get(kind, (extension,))
+    if extension.lower() not in extensions:
+      path = (stem if extension.lower() in _KNOWN else path) + extensions[0]
+    if path.casefold() in self._paths:
+      raise InputError(f"{where}: two images would get the same name, {path}")
     if self._staging is None:
       folder = atomic_files.whole_folder(self.folder, self._overwrite)
       self._staging = self._stack.enter_context(folder)
@@ -130,6 +142,8 @@ class EmbeddedImages:
     except OSError as error:
       reason = atomic_files.describe_error(error, self.folder, len(data))
       raise InputError(f"{self.folder}/{path} cannot be written: {reason}") from error
+    self._paths.add(path.casefold())
+    return Written(path, size, turned)
 
 
 _KNOWN = {extension for extensions in _EXTENSIONS.values() for extension in extensions}
@@ -144,12 +158,14 @@ def _safe_path(name: str) -> str:
   return "" if any(len(os.fsencode(part)) > _MAX_NAME for part in kept) else "/".join(kept)
 
 
-def _read_header(data: bytes, where: str) -> tuple[tuple[int, int], str]:
+def _read_header(data: bytes, where: str) -> tuple[tuple[int, int], bool, str]:
+  """Returns the size of an upright image, whether EXIF turns it, and its format."""
   try:
     with preprocess.open_header(io.BytesIO(data)) as image:
       width, height = image.size
-      sideways = preprocess.read_orientation(image) >= 5
-      return ((width, height) if sideways else (height, width)), str(image.format)
+      orientation = preprocess.read_orientation(image)
+      size = (width, height) if orientation >= 5 else (height, width)
+      return size, orientation != 1, str(image.format)
   except UnidentifiedImageError as error:
     reason = "are not an image of a known format" if data else "are empty"
     raise InputError(f"{where}: the bytes {reason}") from error

@@ -10,12 +10,13 @@ from input_pipeline.custom.converters import (
   datumaro,
   export_files,
   labelme,
+  parquet,
   supervisely,
   via,
   yolo,
 )
 
-OWN = ("labelme", "via", "yolo", "supervisely", "datumaro")
+OWN = ("labelme", "via", "yolo", "supervisely", "datumaro", "parquet")
 """Formats that have nothing in common with COCO's."""
 
 # Files of a folder or zip that are looked at before it counts as unknown.
@@ -33,6 +34,10 @@ def recognise(path: str) -> str | None:
   """
   with export_files.ExportFiles(path) as files:
     names = files.names
+    if any(name.endswith(".parquet") for name in names) or (
+      files.whole and parquet.is_parquet(path)
+    ):
+      return "parquet"
     if not files.whole and yolo.settings_file(names) and any(n.endswith(".txt") for n in names):
       return "yolo"
     likely = [name for name in names if name.lower().endswith((".json", ".xml", ".csv"))]
