@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from input_pipeline.common import parallel, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.check import CheckLevel, CheckResult, LineChecker, LineSummary
+from input_pipeline.custom.converters import parquet
 from input_pipeline.custom.masks import PathResolver, open_coco
 from input_pipeline.custom.schema import MAX_LINE, LineError, Problem
 
@@ -150,9 +151,14 @@ def _converted(path: str, modified: int) -> mmap.mmap:
 
 def _open(path: str) -> BinaryIO:
   try:
-    return untrusted_files.open_text(path, path)
+    if not parquet.is_parquet(path):
+      return untrusted_files.open_text(path, path)
   except InputError as error:
     raise InputError(f"{error}; expected a file with one JSON object per line") from error
+  raise InputError(
+    f"{path}: parquet, not lines; write them by `python -m input_pipeline.custom convert "
+    f"--from parquet {path} --out mine.jsonl`"
+  )
 
 
 def _check_first(path: str, text: bytes) -> None:

@@ -461,6 +461,14 @@ def test_a_parquet_file_is_recognised(tmp_path, export_format):
     )
 
 
+def test_validate_says_how_parquet_becomes_lines(tmp_path):
+  source = write(tmp_path / "val.parquet", LMMS, lmms(7, ["the cup"], (5, 6, 10, 12)))
+  with pytest.raises(
+    InputError, match=r"parquet, not lines; write them by .*convert --from parquet"
+  ):
+    scan.scan(str(source))
+
+
 def test_a_folder_that_was_not_written_by_convert_is_not_replaced(tmp_path):
   source = write(tmp_path / "val.parquet", LMMS, lmms(7, ["the cup"], (5, 6, 10, 12)))
   convert(source)
