@@ -23,6 +23,7 @@ _QUERY = re.compile(r"(.*\.[A-Za-z0-9]+)\?.*", re.DOTALL)
 # Label Studio's prefix of the name of an uploaded file.
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
 _COCO_FOLDER = re.compile(r"(?:train|val|test|unlabeled)201[457]")
+_COCO_URL = re.compile(r"https?://images\.cocodataset\.org/")
 _COCO_FILE = re.compile(r"(COCO_(?:train|val|test)201[457]_)?(\d{12}\.[a-z0-9]+)", re.IGNORECASE)
 # Also as refs files call them (with the number of an annotation), uploaded, or by Roboflow.
 _COCO_NUMBER = re.compile(
@@ -160,6 +161,11 @@ def same_image(name_a: str, name_b: str) -> bool:
   )
 
 
+def same_spelling(name_a: str, name_b: str) -> bool:
+  """Tells whether two names are one path, however it is encoded."""
+  return _parts(_decoded(name_a)) == _parts(_decoded(name_b))
+
+
 def spelled(root: str, path: str) -> str | None:
   """Returns a path below a folder as the files there are spelled; None if none or several fit.
 
@@ -286,6 +292,12 @@ def _other_release(name: str, asked: bool) -> Iterator[Form]:
       yield f"{bool(match[1]) != asked} {match[2].lower()}", other
 
 
+def _from_server(name: str, asked: bool) -> Iterator[Form]:
+  """Yields names; the folders in a URL of COCO's server need not be the user's."""
+  for last, folders in _readable(name, asked):
+    yield last, () if _COCO_URL.match(name) else folders
+
+
 def _uploaded(name: str, asked: bool) -> Iterator[Form]:
   """Yields names with Label Studio's prefix, whose folders are the server's."""
   for last, _ in _readable(name, asked):
@@ -312,6 +324,7 @@ _SPELLINGS: tuple[Callable[[str, bool], Iterator[Form]], ...] = (
   _literal,
   _readable,
   _caseless,
+  _from_server,
   _other_release,
   _uploaded,
   _before_upload,

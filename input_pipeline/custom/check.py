@@ -49,6 +49,7 @@ class LineSummary:
   expression_hashes: tuple[int, ...]
   """Of the normalised expressions."""
   target_hash: str
+  """Of its pixels; of what the line says if it was not rasterised."""
   coco_image: int | None
   """Id of the image in the COCO file that the line's masks are looked up in; None without one."""
 
@@ -79,10 +80,10 @@ class LineChecker:
       return CheckResult(tuple(problems), None)
     line = dataclasses.replace(line, image=self.paths.name(line.image))
     header = self._check_image(line, problems)
-    area = self._check_target(line, header, problems)
+    area, target_hash = self._check_target(line, header, problems)
     self._check_instances(line, header, problems)
     size = header.size if header is not None else None
-    return CheckResult(tuple(problems), self._summarise(line, offset, size, area))
+    return CheckResult(tuple(problems), self._summarise(line, offset, size, area, target_hash))
 
   def _check_image(
     self, line: schema.Annotation, problems: list[Problem]
@@ -101,20 +102,22 @@ class LineChecker:
 
   def _check_target(
     self, line: schema.Annotation, header: image_files.Header | None, problems: list[Problem]
-  ) -> int | None:
+  ) -> tuple[int | None, str]:
+    """Returns the number of pixels, if it is known, and a hash of the target."""
     parts = [
       self._rasterise(mask, line, header, problems, _field("target", number, len(line.target)))
       for number, mask in enumerate(line.target)
     ]
     if not parts:
-      return 0
+      return 0, ""
     if any(mask is None for mask in parts):
-      return None
-    area = int(np.count_nonzero(masks.union([mask for mask in parts if mask is not None])))
+      return None, _hash(line.target)
+    union = masks.union([mask for mask in parts if mask is not None])
+    area = int(np.count_nonzero(union))
     if not area:
       message = "target: covers no pixel; use null if the expressions refer to nothing"
       problems.append(Problem(line.number, "empty mask", message))
-    return area
+    return area, fingerprint.of_bytes(np.packbits(union).tobytes())
 
   def _check_instances(
     self, line: schema.Annotation, header: image_files.Header | None, problems: list[Problem]
@@ -132,6 +135,7 @@ class LineChecker:
     offset: int,
     size: tuple[int, int] | None,
     area: int | None,
+    target_hash: str,
   ) -> LineSummary:
     looked_up = (masks.coco_image(m, self.paths) for m in (*line.target, *(line.instances or ())))
     return LineSummary(
@@ -146,7 +150,7 @@ class LineChecker:
       area=area,
       instances_hash=_hash(line.instances),
       expression_hashes=tuple(map(_hash_expression, line.sentences)),
-      target_hash=_hash(line.target),
+      target_hash=target_hash,
       coco_image=next((image_id for image_id in looked_up if image_id is not None), None),
     )
 

@@ -6,16 +6,19 @@ python -m input_pipeline.custom convert --from label-studio export.json --images
 """
 
 import argparse
+import dataclasses
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
+from input_pipeline.custom import photos
 from input_pipeline.custom.converters import (
   coco,
   collect,
@@ -54,7 +57,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     subparsers, "convert", "convert a COCO, Label Studio or CVAT export to custom data", __doc__
   )
   parser.add_argument(
-    "file", metavar="EXPORT", help="what the tool exported: a file, a folder of files or a zip"
+    "files",
+    metavar="EXPORT",
+    nargs="+",
+    help="what the tool exported: a file, a folder of files or a zip; several, as train/x.json "
+    "valid/x.json, become one data set with splits by their names",
   )
   parser.add_argument(
     "--from",
@@ -65,7 +72,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
   )
   parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="output file")
   parser.add_argument(
-    "--images", help="folder with the images, at any depth (default: that of --out)"
+    "--images",
+    help="folder with the images, at any depth (default: that of --out; of several exports, their "
+    "own)",
+  )
+  parser.add_argument(
+    "--exif",
+    choices=[photos.UPRIGHT, photos.STORED],
+    help="which pixels of a photo that EXIF data turns the masks are for, if the export does not "
+    "say it",
+  )
+  parser.add_argument(
+    "--rescale",
+    action="store_true",
+    help="scale masks to photos of another size than the annotated ones",
   )
   parser.add_argument(
     "--text",
@@ -115,13 +135,55 @@ def run(args: argparse.Namespace) -> None:
   atomic_files.check_folder(args.out)
   if os.path.exists(args.out) and not args.overwrite:
     raise InputError(f"{args.out} already exists; add --overwrite to replace it")
-  home = os.path.dirname(args.out) or "."
-  folder = args.images or home
-  if not os.path.isdir(folder):
-    raise InputError(f"--images {folder}: no such folder")
   splits = collect.parse_splits(args.split or ())
+  conversion = _Conversion(args, photos.Fit(args.exif, args.rescale), splits)
   contained = os.path.splitext(args.out)[0] + "_images"
   with embedded.written_to(contained, args.overwrite) as images:
+    for file in args.files:
+      conversion.add(file, images)
+  lines = conversion.lines
+  if conversion.drop_repeated_ids():
+    print("note: image_id is left out, since the exports give one to several images")
+  text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+  atomic_files.write_whole(args.out, text)
+  _report(args.out, conversion)
+  option = f" --images {conversion.root}" if conversion.root else ""
+  print(f"next: python -m input_pipeline.custom validate {args.out}{option}")
+
+
+class _Conversion:
+  """Turns exports into the lines of one file.
+
+  Attributes:
+    lines: of all exports.
+    exports: each as read.
+    missing: errors of names without a photo.
+    unreadable: errors of photos that cannot be opened.
+    root: the folder that paths in lines are relative to; empty if it is that of the file.
+  """
+
+  def __init__(self, args: argparse.Namespace, fit: photos.Fit, splits: Mapping[str, float]):
+    """Starts without lines."""
+    self._args, self._fit, self._splits = args, fit, splits
+    self._home = os.path.dirname(args.out) or "."
+    self.lines: list[dict[str, Any]] = []
+    self.exports: list[collect.Export] = []
+    self.missing: list[str] = []
+    self.unreadable: list[str] = []
+    self.root = ""
+
+  def add(self, file: str, images: embedded.EmbeddedImages) -> None:
+    """Converts an export.
+
+    Raises:
+      InputError: it cannot be read, or does not fit its photos.
+    """
+    args = self._args
+    several = len(args.files) > 1
+    own = file if os.path.isdir(file) else os.path.dirname(file) or "."
+    folder = args.images or (own if several else self._home)
+    if not os.path.isdir(folder):
+      raise InputError(f"--images {folder}: no such folder")
     options = collect.Options(
       tuple(args.text or collect.TEXT_KEYS),
       args.separator or "\n",
@@ -132,29 +194,67 @@ def run(args: argparse.Namespace) -> None:
       folder,
     )
     try:
-      exported = READERS[args.format](args.file, options)
+      export = READERS[args.format](file, options)
     except InputError as error:
-      raise _with_format(error, args.file, args.format) from error
-    if exported.embedded and args.images:
+      raise _with_format(error, file, args.format) from error
+    if export.embedded and args.images:
       raise InputError(
-        f"--images {args.images}: {args.file} contains its images, which are written to "
-        f"{contained}; leave out --images"
+        f"--images {args.images}: {file} contains its images, which are written to "
+        f"{images.folder}; leave out --images"
       )
-  regions = [region for region in exported.regions if region.texts or args.with_instances]
-  names = [region.image for region in regions if region.image not in exported.embedded]
-  paths, missing = collect.find_images(names, folder)
-  # Paths in the file are relative to its own folder, so that --images is not needed later on.
-  prefix = os.path.relpath(os.path.realpath(folder), os.path.realpath(home))
-  inside = prefix != ".." and not prefix.startswith(".." + os.sep)
-  if inside and prefix != ".":
-    paths = {name: f"{prefix}/{path}".replace(os.sep, "/") for name, path in paths.items()}
-  paths |= {name: name for name in exported.embedded}
-  lines = list(collect.make_lines(regions, paths, splits, args.with_instances))
-  text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-  atomic_files.write_whole(args.out, text)
-  _report(args, exported, lines, missing)
-  option = "" if inside else f" --images {folder}"
-  print(f"next: python -m input_pipeline.custom validate {args.out}{option}")
+    if silent := sum(not region.texts for region in export.regions):
+      export.skipped["region without an expression"] = silent
+    if not args.with_instances:
+      export.regions = [region for region in export.regions if region.texts]
+    photos.check_ids(export.regions)
+    paths, missing = photos.find_photos(export, folder)
+    regions, unreadable = photos.fit_regions(export, paths, folder, self._fit)
+    if several and not self._splits:
+      regions = _with_split(regions, file)
+    inside = self._paths_in_lines(export, paths, folder)
+    self.lines += collect.make_lines(regions, inside, self._splits, args.with_instances)
+    self.exports.append(export)
+    self.missing += missing
+    self.unreadable += unreadable
+
+  def _paths_in_lines(
+    self, export: collect.Export, paths: Mapping[str, str], folder: str
+  ) -> dict[str, str]:
+    """Returns paths relative to the folder of the lines, so that --images is not needed later."""
+    prefix = os.path.relpath(os.path.realpath(folder), os.path.realpath(self._home))
+    if prefix == ".." or prefix.startswith(".." + os.sep):
+      if len(self._args.files) > 1 and not self._args.images:
+        raise InputError(f"--out {self._args.out}: write it to a folder that has the exports in it")
+      self.root = folder
+      return dict(paths)
+    prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
+    return {
+      name: path if name in export.embedded else prefix + path for name, path in paths.items()
+    }
+
+  def drop_repeated_ids(self) -> bool:
+    """Removes the ids of all images if two images have the same; tells whether it did."""
+    owners: dict[int, str] = {}
+    rows = [line for line in self.lines if "image_id" in line]
+    if all(owners.setdefault(row["image_id"], row["image"]) == row["image"] for row in rows):
+      return False
+    for row in rows:
+      del row["image_id"]
+    return True
+
+
+def _with_split(regions: Sequence[collect.Region], path: str) -> list[collect.Region]:
+  """Gives regions the split that the name of their export, or of its folder, says."""
+  folder, name = os.path.split(os.path.abspath(path))
+  # COCO's years: instances_val2017.json.
+  texts = [re.sub(r"20\d\d", "", text) for text in (name, os.path.basename(folder))]
+  split = next(filter(None, map(collect.split_in, texts)), None)
+  if split is None:
+    raise InputError(
+      f"{path}: neither its name nor its folder's is that of a split, such as train or valid; name "
+      "the splits of all exports with --split"
+    )
+  return [dataclasses.replace(region, split=region.split or split) for region in regions]
 
 
 def _with_format(error: InputError, path: str, format_name: str) -> InputError:
@@ -166,24 +266,20 @@ def _with_format(error: InputError, path: str, format_name: str) -> InputError:
   return InputError(f"{path}: this looks like {actual}; use --from {actual}")
 
 
-def _report(
-  args: argparse.Namespace,
-  exported: collect.Export,
-  lines: Sequence[dict[str, Any]],
-  missing: Sequence[str],
-) -> None:
+def _report(out: str, conversion: _Conversion) -> None:
+  lines = conversion.lines
   counts = {
     "line": len(lines),
     "expression": sum(len(line["sentences"]) for line in lines),
     "image": len({line["image"] for line in lines}),
   }
-  print(f"wrote {args.out}: {', '.join(counted(number, noun) for noun, number in counts.items())}")
-  if silent := sum(not region.texts for region in exported.regions):
-    exported.skipped["region without an expression"] = silent
-  for row in exported.report():
+  print(f"wrote {out}: {', '.join(counted(number, noun) for noun, number in counts.items())}")
+  for row in (row for export in conversion.exports for row in export.report()):
     print(row)
-  if missing:
-    few = ", ".join(missing[:_SHOWN]) + ", ..." * (len(missing) > _SHOWN)
-    where = args.images or "the folder of --out"
-    images = counted(len(missing), "image")
-    print(f"warning: {images} not found in {where}: {few}", file=sys.stderr)
+  for errors, what in (
+    (conversion.missing, "not found"),
+    (conversion.unreadable, "that cannot be opened, and whose size was not compared"),
+  ):
+    if errors:
+      few = "; ".join(errors[:_SHOWN]) + "; ..." * (len(errors) > _SHOWN)
+      print(f"warning: {counted(len(errors), 'image')} {what}: {few}", file=sys.stderr)

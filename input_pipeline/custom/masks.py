@@ -21,6 +21,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 # Up to this many values are labels, of which one is meant; more are shades of grey.
 _MAX_LABELS = 16
+# Damaged by JPEG, say, most of a mask is still about this white.
+_WHITE, _MOST = 0.9, 0.75
 # Values that a message counts.
 _SHOWN = 4
 _OTHER_SIZE = "mask has another size"
@@ -39,6 +41,8 @@ class PathResolver:
 
   def name(self, path: str) -> str:
     """Returns a path in the one spelling that the files have, such as without backslashes."""
+    if _URL.match(path):
+      return path
     path = image_names.spelled(self.root, path) or path
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return path if os.path.isabs(path) else "/".join(parts)
@@ -211,6 +215,15 @@ def _single_channel(image: Image.Image, name: str) -> np.ndarray:
   )
 
 
+def _are_shades(values: np.ndarray, counts: np.ndarray) -> bool:
+  """Tells whether values are shades of a mask from black to white, and not labels."""
+  white = np.iinfo(values.dtype).max
+  if len(values) > _MAX_LABELS and values[-1] > white // 2:
+    return True
+  bright = int(counts[values > _WHITE * white].sum())
+  return bright >= _MOST * int(counts[values != 0].sum())
+
+
 def _check_values(pixels: np.ndarray, mode: str, name: str) -> tuple[LineError, ...]:
   """Checks that it is clear what a mask without `value` covers; returns what to warn of."""
   values, counts = np.unique(pixels, return_counts=True)
@@ -221,7 +234,7 @@ def _check_values(pixels: np.ndarray, mode: str, name: str) -> tuple[LineError, 
   shown = ", ".join(f"{values[i]} on {counts[i]:,} pixels" for i in order)
   shown += ", ..." * (len(values) > _SHOWN)
   message = f"{name} has {len(values)} values ({shown}) and no 'value'"
-  if mode == "P" or len(values) <= _MAX_LABELS:
+  if mode == "P" or not _are_shades(values, counts):
     label = next(values[i] for i in order if values[i])
     raise LineError(
       kind,

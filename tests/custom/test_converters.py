@@ -366,14 +366,6 @@ def test_splits_are_shares_of_images_and_stay(folder):
       collect.parse_splits(texts)
 
 
-def test_the_folder_decides_between_images_of_the_same_name(tmp_path):
-  for path in ("x/1/a.png", "x/2/a.png", "b.png"):
-    write_photo(tmp_path / path)
-  paths, missing = collect.find_images(["2/a.png", "c.png", "elsewhere/b.png"], str(tmp_path))
-  assert paths == {"2/a.png": "x/2/a.png", "c.png": "c.png", "elsewhere/b.png": "b.png"}
-  assert missing == ["c.png"]
-
-
 _LABEL_STUDIO = [
   task(
     region("r1", "polygonlabels", POLYGON, meta={"text": ["a note"]}),

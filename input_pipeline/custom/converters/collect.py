@@ -1,10 +1,8 @@
-"""Turns the regions of an export into lines: finds images, groups regions, assigns splits."""
+"""Turns the regions of an export into lines: groups regions, assigns splits."""
 
 import collections
 import dataclasses
 import hashlib
-import itertools
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -41,8 +39,6 @@ _PLACES = 3
 _SPLIT_NAMES = {name.lower(): name for name in ("train", "val", "test", "testA", "testB", "testC")}
 _SPLIT_NAMES |= {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
-# Label Studio's prefix of the name of an uploaded file.
-_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,39 +367,3 @@ def parse_splits(texts: Sequence[str]) -> dict[str, float]:
   if sum(shares.values()) > 1 + 1e-9:
     raise InputError(f"--split {' '.join(texts)}: the shares exceed 1 in total")
   return shares
-
-
-def find_images(names: Sequence[str], folder: str) -> tuple[dict[str, str], list[str]]:
-  """Finds the images of an export by the longest matching end of their paths.
-
-  Args:
-    names: as in the export: relative to some folder, or with Label Studio's upload prefix.
-    folder: the images are in it, at any depth.
-
-  Returns:
-    Paths relative to the folder, by name; and the names that were not found, which keep their name
-    as path.
-  """
-  by_file_name: dict[str, list[str]] = collections.defaultdict(list)
-  for base, _, files in os.walk(folder):
-    for file in files:
-      path = os.path.relpath(os.path.join(base, file), folder).replace(os.sep, "/")
-      by_file_name[file].append(path)
-  paths, missing = {}, []
-  for name in dict.fromkeys(names):
-    posix = re.sub(r"(\.[A-Za-z0-9]+)\?.*", r"\1", name.replace("\\", "/"))
-    last = posix.rpartition("/")[2]
-    candidates = by_file_name.get(last)
-    if not candidates:
-      candidates = by_file_name.get(_UPLOAD_PREFIX.sub("", last, count=1), [])
-    best = max(candidates, key=lambda path: _common_suffix(path, posix), default="")
-    if not best:
-      missing.append(name)
-    paths[name] = best or posix.lstrip("/")
-  return paths, missing
-
-
-def _common_suffix(a: str, b: str) -> int:
-  """Counts the parts that two paths share, from their ends."""
-  pairs = zip(reversed(a.split("/")), reversed(b.split("/")), strict=False)
-  return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
