@@ -149,6 +149,8 @@ def _recode(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 class _Stream(io.RawIOBase):
   """Chunks of bytes as a file."""
 
+  mode = "rb"
+
   def __init__(self, chunks: Iterator[bytes], file: BinaryIO):
     self._chunks, self._file, self._rest = chunks, file, b""
 
@@ -156,7 +158,7 @@ class _Stream(io.RawIOBase):
     """Returns True."""
     return True
 
-  def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+  def readinto(self, buffer: memoryview | bytearray) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
     """Reads up to `len(buffer)` bytes."""
     while not self._rest:
       data = next(self._chunks, None)
