@@ -1,7 +1,7 @@
 """What commands print: progress, counts and tables."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -44,6 +44,11 @@ def with_progress(items: Iterable[Item], label: str, total: int, unit: str) -> I
 def counted(number: int, noun: str) -> str:
   """Returns a number with its noun, such as "1 line" or "2,000 lines"."""
   return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def list_counts(counts: Mapping[str, int]) -> str:
+  """Returns what happened how often, such as "crowd left out (2); polygon clipped (1)"."""
+  return "; ".join(f"{what} ({count:,})" for what, count in sorted(counts.items()))
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

@@ -171,7 +171,8 @@ def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:
       if twice is not None:
         query = "SELECT content FROM rows WHERE section = ? AND id = ? ORDER BY number LIMIT 2"
         rows = [json.loads(content) for (content,) in connection.execute(query, twice)]
-        raise InputError(f"{path}: {_same_id(*twice, rows)}")
+        section, row_id = twice
+        raise InputError(f"{path}: {_same_id(section, row_id, rows)}")
   except (sqlite3.Error, OverflowError) as error:
     raise InputError(f"the index of {path} cannot be written to {index.parent}: {error}") from error
   finally:

@@ -22,8 +22,8 @@ from input_pipeline import storage
 from input_pipeline.common import buckets, fingerprint, parallel
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import counted, text_table
-from input_pipeline.proposers import custom, leakage
+from input_pipeline.common.terminal import counted, list_counts, text_table
+from input_pipeline.proposers import custom, leakage, registry
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, jsonl, readers, scene_source
 from input_pipeline.sources.source import Source
@@ -239,7 +239,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     skip=args.on_error == "skip",
   )
   proposer = make.proposer().proposer
-  _check_images(spec, proposer, reader)
+  _check_images(spec, make.proposer(), reader, described["images"])
   trained_on = leakage.of_proposer(proposer, declared)
   provenance = leakage.provenance(
     spec.partition(":")[0], trained_on, reader.splits, reader.coco_ids()
@@ -276,9 +276,7 @@ def _instances(args: argparse.Namespace, reader: readers.Reader) -> str:
   """Returns the proposer; by default, custom data brings its own instances or has none."""
   if not isinstance(reader, jsonl.JsonlReader):
     return args.instances
-  spec = _default(args.instances, custom.NAME if reader.has_instances else "none")
-  reader.check_proposer(spec)
-  return spec
+  return _default(args.instances, custom.NAME if reader.has_instances else "none")
 
 
 def _categories(spec: str, given: str | None, reader: readers.Reader) -> str:
@@ -295,16 +293,22 @@ def _useful_workers(proposer: Any, reader: readers.Reader) -> int:
   return max(1, min(parallel.available_cores(), images // _IMAGES_PER_WORKER))
 
 
-def _check_images(spec: str, proposer: Any, reader: readers.Reader) -> None:
+def _check_images(
+  spec: str, proposer: registry.SelectingProposer, reader: readers.Reader, folder: str
+) -> None:
   """Checks that the masks of a file are those of these images, and not of another data set."""
-  if not hasattr(proposer, "image_ids"):
-    return
-  needed = {image_id for ids in reader.splits.values() for image_id in ids}
-  if not needed & proposer.image_ids():
+  has_ids = not isinstance(reader, jsonl.JsonlReader) or reader.has_ids
+  if not has_ids and getattr(proposer.proposer, "needs_ids", False):
     raise InputError(
-      f"--instances {spec}: no masks for any of the {len(needed):,} images of {reader.dataset}; "
-      "are these the results for another data set?"
+      f"--instances {spec}: needs image ids, but lines of {reader.dataset} have no image_id; add "
+      "the ids of that file, or `file_name` to its rows"
     )
+  needed = sorted({image_id for ids in reader.splits.values() for image_id in ids})
+  paths = ((reader.image_path(folder, i), i if has_ids else None) for i in needed)
+  try:
+    registry.check_images(proposer, paths, any_known=True)
+  except InputError as error:
+    raise InputError(f"--instances {spec}: {error}") from error
 
 
 def _is_prepared(args: argparse.Namespace, described: dict[str, Any]) -> bool:
@@ -337,6 +341,8 @@ def _print_table(data_dir: str, dataset: str) -> None:
   for split, counts in metadata.get("counts", {}).items():
     rows.append([split, *(f"{counts[name]:,}" for name in _COUNTS)])
   print(text_table(rows))
+  for split, notes in metadata.get("notes", {}).items():
+    print(f"{split}: {list_counts(notes)}")
   for number, reason in metadata.get("lines_left_out", []):
     print(f"skipped line {number}: {reason}")
   for split, rows in metadata.get("skipped", {}).items():

@@ -9,7 +9,13 @@ from jaxtyping import UInt8
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations, category_of
+from input_pipeline.masks.row_index import Id
+from input_pipeline.masks.segmentation import EmptySegmentation
 from input_pipeline.proposers.registry import UnknownImage
+
+CROWD = "crowd of COCO left out"
+NOT_A_CROWD = "run lengths with iscrowd kept, since the file is not COCO's own"
+NO_MASK = "annotation without a mask left out"
 
 
 class CocoProposer:
@@ -28,45 +34,48 @@ class CocoProposer:
       raise InputError("--instances coco: missing file; use --instances coco:instances.json")
     self._annotations = CocoAnnotations(argument)
 
-  def image_id(self, file_name: str) -> int:
-    """Returns the id of an image by its file name.
+  def find_image(self, path: str, image_id: Id | None = None) -> Id:
+    """Returns the id of an image in the file.
+
+    Args:
+      path: of the image.
+      image_id: its id, if it is known; it is checked that the file calls that image alike.
 
     Raises:
-      InputError: no image has that name.
+      InputError: no image has that name, several have it, or it has another id.
     """
-    return self._annotations.find_image(file_name)
+    if image_id is None:
+      return self._annotations.find_image(path)
+    self._annotations.check_image(image_id, path)
+    return image_id
 
-  def only_image(self) -> int | None:
+  def only_image(self) -> Id | None:
     """Returns the id of the only image, or None if there are several."""
     return self._annotations.only_image()
 
   def propose(
-    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[Id]
   ) -> list[records.Instances]:
     """Returns the annotated objects of each image, all with score 1.
 
     Raises:
-      InputError: an image is not in the annotations or has another size there.
+      UnknownImage: an image has no annotation.
+      InputError: an image is not in the file, or has another size there.
     """
     return [
       self._propose(image.shape[0], image.shape[1], image_id)
       for image, image_id in zip(images, image_ids, strict=True)
     ]
 
-  def _propose(self, height: int, width: int, image_id: int) -> records.Instances:
-    if self._annotations.size(image_id) != (height, width):
-      expected = self._annotations.size(image_id)
-      raise InputError(
-        f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "
-        f"{expected[0]}, but its file is {width} x {height}; was the image resized?"
-      )
+  def _propose(self, height: int, width: int, image_id: Id) -> records.Instances:
+    self._check_size(height, width, image_id)
     rows = self._annotations.of_image(image_id)
     if not rows:
       raise UnknownImage(
         f"COCO annotations {self._annotations.path}: no annotation of image {image_id}; is the "
-        "file complete? If the image has no objects, use --allow_empty"
+        "file complete?"
       )
-    masks, categories = [], []
+    masks, categories, notes = [], [], []
     known = self._annotations.category_ids
     for row in rows:
       where = f"COCO annotations {self._annotations.path}: annotation {row.get('id')}"
@@ -76,12 +85,36 @@ class CocoProposer:
           f"{where} has category {category}, which is not in the file's list of categories; is the "
           "file damaged?"
         )
-      if not row.get("iscrowd"):
-        masks.append(self._annotations.mask(row))
-        categories.append(category)
+      if self._annotations.is_crowd(row):
+        notes.append(CROWD)
+        continue
+      try:
+        segmentation = self._annotations.segmentation(row)
+      except EmptySegmentation:
+        notes.append(NO_MASK)
+        continue
+      notes += [NOT_A_CROWD] * bool(row.get("iscrowd")) + list(segmentation.notes)
+      masks.append(segmentation.mask())
+      categories.append(category)
     return records.Instances(
       masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
       scores=np.ones(len(masks), np.float32),
       categories=np.asarray(categories, np.int32),
       source="coco",
+      notes=tuple(notes),
+    )
+
+  def _check_size(self, height: int, width: int, image_id: Id) -> None:
+    expected = self._annotations.size(image_id)
+    if expected == (height, width):
+      return
+    hint = "was the image resized?"
+    if expected == (width, height):
+      hint = (
+        "the annotations are for the pixels as they are stored, and the image is turned by its "
+        "EXIF orientation; save it without one, or turn the annotations"
+      )
+    raise InputError(
+      f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "
+      f"{expected[0]}, but its file is {width} x {height}; {hint}"
     )

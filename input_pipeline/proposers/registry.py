@@ -6,13 +6,15 @@ no line: users name it as `package.module.Class`.
 """
 
 import importlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from input_pipeline import records
+from input_pipeline import preprocess, records
+from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.selection import Selection, select
 
@@ -27,6 +29,9 @@ PROPOSERS = {
 }
 """Name on the command line -> class; its module is only imported when it is used."""
 
+NO_MASKS = "image without masks in the file"
+"""The note on an image of which a proposer's file has no entry."""
+
 
 class UnknownImage(InputError):
   """A proposer that reads masks from a file found no entry for an image."""
@@ -38,7 +43,9 @@ class Proposer(Protocol):
 
   The constructor takes the text after the colon of `--instances NAME:ARGUMENT`. Two attributes are
   optional: `trained_on` says what the masks were learned from, as one of `leakage.TRAINED_ON`;
-  `parallel` says that several processes may each have a proposer, as when it only reads files.
+  `parallel` says that several processes may each have a proposer, as when it only reads files. One
+  that reads masks from a file may have the method `find_image(path, image_id)`: it returns the id
+  that the file has for an image, whose id in the data set is None if it is not known.
   """
 
   def propose(
@@ -76,15 +83,31 @@ class SelectingProposer:
     self.trained_on = trained_on or getattr(proposer, "trained_on", "unknown")
     self._selection = selection
 
+  def find_image(self, path: str, image_id: int | None = None) -> int | str:
+    """Returns the id that the proposer knows an image by.
+
+    Args:
+      path: of the image.
+      image_id: its id in the data set, if it is known.
+
+    Raises:
+      UnknownImage: the proposer reads masks from a file, which has no entry for it.
+      InputError: several images may be meant, or it is another one.
+    """
+    find = getattr(self.proposer, "find_image", None)
+    if find is not None:
+      return find(path, image_id)
+    return 0 if image_id is None else image_id
+
   def propose(
-    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int | str]
   ) -> list[records.Instances]:
     """Returns the selected instances of each image, best first.
 
     Raises:
       InputError: the proposer failed on an image, or returned masks of another size.
     """
-    proposals = self.proposer.propose(images, image_ids)
+    proposals = self.proposer.propose(images, image_ids)  # pyright: ignore[reportArgumentType]
     if len(proposals) != len(images):
       raise InputError(
         f"{type(self.proposer).__name__}.propose returned proposals for {len(proposals)} images, "
@@ -98,6 +121,64 @@ class SelectingProposer:
           f"{image.shape[1]} x {image.shape[0]}; masks must have the size of their image"
         )
     return [select(instances, self._selection, self.trained_on) for instances in proposals]
+
+
+def check_images(
+  proposer: SelectingProposer, images: Iterable[tuple[str, int | None]], *, any_known: bool
+) -> None:
+  """Checks that a file has the masks of these images, and not the same ones for two of them.
+
+  Args:
+    proposer: one that reads masks from a file; others pass.
+    images: the path of each image, and its id in the data set if it is known.
+    any_known: whether a file with masks must have those of any of the images.
+
+  Raises:
+    InputError: it has not.
+  """
+  if not hasattr(proposer.proposer, "find_image"):
+    return
+  found: dict[int | str, str] = {}
+  errors: list[InputError] = []
+  for path, image_id in images:
+    try:
+      entry = proposer.find_image(path, image_id)
+    except InputError as error:
+      errors.append(error)  # of that image alone, when its turn comes
+      continue
+    other = found.setdefault(entry, path)
+    if other != path:
+      raise InputError(
+        f"{other} and {path} have the same masks, those of image {entry}: their names do not tell "
+        "them apart; rename one, or give masks for each"
+      )
+  if any_known and errors and not found and not getattr(proposer.proposer, "is_empty", False):
+    raise InputError(f"no masks for any of the {len(errors):,} images; the first: {errors[0]}")
+
+
+def check_turn(proposer: SelectingProposer, path: str) -> None:
+  """Checks that it is known for which pixels the masks of a file are, if EXIF turns the image.
+
+  Tools write masks for the pixels as they are stored or as they are seen. If the image is turned to
+  its side, its size tells; if it is mirrored, turned upside down or square, nothing does.
+
+  Args:
+    proposer: one that reads masks from a file; others pass.
+    path: of the image, which is used as it is seen.
+
+  Raises:
+    InputError: it cannot be known.
+  """
+  if not hasattr(proposer.proposer, "find_image") or not os.path.isfile(path):
+    return
+  with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
+    orientation, (width, height) = preprocess.read_orientation(image), image.size
+  if orientation in (2, 3, 4) or (orientation > 4 and width == height):
+    raise InputError(
+      f"image {path}: EXIF turns it (orientation {orientation}), and its size does not tell "
+      "whether the masks are for the pixels as they are stored or as they are seen; remove the "
+      "orientation in the first case, save the image upright in the second"
+    )
 
 
 def open_proposer(

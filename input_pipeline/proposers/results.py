@@ -1,24 +1,31 @@
-"""A detector's masks from COCO results files, as Detectron2 and MMDetection write them.
+"""A detector's masks from COCO results files, as Detectron2, MMDetection and others write them.
 
-A file is a list of rows `{"image_id", "category_id", "segmentation", "score"}`; segmentations are
-run lengths, compressed or not, or polygons.
+A file is a list of rows `{"image_id", "category_id", "segmentation", "score"}`, or an object with
+that list, as FiftyOne writes it; segmentations are run lengths, compressed or not, or polygons.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from input_pipeline import records
+from input_pipeline import preprocess, records
 from input_pipeline.common.errors import InputError
-from input_pipeline.masks.coco import category_of
-from input_pipeline.masks.row_index import RowIndex
-from input_pipeline.masks.segmentation import decode_segmentation
+from input_pipeline.common.image_names import ImageNotFound, name_of_row
+from input_pipeline.masks.coco import ImageTable, category_of
+from input_pipeline.masks.row_index import Id, RowIndex, first_character
+from input_pipeline.masks.segmentation import EmptySegmentation, Segmentation, read_segmentation
 from input_pipeline.proposers.registry import UnknownImage
+
+CATEGORY_0 = "category 0 taken for none; are the categories counted from 0?"
+NO_MASK = "detection with an empty mask left out"
 
 # Scores are stored as float32.
 _MAX_SCORE = float(np.finfo(np.float32).max)
+# Where an object has the list of rows.
+_KEYS = ("annotations", "predictions", "results", "detections")
 
 
 class ResultsProposer:
@@ -37,41 +44,62 @@ class ResultsProposer:
     """
     if not argument:
       raise InputError("--instances results: missing file; use --instances results:detections.json")
-    self._files = [RowIndex(path, {"results": "item"}) for path in argument.split(",")]
-    self._file_of: dict[int, RowIndex] = {}
+    self._files = [_ResultsFile(path) for path in argument.split(",")]
+    self._file_of: dict[Id, _ResultsFile] = {}
     for file in self._files:
-      ids = file.image_ids("results")
-      if not ids:
-        raise InputError(
-          f"{file.path}: no detections; expected COCO's results format, a list of rows with "
-          "image_id, category_id, segmentation and score"
-        )
-      if shared := ids & self._file_of.keys():
-        image_id = min(shared)
+      if shared := file.image_ids & self._file_of.keys():
+        image_id = min(shared, key=str)
         raise InputError(
           f"{file.path}: image {image_id} is also in {self._file_of[image_id].path}; use files "
           "that do not share images"
         )
-      self._file_of |= dict.fromkeys(ids, file)
+      self._file_of |= dict.fromkeys(file.image_ids, file)
 
-  def image_ids(self) -> set[int]:
-    """Returns the images that have detections."""
-    return set(self._file_of)
+  @property
+  def is_empty(self) -> bool:
+    """Whether the files have no detection at all, as of a detector that found nothing."""
+    return not self._file_of
 
-  def image_id(self, file_name: str) -> int:
-    """Returns the number at the end of a file name, which is the image id in COCO's file names.
+  @property
+  def needs_ids(self) -> bool:
+    """Whether an image is found by its id alone, since the files do not name all of them."""
+    return any(file.needs_ids for file in self._files)
+
+  def find_image(self, path: str, image_id: Id | None = None) -> Id:
+    """Returns the id of an image in the files.
+
+    It is found by its name where rows or a list of images name it: ids that are text are names of
+    files. Otherwise its id is `image_id`, or the number at the end of its name as in COCO's.
+
+    Args:
+      path: of the image.
+      image_id: its id in the data set, if it is known.
 
     Raises:
-      InputError: the name does not end with a number.
+      UnknownImage: the files have no detection of it.
+      InputError: several images may be meant, or the name does not end with a number.
     """
-    stem = file_name.rpartition("/")[2].partition(".")[0]
-    number = stem[len(stem.rstrip("0123456789")) :]
-    if not number:
-      raise InputError(f"--instances results: {file_name} does not end with an image id")
-    return int(number)
+    found = [found for file in self._files if (found := file.find_by_name(path)) is not None]
+    if len(found) > 1:
+      raise InputError(f"{self._paths()}: images {found[0]} and {found[1]} may both be {path}")
+    if found:
+      return found[0]
+    number = image_id if image_id is not None else _number_at_end(path)
+    if number is None and self.needs_ids:
+      raise InputError(f"--instances results: {path} does not end with an image id")
+    file = self._file_of.get(number) if number is not None else None
+    if file is None or number is None or not file.needs_ids:
+      known = f"image {number}" if self.needs_ids else os.path.basename(path)
+      raise UnknownImage(
+        f"{self._paths()}: no detection of {known}; are these the results of another data set?"
+      )
+    return number
+
+  def _paths(self) -> str:
+    return ", ".join(file.path for file in self._files)
 
   def propose(
-    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[int]
+    self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], image_ids: Sequence[Id]
   ) -> list[records.Instances]:
     """Returns the detections of each image.
 
@@ -84,33 +112,130 @@ class ResultsProposer:
       for image, image_id in zip(images, image_ids, strict=True)
     ]
 
-  def _propose(self, height: int, width: int, image_id: int) -> records.Instances:
+  def _propose(self, height: int, width: int, image_id: Id) -> records.Instances:
     file = self._file_of.get(image_id)
     if file is None:
       raise UnknownImage(
-        f"{', '.join(file.path for file in self._files)}: no detection of image {image_id}; are "
-        "these the results of another data set? If the detector found nothing, use --allow_empty"
+        f"{self._paths()}: no detection of image {image_id}; are these the results of another "
+        "data set?"
       )
-    rows = file.of_image("results", image_id)
     where = f"{file.path}, image {image_id}"
-    masks = [_mask(row, where, height, width) for row in rows]
+    masks, scores, categories, notes = [], [], [], []
+    rows = file.rows(image_id)
+    if all(row.get("segmentation") is None for row in rows):
+      raise InputError(
+        f"{where}: rows without a segmentation; boxes are not enough, export the detector's masks "
+        "(segm results)"
+      )
+    for row in rows:
+      score, category = _score(row, where), category_of(row, where)
+      try:
+        segmentation = _segmentation(row, where, height, width)
+      except EmptySegmentation:
+        notes.append(NO_MASK)
+        continue
+      notes += [CATEGORY_0] * (category == 0 and row.get("category_id") is not None)
+      notes += segmentation.notes
+      masks.append(segmentation.mask())
+      scores.append(score)
+      categories.append(category)
     return records.Instances(
-      masks=np.stack(masks),
-      scores=np.array([_score(row, where) for row in rows], np.float32),
-      categories=np.array([category_of(row, where) for row in rows], np.int32),
+      masks=np.stack(masks) if masks else np.zeros((0, height, width), bool),
+      scores=np.array(scores, np.float32),
+      categories=np.array(categories, np.int32),
       source="results",
+      notes=tuple(notes),
     )
 
 
-def _mask(row: dict[str, Any], where: str, height: int, width: int) -> np.ndarray:
-  segmentation = row.get("segmentation")
-  if segmentation is None:
-    raise InputError(
-      f"{where}: a row without a segmentation; boxes are not enough, export the detector's masks "
-      "(segm results)"
-    )
+class _ResultsFile:
+  """One file of results.
+
+  Attributes:
+    path: of the file.
+    image_ids: of the images with detections.
+    needs_ids: whether images are found by their ids; otherwise all of them have names.
+  """
+
+  def __init__(self, path: str):
+    self.path = path
+    self._index = _open(path)
+    self.image_ids = self._index.image_ids("results")
+    # The ids of a file that lists its images are its own.
+    names = list(self._listed()) or list(self._named_by_id())
+    self.needs_ids = not names
+    self._table = ImageTable(names, path)
+
+  def rows(self, image_id: Id) -> list[dict[str, Any]]:
+    """Returns the detections of an image."""
+    return self._index.of_image("results", image_id)
+
+  def find_by_name(self, path: str) -> Id | None:
+    """Returns the id of an image that the file names, None if it does not.
+
+    Raises:
+      InputError: several may be meant.
+    """
+    for name in () if self.needs_ids else (path, _as_jpeg(path)):
+      try:
+        return self._table.find(name)
+      except ImageNotFound:
+        pass
+    return None
+
+  def _listed(self) -> Iterator[tuple[Id, str]]:
+    for row in self._index.rows("images"):
+      name, image_id = name_of_row(row), row.get("id")
+      if name is not None and image_id is not None:
+        yield image_id, name
+
+  def _named_by_id(self) -> Iterator[tuple[Id, str]]:
+    """Yields images that rows name, by `file_name` or by an id that is text."""
+    first = next(self._index.rows("results"), {})
+    if name_of_row(first) is None and all(type(image_id) is int for image_id in self.image_ids):
+      return
+    for row in self._index.first_of_images("results"):
+      # Beside names without their endings, a number is the name of a file too.
+      yield row["image_id"], name_of_row(row) or _as_jpeg(str(row["image_id"]))
+
+
+def _open(path: str) -> RowIndex:
+  """Opens a file, a list of rows or an object that has one.
+
+  Raises:
+    InputError: it has none.
+  """
+  if first_character(path) != "{":
+    return RowIndex(path, {"results": "item"})
+  for key in _KEYS:
+    index = RowIndex(path, {"results": f"{key}.item", "images": "images.item"})
+    if index.image_ids("results"):
+      return index
+  raise InputError(
+    f"{path}: no detections; expected COCO's results format, a list of rows with image_id, "
+    "category_id, segmentation and score, alone or under `annotations`"
+  )
+
+
+def _as_jpeg(name: str) -> str:
+  """Returns a name with or without the ending of a picture as one with .jpg; 007 as 7."""
+  stem, ending = os.path.splitext(name)
+  stem = stem if ending.lower() in preprocess.EXTENSIONS else name
+  folder, slash, last = stem.rpartition("/")
+  return f"{folder}{slash}{int(last) if last.isdecimal() else last}.jpg"
+
+
+def _number_at_end(path: str) -> int | None:
+  stem = path.replace("\\", "/").rpartition("/")[2].partition(".")[0]
+  digits = stem[len(stem.rstrip("0123456789")) :]
+  return int(digits) if digits else None
+
+
+def _segmentation(row: dict[str, Any], where: str, height: int, width: int) -> Segmentation:
   try:
-    return decode_segmentation(segmentation, height, width)
+    return read_segmentation(row.get("segmentation"), height, width)
+  except EmptySegmentation:
+    raise
   except ValueError as error:
     raise InputError(
       f"{where}: invalid segmentation ({error}); is the file damaged, or of resized images?"

@@ -1,8 +1,10 @@
 """Annotated images and how they become records: the work that `prepare` gives to processes."""
 
+import collections
 import dataclasses
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,15 @@ from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files, masks
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.masks.segmentation import decode_phrasecut, decode_segmentation
+from input_pipeline.masks.segmentation import decode_phrasecut, read_segmentation
 from input_pipeline.proposers import custom
-from input_pipeline.proposers.registry import SelectingProposer, UnknownImage, open_proposer
+from input_pipeline.proposers.registry import (
+  NO_MASKS,
+  SelectingProposer,
+  UnknownImage,
+  check_turn,
+  open_proposer,
+)
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources.source import SkippedImage, Task, TaskResult
 
@@ -40,6 +48,8 @@ class AnnotatedImage:
   `segmentation.decode_phrasecut`) or `custom` (see `custom.masks.rasterise`)."""
   upright: bool = False
   """Whether the annotations apply to the image after its EXIF rotation, or as it is stored."""
+  has_id: bool = True
+  """Whether `image_id` is the data set's own; otherwise masks are looked up by the name."""
   instances: list[dict[str, Any]] | None = None
   """The image's own instances for `CustomProposer`; None without any."""
 
@@ -88,6 +98,7 @@ class RecordMaker:
       [fields for result in results for fields in result.records],
       tuple(skipped for result in results for skipped in result.skipped),
       sum(result.seconds for result in results),
+      dict(sum((collections.Counter(result.notes) for result in results), collections.Counter())),
     )
 
   def _make(self, images: list[AnnotatedImage]) -> TaskResult:
@@ -97,29 +108,39 @@ class RecordMaker:
     start = time.monotonic()
     proposals = self._propose([pixels for _, pixels in read], images)
     seconds = time.monotonic() - start
+    notes = collections.Counter(
+      f"instances: {note}" for instances in proposals for note in instances.notes
+    )
     encoded = [
-      records.encode_record(make_record(image, data, instances))
+      records.encode_record(make_record(image, data, instances, notes))
       for image, (data, _), instances in zip(images, read, proposals, strict=True)
     ]
-    return TaskResult(encoded, (), seconds)
+    return TaskResult(encoded, (), seconds, dict(notes))
 
   def _propose(
     self, pixels: list[UInt8[np.ndarray, "_ _ 3"]], images: list[AnnotatedImage]
   ) -> list[records.Instances]:
-    ids = [image.image_id for image in images]
     proposer = self.proposer()
     if isinstance(proposer.proposer, custom.CustomProposer):
       given = {image.image_id: image.instances or [] for image in images}
       proposer = SelectingProposer(
         custom.CustomProposer(given=given), self.selection, self.trained_on
       )
+    for image in images:
+      if image.upright:
+        check_turn(proposer, image.path)
     try:
+      ids = [
+        proposer.find_image(image.path, image.image_id if image.has_id else None)
+        for image in images
+      ]
       proposals = proposer.propose(pixels, ids)
-    except UnknownImage:
+    except UnknownImage as error:
       if not self.allow_empty:
-        raise
-      if len(ids) == 1:
-        return [records.no_instances(images[0].height, images[0].width)]
+        raise UnknownImage(f"{error} If the image has no objects, use --allow_empty") from error
+      if len(images) == 1:
+        nothing = records.no_instances(images[0].height, images[0].width)
+        return [dataclasses.replace(nothing, notes=(NO_MASKS,))]
       return [
         self._propose([array], [image])[0] for array, image in zip(pixels, images, strict=True)
       ]
@@ -127,7 +148,7 @@ class RecordMaker:
       self._check_categories(image_id, instances)
     return proposals
 
-  def _check_categories(self, image_id: int, instances: records.Instances) -> None:
+  def _check_categories(self, image_id: int | str, instances: records.Instances) -> None:
     known = _category_ids(self.categories) if self.categories else frozenset()
     # 0 means no category.
     unknown = set(instances.categories.tolist()) - known - {0}
@@ -140,7 +161,10 @@ class RecordMaker:
 
 
 def make_record(
-  image: AnnotatedImage, data: bytes, instances: records.Instances
+  image: AnnotatedImage,
+  data: bytes,
+  instances: records.Instances,
+  notes: collections.Counter[str] | None = None,
 ) -> records.ImageRecord:
   """Makes a record.
 
@@ -148,12 +172,19 @@ def make_record(
     image: its refs' segmentations become targets.
     data: the bytes of the image's file.
     instances: at the image's size.
+    notes: to count what is left out of targets or changed.
 
   Raises:
     InputError: a segmentation is invalid, or those of a ref cover no pixel.
   """
+  notes = collections.Counter() if notes is None else notes
   refs = tuple(
-    records.Ref(ref["ref_id"], tuple(ref["ann_ids"]), _target(image, ref), tuple(ref["sentences"]))
+    records.Ref(
+      ref["ref_id"],
+      tuple(ref["ann_ids"]),
+      _target(image, ref, notes),
+      tuple(ref["sentences"]),
+    )
     for ref in image.refs
   )
   name = image.path.rpartition("/")[2]
@@ -193,17 +224,20 @@ def read_image(
   return data, pixels
 
 
-def _target(image: AnnotatedImage, ref: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
+def _target(
+  image: AnnotatedImage, ref: dict[str, Any], notes: collections.Counter[str]
+) -> Bool[np.ndarray, "h w"]:
   target = np.zeros((image.height, image.width), bool)
   rasterise = _RULES[image.rule]
   for number, segmentation in enumerate(ref["segmentations"]):
     try:
-      target |= rasterise(segmentation, image.height, image.width)
+      mask, changes = rasterise(segmentation, image.height, image.width)
     except ValueError as error:
       raise InputError(
-        f"{_describe(image, ref, number)} has an invalid segmentation ({error}); is the file "
-        "damaged?"
+        f"{_describe(image, ref, number)} has an invalid segmentation ({error})"
       ) from error
+    target |= mask
+    notes.update(f"target: {note}" for note in changes)
   if ref["segmentations"] and not target.any():
     raise InputError(f"{_describe(image, ref, 0)} covers no pixel")
   return target
@@ -220,10 +254,16 @@ def _describe(image: AnnotatedImage, ref: dict[str, Any], number: int) -> str:
   return f"{segmentation} of ref {ref['ref_id']}"
 
 
+def _rasterise_coco(value: Any, height: int, width: int) -> tuple[np.ndarray, Sequence[str]]:
+  segmentation = read_segmentation(value, height, width)
+  return segmentation.mask(), segmentation.notes
+
+
+# Each returns a mask, and what was left out of it or changed.
 _RULES = {
-  "coco": decode_segmentation,
-  "phrasecut": decode_phrasecut,
-  "custom": masks.rasterise,
+  "coco": _rasterise_coco,
+  "phrasecut": lambda value, height, width: (decode_phrasecut(value, height, width), ()),
+  "custom": lambda value, height, width: (masks.rasterise(value, height, width), ()),
 }
 
 

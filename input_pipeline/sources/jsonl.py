@@ -13,8 +13,6 @@ from input_pipeline.sources.annotated_images import AnnotatedImage
 
 PREFIX = "jsonl:"
 """Prefix of `--dataset`."""
-# Proposers that look masks up by image id.
-_BY_ID = ("coco", "results")
 
 
 class JsonlReader:
@@ -27,6 +25,7 @@ class JsonlReader:
     left_out: errors of the lines that are left out.
     has_instances: whether any line has instances.
     no_targets: number of lines without a target in each split.
+    has_ids: whether every line has an `image_id`; otherwise image ids are numbers of this reader.
   """
 
   def __init__(
@@ -74,7 +73,7 @@ class JsonlReader:
     }
     self._number_of = {line.offset: line.number for line in self._scan.lines}
     self.has_instances = bool(self._instances)
-    self._has_ids = all(line.image_id is not None for line in self._scan.lines)
+    self.has_ids = all(line.image_id is not None for line in self._scan.lines)
 
   def coco_ids(self) -> dict[str, dict[int, int]]:
     """Returns, for each split, image id -> COCO id of the images with COCO's file names."""
@@ -104,18 +103,6 @@ class JsonlReader:
     left_out = [[problem.line, problem.message] for problem in self.left_out]
     return {"no_targets": self.no_targets} | ({"lines_left_out": left_out} if left_out else {})
 
-  def check_proposer(self, spec: str) -> None:
-    """Checks that the lines have image ids if a proposer needs them.
-
-    Raises:
-      InputError: the proposer looks masks up by image id, and a line has none.
-    """
-    if spec.partition(":")[0] in _BY_ID and not self._has_ids:
-      raise InputError(
-        f"--instances {spec}: needs image ids, but lines of {self._scan.path} have no image_id; "
-        "add the ids of that file"
-      )
-
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the path of an image; `images` is the folder that the constructor has."""
     del images
@@ -141,6 +128,7 @@ class JsonlReader:
       refs=[self._ref(line) for line in lines],
       rule="custom",
       upright=True,
+      has_id=self.has_ids,
       instances=None if offset is None else self._resolve_instances(self._read(offset)),
     )
 

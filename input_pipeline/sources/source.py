@@ -1,7 +1,7 @@
 """The protocol of data sets: tasks, and what turns a task into records."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 Task = dict[str, Any]
@@ -25,6 +25,8 @@ class TaskResult:
   skipped: tuple[SkippedImage, ...] = ()
   seconds: float = 0.0
   """Time to compute the proposals."""
+  notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  """How often something was left out of masks or changed, by what it was."""
 
   def counts(self) -> dict[str, int]:
     """Returns the number of records, refs and expressions."""

@@ -76,6 +76,8 @@ class MakeExamples(beam.PTransform):
 def _count(result: TaskResult, split: str) -> TaskResult:
   for name, number in result.counts().items():
     beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/{name}").inc(number)
+  for note, number in result.notes.items():
+    beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/notes/{note}").inc(number)
   beam.metrics.Metrics.counter(_NAMESPACE, f"{split}/milliseconds").inc(
     round(1000 * result.seconds)
   )
@@ -90,13 +92,15 @@ def _examples(result: TaskResult) -> list[tuple[int, dict[str, Any]]]:
   return [(fields["image_id"], fields) for fields in result.records]
 
 
-def read_counts(result: Any, split: str) -> tuple[dict[str, int], float]:
-  """Returns the sums over a split, `TaskResult.counts` and seconds, of a finished pipeline."""
+def read_counts(result: Any, split: str) -> tuple[dict[str, int], float, dict[str, int]]:
+  """Returns the sums over a split of a finished pipeline: counts, seconds and notes of results."""
   metrics = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_NAMESPACE))
   counts = {row.key.metric.name: row.committed for row in metrics["counters"]}
   names = TaskResult([]).counts()
   seconds = counts.get(f"{split}/milliseconds", 0) / 1000
-  return {name: counts.get(f"{split}/{name}", 0) for name in names}, seconds
+  prefix = f"{split}/notes/"
+  notes = {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
+  return {name: counts.get(f"{split}/{name}", 0) for name in names}, seconds, notes
 
 
 def read_skipped(folder: str, split: str) -> list[SkippedImage]:

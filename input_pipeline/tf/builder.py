@@ -6,6 +6,7 @@ docs/guides/datasets.md in its manual folder:
 `tfds build input_pipeline/tf/builder.py --config refcoco_unc --manual_dir DIR --data_dir D`.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import errno
@@ -100,7 +101,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     """
     self._source, self._on_beam = source, on_beam
     self._provenance = tfds.core.MetadataDict(
-      arguments=dict(arguments or {}), counts={}, skipped={}
+      arguments=dict(arguments or {}), counts={}, skipped={}, notes={}
     )
     self._provenance.update(source.provenance if source else {})
     self.seconds: dict[str, float] = {}
@@ -134,17 +135,19 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     else:
       done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
     counts, skipped, seconds = TaskResult([]).counts(), [], 0.0
+    notes = collections.Counter()
     with progress_bar(split, self._source.splits[split], "images") as bar:
       for result in done:
         counts = {name: counts[name] + number for name, number in result.counts().items()}
         skipped += result.skipped
         seconds += result.seconds
+        notes.update(result.notes)
         for fields in result.records:
           yield fields["image_id"], fields
         bar.update(len(result.records) + len(result.skipped))
     if not counts["records"]:
       raise InputError(f"{split}: every image was skipped; the last: {skipped[-1].reason}")
-    self._note(split, counts, skipped, seconds)
+    self._note(split, counts, skipped, seconds, notes)
 
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
     """Records counts and skipped images when Beam is done; called by TFDS."""
@@ -152,14 +155,21 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
 
     assert self._source is not None
     for split in self._source.splits:
-      counts, seconds = beam.read_counts(pipeline_result, split)
+      counts, seconds, notes = beam.read_counts(pipeline_result, split)
       skipped = beam.read_skipped(os.fspath(self.data_dir_root), split)
-      self._note(split, counts, skipped, seconds)
+      self._note(split, counts, skipped, seconds, notes)
 
   def _note(
-    self, split: str, counts: dict[str, int], skipped: list[SkippedImage], seconds: float
+    self,
+    split: str,
+    counts: dict[str, int],
+    skipped: list[SkippedImage],
+    seconds: float,
+    notes: Mapping[str, int],
   ) -> None:
     self._provenance["counts"][split] = counts
+    if notes:
+      self._provenance["notes"][split] = dict(sorted(notes.items()))
     if skipped:
       rows = sorted((row.image_id, row.reason) for row in skipped)
       self._provenance["skipped"][split] = [list(row) for row in rows]

@@ -126,7 +126,7 @@ class RequestHandler:
     try:
       return self._instances.find(self._proposer, pixels, path), f"from {self._proposer_name}"
     except InputError as error:
-      if hasattr(self._proposer.proposer, "image_id"):
+      if hasattr(self._proposer.proposer, "find_image"):
         # A file of masks covers its own photos only.
         return None, ""
       reason = _without_folder(str(error), path)

@@ -31,7 +31,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import atomic_files, drawing
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import progress_bar
+from input_pipeline.common.terminal import list_counts, progress_bar
 from mail_jax.export import load
 from mail_jax.predict import inputs, outputs
 from mail_jax.predict.inputs import ImageInstances, PredictionInput, PredictionInputs
@@ -111,7 +111,9 @@ def _predict_one(args: argparse.Namespace) -> None:
   if args.json not in (None, "-"):
     atomic_files.check_folder(args.json)
   pixels = preprocess.open_image(args.image)
-  masks = ImageInstances().find(args.instances, pixels, args.image)
+  instances = ImageInstances()
+  masks = instances.find(args.instances, pixels, args.image)
+  _print_notes(instances)
   result = Segmenter.load(args.checkpoint, args.step)(pixels, args.text[0], masks)
   if args.mask:
     drawing.save(Image.fromarray(result.mask.astype(np.uint8) * 255), args.mask)
@@ -193,6 +195,11 @@ def _predict_all(
   """Predicts the remaining expressions; returns the number of skipped images."""
   total, skipped = sum(len(item.expressions) for item in all_inputs.items), 0
   remaining, instances = inputs.remaining(all_inputs, writer.done), ImageInstances()
+  if args.instances is not None:
+    if not inputs.is_spec(args.instances):
+      args.instances = f"coco:{args.instances}"  # not for one image
+    paths = dict.fromkeys(item.path for item in all_inputs.items)
+    instances.check_images(args.instances, list(paths))
   with progress_bar("predict", total, "expressions", min(total, len(writer.done))) as bar:
     for item, image in _decode_ahead(remaining):
       try:
@@ -215,7 +222,13 @@ def _predict_all(
           raise InputError(f"{where}{error}; --on_error skip continues without it") from error
         bar.write(f"skipped: {where}{error}", file=sys.stderr)
         skipped += 1
+  _print_notes(instances)
   return skipped
+
+
+def _print_notes(instances: ImageInstances) -> None:
+  if instances.notes:
+    print(f"instances: {list_counts(instances.notes)}", file=sys.stderr)
 
 
 def _chunks(keys: list[outputs.Key]) -> Iterator[list[outputs.Key]]:

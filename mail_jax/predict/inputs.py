@@ -237,24 +237,41 @@ def remaining(
 
 
 class ImageInstances:
-  """Finds the instance masks of images; thread-safe."""
+  """Finds the instance masks of images; thread-safe.
+
+  Attributes:
+    notes: how often a file's masks were left out or changed, by what was done.
+  """
 
   def __init__(self):
+    self.notes: collections.Counter[str] = collections.Counter()
     self._open: collections.OrderedDict[Any, registry.SelectingProposer] = collections.OrderedDict()
     # Detectors need not be thread-safe.
     self._lock = threading.RLock()
 
+  def check_images(self, given: Any, paths: Sequence[str]) -> None:
+    """Checks that a file does not have the same masks for two images.
+
+    Raises:
+      InputError: it has.
+    """
+    with self._lock:
+      images = ((path, None) for path in paths)
+      registry.check_images(self._proposer(given), images, any_known=False)
+
   def find(
-    self, given: Any, pixels: UInt8[np.ndarray, "h w 3"], file_name: str | None
+    self, given: Any, pixels: UInt8[np.ndarray, "h w 3"], path: str | None
   ) -> Bool[np.ndarray, "k h w"]:
-    """Returns the masks of an image, best score first; empty if nothing is given.
+    """Returns the masks of an image, best score first.
+
+    There are none if nothing is given, or if a file has none of the image, which `notes` counts.
 
     Args:
       given: one of `InstancesLike`: masks, bool [k, h, w] or of 0 and 1; COCO annotations, a path
         or a dictionary, in which the image is found by its file name or is the only one;
         `NAME:ARGUMENT` as `--instances` takes it; or a proposer.
       pixels: the image.
-      file_name: of the image, or None.
+      path: of the image, or None if it is not a file.
 
     Raises:
       InputError: these are not masks, not masks of this image, or the proposer fails.
@@ -263,10 +280,17 @@ class ImageInstances:
     if given is None or isinstance(given, np.ndarray):
       return preprocess.check_instances(_as_bool(given), height, width)
     # A file of annotations may be of this image alone; `coco:FILE` is for many images.
-    for_this = isinstance(given, Mapping) or (_is_path(given) and not _is_spec(given))
+    for_this = isinstance(given, Mapping) or (_is_path(given) and not is_spec(given))
     with self._lock:
       proposer = self._proposer(given)
-      proposals = proposer.propose([pixels], [_image_id(proposer.proposer, file_name, for_this)])[0]
+      try:
+        if path is not None:
+          registry.check_turn(proposer, path)
+        proposals = proposer.propose([pixels], [_image_id(proposer, path, for_this)])[0]
+      except registry.UnknownImage:
+        self.notes[registry.NO_MASKS] += 1
+        return preprocess.check_instances(None, height, width)
+      self.notes.update(proposals.notes)
     return preprocess.check_instances(proposals.masks, height, width)
 
   def _proposer(self, given: Any) -> registry.SelectingProposer:
@@ -279,7 +303,7 @@ class ImageInstances:
       return registry.SelectingProposer(CocoProposer(given), Selection())
     if _is_path(given):
       name = os.fspath(given)
-      return self._named(name if _is_spec(name) else f"coco:{name}")
+      return self._named(name if is_spec(name) else f"coco:{name}")
     if isinstance(given, registry.Proposer):
       return registry.SelectingProposer(given, Selection())
     raise InputError(
@@ -307,26 +331,27 @@ def _is_path(given: Any) -> bool:
   return isinstance(given, str | os.PathLike)
 
 
-def _is_spec(given: Any) -> bool:
+def is_spec(given: Any) -> bool:
   """Returns whether this is `NAME` or `NAME:ARGUMENT` rather than a path."""
   if not isinstance(given, str):
     return False
   return given.partition(":")[0] in registry.PROPOSERS or not given.endswith(".json")
 
 
-def _image_id(proposer: Any, file_name: str | None, for_this: bool) -> int:
+def _image_id(proposer: registry.SelectingProposer, path: str | None, for_this: bool) -> int | str:
   """Returns the proposer's id of the image; used only by those that look up masks in a file."""
-  if not hasattr(proposer, "image_id"):
+  file: Any = proposer.proposer
+  if not hasattr(file, "find_image"):
     return 0
-  only = proposer.only_image() if for_this else None
+  only = file.only_image() if for_this else None
   if only is not None:
     return only
-  if file_name is None:
+  if path is None:
     raise InputError(
       "instances: the image is found by its file name, and it has none; pass the path of the "
       "image, or masks of this image alone"
     )
-  return proposer.image_id(os.path.basename(file_name))
+  return proposer.find_image(path)
 
 
 def _as_bool(masks: np.ndarray | None) -> Bool[np.ndarray, "k h w"] | None:

@@ -136,8 +136,9 @@ class Segmenter:
     several = not isinstance(expression, str)
     expressions = _check_expressions(list(expression) if several else [expression])
     pixels = preprocess.open_image(image)
-    name = _file_name(image)
-    masks = self._instances.find(instances, pixels, name)[: self._model.config.max_instances]
+    masks = self._instances.find(instances, pixels, _path(image))[
+      : self._model.config.max_instances
+    ]
     prepared = self._prepare(pixels, masks)
     results = [self._segment(prepared, text, pixels, masks) for text in expressions]
     return results if several else results[0]
@@ -201,8 +202,8 @@ def _check_expressions(expressions: list[Any]) -> list[str]:
   return expressions
 
 
-def _file_name(image: Any) -> str | None:
-  """Returns the name of an image's file, if it came as one."""
+def _path(image: Any) -> str | None:
+  """Returns the path of an image's file, if it came as one."""
   if isinstance(image, Image.Image):
     image = getattr(image, "filename", None) or None
-  return os.path.basename(image) if isinstance(image, str | os.PathLike) else None
+  return os.fspath(image) if isinstance(image, str | os.PathLike) else None
