@@ -11,6 +11,7 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters.embedded import EmbeddedImages
 from input_pipeline.custom.schema import DEFAULT_SPLIT, Mask
+from input_pipeline.masks.row_index import whole_number
 from input_pipeline.masks.segmentation import (
   MAX_COORDINATE,
   encode_segmentation,
@@ -38,7 +39,6 @@ _REASONS = 20
 _PLACES = 3
 _SPLIT_NAMES = {name.lower(): name for name in ("train", "val", "test", "testA", "testB", "testC")}
 _SPLIT_NAMES |= {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,11 +248,8 @@ def id_in(row: Mapping[str, Any], key: str) -> int | str | None:
   Tools write the id 7 as 7.0 and as "7".
   """
   value = row.get(key)
-  if isinstance(value, float) and value.is_integer():
-    return int(value)
-  if isinstance(value, str) and _INTEGER.fullmatch(value):
-    return int(value)
-  return value if type(value) in (int, str) else None
+  number = whole_number(value)
+  return number if number is not None else value if isinstance(value, str) else None
 
 
 def make_lines(
