@@ -58,8 +58,10 @@ def by_text(export: Export) -> dict[str, Region]:
 
 def polygons_inside(height: int, width: int) -> st.SearchStrategy[Any]:
   """Returns polygons with corners on whole pixels, which shares of sides keep."""
-  points = st.tuples(st.integers(0, width), st.integers(0, height))
-  return st.lists(points, min_size=3, max_size=7, unique=True)
+  # Coordinates of at most 1 alone would pass for shares.
+  points = st.tuples(st.integers(0, width), st.integers(2, height))
+  polygons = st.lists(points, min_size=3, max_size=7, unique=True)
+  return polygons.filter(lambda polygon: pixels_of(polygon, height, width).any())
 
 
 texts = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), min_size=1, max_size=12)
@@ -415,8 +417,8 @@ def test_cvat_masks_are_the_same_pixels(
   place = {"left": left, "top": top, "width": width, "height": height}
   shape = cvat_shape("mask", "the dots", rle=", ".join(map(str, runs)), **place)
   folder = tmp_path_factory.mktemp("cvat")
-  if left + width > WIDTH or top + height > HEIGHT:
-    with pytest.raises(InputError, match="a bitmap of"):
+  if left + width > WIDTH or top + height > HEIGHT or not mask.any():
+    with pytest.raises(InputError, match=r"a bitmap of|no pixel is covered"):
       cvat_regions(folder, shape)
     return
   expected = np.zeros((HEIGHT, WIDTH), bool)

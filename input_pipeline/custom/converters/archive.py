@@ -3,7 +3,6 @@
 from typing import Any
 
 from input_pipeline import preprocess
-from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters.collect import Export
 from input_pipeline.custom.converters.export_files import ExportFiles
@@ -23,13 +22,18 @@ def load(path: str, export: Export) -> Any:
   """
   with ExportFiles(path) as files:
     if files.whole:
-      return untrusted_json.load_file(path, nan_as_none=True)
+      return files.read_json(files.names[0])
     found = [name for name in files.names if name.lower().endswith(".json")]
     if len(found) != 1:
       few = ", ".join(found[:_SHOWN]) + ", ..." * (len(found) > _SHOWN)
       what = f"{len(found)} JSON files ({few}); convert one at a time" if found else "no JSON file"
       raise InputError(f"{path}: it has {what}")
-    images = sum(name.lower().endswith(preprocess.EXTENSIONS) for name in files.names)
-    if images and files.zipped:
-      export.noted["images in the zip are not read; unpack it and name --images"] = images
-    return untrusted_json.loads(files.read(found[0]), files.full_name(found[0]), nan_as_none=True)
+    note_images(files, export)
+    return files.read_json(found[0])
+
+
+def note_images(files: ExportFiles, export: Export) -> None:
+  """Takes note of images in a zip, which are not read."""
+  images = sum(name.lower().endswith(preprocess.EXTENSIONS) for name in files.names)
+  if images and files.zipped:
+    export.noted["images in the zip are not read; unpack it and name --images"] = images

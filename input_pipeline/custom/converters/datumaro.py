@@ -9,9 +9,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline.common import untrusted_json
-from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters import geometry
 from input_pipeline.custom.converters.collect import Export, Options, box, rows_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
@@ -36,19 +34,9 @@ def read(path: str, options: Options) -> Export:
     InputError: there is no such file, or no annotation has an expression.
   """
   gatherer = Gatherer(path, options)
-  found = False
-  with export_files.ExportFiles(path) as files:
-    for name in files.names:
-      if not files.whole and not name.lower().endswith(".json"):
-        continue
-      content = untrusted_json.loads(files.read(name), files.full_name(name))
-      if is_datumaro(content):
-        found = True
-        _read_subset(content, name, gatherer)
-      elif files.whole:
-        raise InputError(f"{path}: not Datumaro's format; it needs `categories` and `items`")
-  if not found:
-    raise InputError(f"{path}: no file in Datumaro's format is in it")
+  missing = "no file in Datumaro's format, JSON with `categories` and `items`"
+  for name, content in gatherer.json_files(is_datumaro, missing):
+    _read_subset(content, name, gatherer)
   return gatherer.finish()
 
 
@@ -115,15 +103,16 @@ def _read_item(
         gatherer.export.skip(f"invalid {kind} ({error})", photo.name)
         continue
       category = row.get("label_id")
-      known = type(category) is int and 0 <= category < len(names)
+      if not isinstance(category, int) or not 0 <= category < len(names):
+        category = None
       attributes = row.get("attributes")
       gatherer.add(
         photo,
         mask,
         Shape(
           [attributes if isinstance(attributes, dict) else {}],
-          names[category] if known else "",
-          category if known else 0,
+          "" if category is None else names[category],
+          category or 0,
           group,
         ),
       )

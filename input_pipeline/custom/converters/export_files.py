@@ -5,8 +5,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
-from input_pipeline.common import untrusted_files
+from input_pipeline.common import untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 
 MAX_BYTES = 1 << 30
@@ -99,6 +100,17 @@ class ExportFiles:
       return data.decode(encoding)
     except UnicodeDecodeError as error:
       raise InputError(f"{self.full_name(name)}: not text in UTF-8 ({error})") from error
+
+  def read_json(self, name: str) -> Any:
+    """Parses a JSON file; NaN, which pandas writes for a missing value, is None.
+
+    Raises:
+      InputError: as in `read`, or it is not JSON.
+    """
+    if self.whole:
+      # It may be packed by gzip.
+      return untrusted_json.load_file(self._path, nan_as_none=True)
+    return untrusted_json.loads(self.read(name), self.full_name(name), nan_as_none=True)
 
   def __enter__(self) -> "ExportFiles":
     """Returns itself."""

@@ -8,14 +8,23 @@ import dataclasses
 import functools
 import posixpath
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import AmbiguousImage, ImageFolder, ImageNames, ImageNotFound
-from input_pipeline.custom.converters import geometry
-from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, Region, texts_in
+from input_pipeline.custom.converters import archive, geometry
+from input_pipeline.custom.converters.collect import (
+  CATEGORY,
+  Export,
+  Options,
+  Region,
+  read_mask,
+  texts_in,
+  texts_under,
+)
+from input_pipeline.custom.converters.export_files import ExportFiles
 from input_pipeline.custom.schema import Mask
 
 NEEDS_BOXES = "box without a mask (use --boxes to convert it)"
@@ -72,6 +81,31 @@ class Gatherer:
     """The photos that may be meant."""
     return ImageFolder(self.options.folder)
 
+  def json_files(self, is_format: Callable[[Any], bool], what: str) -> Iterator[tuple[str, Any]]:
+    """Yields the names and the content of the JSON files of a format.
+
+    Args:
+      is_format: tells the format's files from others.
+      what: is needed, for the error if there is none.
+
+    Raises:
+      InputError: no file has the format, or a file is not JSON.
+    """
+    found = False
+    with ExportFiles(self._path) as files:
+      archive.note_images(files, self.export)
+      for name in files.names:
+        if not files.whole and not name.lower().endswith(".json"):
+          continue
+        content = files.read_json(name)
+        if is_format(content):
+          found = True
+          yield name, content
+        elif not files.whole:
+          self.export.note("JSON file of another kind, which is not read", name)
+    if not found:
+      raise InputError(f"{self._path}: {what}")
+
   def add(self, photo: Photo, mask: Mask, shape: Shape) -> None:
     """Adds a shape."""
     for field in shape.fields:
@@ -104,7 +138,12 @@ class Gatherer:
       except ValueError as error:
         self.export.skip(f"invalid object ({error})", photo.name)
         continue
-      texts = [text for _, _, part in parts for text in self._texts(part)]
+      if photo.size is not None:
+        segmentation = mask.get("polygons", mask.get("rle"))
+        mask = read_mask(segmentation, photo.size, self.export, photo.name)
+        if mask is None:
+          continue
+      texts = [text for _, _, part in parts for text in self._texts(part, photo.name)]
       texts += self._captions.get((photo.name, shape.group), ())
       yield Region(
         photo.name,
@@ -115,20 +154,15 @@ class Gatherer:
         upright=photo.upright,
       )
 
-  def _texts(self, shape: Shape) -> tuple[str, ...]:
-    for key in self.options.text_keys:
-      if key == CATEGORY:
-        return texts_in(shape.label, self.options.separator)
-      for field in shape.fields:
-        if texts := texts_in(field.get(key), self.options.separator):
-          return texts
-    return ()
+  def _texts(self, shape: Shape, place: str) -> tuple[str, ...]:
+    levels = list(shape.fields)
+    if CATEGORY in self.options.text_keys:
+      levels.append({CATEGORY: shape.label})
+    return texts_under(levels, self.options, self.export, place)
 
   def _no_expression(self) -> str:
-    if not self._objects:
-      few = self.export.skipped.most_common(3)
-      reasons = "; ".join(f"{reason} ({count:,})" for reason, count in few)
-      return f"nothing in it can be converted: {reasons or 'no photo has a region'}"
+    if not self.export.regions:
+      return "; ".join(["nothing in it can be converted", *self.export.report()])
     keys = ", ".join(sorted(self._keys)) or "none"
     return (
       f"no region has an expression under {', '.join(self.options.text_keys)}; keys with text "

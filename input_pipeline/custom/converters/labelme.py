@@ -11,9 +11,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline.common import untrusted_json
-from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters import geometry
 from input_pipeline.custom.converters.collect import Export, Options, rows_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
@@ -42,22 +40,9 @@ def read(path: str, options: Options) -> Export:
     InputError: there is no such file, or no shape has an expression.
   """
   gatherer = Gatherer(path, options)
-  found = False
-  with export_files.ExportFiles(path) as files:
-    for name in files.names:
-      if not files.whole and not name.lower().endswith(".json"):
-        continue
-      full = files.full_name(name)
-      content = untrusted_json.loads(files.read(name), full)
-      if is_labelme(content):
-        found = True
-        _read_photo(content, name, gatherer)
-      elif files.whole:
-        raise InputError(f"{full}: not a LabelMe file; it needs the list `shapes`")
-      else:
-        gatherer.export.skip("JSON file without `shapes`")
-  if not found:
-    raise InputError(f"{path}: no LabelMe file, JSON with the list `shapes`, is in it")
+  missing = "no file of LabelMe, JSON with the list `shapes`"
+  for name, content in gatherer.json_files(is_labelme, missing):
+    _read_photo(content, name, gatherer)
   return gatherer.finish()
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import (
   coco,
@@ -59,7 +58,7 @@ def _recognise_file(files: export_files.ExportFiles, name: str) -> str | None:
   data = files.read(name)
   if cvat.is_xml(data):
     return "cvat" if b"<annotations" in data[:4096] else None
-  return recognise_content(untrusted_json.loads(data, files.full_name(name), nan_as_none=True))
+  return recognise_content(files.read_json(name))
 
 
 def recognise_content(content: Any) -> str | None:

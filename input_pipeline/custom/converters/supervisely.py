@@ -9,9 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from input_pipeline.common import untrusted_json
-from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters import geometry
 from input_pipeline.custom.converters.collect import Export, Options, rows_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
@@ -39,21 +37,9 @@ def read(path: str, options: Options) -> Export:
     InputError: there is no such file, or no object has an expression.
   """
   gatherer = Gatherer(path, options)
-  found = False
-  with export_files.ExportFiles(path) as files:
-    for name in files.names:
-      if not files.whole and not name.lower().endswith(".json"):
-        continue
-      content = untrusted_json.loads(files.read(name), files.full_name(name))
-      if is_supervisely(content):
-        found = True
-        _read_photo(content, name, gatherer)
-      elif files.whole:
-        raise InputError(
-          f"{path}: not an annotation of Supervisely; it needs `size` and the list `objects`"
-        )
-  if not found:
-    raise InputError(f"{path}: no annotation of Supervisely is in it; they are in folders `ann`")
+  missing = "no annotation of Supervisely, JSON with `size` and the list `objects`"
+  for name, content in gatherer.json_files(is_supervisely, missing):
+    _read_photo(content, name, gatherer)
   return gatherer.finish()
 
 

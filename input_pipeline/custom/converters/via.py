@@ -13,7 +13,7 @@ from typing import Any
 
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters import archive, export_files, geometry
 from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, rows_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
@@ -44,27 +44,23 @@ def read(path: str, options: Options) -> Export:
   gatherer = Gatherer(path, options)
   found = False
   with export_files.ExportFiles(path) as files:
+    archive.note_images(files, gatherer.export)
     for name in files.names:
-      lower = name.lower()
-      if not files.whole and not lower.endswith((".json", ".csv")):
-        continue
-      full = files.full_name(name)
-      if lower.endswith(".csv"):
-        content = _csv_content(files.read_text(name), full)
+      if name.lower().endswith(".csv"):
+        content = _csv_content(files.read_text(name), files.full_name(name))
+      elif files.whole or name.lower().endswith(".json"):
+        content = files.read_json(name)
       else:
-        content = untrusted_json.loads(files.read(name), full)
+        continue
       if is_via(content):
         found = True
         _read_content(content, gatherer)
-      elif files.whole:
-        raise InputError(
-          f"{full}: not a file of the VGG Image Annotator; it needs photos with `filename` and "
-          "`regions`, or `_via_img_metadata`"
-        )
-      else:
-        gatherer.export.skip("file that is not of the VGG Image Annotator")
+      elif not files.whole:
+        gatherer.export.note("file of another kind, which is not read", name)
   if not found:
-    raise InputError(f"{path}: no file of the VGG Image Annotator is in it")
+    raise InputError(
+      f"{path}: no file of the VGG Image Annotator, whose photos have `filename` and `regions`"
+    )
   return gatherer.finish()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import export_files, geometry
+from input_pipeline.custom.converters import archive, export_files, geometry
 from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, box
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
@@ -55,6 +55,7 @@ def read(path: str, options: Options) -> Export:
     path = os.path.dirname(path) or "."
   gatherer = Gatherer(path, options)
   with export_files.ExportFiles(path) as files:
+    archive.note_images(files, gatherer.export)
     names = _category_names(files, path)
     labels = _label_files(files.names)
     if not labels:
