@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from .errors import InputError
 
@@ -16,6 +16,7 @@ Form = tuple[str, tuple[str, ...]]
 """A spelling of a name: a key of its last part, and its folders."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_URL_END = re.compile(r"[?#].*", re.DOTALL)
 # /data/local-files/?d=folder/photo.jpg
 _LOCAL_FILES = re.compile(r"local-files/\?d=([^&]*)")
 _DRIVE = re.compile(r"/?[A-Za-z]:(?=/)")
@@ -258,7 +259,8 @@ def _decoded(name: str) -> str:
   if local := _LOCAL_FILES.search(name):
     path = unquote(local[1])
   elif _URL.match(name):
-    path = unquote(urlsplit(name).path)
+    # `urlsplit` raises for brackets that are not part of a host.
+    path = unquote(_URL_END.sub("", name.partition("://")[2].partition("/")[2]))
   else:
     query = _QUERY.fullmatch(name)
     path = unquote(query[1] if query else name)
