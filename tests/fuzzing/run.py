@@ -19,7 +19,7 @@ import sys
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
-TARGETS = ("refs", "segmentations", "records", "lines", "pictures")
+TARGETS = ("refs", "segmentations", "records", "lines", "pictures", "predictions")
 
 
 def main(argv: list[str] | None = None) -> None:
