@@ -8,14 +8,20 @@ some are COCO's, and its list of images has their COCO ids.
 """
 
 import dataclasses
-import gzip
-import io
+import itertools
 import os
-import zlib
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
-from input_pipeline.common import fingerprint, untrusted_files, untrusted_json
+from input_pipeline.common import (
+  fingerprint,
+  image_names,
+  json_rows,
+  untrusted_files,
+  untrusted_json,
+)
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
 
@@ -33,10 +39,15 @@ _CLEAN = (
   "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train a "
   "new detector"
 )
+# A file's lists that have images; the rows of `annotations` are passed over.
+_SECTIONS = ("images", "refs", "annotations")
+_WHOLE = re.compile(r"\d{1,18}(\.0*)?", re.ASCII)
+# Bytes of a list of ids or names.
+_MAX_LIST = 256 << 20
 _DECLARE = "declare it with `prepare --trained_on` (docs/guides/proposals.md)"
 _FORMATS = (
-  "a COCO file with `images`; a JSON list of ids, or of rows with `image_id` (at the top level or "
-  "under `refs`); or text with one id per line"
+  "a COCO file with `images`; a JSON list of ids, of names, or of rows with `image_id` (at the top "
+  "level or under `refs`); or text with one id or file name per line"
 )
 
 
@@ -134,7 +145,8 @@ def check(
   """
   images, of_coco = len(image_ids), image_ids if coco_ids is None else coco_ids
   if trained_on.image_ids is not None:
-    common = trained_on.image_ids.intersection(of_coco)
+    # A tool may have made several images of one of COCO's.
+    common = [i for i in of_coco if i in trained_on.image_ids]
     seen, warning = len(common), _warn_list(trained_on.text, common, images) if common else None
   else:
     seen, warning = {
@@ -182,11 +194,10 @@ def _warn_coco(of_coco: int, images: int) -> str | None:
   )
 
 
-def _warn_list(text: str, common: frozenset[int], images: int) -> str:
-  few = sorted(common)[:3]
-  names = (
-    f"image{'s' * (len(few) != 1)} {', '.join(map(str, few))}{' and others' * (common > set(few))}"
-  )
+def _warn_list(text: str, common: Collection[int], images: int) -> str:
+  ids = sorted(set(common))
+  few = ", ".join(map(str, ids[:3])) + " and others" * (len(ids) > 3)
+  names = f"image{'s' * (len(ids) != 1)} {few}"
   return (
     f"the detector behind the instance masks was trained on {len(common):,} of these {images:,} "
     f"images ({names}) according to {text}; {_CLEAN}"
@@ -256,60 +267,209 @@ def warnings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
   return [f"warning: {', '.join(names)}: {warning}" for warning, names in splits.items()]
 
 
+class CocoImages:
+  """The images of a file, and which of COCO's they are.
+
+  Many tools number images anew, so COCO's number in an image's name decides, if it has one. In a
+  file with such names, images with other names are not COCO's.
+  """
+
+  def __init__(self, path: str):
+    """Starts an empty list.
+
+    Args:
+      path: of the file, for messages.
+    """
+    self._path = path
+    # Id, and COCO's number in the name.
+    self._images: dict[tuple[int, int | None], None] = {}
+    # Of images that are named otherwise: with their ids, and names alone.
+    self._others: dict[int, str] = {}
+    self._other_names: dict[str, None] = {}
+    self._renumbered: dict[int, str] = {}
+
+  def add(self, image_id: Any, name: str | None = None) -> int:
+    """Adds an image, and returns its id as an integer.
+
+    Args:
+      image_id: a whole number, also as a float or as text.
+      name: of its file, if it is known.
+
+    Raises:
+      ValueError: it is not an id.
+    """
+    own = whole_number(image_id)
+    if own is None:
+      raise ValueError(f"{image_id!r} is not an image id")
+    number = None if name is None else _coco_number(name)
+    self._images[own, number] = None
+    if number is None and name is not None:
+      self._others.setdefault(own, name)
+    elif number is not None and number != own:
+      self._renumbered.setdefault(own, str(name))
+    return own
+
+  def add_text(self, text: str) -> None:
+    """Adds an image given by its id or by its file's name."""
+    if (own := whole_number(text)) is not None:
+      self._images[own, None] = None
+    elif (number := _coco_number(text)) is not None:
+      self._images[number, number] = None
+    else:
+      self._other_names[text] = None
+
+  def by_id(self) -> dict[int, int | None]:
+    """Returns the COCO id of each image by its id in the file; None if it is not COCO's.
+
+    Raises:
+      InputError: an id is that of several images.
+    """
+    has_names = self._has_names()
+    found: dict[int, int | None] = {}
+    for own, number in self._images:
+      if number is None and not (has_names and own in self._others):
+        number = own
+      if found.setdefault(own, number) != number:
+        raise InputError(
+          f"{self._path}: image id {own} is that of two images, of COCO {found[own]} and {number}; "
+          "number the images of joined files anew"
+        )
+    return found
+
+  def coco_ids(self) -> frozenset[int]:
+    """Returns the COCO ids of the images.
+
+    Raises:
+      ValueError: all there is are names, and none is COCO's.
+    """
+    if self._other_names and not self._has_names():
+      raise ValueError(f"{next(iter(self._other_names))!r} is neither an image id nor a COCO name")
+    numbers = {number for _, number in self._images if number is not None}
+    own = (i for i, number in self._images if number is None)
+    return frozenset(numbers.union(i for i in own if not (numbers and i in self._others)))
+
+  def notes(self) -> Iterator[str]:
+    """Yields a line for each way in which the ids were not taken as they are."""
+    total = counted(len(self._images) + len(self._other_names), "image")
+    if self._renumbered:
+      own, name = next(iter(self._renumbered.items()))
+      yield (
+        f"{self._path}: {len(self._renumbered):,} of {total} have an id that is not COCO's ({own} "
+        f"is {name}); COCO's number in the name counts"
+      )
+    if others := [*self._others.values(), *self._other_names]:
+      yield f"{self._path}: {len(others):,} of {total} " + (
+        f"do not have a name of COCO's ({others[0]}) and count as other images"
+        if self._has_names()
+        else f"have names that are not COCO's ({others[0]}); their ids are taken for COCO's. If no "
+        "image is COCO's, declare `--trained_on other`"
+      )
+
+  def _has_names(self) -> bool:
+    return any(number is not None for _, number in self._images)
+
+
+def _coco_number(name: str) -> int | None:
+  """Returns COCO's number in a name with or without its ending."""
+  number = image_names.coco_number(name)
+  return image_names.coco_number(f"{name}.jpg") if number is None else number
+
+
+def whole_number(value: Any) -> int | None:
+  """Returns an id, also one that pandas wrote as 101.0 or "101", as an integer; None if it is none.
+
+  Ids are never rounded, nor is a boolean an id.
+  """
+  if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+    value = float(value) if "." in value else int(value)
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  return value if type(value) is int and value >= 0 else None
+
+
 def read_ids(path: str) -> frozenset[int]:
-  """Reads a list of COCO image ids, gzipped or not.
+  """Reads which of COCO's images a file lists; prints how it took ids that are not COCO's.
+
+  The file may be compressed by gzip, and of any size.
 
   Args:
-    path: a COCO file (all its images count, annotated or not), a JSON list of ids or of rows with
-      `image_id`, such rows under `refs`, or text with one id per line.
+    path: a COCO file (all its images count, annotated or not), a JSON list of ids, of names or of
+      rows with `image_id`, such rows under `refs`, or text with one id or file name per line.
 
   Raises:
     InputError: the file cannot be read, has another format, or is empty.
   """
-  text = _read_text(path)
+  images = CocoImages(path)
   try:
-    is_json = text.lstrip().startswith(("[", "{"))
-    values = _ids_in_json(untrusted_json.loads(text, "the file")) if is_json else _ids_in_text(text)
-    ids = frozenset(map(_check_id, values))
+    with untrusted_files.open_text(path, path) as file:
+      _read_list(file, path, images)
+    ids = images.coco_ids()
+  except OSError as error:
+    raise InputError(f"{path}: {error.strerror or error}") from error
   except (KeyError, TypeError, ValueError) as error:
     reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    reason = reason.removeprefix(f"{path}: ")
     raise InputError(f"{path}: not a list of images ({reason}); it must be {_FORMATS}") from error
   if not ids:
     raise InputError(f"{path}: the list of images is empty; it must be {_FORMATS}")
+  for note in images.notes():
+    print(f"warning: {note}", file=sys.stderr)
   return ids
 
 
-def _read_text(path: str) -> str:
-  try:
-    data = untrusted_files.read(path, path, untrusted_json.MAX_BYTES)
-    # Recognised by its content, not by its name: browsers unpack or rename files.
-    if data.startswith(b"\x1f\x8b"):
-      with gzip.open(io.BytesIO(data)) as file:
-        # The unpacked size may be a thousand times larger.
-        data = file.read(untrusted_json.MAX_BYTES + 1)
-      if len(data) > untrusted_json.MAX_BYTES:
-        raise InputError(
-          f"{path}: exceeds the limit of {untrusted_json.MAX_BYTES:,} bytes when unpacked"
-        )
-    return data.decode("utf-8-sig")
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise InputError(f"{path}: the gzip file is damaged ({error}); is it complete?") from error
-  except UnicodeDecodeError as error:
-    raise InputError(f"{path}: not a text file ({error}); it must be {_FORMATS}") from error
+def _read_list(file: BinaryIO, path: str, images: CocoImages) -> None:
+  text = json_rows.chunks(file)
+  first = next(text, b"")
+  text = itertools.chain([first], text)
+  start = first.lstrip()[:1]
+  if start == b"{" or re.match(rb"\s*\[\s*\{", first):
+    _read_rows(json_rows.split(text, path, ("", *_SECTIONS)), path, images)
+  elif start == b"[":
+    for value in untrusted_json.loads(_join(text, path), "the file"):
+      _add_value(images, value)
+  else:
+    if b"\0" in first:
+      raise ValueError("not text")
+    for line in _join(text, path).decode().splitlines():
+      if line.strip():
+        images.add_text(line.strip())
 
 
-def _ids_in_text(text: str) -> list[int]:
-  return [int(line) for line in text.splitlines() if line.strip()]
+def _join(text: Iterable[bytes], path: str) -> bytes:
+  data = bytearray()
+  for chunk in text:
+    data += chunk
+    if len(data) > _MAX_LIST:
+      raise InputError(f"{path}: exceeds the limit of {_MAX_LIST:,} bytes for a list")
+  return bytes(data)
 
 
-def _ids_in_json(content: Any) -> Iterable[Any]:
-  if isinstance(content, dict) and "images" in content:
-    return [row["id"] for row in content["images"]]
-  rows = content["refs"] if isinstance(content, dict) else content
-  return [row["image_id"] if isinstance(row, dict) else row for row in rows]
+def _read_rows(parts: Iterable[json_rows.Row | bytes], path: str, images: CocoImages) -> None:
+  """Adds the rows of a COCO file's images; of another file, its refs or its list of rows."""
+  around = bytearray()
+  for part in parts:
+    if isinstance(part, bytes):
+      around += part
+    elif part.section == "images":
+      row = part.loads(path)
+      images.add(row["id"], image_names.name_of_row(row))
+    elif part.section != "annotations":
+      _add_value(images, part.loads(path))
+  content = untrusted_json.loads(bytes(around), "the file", nan_as_none=True)
+  lists = [content] if isinstance(content, list) else map(content.get, ("images", "refs"))
+  if not any(isinstance(rows, list) for rows in lists):
+    raise ValueError("it has no list of `images` or `refs`")
 
 
-def _check_id(image_id: Any) -> int:
-  if type(image_id) is not int or image_id < 0:
-    raise ValueError(f"{image_id!r} is not an image id")
-  return image_id
+def _add_value(images: CocoImages, value: Any) -> None:
+  if isinstance(value, str):
+    images.add_text(value)
+    return
+  if not isinstance(value, dict):
+    images.add(value)
+    return
+  name = image_names.name_of_row(value)
+  image_id = value.get("image_id", value.get("id") if name else None)
+  if image_id is None and name is None:
+    raise KeyError("image_id")
+  images.add(image_id, name)
