@@ -147,7 +147,9 @@ def _recode(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 
 class _Stream(io.RawIOBase):
-  """Chunks of bytes as a file."""
+  """Chunks of bytes as a file, which has what typing.BinaryIO asks for."""
+
+  mode, name = "rb", ""
 
   mode = "rb"
 

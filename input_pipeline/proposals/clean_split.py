@@ -166,6 +166,8 @@ class Annotations:
       for section in _SECTIONS:
         if not isinstance(content[section], list):
           raise TypeError(f"{section} is not a list")
+    except InputError:
+      raise
     except (KeyError, TypeError, ValueError) as error:
       raise self._refusal(error) from error
     self.coco_ids = images.by_id()
@@ -237,10 +239,9 @@ class Annotations:
     return image_id
 
   def _refusal(self, error: Exception) -> InputError:
-    reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     return InputError(
-      f"--annotations {self._path}: not a COCO instances file ({reason}); it needs `images` with "
-      "their id and `annotations` with their image_id, both whole numbers"
+      f"--annotations {self._path}: not a COCO instances file ({type(error).__name__}: {error}); "
+      "it needs `images` with their id and `annotations` with their image_id, both whole numbers"
     )
 
 

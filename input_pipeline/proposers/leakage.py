@@ -407,8 +407,9 @@ def read_ids(path: str) -> frozenset[int]:
   except OSError as error:
     raise InputError(f"{path}: {error.strerror or error}") from error
   except (KeyError, TypeError, ValueError) as error:
+    if str(error).startswith(path):
+      raise
     reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    reason = reason.removeprefix(f"{path}: ")
     raise InputError(f"{path}: not a list of images ({reason}); it must be {_FORMATS}") from error
   if not ids:
     raise InputError(f"{path}: the list of images is empty; it must be {_FORMATS}")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from input_pipeline.common import untrusted_json
+from input_pipeline.common import untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations
 from input_pipeline.proposers import leakage
@@ -101,7 +101,7 @@ def test_text_beyond_the_limit_is_refused_unread(tmp_path):
 
 
 def test_a_list_compressed_a_thousand_times_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(untrusted_json, "MAX_BYTES", 100_000)
+  monkeypatch.setattr(untrusted_files, "MAX_UNPACKED", 100_000)
   path = tmp_path / "ids.gz"
   path.write_bytes(gzip.compress(b"1\n" * 500_000))
   with pytest.raises(InputError, match=r"ids\.gz: exceeds the limit of 100,000 bytes"):

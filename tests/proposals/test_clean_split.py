@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import pathlib
 import pickle
 import subprocess
@@ -185,6 +186,96 @@ def test_incomplete_refs_cause_a_warning(inputs, capsys):
   assert "(val has 2 of 3,811 refs, testA has 2 of 1,975 refs, testB has 2" in lines[0]
 
 
+_SPELLINGS = {
+  "floats": float,
+  "texts": str,
+  "texts of floats": lambda i: f"{i}.0",
+}
+
+
+@pytest.mark.parametrize("spelling", list(_SPELLINGS))
+def test_ids_in_any_spelling_are_the_same_images(inputs, spelling):
+  for section, key in (("images", "id"), ("annotations", "image_id")):
+    for row in inputs.content[section]:
+      row[key] = _SPELLINGS[spelling](row[key])
+  inputs.write()
+  inputs.run()
+  written = json.loads(inputs.out.read_text())
+  for section, key in (("images", "id"), ("annotations", "image_id")):
+    expected = [row for row in inputs.content[section] if int(float(row[key])) in CLEAN]
+    assert written[section] == expected
+
+
+@pytest.mark.parametrize("key", ["file_name", "coco_url"])
+@pytest.mark.parametrize("name", ["COCO_train2014_{:012}.jpg", "{:012}_jpg.rf.{:032x}.jpg"])
+def test_images_numbered_anew_are_removed_by_their_names(inputs, key, name):
+  numbers = {}
+  for new, row in enumerate(inputs.content["images"]):
+    numbers[row["id"]] = new
+    row.pop("file_name", None)
+    row[key] = "http://images.cocodataset.org/train2014/" + name.format(row["id"], new)
+    row["id"] = new
+  for row in inputs.content["annotations"]:
+    row["image_id"] = numbers[row["image_id"]]
+  inputs.write()
+  _, warnings = inputs.run()
+  coco = _read(inputs.out)
+  assert set(coco.getImgIds()) == {numbers[image_id] for image_id in CLEAN}
+  assert {row["image_id"] for row in coco.dataset["annotations"]} <= set(coco.getImgIds())
+  (line,) = warnings
+  assert "6 of 6 images have an id that is not COCO's" in line
+
+
+def test_every_copy_of_an_evaluation_image_is_removed(inputs):
+  for i in range(3):
+    name = f"000000000101_jpg.rf.{i:032x}.jpg"
+    inputs.content["images"].append({"id": 7000 + i, "file_name": name})
+  inputs.write()
+  inputs.run()
+  assert not {7000, 7001, 7002} & set(_read(inputs.out).getImgIds())
+
+
+def test_nothing_to_remove_is_doubted_aloud(inputs):
+  for row in inputs.content["images"]:
+    row["id"] += 5000
+    row["file_name"] = f"{row['id']:012}.jpg"
+  for row in inputs.content["annotations"]:
+    row["image_id"] += 5000
+  inputs.write()
+  _, (line,) = inputs.run()
+  assert "none of its 6 images is in an evaluation split" in line
+  assert set(_read(inputs.out).getImgIds()) == {row["id"] for row in inputs.content["images"]}
+
+
+def test_two_images_of_one_id_are_refused(inputs):
+  for number in (5, 6):
+    inputs.content["images"].append({"id": 901, "file_name": f"{number:012}.jpg"})
+  inputs.write()
+  with pytest.raises(InputError, match=r"image id 901 is that of two images"):
+    inputs.run()
+  assert not inputs.out.exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gzip"])
+def test_annotations_in_any_encoding_are_read(inputs, encoding):
+  text = json.dumps(inputs.content, ensure_ascii=False)
+  data = gzip.compress(text.encode()) if encoding == "gzip" else text.encode(encoding)
+  inputs.annotations.write_bytes(data)
+  inputs.run()
+  written = json.loads(inputs.out.read_text("utf-8"))
+  assert written["licenses"] == inputs.content["licenses"]
+  assert {row["id"] for row in written["images"]} == CLEAN
+
+
+def test_numbers_keep_their_digits(inputs):
+  text = json.dumps(inputs.content).replace("1.25", "1.2500000000000000000001")
+  inputs.annotations.write_text(text.replace('"area": 4', '"area": NaN', 1))
+  inputs.run()
+  written = inputs.out.read_text()
+  assert "1.2500000000000000000001" in written
+  assert '"area": NaN' in written
+
+
 def _refs(data: bytes):
   return lambda inputs: inputs.layouts["refcocog_umd"].refs_path.write_bytes(data)
 
@@ -215,13 +306,13 @@ _DAMAGES = {
     _refs(pickle.dumps([{"image_id": "a", "split": "val"}])),
     r"image_id is not an integer",
   ),
-  "annotations are cut": (_annotations(b'{"images": ['), r"instances\.json: invalid JSON"),
-  "annotations are text": (_annotations(b"\xff\xfe"), r"instances\.json: invalid JSON"),
+  "annotations are cut": (_annotations(b'{"images": ['), r"instances\.json: invalid or truncated"),
+  "annotations are text": (_annotations(b"\xff\xfe7"), r"instances\.json: invalid utf-16 "),
   "annotations are a list": (_annotations(b"[1]"), r"--annotations .*not a COCO instances file"),
   "annotations lack images": (_annotations(b'{"annotations": []}'), r"\(KeyError: 'images'\)"),
   "an annotation has no photo": (
     _stray,
-    r"annotation 1 belongs to image 77.*\(as in 1 annotations\)",
+    r"annotation 1 belongs to image 77.*\(as in 1 annotation\)",
   ),
   "a list is cut": (_exclude(b"[1,"), r"more\.json: not a list of images"),
   "a list is not there": (lambda inputs: None, r"more\.json: No such file"),
@@ -260,11 +351,11 @@ def test_no_input_is_overwritten(inputs, which):
 def test_an_existing_file_is_kept_when_writing_fails(inputs, monkeypatch):
   inputs.out.write_text("older")
 
-  def full(self, data):
-    del self, data
+  def full(*paths):
+    del paths
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+  monkeypatch.setattr(os, "replace", full)
   with pytest.raises(InputError, match=r"clean\.json cannot be written: No space left"):
     inputs.run()
   assert inputs.out.read_text() == "older"

@@ -27,7 +27,7 @@ VAL = [100, 200, 300]
 IDS = st.frozensets(st.integers(0, 600_000), max_size=40)
 
 
-def _list(tmp_path: pathlib.Path, ids: list[int], name: str = "trained.json") -> str:
+def _list(tmp_path: pathlib.Path, ids: list[Any], name: str = "trained.json") -> str:
   path = tmp_path / name
   path.write_text(json.dumps(ids))
   return str(path)
@@ -100,19 +100,113 @@ _FORMS = {
   "rows.json": json.dumps([{"image_id": 7, "ann_id": [1]}, {"image_id": 100}]),
   "ids.txt": "000000000007\n\n100\r\n",
   "marked.txt": "\ufeff7\n100",
+  "floats.json": "[100.0, 7]",
+  "texts.json": '["100", "7.0"]',
+  "names.json": '["COCO_val2014_000000000100.jpg", "train2017/000000000007.jpg"]',
+  "stems.json": '[{"image_id": "000000000100"}, {"image_id": "7"}]',
+  "images.json": json.dumps([{"id": 3, "file_name": f"{i:012}.jpg"} for i in (7, 100)]),
+  "renumbered.json": json.dumps(
+    {
+      "annotations": [{"id": 7, "image_id": 8, "area": float("nan")}],
+      "images": [
+        {"id": 8, "file_name": "images/COCO_train2014_000000000007.jpg"},
+        {"id": 9, "file_name": "000000000100_jpg.rf.0123456789abcdef0123456789abcdef.jpg"},
+        {"id": 7, "file_name": "000000000100_jpg.rf.1123456789abcdef0123456789abcdef.jpg"},
+      ],
+    }
+  ),
+  "lvis.json": json.dumps(
+    {
+      "images": [
+        {"id": i, "coco_url": f"http://images.cocodataset.org/train2017/{i:012}.jpg"}
+        for i in (7, 100)
+      ],
+      "annotations": [],
+    }
+  ),
+  "with_others.json": json.dumps(
+    {
+      "images": [
+        {"id": 1, "file_name": "COCO_train2014_000000000007.jpg"},
+        {"id": 2, "file_name": "my photo.jpg"},
+        {"id": 100},
+      ]
+    }
+  ),
+  "train2017.txt": "./images/train2017/000000000100.jpg\nimages\\train2017\\000000000007.jpg\n",
+  "refs_names.txt": "COCO_train2014_000000000100_3.jpg\nCOCO_train2014_000000000007_12.jpg",
+  "with_others.txt": "mine/a.jpg\n000000000100.jpg\n7",
 }
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["plain", "packed", "utf-16"])
 @pytest.mark.parametrize("name", list(_FORMS))
-def test_a_list_is_read_in_every_format(name, packed, tmp_path):
+def test_a_list_is_read_in_every_format(name, form, tmp_path):
   path = tmp_path / name
   data = _FORMS[name].encode()
-  path.write_bytes(gzip.compress(data) if packed else data)
+  if form == "packed":
+    data = gzip.compress(data)
+  if form == "utf-16":
+    data = _FORMS[name].removeprefix("\ufeff").encode("utf-16")
+  path.write_bytes(data)
   trained_on = leakage.parse(str(path))
   assert trained_on.image_ids == {7, 100}
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   assert trained_on.text == f"{name}, 2 images (sha256 {digest[:16]})"
+
+
+@pytest.mark.parametrize(
+  ("name", "note"),
+  [
+    (
+      "renumbered.json",
+      r"3 of 3 images have an id that is not COCO's \(8 is images/COCO_train2014",
+    ),
+    ("with_others.json", r"1 of 3 images do not have a name of COCO's \(my photo\.jpg\) and count"),
+    ("with_others.txt", r"1 of 3 images do not have a name of COCO's \(mine/a\.jpg\)"),
+    ("coco.json", None),
+    ("lvis.json", None),
+    ("train2017.txt", None),
+    ("floats.json", None),
+  ],
+)
+def test_ids_that_are_not_taken_as_they_are_are_told(name, note, tmp_path, capsys):
+  path = tmp_path / name
+  path.write_text(_FORMS[name])
+  leakage.read_ids(str(path))
+  told = capsys.readouterr().err.splitlines()
+  if note is None:
+    assert told == []
+  else:
+    assert re.search(note, "".join(told))
+    assert all(line.startswith(f"warning: {path}: ") for line in told)
+
+
+def test_ids_beside_names_that_are_not_cocos_are_doubted_aloud(tmp_path, capsys):
+  rows = [{"id": i, "file_name": f"{i}.jpg"} for i in (7, 100)]
+  assert leakage.read_ids(_list(tmp_path, rows)) == {7, 100}
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "2 of 2 images have names that are not COCO's (7.jpg); their ids are taken" in line
+  assert "--trained_on other" in line
+
+
+@given(
+  st.lists(st.integers(0, 10**12 - 1), min_size=1, max_size=8, unique=True),
+  st.permutations(range(8)),
+  st.sampled_from([int, float, str, lambda i: f"{i}.0"]),
+  st.sampled_from(
+    ["{:012}.jpg", "COCO_train2014_{:012}.jpg", "C:\\coco\\{:012}.png", "a/{:012}.JPG"]
+  ),
+)
+def test_a_file_numbered_anew_names_the_same_images(tmp_path_factory, numbers, ids, kind, names):
+  path = tmp_path_factory.mktemp("list") / "trained.json"
+  rows = [
+    {"id": kind(i), "file_name": names.format(number)}
+    for i, number in zip(ids, numbers, strict=False)
+  ]
+  path.write_text(json.dumps({"images": rows}))
+  with contextlib.redirect_stderr(io.StringIO()):
+    assert leakage.read_ids(str(path)) == set(numbers)
 
 
 _GZIP = gzip.compress(
@@ -127,18 +221,22 @@ _GZIP = gzip.compress(
     (b"[]", r"the list of images is empty"),
     (b'{"images": []}', r"the list of images is empty"),
     (b"[1, 2", r"not a list of images \(the file: "),
-    (b'{"annotations": []}', r"not a list of images \(KeyError: 'refs'"),
+    (b'{"annotations": []}', r"not a list of images \(ValueError: it has no list of `im"),
     (b'{"images": [{"file_name": "a"}]}', r"not a list of images \(KeyError: 'id'"),
-    (b'{"images": 3}', r"not a list of images \(TypeError"),
+    (b'{"images": 3}', r"not a list of images \(ValueError: it has no list of `im"),
     (b'{"refs": [{"ref_id": 1}]}', r"not a list of images \(KeyError: 'image_id'"),
     (b"[1, true]", r"True is not an image id"),
-    (b'["1"]', r"'1' is not an image id"),
+    (b'["a"]', r"'a' is neither an image id nor a COCO name"),
+    (b'[{"image_id": "a"}]', r"'a' is not an image id"),
+    (b'[{"image_id": 101.5}]', r"101\.5 is not an image id"),
+    (b'[{"image_id": null, "file_name": "000000000009.jpg"}]', r"None is not an image id"),
+    (b'{"images": [{"id": 1}], "annotations": [{"id"', r"truncated JSON; is the file complete"),
     (b"[1.5]", r"1\.5 is not an image id"),
     (b"[[1]]", r"\[1\] is not an image id"),
-    (b"-1\n", r"-1 is not an image id"),
-    (b"1\nCOCO_train2014_000000000009.jpg", r"not a list of images \(ValueError.*one id per line"),
+    (b"-1\n", r"'-1' is neither an image id nor a COCO name"),
+    (b"1\nmy photo.jpg", r"not a list of images \(ValueError: 'my photo.jpg' is neither.*per line"),
     (b"[" * 100_000, r"not a list of images \(the file: nested deeper"),
-    (b"\xff\xfe1\x00", r"not a text file"),
+    (b"\xff\xfe1\x00\x00", r"invalid utf-16 .*is the file complete"),
     (_GZIP[:-9], r"the gzip file is damaged.*is it complete"),
     (_GZIP[:12] + b"\xff\xff" + _GZIP[14:], r"the gzip file is damaged"),
     (_GZIP + b"tail", r"the gzip file is damaged"),
