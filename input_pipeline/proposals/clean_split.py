@@ -31,7 +31,7 @@ _REQUIRED = {
   name: os.path.join(refer.LAYOUTS[name].folder, refer.LAYOUTS[name].refs_file)
   for name in ("refcoco_unc", "refcoco+_unc", "refcocog_umd", "refcocog_google")
 }
-_SECTIONS = ("images", "annotations")
+_SECTIONS: tuple[str, ...] = ("images", "annotations")
 _OPTIONAL = {
   "refcoco_google": os.path.join("refcoco", "refs(google).p"),
   "grefcoco_unc": os.path.join("grefcoco", "grefs(unc).json"),

@@ -270,7 +270,7 @@ def warnings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 class CocoImages:
   """The images of a file, and which of COCO's they are.
 
-  Many tools number images anew, so COCO's number in an image's name decides, if it has one. In a
+  Many tools give images new numbers, so COCO's number in an image's name decides, if it has one. In a
   file with such names, images with other names are not COCO's.
   """
 
@@ -332,7 +332,7 @@ class CocoImages:
       if found.setdefault(own, number) != number:
         raise InputError(
           f"{self._path}: image id {own} is that of two images, of COCO {found[own]} and {number}; "
-          "number the images of joined files anew"
+          "give the images of joined files new ids"
         )
     return found
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from input_pipeline.common import json_rows
 from input_pipeline.common.errors import InputError
 
+_FINITE = st.floats(allow_nan=False, allow_infinity=False)
 _VALUES = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+  st.none() | st.booleans() | st.integers() | st.text() | _FINITE,
   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
   max_leaves=8,
 )
