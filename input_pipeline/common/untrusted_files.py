@@ -8,7 +8,6 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from .errors import InputError
 
@@ -21,7 +20,7 @@ _CHUNK = 1 << 16
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_file(path: str | os.PathLike, name: str) -> BinaryIO:
+def open_file(path: str | os.PathLike, name: str) -> io.BufferedReader:
   """Opens a regular file to read bytes.
 
   Pipes and devices are refused, since reading them may never end.
@@ -62,7 +61,9 @@ def read(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
       raise InputError(f"{name}: {error.strerror or error}") from error
 
 
-def open_text(path: str | os.PathLike, name: str, max_bytes: int | None = None) -> BinaryIO:
+def open_text(
+  path: str | os.PathLike, name: str, max_bytes: int | None = None
+) -> io.BufferedReader:
   """Opens a text file to read it as UTF-8 without a byte order mark.
 
   UTF-16 and UTF-32, which Windows writes, and gzip are recognised by the first bytes, since
@@ -114,7 +115,7 @@ def read_text(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
       raise InputError(f"{name}: {error.strerror or error}") from error
 
 
-def _unpack(file: BinaryIO, name: str, max_bytes: int) -> Iterator[bytes]:
+def _unpack(file: io.BufferedReader, name: str, max_bytes: int) -> Iterator[bytes]:
   left = max_bytes
   try:
     with gzip.GzipFile(fileobj=file) as packed:
@@ -151,9 +152,7 @@ class _Stream(io.RawIOBase):
 
   mode, name = "rb", ""
 
-  mode = "rb"
-
-  def __init__(self, chunks: Iterator[bytes], file: BinaryIO):
+  def __init__(self, chunks: Iterator[bytes], file: io.BufferedReader):
     self._chunks, self._file, self._rest = chunks, file, b""
 
   def readable(self) -> bool:

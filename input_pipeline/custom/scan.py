@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import functools
 import hashlib
+import io
 import itertools
 import json
 import mmap
@@ -11,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from input_pipeline.common import parallel, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
@@ -149,7 +150,7 @@ def _converted(path: str, modified: int) -> mmap.mmap:
     return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _open(path: str) -> BinaryIO:
+def _open(path: str) -> io.BufferedReader:
   try:
     if not parquet.is_parquet(path):
       return untrusted_files.open_text(path, path)

@@ -7,6 +7,7 @@ default `~/.cache/mail_jax`), under the file's fingerprint. It may be deleted at
 import atexit
 import collections
 import functools
+import io
 import itertools
 import json
 import numbers
@@ -17,7 +18,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import ijson
 
@@ -191,7 +192,7 @@ def _same_id(section: str, row_id: Id, rows: list[dict[str, Any]]) -> str:
 class _Shallow:
   """A file that stops reading before nesting gets so deep that ijson would overflow the stack."""
 
-  def __init__(self, file: BinaryIO, path: str):
+  def __init__(self, file: io.BufferedReader, path: str):
     self._file, self._path = file, path
     self._depth, self._checked = 0, False
     self.recent = b""
@@ -218,7 +219,7 @@ class _Shallow:
 class _NanAsNull:
   """A JSON file in which NaN and Infinity, which Python writes, are null."""
 
-  def __init__(self, file: "BinaryIO | _Shallow"):
+  def __init__(self, file: "io.BufferedReader | _Shallow"):
     self._file, self._rest = file, b""
 
   def read(self, size: int = -1) -> bytes:
@@ -285,7 +286,10 @@ def _parse(
   except (ijson.JSONError, ValueError) as error:
     if not nan_as_null and shallow is not None and _NOT_FINITE.search(shallow.recent):
       raise _NotFinite from error
-    raise InputError(f"{path}: invalid or truncated JSON ({error})") from error
+    # The lines after the first show the file's text, which may not be the reader's to see.
+    # Of bytes that are not UTF-8 the message is the text of bytes.
+    reason = re.split(r"\n|\\n", str(error))[0].removeprefix("b'")
+    raise InputError(f"{path}: invalid or truncated JSON ({reason})") from error
 
 
 def _normal(row: Any, where: str) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import scan
 from input_pipeline.sources import annotated_images, grefer, phrasecut, refer
 from mail_jax.checkpoints import manifest
 from mail_jax.export import folder as exported_folder
+from mail_jax.predict import inputs
 
 
 @pytest.fixture
@@ -99,6 +101,36 @@ def test_lines_cannot_name_annotations_outside(places):
       write_lines(root / "mine.jsonl", line(annotations=path, target={"ann_id": 7}))
     )
     assert "path outside the folder" in [problem.kind for problem in actual.problems], path
+
+
+SECRETS = [
+  b"root:x:0:0:SECRET:/root\nSECRET\n",
+  b'{"SECRET": "SECRET", "images": ["SECRET"], "annotations": [SECRET]}',
+  b'{"images": [{"id": 1, "SECRET": 1}, SECRET',
+  b"\x89PNG\r\n\x1a\nSECRET",
+  b"\xff\xfeS\0E\0C\0R\0E\0T\0",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=range(len(SECRETS)))
+@pytest.mark.parametrize("key", ["image", "png", "annotations"])
+def test_nothing_of_a_file_that_a_line_names_is_printed_if_it_is_refused(places, key, secret):
+  root, _ = places
+  (root / "private").write_bytes(secret)
+  mask = {"png": "private"} if key == "png" else {"ann_id": 7}
+  row = line(target=mask, instances=[mask], **({key: "private"} if key != "png" else {}))
+  path = write_lines(root / "mine.jsonl", row)
+  messages = [str(problem) for problem in scan.scan(path).problems]
+  with pytest.raises(InputError) as caught:
+    read = inputs.from_jsonl(path, None)
+    pixels = preprocess.open_image(read.items[0].path)
+    proposer = read.make_proposer(read.items[0], pixels)
+    assert proposer is not None
+    proposer.propose([pixels], [0])
+  messages.append(str(caught.value))
+  for message in messages:
+    assert "SECRET" not in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("dataset", ["refcoco_unc", "grefcoco_unc"])
