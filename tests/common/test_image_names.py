@@ -36,7 +36,7 @@ def folder(root: pathlib.Path, *paths: str) -> ImageFolder:
     ("./x//a.png", "x/a.png"),
     ("https://bucket.example/x/a.png?token=1#top", "x/a.png"),
     ("https://bucket.example/two%20words.jpg?X-Token=1", "two words.jpg"),
-    ("http://x[]/a/b.jpg?y", "a/b.jpg"),
+    ("http://bucket[]/x/a.png?token=1", "x/a.png"),
     ("two%20words.jpg", "two words.jpg"),
     ("100%.jpg", "100%.jpg"),
     ("what?.jpg", "what?.jpg"),
