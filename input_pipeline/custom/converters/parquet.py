@@ -170,7 +170,8 @@ def _rows(path: str, reader: "_Reader") -> Iterator[tuple[int, dict[str, Any]]]:
     file.seek(0)
     number = 0
     try:
-      table = parquet.ParquetFile(file)
+      # Buffered ahead, all row groups would be in memory.
+      table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
       columns = reader.columns(path, table.schema_arrow.names)
       for batch in table.iter_batches(_BATCH, columns=columns, use_threads=False):
         for row in batch.to_pylist():
