@@ -120,7 +120,7 @@ def by_id(
     if name(other) != name(row):
       raise InputError(
         f"{what} {row_id} is both {name(other)} and {name(row)}, so it is not known which one "
-        "is annotated; were files joined without new ids? Convert them one at a time"
+        "is annotated; were files joined without new ids? Convert the files as they were before"
       )
   return found
 
@@ -150,7 +150,7 @@ class _File:
     name = image_names.name_of_row(image)
     if name is None:
       return self.export.skip("annotation of an image without a file name", place)
-    size = _size(image)
+    size = _size(image) or _size_of_runs(row.get("segmentation"))
     mask = self._mask(row, size, place)
     if mask is None:
       return None
@@ -206,15 +206,19 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
   return None
 
 
-def _smallest_size(segmentation: Any) -> tuple[int, int]:
-  """Returns a size for a segmentation of an image whose size is not declared."""
+def _size_of_runs(segmentation: Any) -> tuple[int, int] | None:
   parts = segmentation if isinstance(segmentation, list) else [segmentation]
   for part in parts:
-    if isinstance(part, dict) and isinstance(part.get("size"), list) and len(part["size"]) == 2:
-      height, width = (side if type(side) is int else 0 for side in part["size"])
-      return height, width
-  side = max(2, *_numbers(segmentation), 2)
-  return (math.ceil(side), math.ceil(side)) if math.isfinite(side) else (0, 0)
+    size = part.get("size") if isinstance(part, dict) else None
+    if isinstance(size, list) and len(size) == 2 and all(type(x) is int and x > 0 for x in size):
+      return size[0], size[1]
+  return None
+
+
+def _smallest_size(segmentation: Any) -> tuple[int, int]:
+  """Returns a size for polygons of an image whose size is not declared."""
+  side = math.ceil(max(2, *_numbers(segmentation), 2))
+  return side, side
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -64,7 +64,11 @@ def read(path: str, options: Options) -> Export:
     InputError: it is neither, it is ambiguous, or no region has an expression.
   """
   export = Export()
-  content = archive.load(path, export)
+  return read_content(archive.load(path, export), path, options, export)
+
+
+def read_content(content: Any, path: str, options: Options, export: Export) -> Export:
+  """Reads an export from parsed JSON into `export`; see `read`."""
   if coco.is_coco(content):
     if CATEGORY not in options.text_keys:
       raise InputError(
