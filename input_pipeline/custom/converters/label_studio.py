@@ -45,8 +45,7 @@ _NO_SHAPES = (
   *(_TEXT, "labels", "choices", "taxonomy", "rating", "number", "datetime", "pairwise", "relation"),
 )
 _THUMBNAIL = re.compile("thumb|preview", re.IGNORECASE)
-_READABLE = (*preprocess.EXTENSIONS, ".avif", ".jfif", ".jpe", ".jp2")
-_UNREADABLE = (".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd")
+_UNREADABLE = (".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd")
 
 
 class _Unread(Exception):
@@ -286,7 +285,7 @@ def _item(value: str | list[Any], row: Mapping[str, Any]) -> str:
     raise _Unread("image inside the JSON; save it as a file")
   name = _stored(value)
   suffix = _suffix(name)
-  if suffix in _UNREADABLE and suffix not in preprocess.EXTENSIONS:
+  if suffix in _UNREADABLE:
     raise _Unread(f"image of a kind that is not read ({suffix}); save it as JPEG or PNG")
   return name
 
@@ -300,7 +299,7 @@ def _is_image(value: Any) -> bool:
     return bool(value) and all(isinstance(item, str) and _is_image(item) for item in value)
   if not isinstance(value, str):
     return False
-  return _suffix(_stored(value)) in (*_READABLE, *_UNREADABLE) or value.startswith("data:image/")
+  return _suffix(_stored(value)) in (*preprocess.EXTENSIONS, *_UNREADABLE) or value.startswith("data:image/")
 
 
 def _is_thumbnail(key: str, value: Any) -> bool:
