@@ -145,8 +145,8 @@ def _fit(region: Region, header: Header, fit: Fit, export: Export) -> Region:
     raise ValueError(_differ(size, header, upright))
   if upright is None and (declared is None or header.turned_unseen):
     raise ValueError(
-      "EXIF data turns the photo, and the export does not tell whether masks are for the photo "
-      "upright or as stored: say --exif upright or --exif stored, and look with `draw`"
+      "EXIF data turns the photo, and the export does not tell whether masks are for the pixels "
+      "upright or stored: say --exif upright or --exif stored, and look with `draw`"
     )
   if size != expected:
     mask = _scaled(mask, size, expected)
@@ -179,9 +179,12 @@ def _differ(size: tuple[int, int], header: Header, upright: bool | None) -> str:
   height, width = header.size
   text = f"the export is for {size[1]} x {size[0]} pixels, but the photo has {width} x {height}"
   if header.stored_size != header.size:
-    text += f" upright, and {height} x {width} as stored, which EXIF data turns"
-    if upright is None and size == header.stored_size:
-      return f"{text}; if masks are for the stored pixels, say --exif stored, and look with `draw`"
+    text += f" upright, and {height} x {width} stored, since EXIF data turns it"
+    for name, other in ((STORED, header.stored_size), (UPRIGHT, header.size)):
+      if size == other:
+        return (
+          f"{text}; if masks are for the pixels {name}, say --exif {name}, and look with `draw`"
+        )
   expected = header.stored_size if upright is False else header.size
   if _is_scaled(size, expected):
     return (

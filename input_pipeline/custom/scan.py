@@ -174,8 +174,6 @@ def _check_first(path: str, text: bytes) -> None:
       f"{path}: an object over several lines; expected one object per line: "
       f"`jq -c . {path} > lines.jsonl` joins them; for the export of a tool, see `convert`"
     )
-  if b"\0" in text:
-    raise InputError(f"{path}: not text; expected a file with one JSON object per line")
 
 
 def _check_lines(path: str, checker: LineChecker, workers: int | None) -> Iterator[CheckResult]:
