@@ -47,9 +47,15 @@ def config_name(name: str) -> str:
   if not _CUSTOM_NAME.fullmatch(name) or name in CONFIGS.values():
     raise InputError(
       f"data set {name!r}: unknown; known: {', '.join(CONFIGS)}, and custom data, whose name "
-      "consists of letters, digits and _"
+      f"consists of letters, digits and _{did_you_mean(name)}"
     )
   return name
+
+
+def did_you_mean(name: str) -> str:
+  """Returns the end of a message for names like refcoco, which lack a known one's last part."""
+  similar = [known for known in CONFIGS if known.startswith(f"{name}_")]
+  return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def dataset_dir(data_dir: str, name: str) -> str:
@@ -73,6 +79,7 @@ def not_prepared(data_dir: str, name: str) -> InputError:
   also = f", and custom data in {data_dir}: {', '.join(custom)}" if custom else ""
   return InputError(
     f"data set {name!r}: unknown; known: {', '.join(CONFIGS)}{also} (docs/guides/custom-data.md)"
+    f"{did_you_mean(name)}"
   )
 
 

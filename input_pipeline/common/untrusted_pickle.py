@@ -38,7 +38,7 @@ _NUMBERS = {
   "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
   "f2": "e", "f4": "f", "f8": "d",
 }  # fmt: skip
-# Whoever saved these libraries' objects can save them as JSON.
+# Libraries whose objects their users can save as JSON instead.
 _DATA_LIBRARIES = re.compile(r"it refers to (numpy|pandas|collections|torch)\b|a NumPy scalar of")
 
 

@@ -4,6 +4,8 @@ python -m input_pipeline.prepare --dataset shapes --data_dir data
 python -m input_pipeline.prepare --dataset refcoco_unc --refer_root refer --images train2014 \
     --instances coco:instances_train2014.json --data_dir data
 python -m input_pipeline.prepare --dataset jsonl:mine.jsonl --data_dir data
+python -m input_pipeline.prepare --dataset refer:refer/rrsisd:unc --images JPEGImages \
+    --instances none --data_dir data
 python -m input_pipeline.prepare --dataset phrasecut --refer_root PhraseCutDataset/data \
     --images PhraseCutDataset/data/VGPhraseCut_v0/images --instances huggingface:MODEL \
     --data_dir data
@@ -12,6 +14,7 @@ An existing data set is not changed. docs/guides/datasets.md has the sources of 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
@@ -25,7 +28,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted, list_counts, text_table
 from input_pipeline.proposers import custom, leakage, registry
 from input_pipeline.proposers.selection import Selection
-from input_pipeline.sources import annotated_images, jsonl, readers, scene_source
+from input_pipeline.sources import annotated_images, jsonl, readers, refer, scene_source
 from input_pipeline.sources.source import Source
 
 # The builder is imported late: TensorFlow takes seconds to import, invalid input should be reported
@@ -35,6 +38,8 @@ from input_pipeline.sources.source import Source
 _IMAGES_PER_WORKER = 200
 _CUSTOM_DEFAULT = "custom, or none without instances"
 _COUNTS = ("records", "refs", "expressions")
+# Prefixes of data sets that are read by their paths.
+_BY_PATH = (refer.PREFIX, jsonl.PREFIX)
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 
@@ -43,10 +48,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--dataset",
     required=True,
-    type=_dataset,
     metavar="NAME",
-    help=f"{', '.join(storage.CONFIGS)}, or jsonl:FILE for custom data "
-    "(docs/guides/custom-data.md)",
+    help=f"{', '.join(storage.CONFIGS)}, refer:FOLDER:SPLITBY for FOLDER/refs(SPLITBY).p, or "
+    "jsonl:FILE for custom data (docs/guides/custom-data.md)",
   )
   parser.add_argument("--data_dir", required=True, help="folder to write the data set to")
   parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
@@ -57,7 +61,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     help='run on Apache Beam, such as --beam="--runner=FlinkRunner"',
   )
   name = parser.add_argument(
-    "--name", help="name of custom data for other commands (default: that of its file)"
+    "--name", help="name of refer: or jsonl: for other commands (default: that of its files)"
   )
   family = parser.add_argument_group("RefCOCO family, gRefCOCO, PhraseCut and custom data")
   root = family.add_argument(
@@ -108,10 +112,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     "(share of objects missed), nothing (finds none)",
   )
   args = parser.parse_args(argv)
+  if unknown := _unknown_dataset(args):
+    parser.error(unknown)
   refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
   foreign = refer_only if args.dataset == "shapes" else list(_SHAPES_ONLY)
   foreign += [annotations.dest] if args.dataset == "phrasecut" else []
-  foreign += [root.dest] if _custom_file(args) else [name.dest]
+  foreign += [root.dest] if args.dataset.startswith(_BY_PATH) else [name.dest]
   for option in foreign:
     if getattr(args, option) is not None:
       parser.error(f"--{option} cannot be used with --dataset {args.dataset}")
@@ -121,12 +127,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   return args
 
 
-def _dataset(text: str) -> str:
-  """Checks the value of `--dataset`."""
-  if text not in storage.CONFIGS and not text.startswith(jsonl.PREFIX):
-    known = ", ".join(storage.CONFIGS)
-    raise argparse.ArgumentTypeError(f"{text!r} is not one of {known} or {jsonl.PREFIX}FILE")
-  return text
+def _unknown_dataset(args: argparse.Namespace) -> str:
+  """Returns the message for a value of `--dataset` that means nothing; empty if it is known."""
+  if args.dataset in storage.CONFIGS or args.dataset.startswith(_BY_PATH):
+    return ""
+  hint = storage.did_you_mean(args.dataset)
+  if not hint and "_" in args.dataset:
+    folder, _, split_by = args.dataset.rpartition("_")
+    path = os.path.join(args.refer_root or "FOLDER", folder)
+    hint = f"; others are read by their path: --dataset {refer.PREFIX}{path}:{split_by}"
+  known = ", ".join(storage.CONFIGS)
+  return (
+    f"argument --dataset: {args.dataset!r} is not one of {known}, refer:FOLDER:SPLITBY or "
+    f"jsonl:FILE{hint}"
+  )
 
 
 def _custom_file(args: argparse.Namespace) -> str | None:
@@ -142,12 +156,16 @@ def _name(args: argparse.Namespace) -> str:
   Raises:
     InputError: the name is taken, or not valid.
   """
-  path = _custom_file(args)
-  if path is None:
+  if not args.dataset.startswith(_BY_PATH):
     return args.dataset
-  name = jsonl.name_of(path, args.name)
+  if (path := _custom_file(args)) is not None:
+    name = jsonl.name_of(path, args.name)
+  else:
+    name = args.name or refer.default_name(args.dataset)
   if name in storage.CONFIGS:
-    raise InputError(f"{name} is another data set; choose another name: --name mine")
+    raise InputError(
+      f"{name} is a data set of its own, for --dataset {name}; choose another name: --name mine"
+    )
   try:
     storage.config_name(name)
   except InputError as error:
@@ -178,7 +196,8 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       "images": os.path.abspath(args.images or os.path.dirname(path) or "."),
     }
     return description | _describe_instances(args, _default(args.instances, _CUSTOM_DEFAULT))
-  for name in ("refer_root", "images", "instances"):
+  needed = ("images", "instances")
+  for name in needed if args.dataset.startswith(refer.PREFIX) else ("refer_root", *needed):
     if getattr(args, name) is None:
       raise InputError(
         f"--dataset {args.dataset} needs --{name}; docs/guides/datasets.md has an example"
@@ -228,7 +247,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   declared = None if args.trained_on is None else leakage.parse(args.trained_on)
   reader = _open_reader(args)
   spec = _instances(args, reader)
-  if (warning := reader.warning()) is not None:
+  for warning in reader.warnings():
     print(f"warning: {warning}", file=sys.stderr)
   make = annotated_images.RecordMaker(
     spec,
@@ -244,11 +263,10 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   provenance = leakage.provenance(
     spec.partition(":")[0], trained_on, reader.splits, reader.coco_ids()
   )
-  if isinstance(reader, jsonl.JsonlReader):
-    provenance |= reader.more_metadata()
+  provenance |= reader.more_metadata()
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
-  return readers.ImageSource(
+  source = readers.ImageSource(
     reader,
     described["images"],
     make,
@@ -256,12 +274,15 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     _default(args.workers, _useful_workers(proposer, reader)),
     _default(args.batch_size, readers.BATCH_SIZE),
   )
+  for warning in source.warnings:
+    print(f"warning: {warning}", file=sys.stderr)
+  return source
 
 
 def _open_reader(args: argparse.Namespace) -> readers.Reader:
   path = _custom_file(args)
   if path is None:
-    return readers.open_reader(args.dataset, args.refer_root, args.annotations)
+    return readers.open_reader(args.dataset, args.refer_root, args.annotations, _name(args))
   return jsonl.JsonlReader(
     path,
     _name(args),
@@ -303,8 +324,10 @@ def _check_images(
       f"--instances {spec}: needs image ids, but lines of {reader.dataset} have no image_id; add "
       "the ids of that file, or `file_name` to its rows"
     )
-  needed = sorted({image_id for ids in reader.splits.values() for image_id in ids})
-  paths = ((reader.image_path(folder, i), i if has_ids else None) for i in needed)
+  paths: list[tuple[str, int | None]] = []
+  for image_id in sorted({image_id for ids in reader.splits.values() for image_id in ids}):
+    with contextlib.suppress(InputError):  # `readers.ImageSource` tells which are missing
+      paths.append((reader.image_path(folder, image_id), image_id if has_ids else None))
   try:
     registry.check_images(proposer, paths, any_known=True)
   except InputError as error:
@@ -345,6 +368,8 @@ def _print_table(data_dir: str, dataset: str) -> None:
     print(f"{split}: {list_counts(notes)}")
   for number, reason in metadata.get("lines_left_out", []):
     print(f"skipped line {number}: {reason}")
+  for what, ref_ids in metadata.get("left_out", {}).items():
+    print(f"left out: {what}: {len(ref_ids):,} ({refer.examples(ref_ids)})")
   for split, rows in metadata.get("skipped", {}).items():
     print(f"skipped in {split}: {counted(len(rows), 'image')}")
     for image_id, reason in rows:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,14 @@ from jaxtyping import Bool, UInt8
 from input_pipeline import preprocess, records
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.image_names import ImageFolder
 from input_pipeline.custom import image_files, masks
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.masks.segmentation import decode_phrasecut, read_segmentation
+from input_pipeline.masks.segmentation import (
+  EmptySegmentation,
+  decode_phrasecut,
+  read_segmentation,
+)
 from input_pipeline.proposers import custom
 from input_pipeline.proposers.registry import (
   NO_MASKS,
@@ -52,6 +58,40 @@ class AnnotatedImage:
   """Whether `image_id` is the data set's own; otherwise masks are looked up by the name."""
   instances: list[dict[str, Any]] | None = None
   """The image's own instances for `CustomProposer`; None without any."""
+  error: str = ""
+  """Why its file cannot be used, such as that there is none; empty if nothing is known."""
+
+
+class ImageFinder:
+  """Finds images by their names in folders, each of which is listed once.
+
+  Links are followed wherever they lead: the folder is the user's, and names cannot leave it.
+  """
+
+  def __init__(self):
+    """Starts without a folder."""
+    self._folders: dict[str, ImageFolder] = {}
+
+  def path(self, images: str, name: str) -> str:
+    """Returns the path of an image.
+
+    Args:
+      images: the folder.
+      name: of the image, as annotations have it.
+
+    Raises:
+      InputError: there is no such folder, no such image, or several.
+    """
+    if images not in self._folders:
+      self._folders[images] = ImageFolder(images)
+    return os.path.join(images, self._folders[images].find(name))
+
+  def try_path(self, images: str, name: str) -> tuple[str, str]:
+    """Returns the path of an image and "", or its name and why it has no path."""
+    try:
+      return self.path(images, name), ""
+    except InputError as error:
+      return name, str(error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +108,7 @@ class RecordMaker:
   allow_empty: bool = False
   """Whether an image that the proposer's file does not have has no instances, or is an error."""
   skip: bool = False
-  """Whether an invalid image is left out, or is an error."""
+  """Whether an invalid image or ref is left out, or is an error."""
 
   def proposer(self) -> SelectingProposer:
     """Returns this process's proposer, which equal makers share, since some hold a network.
@@ -102,6 +142,8 @@ class RecordMaker:
     )
 
   def _make(self, images: list[AnnotatedImage]) -> TaskResult:
+    if errors := [image.error for image in images if image.error]:
+      raise InputError(errors[0])
     read = [
       read_image(image.path, (image.height, image.width), upright=image.upright) for image in images
     ]
@@ -112,7 +154,7 @@ class RecordMaker:
       f"instances: {note}" for instances in proposals for note in instances.notes
     )
     encoded = [
-      records.encode_record(make_record(image, data, instances, notes))
+      records.encode_record(make_record(image, data, instances, notes, skip=self.skip))
       for image, (data, _), instances in zip(images, read, proposals, strict=True)
     ]
     return TaskResult(encoded, (), seconds, dict(notes))
@@ -165,6 +207,8 @@ def make_record(
   data: bytes,
   instances: records.Instances,
   notes: collections.Counter[str] | None = None,
+  *,
+  skip: bool = False,
 ) -> records.ImageRecord:
   """Makes a record.
 
@@ -173,22 +217,27 @@ def make_record(
     data: the bytes of the image's file.
     instances: at the image's size.
     notes: to count what is left out of targets or changed.
+    skip: whether a ref with an invalid target is left out, unless no other is left.
 
   Raises:
     InputError: a segmentation is invalid, or those of a ref cover no pixel.
   """
   notes = collections.Counter() if notes is None else notes
-  refs = tuple(
-    records.Ref(
-      ref["ref_id"],
-      tuple(ref["ann_ids"]),
-      _target(image, ref, notes),
-      tuple(ref["sentences"]),
-    )
-    for ref in image.refs
-  )
+  refs, errors = [], []
+  for ref in image.refs:
+    try:
+      target = _target(image, ref, notes)
+    except InputError as error:
+      errors.append(error)
+      continue
+    refs.append(records.Ref(ref["ref_id"], tuple(ref["ann_ids"]), target, tuple(ref["sentences"])))
+  if errors and not (skip and refs):
+    raise errors[0]
+  notes.update(f"ref left out: {error}" for error in errors)
   name = image.path.rpartition("/")[2]
-  return records.ImageRecord(data, image.image_id, name, image.height, image.width, instances, refs)
+  return records.ImageRecord(
+    data, image.image_id, name, image.height, image.width, instances, tuple(refs)
+  )
 
 
 def read_image(
@@ -219,7 +268,7 @@ def read_image(
   if pixels.shape[:2] != size:
     raise InputError(
       f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, but its annotations are for "
-      f"{size[1]} x {size[0]}; use the original images"
+      f"{size[1]} x {size[0]}; use the original images, or leave such images out: --on_error skip"
     )
   return data, pixels
 
@@ -229,17 +278,21 @@ def _target(
 ) -> Bool[np.ndarray, "h w"]:
   target = np.zeros((image.height, image.width), bool)
   rasterise = _RULES[image.rule]
+  empty = []
   for number, segmentation in enumerate(ref["segmentations"]):
+    where = _describe(image, ref, number)
     try:
       mask, changes = rasterise(segmentation, image.height, image.width)
+    except EmptySegmentation as error:
+      empty.append(f"{where} has no mask ({error})")
+      continue
     except ValueError as error:
-      raise InputError(
-        f"{_describe(image, ref, number)} has an invalid segmentation ({error})"
-      ) from error
+      raise InputError(f"{where} has an invalid segmentation ({error})") from error
     target |= mask
     notes.update(f"target: {note}" for note in changes)
   if ref["segmentations"] and not target.any():
-    raise InputError(f"{_describe(image, ref, 0)} covers no pixel")
+    raise InputError(empty[0] if empty else f"{_describe(image, ref, 0)} covers no pixel")
+  notes.update(f"target: one of several annotations left out: {text}" for text in empty)
   return target
 
 

@@ -83,20 +83,19 @@ class JsonlReader:
       for split, ids in self.splits.items()
     }
 
-  def warning(self) -> str | None:
-    """Returns the warnings and what is left out in one line; None without any."""
-    warnings = self._scan.warnings()
-    parts = []
+  def warnings(self) -> list[str]:
+    """Returns how many warnings there are, and how many lines are left out, if any."""
+    warnings, lines = self._scan.warnings(), []
     if warnings:
-      parts.append(
+      lines.append(
         f"{self._scan.path}: {counted(len(warnings), 'warning')}; the first is: {warnings[0]}"
       )
     if self.left_out:
       count = len({problem.line for problem in self.left_out})
-      parts.append(
+      lines.append(
         f"{counted(count, 'line')} of {self._scan.path} left out; the first is: {self.left_out[0]}"
       )
-    return "; ".join(parts) or None
+    return lines
 
   def more_metadata(self) -> dict[str, Any]:
     """Returns further metadata of the data set: lines without a target, and lines left out."""

@@ -15,8 +15,8 @@ from typing import Any
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.row_index import RowIndex
-from input_pipeline.sources import refer
-from input_pipeline.sources.annotated_images import AnnotatedImage
+from input_pipeline.sources.annotated_images import AnnotatedImage, ImageFinder
+from input_pipeline.sources.refs_file import is_int64
 
 DATASET = "phrasecut"
 FOLDER = "VGPhraseCut_v0"
@@ -54,7 +54,7 @@ class PhraseCutReader:
     Raises:
       InputError: a file is missing or damaged, or a task does not fit its image.
     """
-    self.dataset, self.annotations_path = DATASET, ""
+    self.dataset, self.annotations_path, self._finder = DATASET, "", ImageFinder()
     self._files, self._image_data_path = locate(refer_root)
     self._tasks = {split: RowIndex(path, {"tasks": "item"}) for split, path in self._files.items()}
     self._numbers = {split: self._check_tasks(split) for split in self._files}
@@ -68,8 +68,8 @@ class PhraseCutReader:
       for split, ids in self.splits.items()
     }
 
-  def warning(self) -> str | None:
-    """Returns how the data differs from the published data set; None if it does not."""
+  def warnings(self) -> list[str]:
+    """Returns how the data differs from the published data set, if it does."""
     counts = {split: sum(map(len, self._numbers.get(split, {}).values())) for split in PUBLISHED}
     differences = [
       f"{split} {counts[split]:,} of {published:,}"
@@ -77,15 +77,23 @@ class PhraseCutReader:
       if counts[split] != published
     ]
     if not differences:
-      return None
-    return (
+      return []
+    return [
       f"{DATASET} is not the complete published data set (phrases: {'; '.join(differences)}): "
       "results are not comparable with published ones"
-    )
+    ]
+
+  def more_metadata(self) -> dict[str, Any]:
+    """Returns no further metadata."""
+    return {}
 
   def image_path(self, images: str, image_id: int) -> str:
-    """Returns the path of an image in the folder of images."""
-    return refer.image_in(images, f"{image_id}.jpg")
+    """Returns the path of an image in the folder of images.
+
+    Raises:
+      InputError: there is no such image, or several.
+    """
+    return self._finder.path(images, f"{image_id}.jpg")
 
   def annotated_image(self, split: str, image_id: int, images: str) -> AnnotatedImage:
     """Returns an image with its refs in a split.
@@ -105,9 +113,17 @@ class PhraseCutReader:
       }
       for number, task in zip(self._numbers[split][image_id], tasks, strict=True)
     ]
-    size, path = self._images[image_id], self.image_path(images, image_id)
+    size = self._images[image_id]
+    path, error = self._finder.try_path(images, f"{image_id}.jpg")
     return AnnotatedImage(
-      path, image_id, size.height, size.width, self._files[split], refs, rule="phrasecut"
+      path,
+      image_id,
+      size.height,
+      size.width,
+      self._files[split],
+      refs,
+      rule="phrasecut",
+      error=error,
     )
 
   def _check_tasks(self, split: str) -> dict[int, list[int]]:
@@ -131,7 +147,7 @@ class PhraseCutReader:
       if row.get("image_id") in image_ids:
         where = f"{self._image_data_path}, image {row['image_id']}"
         for key in ("height", "width"):
-          if not refer.is_int64(row.get(key)) or row[key] < 1:
+          if not is_int64(row.get(key)) or row[key] < 1:
             raise InputError(
               f"{where}: {key} is {reprlib.repr(row.get(key))}, not a number of pixels"
             )
@@ -170,7 +186,7 @@ def locate(refer_root: str) -> tuple[dict[str, str], str]:
 
 def _check_task(where: str, task: Mapping[str, Any]) -> None:
   image_id, task_id = task.get("image_id"), task.get("task_id")
-  if not refer.is_int64(image_id):
+  if not is_int64(image_id):
     raise InputError(
       f"{where}: image_id is {reprlib.repr(image_id)}, not an integer; is it a file of tasks?"
     )
@@ -180,7 +196,7 @@ def _check_task(where: str, task: Mapping[str, Any]) -> None:
       "of tasks?"
     )
   ann_ids, polygons = task.get("ann_ids"), task.get("Polygons")
-  if not isinstance(ann_ids, list) or not all(map(refer.is_int64, ann_ids)):
+  if not isinstance(ann_ids, list) or not all(map(is_int64, ann_ids)):
     raise InputError(f"{where}: ann_ids is {reprlib.repr(ann_ids)}, not a list of integers")
   if not isinstance(polygons, list) or not polygons:
     raise InputError(

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.sources import grefer, phrasecut, refer
+from input_pipeline.common.terminal import counted
+from input_pipeline.sources import phrasecut, refer
 from input_pipeline.sources.annotated_images import AnnotatedImage, RecordMaker
 from input_pipeline.sources.source import Task
 
@@ -34,12 +35,20 @@ class Reader(Protocol):
     """Returns, for each split, image id -> COCO id of the images that are COCO's."""
     ...
 
-  def warning(self) -> str | None:
-    """Returns how the data differs from the published data set; None if it does not."""
+  def warnings(self) -> list[str]:
+    """Returns what is unusual about the data or was left out, one line for each kind."""
+    ...
+
+  def more_metadata(self) -> dict[str, Any]:
+    """Returns what else the metadata of the data set should hold."""
     ...
 
   def image_path(self, images: str, image_id: int) -> str:
-    """Returns the path of an image in the folder of images."""
+    """Returns the path of an image in the folder of images.
+
+    Raises:
+      InputError: there is no such image, or several.
+    """
     ...
 
   def annotated_image(self, split: str, image_id: int, images: str) -> AnnotatedImage:
@@ -53,21 +62,26 @@ class Reader(Protocol):
     ...
 
 
-def open_reader(dataset: str, refer_root: str, annotations: str | None = None) -> Reader:
+def open_reader(
+  dataset: str, refer_root: str, annotations: str | None = None, name: str = ""
+) -> Reader:
   """Reads the refs of a data set.
 
   Args:
-    dataset: a name in `storage.CONFIGS` other than `shapes`.
-    refer_root: the folder that contains the data set's folder.
+    dataset: a name in `storage.CONFIGS` other than `shapes`, or `refer:FOLDER:SPLITBY`.
+    refer_root: the folder that contains the data set's folder; not for `refer:`.
     annotations: the COCO file with the refs' objects if it is not beside them; not for PhraseCut.
+    name: of the data set if it has none of its own.
 
   Raises:
     InputError: a file is missing or damaged, or the files do not belong together.
   """
   if dataset == phrasecut.DATASET:
     return phrasecut.PhraseCutReader(refer_root)
-  reader = grefer.GRefReader if dataset in grefer.LAYOUTS else refer.RefReader
-  return reader(dataset, refer_root, annotations)
+  if dataset.startswith(refer.PREFIX):
+    folder, split_by = refer.parse_path(dataset)
+    return refer.RefReader(name, folder, annotations, refer.layout_of(split_by))
+  return refer.RefReader(dataset, refer_root, annotations)
 
 
 def locate(dataset: str, refer_root: str, annotations: str | None) -> tuple[Sequence[str], str]:
@@ -79,7 +93,11 @@ def locate(dataset: str, refer_root: str, annotations: str | None) -> tuple[Sequ
   if dataset == phrasecut.DATASET:
     files, images = phrasecut.locate(refer_root)
     return list(files.values()), images
-  refs, instances = refer.locate((refer.LAYOUTS | grefer.LAYOUTS)[dataset], refer_root, annotations)
+  layout = refer.LAYOUTS.get(dataset)
+  if layout is None:
+    refer_root, split_by = refer.parse_path(dataset)
+    layout = refer.layout_of(split_by)
+  refs, instances = refer.locate(layout, refer_root, annotations)
   return [refs], instances
 
 
@@ -129,21 +147,40 @@ class ImageSource:
     self._reader, self._images, self._batch_size = reader, images, batch_size
     self.make, self.provenance, self.workers = make, provenance, workers
     self.splits = {split: len(image_ids) for split, image_ids in reader.splits.items()}
-    if not make.skip:
-      self._check_images()
+    self.warnings: list[str] = []
+    """What is unusual about the images, one line for each kind."""
+    self._check_images()
 
   def _check_images(self) -> None:
+    """Checks that the images exist.
+
+    Raises:
+      InputError: an image is missing or ambiguous, and `make.skip` is off.
+    """
     needed = sorted({image_id for ids in self._reader.splits.values() for image_id in ids})
-    missing = [
-      path
-      for path in (self._reader.image_path(self._images, image_id) for image_id in needed)
-      if not os.path.isfile(path)
-    ]
-    if missing:
+    paths, errors = {}, []
+    for image_id in needed:
+      try:
+        paths[image_id] = self._reader.image_path(self._images, image_id)
+        if not os.path.isfile(paths[image_id]):
+          raise InputError(f"image {paths[image_id]}: no such file")
+      except InputError as error:
+        errors.append(error)
+    if errors and not self.make.skip:
       raise InputError(
-        f"image {missing[0]}: no such file ({len(missing):,} of {len(needed):,} images are "
-        "missing); --images names the folder of the images, and docs/guides/datasets.md says where "
-        "to get them"
+        f"{errors[0]} ({len(errors):,} of {len(needed):,} images are missing or ambiguous); "
+        "--images names the folder of the images, and docs/guides/datasets.md says where to get "
+        "them"
+      ) from errors[0]
+    self._warn_of_links(list(paths.values()))
+
+  def _warn_of_links(self, paths: Sequence[str]) -> None:
+    root = os.path.join(os.path.realpath(self._images), "")
+    outside = [path for path in paths if not os.path.realpath(path).startswith(root)]
+    if outside:
+      self.warnings.append(
+        f"--images {self._images}: {counted(len(outside), 'image')} are links to files outside, "
+        f"such as {outside[0]} to {os.path.realpath(outside[0])}"
       )
 
   def tasks(self, split: str) -> Iterator[Task]:

@@ -1,21 +1,31 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of github.com/lichengunc/refer.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, and others in the layout of github.com/lichengunc/refer.
 
-The files are `ROOT/refcoco/refs(unc).p` and `ROOT/refcoco/instances.json`, likewise for `refcoco+`
-and `refcocog`; the images are COCO train2014. Everything is checked before anything is written; an
-inconsistency is an `InputError` that names the ref.
+The files are `ROOT/refcoco/refs(unc).p` and `ROOT/refcoco/instances.json`, likewise for `refcoco+`,
+`refcocog` and `grefcoco`; the images are COCO train2014. Any other data set in this layout is read
+by the path of its folder. Everything is checked before anything is written; an inconsistency is an
+`InputError` that names the ref.
 """
 
 import dataclasses
+import hashlib
 import os
-import reprlib
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from input_pipeline import preprocess
-from input_pipeline.common import untrusted_files, untrusted_pickle
+from input_pipeline.common import image_names
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import counted
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.sources.annotated_images import AnnotatedImage
+from input_pipeline.sources import refs_file
+from input_pipeline.sources.annotated_images import AnnotatedImage, ImageFinder
+from input_pipeline.sources.refs_file import Id, Row
+
+PREFIX = "refer:"
+"""Prefix of `--dataset` for a data set that is read by its path."""
+
+_PATH = re.compile(r"refer:(?P<folder>.+):(?P<split_by>[^:/\\]+)")
+_REFS_FILE = re.compile(r"g?refs\(.+\)\.(p|json)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +42,13 @@ class Layout:
 
   folder: str
   refs_file: str
-  splits: Mapping[str, Published | None]
-  """None if the numbers are not published."""
+  """As its authors publish it; pickles and JSON are both read."""
+  splits: Mapping[str, Published | None] | None
+  """Each with None if its numbers are not published; None for any splits."""
+  generalised: bool = False
+  """Whether a ref may have several annotations or none."""
+  crowds: bool = True
+  """Whether crowds are part of a target; the toolkit of gRefCOCO's authors leaves them out."""
 
 
 # Refs as the authors publish them (github.com/lichengunc/refer, counted by TFDS's ref_coco);
@@ -73,21 +88,45 @@ LAYOUTS = {
     "refs(google).p",
     {"train": Published(44822, 85474), "val": Published(5000, 9536)},
   ),
+  # The authors only publish the total number of expressions, 259,859 (arXiv 2601.05244).
+  "grefcoco_unc": Layout(
+    "grefcoco",
+    "grefs(unc).json",
+    dict.fromkeys(("train", "val", "testA", "testB")),
+    generalised=True,
+    crowds=False,
+  ),
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A ref as in its file, checked."""
+def parse_path(dataset: str) -> tuple[str, str]:
+  """Returns the folder and SPLITBY of `refer:FOLDER:SPLITBY`.
 
-  ref_id: int
-  ann_ids: tuple[int, ...]
-  """Annotations that form the target; empty without a target."""
-  categories: tuple[int, ...]
-  """Their categories according to the ref; empty if it has none."""
-  image_id: int
-  split: str
-  sentences: tuple[str, ...]
+  Raises:
+    InputError: it is written differently.
+  """
+  match = _PATH.fullmatch(dataset)
+  if match is None:
+    folder = dataset.removeprefix(PREFIX)
+    there = _instead(folder) if os.path.isdir(folder) else ""
+    raise InputError(
+      f"--dataset {dataset}: write refer:FOLDER:SPLITBY for FOLDER/refs(SPLITBY).p, such as "
+      f"refer:refer/rrsisd:unc{there}"
+    )
+  return match["folder"], match["split_by"]
+
+
+def default_name(dataset: str) -> str:
+  """Returns the name of `refer:FOLDER:SPLITBY` for other commands, such as rrsisd_unc."""
+  folder, split_by = parse_path(dataset)
+  return re.sub(
+    r"\W", "_", f"{os.path.basename(os.path.abspath(folder))}_{split_by}", flags=re.ASCII
+  )
+
+
+def layout_of(split_by: str) -> Layout:
+  """Returns the layout of a data set that is read by its path."""
+  return Layout("", f"refs({split_by}).p", None, generalised=True)
 
 
 class RefReader:
@@ -100,28 +139,32 @@ class RefReader:
       images; those of the others do not.
   """
 
-  layouts: ClassVar[Mapping[str, Layout]] = LAYOUTS
-  """Data sets that this class reads."""
-
-  def __init__(self, dataset: str, refer_root: str, annotations: str | None = None):
+  def __init__(
+    self,
+    dataset: str,
+    refer_root: str,
+    annotations: str | None = None,
+    layout: Layout | None = None,
+  ):
     """Reads refs and annotations.
 
     Args:
-      dataset: a key of LAYOUTS.
-      refer_root: the folder that contains `refcoco/`, `refcoco+/` and `refcocog/`.
+      dataset: a key of LAYOUTS, or the name of another data set.
+      refer_root: the folder that contains `refcoco/`, `refcoco+/` and so on.
       annotations: the COCO file with the refs' annotations; by default the `instances.json` beside
         the refs.
+      layout: of a data set that is not in LAYOUTS.
 
     Raises:
       InputError: a file is missing or damaged, or the files do not belong together.
     """
-    self.dataset, self.layout = dataset, self.layouts[dataset]
+    self.dataset, self.layout = dataset, layout or LAYOUTS[dataset]
     self.refs_path, self.annotations_path = locate(self.layout, refer_root, annotations)
-    loaded = self._load(self.refs_path)
-    if not isinstance(loaded, list) or not loaded:
-      raise InputError(f"{self.refs_path}: not a list of refs; is it another file, renamed?")
+    rules = refs_file.Rules(dataset, self.layout.splits, self.layout.generalised)
+    self._refs = refs_file.read(self.refs_path, rules)
     self._annotations = CocoAnnotations(self.annotations_path)
-    self.rows = [self._read_row(number, fields) for number, fields in enumerate(loaded)]
+    self.rows = self._refs.rows
+    self._other_categories: list[int] = []
     self._check_published()
     self._check_annotations()
     self._rows_of: dict[tuple[str, int], list[Row]] = {}
@@ -129,43 +172,64 @@ class RefReader:
       self._rows_of.setdefault((row.split, row.image_id), []).append(row)
     self.splits = {
       split: sorted({row.image_id for row in self.rows if row.split == split})
-      for split in self.layout.splits
+      for split in self.layout.splits or sorted({row.split for row in self.rows})
       if any(row.split == split for row in self.rows)
     }
+    self._finder = ImageFinder()
 
   def coco_ids(self) -> dict[str, dict[int, int]]:
-    """Returns, for each split, image id -> COCO id: all images are COCO's."""
-    return {split: {i: i for i in image_ids} for split, image_ids in self.splits.items()}
+    """Returns, for each split, image id -> COCO id of the images that are COCO's.
+
+    Those of the published data sets all are; of others, those with COCO's file names.
+    """
+    all_of_coco = self.layout.splits is not None
+    numbers = {
+      image_id: image_names.coco_number(self._name(image_id)) or (image_id if all_of_coco else None)
+      for image_id in {row.image_id for row in self.rows}
+    }
+    return {
+      split: {i: number for i in image_ids if (number := numbers[i]) is not None}
+      for split, image_ids in self.splits.items()
+    }
 
   def count(self, split: str) -> Published:
     """Returns the number of refs and expressions of a split; zeros if the file does not have it."""
     rows = [row for row in self.rows if row.split == split]
     return Published(len(rows), sum(len(row.sentences) for row in rows))
 
-  def warning(self) -> str | None:
-    """Returns how the data differs from the published data set; None if it does not."""
-    differences = [
-      f"{split} {actual.refs:,} / {actual.expressions:,} of {published.refs:,} / "
-      f"{published.expressions:,}"
-      for split, published in self.layout.splits.items()
-      if published is not None and (actual := self.count(split)) != published
-    ]
-    if not differences:
-      return None
-    return (
-      f"{self.dataset} is not the complete published data set (refs / expressions: "
-      f"{'; '.join(differences)}): results are not comparable with published ones"
-    )
+  def warnings(self) -> list[str]:
+    """Returns how the data differs from what it should be, one line for each kind."""
+    lines = [self._difference(), *map(self._describe_left_out, self._refs.left_out)]
+    if others := _candidates(self.layout, os.path.dirname(self.refs_path))[1:]:
+      lines.append(f"{others[0]} is there too; {self.refs_path} was read")
+    if divided := self._refs.divided:
+      lines.append(
+        f"{self.refs_path}: {counted(len(divided), 'ref')} ({examples(divided)}) have sentences "
+        "with and without a target; the latter are refs of their own, with the id -1 - ref_id"
+      )
+    if others := self._other_categories:
+      lines.append(
+        f"{self.refs_path}: {counted(len(others), 'ref')} ({examples(others)}) have another "
+        f"category_id than their annotation in {self.annotations_path}"
+      )
+    return [line for line in lines if line]
+
+  def more_metadata(self) -> dict[str, Any]:
+    """Returns further metadata: refs without a target in each split, and what was left out."""
+    empty = [row.split for row in self.rows if not row.ann_ids]
+    no_targets = {split: empty.count(split) for split in self.splits}
+    left_out = self._refs.left_out
+    return {"no_targets": no_targets} | ({"left_out": left_out} if left_out else {})
 
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the path of an image in the folder of images.
 
     The name comes from the annotations: the names in refs have a suffix that files do not have.
+
+    Raises:
+      InputError: there is no such image, or several.
     """
-    name = (self._annotations.image(image_id) or {}).get("file_name")
-    if not isinstance(name, str) or not name:
-      raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
-    return image_in(images, os.path.basename(name))
+    return self._finder.path(images, self._name(image_id))
 
   def annotated_image(self, split: str, image_id: int, images: str) -> AnnotatedImage:
     """Returns an image with its refs in a split.
@@ -175,60 +239,58 @@ class RefReader:
       image_id: one of `splits[split]`.
       images: the folder of images.
     """
-    height, width = self._annotations.size(image_id)
+    path, error = self._finder.try_path(images, self._name(image_id))
+    size = self._annotations.size(image_id)
     refs = [self._ref(row) for row in self._rows_of[split, image_id]]
-    path = self.image_path(images, image_id)
-    return AnnotatedImage(path, image_id, height, width, self.annotations_path, refs)
+    return AnnotatedImage(path, image_id, *size, self.annotations_path, refs, error=error)
 
-  def _read_row(self, number: int, fields: Any) -> Row:
-    """Checks a ref, except for its annotations."""
-    where = f"{self.refs_path}, ref number {number}"
-    if not isinstance(fields, dict):
-      raise InputError(
-        f"{where}: expected a dict, got {type(fields).__name__}; is it another file?"
-      )
-    for key in ("ref_id", "image_id"):
-      _check_int64(where, key, fields.get(key))
-    ann_ids, categories = self._ids(where, fields)
-    where = f"{self.refs_path}, ref {fields['ref_id']}"
-    allowed = self.layout.splits
-    split = fields.get("split")
-    if not isinstance(split, str) or split not in allowed:
-      raise InputError(
-        f"{where}: split {reprlib.repr(split)}, but {self.dataset} has {', '.join(allowed)}; "
-        "is this the refs file of another data set?"
-      )
-    sentences = fields.get("sentences")
-    if not isinstance(sentences, list) or not sentences:
-      raise InputError(f"{where}: no sentences; every ref needs one")
-    expressions = tuple(_expression(where, index, row) for index, row in enumerate(sentences))
-    return Row(fields["ref_id"], ann_ids, categories, fields["image_id"], split, expressions)
+  def _name(self, image_id: int) -> str:
+    name = image_names.name_of_row(self._annotations.image(image_id) or {})
+    if name is None:
+      raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
+    return name
 
-  def _load(self, path: str) -> Any:
-    """Returns the content of the refs file."""
-    return untrusted_pickle.load(path)
+  def _difference(self) -> str:
+    """Returns how the data differs from the published data set; empty if it does not."""
+    differences = [
+      f"{split} {actual.refs:,} / {actual.expressions:,} of {published.refs:,} / "
+      f"{published.expressions:,}"
+      for split, published in (self.layout.splits or {}).items()
+      if published is not None and (actual := self.count(split)) != published
+    ]
+    if not differences:
+      return ""
+    return (
+      f"{self.dataset} is not the complete published data set (refs / expressions: "
+      f"{'; '.join(differences)}): results are not comparable with published ones"
+    )
 
-  def _ids(self, where: str, fields: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the annotations that form the target, and their categories according to the ref."""
-    _check_int64(where, "ann_id", fields.get("ann_id"))
-    if "category_id" not in fields:
-      return (fields["ann_id"],), ()
-    _check_int64(where, "category_id", fields["category_id"])
-    return (fields["ann_id"],), (fields["category_id"],)
+  def _describe_left_out(self, what: str) -> str:
+    ref_ids = self._refs.left_out[what]
+    return f"{self.refs_path}: left out {what}: {len(ref_ids):,} ({examples(ref_ids)})"
 
   def _ref(self, row: Row) -> dict[str, Any]:
     """Returns a ref as in `AnnotatedImage.refs`."""
     annotations = self._target_annotations(row)
     return {
       "ref_id": row.ref_id,
-      "ann_ids": [annotation["id"] for annotation in annotations],
+      "ann_ids": [_integer_id(annotation["id"]) for annotation in annotations],
       "segmentations": [annotation.get("segmentation") for annotation in annotations],
       "sentences": list(row.sentences),
     }
 
   def _target_annotations(self, row: Row) -> list[dict[str, Any]]:
     """Returns the annotations that form the target of a ref."""
-    return [self._annotations.annotation(ann_id) or {"id": ann_id} for ann_id in row.ann_ids]
+    named = [self._annotations.annotation(ann_id) or {"id": ann_id} for ann_id in row.ann_ids]
+    if self.layout.crowds:
+      return named
+    objects = [annotation for annotation in named if not annotation.get("iscrowd")]
+    if named and not objects:
+      raise InputError(
+        f"{self.refs_path}, ref {row.ref_id}: all of its annotations are crowds in "
+        f"{self.annotations_path}; do the two files belong together?"
+      )
+    return objects
 
   def _check_annotations(self) -> None:
     """Checks that annotations match their ref's image and categories, and that ids are unique."""
@@ -260,10 +322,13 @@ class RefReader:
         raise InputError(f"{self.refs_path}: duplicate ref {row.ref_id}; is the file damaged?")
       seen.add(row.ref_id)
 
-  def _check_annotation(self, row: Row, ann_id: int, annotation: dict[str, Any]) -> None:
+  def _check_annotation(self, row: Row, ann_id: Id, annotation: dict[str, Any]) -> None:
     allowed = {"image_id": (row.image_id,), "category_id": row.categories}
     for key, values in allowed.items():
       if values and annotation.get(key) not in values:
+        if key == "category_id" and self.layout.splits is None:
+          self._other_categories.append(row.ref_id)
+          continue
         raise InputError(
           f"{self.refs_path}, ref {row.ref_id}: {key} {', '.join(map(str, values))}, but its "
           f"annotation {ann_id} has {annotation.get(key)} in {self.annotations_path}; do the two "
@@ -272,8 +337,11 @@ class RefReader:
 
   def _check_published(self) -> None:
     """Detects the complete refs of another data set: RefCOCO and RefCOCO+ share annotations."""
-    for other, layout in self.layouts.items():
-      same = [self.count(split) == published for split, published in layout.splits.items()]
+    if self.layout.splits is None:
+      return
+    for other, layout in LAYOUTS.items():
+      published = (layout.splits or {}).items()
+      same = [self.count(split) == numbers for split, numbers in published]
       if other != self.dataset and all(same):
         raise InputError(
           f"{self.refs_path}: these are the refs of {other}, not of {self.dataset}; were the "
@@ -288,52 +356,45 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
     InputError: the folder or a file does not exist.
   """
   folder = os.path.join(refer_root, layout.folder)
-  refs = os.path.join(folder, layout.refs_file)
-  instances = annotations or os.path.join(folder, "instances.json")
   if not os.path.isdir(folder):
     raise InputError(
       f"--refer_root {refer_root}: contains no folder {layout.folder}; docs/guides/datasets.md "
       "says where to get it and what goes where"
     )
+  refs = [*_candidates(layout, folder), os.path.join(folder, layout.refs_file)][0]
+  instances = annotations or os.path.join(folder, "instances.json")
   for path in (refs, instances):
     if not os.path.isfile(path):
-      raise InputError(f"{path}: no such file; docs/guides/datasets.md says where to get it")
+      raise InputError(
+        f"{path}: no such file{_instead(folder)}; docs/guides/datasets.md says where to get it"
+      )
   return refs, instances
 
 
-def image_in(images: str, name: str) -> str:
-  """Returns the path of an image in the folder of images.
-
-  Raises:
-    InputError: it is a link to a file outside the folder.
-  """
-  untrusted_files.resolve_inside(images, name, f"--images {images}: image")
-  return os.path.join(images, name)
-
-
-def is_int64(value: Any) -> bool:
-  """Returns whether a value is an integer of 64 bits, as records store it."""
-  return type(value) is int and -(1 << 63) <= value < 1 << 63
+def _candidates(layout: Layout, folder: str) -> list[str]:
+  """Returns the files of refs that exist: as the authors publish them, and in the other format."""
+  stem, extension = os.path.splitext(layout.refs_file)
+  names = [layout.refs_file, stem + {".p": ".json", ".json": ".p"}[extension]]
+  if layout.splits is None:
+    names += [f"g{name}" for name in names]
+  paths = [os.path.join(folder, name) for name in names]
+  return [path for path in paths if os.path.isfile(path)]
 
 
-def _check_int64(where: str, key: str, value: Any) -> None:
-  if not is_int64(value):
-    raise InputError(
-      f"{where}: {key} is {reprlib.repr(value)}, not an integer; is this a refs file of another "
-      "project (gRefCOCO has several ann_id per ref)?"
-    )
+def _instead(folder: str) -> str:
+  """Returns which refs there are in a folder."""
+  names = [name for name in sorted(os.listdir(folder)) if _REFS_FILE.fullmatch(name)]
+  return f" (there is {' and '.join(names)})" if names else ""
 
 
-def _expression(where: str, index: int, fields: Any) -> str:
-  """Returns an expression as it was written or, if missing, as the authors cleaned it."""
-  if not isinstance(fields, dict):
-    raise InputError(f"{where}, sentence {index}: expected a dict, got {type(fields).__name__}")
-  text = fields.get("raw") or fields.get("sent") or ""
-  try:
-    preprocess.normalise_text(text)
-  except (InputError, TypeError, AttributeError) as error:
-    raise InputError(
-      f"{where}, sentence {index} (sent_id {reprlib.repr(fields.get('sent_id'))}): empty or not a "
-      "string; correct it or remove it from the file"
-    ) from error
-  return text
+def examples(ref_ids: Sequence[int]) -> str:
+  """Returns a few of the refs, for messages."""
+  few = ", ".join(map(str, sorted(set(ref_ids))[:3]))
+  return f"ref {few}{' and others' * (len(set(ref_ids)) > 3)}"
+
+
+def _integer_id(ann_id: Id) -> int:
+  """Returns the id of an annotation as records store it: RefClef's are text."""
+  if isinstance(ann_id, int):
+    return ann_id
+  return int.from_bytes(hashlib.blake2b(ann_id.encode(), digest_size=8).digest()) >> 1

@@ -199,6 +199,7 @@ def _default_source(
   provenance = leakage.provenance(
     proposer, leakage.TrainedOn(trained_on), reader.splits, reader.coco_ids()
   )
+  provenance |= reader.more_metadata()
   refs, _ = readers.locate(name, root, None)
   arguments = {"refs": ",".join(map(fingerprint.of_file, refs)), "instances": proposer}
   return readers.ImageSource(reader, images, make, provenance), arguments

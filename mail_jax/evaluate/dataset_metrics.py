@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from input_pipeline import storage
-
 Rows = Mapping[str, np.ndarray]
 Summary = Callable[[Rows], Iterator[tuple[str, int | float]]]
 
@@ -91,12 +89,11 @@ SUMMARIES: dict[str, Summary] = {
 def summarise(dataset: str, rows: Rows) -> dict[str, int | float]:
   """Returns the metrics that are specific to a data set, by name; empty for most.
 
-  Custom data gets gRefCOCO's metrics if some of its expressions have no target.
+  Data with expressions without a target has those of gRefCOCO.
   """
   if dataset in SUMMARIES:
     return dict(SUMMARIES[dataset](rows))
-  without_targets = dataset not in storage.CONFIGS and bool((rows["area"] == 0).any())
-  return dict(summarise_gres(rows)) if without_targets else {}
+  return dict(summarise_gres(rows)) if (rows["area"] == 0).any() else {}
 
 
 def with_own(metrics: dict[str, int | float], dataset: str, rows: Rows) -> dict[str, int | float]:

@@ -19,9 +19,6 @@ from mail_jax.distributed import processes, sharding
 from mail_jax.models.build import HostBatch
 from mail_jax.pretrained import initialise
 
-# Datasets of ours with expressions without a target.
-_WITHOUT_TARGETS = ("grefcoco_unc",)
-
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -128,6 +125,6 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
 
 
 def _lacks_targets(config: ConfigDict, data_dir: str) -> bool:
-  """Returns whether training expressions lack a target; the metadata of custom data says so."""
+  """Returns whether training expressions lack a target; the metadata says so."""
   counts = (storage.read_metadata(data_dir, config.dataset) or {}).get("no_targets", {})
-  return config.dataset in _WITHOUT_TARGETS or counts.get("train", 0) > 0
+  return counts.get("train", 0) > 0

@@ -16,7 +16,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.coco import CocoProposer
 from input_pipeline.proposers.registry import UnknownImage
 from input_pipeline.proposers.results import ResultsProposer
-from input_pipeline.sources import annotated_images, grefer, phrasecut, refer
+from input_pipeline.sources import annotated_images, phrasecut, refer
 from mail_jax.config import from_json, load_config, to_json
 from mail_jax.evaluate import per_expression
 from mail_jax.export import folder as folders
@@ -68,7 +68,7 @@ def test_refs_of_several_targets(tmp_path):
     layout.refs = content
     layout.write()
     return _make_record(
-      grefer.GRefReader("grefcoco_unc", str(layout.root)), "train", 100, layout.images
+      refer.RefReader("grefcoco_unc", str(layout.root)), "train", 100, layout.images
     )
 
   check(read, layout.refs)

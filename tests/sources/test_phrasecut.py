@@ -119,7 +119,7 @@ def test_masks_that_are_looked_up_are_those_of_visual_genomes_ids(tmp_path):
   assert all(len(fields["instance_score"]) == 1 for fields in _records(tmp_path / "out", "val"))
   path = tmp_path / "of_coco.json"
   path.write_text(json.dumps([row | {"image_id": row["image_id"] - 1500} for row in rows]))
-  with pytest.raises(InputError, match=r"no masks for any of the 8 images of phrasecut"):
+  with pytest.raises(InputError, match=r"no masks for any of the 8 images"):
     prepare.main(layout.arguments(tmp_path / "other", "--instances", f"results:{path}"))
 
 

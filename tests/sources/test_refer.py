@@ -157,18 +157,17 @@ def _drop_image(layout):
       _set(ann_id=7),
       r"ref 0: ann_id 7 is not in .*instances\.json \(this concerns 1 of 8 refs.*--annotations",
     ),
-    (_set(ann_id=[1000, 1001]), r"ref number 0: ann_id is \[1000, 1001\].*gRefCOCO"),
+    (_set(ann_id=[1000, 1001]), r"ref 0: ann_id is \[1000, 1001\].*gRefCOCO"),
     (_set(ann_id=1010), r"ref 0: image_id 100, but its annotation 1010 has 101"),
     (_set(category_id=1), r"ref 0: category_id 1, but its annotation 1000 has 47"),
     (_set(split="test"), r"ref 0: split 'test', but refcoco_unc has train, val, testA, testB"),
     (_set(split=["val"]), r"ref 0: split \['val'\], but refcoco_unc has"),
     (_set(ref_id=2**63), r"ref number 0: ref_id is 9223372036854775808, not"),
-    (_set(category_id=[[47] * 99] * 99), r"ref number 0: category_id is \[\[47, 47,.{,300}$"),
-    (_set(sentences=[]), r"ref 0: no sentences"),
+    (_set(category_id=[[47] * 99] * 99), r"ref 0: category_id is \[\[47, 47,.{,300}$"),
+    (_set(sentences="cup"), r"ref 0: sentences is 'cup', not a list"),
+    (_set(image_id="one"), r"ref 0: image_id is 'one', not an integer"),
     (_set(sentences=["cup"]), r"ref 0, sentence 0: expected a dict, got str"),
-    (_sentence(raw="", sent=""), r"ref 0, sentence 1 \(sent_id 1\): empty or not a"),
-    (_sentence(raw=" \t\x07"), r"ref 0, sentence 1 \(sent_id 1\): empty or not a"),
-    (_sentence(raw=3), r"ref 0, sentence 1 \(sent_id 1\): empty or not a"),
+    (_sentence(raw=3), r"ref 0, sentence 1 \(sent_id 1\): 3 is not a string"),
     (_annotation(category_id=2), r"ref 0: category_id 47, but its annotation 1000 has 2"),
     (_duplicate, r"duplicate ref 0"),
     (_drop_image, r"ref 0: image 100 is not in .*instances\.json"),
@@ -202,7 +201,7 @@ def test_complete_refs_of_another_data_set_are_recognised(tmp_path, monkeypatch)
   monkeypatch.setitem(
     refer.LAYOUTS, "refcoco+_unc", refer.Layout(plus.folder, plus.refs_file, tiny)
   )
-  assert refer.RefReader("refcoco+_unc", str(layout.root)).warning() is None
+  assert refer.RefReader("refcoco+_unc", str(layout.root)).warnings() == []
   (layout.root / "refcoco+").rename(layout.root / "refcoco")
   with pytest.raises(InputError, match=r"the refs of refcoco\+_unc, not of refcoco_unc"):
     refer.RefReader("refcoco_unc", str(layout.root))
@@ -210,17 +209,17 @@ def test_complete_refs_of_another_data_set_are_recognised(tmp_path, monkeypatch)
 
 def test_incomplete_data_is_one_plain_warning(tmp_path):
   layout = make_layout(tmp_path)
-  warning = refer.RefReader("refcoco_unc", str(layout.root)).warning()
-  assert warning is not None
+  (warning,) = refer.RefReader("refcoco_unc", str(layout.root)).warnings()
   assert "\n" not in warning
   assert "testA 2 / 3 of 1,975 / 5,657" in warning
 
 
 def test_published_counts_are_those_of_the_papers():
   published = {
-    name: [(split.refs, split.expressions) for split in layout.splits.values()]
+    name: [(split.refs, split.expressions) for split in (layout.splits or {}).values() if split]
     for name, layout in refer.LAYOUTS.items()
   }
+  assert published["grefcoco_unc"] == []
   assert published["refcoco_unc"][0] == (42404, 120624)
   assert sum(expressions for _, expressions in published["refcoco_unc"]) == 142_210
   assert sum(expressions for _, expressions in published["refcoco+_unc"]) == 141_564
@@ -281,7 +280,7 @@ def _resize(path):
   [
     (pathlib.Path.unlink, r"No such file.*--images"),
     (_truncate, r"cannot be decoded"),
-    (_not_an_image, r"cannot be decoded"),
+    (_not_an_image, r"not an image of a known format"),
     (_resize, r"64 x 49 pixels, but its annotations are for 64 x 48"),
   ],
 )
@@ -331,7 +330,7 @@ def test_none_proposes_nothing():
   assert proposals.source == records.no_instances(4, 5).source == "none"
 
 
-@pytest.mark.parametrize("dataset", list(refer.LAYOUTS))
+@pytest.mark.parametrize("dataset", [name for name in refer.LAYOUTS if name[0] == "r"])
 def test_real_refs_have_the_masks_that_pycocotools_gives(dataset, realdata):
   annotations = str(realdata / "coco/annotations/instances_train2014.json")
   # The official zips hold an instances.json for both splits of RefCOCOg; this excerpt does not.
