@@ -24,6 +24,8 @@ MAX_BOUNDARY = 1_000_000
 MAX_COORDINATE = 1_000_000
 """Maximum absolute coordinate in pixels, far below the limit of C's integers."""
 
+# Share of a side by which polygons lie beyond the border.
+_SLIP = 0.05
 # Pixels beyond the border that are not worth a note: tools round.
 _ROUNDING = 1.0
 # COCO's strings have no quotes.
@@ -136,7 +138,7 @@ def check_size(height: int, width: int) -> None:
 
 def tolerance(side: int) -> float:
   """Returns by how many pixels a polygon may lie beyond the border: a slip of the hand."""
-  return max(3.0, 0.05 * side)
+  return max(3.0, _SLIP * side)
 
 
 def _is_number(value: Any) -> bool:
@@ -188,7 +190,7 @@ def _read_parts(values: list[Any], height: int, width: int) -> Segmentation:
 
 
 def _are_shares(polygons: list[np.ndarray], height: int, width: int) -> bool:
-  inside = all(p.min() >= 0 and p.max() <= 1 for p in polygons)
+  inside = all(p.min() >= -_SLIP and p.max() <= 1 + _SLIP for p in polygons)
   # Points in one place are a slip of the hand.
   return inside and min(height, width) > 1 and any(p.max() > p.min() for p in polygons)
 

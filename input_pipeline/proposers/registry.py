@@ -153,7 +153,7 @@ def check_images(
         "them apart; rename one, or give masks for each"
       )
   if any_known and errors and not found and not getattr(proposer.proposer, "is_empty", False):
-    raise InputError(f"no masks for any of the {len(errors):,} images; the first: {errors[0]}")
+    raise InputError(f"no masks for any of the {len(errors):,} images; {errors[0]}")
 
 
 def check_turn(proposer: SelectingProposer, path: str) -> None:

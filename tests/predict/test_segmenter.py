@@ -209,7 +209,7 @@ def test_real_images_with_their_annotations_by_name(segmenter, realdata, tmp_pat
   for photo in photos:
     by_name = segmenter(photo, "the man on the left", f"coco:{annotations}")
     proposer = CocoProposer(str(annotations))
-    proposed = proposer.propose([by_name.image], [proposer.image_id(photo.name)])[0]
+    proposed = proposer.propose([by_name.image], [proposer.find_image(photo.name)])[0]
     kept = by_name.instances
     assert 0 < len(kept) <= len(proposed.masks)
     known = {mask.tobytes() for mask in proposed.masks}

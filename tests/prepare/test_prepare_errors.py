@@ -120,7 +120,7 @@ def test_an_image_without_detections_may_be_empty(tmp_path):
 def test_results_for_another_data_set_are_reported_at_once(tmp_path):
   layout = make_layout(tmp_path)
   spec = _results(layout, (7, 8))
-  with pytest.raises(InputError, match=r"no masks for any of the 4 images .*for another data set"):
+  with pytest.raises(InputError, match=r"no masks for any of the 4 images; .*of another data set"):
     prepare.main(layout.arguments(tmp_path / "data", "--instances", spec, "--on_error", "skip"))
 
 
