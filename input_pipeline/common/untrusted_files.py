@@ -182,13 +182,15 @@ def too_large(name: str, size: int, max_bytes: int) -> str:
   return f"{name}: {size:,} bytes; the limit is {max_bytes:,}"
 
 
-def resolve_inside(root: str, path: str, name: str) -> str:
+def resolve_inside(root: str, path: str, name: str, *, follow_links: bool = False) -> str:
   """Returns the real path of `path` inside `root`; it need not exist.
 
   Args:
     root: a folder.
     path: relative to it.
     name: of the path, for error messages.
+    follow_links: whether links in the folder may lead out of it, because they are the user's. The
+      path returned is then in the folder.
 
   Raises:
     InputError: the path is absolute, leaves the folder by `..` or through a link, or is not a valid
@@ -197,9 +199,11 @@ def resolve_inside(root: str, path: str, name: str) -> str:
   if not path or "\0" in path or os.path.isabs(path) or not _is_encodable(path):
     raise InputError(f"{name} {path!r}: write a path relative to {root}")
   real_root = os.path.realpath(root)
-  real = os.path.realpath(os.path.join(real_root, path))
+  inside = os.path.normpath(os.path.join(real_root, path))
+  real = inside if follow_links else os.path.realpath(os.path.join(real_root, path))
   if os.path.commonpath([real_root, real]) != real_root:
-    raise InputError(f"{name} {path!r} leaves the folder {root}")
+    by_text = os.path.commonpath([real_root, inside]) != real_root
+    raise InputError(f"{name} {path!r} leaves the folder {root}{'' if by_text else ' by a link'}")
   return real
 
 

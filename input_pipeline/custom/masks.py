@@ -38,6 +38,9 @@ class PathResolver:
   """The folder of the images and of masks in files."""
   annotations: str = ""
   """The COCO file that `ann_id` refers to; empty without one."""
+  follow_links: bool | None = None
+  """Whether links may lead out of the folder: only in one that the user named. None: they may not,
+  and naming the folder does not change that."""
 
   def name(self, path: str) -> str:
     """Returns a path in the one spelling that the files have, such as without backslashes."""
@@ -58,9 +61,12 @@ class PathResolver:
     try:
       if _WINDOWS_ROOT.match(path):
         raise InputError(f"the path {path!r}: write a path relative to {self.root}")
-      return untrusted_files.resolve_inside(self.root, self.name(path), "the path")
+      return untrusted_files.resolve_inside(
+        self.root, self.name(path), "the path", follow_links=bool(self.follow_links)
+      )
     except InputError as error:
-      raise LineError("path outside the folder", str(error)) from error
+      hint = "; links are followed in a folder that --images names" * (self.follow_links is False)
+      raise LineError("path outside the folder", f"{error}{hint}") from error
 
 
 def resolve(mask: Mask, image: str, paths: PathResolver) -> list[Mask]:

@@ -88,7 +88,8 @@ def scan(
   if not os.path.isdir(root):
     raise InputError(f"--images {root}: no such folder; it must contain the images")
   coco_file, problems = _find_annotations(path)
-  paths = PathResolver(os.path.abspath(root), annotations or coco_file or "")
+  coco_file = annotations or coco_file or ""
+  paths = PathResolver(os.path.abspath(root), coco_file, follow_links=images is not None)
   if paths.annotations:
     problems += _check_annotations(paths.annotations)
   lines: list[LineSummary] = []

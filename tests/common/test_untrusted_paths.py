@@ -1,4 +1,7 @@
-"""Paths in data sets and checkpoints stay inside their folder: no `..`, no links out of it."""
+"""Paths in data sets and checkpoints stay inside their folder: no `..`, and no links out of it.
+
+Links are followed in a folder that the user names with --images.
+"""
 
 import hashlib
 import json
@@ -69,6 +72,9 @@ def test_what_is_inside_is_inside(tmp_path_factory, parts):
   except InputError:
     return
   assert root in [epath.Path(actual), *epath.Path(actual).parents]
+  # With links followed it is the same place, or a link leads there; it is never beyond the folder.
+  path = untrusted_files.resolve_inside(str(root), "/".join(parts), "it", follow_links=True)
+  assert root in [epath.Path(path), *epath.Path(path).parents]
 
 
 _SHARED: list[epath.Path] = []
@@ -90,6 +96,23 @@ def test_lines_cannot_name_files_outside(places, field):
   for path in leading_out(places)[:5]:
     row = line(path) if field == "image" else line(target={"png": path})
     actual = scan.scan(write_lines(root / "mine.jsonl", row))
+    assert [problem.kind for problem in actual.problems] == ["path outside the folder"], path
+
+
+@pytest.mark.parametrize("field", ["image", "target"])
+def test_links_are_followed_where_the_user_names_the_folder(places, field):
+  root, secret = places
+  for path in ("link.png", "above/secret.png"):
+    row = line(path) if field == "image" else line(target={"png": path})
+    lines = write_lines(root / "mine.jsonl", row)
+    (problem,) = scan.scan(lines).problems
+    assert "by a link; links are followed in a folder that --images names" in problem.message
+    actual = scan.scan(lines, str(root))
+    assert "path outside the folder" not in [problem.kind for problem in actual.problems]
+    assert os.path.samefile(actual.paths.resolve(path), secret)
+  for path in ("../secret.png", "above/../../secret.png", str(secret)):
+    row = line(path) if field == "image" else line(target={"png": path})
+    actual = scan.scan(write_lines(root / "mine.jsonl", row), str(root))
     assert [problem.kind for problem in actual.problems] == ["path outside the folder"], path
 
 
