@@ -212,7 +212,11 @@ class _Conversion:
     if several and not self._splits:
       regions = _with_split(regions, file)
     inside = self._paths_in_lines(export, paths, folder)
-    self.lines += collect.make_lines(regions, inside, self._splits, args.with_instances)
+    lines = list(collect.make_lines(regions, inside, self._splits, args.with_instances))
+    for line in lines:
+      if isinstance(line["target"], list):
+        export.note("target that is the union of several regions", line["image"])
+    self.lines += lines
     self.exports.append(export)
     self.missing += missing
     self.unreadable += unreadable

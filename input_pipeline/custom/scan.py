@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from input_pipeline.common import parallel, untrusted_files, untrusted_json
+from input_pipeline.common import image_names, parallel, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.check import CheckLevel, CheckResult, LineChecker, LineSummary
 from input_pipeline.custom.converters import parquet
@@ -210,8 +210,10 @@ def _find_annotations(path: str) -> tuple[str | None, list[Problem]]:
     if not isinstance(name, str) or not name:
       # `schema.parse` reports it.
       continue
+    home = os.path.dirname(path) or "."
     try:
-      resolved = untrusted_files.resolve_inside(os.path.dirname(path) or ".", name, "annotations")
+      spelled = image_names.spelled(home, name) or name
+      resolved = untrusted_files.resolve_inside(home, spelled, "annotations")
     except InputError as error:
       problems.append(LineError("path outside the folder", str(error)).at(number))
       continue

@@ -208,6 +208,16 @@ def test_photos_are_found_in_the_spelling_of_tools(tmp_path, name, file):
   assert scan.scan(str(tmp_path / "mine.jsonl")).problems == []
 
 
+def test_a_target_of_several_regions_is_said(tmp_path, capsys):
+  write_photo(tmp_path / "a.png")
+  content = export(image_row(1, "a.png"))
+  other = {"id": 2, "segmentation": polygon((15, 3, 20, 9)), "caption": "The  box 1"}
+  content["annotations"].append(content["annotations"][0] | other)
+  (line,) = convert(tmp_path, content)
+  assert line["target"] == [{"polygons": polygon()}, {"polygons": polygon((15, 3, 20, 9))}]
+  assert "note: target that is the union of several regions (1: a.png)" in capsys.readouterr().out
+
+
 def test_images_of_lvis_are_found_by_their_url(tmp_path):
   write_photo(tmp_path / "photos" / "000000000021.png")
   row = image_row(21, "") | {"coco_url": "http://images.cocodataset.org/val2017/000000000021.png"}
