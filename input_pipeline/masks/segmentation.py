@@ -69,6 +69,13 @@ class Segmentation:
 
   def mask(self) -> Bool[np.ndarray, "{self.height} {self.width}"]:
     """Returns the pixels that the parts cover, as pycocotools rasterises them."""
+    return coco_mask.decode(self._runs()).astype(bool)
+
+  def area(self) -> int:
+    """Counts the pixels that the parts cover; faster than `mask`."""
+    return int(coco_mask.area(self._runs()))
+
+  def _runs(self) -> Any:
     runs: list[Any] = []
     for part in self.parts:
       if "rle" in part:
@@ -79,7 +86,7 @@ class Segmentation:
           runs.append(coco_mask.frPyObjects(rle, self.height, self.width))
       else:
         runs += coco_mask.frPyObjects(part["polygons"], self.height, self.width)
-    return coco_mask.decode(coco_mask.merge(runs)).astype(bool)
+    return coco_mask.merge(runs)
 
 
 def read_segmentation(value: Any, height: int, width: int) -> Segmentation:

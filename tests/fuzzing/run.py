@@ -19,7 +19,16 @@ import sys
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
-TARGETS = ("refs", "segmentations", "records", "lines", "pictures", "predictions")
+TARGETS = (
+  "refs",
+  "segmentations",
+  "records",
+  "lines",
+  "pictures",
+  "predictions",
+  "coco_exports",
+  "label_studio_exports",
+)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -190,15 +190,14 @@ def read_mask(segmentation: Any, size: tuple[int, int], export: Export, place: s
     return None
   for note in read.notes:
     export.note(note, place)
-  mask = read.mask()
-  if not mask.any():
+  if not read.area():
     export.skip("no pixel is covered", place)
     return None
   if len(read.parts) == 1:
     return read.parts[0]
   if all("polygons" in part for part in read.parts):
     return {"polygons": [polygon for part in read.parts for polygon in part["polygons"]]}
-  return {"rle": encode_segmentation(mask)}
+  return {"rle": encode_segmentation(read.mask())}
 
 
 def box(x: float, y: float, width: float, height: float) -> Mask:

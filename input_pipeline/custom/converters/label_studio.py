@@ -37,6 +37,8 @@ from input_pipeline.custom.converters.label_studio_shapes import (
 )
 from input_pipeline.masks.segmentation import CLIPPED
 
+# Before version 1.0, annotations were called completions.
+_KEYS = {"annotations", "completions"}
 _TEXT = "textarea"
 _META = "meta"
 """The field of notes on regions."""
@@ -98,10 +100,6 @@ def read_content(content: Any, path: str, options: Options, export: Export) -> E
       )
     raise InputError("; ".join([f"{path}: {reason}", *export.report()]))
   return export
-
-
-# Before version 1.0, annotations were called completions.
-_KEYS = {"annotations", "completions"}
 
 
 @dataclasses.dataclass
@@ -299,7 +297,8 @@ def _is_image(value: Any) -> bool:
     return bool(value) and all(isinstance(item, str) and _is_image(item) for item in value)
   if not isinstance(value, str):
     return False
-  return _suffix(_stored(value)) in (*preprocess.EXTENSIONS, *_UNREADABLE) or value.startswith("data:image/")
+  kinds = (*preprocess.EXTENSIONS, *_UNREADABLE)
+  return value.startswith("data:image/") or _suffix(_stored(value)) in kinds
 
 
 def _is_thumbnail(key: str, value: Any) -> bool:
