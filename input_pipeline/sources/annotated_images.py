@@ -171,9 +171,10 @@ class RecordMaker:
     for image in images:
       if image.upright:
         check_turn(proposer, image.path)
+    own = isinstance(proposer.proposer, custom.CustomProposer)
     try:
       ids = [
-        proposer.find_image(image.path, image.image_id if image.has_id else None)
+        proposer.find_image(image.path, image.image_id if own or image.has_id else None)
         for image in images
       ]
       proposals = proposer.propose(pixels, ids)
