@@ -1,5 +1,9 @@
 """Metrics of data sets whose expressions have several targets, or none: of gRefCOCO and PhraseCut.
 
+RefCOCO-M needs none of its own. Its card (huggingface.co/datasets/moondream/refcoco-m, "Evaluation
+Protocol") defines mIoU as the mean over all pairs of an image and a sentence, which is the mIoU of
+`segmentation.summarise`.
+
 Pure functions of the columns that `segmentation.count` returns, one value per expression:
 `intersection`, `union`, `area` of the target, and `no_target_probability` if the model has it.
 docs/guides/evaluate.md names the code that each definition follows.

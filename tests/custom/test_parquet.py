@@ -331,6 +331,7 @@ MASKED = pixels_of(3, 4, 9, 20)
       refcoco_m(sample(1, ["a"], MASKED), data=b"no image"),
       "column image: the bytes are not an im",
     ),
+    (refcoco_m(sample(1, ['["a"]'], MASKED)), "column sentences: .* is not an expression"),
     (refcoco_m(sample(1, ["a"], MASKED), data=b""), "column image: the bytes are empty"),
     (
       refcoco_m(sample(1, ["a"], MASKED.T)),
@@ -394,6 +395,36 @@ def test_missing_columns_are_named_with_those_there_are(tmp_path):
   (line,) = convert(source, "--text", "what", "--split", "val")
   np.testing.assert_array_equal(covered(line["target"]), MASKED)
   assert line["split"] == "val"
+
+
+SHAPES = pixels_of(5, 6, 10, 12) | pixels_of(30, 2, 8, 9)
+
+
+@pytest.mark.parametrize(
+  ("kind", "value"),
+  [
+    (pa.list_(pa.list_(pa.float64())), [polygon(5, 6, 10, 12), polygon(30, 2, 8, 9)]),
+    (pa.string(), json.dumps([polygon(5, 6, 10, 12), polygon(30, 2, 8, 9)])),
+    (pa.string(), json.dumps(runs(SHAPES))),
+    (pa.list_(MASK), [runs(pixels_of(5, 6, 10, 12)), runs(pixels_of(30, 2, 8, 9))]),
+    (
+      pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.list_(pa.int64()))]),
+      {
+        "size": [HEIGHT, WIDTH],
+        "counts": np.diff(np.flatnonzero(np.diff(np.r_[2, SHAPES.T.ravel(), 2]))).tolist(),
+      },
+    ),
+  ],
+)
+@pytest.mark.parametrize("sentences", ["the cups", ["the cups"], [{"raw": "the cups"}]])
+def test_masks_and_expressions_in_every_form_of_a_column(tmp_path, kind, value, sentences):
+  text = pa.array([sentences]).type
+  schema = pa.schema([("image", pa.binary()), ("caption", text), ("segmentation", kind)])
+  row = {"image": photo(), "caption": sentences, "segmentation": value}
+  (line,) = convert(write(tmp_path / "dev.parquet", schema, row))
+  assert (line["split"], line["sentences"]) == ("val", ["the cups"])
+  np.testing.assert_array_equal(covered(line["target"]), SHAPES)
+  assert (tmp_path / line["image"]).read_bytes() == photo()
 
 
 def test_a_box_of_an_unknown_layout_is_not_guessed(tmp_path):

@@ -14,6 +14,7 @@ from mail_jax.evaluate.dataset_metrics import (
   with_own,
 )
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, count
+from mail_jax.evaluate.segmentation import summarise as summarise_common
 from mail_jax.models.mail import Output
 
 
@@ -192,3 +193,14 @@ def test_the_evaluator_empties_masks_that_are_predicted_to_have_no_target():
   assert [known["row"] for known in evaluator.meta] == [0, 1]
   expected = 1 / (1 + np.exp([2.0, -2.0]))
   np.testing.assert_allclose(evaluator.rows["no_target_probability"], expected, rtol=1e-6)
+
+
+def test_the_miou_of_refcoco_m_is_the_mean_over_its_pairs_of_an_image_and_a_sentence():
+  """As on its card; two objects, one with three sentences, of which two are the same."""
+  random = np.random.default_rng(0)
+  objects = [random.random((8, 9)) < 0.5 for _ in range(2)]
+  pairs = [(objects[n], random.random((8, 9)) < 0.5) for n in (0, 0, 0, 1)]
+  columns = rows(*(((a & b).sum(), (a | b).sum(), a.sum()) for a, b in pairs))
+  metrics = with_own(dict(summarise_common(columns)), "refcoco_m", columns)
+  assert metrics["mIoU"] == pytest.approx(sum((a & b).sum() / (a | b).sum() for a, b in pairs) / 4)
+  assert "gIoU" not in metrics

@@ -28,6 +28,8 @@ TARGETS = (
   "predictions",
   "coco_exports",
   "label_studio_exports",
+  "mdetr",
+  "parquet_rows",
 )
 
 

@@ -176,23 +176,26 @@ class _Reader:
     segmentation = row.get("segmentation")
     if self._coco and not segmentation:
       segmentation = self._look_up(self._coco, image, row, size, place).get("segmentation")
-    if segmentation:
-      try:
-        masks, notes = masks_in(segmentation, *size)
-      except ValueError as error:
-        raise _Left(f"invalid segmentation ({error})") from error
-      for note in notes:
-        self._export.note(note, place)
-      return masks
+    if not segmentation:
+      segmentation = self._box(row)["polygons"]
+    try:
+      masks, notes = masks_in(segmentation, *size)
+    except ValueError as error:
+      raise _Left(f"invalid segmentation ({error})") from error
+    for note in notes:
+      self._export.note(note, place)
+    return masks
+
+  def _box(self, row: Mapping[str, Any]) -> Mask:
     bbox = box_in(row.get("bbox"))
-    if bbox is None or not self._options.boxes:
+    if bbox is None:
+      raise _Left("no mask")
+    if not self._options.boxes:
       raise _Left(
         "box without a mask (name COCO's file with the masks: --annotations INSTANCES.json, or use "
         "--boxes)"
-        if bbox
-        else "no mask"
       )
-    return [box(*bbox)]
+    return box(*bbox)
 
   def _look_up(
     self,

@@ -223,6 +223,8 @@ class _Reader:
       self.export.skip("row without an image", str(place))
       return
     split = self._split(row, place)
+    if row.get(_LIST) and len(rows_in(row[_LIST])) != len(row[_LIST]):
+      raise place.error(_LIST, "not a list of objects")
     objects = rows_in(row[_LIST]) if _LIST in row else [row]
     if not objects:
       self.export.skip(f"row whose {_LIST} are empty", str(place))
@@ -246,7 +248,7 @@ class _Reader:
           mask,
           tuple(ref.texts),
           image_id=ref.photo.image_id,
-          size=ref.photo.size,
+          size=ref.photo.size or tuple(mask["rle"]["size"]),
           ref=str(number),
           split=ref.split,
         )
@@ -323,7 +325,7 @@ class _Reader:
     if not self._options.boxes:
       raise _Left("box without a mask (use --boxes to convert it)")
     _check_box(corners, fields, place)
-    return [box(*corners)]
+    return self._decode(box(*corners)["polygons"], "bbox", fields, photo, place)
 
   def _decode(
     self, value: Any, key: str, fields: Mapping[str, Any], photo: _Photo, place: _Place
@@ -342,6 +344,8 @@ class _Reader:
     except EmptySegmentation as error:
       raise _Left(f"no mask ({error})") from error
     except (ValueError, TypeError) as error:
+      if key == "bbox":
+        raise _Left(f"invalid box ({error})") from error
       raise place.error(key, str(error)) from error
     corners = box_in(fields.get("bbox"))
     if corners and isinstance(value, list) and not isinstance(value[0], list | dict):
