@@ -163,6 +163,16 @@ def test_an_id_of_two_images_is_refused_with_both_names():
   assert len(read(content).regions) == 1
 
 
+def test_an_annotation_that_is_there_twice_is_read_once():
+  content = content_of({"id": 7}, {"id": 7}, {"id": "7", "caption": "another"})
+  export = read(content)
+  assert [region.texts for region in export.regions] == [("the cup",), ("another",)]
+  assert list(export.report()) == [
+    "skipped: annotation that is there twice (1: annotation 7)",
+    "note: id of two annotations, of which both are read (1: annotation 7)",
+  ]
+
+
 def test_an_id_of_two_categories_is_refused_where_names_are_expressions():
   content = content_of({}, categories=[{"id": 1, "name": "mug"}, {"id": 1.0, "name": "cup"}])
   assert len(read(content).regions) == 1
@@ -330,7 +340,7 @@ def test_a_zip_is_read_without_unpacking_and_says_that_its_images_are_not(export
   ("members", "message"),
   [
     (["a.png"], "it has no JSON file"),
-    (["train/a.json", "valid/b.json"], r"2 JSON files \(train/a\.json, valid/b\.json\)"),
+    (["train/a.json", "valid/b.json"], r"2 JSON files \(train/a\.json, valid/b\.json\); unpack it"),
   ],
 )
 def test_a_zip_without_or_with_several_files_is_refused(export_zip, members, message):

@@ -235,6 +235,33 @@ def test_a_text_of_several_lines_and_several_submissions_are_several_expressions
   assert found.texts == ("the cup", "left cup", "red one")
 
 
+def test_an_expression_cannot_refer_to_nothing_and_to_a_region():
+  rows = (polygon(), text("r", "The cup"), text("free", "the cup", "a dog", from_name="absent"))
+  export = read(task(*rows), options=Options(no_target="absent"))
+  assert [(found.texts, found.mask is None) for found in export.regions] == [
+    (("The cup",), False),
+    (("a dog",), True),
+  ]
+  assert list(export.report()) == [
+    "skipped: text without a target that is a region's text as well (1: the cup)"
+  ]
+
+
+def test_masks_of_label_studio_s_coco_are_for_the_image_that_a_browser_shows(tmp_path):
+  """It multiplies percentages of the upright image with the sides of the stored one."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  write_photo(tmp_path / "a.jpg", (HEIGHT, WIDTH), exif=exif)
+  image = {"id": 0, "file_name": "images/a.jpg", "width": WIDTH, "height": HEIGHT}
+  shape = {"segmentation": [[2, 3, 12, 3, 12, 13]], "bbox": [2, 3, 10, 10], "iscrowd": 0}
+  row = {"id": 0, "image_id": 0, "category_id": 0} | shape
+  content = {"images": [image], "annotations": [row], "categories": [{"id": 0, "name": "mug"}]}
+  (tmp_path / "result.json").write_text(json.dumps(content))
+  arguments = ["convert", "--from", "label-studio", str(tmp_path / "result.json"), "--text"]
+  with pytest.raises(InputError, match=r"a\.jpg: the export is for 30 x 20 pixels, .* 20 x 30"):
+    command.main([*arguments, "category", "--out", str(tmp_path / "mine.jsonl")])
+
+
 # Tasks.
 
 

@@ -26,8 +26,8 @@ def load(path: str, export: Export) -> Any:
     found = [name for name in files.names if name.lower().endswith(".json")]
     if len(found) != 1:
       few = ", ".join(found[:_SHOWN]) + ", ..." * (len(found) > _SHOWN)
-      what = f"{len(found)} JSON files ({few}); convert one at a time" if found else "no JSON file"
-      raise InputError(f"{path}: it has {what}")
+      what = f"{len(found)} JSON files ({few}); unpack it and name one, or several as parts of one "
+      raise InputError(f"{path}: it has {what + 'data set' if found else 'no JSON file'}")
     note_images(files, export)
     return files.read_json(found[0])
 

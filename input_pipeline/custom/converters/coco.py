@@ -78,8 +78,17 @@ def read_content(
     export,
     upright,
   )
+  seen: dict[int | str, dict[str, Any]] = {}
   for number, row in enumerate(rows, 1):
-    region = file.region(row, f"annotation {row.get('id', f'number {number}')!s:.40}")
+    row_id = id_in(row, "id")
+    place = f"annotation {row_id if row_id is not None else f'number {number}'!s:.40}"
+    other = row if row_id is None else seen.setdefault(row_id, row)
+    if other is not row and other == row:
+      export.skip("annotation that is there twice", place)
+      continue
+    if other is not row:
+      export.note("id of two annotations, of which both are read", place)
+    region = file.region(row, place)
     if region is not None:
       export.regions.append(region)
   if not any(region.texts for region in export.regions):

@@ -91,6 +91,7 @@ def read_content(content: Any, path: str, options: Options, export: Export) -> E
   keys = _text_keys(groups, options, path)
   for group in groups:
     _read_group(group, dataclasses.replace(options, text_keys=keys), path, export)
+  _check_no_target(export)
   if not any(region.texts for region in export.regions):
     reason = "no region is left"
     if export.regions:
@@ -100,6 +101,22 @@ def read_content(content: Any, path: str, options: Options, export: Export) -> E
       )
     raise InputError("; ".join([f"{path}: {reason}", *export.report()]))
   return export
+
+
+def _check_no_target(export: Export) -> None:
+  """Leaves out expressions that are said to refer to nothing, and to a region all the same."""
+  regions = {
+    (region.image, plain_key(text))
+    for region in export.regions
+    if region.mask is not None
+    for text in region.texts
+  }
+  for number, region in enumerate(export.regions):
+    if region.mask is None:
+      texts = tuple(t for t in region.texts if (region.image, plain_key(t)) not in regions)
+      for text in set(region.texts) - set(texts):
+        export.skip("text without a target that is a region's text as well", f"{text:.40}")
+      export.regions[number] = dataclasses.replace(region, texts=texts)
 
 
 @dataclasses.dataclass
