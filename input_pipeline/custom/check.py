@@ -50,8 +50,8 @@ class LineSummary:
   """Of the normalised expressions."""
   target_hash: str
   """Of its pixels; of what the line says if it was not rasterised."""
-  coco_image: int | None
-  """Id of the image in the COCO file that the line's masks are looked up in; None without one."""
+  coco_images: tuple[Any, ...]
+  """Ids of the images in the COCO file whose annotations the line refers to; at most two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,9 @@ class LineChecker:
     area: int | None,
     target_hash: str,
   ) -> LineSummary:
-    looked_up = (masks.coco_image(m, self.paths) for m in (*line.target, *(line.instances or ())))
+    coco_images: set[Any] = set()
+    for mask in (*line.target, *(line.instances or ())):
+      coco_images |= masks.coco_images(mask, self.paths)
     return LineSummary(
       number=line.number,
       offset=offset,
@@ -152,7 +154,7 @@ class LineChecker:
       instances_hash=_hash(line.instances),
       expression_hashes=tuple(map(_hash_expression, line.sentences)),
       target_hash=target_hash,
-      coco_image=next((image_id for image_id in looked_up if image_id is not None), None),
+      coco_images=tuple(coco_images)[:2],
     )
 
   def _rasterise(

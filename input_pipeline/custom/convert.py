@@ -210,7 +210,9 @@ class _Conversion:
     paths, missing = photos.find_photos(export, folder)
     regions, unreadable = photos.fit_regions(export, paths, folder, self._fit)
     if several and not self._splits:
-      regions = _with_split(regions, file)
+      split = _split_of_export(file)
+      regions = [dataclasses.replace(region, split=region.split or split) for region in regions]
+      export.note(f"split {split}, after the name of the export", file)
     inside = self._paths_in_lines(export, paths, folder)
     lines = list(collect.make_lines(regions, inside, self._splits, args.with_instances))
     for line in lines:
@@ -247,18 +249,18 @@ class _Conversion:
     return True
 
 
-def _with_split(regions: Sequence[collect.Region], path: str) -> list[collect.Region]:
-  """Gives regions the split that the name of their export, or of its folder, says."""
+def _split_of_export(path: str) -> str:
+  """Returns the split that the name of an export contains, or that its folder is called."""
   folder, name = os.path.split(os.path.abspath(path))
   # COCO's years: instances_val2017.json.
   texts = [re.sub(r"20\d\d", "", text) for text in (name, os.path.basename(folder))]
-  split = next(filter(None, map(collect.split_in, texts)), None)
+  split = collect.split_in(texts[0]) or (collect.split_in(texts[1]) if texts[1].isalpha() else None)
   if split is None:
     raise InputError(
       f"{path}: neither its name nor its folder's is that of a split, such as train or valid; name "
       "the splits of all exports with --split"
     )
-  return [dataclasses.replace(region, split=region.split or split) for region in regions]
+  return split
 
 
 def _with_format(error: InputError, path: str, format_name: str) -> InputError:

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -86,15 +87,16 @@ def resolve(mask: Mask, image: str, paths: PathResolver) -> list[Mask]:
   return [mask] if ids is None else [_look_up(ann_id, image, paths) for ann_id in ids]
 
 
-def coco_image(mask: Mask, paths: PathResolver) -> int | None:
-  """Returns the id of the image in the COCO file that a mask is looked up in; None without one."""
-  ann_id = mask["ann_ids"][0] if "ann_ids" in mask else mask.get("ann_id")
-  if ann_id is None or not paths.annotations:
-    return None
+def coco_images(mask: Mask, paths: PathResolver) -> set[Any]:
+  """Returns the ids of the images in the COCO file whose annotations a mask consists of."""
+  ids = mask["ann_ids"] if "ann_ids" in mask else [mask["ann_id"]] if "ann_id" in mask else []
   try:
-    return (open_coco(paths.annotations).annotation(ann_id) or {}).get("image_id")
+    coco = open_coco(paths.annotations) if ids else None
   except InputError:  # `resolve` reports it
-    return None
+    return set()
+  return {
+    row["image_id"] for i in ids if coco and (row := coco.annotation(i)) and "image_id" in row
+  }
 
 
 def _look_up(ann_id: int, image: str, paths: PathResolver) -> Mask:

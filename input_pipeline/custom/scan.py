@@ -329,26 +329,26 @@ def _check_coco_images(lines: Sequence[LineSummary]) -> Iterator[Problem]:
 
   A COCO file may have several images of one name, and an image of a COCO file several copies.
   """
-  first_of: dict[str, LineSummary] = {}
-  first_to_use: dict[int, LineSummary] = {}
+  image_of: dict[str, tuple[Any, int]] = {}
+  owners: dict[Any, LineSummary] = {}
   for line in lines:
-    if line.coco_image is None:
-      continue
-    earlier = first_of.setdefault(line.image, line)
-    if earlier.coco_image != line.coco_image:
-      message = (
-        f"{line.image} takes annotations of image {line.coco_image}, but those of image "
-        f"{earlier.coco_image} on line {earlier.number}"
-      )
+    for image_id in line.coco_images:
+      other, number = image_of.setdefault(line.image, (image_id, line.number))
+      owner = owners.setdefault(image_id, line)
+      if other != image_id:
+        message = (
+          f"{line.image} has annotations of the images {other} (line {number}) and {image_id}, "
+          "which have the same name; whose are they?"
+        )
+      elif owner.image != line.image:
+        message = (
+          f"{line.image} has annotations of image {image_id}, as {owner.image} on line "
+          f"{owner.number} does; whose are they?"
+        )
+      else:
+        continue
       yield Problem(line.number, "annotations of several images", message)
-      continue
-    earlier = first_to_use.setdefault(line.coco_image, line)
-    if earlier.image != line.image:
-      message = (
-        f"{line.image} takes annotations of image {line.coco_image}, which are for {earlier.image} "
-        f"on line {earlier.number}; which of the two is it?"
-      )
-      yield Problem(line.number, "annotations of several images", message)
+      break
 
 
 def _check_expressions(path: str, lines: Sequence[LineSummary]) -> Iterator[Problem]:

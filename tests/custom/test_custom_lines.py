@@ -331,11 +331,13 @@ def test_annotations_of_one_image_are_for_one_photo(folder):
     line("clip_a/frame_0.png", target={"ann_id": 1}),
     line("clip_b/frame_0.png", target={"ann_id": 1}),
     line("clip_a/frame_0.png", target={"ann_id": 2}),
+    line("clip_a/frame_0.png", target={"ann_ids": [1, 2]}),
   ]
   problems = problems_of(folder, *rows, **options)
   assert [(problem.line, problem.kind) for problem in problems] == [
     (2, "annotations of several images"),
     (3, "annotations of several images"),
+    (4, "annotations of several images"),
   ]
 
 
