@@ -52,6 +52,17 @@ def test_metrics_and_wins_are_those_of_the_rows():
   assert actual["wins"] == {"a": wins[0], "b": wins[1], "neither": len(a) - sum(wins)}
 
 
+def test_given_masks_are_compared_by_the_metrics_that_they_have():
+  a = make_rows(0)
+  b = [
+    {key: row[key] for key in row if key not in ("selected", "selected_iou", "oracle_iou", "cut")}
+    for row in make_rows(1)
+  ]
+  for pairs in (compare.pair(a, b), compare.pair(b, a)):
+    metrics = compare.compare(pairs, resamples=100)["metrics"]
+    assert metrics.keys() == {"oIoU", "mIoU", *(f"P@0.{n}" for n in range(5, 10))}
+
+
 def with_boundaries(rows: Rows) -> Rows:
   numbers = np.random.default_rng(len(rows)).integers(1, 50, len(rows)).tolist()
   return [

@@ -1,5 +1,6 @@
 """Per-expression rows: written, read again, and refused if malformed."""
 
+import gzip
 import json
 import pathlib
 from typing import Any
@@ -97,6 +98,35 @@ def test_rows_are_read_as_they_were_written_and_give_the_same_metrics(tmp_path):
   assert actual["refs"] == 3 and actual["text_cut"] == pytest.approx(1 / 3)
   for name, value in summarise(COUNTED):
     assert actual[name] == pytest.approx(value, abs=1e-7)
+
+
+def test_a_byte_order_mark_line_ends_and_encodings_are_no_difference(tmp_path):
+  rows = make(**BOUNDARY)
+  per_expression.write(tmp_path / "rows.jsonl", rows)
+  text = (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+  files = {
+    "windows.jsonl": b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+    "powershell.jsonl": text.replace("\n", "\r\n").encode("utf-16"),
+    "packed.jsonl.gz": gzip.compress(text.encode()),
+    "unended.jsonl": text.rstrip("\n").encode(),
+  }
+  for name, data in files.items():
+    (tmp_path / name).write_bytes(data)
+    assert per_expression.read(tmp_path / name) == rows
+
+
+def test_rows_of_given_masks_have_no_columns_of_instances_or_all(tmp_path):
+  path, names = tmp_path / "rows.jsonl", ("selected", "selected_iou", "oracle_iou", "cut")
+  plain = [{key: row[key] for key in row if key not in names} for row in make()]
+  per_expression.write(path, plain)
+  assert per_expression.read(path) == plain
+  metrics = dict(summarise(per_expression.columns(plain)))
+  assert metrics["mIoU"] == pytest.approx(0.8)
+  assert not {"selection_accuracy", "selected_mIoU", "oracle_mIoU", "text_cut"} & metrics.keys()
+  for name in names:
+    per_expression.write(path, [{key: row[key] for key in row if key != name} for row in make()])
+    with pytest.raises(InputError, match=f"line 1: missing key '{name}'"):
+      per_expression.read(path)
 
 
 def broken(**changes: Any) -> str:
