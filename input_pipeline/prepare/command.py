@@ -203,7 +203,7 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
         f"--dataset {args.dataset} needs --{name}; docs/guides/datasets.md has an example"
       )
   readers.check_proposer(args.dataset, args.instances)
-  refs, annotations = readers.locate(args.dataset, args.refer_root, args.annotations)
+  refs, annotations = readers.locate(args.dataset, args.refer_root or "", args.annotations)
   description = {
     "refs": ",".join(map(_identify, refs)),
     "annotations": _identify(annotations),
@@ -282,7 +282,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
 def _open_reader(args: argparse.Namespace) -> readers.Reader:
   path = _custom_file(args)
   if path is None:
-    return readers.open_reader(args.dataset, args.refer_root, args.annotations, _name(args))
+    return readers.open_reader(args.dataset, args.refer_root or "", args.annotations, _name(args))
   return jsonl.JsonlReader(
     path,
     _name(args),

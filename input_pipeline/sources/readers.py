@@ -179,8 +179,9 @@ class ImageSource:
     outside = [path for path in paths if not os.path.realpath(path).startswith(root)]
     if outside:
       self.warnings.append(
-        f"--images {self._images}: {counted(len(outside), 'image')} are links to files outside, "
-        f"such as {outside[0]} to {os.path.realpath(outside[0])}"
+        f"--images {self._images}: {counted(len(outside), 'image')} "
+        f"{'leads to a file' if len(outside) == 1 else 'lead to files'} outside by a link, such as "
+        f"{outside[0]} to {os.path.realpath(outside[0])}"
       )
 
   def tasks(self, split: str) -> Iterator[Task]:

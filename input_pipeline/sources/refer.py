@@ -356,6 +356,8 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
     InputError: the folder or a file does not exist.
   """
   folder = os.path.join(refer_root, layout.folder)
+  if not os.path.isdir(folder) and not layout.folder:
+    raise InputError(f"--dataset: {refer_root}: no such folder")
   if not os.path.isdir(folder):
     raise InputError(
       f"--refer_root {refer_root}: contains no folder {layout.folder}; docs/guides/datasets.md "

@@ -24,6 +24,8 @@ EMPTY_SENTENCES = "refs with empty sentences only"
 EMPTY_SENTENCE = "empty sentences"
 
 _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# Also after white space, with a byte order mark, or packed by gzip. No pickle starts so.
+_JSON_STARTS = b"[{ \t\r\n\xef\xff\xfe\x1f\0"
 # TFDS's name for all splits together.
 _RESERVED_SPLITS = ("all",)
 
@@ -95,7 +97,7 @@ def _load(path: str) -> Any:
   """Returns the content of a file; the first byte tells pickles and JSON apart."""
   with untrusted_files.open_file(path, path) as file:
     first = file.read(1)
-  is_json = first in (b"[", b"{") or (path.endswith(".json") and first != b"\x80")
+  is_json = first in _JSON_STARTS if first else path.endswith(".json")
   try:
     return untrusted_json.load_file(path) if is_json else untrusted_pickle.load(path)
   except InputError as error:
