@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.common import atomic_files
@@ -209,7 +209,7 @@ class _Conversion:
     photos.check_ids(export.regions)
     paths, missing = photos.find_photos(export, folder)
     regions, unreadable = photos.fit_regions(export, paths, folder, self._fit)
-    if several and not self._splits:
+    if several and not self._splits and not all(region.split for region in regions):
       split = _split_of_export(file)
       regions = [dataclasses.replace(region, split=region.split or split) for region in regions]
       export.note(f"split {split}, after the name of the export", file)

@@ -120,6 +120,18 @@ def test_grecs_targets_are_unions_and_its_empty_ones_are_none(tmp_path):
   assert len({json.dumps(line) for line in (both, none)}) == 2
 
 
+def test_an_object_of_two_targets_is_one_instance(tmp_path):
+  other = [box(30, 2, 8, 30)]
+  content = {
+    "images": [image(0, "both"), image(1, "left")],
+    "annotations": [annotation(0, 0), annotation(1, 0, segmentation=other), annotation(2, 1)],
+  }
+  both, left = convert(tmp_path, content, "--with_instances")
+  assert len(both["target"]) == 2
+  assert [mask["polygons"] for mask in both["instances"]] == [[box(5, 6, 10, 12)], other]
+  assert left["instances"] == both["instances"]
+
+
 def test_equal_captions_of_two_objects_stay_two_refs(tmp_path):
   content = {
     "images": [image(0, "the cup"), image(1, "the cup")],

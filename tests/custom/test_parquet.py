@@ -207,10 +207,11 @@ def write(path, schema, *rows, group=100):
   return path
 
 
-def convert(source, *options, out=None):
+def convert(source, *options, out=None, others=()):
   folder = source if source.is_dir() else source.parent
   out = out or folder / "mine.jsonl"
-  arguments = ["--from", "parquet", str(source), "--out", str(out), "--overwrite"]
+  sources = map(str, [source, *others])
+  arguments = [*sources, "--from", "parquet", "--out", str(out), "--overwrite"]
   command.main(["convert", *arguments, *options])
   return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -244,7 +245,9 @@ def test_refcoco_m_has_the_masks_and_photos_that_went_in(tmp_path, capsys):
   assert (third["image_id"], third["sentences"]) == (43, ["a dog"])
   assert (tmp_path / first["image"]).read_bytes() == png
   assert scan.scan(str(tmp_path / "mine.jsonl")).problems == []
-  assert "3 lines, 4 expressions, 2 images" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "3 lines, 4 expressions, 2 images" in out
+  assert "note: split val, after the name of the file (2: validation-00000-of-00002" in out
 
 
 def test_lmms_labs_polygons_answers_and_splits(tmp_path, capsys):
@@ -296,6 +299,16 @@ def test_jxu124_takes_its_masks_from_cocos_json_and_photos_from_images(tmp_path)
   expected = pixels_of(20, 3, 10, 10) | pixels_of(35, 3, 5, 5)
   np.testing.assert_array_equal(covered(two["target"]), expected)
   assert [problem.kind for problem in scan.scan(str(out)).problems] == ["image in two splits"]
+
+
+def test_several_files_whose_rows_say_the_split(tmp_path):
+  rows = [jxu124(n, ["one"], [polygon(1, 2, 9, 9)], 40 + n, split) for n, split in enumerate("ab")]
+  files = [write(tmp_path / f"{row['ref_id']}.parquet", JXU124, row) for row in rows]
+  for row in rows:
+    (tmp_path / coco_name(row["image_id"])).write_bytes(photo())
+  first, second = convert(files[0], others=files[1:])
+  assert (first["split"], first["image_id"]) == ("a", 40)
+  assert (second["split"], second["image_id"]) == ("b", 41)
 
 
 def test_ref_l4_has_boxes_of_photos_of_two_data_sets(tmp_path, capsys):
@@ -395,6 +408,23 @@ def test_missing_columns_are_named_with_those_there_are(tmp_path):
   (line,) = convert(source, "--text", "what", "--split", "val")
   np.testing.assert_array_equal(covered(line["target"]), MASKED)
   assert line["split"] == "val"
+
+
+@pytest.mark.parametrize(
+  ("path", "split"),
+  [
+    ("val/0000.parquet", "val"),
+    ("refcoco_testB.parquet", "testB"),
+    ("my_test_data/part.parquet", "train"),
+    ("train-or-test.parquet", "train"),
+  ],
+)
+def test_the_split_is_that_of_the_name_if_it_says_one(tmp_path, capsys, path, split):
+  write(tmp_path / "x" / path, LMMS, lmms(7, ["the cup"], (5, 6, 10, 12)))
+  (line,) = convert(tmp_path / "x")
+  assert line["split"] == split
+  known = f"split {split}, after the name of the file (1" in capsys.readouterr().out
+  assert known == (split != "train")
 
 
 SHAPES = pixels_of(5, 6, 10, 12) | pixels_of(30, 2, 8, 9)

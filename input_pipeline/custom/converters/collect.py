@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -263,8 +264,16 @@ def make_lines(
     regions: in any order.
     paths: of the images, by their names in the export.
     splits: see `split_of`; if there are any, they go before those of the regions.
-    instances: whether all regions of an image, except crowds, are its instances.
+    instances: whether all regions of an image, except crowds, are its instances; those that several
+      refs have in common count once.
   """
+  objects: dict[str, dict[str, Mask]] = {}
+  if instances:
+    for region in regions:
+      of_image = objects.setdefault(region.image, {})
+      if region.mask is not None and not region.crowd:
+        key = f"{len(of_image)}" if region.ref is None else json.dumps(region.mask)
+        of_image.setdefault(key, region.mask | {"category": region.category})
   groups: dict[tuple[str, str | None], list[Region]] = {}
   for region in regions:
     groups.setdefault((region.image, None if splits else region.split), []).append(region)
@@ -274,8 +283,7 @@ def make_lines(
     if group[0].image_id is not None:
       shared["image_id"] = group[0].image_id
     if instances:
-      objects = [region for region in group if region.mask is not None and not region.crowd]
-      shared["instances"] = [(r.mask or {}) | {"category": r.category} for r in objects]
+      shared["instances"] = list(objects[image].values())
     for numbers, expressions in _group_expressions(group):
       masks = [mask for n in numbers if (mask := group[n].mask) is not None]
       target = None if not masks else masks[0] if len(masks) == 1 else masks

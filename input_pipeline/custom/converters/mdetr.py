@@ -113,6 +113,8 @@ class _Reader:
     if not self._export.regions:
       reasons = "; ".join(self._export.report())
       raise InputError(f"{self._path}: no expression could be converted: {reasons}")
+    if self._split:
+      self._export.note(f"split {self._split}, after the name of the file", self._path)
     return self._export
 
   def _read_row(

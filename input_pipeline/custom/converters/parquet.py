@@ -407,9 +407,12 @@ class _Reader:
         raise place.error("split", f"{text!r:.40} is not a name of letters, digits and _")
       return split_in(text) or text
     path = pathlib.Path(place.file)
-    split = split_in(path.stem) or split_in(path.absolute().parent.name)
+    folder = path.absolute().parent.name
+    split = split_in(path.stem) or (split_in(folder) if folder.isalpha() else None)
     if split is None:
       self.export.note("row whose split is not known: --split says it, or train", str(place))
+    else:
+      self.export.note(f"split {split}, after the name of the file", str(place))
     return split
 
 
