@@ -158,6 +158,19 @@ def test_a_turned_shape_beyond_the_border_is_what_is_inside(kind, value, size):
   assert dict(export.noted) == {"polygon beyond the border clipped": 1}
 
 
+@pytest.mark.parametrize(
+  ("kind", "value"),
+  [
+    ("polygonlabels", {"points": [[0.1, 0.1], [0.4, 0.1], [0.4, 1]]}),
+    ("rectangle", {"x": 0.1, "y": 0.1, "width": 0.9, "height": 0.3}),
+    ("ellipse", {"x": 0.5, "y": 0.5, "radiusX": 0.4, "radiusY": 0.2}),
+  ],
+)
+def test_shares_in_place_of_percentages_are_refused(kind, value):
+  with pytest.raises(InputError, match="between 0 and 1, but Label Studio's are in percent"):
+    read(task(*region(kind, value)), options=Options(boxes=True))
+
+
 def test_shapes_that_are_not_read_are_named():
   export = read(
     task(
@@ -215,6 +228,13 @@ def test_of_several_text_areas_the_user_names_the_ones_with_expressions():
   assert found.texts == ("the red cup",)
   (found,) = read(task(polygon(), *rows), options=Options(("short", "long"))).regions
   assert found.texts == ("the cup", "the red cup")
+
+
+def test_the_error_names_the_fields_that_regions_have():
+  rows = (polygon(), row("r", "choices", {"choices": ["red"]}, from_name="colour"))
+  for options in (DEFAULT, Options(("nothing",))):
+    with pytest.raises(InputError, match=r"no region has a text.*; regions have category, colour;"):
+      read(task(*rows), options=options)
 
 
 def test_choices_and_notes_of_a_region_are_read_where_they_are_named():

@@ -93,14 +93,20 @@ def read_content(content: Any, path: str, options: Options, export: Export) -> E
     _read_group(group, dataclasses.replace(options, text_keys=keys), path, export)
   _check_no_target(export)
   if not any(region.texts for region in export.regions):
-    reason = "no region is left"
-    if export.regions:
-      reason = (
-        'no region has a text; set perRegion="true" on the TextArea in the labelling config, or '
-        f"use labels as expressions with --text {CATEGORY}"
-      )
+    reason = _no_text(groups, options) if export.regions else "no region is left"
     raise InputError("; ".join([f"{path}: {reason}", *export.report()]))
   return export
+
+
+def _no_text(groups: Sequence["_Group"], options: Options) -> str:
+  fields = {field: None for group in groups if group.shapes for field in group.fields("\n")}
+  named = options.text_keys != TEXT_KEYS
+  return (
+    f"no region has a text{' under ' + ', '.join(options.text_keys) if named else ''}; "
+    f"{'regions have ' + ', '.join(fields) + '; ' if fields else ''}"
+    'set perRegion="true" on the TextArea in the labelling config, or use labels as expressions '
+    f"with --text {CATEGORY}"
+  )
 
 
 def _check_no_target(export: Export) -> None:

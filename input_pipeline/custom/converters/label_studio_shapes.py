@@ -1,6 +1,6 @@
 """Shapes of Label Studio as masks; coordinates are in percent of the image's sides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ def size_of(row: Mapping[str, Any]) -> geometry.Size:
     ValueError: they are invalid, or the image was rotated in the tool.
   """
   if row.get("image_rotation"):
-    raise ValueError(f"the image was rotated by {row['image_rotation']} degrees in the tool")
+    turn = row["image_rotation"]
+    raise ValueError(f"the image was rotated by {turn} degrees in the tool; turn it back there")
   height, width = (geometry.whole(row.get(f"original_{side}")) for side in ("height", "width"))
   check_size(height, width)
   return height, width
@@ -54,14 +55,27 @@ def read_shape(row: Mapping[str, Any]) -> Mask:
 def _polygon(value: Mapping[str, Any], size: geometry.Size) -> Mask:
   if value.get("closed") is False:
     raise ValueError("it was not closed")
-  return geometry.polygon([_pixels(x, y, size) for x, y in value["points"]])
+  return _outline([(x, y) for x, y in value["points"]], size)
 
 
 def _vector(value: Mapping[str, Any], size: geometry.Size) -> Mask:
   vertices = value["vertices"]
   if not value.get("closed") or any(vertex.get("isBezier") for vertex in vertices):
     raise ValueError("only closed ones without curves are read")
-  return geometry.polygon([_pixels(vertex["x"], vertex["y"], size) for vertex in vertices])
+  return _outline([(vertex["x"], vertex["y"]) for vertex in vertices], size)
+
+
+def _outline(points: Sequence[tuple[Any, Any]], size: geometry.Size) -> Mask:
+  _check_percent(x for point in points for x in point)
+  return geometry.polygon([_pixels(x, y, size) for x, y in points])
+
+
+def _check_percent(values: Iterable[Any]) -> None:
+  """Raises ValueError for values that look like shares of the sides."""
+  if all(0 <= geometry.number(value) <= 1 for value in values):
+    raise ValueError(
+      "all coordinates are between 0 and 1, but Label Studio's are in percent: multiply by 100"
+    )
 
 
 def _pixels(x: Any, y: Any, size: geometry.Size) -> tuple[float, float]:
@@ -71,6 +85,7 @@ def _pixels(x: Any, y: Any, size: geometry.Size) -> tuple[float, float]:
 
 def _rectangle(value: Mapping[str, Any], size: geometry.Size) -> Mask:
   """Reads a box, which is rotated around its upper left corner."""
+  _check_percent(value[key] for key in ("x", "y", "width", "height"))
   corner = _pixels(value["x"], value["y"], size)
   w, h = _pixels(value["width"], value["height"], size)
   points = [(0.0, 0.0), (w, 0.0), (w, h), (0.0, h)]
@@ -78,6 +93,7 @@ def _rectangle(value: Mapping[str, Any], size: geometry.Size) -> Mask:
 
 
 def _ellipse(value: Mapping[str, Any], size: geometry.Size) -> Mask:
+  _check_percent(value[key] for key in ("x", "y", "radiusX", "radiusY"))
   centre = _pixels(value["x"], value["y"], size)
   radii = _pixels(value["radiusX"], value["radiusY"], size)
   return geometry.ellipse(centre, radii, geometry.number(value.get("rotation") or 0))
