@@ -97,7 +97,11 @@ class LineChecker:
         _decode(path)
       return header
     except LineError as error:
-      problems.append(error.at(line.number, "image"))
+      problem = error.at(line.number, "image")
+      if error.kind == "image is missing":
+        where = f"paths start at {self.paths.root}, or at the folder of --images"
+        problem = dataclasses.replace(problem, message=f"{problem.message}; {where}")
+      problems.append(problem)
       return None
 
   def _check_target(

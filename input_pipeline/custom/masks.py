@@ -205,7 +205,8 @@ def _read_png(
   except Exception as error:  # Pillow raises almost any exception on damaged files.
     raise LineError("invalid PNG", f"{name} cannot be read ({error})") from error
   if value is not None:
-    return pixels == value, ()
+    selected = pixels == value
+    return selected, () if selected.any() else (_no_such_value(pixels, value, name),)
   return pixels != 0, _check_values(pixels, image.mode, name)
 
 
@@ -221,6 +222,12 @@ def _single_channel(image: Image.Image, name: str) -> np.ndarray:
     f"{name} has {content} (mode {image.mode}); write a single channel that is 0 outside, such as "
     f"Image.open({name!r}).getchannel({image.getbands()[-1]!r}) in Pillow",
   )
+
+
+def _no_such_value(pixels: np.ndarray, value: int, name: str) -> LineError:
+  values = np.unique(pixels)
+  shown = ", ".join(map(str, values[:_MAX_LABELS])) + ", ..." * (len(values) > _MAX_LABELS)
+  return LineError("mask without its value", f"{name} has no pixel of {value}; it has {shown}")
 
 
 def _are_shades(values: np.ndarray, counts: np.ndarray) -> bool:

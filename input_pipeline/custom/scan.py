@@ -25,8 +25,11 @@ from input_pipeline.custom.schema import MAX_LINE, LineError, Problem
 _CHUNK = 256
 # Up to this many lines, starting processes takes longer than the work.
 _SINGLE_PROCESS = 2000
-# What other tools call the split `val`, which training evaluates by default.
-_OTHER_VAL = ("valid", "validation", "dev", "eval")
+# What other tools call the splits that training reads by default, in any case.
+_OTHER_SPLITS = {
+  "train": ("train", "training"),
+  "val": ("val", "valid", "validation", "dev", "eval"),
+}
 # Of the id of an image without one: every JSON reader represents such integers exactly.
 _ID_BITS = 53
 
@@ -315,13 +318,12 @@ def _check_splits(lines: Sequence[LineSummary]) -> Iterator[Problem]:
       )
       yield Problem(line.number, "image in two splits", f"{message}: leakage", warning=True)
   splits = {line.split for line in lines}
-  if lines and "val" not in splits:
-    for split in sorted(splits & set(_OTHER_VAL)):
-      message = (
-        f"no split is called val, but one {split}: rename it, or train with --config.eval_split="
-        f"{split}"
-      )
-      yield Problem(0, "no split val", message, warning=True)
+  for needed, others in _OTHER_SPLITS.items():
+    for split in sorted(splits) if needed not in splits else ():
+      if split.lower() in others:
+        option = "; or train with --config.eval_split=" + split if needed == "val" else ""
+        message = f"no split is called {needed}, but one {split}: rename it{option}"
+        yield Problem(0, f"no split {needed}", message, warning=True)
 
 
 def _check_coco_images(lines: Sequence[LineSummary]) -> Iterator[Problem]:

@@ -175,7 +175,7 @@ def test_a_data_set_is_named_by_its_file_or_by_the_user(tmp_path):
   assert storage.prepared(str(data)) == ["my_photos_v2"]
   make(tmp_path, line(), options=["--name", "Other"])
   assert storage.prepared(str(data)) == ["Other", "my_photos_v2"]
-  for name, message in (("shapes", "another data set"), ("a b", "is not a valid name")):
+  for name, message in (("shapes", "choose another name"), ("a b", "is not a valid name")):
     with pytest.raises(InputError, match=message):
       make(tmp_path, line(), options=["--name", name])
   with pytest.raises(InputError, match="'refcocoplus_unc' is not a valid name"):
@@ -206,14 +206,17 @@ def test_options_of_other_data_sets_are_refused(tmp_path, capsys, options, messa
   assert message in capsys.readouterr().err
 
 
-def test_masks_that_are_looked_up_need_ids_of_images(tmp_path):
+def test_masks_are_looked_up_by_the_image_s_name_or_id(tmp_path):
   write_photo(tmp_path / "a.png")
+  write_photo(tmp_path / "b.png")
   custom_files.write_coco(tmp_path / "coco.json")
-  spec = ["--instances", f"coco:{tmp_path / 'coco.json'}"]
-  with pytest.raises(InputError, match="have no image_id"):
-    make(tmp_path, line(), options=spec)
-  (record,) = records_of(make(tmp_path, line(image_id=1), options=spec), "mine", "train")
-  assert len(record.instances.masks) == 2
+  spec = ["--instances", f"coco:{tmp_path / 'coco.json'}", "--overwrite"]
+  for row in (line(), line(image_id=1)):
+    (record,) = records_of(make(tmp_path, row, options=spec), "mine", "train")
+    assert len(record.instances.masks) == 2
+  for row in (line("b.png"), line("b.png", image_id=1)):
+    with pytest.raises(InputError, match=r"b\.png"):
+      make(tmp_path, row, options=spec)
 
 
 def test_images_with_coco_names_are_recognised_as_coco_s(tmp_path):
@@ -268,7 +271,6 @@ def test_data_with_expressions_that_mean_nothing_has_their_metrics():
   counts = {"intersection": [5, 0], "union": [10, 0], "area": [8, 0]}
   rows = {key: np.array(values) for key, values in counts.items()}
   assert {"N-acc", "gIoU"} <= set(dataset_metrics.summarise("mine", rows))
-  assert dataset_metrics.summarise("shapes", rows) == {}
   assert dataset_metrics.summarise("mine", {k: v[:1] for k, v in rows.items()}) == {}
 
 

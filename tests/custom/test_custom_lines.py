@@ -140,6 +140,13 @@ def test_a_map_of_labels_is_asked_about(folder, mode):
     assert scan.scan(str(folder / "mine.jsonl")).lines[0].area == area
 
 
+def test_a_value_that_no_pixel_has_is_told_with_those_there_are(folder):
+  target = save(folder / "m.png", blob(7)) | {"value": 1}
+  problems = problems_of(folder, line(target=target))
+  assert [problem.kind for problem in problems] == ["empty mask", "mask without its value"]
+  assert "m.png has no pixel of 1; it has 0, 7" in problems[1].message
+
+
 def test_a_mask_without_background_is_asked_about(folder):
   target = save(folder / "m.png", blob(1) + 1)
   assert "has 2 values (1 on 440 pixels, 2 on 160 pixels)" in str(
@@ -400,7 +407,14 @@ def test_an_expression_with_two_targets_is_warned_of(folder):
   assert "'the  LEFT cup' has another target on line 1 for a.png" in problems[0].message
 
 
-@pytest.mark.parametrize("name", ["valid", "validation", "dev"])
+def test_a_split_that_is_nearly_called_train_is_warned_of(folder):
+  rows = [line(split="Training"), line("b.png", split="val")]
+  assert the_problem(folder, *rows).message == (
+    "no split is called train, but one Training: rename it"
+  )
+
+
+@pytest.mark.parametrize("name", ["valid", "Validation", "dev", "VAL"])
 def test_a_split_that_is_nearly_called_val_is_warned_of(folder, name, capsys):
   rows = [line(), line("b.png", split=name)]
   problem = the_problem(folder, *rows)
