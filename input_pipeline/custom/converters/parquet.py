@@ -412,7 +412,7 @@ class _Reader:
     if split is None:
       self.export.note("row whose split is not known: --split says it, or train", str(place))
     else:
-      self.export.note(f"split {split}, after the name of the file", str(place))
+      self.export.note(f"split {split}, after the name of the file")
     return split
 
 
