@@ -262,6 +262,10 @@ def test_one_ref_with_an_invalid_target_goes_and_the_others_stay(tmp_path):
   result = annotated_images.RecordMaker("none", skip=True)({"images": [vars(image)]})
   assert [ref["ref_id"] for ref in result.records[0]["refs"]] == [1]
   assert [note for note in result.notes if "ref left out: " in note and "ref 0" in note]
+  # Without the other there is nothing to keep the image for.
+  image.refs.pop()
+  result = annotated_images.RecordMaker("none", skip=True)({"images": [vars(image)]})
+  assert (result.records, [row.image_id for row in result.skipped]) == ([], [1])
 
 
 def test_masks_of_another_data_set_with_the_same_ids_are_refused(tmp_path):
