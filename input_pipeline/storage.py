@@ -12,13 +12,15 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
+from input_pipeline import image_hashes
 from input_pipeline.common import atomic_files, buckets, fingerprint
 from input_pipeline.common.errors import InputError
+from input_pipeline.image_hashes import ImageSet
 
 BUILDER_NAME = "referring_segmentation"
 VERSION = "1.2.0"
@@ -33,6 +35,7 @@ CONFIGS = {
 }
 """TFDS's names by ours: it allows no plus in a name."""
 
+_HASHES = "image_hashes.safetensors"
 _CUSTOM_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -120,6 +123,27 @@ def write_timing(data_dir: str, name: str, seconds: dict[str, float]) -> None:
   """
   path = pathlib.Path(dataset_dir(data_dir, name)) / "timing.json"
   path.write_text(json.dumps({split: round(value, 6) for split, value in seconds.items()}))
+
+
+def write_hashes(data_dir: str, name: str, hashes: Mapping[str, ImageSet]) -> None:
+  """Writes the hashes of the images of all splits, a file beside the records."""
+  path = pathlib.Path(dataset_dir(data_dir, name)) / _HASHES
+  path.write_bytes(image_hashes.to_bytes(hashes))
+
+
+def read_hashes(data_dir: str, name: str, split: str) -> ImageSet | None:
+  """Returns the hashes of the images of a split; None if they were not written.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  path = open_dir(data_dir, name) / _HASHES
+  if not path.is_file():
+    return None
+  try:
+    return image_hashes.from_bytes(path.read_bytes(), str(path)).get(split)
+  except (OSError, InputError) as error:
+    raise InputError(f"{path} cannot be read ({error}); prepare {name} again") from error
 
 
 def prepared(data_dir: str) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from input_pipeline.common import image_names, parallel, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
+from input_pipeline.custom import duplicates
 from input_pipeline.custom.check import CheckLevel, CheckResult, LineChecker, LineSummary
 from input_pipeline.custom.converters import parquet
 from input_pipeline.custom.masks import PathResolver, open_coco
@@ -58,6 +59,10 @@ class Scan:
   def warnings(self) -> list[Problem]:
     """Returns the warnings."""
     return [problem for problem in self.problems if problem.warning]
+
+  def leakage(self) -> list[Problem]:
+    """Returns those of the warnings that are about copies of an image in two splits."""
+    return [problem for problem in self.warnings() if problem.kind in duplicates.KINDS]
 
   def splits(self) -> dict[str, list[LineSummary]]:
     """Returns the lines of each split; `train` and `val` come first."""
@@ -110,7 +115,11 @@ def scan(
   invalid = {problem.line for problem in problems if not problem.warning}
   valid = [line for line in lines if line.number not in invalid]
   problems += _check_expressions(path, valid)
-  return Scan(path, paths, valid, sorted(problems), ref_ids, image_ids)
+  scanned = Scan(path, paths, valid, sorted(problems), ref_ids, image_ids)
+  if level is not CheckLevel.FAST:
+    scanned.problems.extend(duplicates.find([*scanned.splits().values()], paths, workers))
+    scanned.problems.sort()
+  return scanned
 
 
 def read_rows(path: str) -> Iterator[Row]:
@@ -316,7 +325,7 @@ def _check_splits(lines: Sequence[LineSummary]) -> Iterator[Problem]:
       message = (
         f"{line.image} is in {line.split} here and in {earlier.split} on line {earlier.number}"
       )
-      yield Problem(line.number, "image in two splits", f"{message}: leakage", warning=True)
+      yield Problem(line.number, duplicates.SAME_PATH, f"{message}: leakage", warning=True)
   splits = {line.split for line in lines}
   for needed, others in _OTHER_SPLITS.items():
     for split in sorted(splits) if needed not in splits else ():

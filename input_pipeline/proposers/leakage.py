@@ -15,6 +15,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from input_pipeline import image_hashes
 from input_pipeline.common import (
   fingerprint,
   image_names,
@@ -24,6 +25,7 @@ from input_pipeline.common import (
 )
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
+from input_pipeline.image_hashes import ImageSet
 
 TRAINED_ON = {
   "unknown": "not declared",
@@ -254,6 +256,50 @@ def of_split(metadata: Mapping[str, Any], dataset: str, split: str) -> dict[str,
   return dict(source) | {key: finding[key] for key in ("seen", "warning")}
 
 
+def of_model(
+  trained_on: Mapping[str, ImageSet] | None, images: ImageSet | None, split: str
+) -> dict[str, Any]:
+  """Compares the images of a split with those that the model itself was trained on.
+
+  Args:
+    trained_on: by DATASET/SPLIT; None if they are unknown.
+    images: of the split; None if they are unknown.
+    split: its name; for `train`, seen images are expected and cause no warning.
+
+  Returns:
+    What `image_hashes.find_seen` returns, the counts None if they are unknown; and a `warning`,
+    None without any.
+  """
+  if trained_on is None or images is None:
+    unknown = (
+      "the images that this model was trained on are not recorded in it"
+      if trained_on is None
+      else "hashes of the images are not among the records; prepare them again with --overwrite"
+    )
+    finding = {"images": None, "seen": None, "similar": None, "from": []}
+    warning = f"whether the model has seen these images is unknown: {unknown}"
+  else:
+    finding = image_hashes.find_seen(trained_on, images)
+    warning = _warn_seen(finding)
+  return finding | {"warning": None if split == _TRAIN else warning}
+
+
+def _warn_seen(finding: Mapping[str, Any]) -> str | None:
+  seen, similar, images = finding["seen"], finding["similar"], finding["images"]
+  if not seen and not similar:
+    return None
+  counts = [f"{seen:,} of {counted(images, 'image')} {'was' if seen == 1 else 'were'} in"] * (
+    seen > 0
+  )
+  counts += [f"{similar:,} of {counted(images, 'image')} look the same as images in"] * (
+    similar > 0
+  )
+  return (
+    f"{' and '.join(counts)} the training data of this model ({', '.join(finding['from'])}); train "
+    "without them, or do not compare these metrics with those of models that have not seen them"
+  )
+
+
 def warnings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """Returns one line per distinct warning, with the names of the splits it applies to.
 
@@ -270,8 +316,8 @@ def warnings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 class CocoImages:
   """The images of a file, and which of COCO's they are.
 
-  Many tools give images new numbers, so COCO's number in an image's name decides, if it has one. In a
-  file with such names, images with other names are not COCO's.
+  Many tools give images new numbers, so COCO's number in an image's name decides, if it has one.
+  In a file with such names, images with other names are not COCO's.
   """
 
   def __init__(self, path: str):

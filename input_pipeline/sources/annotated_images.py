@@ -16,6 +16,7 @@ from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import ImageFolder
 from input_pipeline.custom import image_files, masks
+from input_pipeline.image_hashes import hash_image
 from input_pipeline.masks.coco import CocoAnnotations
 from input_pipeline.masks.segmentation import (
   EmptySegmentation,
@@ -139,6 +140,7 @@ class RecordMaker:
       tuple(skipped for result in results for skipped in result.skipped),
       sum(result.seconds for result in results),
       dict(sum((collections.Counter(result.notes) for result in results), collections.Counter())),
+      tuple(row for result in results for row in result.hashes),
     )
 
   def _make(self, images: list[AnnotatedImage]) -> TaskResult:
@@ -157,7 +159,8 @@ class RecordMaker:
       records.encode_record(make_record(image, data, instances, notes, skip=self.skip))
       for image, (data, _), instances in zip(images, read, proposals, strict=True)
     ]
-    return TaskResult(encoded, (), seconds, dict(notes))
+    hashes = (hash_image(fields["image_id"], fields["image"]) for fields in encoded)
+    return TaskResult(encoded, (), seconds, dict(notes), tuple(hashes))
 
   def _propose(
     self, pixels: list[UInt8[np.ndarray, "_ _ 3"]], images: list[AnnotatedImage]

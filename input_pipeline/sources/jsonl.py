@@ -85,7 +85,15 @@ class JsonlReader:
 
   def warnings(self) -> list[str]:
     """Returns how many warnings there are, and how many lines are left out, if any."""
-    warnings, lines = self._scan.warnings(), []
+    leakage, lines = self._scan.leakage(), []
+    kinds = {problem.kind for problem in leakage}
+    warnings = [problem for problem in self._scan.warnings() if problem.kind not in kinds]
+    if leakage:
+      count = len({problem.message for problem in leakage})
+      lines.append(
+        f"{self._scan.path}: {counted(count, 'image')} with a copy in another split; the first is: "
+        f"{leakage[0]}"
+      )
     if warnings:
       lines.append(
         f"{self._scan.path}: {counted(len(warnings), 'warning')}; the first is: {warnings[0]}"

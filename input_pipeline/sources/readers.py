@@ -147,6 +147,7 @@ class ImageSource:
     self._reader, self._images, self._batch_size = reader, images, batch_size
     self.make, self.provenance, self.workers = make, provenance, workers
     self.splits = {split: len(image_ids) for split, image_ids in reader.splits.items()}
+    self.coco_ids = reader.coco_ids()
     self.warnings: list[str] = []
     """What is unusual about the images, one line for each kind."""
     self._check_images()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from input_pipeline import records
 from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
+from input_pipeline.image_hashes import hash_image
 from input_pipeline.proposers import leakage
 from input_pipeline.shapes import scenes
 from input_pipeline.shapes.detector import DetectorNoise
@@ -53,6 +54,7 @@ class SceneSource:
     self.make = SceneMaker(seed, size, DetectorNoise.parse(noise))
     self.workers = workers or parallel.available_cores()
     self.provenance = leakage.of_scenes(self.splits)
+    self.coco_ids = {split: {} for split in self.splits}
 
   def tasks(self, split: str) -> Iterator[Task]:
     """Yields the ranges of scene numbers of a split."""
@@ -71,11 +73,10 @@ class SceneMaker:
 
   def __call__(self, task: Task) -> TaskResult:
     """Makes the scenes from `first` up to, but without, `last` of a split."""
-    return TaskResult(
-      [
-        records.encode_record(
-          scenes.make_record(task["split"], self.seed, n, self.size, self.noise)
-        )
-        for n in range(task["first"], task["last"])
-      ]
-    )
+    made = [
+      records.encode_record(scenes.make_record(task["split"], self.seed, n, self.size, self.noise))
+      for n in range(task["first"], task["last"])
+    ]
+    # Scenes look alike.
+    hashes = (hash_image(fields["image_id"], fields["image"], looks=False) for fields in made)
+    return TaskResult(made, hashes=tuple(hashes))

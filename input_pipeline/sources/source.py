@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from input_pipeline.image_hashes import ImageHash
+
 Task = dict[str, Any]
 """A unit of work as JSON: small and self-contained, so that any machine can do it."""
 
@@ -27,6 +29,8 @@ class TaskResult:
   """Time to compute the proposals."""
   notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
   """How often something was left out of masks or changed, by what it was."""
+  hashes: tuple[ImageHash, ...] = ()
+  """Of the images in the records."""
 
   def counts(self) -> dict[str, int]:
     """Returns the number of records, refs and expressions."""
@@ -45,6 +49,8 @@ class Source(Protocol):
   """Number of processes, unless a cluster does the work; 1 is this process alone."""
   provenance: dict[str, Any]
   """Origin and training data of the instance masks, for the metadata: `leakage.provenance`."""
+  coco_ids: dict[str, dict[int, int]]
+  """For each split, image id -> COCO id of the images that are COCO's."""
 
   @property
   def make(self) -> Callable[[Task], TaskResult]:

@@ -3,11 +3,13 @@
 Only this file imports Beam, and only when it is asked for: `pip install "mail_jax[beam]"`.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam  # pyright: ignore[reportMissingImports]
@@ -16,6 +18,7 @@ from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMiss
 )
 
 from input_pipeline.common.errors import InputError
+from input_pipeline.image_hashes import ImageHash
 from input_pipeline.sources.source import SkippedImage, Source, TaskResult
 from input_pipeline.tf import tfds_settings
 
@@ -70,6 +73,8 @@ class MakeExamples(beam.PTransform):
     )
     skipped = beam.io.WriteToText(os.path.join(self._folder, f"skipped-{self._split}"))
     _ = results | "Skipped" >> beam.FlatMap(_skipped) | skipped
+    hashes = beam.io.WriteToText(os.path.join(self._folder, f"hashes-{self._split}"))
+    _ = results | "Hashes" >> beam.FlatMap(_hashes) | "WriteHashes" >> hashes
     return results | "Examples" >> beam.FlatMap(_examples)
 
 
@@ -86,6 +91,10 @@ def _count(result: TaskResult, split: str) -> TaskResult:
 
 def _skipped(result: TaskResult) -> list[str]:
   return [json.dumps([row.image_id, row.reason]) for row in result.skipped]
+
+
+def _hashes(result: TaskResult) -> list[str]:
+  return [json.dumps(dataclasses.astuple(row)) for row in result.hashes]
 
 
 def _examples(result: TaskResult) -> list[tuple[int, dict[str, Any]]]:
@@ -105,12 +114,17 @@ def read_counts(result: Any, split: str) -> tuple[dict[str, int], float, dict[st
 
 def read_skipped(folder: str, split: str) -> list[SkippedImage]:
   """Returns the skipped images of a split, of a finished pipeline."""
-  lines = [
-    line
-    for path in pathlib.Path(folder).glob(f"skipped-{split}-*-of-*")
-    for line in path.read_text().splitlines()
-  ]
-  return [SkippedImage(*json.loads(line)) for line in lines]
+  return [SkippedImage(*row) for row in _read_lines(folder, f"skipped-{split}")]
+
+
+def read_hashes(folder: str, split: str) -> list[ImageHash]:
+  """Returns the hashes of the images of a split, of a finished pipeline."""
+  return [ImageHash(*row) for row in _read_lines(folder, f"hashes-{split}")]
+
+
+def _read_lines(folder: str, name: str) -> Iterator[Any]:
+  for path in pathlib.Path(folder).glob(f"{name}-*-of-*"):
+    yield from map(json.loads, path.read_text().splitlines())
 
 
 def input_error(error: BaseException) -> InputError | None:

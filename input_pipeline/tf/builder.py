@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from input_pipeline import storage
+from input_pipeline import image_hashes, storage
 from input_pipeline.common import fingerprint, parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import progress_bar
@@ -106,6 +106,8 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     self._provenance.update(source.provenance if source else {})
     self.seconds: dict[str, float] = {}
     """Time per image for instance masks, by split."""
+    self.hashes: dict[str, image_hashes.ImageSet] = {}
+    """Hashes of the images, by split."""
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -134,13 +136,14 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       done = map(self._source.make, tasks)
     else:
       done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
-    counts, skipped, seconds = TaskResult([]).counts(), [], 0.0
+    counts, skipped, seconds, hashes = TaskResult([]).counts(), [], 0.0, []
     notes = collections.Counter()
     with progress_bar(split, self._source.splits[split], "images") as bar:
       for result in done:
         counts = {name: counts[name] + number for name, number in result.counts().items()}
         skipped += result.skipped
         seconds += result.seconds
+        hashes += result.hashes
         notes.update(result.notes)
         for fields in result.records:
           yield fields["image_id"], fields
@@ -148,6 +151,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     if not counts["records"]:
       raise InputError(f"{split}: every image was skipped; the last: {skipped[-1].reason}")
     self._note(split, counts, skipped, seconds, notes)
+    self.hashes[split] = image_hashes.ImageSet.of(hashes, self._source.coco_ids[split])
 
   def _process_pipeline_result(self, pipeline_result: Any) -> None:
     """Records counts and skipped images when Beam is done; called by TFDS."""
@@ -158,6 +162,8 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       counts, seconds, notes = beam.read_counts(pipeline_result, split)
       skipped = beam.read_skipped(os.fspath(self.data_dir_root), split)
       self._note(split, counts, skipped, seconds, notes)
+      hashes = beam.read_hashes(os.fspath(self.data_dir_root), split)
+      self.hashes[split] = image_hashes.ImageSet.of(hashes, self._source.coco_ids[split])
 
   def _note(
     self,
@@ -241,6 +247,7 @@ def write_dataset(
     with _quiet_tfds(), _clear_errors(beam_options is not None):
       builder.download_and_prepare(download_config=download)
     storage.write_timing(folder, name, builder.seconds)
+    storage.write_hashes(folder, name, builder.hashes)
 
 
 def _config(name: str) -> tfds.core.BuilderConfig | str:

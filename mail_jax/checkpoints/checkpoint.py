@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from input_pipeline import image_hashes
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.errors import InputError
+from input_pipeline.image_hashes import ImageSet
 from mail_jax.checkpoints import manifest, s3_mirror
 from mail_jax.distributed import processes
 from mail_jax.models.build import Tree
@@ -340,6 +342,17 @@ def pack_bytes(data: bytes) -> str:
 def unpack_bytes(text: str) -> bytes:
   """Undoes `pack_bytes`."""
   return base64.b64decode(text)
+
+
+def pack_images(images: Mapping[str, ImageSet] | None) -> str | None:
+  """Encodes hashes of the images that a model was trained on, for `meta`."""
+  return None if images is None else pack_bytes(image_hashes.to_bytes(images))
+
+
+def read_images(meta: Mapping[str, Any]) -> dict[str, ImageSet] | None:
+  """Returns hashes of the images that a model was trained on; None if they are unknown."""
+  packed = meta.get("images")
+  return None if packed is None else image_hashes.from_bytes(unpack_bytes(packed), "the checkpoint")
 
 
 class LastTwoAndBest(policies.PreservationPolicy):

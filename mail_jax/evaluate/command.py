@@ -92,7 +92,8 @@ def _write(
   print(runner.heading(f"{args.checkpoint}, step {model.step}", args.protocol))
   print(table.metrics(results))
   origins = {name: runner.recall_instances(args.data_dir, name) for name in results}
-  for line in leakage.warnings(origins):
+  seen = {name: runner.find_seen(model, args.data_dir, name) for name in results}
+  for line in [*leakage.warnings(origins), *leakage.warnings(seen)]:
     print(line)
   print(f"\n{table.groups(results)}")
   if args.per_expression:
@@ -100,7 +101,10 @@ def _write(
     print(f"wrote {args.per_expression}")
   if args.json:
     about = runner.describe(model, args.data_dir, list(results), args.protocol)
-    report = {name: metrics | about[name] for name, metrics in results.items()}
+    report = {
+      name: metrics | about[name] | {"training_images": seen[name]}
+      for name, metrics in results.items()
+    }
     atomic_files.write_whole(args.json, json.dumps(report, indent=2) + "\n")
     print(f"wrote {args.json}")
   if args.overlays:

@@ -214,6 +214,12 @@ def recall_instances(data_dir: str, name: str) -> dict[str, Any]:
   return leakage.of_split(storage.read_metadata(data_dir, dataset) or {}, dataset, split)
 
 
+def find_seen(model: load.LoadedModel, data_dir: str, name: str) -> dict[str, Any]:
+  """Returns how many images of DATASET/SPLIT the model was trained on, with a warning if any."""
+  dataset, _, split = name.rpartition("/")
+  return leakage.of_model(model.images, storage.read_hashes(data_dir, dataset, split), split)
+
+
 def describe(
   model: load.LoadedModel, data_dir: str, names: Sequence[str], protocol: str
 ) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from input_pipeline import image_hashes
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
@@ -64,6 +65,8 @@ def export(
       _write_format(name, target, model, variables)
     tokenizer_file = folder.TOKENIZERS[model.tokenizer.kind]
     (target / tokenizer_file).write_bytes(model.tokenizer.file_bytes())
+    if model.images is not None:
+      (target / folder.IMAGES).write_bytes(image_hashes.to_bytes(model.images))
     scripts.copy(names, target)
     about = _describe(model, variables, names, target)
     (target / folder.ABOUT).write_text(json.dumps(about, indent=1) + "\n")

@@ -12,8 +12,10 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from input_pipeline import image_hashes
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
+from input_pipeline.image_hashes import ImageSet
 from mail_jax.models.build import Tree, path_name
 
 ABOUT = "config.json"
@@ -31,6 +33,7 @@ PLACES = {
 # The keys of `config.json` that are read, apart from the format; the others are for people.
 _KEYS = {"config": dict, "files": dict, "step": int, "metrics": dict, "tokenizer": dict}
 _COPY_AGAIN = "copy the whole folder again"
+IMAGES = "training_images.safetensors"
 TOKENIZERS = {"wordpiece": "vocab.txt", "sentencepiece": "tokenizer.model"}
 
 
@@ -110,6 +113,17 @@ def read_file(folder: epath.Path, about: dict[str, Any], name: str) -> bytes:
   if [len(data), hashlib.sha256(data).hexdigest()] != about["files"][name]:
     raise InputError(f"{path}: contents differ from what was exported; {_COPY_AGAIN}")
   return data
+
+
+def read_images(folder: epath.Path, about: dict[str, Any]) -> dict[str, ImageSet] | None:
+  """Returns hashes of the images that the model was trained on; None if they are unknown.
+
+  Raises:
+    InputError: the file is missing or changed.
+  """
+  if IMAGES not in about["files"]:
+    return None
+  return image_hashes.from_bytes(read_file(folder, about, IMAGES), str(folder / IMAGES))
 
 
 def check_place(folder: epath.Path, about: dict[str, Any], form: str) -> epath.Path:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.common import buckets, fingerprint
 from input_pipeline.common.errors import InputError
+from input_pipeline.image_hashes import ImageSet
 from input_pipeline.preprocess import tokenizer as tokenizers
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
@@ -39,6 +40,7 @@ class LoadedModel:
     metrics: of the evaluation during training, if there was one.
     forward: runs in place of the network if it is not None; see `formats.open_forward`.
     files: names and SHA-256 of the files that `forward` was read from.
+    images: hashes of the images that it was trained on, by DATASET/SPLIT; None if they are unknown.
   """
 
   config: ConfigDict
@@ -49,6 +51,7 @@ class LoadedModel:
   metrics: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
   forward: Callable[[Variables, Mapping[str, jax.Array]], Output] | None = None
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  images: Mapping[str, ImageSet] | None = None
 
   def apply(self, variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
     """Runs the model on a batch, as at test time; may be traced.
@@ -150,12 +153,12 @@ def _load_run(workdir: str, selected: str | int) -> LoadedModel:
     shapes = {field: variables}
     everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
     variables = checkpoints.restore(step, sharding.shapes_at(shapes, everywhere))[field]
-    metrics = checkpoints.metrics(step)
+    metrics, images = checkpoints.metrics(step), checkpoint.read_images(meta)
   except (KeyError, FileNotFoundError) as error:
     raise InputError(f"--checkpoint {workdir}: the checkpoint is incomplete ({error})") from error
   finally:
     checkpoints.close()
-  return LoadedModel(config, model, variables, tokenizer, step, metrics)
+  return LoadedModel(config, model, variables, tokenizer, step, metrics, images=images)
 
 
 def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel:
@@ -178,9 +181,9 @@ def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel
     path = folder.check_place(place, about, form)
     forward = formats.open_forward(form, path, config, model)
     files = {name: about["files"][name][1] for name in folder.names_of(about, form)}
-  return LoadedModel(
-    config, model, variables, tokenizer, about["step"], about["metrics"], forward, files
-  )
+  step, metrics = about["step"], about["metrics"]
+  images = folder.read_images(place, about)
+  return LoadedModel(config, model, variables, tokenizer, step, metrics, forward, files, images)
 
 
 def _config_for_here(data: dict[str, Any], where: str) -> ConfigDict:

@@ -160,13 +160,18 @@ def _origin(about: Mapping[str, Any], splits: Splits) -> str:
   versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
   return "\n".join([
     "## Origin\n",
-    f"- Data: the training split of `{config['dataset']}`.",
+    f"- Data: the training split of `{config['dataset']}`.{_seen(splits)}",
     f"- Start: {start}; seed {config['seed']}.",
     f"- Instance masks: {_instances(splits)}",
     f"- Tokenizer: {about['tokenizer']['kind']}, `{about['tokenizer']['file']}`.",
     f"- `{folder.ABOUT}` has the whole config and the SHA-256 of every file.",
     f"- Exported on {about['date']} from step {about['step']} with {versions}.",
   ])  # fmt: skip
+
+
+def _seen(splits: Splits) -> str:
+  findings = {n: row["training_images"] for n, row in splits.items() if "training_images" in row}
+  return "".join(f"\n  - {line}" for line in leakage.warnings(findings))
 
 
 def _instances(splits: Splits) -> str:

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
   log = curves.read_log(args.workdir)
   from_file = _read_rows(args.per_expression, args.data) if args.per_expression else None
   model = load.load(args.workdir, args.step)
-  splits = _summarise(args.data_dir, from_file) if from_file else _evaluate(args, model)
+  splits = _summarise(model, args.data_dir, from_file) if from_file else _evaluate(args, model)
   drawn, notes = _draw(model, args.data_dir, splits, args.count)
   names = [split.name for split in splits]
   described = runner.describe(model, args.data_dir, names, protocols.ORIGINAL.name)
@@ -117,7 +117,7 @@ def _evaluate(args: argparse.Namespace, model: load.LoadedModel) -> list[SplitRe
   names = runner.find_splits(args.data_dir, args.data or [_eval_split(model)])
   results, rows = runner.evaluate(model, args.data_dir, names)
   by_split = _by_split(rows)
-  return [_results(args.data_dir, name, results[name], by_split[name]) for name in names]
+  return [_results(model, args.data_dir, name, results[name], by_split[name]) for name in names]
 
 
 def _eval_split(model: load.LoadedModel) -> str:
@@ -155,21 +155,28 @@ def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
   return by_split
 
 
-def _summarise(data_dir: str, by_split: Mapping[str, Sequence[Row]]) -> list[SplitResults]:
+def _summarise(
+  model: load.LoadedModel, data_dir: str, by_split: Mapping[str, Sequence[Row]]
+) -> list[SplitResults]:
   """Computes the metrics of rows from a file."""
   runner.find_splits(data_dir, [*by_split])
   return [
-    _results(data_dir, name, runner.summarise_rows(rows, protocols.ORIGINAL, name), rows)
+    _results(model, data_dir, name, runner.summarise_rows(rows, protocols.ORIGINAL, name), rows)
     for name, rows in by_split.items()
   ]
 
 
 def _results(
-  data_dir: str, name: str, metrics: Mapping[str, Any], rows: Sequence[Row]
+  model: load.LoadedModel,
+  data_dir: str,
+  name: str,
+  metrics: Mapping[str, Any],
+  rows: Sequence[Row],
 ) -> SplitResults:
   numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
   groups = {key: value for key, value in metrics.items() if isinstance(value, dict)}
-  return SplitResults(name, numbers, rows, groups, runner.recall_instances(data_dir, name))
+  instances, seen = runner.recall_instances(data_dir, name), runner.find_seen(model, data_dir, name)
+  return SplitResults(name, numbers, rows, groups, instances, seen)
 
 
 def _draw(

@@ -174,6 +174,7 @@ def _header(report: Report) -> Iterator[str]:
 
 def _results(report: Report) -> Iterator[str]:
   warnings = leakage.warnings({split.name: split.instances for split in report.splits})
+  warnings += leakage.warnings({split.name: split.training_images for split in report.splits})
   for note in [*warnings, *report.notes]:
     yield f'<p class="note" role="note">{escape(note[0].upper() + note[1:])}</p>'
   yield '<ul class="tiles">'

@@ -43,6 +43,8 @@ class SplitResults:
     rows: one per expression, in the order of the data; at least one.
     groups: metrics of groups of expressions, by breakdown (`by_size`, `by_words`) and group.
     instances: the origin of its instance masks, as `leakage.of_split` returns it.
+    training_images: how many of its images the model was trained on, as `leakage.of_model` returns
+      it.
   """
 
   name: str
@@ -50,6 +52,7 @@ class SplitResults:
   rows: Sequence[Row]
   groups: Mapping[str, Mapping[str, Mapping[str, int | float]]]
   instances: Mapping[str, Any]
+  training_images: Mapping[str, Any]
 
 
 def precision_curve(rows: Sequence[Row]) -> list[float]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import storage
+from input_pipeline.image_hashes import ImageSet
 from input_pipeline.preprocess.tokenizer import (
   SentencePieceTokenizer,
   Tokenizer,
@@ -31,6 +32,7 @@ class Data:
     samples: per epoch; needed by configs with `epochs`.
     describe: returns the samples of this process in the batches of steps, which count from 1; None
       if they are unknown.
+    images: hashes of the images, by DATASET/SPLIT; None if they are unknown.
   """
 
   tokenizer: Tokenizer
@@ -38,6 +40,7 @@ class Data:
   evaluate: Callable[[], Iterable[Any]] | None = None
   samples: int = 0
   describe: Callable[[list[int]], list[dict[str, Any]]] | None = None
+  images: Mapping[str, ImageSet] | None = None
 
 
 def make_tokenizer(config: ConfigDict, expressions: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -119,8 +122,14 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
       "empty mask for them. --config.model.no_target=True adds an output for them",
       flush=True,
     )
+  hashes = storage.read_hashes(data_dir, config.dataset, "train")
   return Data(
-    tokenizer, train_batches, eval_batches if config.eval_split else None, samples, describe
+    tokenizer,
+    train_batches,
+    eval_batches if config.eval_split else None,
+    samples,
+    describe,
+    None if hashes is None else {f"{config.dataset}/train": hashes},
   )
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline import image_hashes
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import to_json
 from mail_jax.distributed import processes, sharding
@@ -79,6 +80,7 @@ class Trainer:
     # The last update, which may still run, and whether it is skipped.
     self.pending: tuple[int, jax.Array] | None = None
     skipped: dict[str, int] = {}
+    trained_on = data.images
     if latest is None:
       self.state = self.program.create()
     else:
@@ -86,7 +88,9 @@ class Trainer:
       resume.check_resumable(meta, config, data.tokenizer, workdir)
       self.length.steps, self.window = meta["steps"], meta["window"]
       skipped = meta["skipped"]
+      trained_on = image_hashes.union(checkpoint.read_images(meta), trained_on)
       self.state = self.checkpoints.restore(latest, shapes)
+    self.images = checkpoint.pack_images(trained_on)
     self.nonfinite = NonFiniteGuard(workdir, config.max_nonfinite_steps, skipped)
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
@@ -306,6 +310,7 @@ class Trainer:
         "data_position": step,
         "window": fetch(self.window),
         "skipped": self.nonfinite.meta(),
+        "images": self.images,
       }
       self.progress.flush()
       self.checkpoints.save(step, self.state, meta, metrics)

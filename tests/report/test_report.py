@@ -319,7 +319,8 @@ def _report(
 ) -> report_page.Report:
   metrics = {"expressions": len(rows), "mIoU": 0.5, "oIoU": 0.5, "P@0.5": 0.5}
   instances = {"warning": None}
-  split = SplitResults(name, metrics, rows, {"by_size": {"small": metrics}}, instances)
+  groups = {"by_size": {"small": metrics}}
+  split = SplitResults(name, metrics, rows, groups, instances, instances)
   drawn = dict.fromkeys(predictions.HEADINGS, pictures)
   log = [{"step": step, "loss": 1 / step, "lr": 1e-3} for step in range(1, 20_000)]
   facts = {"Model": {"parameters": "1"}}

@@ -67,6 +67,7 @@ class _Records:
   def __init__(self, **splits: list[dict]):
     self._splits = splits
     self.splits = {split: len(rows) for split, rows in splits.items()}
+    self.coco_ids = {split: {} for split in splits}
 
   def tasks(self, split):
     yield {"split": split}

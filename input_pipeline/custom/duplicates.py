@@ -1,0 +1,107 @@
+"""Images of one split that are copies of images in another: the same file, or made of one photo."""
+
+import concurrent.futures
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from input_pipeline import image_hashes, preprocess
+from input_pipeline.common import parallel, untrusted_files
+from input_pipeline.custom.check import LineSummary
+from input_pipeline.custom.masks import PathResolver
+from input_pipeline.custom.schema import Problem
+from input_pipeline.image_hashes import ImageHash
+
+SAME_PATH = "image in two splits"
+_SAME_FILE = "same image in two splits"
+_SAME_ORIGIN = "copies of an image in two splits"
+_SIMILAR = "similar images in two splits"
+KINDS = (SAME_PATH, _SAME_FILE, _SAME_ORIGIN, _SIMILAR)
+"""Of the problems."""
+_VERBS = {
+  _SAME_FILE: "is the same file as",
+  _SAME_ORIGIN: "is by its name a copy of",
+  _SIMILAR: "looks the same as",
+}
+_WAY_OUT = "leakage; keep one of them, or put both into one split"
+# Roboflow's names of what it made of one image, also by augmentation: photo_jpg.rf.HASH.jpg.
+_ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{8,}\.[A-Za-z0-9]+")
+
+
+def find(
+  splits: Sequence[Sequence[LineSummary]], paths: PathResolver, workers: int | None = None
+) -> Iterator[Problem]:
+  """Yields a warning for each image that is a copy of one in an earlier split.
+
+  Args:
+    splits: the lines of each split; those of one image are next to each other in no order.
+    paths: of the images.
+    workers: number of threads; by default one per core.
+  """
+  if len(splits) < 2:
+    return
+  images = [list({line.image: line for line in reversed(lines)}.values()) for lines in splits]
+  names = sorted({line.image for lines in images for line in lines})
+  hashes = _hash_files(names, paths, workers)
+  earlier: list[LineSummary] = []
+  for lines in images:
+    before = {line.image for line in earlier}
+    known = [line for line in lines if line.image in hashes and line.image not in before]
+    known.sort(key=lambda line: line.number)
+    for line, other, kind in _match(known, earlier, hashes):
+      copy = f"{other.image} ({other.split}, line {other.number})"
+      message = f"{line.image} ({line.split}) {_VERBS[kind]} {copy}: {_WAY_OUT}"
+      yield Problem(line.number, kind, message, warning=True)
+    earlier += known
+
+
+def _hash_files(
+  names: Sequence[str], paths: PathResolver, workers: int | None
+) -> dict[str, ImageHash]:
+  """Returns the hashes of the files that can be read; the check of the lines reports the others."""
+
+  def hash_file(name: str) -> ImageHash | None:
+    try:
+      data = untrusted_files.read(paths.resolve(name), name, preprocess.MAX_FILE_BYTES)
+      return image_hashes.hash_image(0, data)
+    except Exception:  # Pillow raises nearly anything for damaged files.
+      return None
+
+  # Decoding, which takes longest, releases the GIL.
+  with concurrent.futures.ThreadPoolExecutor(workers or parallel.available_cores()) as pool:
+    hashes = zip(names, pool.map(hash_file, names), strict=True)
+    return {name: value for name, value in hashes if value is not None}
+
+
+def _match(
+  lines: Sequence[LineSummary],
+  earlier: Sequence[LineSummary],
+  hashes: dict[str, ImageHash],
+) -> Iterator[tuple[LineSummary, LineSummary, str]]:
+  """Yields lines with the earlier line of a copy, and the kind."""
+  contents = {hashes[line.image].content: line for line in reversed(earlier)}
+  origins = {_origin(line.image): line for line in reversed(earlier)}
+  looks = [
+    image_hashes.as_words([hashes[line.image].looks for line in part]) for part in (lines, earlier)
+  ]
+  nearest, distances = image_hashes.nearest(*looks)
+  similar = np.where(distances <= image_hashes.MAX_DISTANCE, nearest, -1)
+  for line, index in zip(lines, similar.tolist(), strict=True):
+    if (same := contents.get(hashes[line.image].content)) is not None:
+      yield line, same, _SAME_FILE
+    elif (copy := origins.get(_origin(line.image))) is not None and _is_made(line, copy):
+      yield line, copy, _SAME_ORIGIN
+    elif index >= 0:
+      yield line, earlier[index], _SIMILAR
+
+
+def _origin(name: str) -> str:
+  """Returns the name of the image that a file was made of, as Roboflow writes it."""
+  match = _ROBOFLOW.fullmatch(os.path.basename(name))
+  return match[1] if match else os.path.basename(name).replace(".", "_")
+
+
+def _is_made(*lines: LineSummary) -> bool:
+  return any(_ROBOFLOW.fullmatch(os.path.basename(line.image)) for line in lines)

@@ -1,0 +1,233 @@
+"""Images known by COCO's id, by their bytes and by their looks, to find copies of them.
+
+Equal bytes are the same file: data sets share COCO's photos, and COCO 2017 has the files of 2014.
+Looks are those of a copy that was resized, compressed again or slightly cropped: a perceptual hash
+(imagehash's `phash`) of 256 bits.
+"""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Bool, Int64, UInt64
+from PIL import Image, ImageOps
+
+from input_pipeline import preprocess
+from input_pipeline.common import fingerprint
+from input_pipeline.common.errors import InputError
+
+MAX_DISTANCE = 48
+"""Bits that the looks of two copies differ in at most. Of 451 COCO photos, copies at half size, of
+quality 30 or with 2 % cropped differ in up to 36 bits, two photos in 92 or more, and random looks
+in 128 (docs/reports/reliability.md)."""
+_ORIENTATION = 0x0112
+_SIDE = 16
+_WORDS = _SIDE * _SIDE // 64
+# The hash is made of an image of this side; JPEG is decoded at the smallest scale above it.
+_PIXELS = 4 * _SIDE
+# Levels of grey. The hash of a plain picture is that of its noise.
+_MIN_CONTRAST = 4.0
+# Rows that are compared with all others at once.
+_BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageHash:
+  """Hashes of an image, as hexadecimal digits."""
+
+  image_id: int
+  content: str
+  """64 bits of the SHA-256 of its bytes."""
+  looks: str = ""
+  """256 bits; empty for an image without structure, or if it was not computed."""
+
+
+def hash_image(image_id: int, data: bytes, *, looks: bool = True) -> ImageHash:
+  """Hashes an image.
+
+  Args:
+    image_id: its id.
+    data: the bytes of its file.
+    looks: whether to hash what it looks like; not for generated images, which look alike.
+
+  Raises:
+    Exception: what Pillow raises for damaged images.
+  """
+  return ImageHash(image_id, fingerprint.of_bytes(data), hash_looks(data) if looks else "")
+
+
+def hash_looks(data: bytes) -> str:
+  """Returns the hash of what an image looks like upright; empty for one without structure."""
+  try:
+    import imagehash
+  except ModuleNotFoundError:  # required from the next release of the environment on
+    return ""
+  with preprocess.open_header(io.BytesIO(data)) as image:
+    orientation = preprocess.read_orientation(image)
+    image.draft("L", (_PIXELS, _PIXELS))
+    small = image.convert("L").resize((_PIXELS, _PIXELS), Image.Resampling.LANCZOS)
+  if np.std(np.asarray(small, np.float32)) < _MIN_CONTRAST:
+    return ""
+  small.getexif()[_ORIENTATION] = orientation
+  return str(imagehash.phash(ImageOps.exif_transpose(small), hash_size=_SIDE))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+  """Images of a split, by all that they are known by; row i of each array is image i."""
+
+  coco_ids: Int64[np.ndarray, "n"]
+  """-1 for an image that is not COCO's, as far as is known."""
+  contents: UInt64[np.ndarray, "n"]
+  looks: UInt64[np.ndarray, "n 4"]
+  """Zeros for an image without."""
+
+  @classmethod
+  def of(cls, hashes: Sequence[ImageHash], coco_ids: Mapping[int, int]) -> "ImageSet":
+    """Collects hashes.
+
+    Args:
+      hashes: of the images, in any order.
+      coco_ids: image id -> COCO id.
+    """
+    hashes = sorted(hashes, key=lambda row: row.image_id)
+    return cls(
+      np.array([coco_ids.get(row.image_id, -1) for row in hashes], np.int64),
+      np.array([int(row.content, 16) for row in hashes], np.uint64),
+      as_words([row.looks for row in hashes]),
+    )
+
+  def __len__(self) -> int:
+    return len(self.contents)
+
+
+def as_words(looks: Sequence[str]) -> UInt64[np.ndarray, "n 4"]:
+  """Returns looks as integers; zeros for an empty one."""
+  digits = "".join(text or "0" * (16 * _WORDS) for text in looks)
+  words = np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
+  return words.reshape(len(looks), _WORDS)
+
+
+def nearest(
+  looks: UInt64[np.ndarray, "n 4"], others: UInt64[np.ndarray, "m 4"]
+) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+  """Finds for each image the one that looks most like it.
+
+  Args:
+    looks: of the images.
+    others: of those to compare with.
+
+  Returns:
+    The index of the nearest of `others`, and the bits that differ; -1 and 256 without any.
+  """
+  index, distance = np.full(len(looks), -1), np.full(len(looks), 64 * _WORDS)
+  there = np.flatnonzero(others.any(1))
+  if not len(there):
+    return index, distance
+  columns = np.ascontiguousarray(others[there].T)
+  for first in range(0, len(looks), _BLOCK):
+    rows = looks[first : first + _BLOCK]
+    differing = np.zeros((len(rows), len(there)), np.uint16)
+    for word in range(_WORDS):
+      differing += np.bitwise_count(rows[:, word, None] ^ columns[word])
+    best = differing.argmin(1)
+    index[first : first + _BLOCK] = there[best]
+    distance[first : first + _BLOCK] = differing[np.arange(len(rows)), best]
+  missing = ~looks.any(1)
+  index[missing], distance[missing] = -1, 64 * _WORDS
+  return index, distance
+
+
+def union(*sets: Mapping[str, ImageSet] | None) -> dict[str, ImageSet] | None:
+  """Joins sets of images by the name of their split; None if all are unknown."""
+  known = [named for named in sets if named is not None]
+  joined: dict[str, ImageSet] = {}
+  for name, images in (item for named in known for item in named.items()):
+    joined[name] = _join(joined[name], images) if name in joined else images
+  return joined if known else None
+
+
+def _join(first: ImageSet, second: ImageSet) -> ImageSet:
+  rows = [
+    np.column_stack([s.coco_ids.astype(np.uint64), s.contents, s.looks]) for s in (first, second)
+  ]
+  unique = np.unique(np.concatenate(rows), axis=0)
+  return ImageSet(unique[:, 0].astype(np.int64), unique[:, 1], unique[:, 2:])
+
+
+def to_bytes(sets: Mapping[str, ImageSet]) -> bytes:
+  """Returns the bytes of a `.safetensors` file: SPLIT:coco_ids, SPLIT:contents, SPLIT:looks."""
+  arrays = {
+    f"{name}:{field}": np.ascontiguousarray(value)  # safetensors stores other layouts wrongly
+    for name, images in sets.items()
+    for field, value in vars(images).items()
+    if field != "looks" or value.any()
+  }
+  return safetensors.numpy.save(arrays)
+
+
+def from_bytes(data: bytes, where: str) -> dict[str, ImageSet]:
+  """Undoes `to_bytes`.
+
+  Args:
+    data: the file.
+    where: what to call it in errors.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  try:
+    arrays = safetensors.numpy.load(data)
+    names = [key.removesuffix(":contents") for key in arrays if key.endswith(":contents")]
+    return {name: _from_arrays(arrays, name) for name in names}
+  except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    raise InputError(
+      f"{where}: not the hashes of images ({error}); is the file damaged?"
+    ) from error
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> ImageSet:
+  contents, coco_ids = arrays[f"{name}:contents"], arrays[f"{name}:coco_ids"]
+  looks = arrays.get(f"{name}:looks", np.zeros((len(contents), _WORDS), np.uint64))
+  right = (contents.dtype, coco_ids.dtype, looks.dtype) == (np.uint64, np.int64, np.uint64)
+  shapes = (contents.shape, coco_ids.shape, looks.shape)
+  count = contents.size
+  if not right or shapes != ((count,), (count,), (count, _WORDS)):
+    raise ValueError(f"{name} has arrays of {shapes}")
+  return ImageSet(coco_ids, contents, looks)
+
+
+def find_seen(trained_on: Mapping[str, ImageSet], images: ImageSet) -> dict[str, Any]:
+  """Compares the images of a split with those that a model was trained on.
+
+  Args:
+    trained_on: by DATASET/SPLIT.
+    images: of the split.
+
+  Returns:
+    The number of `images`; how many were `seen`, by COCO's id or as the same file; how many others
+    are `similar` by their looks; and the names in `trained_on` that they are `from`.
+  """
+  same = {name: _are_same(images, others) for name, others in trained_on.items()}
+  seen = np.any([*same.values(), np.zeros(len(images), bool)], axis=0)
+  rest = images.looks[~seen]
+  alike = {
+    name: nearest(rest, others.looks)[1] <= MAX_DISTANCE for name, others in trained_on.items()
+  }
+  similar = np.any([*alike.values(), np.zeros(len(rest), bool)], axis=0)
+  return {
+    "images": len(images),
+    "seen": int(seen.sum()),
+    "similar": int(similar.sum()),
+    "from": [name for name in trained_on if same[name].any() or alike[name].any()],
+  }
+
+
+def _are_same(images: ImageSet, others: ImageSet) -> Bool[np.ndarray, "n"]:
+  known = images.coco_ids >= 0
+  return np.isin(images.contents, others.contents) | (
+    known & np.isin(images.coco_ids, others.coco_ids)
+  )
