@@ -265,7 +265,7 @@ def _split_of_export(path: str) -> str:
 
 def _with_format(error: InputError, path: str, format_name: str) -> InputError:
   """Adds the right `--from` to an error about a file of another format."""
-  actual = recognise.recognise(path) if os.path.exists(path) else None
+  actual = recognise.recognise(path)
   # Several tools write COCO files, whose readers say best what is wrong with them.
   if actual in (None, format_name) or (actual == "coco" and format_name not in recognise.OWN):
     return error

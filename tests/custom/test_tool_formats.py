@@ -46,6 +46,7 @@ def decode(mask: Any, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 
 def read(format_name: str, path: pathlib.Path, **options: Any) -> Export:
   """Reads an export with category names as expressions where there is nothing else."""
+  options = {"folder": str(path if path.is_dir() else path.parent)} | options
   if format_name == "yolo":
     options = {"text_keys": ("category",)} | options
   return convert.READERS[format_name](str(path), Options(**options))
@@ -276,6 +277,110 @@ def test_labelme_photo_is_relative_to_its_file(
   content = tool_exports.labelme_photo(photo, shapes, imagePath=image)
   tool_exports.write_json(tmp_path / file, content)
   assert read("labelme", tmp_path).regions[0].image == expected
+
+
+def convert_export(folder: pathlib.Path, format_name: str, *options: str) -> list[dict[str, Any]]:
+  """Converts the folder `export` and returns the lines."""
+  out = folder / "mine.jsonl"
+  arguments = ["convert", "--from", format_name, str(folder / "export"), "--out", str(out)]
+  command.main([*arguments, "--overwrite", *options])
+  return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def test_labelme_photo_may_be_in_the_file(tmp_path: pathlib.Path):
+  write_photo(tmp_path / "elsewhere/a.png", (HEIGHT, WIDTH))
+  data = (tmp_path / "elsewhere/a.png").read_bytes()
+  shapes = [tool_exports.labelme_shape(SQUARE, "the square")]
+  content = tool_exports.labelme_photo(
+    Photo("a.png", HEIGHT, WIDTH, []), shapes, imageData=base64.b64encode(data).decode()
+  )
+  tool_exports.write_json(tmp_path / "work/export/a.json", content)
+  (line,) = convert_export(tmp_path / "work", "labelme")
+  assert (tmp_path / "work" / line["image"]).read_bytes() == data
+  # The photo at hand is used, although the file has it.
+  (line,) = convert_export(tmp_path / "work", "labelme", "--images", str(tmp_path / "elsewhere"))
+  assert line["image"] == "a.png"
+
+
+def test_labelme_photo_in_the_file_must_have_the_size(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+  write_photo(tmp_path / "elsewhere/a.png", (HEIGHT, WIDTH + 1))
+  data = base64.b64encode((tmp_path / "elsewhere/a.png").read_bytes()).decode()
+  shapes = [tool_exports.labelme_shape(SQUARE, "the square")]
+  photo = Photo("a.png", HEIGHT, WIDTH, [])
+  for wrong in (data, "no base64", base64.b64encode(b"no image").decode()):
+    content = tool_exports.labelme_photo(photo, shapes, imageData=wrong)
+    tool_exports.write_json(tmp_path / "work/export/a.json", content)
+    with pytest.raises(InputError):
+      convert_export(tmp_path / "work", "labelme")
+  assert not list((tmp_path / "work").glob("*_images"))
+
+
+def test_via_says_that_a_photo_is_not_the_annotated_file(tmp_path: pathlib.Path):
+  write_photo(tmp_path / "a.png", (HEIGHT, WIDTH))
+  actual = (tmp_path / "a.png").stat().st_size
+  region = tool_exports.via_region(Drawn(SQUARE, "the square"))
+  for size, notes in ((actual, 0), (-1, 0), (actual + 1, 1)):
+    rows = {"a.png": {"filename": "a.png", "size": size, "regions": [region]}}
+    tool_exports.write_json(tmp_path / "p.json", rows)
+    noted = read("via", tmp_path / "p.json", folder=str(tmp_path)).noted
+    assert sum(noted.values()) == notes
+
+
+CHANGES = ("none", "scaled", "cropped", "turned by EXIF", "renamed", "another of that name")
+
+
+@pytest.mark.parametrize("tool", TOOLS.values(), ids=TOOLS)
+@pytest.mark.parametrize("change", CHANGES)
+@hypothesis.settings(max_examples=4, deadline=None)
+@hypothesis.given(data=st.data())
+def test_a_changed_photo_gets_its_own_masks_or_an_error(
+  tmp_path_factory: pytest.TempPathFactory,
+  change: str,
+  tool: tool_exports.Tool,
+  data: st.DataObject,
+):
+  height, width = data.draw(st.tuples(st.integers(8, 40), st.integers(41, 80)))
+  polygon = data.draw(polygons_inside(height, width))
+  folder = tmp_path_factory.mktemp("export")
+  photo = Photo("clip/a.png", height, width, [Drawn(polygon, "the thing")])
+  tool.write(folder / "export", [photo])
+  place = tool_exports.photo_file(folder, tool, photo)
+  size, expected = (height, width), pixels_of(polygon, height, width)
+  if change == "scaled":
+    size = (2 * height, 2 * width)
+  elif change == "cropped":
+    size = (height - 3, width)
+  elif change == "renamed":
+    place = place.with_name("b.png")
+  elif change == "another of that name":
+    place = folder / "other" / place.name
+  exif = Image.Exif()
+  exif[0x0112] = 6 if change == "turned by EXIF" else 1
+  write_photo(place, size, exif=exif)
+  options = ("--text", "category") if tool.format == "yolo" else ()
+  try:
+    (line,) = convert_export(folder, tool.format, *options)
+  except InputError:
+    assert change != "none"
+    return
+  if not (folder / line["image"]).exists():
+    # Said by a warning, and by `validate`.
+    assert change in ("renamed", "another of that name")
+    return
+  if tool.format == "yolo":
+    # Shares of the sides are the same for every size.
+    actual = size[::-1] if change == "turned by EXIF" else size
+    shares = [(x * actual[1] / width, y * actual[0] / height) for x, y in polygon]
+    assert overlap(decode(line["target"], *actual), pixels_of(shares, *actual)) > 0.99
+    return
+  if change in ("scaled", "cropped"):
+    # Without the annotated size, only polygons beyond the border tell, in `validate`.
+    assert not tool.has_size
+    return
+  assert change == "none"
+  assert np.array_equal(decode(line["target"], height, width), expected)
 
 
 def test_labelme_lines_and_points_are_counted(tmp_path: pathlib.Path):
@@ -684,6 +789,26 @@ def test_damaged_zips_are_errors(tmp_path: pathlib.Path):
     (tmp_path / "a.zip").write_bytes(damaged)
     with pytest.raises(InputError, match=r"zip"):
       read("labelme", tmp_path / "a.zip")
+
+
+def test_a_file_twice_in_a_zip_is_an_error(tmp_path: pathlib.Path):
+  with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+    file.writestr("a.json", "{}")
+    with pytest.warns(UserWarning, match="Duplicate name"):
+      file.writestr("a.json", "[]")
+  with pytest.raises(InputError, match=r"it has a\.json twice"):
+    read("labelme", tmp_path / "a.zip")
+
+
+def test_a_file_without_a_name_in_a_zip_is_left_out(tmp_path: pathlib.Path):
+  photo = Photo("a.png", HEIGHT, WIDTH, [Drawn(SQUARE, "the square")])
+  tool_exports.write_labelme(tmp_path / "export", [photo])
+  tool_exports.pack(tmp_path / "export", tmp_path / "a.zip")
+  with zipfile.ZipFile(tmp_path / "a.zip", "a") as file:
+    file.writestr("?.json", b"x")
+  data = (tmp_path / "a.zip").read_bytes()
+  (tmp_path / "a.zip").write_bytes(data.replace(b"?.json", b"\0.json"))
+  assert len(read("labelme", tmp_path / "a.zip").regions) == 1
 
 
 def test_a_zip_bomb_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):

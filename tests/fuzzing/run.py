@@ -30,6 +30,7 @@ TARGETS = (
   "label_studio_exports",
   "mdetr",
   "parquet_rows",
+  "tool_formats",
 )
 
 

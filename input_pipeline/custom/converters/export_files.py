@@ -1,5 +1,6 @@
 """The files of an export, which is a file, a folder or a zip: names and bytes, with limits."""
 
+import collections
 import os
 import zipfile
 import zlib
@@ -44,7 +45,10 @@ class ExportFiles:
       names = list(_walk(path))
     elif is_zip(path):
       self._zip = _open_zip(path)
-      names = [row.filename for row in self._zip.infolist() if not row.is_dir()]
+      names = [name for name in self._zip.namelist() if name and not name.endswith("/")]
+      if len(set(names)) < len(names):
+        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
+        raise InputError(f"{path}: it has {twice} twice; unpack it and see which one is right")
     else:
       self.whole = True
       names = [os.path.basename(path)]

@@ -81,6 +81,16 @@ class Gatherer:
     """The photos that may be meant."""
     return ImageFolder(self.options.folder)
 
+  def has_photo(self, name: str) -> bool:
+    """Tells whether a photo is at hand; also if several may be meant."""
+    try:
+      self.photos.find(name)
+    except AmbiguousImage:
+      return True
+    except ImageNotFound:
+      return False
+    return True
+
   def json_files(self, is_format: Callable[[Any], bool], what: str) -> Iterator[tuple[str, Any]]:
     """Yields the names and the content of the JSON files of a format.
 

@@ -6,6 +6,7 @@ github.com/CVHub520/X-AnyLabeling). Coordinates are for the photo as EXIF turns 
 (github.com/dvlab-research/LISA) has sentences for all shapes labelled `target` in `text`.
 """
 
+import base64
 import math
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,11 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
     gatherer.export.skip(f"file with an invalid size of the photo ({error})")
     return
   photo = Photo(photo_path(image, posixpath.dirname(name)), size, True)
+  try:
+    photo = _with_pixels(photo, content.get("imageData"), name, gatherer)
+  except ValueError as error:
+    gatherer.export.skip(f"file whose imageData cannot be used ({error})", name)
+    return
   for row in rows_in(content["shapes"]):
     kind = row.get("shape_type") or "polygon"
     label = str(row.get("label") or "")
@@ -86,6 +92,29 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
     if reasoning:
       fields.append({"text": content["text"]})
     gatherer.add(photo, mask, Shape(fields, label, group=_group(row)))
+
+
+def _with_pixels(photo: Photo, data: Any, name: str, gatherer: Gatherer) -> Photo:
+  """Returns a photo, which is written out if only the file of annotations has it.
+
+  Raises:
+    ValueError: the photo in the file is damaged, or of another size.
+  """
+  images = gatherer.options.images
+  if images is None or not isinstance(data, str) or gatherer.has_photo(photo.name):
+    return photo
+  try:
+    pixels = base64.b64decode(data, validate=True)
+  except ValueError as error:
+    raise ValueError("it is not base64") from error
+  written = images.add(pixels, photo.name, f"{name}: imageData")
+  if photo.size and photo.size != written.size:
+    sizes = [f"{width} x {height}" for height, width in (written.size, photo.size)]
+    raise ValueError(f"it has {sizes[0]} pixels, but the file says {sizes[1]}")
+  path = f"{posixpath.basename(images.folder)}/{written.path}"
+  gatherer.export.embedded.add(path)
+  gatherer.export.note("photo that is not in --images, taken from imageData", name)
+  return Photo(path, written.size, True)
 
 
 def _group(row: Mapping[str, Any]) -> int | str | None:

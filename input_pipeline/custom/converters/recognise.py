@@ -1,5 +1,6 @@
 """Tells which tool wrote an export, by what is in it."""
 
+import contextlib
 from typing import Any
 
 from input_pipeline.common.errors import InputError
@@ -9,7 +10,6 @@ from input_pipeline.custom.converters import (
   datumaro,
   export_files,
   labelme,
-  parquet,
   supervisely,
   via,
   yolo,
@@ -23,29 +23,28 @@ _LOOKED_AT = 20
 
 
 def recognise(path: str) -> str | None:
-  """Returns the format of an export, a value of `--from`; None if it is none of them.
+  """Returns the format of an export, a value of `--from`; None if it is none or cannot be read.
 
   Args:
     path: of a file, a folder or a zip.
-
-  Raises:
-    InputError: there is no such file.
   """
-  with export_files.ExportFiles(path) as files:
-    names = files.names
-    if any(name.endswith(".parquet") for name in names) or (
-      files.whole and parquet.is_parquet(path)
-    ):
-      return "parquet"
-    if not files.whole and yolo.settings_file(names) and any(n.endswith(".txt") for n in names):
+  try:
+    with export_files.ExportFiles(path) as files:
+      return _recognise_files(files)
+  except InputError:
+    return None
+
+
+def _recognise_files(files: export_files.ExportFiles) -> str | None:
+  names = files.names
+  if not files.whole:
+    if yolo.settings_file(names) and any(name.endswith(".txt") for name in names):
       return "yolo"
-    likely = [name for name in names if name.lower().endswith((".json", ".xml", ".csv"))]
-    for name in (names if files.whole else likely)[:_LOOKED_AT]:
-      try:
-        if format_name := _recognise_file(files, name):
-          return format_name
-      except InputError:
-        continue
+    names = [name for name in names if name.lower().endswith((".json", ".xml", ".csv"))]
+  for name in names[:_LOOKED_AT]:
+    with contextlib.suppress(InputError):
+      if format_name := _recognise_file(files, name):
+        return format_name
   return None
 
 

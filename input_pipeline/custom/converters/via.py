@@ -8,6 +8,7 @@ is: `size` is that of its file, in bytes.
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,6 +91,7 @@ def _read_content(content: Mapping[str, Any], gatherer: Gatherer) -> None:
       gatherer.export.skip("photo without `filename`")
       continue
     photo = Photo(photo_path(row["filename"]))
+    _compare_bytes(photo.name, row.get("size"), gatherer)
     regions = row.get("regions")
     regions = list(regions.values()) if isinstance(regions, dict) else regions
     for region in rows_in(regions):
@@ -100,6 +102,23 @@ def _read_content(content: Mapping[str, Any], gatherer: Gatherer) -> None:
         for name, value in _object(region.get("region_attributes")).items()
       }
       _add(photo, kind, shape, fields, gatherer)
+
+
+def _compare_bytes(name: str, size: Any, gatherer: Gatherer) -> None:
+  """Takes note of a photo whose file is not the one that was annotated: it may be resized."""
+  folder = gatherer.options.folder
+  try:
+    path = os.path.join(folder, gatherer.photos.find(name))
+    actual = os.path.getsize(path)
+  except (InputError, OSError):
+    # A photo that is missing is an error later on.
+    return
+  if type(size) is int and size > 0 and size != actual:
+    gatherer.export.note(
+      "photo whose file has another number of bytes than the annotated one: was it resized? Look "
+      "with `draw`",
+      f"{name}, {actual:,} and {size:,} bytes",
+    )
 
 
 def _add(
@@ -210,7 +229,9 @@ def _csv_content(text: str, name: str) -> Mapping[str, Any]:
       shape, attributes = row.get(CSV_COLUMN), row.get("region_attributes")
       if not file or shape is None:
         return {}
-      photo = photos.setdefault(file, {"filename": file, "regions": []})
+      size = row.get("file_size") or ""
+      size = int(size) if size.isdecimal() else None
+      photo = photos.setdefault(file, {"filename": file, "size": size, "regions": []})
       if shape.strip() not in ("", "{}"):
         photo["regions"].append(
           {

@@ -11,9 +11,9 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
+from input_pipeline.custom import image_files
 from input_pipeline.custom.converters import archive, export_files, geometry
 from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, box
 from input_pipeline.custom.converters.gather import (
@@ -25,7 +25,7 @@ from input_pipeline.custom.converters.gather import (
   photo_path,
   with_ending,
 )
-from input_pipeline.custom.schema import Mask
+from input_pipeline.custom.schema import LineError, Mask
 
 _LABELS, _PHOTOS = "labels", "images"
 # A name per line: of Label Studio and labelImg, and of darknet.
@@ -65,7 +65,11 @@ def read(path: str, options: Options) -> Export:
       if image is None:
         gatherer.export.skip("labels without a photo of that name in --images", name)
         continue
-      size = _upright_size(os.path.join(options.folder, image))
+      try:
+        size = image_files.read_header(os.path.join(options.folder, image)).size
+      except LineError as error:
+        gatherer.export.skip(f"labels of a photo that cannot be read: {error.kind}", name)
+        continue
       _read_rows(files.read_text(name), name, Photo(image, size, True), names, gatherer)
   return gatherer.finish()
 
@@ -167,19 +171,3 @@ def _mask(shares: Sequence[float], size: geometry.Size | None) -> Mask:
     return box((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
   sides = (width, height)
   return geometry.flat_polygon([share * sides[k % 2] for k, share in enumerate(shares)])
-
-
-def _upright_size(path: str) -> geometry.Size:
-  """Returns height and width of a photo as EXIF turns it.
-
-  Raises:
-    InputError: it is not an image.
-  """
-  try:
-    with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
-      turned = preprocess.read_orientation(image) >= 5
-      return (image.width, image.height) if turned else (image.height, image.width)
-  except InputError:
-    raise
-  except Exception as error:  # as in preprocess.decode_image
-    raise InputError(f"image {path} cannot be read ({error})") from error
