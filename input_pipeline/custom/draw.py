@@ -51,10 +51,11 @@ def run(args: argparse.Namespace) -> None:
   images = {line.image for line in chosen}
   sources = [line for line in scanned.lines if line.instances_hash and line.image in images]
   lines = _read_lines(args.file, {line.number for line in (*chosen, *sources)})
-  instances = {lines[line.number].image: lines[line.number] for line in sources}
+  instances = {line.image: lines[line.number] for line in sources}
   tiles, captions = [], []
-  for line in (lines[summary.number] for summary in chosen):
-    tiles.append(_draw(line, instances.get(line.image, line), scanned.paths))
+  for summary in chosen:
+    line = lines[summary.number]
+    tiles.append(_draw(line, instances.get(summary.image, line), scanned.paths))
     captions.append(f"line {line.number}, {line.split}: {' / '.join(line.sentences)}")
   drawing.save(drawing.contact_sheet(tiles, captions), args.out)
   print(

@@ -184,7 +184,7 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
       if named != annotations:
         message = f"annotations: {line.annotations} is not the file of an earlier line; use one"
         problems.append(Problem(number, "several COCO files", message))
-    stem = os.path.splitext(os.path.basename(line.image))[0]
+    stem = os.path.splitext(os.path.basename(paths.name(line.image)))[0]
     output = f"{number:05d}_{stem}"
     items.append(PredictionInput(line.image, file, line.sentences, output, number, line.instances))
   for item, earlier in _conflicts(items):
