@@ -223,8 +223,10 @@ def test_an_image_without_a_file_name_has_a_url_or_a_path(image, name):
 
 
 def test_an_image_without_any_name_or_row_is_counted():
-  export = read(content_of({}, {"image_id": 9}))
-  assert dict(export.skipped) == {"annotation of an image that is not in the file": 1}
+  export = read(content_of({}, {"image_id": "a.png"}, {"image_id": 4.5}))
+  reason = "annotation of an image that is not in the file"
+  places = "annotation 2, image_id 'a.png', annotation 3, image_id 4.5"
+  assert list(export.report()) == [f"skipped: {reason} (2: {places})"]
   content = content_of({}, {"image_id": 5})
   content["images"].append({"id": 5, "height": 2, "width": 2})
   assert dict(read(content).skipped) == {"annotation of an image without a file name": 1}

@@ -155,6 +155,7 @@ class _File:
     image_id = id_in(row, "image_id")
     image = self.images.get(image_id) if image_id is not None else None
     if image is None:
+      place = f"{place}, image_id {row.get('image_id')!r:.40}"
       return self.export.skip("annotation of an image that is not in the file", place)
     name = image_names.name_of_row(image)
     if name is None:
