@@ -118,9 +118,15 @@ class ImageNames:
     last = [key for key, _ in _caseless(name, True)]
     if others := [other for other, _ in self._index(_CASELESS).get("".join(last), ())]:
       return f", but {others[0]} is there; if that is the image, {self._way_out(others[:1])}"
+    if other := self._stems.get(_stem(name)):
+      return f"; is {other} meant? Names with another ending are not the same image"
     few = self._names if len(self._names) <= _MAX_COMPARED else ()
     similar = difflib.get_close_matches(name, few, 1)
     return f"; the most similar name is {similar[0]}" if similar else ""
+
+  @functools.cached_property
+  def _stems(self) -> Mapping[str, str]:
+    return {_stem(name): name for name in self._names}
 
 
 class ImageFolder(ImageNames):
@@ -206,6 +212,10 @@ def _names_in(folder: str, modified: int | None) -> Mapping[str, Sequence[str]]:
 
 def _nfc(text: str) -> str:
   return unicodedata.normalize("NFC", text)
+
+
+def _stem(name: str) -> str:
+  return os.path.splitext(_plain(_decoded(name)).rpartition("/")[2])[0]
 
 
 def _plain(text: str) -> str:

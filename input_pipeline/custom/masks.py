@@ -17,6 +17,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.custom.schema import LineError, Mask
 from input_pipeline.masks import segmentation
 from input_pipeline.masks.coco import CocoAnnotations
+from input_pipeline.masks.row_index import whole_number
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -111,19 +112,29 @@ def _look_up(ann_id: int, image: str, paths: PathResolver) -> Mask:
   if annotation is None:
     message = f"annotation {ann_id} is not in {os.path.basename(coco.path)}"
     raise LineError("unknown annotation", message)
-  row = coco.image(annotation.get("image_id", -1)) or {}
+  image_id = annotation.get("image_id", -1)
+  row = coco.image(image_id) or {}
   name = image_names.name_of_row(row) or ""
-  if not image_names.same_image(name, image):
+  if not image_names.same_image(name, image) or not _is_best(image_id, image, coco):
     message = f"annotation {ann_id} belongs to image {name!r}, not to {image!r}"
     raise LineError("unknown annotation", message)
   value = annotation.get("segmentation")
   if not value:
     raise LineError("unknown annotation", f"annotation {ann_id} has no segmentation")
   part: Mask = {"rle": value} if isinstance(value, dict) else {"polygons": value}
-  size = row.get("height"), row.get("width")
-  if not all(isinstance(side, int | float) and side > 0 for side in size):
+  height, width = whole_number(row.get("height")), whole_number(row.get("width"))
+  # coco-annotator writes zeros if it does not know the size.
+  if not height or not width:
     return part
-  return part | {DECLARED: [*size, f"annotation {ann_id}"]}
+  return part | {DECLARED: [height, width, f"annotation {ann_id}"]}
+
+
+def _is_best(image_id: Any, name: str, coco: CocoAnnotations) -> bool:
+  """Tells whether no other image of the file fits a name better."""
+  try:
+    return coco.find_image(name) == image_id
+  except InputError:  # several fit equally well
+    return True
 
 
 @functools.cache

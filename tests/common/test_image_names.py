@@ -106,8 +106,10 @@ def test_exact_spelling_comes_first(tmp_path):
 
 
 def test_a_missing_image_has_a_hint(tmp_path):
-  with pytest.raises(ImageNotFound, match=r"called trip\.png; the most similar name is trip\.jpg"):
+  with pytest.raises(ImageNotFound, match=r"called trip\.png; is trip\.jpg meant"):
     folder(tmp_path, "trip.jpg", "other.jpg").find("trip.png")
+  with pytest.raises(ImageNotFound, match=r"the most similar name is other\.jpg"):
+    ImageFolder(str(tmp_path)).find("others.jpg")
   with pytest.raises(ImageNotFound):
     ImageFolder(str(tmp_path)).find("..")
 

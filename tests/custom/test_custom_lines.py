@@ -329,6 +329,17 @@ def test_an_annotation_of_another_folder_is_refused(folder):
   assert problems_of(folder, line("clip_b/frame_0.png", target={"ann_id": 2}), **options) == []
 
 
+def test_an_annotation_is_of_the_image_whose_name_fits_best(folder):
+  for name in ("c.png", "C.png", "x/c.png"):
+    write_photo(folder / name)
+  images = {1: ("c.png", SIZE), 2: ("C.png", SIZE), 3: ("x/c.png", SIZE)}
+  options = {"annotations": write_coco(folder / "coco.json", images)}
+  for path, own in (("c.png", 1), ("C.png", 2), ("x/c.png", 3)):
+    for ann_id in images:
+      problems = problems_of(folder, line(path, target={"ann_id": ann_id}), **options)
+      assert [p.kind for p in problems] == ["unknown annotation"] * (ann_id != own)
+
+
 def test_annotations_of_one_image_are_for_one_photo(folder):
   for clip in "ab":
     write_photo(folder / f"clip_{clip}" / "frame_0.png", seed=ord(clip))
