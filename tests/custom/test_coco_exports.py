@@ -163,12 +163,12 @@ def test_an_id_of_two_images_is_refused_with_both_names():
   assert len(read(content).regions) == 1
 
 
-def test_an_annotation_that_is_there_twice_is_read_once():
+def test_a_duplicate_annotation_is_read_once():
   content = content_of({"id": 7}, {"id": 7}, {"id": "7", "caption": "another"})
   export = read(content)
   assert [region.texts for region in export.regions] == [("the cup",), ("another",)]
   assert list(export.report()) == [
-    "skipped: annotation that is there twice (1: annotation 7)",
+    "skipped: duplicate annotation (1: annotation 7)",
     "note: id of two annotations, of which both are read (1: annotation 7)",
   ]
 

@@ -84,7 +84,7 @@ def read_content(
     place = f"annotation {row_id if row_id is not None else f'number {number}'!s:.40}"
     other = row if row_id is None else seen.setdefault(row_id, row)
     if other is not row and other == row:
-      export.skip("annotation that is there twice", place)
+      export.skip("duplicate annotation", place)
       continue
     if other is not row:
       export.note("id of two annotations, of which both are read", place)

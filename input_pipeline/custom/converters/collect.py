@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -150,16 +151,15 @@ def texts_under(
     export: takes note of texts that are not read.
     place: of the region.
   """
+  values: dict[str, list[Any]] = {}
+  for level in levels:
+    for name, value in level.items():
+      values.setdefault(plain_key(name), []).append(value)
   found: dict[str, tuple[str, ...]] = {}
   for key in options.text_keys:
-    texts = tuple(
-      text
-      for level in levels
-      for name, value in level.items()
-      if plain_key(name) == plain_key(key)
-      for text in texts_in(value, options.separator)
-    )
-    if texts and plain_key(key) not in map(plain_key, found):
+    # A key is read once.
+    texts = texts_in(values.pop(plain_key(key), []), options.separator)
+    if texts:
       found[key] = texts
   if options.text_keys != TEXT_KEYS:
     return tuple(text for texts in found.values() for text in texts)
@@ -170,6 +170,7 @@ def texts_under(
   return next(iter(found.values()), ())
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def plain_key(key: str) -> str:
   """Returns a key in the spelling in which keys are compared."""
   return key.casefold().replace("_", " ").replace("-", " ").strip()
