@@ -111,8 +111,8 @@ class CocoProposer:
     hint = "was the image resized?"
     if expected == (width, height):
       hint = (
-        "the annotations are for the pixels as they are stored, and the image is turned by its "
-        "EXIF orientation; save it without one, or turn the annotations"
+        "the sides are swapped: if EXIF turns the image, the annotations are for its pixels as "
+        "they are stored; remove the orientation from the file, or annotate it as it is seen"
       )
     raise InputError(
       f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "

@@ -55,12 +55,13 @@ class CustomProposer:
     self, given: Sequence[dict[str, Any]], image_id: int, height: int, width: int
   ) -> records.Instances:
     try:
-      rasterised = [masks.rasterise(mask, height, width) for mask in given]
+      read = [masks.read(mask, height, width) for mask in given]
     except LineError as error:
       raise InputError(f"instances of image {image_id}: {error}") from error
     return records.Instances(
-      masks=np.stack(rasterised) if rasterised else np.zeros((0, height, width), bool),
+      masks=np.stack([mask for mask, _ in read]) if read else np.zeros((0, height, width), bool),
       scores=np.array([mask.get("score", 1.0) for mask in given], np.float32),
       categories=np.array([mask.get("category", 0) for mask in given], np.int32),
       source=NAME,
+      notes=tuple(warning.kind for _, warnings in read for warning in warnings),
     )

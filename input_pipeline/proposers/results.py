@@ -176,7 +176,7 @@ class _ResultsFile:
     Raises:
       InputError: several may be meant.
     """
-    for name in () if self.needs_ids else (path, _as_jpeg(path)):
+    for name in () if self.needs_ids else (path, _as_jpeg(path), _as_number(path)):
       try:
         return self._table.find(name)
       except ImageNotFound:
@@ -218,11 +218,16 @@ def _open(path: str) -> RowIndex:
 
 
 def _as_jpeg(name: str) -> str:
-  """Returns a name with or without the ending of a picture as one with .jpg; 007 as 7."""
+  """Returns a name with or without the ending of a picture as one with .jpg."""
   stem, ending = os.path.splitext(name)
-  stem = stem if ending.lower() in preprocess.EXTENSIONS else name
-  folder, slash, last = stem.rpartition("/")
-  return f"{folder}{slash}{int(last) if last.isdecimal() else last}.jpg"
+  return f"{stem if ending.lower() in preprocess.EXTENSIONS else name}.jpg"
+
+
+def _as_number(path: str) -> str:
+  """Returns a name that is a number without its zeros: tools write 007.png as 7."""
+  folder, slash, last = path.rpartition("/")
+  stem = os.path.splitext(last)[0]
+  return f"{folder}{slash}{int(stem) if stem.isdecimal() else stem}.jpg"
 
 
 def _number_at_end(path: str) -> int | None:

@@ -316,11 +316,16 @@ def _rasterise_coco(value: Any, height: int, width: int) -> tuple[np.ndarray, Se
   return segmentation.mask(), segmentation.notes
 
 
+def _rasterise_custom(value: Any, height: int, width: int) -> tuple[np.ndarray, Sequence[str]]:
+  mask, warnings = masks.read(value, height, width)
+  return mask, [warning.kind for warning in warnings]
+
+
 # Each returns a mask, and what was left out of it or changed.
 _RULES = {
   "coco": _rasterise_coco,
   "phrasecut": lambda value, height, width: (decode_phrasecut(value, height, width), ()),
-  "custom": lambda value, height, width: (masks.rasterise(value, height, width), ()),
+  "custom": _rasterise_custom,
 }
 
 
