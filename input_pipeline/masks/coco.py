@@ -45,8 +45,12 @@ class ImageTable:
     last = {_last(name) for name in self._ids}
     self._folders_matter = len(last) < len(self._ids)
 
-  def find(self, path: str) -> Id:
+  def find(self, path: str, name: str = "") -> Id:
     """Returns the id of an image by its path: by its last part alone if no two images share it.
+
+    Args:
+      path: of the image.
+      name: its path in the folder of images, if that is known.
 
     Raises:
       ImageNotFound: no image has that name.
@@ -54,22 +58,27 @@ class ImageTable:
     """
     try:
       name = self._names.find(path)
-    except ImageNotFound:
-      if self._folders_matter:
-        raise
-      name = self._names.find(_last(path))
+    except ImageNotFound as error:
+      shorter = name if "/" in name else ""
+      if not self._folders_matter:
+        shorter = _last(path)
+      try:
+        name = self._names.find(shorter)
+      except ImageNotFound:
+        raise error from None
     first, *others = self._ids[name]
     if others:
       raise InputError(f"{self._where}: images {first} and {others[0]} are both called {name}")
     return first
 
-  def agree(self, path: str, name: str) -> bool:
-    """Tells whether the image at a path may be the one that has a name here."""
+  def agree(self, path: str, name: str, listed: str) -> bool:
+    """Tells whether an image, as in `find`, may be the one that has a name here."""
     number = coco_number(path)
     return (
-      same_image(path, name)
-      or (not self._folders_matter and same_image(_last(path), name))
-      or (number is not None and number == coco_number(name))
+      same_image(path, listed)
+      or ("/" in name and same_image(name, listed))
+      or (not self._folders_matter and same_image(_last(path), listed))
+      or (number is not None and number == coco_number(listed))
     )
 
 
@@ -122,30 +131,31 @@ class CocoAnnotations:
     """Returns an annotation, or None if it is not in the file."""
     return self._rows.row("annotations", annotation_id)
 
-  def find_image(self, path: str) -> Id:
-    """Returns the id of an image by its path; see `ImageTable.find`.
+  def find_image(self, path: str, name: str = "") -> Id:
+    """Returns the id of an image by its path and name; see `ImageTable.find`.
 
     Raises:
       InputError: no image has that name, or several.
     """
     try:
-      return self._images().find(path)
+      return self._images().find(path, name)
     except ImageNotFound as error:
       raise ImageNotFound(
         f"{error}; predict without --instances, or keep the file's COCO name"
       ) from error
 
-  def check_image(self, image_id: Id, path: str) -> None:
-    """Checks that an image is the one at a path.
+  def check_image(self, image_id: Id, path: str, name: str = "") -> None:
+    """Checks that an image is the one at a path; see `ImageTable.find`.
 
     Raises:
       InputError: the file calls it differently.
     """
-    name = name_of_row(self.image(image_id) or {})
-    if name is None or same_image(path, name) or self._images().agree(path, name):
+    listed = name_of_row(self.image(image_id) or {})
+    # The table is only made where it is needed.
+    if listed is None or same_image(path, listed) or self._images().agree(path, name, listed):
       return
     raise InputError(
-      f"COCO annotations {self.path}: image {image_id} is {name} there, but {path} here; these "
+      f"COCO annotations {self.path}: image {image_id} is {listed} there, but {path} here; these "
       "seem to be the annotations of another data set, whose ids mean other images"
     )
 

@@ -324,12 +324,13 @@ def _check_images(
       f"--instances {spec}: needs image ids, but lines of {reader.dataset} have no image_id; add "
       "the ids of that file, or `file_name` to its rows"
     )
-  paths: list[tuple[str, int | None]] = []
+  images: list[tuple[str, int | None, str]] = []
   for image_id in sorted({image_id for ids in reader.splits.values() for image_id in ids}):
     with contextlib.suppress(InputError):  # `readers.ImageSource` tells which are missing
-      paths.append((reader.image_path(folder, image_id), image_id if has_ids else None))
+      path = reader.image_path(folder, image_id)
+      images.append((path, image_id if has_ids else None, os.path.relpath(path, folder)))
   try:
-    registry.check_images(proposer, paths, any_known=True)
+    registry.check_images(proposer, images, any_known=True)
   except InputError as error:
     raise InputError(f"--instances {spec}: {error}") from error
 

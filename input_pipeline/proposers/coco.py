@@ -34,19 +34,20 @@ class CocoProposer:
       raise InputError("--instances coco: missing file; use --instances coco:instances.json")
     self._annotations = CocoAnnotations(argument)
 
-  def find_image(self, path: str, image_id: Id | None = None) -> Id:
+  def find_image(self, path: str, image_id: Id | None = None, name: str = "") -> Id:
     """Returns the id of an image in the file.
 
     Args:
       path: of the image.
       image_id: its id, if it is known; it is checked that the file calls that image alike.
+      name: its path in the folder of images, if that is known.
 
     Raises:
       InputError: no image has that name, several have it, or it has another id.
     """
     if image_id is None:
-      return self._annotations.find_image(path)
-    self._annotations.check_image(image_id, path)
+      return self._annotations.find_image(path, name)
+    self._annotations.check_image(image_id, path, name)
     return image_id
 
   def only_image(self) -> Id | None:

@@ -44,8 +44,8 @@ class Proposer(Protocol):
   The constructor takes the text after the colon of `--instances NAME:ARGUMENT`. Two attributes are
   optional: `trained_on` says what the masks were learned from, as one of `leakage.TRAINED_ON`;
   `parallel` says that several processes may each have a proposer, as when it only reads files. One
-  that reads masks from a file may have the method `find_image(path, image_id)`: it returns the id
-  that the file has for an image, whose id in the data set is None if it is not known.
+  that reads masks from a file may have the method `find_image(path, image_id, name)`: it returns
+  the id that the file has for an image; see `SelectingProposer.find_image`.
   """
 
   def propose(
@@ -83,12 +83,13 @@ class SelectingProposer:
     self.trained_on = trained_on or getattr(proposer, "trained_on", "unknown")
     self._selection = selection
 
-  def find_image(self, path: str, image_id: int | None = None) -> int | str:
+  def find_image(self, path: str, image_id: int | None = None, name: str = "") -> int | str:
     """Returns the id that the proposer knows an image by.
 
     Args:
       path: of the image.
       image_id: its id in the data set, if it is known.
+      name: its path in the folder of images, if that is known.
 
     Raises:
       UnknownImage: the proposer reads masks from a file, which has no entry for it.
@@ -96,7 +97,7 @@ class SelectingProposer:
     """
     find = getattr(self.proposer, "find_image", None)
     if find is not None:
-      return find(path, image_id)
+      return find(path, image_id, name)
     return 0 if image_id is None else image_id
 
   def propose(
@@ -124,13 +125,13 @@ class SelectingProposer:
 
 
 def check_images(
-  proposer: SelectingProposer, images: Iterable[tuple[str, int | None]], *, any_known: bool
+  proposer: SelectingProposer, images: Iterable[tuple[str, int | None, str]], *, any_known: bool
 ) -> None:
   """Checks that a file has the masks of these images, and not the same ones for two of them.
 
   Args:
     proposer: one that reads masks from a file; others pass.
-    images: the path of each image, and its id in the data set if it is known.
+    images: the arguments of `find_image` for each image.
     any_known: whether a file with masks must have those of any of the images.
 
   Raises:
@@ -140,9 +141,9 @@ def check_images(
     return
   found: dict[int | str, str] = {}
   errors: list[InputError] = []
-  for path, image_id in images:
+  for path, image_id, name in images:
     try:
-      entry = proposer.find_image(path, image_id)
+      entry = proposer.find_image(path, image_id, name)
     except InputError as error:
       errors.append(error)  # of that image alone, when its turn comes
       continue

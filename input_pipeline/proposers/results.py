@@ -65,7 +65,7 @@ class ResultsProposer:
     """Whether an image is found by its id alone, since the files do not name all of them."""
     return any(file.needs_ids for file in self._files)
 
-  def find_image(self, path: str, image_id: Id | None = None) -> Id:
+  def find_image(self, path: str, image_id: Id | None = None, name: str = "") -> Id:
     """Returns the id of an image in the files.
 
     It is found by its name where rows or a list of images name it: ids that are text are names of
@@ -74,12 +74,13 @@ class ResultsProposer:
     Args:
       path: of the image.
       image_id: its id in the data set, if it is known.
+      name: its path in the folder of images, if that is known.
 
     Raises:
       UnknownImage: the files have no detection of it.
       InputError: several images may be meant, or the name does not end with a number.
     """
-    found = [found for file in self._files if (found := file.find_by_name(path)) is not None]
+    found = [i for file in self._files if (i := file.find_by_name(path, name)) is not None]
     if len(found) > 1:
       raise InputError(f"{self._paths()}: images {found[0]} and {found[1]} may both be {path}")
     if found:
@@ -170,15 +171,16 @@ class _ResultsFile:
     """Returns the detections of an image."""
     return self._index.of_image("results", image_id)
 
-  def find_by_name(self, path: str) -> Id | None:
+  def find_by_name(self, path: str, name: str) -> Id | None:
     """Returns the id of an image that the file names, None if it does not.
 
     Raises:
       InputError: several may be meant.
     """
-    for name in () if self.needs_ids else (path, _as_jpeg(path), _as_number(path)):
+    spellings = (str, _as_jpeg, _as_number)
+    for spell in () if self.needs_ids else spellings:
       try:
-        return self._table.find(name)
+        return self._table.find(spell(path), spell(name))
       except ImageNotFound:
         pass
     return None

@@ -55,6 +55,8 @@ class AnnotatedImage:
   `segmentation.decode_phrasecut`) or `custom` (see `custom.masks.rasterise`)."""
   upright: bool = False
   """Whether the annotations apply to the image after its EXIF rotation, or as it is stored."""
+  name: str = ""
+  """Its path in the folder of images, if that may have folders."""
   has_id: bool = True
   """Whether `image_id` is the data set's own; otherwise masks are looked up by the name."""
   instances: list[dict[str, Any]] | None = None
@@ -177,7 +179,7 @@ class RecordMaker:
     own = isinstance(proposer.proposer, custom.CustomProposer)
     try:
       ids = [
-        proposer.find_image(image.path, image.image_id if own or image.has_id else None)
+        proposer.find_image(image.path, image.image_id if own or image.has_id else None, image.name)
         for image in images
       ]
       proposals = proposer.propose(pixels, ids)

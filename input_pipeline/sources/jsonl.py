@@ -135,6 +135,7 @@ class JsonlReader:
       refs=[self._ref(line) for line in lines],
       rule="custom",
       upright=True,
+      name=self._paths[image_id],
       has_id=self.has_ids,
       instances=None if offset is None else self._resolve_instances(self._read(offset)),
     )

@@ -198,8 +198,7 @@ def _predict_all(
   if args.instances is not None:
     if not inputs.is_spec(args.instances):
       args.instances = f"coco:{args.instances}"  # not for one image
-    paths = dict.fromkeys(item.path for item in all_inputs.items)
-    instances.check_images(args.instances, list(paths))
+    instances.check_images(args.instances, all_inputs.items)
   with progress_bar("predict", total, "expressions", min(total, len(writer.done))) as bar:
     for item, image in _decode_ahead(remaining):
       try:
@@ -207,7 +206,7 @@ def _predict_all(
         proposer = args.instances
         if proposer is None:
           proposer = all_inputs.make_proposer(item, pixels)
-        masks = instances.find(proposer, pixels, item.path)
+        masks = instances.find(proposer, pixels, item.path, item.image)
         keys = [(item.image, item.line, k) for k in range(len(item.expressions))]
         keys = [key for key in keys if key not in writer.done]
         for chunk in _chunks(keys):

@@ -249,18 +249,18 @@ class ImageInstances:
     # Detectors need not be thread-safe.
     self._lock = threading.RLock()
 
-  def check_images(self, given: Any, paths: Sequence[str]) -> None:
+  def check_images(self, given: Any, items: Sequence[PredictionInput]) -> None:
     """Checks that a file does not have the same masks for two images.
 
     Raises:
       InputError: it has.
     """
     with self._lock:
-      images = ((path, None) for path in paths)
+      images = {item.path: (item.path, None, item.image) for item in items}.values()
       registry.check_images(self._proposer(given), images, any_known=False)
 
   def find(
-    self, given: Any, pixels: UInt8[np.ndarray, "h w 3"], path: str | None
+    self, given: Any, pixels: UInt8[np.ndarray, "h w 3"], path: str | None, name: str = ""
   ) -> Bool[np.ndarray, "k h w"]:
     """Returns the masks of an image, best score first.
 
@@ -272,6 +272,7 @@ class ImageInstances:
         `NAME:ARGUMENT` as `--instances` takes it; or a proposer.
       pixels: the image.
       path: of the image, or None if it is not a file.
+      name: its path in the folder of images, if that is known.
 
     Raises:
       InputError: these are not masks, not masks of this image, or the proposer fails.
@@ -286,7 +287,7 @@ class ImageInstances:
       try:
         if path is not None:
           registry.check_turn(proposer, path)
-        proposals = proposer.propose([pixels], [_image_id(proposer, path, for_this)])[0]
+        proposals = proposer.propose([pixels], [_image_id(proposer, path, name, for_this)])[0]
       except registry.UnknownImage:
         self.notes[registry.NO_MASKS] += 1
         return preprocess.check_instances(None, height, width)
@@ -338,7 +339,9 @@ def is_spec(given: Any) -> bool:
   return given.partition(":")[0] in registry.PROPOSERS or not given.endswith(".json")
 
 
-def _image_id(proposer: registry.SelectingProposer, path: str | None, for_this: bool) -> int | str:
+def _image_id(
+  proposer: registry.SelectingProposer, path: str | None, name: str, for_this: bool
+) -> int | str:
   """Returns the proposer's id of the image; used only by those that look up masks in a file."""
   file: Any = proposer.proposer
   if not hasattr(file, "find_image"):
@@ -351,7 +354,7 @@ def _image_id(proposer: registry.SelectingProposer, path: str | None, for_this: 
       "instances: the image is found by its file name, and it has none; pass the path of the "
       "image, or masks of this image alone"
     )
-  return proposer.find_image(path)
+  return proposer.find_image(path, None, name)
 
 
 def _as_bool(masks: np.ndarray | None) -> Bool[np.ndarray, "k h w"] | None:

@@ -369,8 +369,8 @@ def test_a_file_is_for_its_own_photos(tmp_path):
   path = tmp_path / "instances.json"
   path.write_text(json.dumps(content([image(1), image(2, "b.jpg")])))
   proposer = open_proposer(f"coco:{path}")
-  check_images(proposer, [("x/a.jpg", 1), ("x/b.jpg", 2)], any_known=True)
+  check_images(proposer, [("x/a.jpg", 1, ""), ("x/b.jpg", 2, "")], any_known=True)
   with pytest.raises(InputError, match=r"image 1 is a\.jpg there, but x/b\.jpg here"):
-    check_images(proposer, [("x/b.jpg", 1), ("x/a.jpg", 2)], any_known=True)
+    check_images(proposer, [("x/b.jpg", 1, ""), ("x/a.jpg", 2, "")], any_known=True)
   with pytest.raises(UnknownImage, match="no annotation of image 2"):
     proposer.propose([np.zeros((20, 30, 3), np.uint8)], [2])

@@ -174,7 +174,7 @@ def test_rows_with_file_names_are_found_by_them_and_never_those_of_another_image
   with pytest.raises(InputError, match=r"frame_0\.png may be clip_a/.* or clip_b/"):
     results.find_image("frame_0.png")
   with pytest.raises(UnknownImage, match=r"no detection of other\.png"):
-    results.find_image("other.png", 3)
+    results.find_image("other.png", 3, "")
 
 
 @pytest.mark.parametrize("written", [100.0, "100", "000000000100"])
@@ -204,14 +204,14 @@ def test_ids_of_a_file_that_lists_its_images_are_its_own(tmp_path):
   assert _scores(results, ["COCO_train2014_000000000002.jpg"], [2]) == [1 / 8]
   assert _scores(results, ["x/b.jpg"], [9]) == [2 / 8]
   with pytest.raises(UnknownImage):
-    results.find_image("COCO_train2014_000000000001.jpg", 1)
+    results.find_image("COCO_train2014_000000000001.jpg", 1, "")
 
 
 def test_an_empty_list_is_a_detector_that_found_nothing(tmp_path):
   proposer = open_proposer(f"results:{_write(tmp_path / 'r.json', [])}")
   with pytest.raises(UnknownImage):
     proposer.find_image("a_1.jpg")
-  check_images(proposer, [("a_1.jpg", 1)], any_known=True)
+  check_images(proposer, [("a_1.jpg", 1, "")], any_known=True)
 
 
 def test_what_is_left_out_of_detections_or_guessed_is_noted(tmp_path):
@@ -239,12 +239,14 @@ def test_what_is_left_out_of_detections_or_guessed_is_noted(tmp_path):
 
 def test_two_images_with_the_same_masks_are_named(tmp_path):
   proposer = open_proposer(f"results:{_write(tmp_path / 'r.json', _by_name(['photo', 'b']))}")
-  check_images(proposer, [("x/photo.png", None), ("b.jpg", None)], any_known=True)
+  check_images(proposer, [("x/photo.png", None, ""), ("b.jpg", None, "")], any_known=True)
   with pytest.raises(InputError, match=r"photo\.png and .*photo\.jpg have the same masks"):
-    check_images(proposer, [("x/photo.png", 1), ("b.jpg", 2), ("x/photo.jpg", 3)], any_known=True)
+    check_images(
+      proposer, [("x/photo.png", 1, ""), ("b.jpg", 2, ""), ("x/photo.jpg", 3, "")], any_known=True
+    )
   with pytest.raises(InputError, match=r"for any of the 2 images; .*no detection"):
-    check_images(proposer, [("c.jpg", 1), ("d.jpg", 2)], any_known=True)
-  check_images(proposer, [("c.jpg", 1), ("d.jpg", 2)], any_known=False)
+    check_images(proposer, [("c.jpg", 1, ""), ("d.jpg", 2, "")], any_known=True)
+  check_images(proposer, [("c.jpg", 1, ""), ("d.jpg", 2, "")], any_known=False)
 
 
 def test_rows_are_found_by_their_ids_here_and_in_another_process(tmp_path):

@@ -168,6 +168,22 @@ def test_custom_data_without_ids_finds_masks_by_the_names_of_its_images(tmp_path
     _source(tmp_path, f"results:{tmp_path}/ids.json")
 
 
+def test_folders_of_lines_tell_images_apart_under_any_folder_of_the_file(tmp_path):
+  names = ["clip_a/0.png", "clip_b/0.png"]
+  _lines(tmp_path, names)
+  rows = [
+    {"image_id": n, "score": 1, "file_name": f"export/{name}"}
+    | {"segmentation": [rectangle(2, 3, 12 + n, 13)]}
+    for n, name in enumerate(names)
+  ]
+  (tmp_path / "r.json").write_text(json.dumps(rows[::-1]))
+  source = _source(tmp_path, f"results:{tmp_path}/r.json")
+  (task,) = source.tasks("train")
+  made = map(records.decode_record, source.make(task).records)
+  areas = {record.image: int(record.instances.masks[0].sum()) for record in made}
+  assert areas == {(tmp_path / name).read_bytes(): 100 + 10 * n for n, name in enumerate(names)}
+
+
 def test_two_images_that_a_file_cannot_tell_apart_are_named(tmp_path):
   _lines(tmp_path, ["clip_a/0.png", "clip_b/0.png"])
   rows = [{"image_id": "0", "score": 1, "file_name": "0.png", "segmentation": [[1, 1, 9, 1, 9, 9]]}]
