@@ -13,7 +13,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import drawing, untrusted_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom import image_files, masks, scan, schema
+from input_pipeline.custom import image_files, line_files, masks, scan, schema
 from input_pipeline.custom.check import CheckLevel
 from input_pipeline.custom.schema import LineError
 
@@ -68,7 +68,7 @@ def _read_lines(path: str, numbers: set[int]) -> dict[int, schema.Annotation]:
   """Returns valid lines by their numbers."""
   parsed = {
     number: schema.parse(number, data)[0]
-    for number, _, data in scan.read_rows(path)
+    for number, _, data in line_files.read_rows(path)
     if number in numbers
   }
   return {number: line for number, line in parsed.items() if line is not None}

@@ -7,7 +7,7 @@ from typing import Any
 from input_pipeline.common import image_names
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
-from input_pipeline.custom import masks, scan, schema
+from input_pipeline.custom import line_files, masks, scan, schema
 from input_pipeline.custom.schema import LineError
 from input_pipeline.sources.annotated_images import AnnotatedImage
 
@@ -141,7 +141,7 @@ class JsonlReader:
     )
 
   def _read(self, offset: int) -> schema.Annotation:
-    line, _ = schema.parse(self._number_of[offset], scan.read_line(self._scan.path, offset))
+    line, _ = schema.parse(self._number_of[offset], line_files.read_line(self._scan.path, offset))
     if line is None:
       raise InputError(f"{self._scan.path} changed while it was read; run the command again")
     return line

@@ -154,7 +154,7 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
   Raises:
     InputError: the file cannot be read, a line is wrong, or the file is empty.
   """
-  from input_pipeline.custom import masks, scan, schema
+  from input_pipeline.custom import line_files, masks, schema
   from input_pipeline.custom.schema import LineError, Problem
 
   home = os.path.dirname(path) or "."
@@ -163,7 +163,7 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
     raise InputError(f"--images {root}: no such folder; paths of images start there")
   paths, digest = masks.PathResolver(os.path.abspath(root)), hashlib.sha256()
   items, problems, annotations = [], [], ""
-  for number, _, data in scan.read_rows(path):
+  for number, _, data in line_files.read_rows(path):
     digest.update(data + b"\n")
     line, wrong = schema.parse(number, data, targets=False)
     problems += wrong

@@ -1,0 +1,142 @@
+"""Checks of what the lines of a file share: ids, images, splits, expressions."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from input_pipeline.custom import duplicates
+from input_pipeline.custom.check import LineSummary
+from input_pipeline.custom.line_files import read_line
+from input_pipeline.custom.schema import Problem
+
+# What other tools call the splits that training reads by default, in any case.
+_OTHER_SPLITS = {
+  "train": ("train", "training"),
+  "val": ("val", "valid", "validation", "dev", "eval"),
+}
+# Of the id of an image without one: every JSON reader represents such integers exactly.
+_ID_BITS = 53
+
+
+def number_refs(lines: Sequence[LineSummary]) -> tuple[dict[int, int], list[Problem]]:
+  """Returns the id of each line's ref: the line's `ref_id`, or else its number."""
+  ids = {line.number: line.number if line.ref_id is None else line.ref_id for line in lines}
+  owners: dict[int, int] = {}
+  problems = []
+  for line in lines:
+    ref_id = ids[line.number]
+    if (owner := owners.setdefault(ref_id, line.number)) != line.number:
+      default = "" if line.ref_id is not None else " (the line number, since the line has none)"
+      message = f"ref_id {ref_id}{default} is already that of line {owner}"
+      problems.append(Problem(line.number, "duplicate ref id", message))
+  return ids, problems
+
+
+def number_images(lines: Sequence[LineSummary]) -> tuple[dict[str, int], list[Problem]]:
+  """Returns the id of each image: the `image_id` of its lines, or else a hash of its path."""
+  ids: dict[str, int] = {}
+  first: dict[str, LineSummary] = {}
+  problems = []
+  for line in lines:
+    if line.image_id is None:
+      continue
+    earlier = first.setdefault(line.image, line)
+    if earlier.image_id != line.image_id:
+      message = f"image_id {line.image_id}, but line {earlier.number} has {earlier.image_id} for it"
+      problems.append(Problem(line.number, "image with two ids", message))
+  owners: dict[int, str] = {}
+  for line in lines:
+    if line.image in ids:
+      continue
+    earlier = first.get(line.image)
+    image_id = earlier.image_id if earlier is not None else None
+    ids[line.image] = image_id = _hash(line.image) if image_id is None else image_id
+    if (owner := owners.setdefault(image_id, line.image)) != line.image:
+      message = (
+        f"image_id {image_id} is already that of {owner}; if two exports count from the same "
+        "number, leave image_id out or convert them together"
+      )
+      problems.append(Problem(line.number, "duplicate image id", message))
+  return ids, problems
+
+
+def _hash(path: str) -> int:
+  digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).digest()
+  return int.from_bytes(digest[:8]) >> (64 - _ID_BITS)
+
+
+def check_instances(lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a problem for each line whose instances differ from those of the same image before."""
+  first: dict[str, LineSummary] = {}
+  for line in lines:
+    if not line.instances_hash:
+      continue
+    earlier = first.setdefault(line.image, line)
+    if earlier.instances_hash != line.instances_hash:
+      message = f"instances: differ from those of line {earlier.number} for the same image"
+      yield Problem(line.number, "conflicting instances", f"{message}; give them once")
+
+
+def check_splits(lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a warning for each image in two splits, which may be intended."""
+  first: dict[str, LineSummary] = {}
+  reported: set[tuple[str, str]] = set()
+  for line in lines:
+    earlier = first.setdefault(line.image, line)
+    if earlier.split != line.split and (line.image, line.split) not in reported:
+      reported.add((line.image, line.split))
+      message = (
+        f"{line.image} is in {line.split} here and in {earlier.split} on line {earlier.number}"
+      )
+      yield Problem(line.number, duplicates.SAME_PATH, f"{message}: leakage", warning=True)
+  splits = {line.split for line in lines}
+  for needed, others in _OTHER_SPLITS.items():
+    for split in sorted(splits) if needed not in splits else ():
+      if split.lower() in others:
+        option = "; or train with --config.eval_split=" + split if needed == "val" else ""
+        message = f"no split is called {needed}, but one {split}: rename it{option}"
+        yield Problem(0, f"no split {needed}", message, warning=True)
+
+
+def check_coco_images(lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a problem for each line that takes annotations of another image than its own.
+
+  A COCO file may have several images of one name, and an image of a COCO file several copies.
+  """
+  image_of: dict[str, tuple[Any, int]] = {}
+  owners: dict[Any, LineSummary] = {}
+  for line in lines:
+    for image_id in line.coco_images:
+      other, number = image_of.setdefault(line.image, (image_id, line.number))
+      owner = owners.setdefault(image_id, line)
+      if other != image_id:
+        message = (
+          f"{line.image} has annotations of the images {other} (line {number}) and {image_id}, "
+          "which have the same name; whose are they?"
+        )
+      elif owner.image != line.image:
+        message = (
+          f"{line.image} has annotations of image {image_id}, as {owner.image} on line "
+          f"{owner.number} does; whose are they?"
+        )
+      else:
+        continue
+      yield Problem(line.number, "annotations of several images", message)
+      break
+
+
+def check_expressions(path: str, lines: Sequence[LineSummary]) -> Iterator[Problem]:
+  """Yields a warning for each line with an expression that has another target in its image."""
+  first: dict[tuple[str, int], LineSummary] = {}
+  for line in lines:
+    for number, expression in enumerate(line.expression_hashes):
+      earlier = first.setdefault((line.image, expression), line)
+      if earlier.target_hash != line.target_hash:
+        text = json.loads(read_line(path, line.offset))["sentences"][number]
+        message = (
+          f"{text!r:.60} has another target on line {earlier.number} for {line.image}; if it means "
+          "both, list their masks in one target"
+        )
+        yield Problem(line.number, "ambiguous expression", message, warning=True)
+        break

@@ -1,0 +1,84 @@
+"""Files of lines: JSON objects, one per line, in UTF-8 or what `untrusted_files` makes of it."""
+
+import codecs
+import functools
+import io
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from input_pipeline.common import untrusted_files
+from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters import parquet
+
+Row = tuple[int, int, bytes]
+"""A line: its number, the offset of its first byte, and its bytes."""
+
+
+def read_rows(path: str) -> Iterator[Row]:
+  """Yields the lines of a file that are not blank, as UTF-8; see `untrusted_files.open_text`.
+
+  Raises:
+    InputError: the file cannot be read, or is not one of lines.
+  """
+  offset, first = 0, True
+  with _open(path) as file:
+    for number, data in enumerate(file, 1):
+      # Files with byte order marks may have been joined.
+      if text := data.removeprefix(codecs.BOM_UTF8).strip():
+        if first:
+          _check_first(path, text)
+        first = False
+        yield number, offset, text
+      offset += len(data)
+
+
+def read_line(path: str, offset: int) -> bytes:
+  """Returns the line that starts at an offset of `read_rows`."""
+  with _open(path) as file:
+    if file.seekable():
+      file.seek(file.tell() + offset)
+      data = file.readline()
+    else:
+      text = _converted(path, os.stat(path).st_mtime_ns)
+      end = text.find(b"\n", offset)
+      data = text[offset : end if end >= 0 else len(text)]
+  return data.removeprefix(codecs.BOM_UTF8).strip()
+
+
+@functools.lru_cache(maxsize=1)
+def _converted(path: str, modified: int) -> mmap.mmap:
+  """Returns a file, of the time when it was modified, as UTF-8."""
+  del modified
+  with _open(path) as file, tempfile.TemporaryFile() as copy:
+    shutil.copyfileobj(file, copy)
+    copy.flush()
+    return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _open(path: str) -> io.BufferedReader:
+  try:
+    if not parquet.is_parquet(path):
+      return untrusted_files.open_text(path, path)
+  except InputError as error:
+    raise InputError(f"{error}; expected a file with one JSON object per line") from error
+  raise InputError(
+    f"{path}: parquet, not lines; write them by `python -m input_pipeline.custom convert "
+    f"--from parquet {path} --out mine.jsonl`"
+  )
+
+
+def _check_first(path: str, text: bytes) -> None:
+  """Raises InputError if the first line is that of another kind of file."""
+  if text[:1] == b"[":
+    raise InputError(
+      f"{path}: a JSON list; expected one object per line: `jq -c '.[]' {path} > lines.jsonl` "
+      "writes them"
+    )
+  if text == b"{":
+    raise InputError(
+      f"{path}: an object over several lines; expected one object per line: "
+      f"`jq -c . {path} > lines.jsonl` joins them; for the export of a tool, see `convert`"
+    )
