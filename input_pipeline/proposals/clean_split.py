@@ -8,6 +8,7 @@ COCO's number in its file name or URL, or else by its id. All else is copied as 
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -28,13 +29,15 @@ from input_pipeline.proposers import leakage
 from input_pipeline.sources import refer
 
 _REQUIRED = {
-  name: os.path.join(refer.LAYOUTS[name].folder, refer.LAYOUTS[name].refs_file)
+  name: refer.LAYOUTS[name]
   for name in ("refcoco_unc", "refcoco+_unc", "refcocog_umd", "refcocog_google")
 }
 _SECTIONS: tuple[str, ...] = ("images", "annotations")
 _OPTIONAL = {
-  "refcoco_google": os.path.join("refcoco", "refs(google).p"),
-  "grefcoco_unc": os.path.join("grefcoco", "grefs(unc).json"),
+  "refcoco_google": dataclasses.replace(
+    refer.LAYOUTS["refcoco_unc"], refs_file="refs(google).p", splits={}
+  ),
+  "grefcoco_unc": refer.LAYOUTS["grefcoco_unc"],
 }
 
 
@@ -88,13 +91,14 @@ def evaluation_images(refer_root: str, allow_missing: bool = False) -> dict[str,
   Raises:
     InputError: refs are missing or damaged.
   """
-  images = {}
-  for name, path in (_REQUIRED | _OPTIONAL).items():
-    path = os.path.join(refer_root, path)
-    if os.path.isfile(path):
-      images[name] = _read_refs(name, path)
-    elif name in _REQUIRED:
-      _report_missing(path, allow_missing)
+  images: dict[str, frozenset[int]] = {}
+  for name, layout in (_REQUIRED | _OPTIONAL).items():
+    folder = os.path.join(refer_root, layout.folder)
+    # The images of both count, if there is a pickle and a JSON file.
+    for path in refer.find_refs(layout, folder):
+      images[name] = images.get(name, frozenset()) | _read_refs(name, path)
+    if name in _REQUIRED and name not in images:
+      _report_missing(os.path.join(folder, layout.refs_file), allow_missing)
   return images
 
 
@@ -112,16 +116,16 @@ def _read_refs(name: str, path: str) -> frozenset[int]:
   rows = _load_json(path) if path.endswith(".json") else untrusted_pickle.load(path)
   try:
     evaluated = [row for row in rows if row["split"] != "train"]
-    ids = frozenset(row["image_id"] for row in evaluated)
-    if any(type(image_id) is not int for image_id in ids):
-      raise TypeError("image_id is not an integer")
+    ids = [leakage.whole_number(row["image_id"]) for row in evaluated]
+    if None in ids:
+      raise TypeError(f"image_id {evaluated[ids.index(None)]['image_id']!r} is not a whole number")
   except (KeyError, TypeError) as error:
     raise InputError(
       f"{path}: not a list of refs with split and image_id ({type(error).__name__}: {error}); is "
       "it another file, renamed?"
     ) from error
   _warn_if_incomplete(name, path, [row["split"] for row in evaluated])
-  return ids
+  return frozenset(i for i in ids if i is not None)
 
 
 def _warn_if_incomplete(name: str, path: str, splits: list[str]) -> None:
@@ -129,7 +133,7 @@ def _warn_if_incomplete(name: str, path: str, splits: list[str]) -> None:
     return
   incomplete = [
     f"{split} has {splits.count(split):,} of {published.refs:,} refs"
-    for split, published in refer.LAYOUTS[name].splits.items()
+    for split, published in (_REQUIRED[name].splits or {}).items()
     if published and split != "train" and splits.count(split) < published.refs
   ]
   if incomplete:
@@ -253,7 +257,11 @@ def _load_json(path: str) -> Any:
 
 
 def _check_out(args: argparse.Namespace) -> None:
-  refs = [os.path.join(args.refer_root, path) for path in (_REQUIRED | _OPTIONAL).values()]
+  refs = [
+    path
+    for layout in (_REQUIRED | _OPTIONAL).values()
+    for path in refer.find_refs(layout, os.path.join(args.refer_root, layout.folder))
+  ]
   for path in (args.annotations, *args.exclude, *refs):
     if os.path.realpath(path) == os.path.realpath(args.out):
       raise InputError(f"--out {args.out}: this is an input file; name another one")

@@ -200,7 +200,7 @@ class RefReader:
   def warnings(self) -> list[str]:
     """Returns how the data differs from what it should be, one line for each kind."""
     lines = [self._difference(), *map(self._describe_left_out, self._refs.left_out)]
-    if others := _candidates(self.layout, os.path.dirname(self.refs_path))[1:]:
+    if others := find_refs(self.layout, os.path.dirname(self.refs_path))[1:]:
       lines.append(f"{others[0]} is there too; {self.refs_path} was read")
     if divided := self._refs.divided:
       lines.append(
@@ -363,7 +363,7 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
       f"--refer_root {refer_root}: contains no folder {layout.folder}; docs/guides/datasets.md "
       "says where to get it and what goes where"
     )
-  refs = [*_candidates(layout, folder), os.path.join(folder, layout.refs_file)][0]
+  refs = [*find_refs(layout, folder), os.path.join(folder, layout.refs_file)][0]
   instances = annotations or os.path.join(folder, "instances.json")
   for path in (refs, instances):
     if not os.path.isfile(path):
@@ -373,7 +373,7 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
   return refs, instances
 
 
-def _candidates(layout: Layout, folder: str) -> list[str]:
+def find_refs(layout: Layout, folder: str) -> list[str]:
   """Returns the files of refs that exist: as the authors publish them, and in the other format."""
   stem, extension = os.path.splitext(layout.refs_file)
   names = [layout.refs_file, stem + {".p": ".json", ".json": ".p"}[extension]]

@@ -120,10 +120,19 @@ def test_every_data_set_counts(inputs, name):
   assert set(_read(inputs.out).getImgIds()) == CLEAN - {900}
 
 
-@pytest.mark.parametrize("path", ["refcoco/refs(google).p", "grefcoco/grefs(unc).json"])
+@pytest.mark.parametrize(
+  "path",
+  [
+    "refcoco/refs(google).p",
+    "refcoco/refs(google).json",
+    "grefcoco/grefs(unc).json",
+    "grefcoco/grefs(unc).p",
+    "refcocog/refs(umd).json",
+  ],
+)
 def test_optional_refs_count_if_they_exist(inputs, path):
   rows = [
-    {"image_id": 900, "split": "testB", "ann_id": [-1]},
+    {"image_id": 900.0, "split": "testB", "ann_id": [-1]},
     {"image_id": 901, "split": "train", "ann_id": [1, 2]},
   ]
   (inputs.root / path).parent.mkdir(exist_ok=True)
@@ -304,7 +313,7 @@ _DAMAGES = {
   "refs have no split": (_refs(pickle.dumps([{"image_id": 1}])), r"\(KeyError: 'split'\)"),
   "refs have names": (
     _refs(pickle.dumps([{"image_id": "a", "split": "val"}])),
-    r"image_id is not an integer",
+    r"image_id 'a' is not a whole number",
   ),
   "annotations are cut": (_annotations(b'{"images": ['), r"instances\.json: invalid or truncated"),
   "annotations are text": (_annotations(b"\xff\xfe7"), r"instances\.json: invalid utf-16 "),
