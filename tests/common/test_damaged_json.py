@@ -97,7 +97,7 @@ def test_annotations_that_are_instances(tmp_path, given):
     in_memory = given == "in memory" and isinstance(content, dict)
     proposer = CocoProposer(content if in_memory else str(path))
     proposer.only_image()
-    proposer.image_id(layout.image_path(0).name)
+    proposer.find_image(layout.image_path(0).name)
     return proposer.propose([PHOTO], [100])
 
   used = {row["category_id"] for row in layout.instances["annotations"]}

@@ -192,8 +192,8 @@ def _corrupt_photo(layout):
   layout.image_path(2).write_bytes(layout.image_path(2).read_bytes()[:-100])
 
 
-def _empty_sentence(layout):
-  layout.refs[3]["sentences"][0].update(raw="  ", sent="")
+def _number_for_a_sentence(layout):
+  layout.refs[3]["sentences"][0].update(raw=7)
   layout.write()
 
 
@@ -211,9 +211,9 @@ def _missing_images(layout):
 
 
 _DAMAGES = {
-  _missing_photo: r"000000000102\.jpg: no such file \(1 of 4 images are missing\); --images",
+  _missing_photo: r"no image is called COCO_train2014_000000000102\.jpg.* \(1 of 4 images are",
   _corrupt_photo: r"000000000102\.jpg cannot be decoded",
-  _empty_sentence: r"ref 3, sentence 0 \(sent_id 30\): empty or not a string",
+  _number_for_a_sentence: r"ref 3, sentence 0 \(sent_id 30\): 7 is not a string",
   _refs_of_another_data_set: r"ref 3: ann_id 77 is not in .*--annotations",
   _missing_folder: r"--refer_root .*contains no folder refcoco",
   _missing_images: r"--images .*no such folder",
