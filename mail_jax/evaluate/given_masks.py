@@ -93,6 +93,7 @@ def _judge(
   true = protocol.fit(target)
   if drawn.shape == target.shape:
     drawn = protocol.fit(drawn)
+    notes.update(_without_logits(protocol) if answer is not None else ())
   else:
     notes.add(f"of {protocol.side} x {protocol.side} pixels, compared as it is")
   predicted = drawn & (probability is None or probability <= 0.5)
@@ -108,6 +109,18 @@ def _judge(
   if probability is not None:
     counts |= {"no_target_probability": probability, "raw_union": int((drawn | true).sum())}
   return counts, notes
+
+
+def _without_logits(protocol: Protocol) -> Iterator[str]:
+  """Yields what a protocol does to logits and cannot do to a mask of the image's size."""
+  if protocol.side:
+    square = f"{protocol.side} x {protocol.side}"
+    yield (
+      f"resized like the target; {protocol.name} resizes logits, so that only masks of {square} "
+      "pixels give the numbers of its paper"
+    )
+  elif protocol.name != protocols.ORIGINAL.name:
+    yield f"has its own threshold; {protocol.name} resizes probabilities and sets another"
 
 
 def _compare(

@@ -92,7 +92,8 @@ def test_masks_get_the_counts_of_brute_force_and_no_columns_of_instances():
 
 @pytest.mark.parametrize("name", [name for name in protocols.PROTOCOLS if name != "original"])
 def test_other_protocols_compare_masks_that_were_resized_like_targets(name):
-  rows, _ = judge(entries(), name)
+  rows, (said,) = judge(entries(), name)
+  assert said.startswith("masks.json: 6 masks: ") and f"{name} resizes" in said
   protocol = protocols.find(name)
   for row, mask, target in zip(rows, PREDICTED, TARGETS, strict=True):
     mask, true = protocol.fit(mask), protocol.fit(target)
@@ -106,7 +107,11 @@ def test_a_mask_of_the_protocols_square_is_compared_as_it_is():
   rows, lines = judge(given, "lavt")
   true = np.asarray(Image.fromarray(TARGETS[0]).resize((480, 480), Image.Resampling.NEAREST))
   assert rows[0]["intersection"] == (square & true).sum()
-  assert lines == ["masks.json: 1 mask: of 480 x 480 pixels, compared as it is"]
+  assert lines == [
+    "masks.json: 1 mask: of 480 x 480 pixels, compared as it is",
+    "masks.json: 5 masks: resized like the target; lavt resizes logits, so that only masks of "
+    "480 x 480 pixels give the numbers of its paper",
+  ]
   with pytest.raises(InputError, match=r"entry 1: segmentation: .*\[480, 480\].*\[20, 30\]"):
     judge(given)
 
