@@ -45,20 +45,20 @@ class ResultsProposer:
     if not argument:
       raise InputError("--instances results: missing file; use --instances results:detections.json")
     self._files = [_ResultsFile(path) for path in argument.split(",")]
-    self._file_of: dict[Id, _ResultsFile] = {}
+    self._entries: dict[Id, tuple[_ResultsFile, Id]] = {}
     for file in self._files:
-      if shared := file.image_ids & self._file_of.keys():
-        image_id = min(shared, key=str)
-        raise InputError(
-          f"{file.path}: image {image_id} is also in {self._file_of[image_id].path}; use files "
-          "that do not share images"
-        )
-      self._file_of |= dict.fromkeys(file.image_ids, file)
+      for image_id in file.image_ids:
+        other, _ = self._entries.setdefault(file.entry(image_id), (file, image_id))
+        if other is not file:
+          raise InputError(
+            f"{file.path}: image {image_id} is also in {other.path}; use files that do not share "
+            "images"
+          )
 
   @property
   def is_empty(self) -> bool:
     """Whether the files have no detection at all, as of a detector that found nothing."""
-    return not self._file_of
+    return not self._entries
 
   @property
   def needs_ids(self) -> bool:
@@ -66,7 +66,7 @@ class ResultsProposer:
     return any(file.needs_ids for file in self._files)
 
   def find_image(self, path: str, image_id: Id | None = None, name: str = "") -> Id:
-    """Returns the id of an image in the files.
+    """Returns the entry of an image in the files.
 
     It is found by its name where rows or a list of images name it: ids that are text are names of
     files. Otherwise its id is `image_id`, or the number at the end of its name as in COCO's.
@@ -82,14 +82,15 @@ class ResultsProposer:
     """
     found = [i for file in self._files if (i := file.find_by_name(path, name)) is not None]
     if len(found) > 1:
-      raise InputError(f"{self._paths()}: images {found[0]} and {found[1]} may both be {path}")
+      raise InputError(
+        f"{self._paths()}: {path} is in several files; use files that do not share images"
+      )
     if found:
       return found[0]
     number = image_id if image_id is not None else _number_at_end(path)
     if number is None and self.needs_ids:
       raise InputError(f"--instances results: {path} does not end with an image id")
-    file = self._file_of.get(number) if number is not None else None
-    if file is None or number is None or not file.needs_ids:
+    if number is None or number not in self._entries:
       known = f"image {number}" if self.needs_ids else os.path.basename(path)
       raise UnknownImage(
         f"{self._paths()}: no detection of {known}; are these the results of another data set?"
@@ -114,12 +115,12 @@ class ResultsProposer:
     ]
 
   def _propose(self, height: int, width: int, image_id: Id) -> records.Instances:
-    file = self._file_of.get(image_id)
-    if file is None:
+    if image_id not in self._entries:
       raise UnknownImage(
         f"{self._paths()}: no detection of image {image_id}; are these the results of another "
         "data set?"
       )
+    file, image_id = self._entries[image_id]
     where = f"{file.path}, image {image_id}"
     masks, scores, categories, notes = [], [], [], []
     rows = file.rows(image_id)
@@ -171,8 +172,12 @@ class _ResultsFile:
     """Returns the detections of an image."""
     return self._index.of_image("results", image_id)
 
+  def entry(self, image_id: Id) -> Id:
+    """Returns what an image is called among those of all files: ids beside names are the file's."""
+    return image_id if self.needs_ids else f"{image_id} of {self.path}"
+
   def find_by_name(self, path: str, name: str) -> Id | None:
-    """Returns the id of an image that the file names, None if it does not.
+    """Returns the entry of an image that the file names, None if it does not.
 
     Raises:
       InputError: several may be meant.
@@ -180,7 +185,7 @@ class _ResultsFile:
     spellings = (str, _as_jpeg, _as_number)
     for spell in () if self.needs_ids else spellings:
       try:
-        return self._table.find(spell(path), spell(name))
+        return self.entry(self._table.find(spell(path), spell(name)))
       except ImageNotFound:
         pass
     return None

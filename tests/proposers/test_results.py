@@ -207,6 +207,19 @@ def test_ids_of_a_file_that_lists_its_images_are_its_own(tmp_path):
     results.find_image("COCO_train2014_000000000001.jpg", 1, "")
 
 
+def test_files_with_the_same_ids_for_other_images_are_one_set(tmp_path):
+  """Exports of several subsets count from 0 each."""
+  paths = []
+  for n, name in enumerate(["train/a.jpg", "val/b.jpg"]):
+    content = {"images": [{"id": 0, "file_name": name}], "annotations": [_row(0, score=n / 8)]}
+    paths.append(_write(tmp_path / f"{n}.json", content))
+  both = ResultsProposer(",".join(paths))
+  assert _scores(both, ["b.jpg", "x/a.jpg"]) == [1 / 8, 0]
+  again = ResultsProposer(",".join([*paths, _write(tmp_path / "2.json", _by_name(["b"]))]))
+  with pytest.raises(InputError, match=r"b\.jpg is in several files"):
+    again.find_image("b.jpg")
+
+
 def test_an_empty_list_is_a_detector_that_found_nothing(tmp_path):
   proposer = open_proposer(f"results:{_write(tmp_path / 'r.json', [])}")
   with pytest.raises(UnknownImage):
