@@ -35,6 +35,7 @@ from input_pipeline.custom.converters import (
   yolo,
 )
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 READERS = {
   "coco": coco.read,
   "label-studio": label_studio.read,
@@ -54,7 +55,7 @@ _SHOWN = 3
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
   """Adds `convert`."""
   parser = add_subparser(
-    subparsers, "convert", "convert a COCO, Label Studio or CVAT export to custom data", __doc__
+    subparsers, "convert", "convert an annotation tool's export to custom data", __doc__
   )
   parser.add_argument(
     "files",
@@ -144,11 +145,17 @@ def run(args: argparse.Namespace) -> None:
   lines = conversion.lines
   if conversion.drop_repeated_ids():
     print("note: image_id is left out, since the exports give one to several images")
-  text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+  text = "".join(_to_json(line) + "\n" for line in lines)
   atomic_files.write_whole(args.out, text)
   _report(args.out, conversion)
   option = f" --images {conversion.root}" if conversion.root else ""
   print(f"next: python -m input_pipeline.custom validate {args.out}{option}")
+
+
+def _to_json(line: Mapping[str, Any]) -> str:
+  text = json.dumps(line, ensure_ascii=False)
+  # Half of a surrogate pair, which JSON may have, cannot be written as UTF-8.
+  return json.dumps(line) if _SURROGATE.search(text) else text
 
 
 class _Conversion:

@@ -302,6 +302,14 @@ def test_labelme_photo_may_be_in_the_file(tmp_path: pathlib.Path):
   assert line["image"] == "a.png"
 
 
+def test_half_of_a_character_in_a_text_is_written(tmp_path: pathlib.Path):
+  write_photo(tmp_path / "export/a.png", (HEIGHT, WIDTH))
+  shapes = [tool_exports.labelme_shape(SQUARE, "the \ud800 cup")]
+  content = tool_exports.labelme_photo(Photo("a.png", HEIGHT, WIDTH, []), shapes)
+  (tmp_path / "export/a.json").write_text(json.dumps(content))
+  assert convert_export(tmp_path, "labelme")[0]["sentences"] == ["the \ud800 cup"]
+
+
 def test_labelme_photo_in_the_file_must_have_the_size(
   tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -644,6 +652,14 @@ def test_yolo_photo_must_be_the_only_one_of_its_name(tmp_path: pathlib.Path):
   write_photo(tmp_path / "images/a.jpg", (HEIGHT, WIDTH))
   with pytest.raises(InputError, match=r"a\.jpg or images/a\.png"):
     yolo_regions(tmp_path, row)
+
+
+def test_yolo_photo_is_in_the_folder_of_its_labels(tmp_path: pathlib.Path):
+  write_photo(tmp_path / "images/a.png", (HEIGHT, WIDTH))
+  write_photo(tmp_path / "backup/a.png", (HEIGHT, WIDTH))
+  write_photo(tmp_path / "backup/images/a.png", (HEIGHT, WIDTH))
+  export = yolo_regions(tmp_path, "0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+  assert [region.image for region in export.regions] == ["images/a.png"]
 
 
 def test_yolo_labels_without_photo_are_counted(tmp_path: pathlib.Path):

@@ -15,6 +15,7 @@ from custom_files import write_photo
 from pycocotools import mask as coco_mask
 
 from input_pipeline.custom import command, masks
+from input_pipeline.proposers.results import ResultsProposer
 
 pytestmark = pytest.mark.extras
 
@@ -223,3 +224,27 @@ def test_supervisely_writes(tmp_path: pathlib.Path):
   found = convert(tmp_path, "supervisely", tmp_path, "--text", "caption", "--text", "description")
   with_hole = pixels_of(POLYGONS["the square"]) & ~pixels_of(((10, 10), (20, 10), (20, 20)))
   assert_same(found, drawn() | {"a hole": with_hole})
+
+
+@pytest.mark.parametrize("name", ("the_cup", "COCO_val2014_000000000042", "000000000042"))
+def test_ultralytics_writes_detections(tmp_path: pathlib.Path, name: str):
+  validation = pytest.importorskip("ultralytics.models.yolo.segment.val")
+  import torch  # pyright: ignore[reportMissingImports]
+
+  objects = np.stack(list(drawn_masks().values()))
+  count = len(objects)
+  validator = object.__new__(validation.SegmentationValidator)
+  validator.jdict, validator.class_map = [], list(range(1, 81))
+  predictions = {
+    "masks": torch.from_numpy(objects.astype(np.uint8)),
+    "bboxes": torch.ones((count, 4)),
+    "conf": torch.arange(count, 0, -1) / 10,
+    "cls": torch.zeros(count),
+  }
+  validator.pred_to_json(predictions, {"im_file": f"photos/{name}.jpg"})
+  (tmp_path / "predictions.json").write_text(json.dumps(validator.jdict))
+  proposer = ResultsProposer(str(tmp_path / "predictions.json"))
+  image_id = proposer.find_image(f"val/{name}.jpg")
+  photo = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+  (instances,) = proposer.propose([photo], [image_id])
+  assert np.array_equal(instances.masks, objects)
