@@ -29,6 +29,7 @@ CHANGED = {
   "--config demo:paper --config.minutes=5": f"--config {tiny_run.__file__} --config.seed=1",
   "--config demo": f"--config {tiny_run.__file__}",
   "--dataset shapes": "--dataset shapes --train_scenes 24 --eval_scenes 12",
+  "refer:refer/rrsisd:unc --images JPEGImages": "refer:refer/refcoco+:unc --images train2014",
   "huggingface:MODEL": "none",
   "--annotations FILE": "--annotations instances_train2014.json",
   "--vocab_size 8000": "--vocab_size 280",
