@@ -26,6 +26,7 @@ TARGETS = (
   "lines",
   "pictures",
   "predictions",
+  "coco_files",
   "coco_exports",
   "label_studio_exports",
   "mdetr",

@@ -8,7 +8,7 @@ import numpy as np
 from plain_masks import plain_decode, plain_lengths
 from pycocotools import mask as coco_mask
 
-from input_pipeline.masks.segmentation import decode_segmentation
+from input_pipeline.masks.segmentation import decode_segmentation, read_segmentation
 
 COVERED = ("input_pipeline/masks/segmentation.py",)
 MAX_BYTES = 2048
@@ -27,6 +27,19 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
     bytes([60, 80, 1])
     + json.dumps([[1.5, 2, 30, 2.25, 30, 50.5], [0, 0, 9, 0, 9, 9, 0, 9]]).encode()
   )
+  square, runs = [1, 1, 9, 1, 9, 9, 1, 9], {"size": [20, 30], "counts": [45, 10, 545]}
+  points = [[1, 1], [9, 1], [9, 9], [1, 9]]
+  for value in (
+    square,
+    points,
+    [points, square, None, [], [1, 2]],
+    [runs, square, runs | {"counts": "]1:e`0"}],
+    runs | {"counts": str(b"]1:e`0")},
+    [[45, 10, 545, 0, 0]],
+    [[0.1, 0.1, 0.9, 0.1, 0.9, 1]],
+    [[-2, -2, 33, 4, 9, 22]],
+  ):
+    yield bytes([20, 30, 1]) + json.dumps(value).encode()
   path = realdata / "coco/annotations/instances_train2014.json"
   rows = json.loads(path.read_text())["annotations"] if path.exists() else []
   for row in rows[:: max(1, len(rows) // 30)]:
@@ -48,13 +61,41 @@ def one_input(data: bytes) -> None:
   except (ValueError, RecursionError):
     return
   try:
-    mask = decode_segmentation(segmentation, height, width)
-  except ValueError:
+    read = read_segmentation(segmentation, height, width)
+  except ValueError as error:
+    assert str(error)
     return
+  mask = read.mask()
   assert mask.shape == (height, width) and mask.dtype == bool
+  assert len(read.parts) + len(read.notes) >= 1
+  union = np.zeros((height, width), bool)
+  for part in json.loads(json.dumps(read.parts)):
+    union |= _by_itself(part, height, width)
+  assert (mask == union).all()
+  # What was read is read again, and is the same.
+  (first, *others) = read.parts
+  if "polygons" in first and not others:
+    again = read_segmentation(first["polygons"], height, width)
+    assert again.parts == read.parts and (again.mask() == mask).all()
   if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
     expected = plain_decode(segmentation["counts"], height, width)
     assert expected is not None and (mask == expected).all()
+
+
+def _by_itself(part: dict, height: int, width: int) -> np.ndarray:
+  """Returns the mask of a part by pycocotools for polygons, by NumPy for run lengths."""
+  if "polygons" in part:
+    (polygon,) = part["polygons"]
+    assert len(polygon) >= 6 and len(polygon) % 2 == 0
+    beyond = max(max(polygon[::2]) - width, max(polygon[1::2]) - height, -min(polygon))
+    assert beyond <= max(3, 0.05 * max(height, width))
+    runs = coco_mask.frPyObjects([polygon], height, width)
+    return coco_mask.decode(runs)[..., 0].astype(bool)
+  counts = part["rle"]["counts"]
+  lengths = plain_lengths(counts.encode()) if isinstance(counts, str) else counts
+  mask = plain_decode(lengths or [], height, width)
+  assert mask is not None
+  return mask
 
 
 def _check_runs(text: bytes, height: int, width: int) -> None:
