@@ -144,11 +144,44 @@ def test_unknown_files_are_not_recognised(tmp_path: pathlib.Path):
     "c.json": "not JSON",
     "d.xml": "<other/>",
     "e.csv": "a,b\n1,2\n",
-    "f.txt": "0 0.5 0.5",
+    "f.txt": "0 0.5 0.5\n",
+    "g.txt": "images/train/a.jpg\n",
   }.items():
     (tmp_path / name).write_text(text)
     assert recognise.recognise(str(tmp_path / name)) is None
   assert recognise.recognise(str(tmp_path)) is None
+
+
+def test_a_single_file_of_labels_is_recognised(tmp_path: pathlib.Path):
+  for row in ("0 0.5 0.5 0.25 1", "12 0 1 .5 1e-05 0.123456 0.2", " 3 0.1 0.2 0.3 0.4\r\n0 x"):
+    (tmp_path / "a.txt").write_text(row)
+    assert recognise.recognise(str(tmp_path / "a.txt")) == "yolo"
+
+
+@pytest.mark.parametrize(
+  ("name", "images"),
+  (
+    ("yolo", ("images/train/a.png", "images/valid/a.png")),
+    ("supervisely", ("train/img/a.png", "valid/img/a.png")),
+  ),
+)
+def test_splits_of_an_export_are_kept(tmp_path: pathlib.Path, name: str, images: tuple[str, str]):
+  objects = [Drawn(SQUARE, "the square")]
+  photos = [Photo(f"{split}/a.png", HEIGHT, WIDTH, objects) for split in ("train", "valid")]
+  TOOLS[name].write(tmp_path, photos)
+  for photo in photos:
+    write_photo(tool_exports.photo_file(tmp_path, TOOLS[name], photo), (HEIGHT, WIDTH))
+  found = [(region.image, region.split) for region in read(name, tmp_path).regions]
+  assert found == list(zip(images, ("train", "val"), strict=True))
+
+
+def test_cvat_subsets_are_splits(tmp_path: pathlib.Path):
+  shape = cvat_shape("polygon", "the cup", points="5,5;25,5;25,25")
+  (tmp_path / "a.xml").write_text(
+    f'<annotations><image name="a.png" subset="Validation" width="64" height="48">{shape}</image>'
+    f'<image name="b.png" width="64" height="48">{shape}</image></annotations>'
+  )
+  assert [r.split for r in read("cvat", tmp_path / "a.xml").regions] == ["val", None]
 
 
 def labelme_regions(
@@ -780,8 +813,9 @@ def test_datumaro_subsets_have_their_own_photos(tmp_path: pathlib.Path):
   (tmp_path / "annotations/val.json").write_bytes(
     (tmp_path / "annotations/train.json").read_bytes()
   )
-  images = [region.image for region in read("datumaro", tmp_path).regions]
-  assert images == ["images/train/a.png", "images/val/a.png"]
+  regions = read("datumaro", tmp_path).regions
+  assert [r.image for r in regions] == ["images/train/a.png", "images/val/a.png"]
+  assert [r.split for r in regions] == ["train", "val"]
 
 
 def test_an_item_without_a_path_is_the_photo_of_its_id(tmp_path: pathlib.Path):

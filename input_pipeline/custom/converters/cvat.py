@@ -14,7 +14,7 @@ import numpy as np
 from input_pipeline.common import untrusted_xml
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import archive, coco, export_files, geometry
-from input_pipeline.custom.converters.collect import Export, Options
+from input_pipeline.custom.converters.collect import Export, Options, split_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
   NEEDS_BOXES,
@@ -83,7 +83,8 @@ def _read_image(element: Element, gatherer: Gatherer) -> None:
   except ValueError as error:
     gatherer.export.skip(f"image with an invalid size ({error})", name)
     return
-  photo = Photo(photo_path(name), size)
+  # Of a project; a task has none.
+  photo = Photo(photo_path(name), size, split=split_in(element.get("subset", "")))
   for row in element:
     if row.tag == "box" and not gatherer.options.boxes:
       gatherer.export.skip(NEEDS_BOXES, name)

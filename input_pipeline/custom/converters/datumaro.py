@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.custom.converters import geometry
-from input_pipeline.custom.converters.collect import Export, Options, box, rows_in
+from input_pipeline.custom.converters.collect import Export, Options, box, rows_in, split_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
   NEEDS_BOXES,
@@ -74,7 +74,9 @@ def _read_subset(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> N
     except MALFORMED as error:
       gatherer.export.skip(f"item with an invalid size of the photo ({error})", path)
       continue
-    _read_item(rows_in(item.get("annotations")), Photo(path, size), names, gatherer)
+    _read_item(
+      rows_in(item.get("annotations")), Photo(path, size, split=split_in(subset)), names, gatherer
+    )
 
 
 def _read_item(

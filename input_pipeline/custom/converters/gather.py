@@ -43,6 +43,8 @@ class Photo:
   """Height and width, None if the tool does not declare them."""
   upright: bool | None = None
   """As in `Region`."""
+  split: str | None = None
+  """As in `Region`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Gatherer:
         shape.category,
         size=photo.size,
         upright=photo.upright,
+        split=photo.split,
       )
 
   def _texts(self, shape: Shape, place: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Tells which tool wrote an export, by what is in it."""
 
 import contextlib
+import re
 from typing import Any
 
 from input_pipeline.common.errors import InputError
@@ -18,6 +19,8 @@ from input_pipeline.custom.converters import (
 OWN = ("labelme", "via", "yolo", "supervisely", "datumaro", "parquet")
 """Formats that have nothing in common with COCO's."""
 
+# Of YOLO's labels: a category and shares.
+_ROW = re.compile(r"\s*\d+(?:[ \t]+[01]?\.?\d*(?:e-\d+)?){4,}[ \t]*(?:$|[\r\n])")
 # Files of a folder or zip that are looked at before it counts as unknown.
 _LOOKED_AT = 20
 
@@ -52,6 +55,8 @@ def _recognise_file(files: export_files.ExportFiles, name: str) -> str | None:
   lower = name.lower()
   if lower.endswith((".yaml", ".yml")):
     return "yolo"
+  if lower.endswith(".txt"):
+    return "yolo" if _ROW.match(files.read_text(name)) else None
   if lower.endswith(".csv"):
     return "via" if via.CSV_COLUMN in files.read_text(name)[:4096] else None
   data = files.read(name)

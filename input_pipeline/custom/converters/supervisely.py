@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.custom.converters import geometry
-from input_pipeline.custom.converters.collect import Export, Options, rows_in
+from input_pipeline.custom.converters.collect import Export, Options, rows_in, split_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
   NEEDS_BOXES,
@@ -64,7 +64,7 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
   except ValueError as error:
     gatherer.export.skip(f"file with an invalid size of the photo ({error})", name)
     return
-  photo = Photo(image, size)
+  photo = Photo(image, size, split=split_in(folder))
   for row in rows_in(content["objects"]):
     kind = str(row.get("geometryType"))
     if kind == "rectangle" and not gatherer.options.boxes:

@@ -15,7 +15,7 @@ from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
 from input_pipeline.custom.converters import archive, export_files, geometry
-from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, box
+from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, box, split_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
   NEEDS_BOXES,
@@ -70,7 +70,8 @@ def read(path: str, options: Options) -> Export:
       except LineError as error:
         gatherer.export.skip(f"labels of a photo that cannot be read: {error.kind}", name)
         continue
-      _read_rows(files.read_text(name), name, Photo(image, size, True), names, gatherer)
+      photo = Photo(image, size, True, split_in(posixpath.dirname(name)))
+      _read_rows(files.read_text(name), name, photo, names, gatherer)
   return gatherer.finish()
 
 
