@@ -165,8 +165,11 @@ class RefReader:
     self._annotations = CocoAnnotations(self.annotations_path)
     self.rows = self._refs.rows
     self._other_categories: list[int] = []
+    self._with_crowds: list[int] = []
     self._check_published()
     self._check_annotations()
+    if not self.layout.crowds:
+      self._leave_out_crowds()
     self._rows_of: dict[tuple[str, int], list[Row]] = {}
     for row in self.rows:
       self._rows_of.setdefault((row.split, row.image_id), []).append(row)
@@ -206,6 +209,11 @@ class RefReader:
       lines.append(
         f"{self.refs_path}: {counted(len(divided), 'ref')} ({examples(divided)}) have sentences "
         "with and without a target; the latter are refs of their own, with the id -1 - ref_id"
+      )
+    if crowds := self._with_crowds:
+      lines.append(
+        f"{self.refs_path}: {counted(len(crowds), 'ref')} ({examples(crowds)}) to crowds among "
+        "others; crowds are not part of targets, as in the toolkit of the authors"
       )
     if others := self._other_categories:
       lines.append(
@@ -282,15 +290,23 @@ class RefReader:
   def _target_annotations(self, row: Row) -> list[dict[str, Any]]:
     """Returns the annotations that form the target of a ref."""
     named = [self._annotations.annotation(ann_id) or {"id": ann_id} for ann_id in row.ann_ids]
-    if self.layout.crowds:
-      return named
-    objects = [annotation for annotation in named if not annotation.get("iscrowd")]
-    if named and not objects:
-      raise InputError(
-        f"{self.refs_path}, ref {row.ref_id}: all of its annotations are crowds in "
-        f"{self.annotations_path}; do the two files belong together?"
-      )
-    return objects
+    return [annotation for annotation in named if not self._is_left_out(annotation)]
+
+  def _is_left_out(self, annotation: dict[str, Any]) -> bool:
+    return not self.layout.crowds and self._annotations.is_crowd(annotation)
+
+  def _leave_out_crowds(self) -> None:
+    """Leaves out refs without any object besides crowds; and notes the other refs with crowds."""
+    kept = []
+    for row in self.rows:
+      objects = len(self._target_annotations(row))
+      if row.ann_ids and not objects:
+        self._refs.left_out.setdefault("refs to crowds only", []).append(row.ref_id)
+        continue
+      if objects < len(row.ann_ids):
+        self._with_crowds.append(row.ref_id)
+      kept.append(row)
+    self.rows = kept
 
   def _check_annotations(self) -> None:
     """Checks that annotations match their ref's image and categories, and that ids are unique."""

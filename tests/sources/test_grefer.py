@@ -51,11 +51,24 @@ def test_crowds_are_not_part_of_a_target(tmp_path):
   reader = refer.RefReader("grefcoco_unc", str(layout.root))
   ref = _record(reader, "train", 100, layout.images).refs[0]
   assert (ref.ann_ids, int(ref.target.sum())) == ((1001,), 900)
+  (line,) = reader.warnings()
+  assert "1 ref (ref 0) to crowds among others" in line
+
+
+def test_a_ref_to_crowds_only_is_left_out_and_counted(tmp_path):
+  layout = make_generalised(tmp_path)
   layout.refs[0]["ann_id"] = [1002]
   layout.write()
   reader = refer.RefReader("grefcoco_unc", str(layout.root))
-  with pytest.raises(InputError, match=r"ref 0: all of its annotations are crowds"):
-    _record(reader, "train", 100, layout.images)
+  assert [ref.ref_id for ref in _record(reader, "train", 100, layout.images).refs] == [1, 2]
+  assert reader.more_metadata()["left_out"] == {"refs to crowds only": [0]}
+  (line,) = reader.warnings()
+  assert "left out refs to crowds only: 1 (ref 0)" in line
+  # By its path it is any data set: what a text names is its target.
+  layout.refs_path.with_name("refs(unc).json").write_text(json.dumps(layout.refs))
+  reader = refer.RefReader("any", str(layout.refs_path.parent), layout=refer.layout_of("unc"))
+  ref = _record(reader, "train", 100, layout.images).refs[0]
+  assert (ref.ann_ids, ref.target.all()) == ((1002,), True)
 
 
 def test_annotations_that_cover_nothing_are_still_refused(tmp_path):

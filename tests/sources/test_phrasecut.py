@@ -106,6 +106,41 @@ def test_the_toolkits_rule_and_not_cocos_makes_the_target(tmp_path):
   assert int(record.refs[0].target[:22, :22].sum()) == 100 + 144 - 16
 
 
+_CHANGES = {
+  "nothing": lambda image: image,
+  "in VG_100K_2": lambda image: _move(image, image.parent / "VG_100K_2" / image.name),
+  "in capitals": lambda image: _move(image, image.with_suffix(".JPG")),
+  "to the number of another": lambda image: _move(image, image.with_name("2999.jpg")),
+  "turned": lambda image: Image.open(image).rotate(90, expand=True).save(image),
+  "scaled": lambda image: Image.open(image).resize((2 * WIDTH, 2 * HEIGHT)).save(image),
+}
+
+
+def _move(image, to):
+  to.parent.mkdir(exist_ok=True)
+  image.rename(to)
+
+
+@pytest.mark.parametrize("change", list(_CHANGES))
+def test_an_image_is_found_as_it_is_or_not_at_all(tmp_path, change):
+  layout = make_layout(tmp_path)
+  before = (layout.images / "2003.jpg").read_bytes()
+  _CHANGES[change](layout.images / "2003.jpg")
+  image = phrasecut.PhraseCutReader(str(layout.root)).annotated_image(
+    "val", 2003, str(layout.images)
+  )
+  make = annotated_images.RecordMaker("none")
+  if change in ("to the number of another", "turned", "scaled"):
+    with pytest.raises(InputError, match=r"2003\.jpg"):
+      make({"images": [vars(image)]})
+    return
+  (fields,) = make({"images": [vars(image)]}).records
+  assert fields["image"] == before
+  for ref, task in zip(fields["refs"], layout.tasks["val"][2:], strict=True):
+    expected = by_the_toolkit([shape for instance in task["Polygons"] for shape in instance])
+    np.testing.assert_array_equal(records.decode_target(ref["target"]), expected)
+
+
 def test_masks_that_are_looked_up_are_those_of_visual_genomes_ids(tmp_path):
   layout = make_layout(tmp_path)
   box = [float(value) for value in (2, 3, 12, 3, 12, 13, 2, 13)]
