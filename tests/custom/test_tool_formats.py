@@ -343,6 +343,16 @@ def test_half_of_a_character_in_a_text_is_written(tmp_path: pathlib.Path):
   assert convert_export(tmp_path, "labelme")[0]["sentences"] == ["the \ud800 cup"]
 
 
+def test_labelme_photo_that_exif_turns_is_upright(tmp_path: pathlib.Path):
+  exif = Image.Exif()
+  exif[0x0112] = 8
+  write_photo(tmp_path / "export/a.jpg", (WIDTH, HEIGHT), exif=exif)
+  photo = Photo("a.jpg", HEIGHT, WIDTH, [Drawn(SQUARE, "the square")])
+  tool_exports.write_labelme(tmp_path / "export", [photo])
+  (line,) = convert_export(tmp_path, "labelme")
+  assert np.array_equal(decode(line["target"]), pixels_of(SQUARE))
+
+
 def test_labelme_photo_in_the_file_must_have_the_size(
   tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -679,6 +689,11 @@ def test_yolo_turned_photo_is_upright(tmp_path: pathlib.Path):
   assert np.array_equal(decode(region.mask, WIDTH, HEIGHT), pixels_of(half, WIDTH, HEIGHT))
 
 
+def test_yolo_settings_of_a_run_are_not_those_of_the_data(tmp_path: pathlib.Path):
+  (tmp_path / "args.yaml").write_text("task: segment\n")
+  assert yolo_regions(tmp_path, "0 0.1 0.1 0.5 0.1 0.5 0.5\n").regions[0].texts == ("the cup",)
+
+
 def test_yolo_photo_must_be_the_only_one_of_its_name(tmp_path: pathlib.Path):
   row = "0 0.1 0.1 0.5 0.1 0.5 0.5\n"
   write_photo(tmp_path / "images/a.png", (HEIGHT, WIDTH))
@@ -716,7 +731,7 @@ def test_yolo_without_names_is_an_error(tmp_path: pathlib.Path):
   with pytest.raises(InputError, match="invalid YAML"):
     read("yolo", tmp_path, folder=str(tmp_path))
   (tmp_path / "data.yaml").unlink()
-  with pytest.raises(InputError, match=r"data\.yaml is missing"):
+  with pytest.raises(InputError, match=r"data\.yaml.*is not in it"):
     read("yolo", tmp_path, folder=str(tmp_path))
   (tmp_path / "classes.txt").write_text("the cup\nthe plate\n")
   assert read("yolo", tmp_path, folder=str(tmp_path)).regions[0].texts == ("the cup",)

@@ -1,7 +1,6 @@
 """Tells which tool wrote an export, by what is in it."""
 
 import contextlib
-import re
 from typing import Any
 
 from input_pipeline.common.errors import InputError
@@ -19,8 +18,6 @@ from input_pipeline.custom.converters import (
 OWN = ("labelme", "via", "yolo", "supervisely", "datumaro", "parquet")
 """Formats that have nothing in common with COCO's."""
 
-# Of YOLO's labels: a category and shares.
-_ROW = re.compile(r"\s*\d+(?:[ \t]+[01]?\.?\d*(?:e-\d+)?){4,}[ \t]*(?:$|[\r\n])")
 # Files of a folder or zip that are looked at before it counts as unknown.
 _LOOKED_AT = 20
 
@@ -39,16 +36,13 @@ def recognise(path: str) -> str | None:
 
 
 def _recognise_files(files: export_files.ExportFiles) -> str | None:
-  names = files.names
-  if not files.whole:
-    if yolo.settings_file(names) and any(name.endswith(".txt") for name in names):
-      return "yolo"
-    names = [name for name in names if name.lower().endswith((".json", ".xml", ".csv"))]
-  for name in names[:_LOOKED_AT]:
+  likely = [name for name in files.names if name.lower().endswith((".json", ".xml", ".csv"))]
+  for name in (files.names if files.whole else likely)[:_LOOKED_AT]:
     with contextlib.suppress(InputError):
       if format_name := _recognise_file(files, name):
         return format_name
-  return None
+  labels = any(name.endswith(".txt") for name in files.names)
+  return "yolo" if labels and yolo.settings_file(files.names) else None
 
 
 def _recognise_file(files: export_files.ExportFiles, name: str) -> str | None:
@@ -56,7 +50,7 @@ def _recognise_file(files: export_files.ExportFiles, name: str) -> str | None:
   if lower.endswith((".yaml", ".yml")):
     return "yolo"
   if lower.endswith(".txt"):
-    return "yolo" if _ROW.match(files.read_text(name)) else None
+    return "yolo" if yolo.is_labels(files.read_text(name)) else None
   if lower.endswith(".csv"):
     return "via" if via.CSV_COLUMN in files.read_text(name)[:4096] else None
   data = files.read(name)

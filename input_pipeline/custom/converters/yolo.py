@@ -30,6 +30,7 @@ from input_pipeline.custom.schema import LineError, Mask
 _LABELS, _PHOTOS = "labels", "images"
 # A name per line: of Label Studio and labelImg, and of darknet.
 _LISTS = ("classes.txt", "obj.names")
+_ROW = 1 << 20
 _MAX_SETTINGS = 1 << 20
 # Rounding of a share beyond the border; ultralytics allows as much.
 _SLACK = 0.01
@@ -75,11 +76,26 @@ def read(path: str, options: Options) -> Export:
   return gatherer.finish()
 
 
+def is_labels(text: str) -> bool:
+  """Returns whether a text looks like YOLO's labels: a category and at least four shares."""
+  values = text.lstrip()[:_ROW].partition("\n")[0].split()
+  try:
+    shares = [float(value) for value in values[1:]]
+  except ValueError:
+    return False
+  is_row = len(shares) >= 4 and values[0].isdecimal()
+  return is_row and all(0 <= share <= 1 for share in shares)
+
+
 def settings_file(names: Sequence[str]) -> str | None:
   """Returns which of an export's files has the names of YOLO's categories; None if none has."""
   yaml = [name for name in names if name.endswith((".yaml", ".yml"))]
   lists = [name for name in names if posixpath.basename(name) in _LISTS]
-  return min(yaml or lists, key=lambda name: (name.count("/"), name), default=None)
+  return min(
+    yaml or lists,
+    key=lambda name: (name.count("/"), not posixpath.basename(name).startswith("data"), name),
+    default=None,
+  )
 
 
 def _label_files(names: Sequence[str]) -> list[str]:
@@ -97,7 +113,7 @@ def _category_names(files: export_files.ExportFiles, path: str) -> Mapping[int, 
   name = settings_file(files.names)
   if name is None:
     raise InputError(
-      f"{path}: data.yaml is missing; without it the numbers of categories have no names"
+      f"{path}: data.yaml, which names the categories, is not in it; name the folder that has it"
     )
   full = files.full_name(name)
   text = files.read_text(name)
