@@ -327,6 +327,7 @@ def test_annotations_were_called_completions():
     ({"photo": "a.JFIF"}, {}, "a.JFIF"),
     ({"photo": "/data/local-files/?d=x/a%20b.png"}, {}, "/data/local-files/?d=x/a%20b.png"),
     ({"image": "/tasks/7/presign/?fileuri=czM6Ly9idWNrZXQvYS5wbmc="}, {}, "s3://bucket/a.png"),
+    ({"photo": "/tasks/7/presign/?fileuri=gs://b/a.png"}, {}, "gs://b/a.png"),
     ({"photo": "/tasks/7/resolve/?fileuri=czM6Ly9idWNrZXQvYS5wbmc"}, {}, "s3://bucket/a.png"),
   ],
 )

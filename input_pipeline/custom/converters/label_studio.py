@@ -335,7 +335,8 @@ def _stored(value: str) -> str:
     return value
   encoded = parse_qs(url.query).get("fileuri", [""])[0]
   try:
-    return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+    padded = encoded + "=" * (-len(encoded) % 4)
+    return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
   except (binascii.Error, ValueError):
     return encoded or value
 

@@ -125,6 +125,7 @@ SHAPES = {
   "rectangle": _rectangle,
   "ellipse": _ellipse,
   "brush": _brush,
+  "magicwand": _brush,
   "bitmask": _bitmask,
 }
 """Functions that read shapes, by kind."""
