@@ -185,6 +185,8 @@ def _check_size(which: str, size: tuple[int, int], height: int, width: int) -> N
   message = f"{which} {size[1]} x {size[0]}, but the image is {width} x {height}"
   if size == (width, height):
     message += "; EXIF data turns the image upright: was the mask made for the pixels as stored?"
+  else:
+    message += "; was the image resized? Use the one that the mask was made for"
   raise LineError(_OTHER_SIZE, message)
 
 
