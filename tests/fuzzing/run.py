@@ -96,7 +96,8 @@ def _watch(args: argparse.Namespace, folder: pathlib.Path) -> None:
 def _fuzz(target: str, folder: pathlib.Path, seconds: int) -> None:
   import atheris  # pyright: ignore[reportMissingImports]
 
-  with atheris.instrument_imports(include=["input_pipeline", "PIL"]):
+  ours = ["input_pipeline", "mail_jax.evaluate", "PIL"]
+  with atheris.instrument_imports(include=ours):
     module = importlib.import_module(target)
   limits = [
     f"-max_total_time={seconds}",
