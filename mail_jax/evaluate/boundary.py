@@ -62,23 +62,19 @@ def take_boundaries(
 def take_boundary(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
   """Keeps the pixels of a mask of an image that lie at its contour; on the host."""
   distance = max(1, round(math.hypot(*mask.shape) / _DIAGONAL))
-  inside = mask
-  for axis in (0, 1):
-    inside = _erode_plain(inside, distance, axis)
-  return mask & ~inside
+  return mask & ~_erode_rows(_erode_rows(mask, distance).T, distance).T
 
 
-def _erode_plain(
-  mask: Bool[np.ndarray, "h w"], distance: int, axis: int
-) -> Bool[np.ndarray, "h w"]:
-  pads = [(0, 0), (0, 0)]
-  pads[axis] = (distance + 1, distance)
-  sums = np.cumsum(np.pad(mask, pads), axis=axis, dtype=np.int32)
-  side = 2 * distance + 1
-  here, before = (
-    np.take(sums, np.arange(start, start + mask.shape[axis]), axis) for start in (side, 0)
-  )
-  return here - before == side
+def _erode_rows(mask: Bool[np.ndarray, "h w"], distance: int) -> Bool[np.ndarray, "h w"]:
+  """Keeps the pixels whose neighbours above and below, up to a distance, are in the mask."""
+  rows = np.pad(mask, ((distance, distance), (0, 0)))
+  count, side = 1, 2 * distance + 1
+  # Each of the rows stands for `count` consecutive ones.
+  while count < side:
+    step = min(count, side - count)
+    rows = rows[:-step] & rows[step:]
+    count += step
+  return rows
 
 
 def pack(masks: Bool[Array, "*n y x"]) -> UInt8[Array, "*n q w"]:
