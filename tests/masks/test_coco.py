@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from input_pipeline.common import untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import AmbiguousImage, ImageNotFound
 from input_pipeline.masks.coco import CocoAnnotations, category_of
@@ -244,11 +245,34 @@ def test_rows_come_back_as_json_reads_them_with_nan_missing(
   assert list(RowIndex(str(path), {"rows": "item"}).rows("rows")) == expected
 
 
+@pytest.mark.parametrize("after", ["", "Infinity", '"\\\\"'])
+def test_nan_may_lie_across_any_border_of_what_is_read_at_once(tmp_path, after):
+  for pad in range(16_384 - 60, 16_384, 3 if after else 1):
+    value = after or "null"
+    path = tmp_path / f"{pad}.json"
+    path.write_text(f'[{{"x":"{"a" * (pad - 40)}","y":-Infinity,"z":{value}}},{{"y":NaN}}]')
+    rows = list(RowIndex(str(path), {"rows": "item"}).rows("rows"))
+    assert rows[0]["y"] is None and rows[1] == {"y": None} and len(rows[0]["x"]) == pad - 40
+    assert rows[0]["z"] == (None if after != '"\\\\"' else "\\")
+
+
 def test_a_long_string_beside_nan_takes_linear_time(tmp_path):
   path = tmp_path / "rows.json"
   path.write_text('[{"x": NaN, "y": "' + "NaN\\\\" * 2_000_000 + '"}]')
   (row,) = RowIndex(str(path), {"rows": "item"}).rows("rows")
   assert row == {"x": None, "y": "NaN\\" * 2_000_000}
+
+
+def test_a_file_of_any_size_is_indexed_and_an_archive_up_to_a_limit(tmp_path, monkeypatch):
+  monkeypatch.setattr(untrusted_json, "MAX_BYTES", 1000)
+  monkeypatch.setattr(untrusted_files, "MAX_UNPACKED", 100_000)
+  text = json.dumps([{"image_id": n} for n in range(2000)])
+  for name, data in (("plain", text.encode()), ("packed", gzip.compress(text.encode()))):
+    (tmp_path / name).write_bytes(data)
+    assert RowIndex(str(tmp_path / name), {"rows": "item"}).image_ids("rows") == set(range(2000))
+  (tmp_path / "bomb").write_bytes(gzip.compress(text.encode() + b" " * 100_000))
+  with pytest.raises(InputError, match=r"bomb: exceeds the limit of 100,000 bytes when unpacked"):
+    RowIndex(str(tmp_path / "bomb"), {"rows": "item"})
 
 
 def test_an_index_with_text_ids_goes_to_other_processes(tmp_path):

@@ -199,7 +199,8 @@ def test_run_lengths_in_a_polygons_place_are_never_a_polygon(seed, share):
   rng = np.random.default_rng(seed)
   mask = np.repeat(rng.random((HEIGHT, 1)) < share, WIDTH, 1) ^ (rng.random((HEIGHT, WIDTH)) < 0.02)
   lengths = run_lengths(mask)
-  assume(len(lengths) >= 6)
+  lengths = lengths[:-1] if lengths[-1] == 0 else lengths  # of an even number, too
+  assume(len(lengths) >= 16)
   with pytest.raises(SegmentationError, match="looks like run lengths"):
     read_segmentation([lengths], HEIGHT, WIDTH)
 
