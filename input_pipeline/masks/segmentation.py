@@ -26,6 +26,7 @@ MAX_COORDINATE = 1_000_000
 
 # Share of a side by which polygons lie beyond the border.
 _SLIP = 0.05
+_SHARE_BEYOND = 0.05
 # Pixels beyond the border that are not worth a note: tools round.
 _ROUNDING = 1.0
 # COCO's strings have no quotes.
@@ -176,6 +177,7 @@ def _read_parts(values: list[Any], height: int, width: int) -> Segmentation:
       continue
     polygon = _flat(value)
     if len(polygon) < 6:
+      _check_short(polygon, height, width)
       notes.append(TOO_FEW_POINTS if polygon else EMPTY_PART)
       continue
     numbers = _check_polygon(polygon, height, width)
@@ -229,10 +231,7 @@ def _check_polygon(polygon: list[Any], height: int, width: int) -> Float64[np.nd
   # By chance, hardly any polygon of whole numbers adds up to the number of pixels.
   adds_up = numbers.min() >= 0 and numbers.sum() == height * width
   if adds_up and (odd or outside or (numbers.dtype.kind != "f" and len(numbers) >= 16)):
-    raise SegmentationError(
-      f"{polygon!r:.40} looks like run lengths, which add up to {width} x {height}, in a polygon's "
-      f'place; write {{"size": [{height}, {width}], "counts": [...]}}'
-    )
+    raise _runs_in_place(polygon, height, width)
   if odd:
     raise SegmentationError(
       f"a polygon has x and y for each point, but {polygon!r:.40} has {len(polygon)} numbers"
@@ -244,6 +243,20 @@ def _check_polygon(polygon: list[Any], height: int, width: int) -> Float64[np.nd
       f"image is {width} x {height}; is it for the image at another size?"
     )
   return numbers.astype(np.float64)
+
+
+def _check_short(polygon: list[Any], height: int, width: int) -> None:
+  """Raises SegmentationError for the few run lengths of a simple mask."""
+  lengths = len(polygon) > 1 and all(type(x) is int and x >= 0 for x in polygon)
+  if lengths and sum(polygon) == height * width:
+    raise _runs_in_place(polygon, height, width)
+
+
+def _runs_in_place(polygon: list[Any], height: int, width: int) -> SegmentationError:
+  return SegmentationError(
+    f"{polygon!r:.40} looks like run lengths, which add up to {width} x {height}, in a polygon's "
+    f'place; write {{"size": [{height}, {width}], "counts": [...]}}'
+  )
 
 
 def _beyond(

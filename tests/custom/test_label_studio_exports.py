@@ -161,7 +161,7 @@ def test_a_turned_shape_beyond_the_border_is_what_is_inside(kind, value, size):
 @pytest.mark.parametrize(
   ("kind", "value"),
   [
-    ("polygonlabels", {"points": [[0.1, 0.1], [0.4, 0.1], [0.4, 1]]}),
+    ("polygonlabels", {"points": [[0.1, 0.1], [0.4, -0.01], [0.4, 1.02]]}),
     ("rectangle", {"x": 0.1, "y": 0.1, "width": 0.9, "height": 0.3}),
     ("ellipse", {"x": 0.5, "y": 0.5, "radiusX": 0.4, "radiusY": 0.2}),
   ],

@@ -26,8 +26,9 @@ def load(path: str, export: Export) -> Any:
     found = [name for name in files.names if name.lower().endswith(".json")]
     if len(found) != 1:
       few = ", ".join(found[:_SHOWN]) + ", ..." * (len(found) > _SHOWN)
-      what = f"{len(found)} JSON files ({few}); unpack it and name one, or several as parts of one "
-      raise InputError(f"{path}: it has {what + 'data set' if found else 'no JSON file'}")
+      what = f"{len(found)} JSON files ({few}); name one, or several as parts of one data set"
+      first = "; unpack it first" if found and files.zipped else ""
+      raise InputError(f"{path}: it has {what if found else 'no JSON file'}{first}")
     note_images(files, export)
     return files.read_json(found[0])
 

@@ -72,7 +72,7 @@ def _outline(points: Sequence[tuple[Any, Any]], size: geometry.Size) -> Mask:
 
 def _check_percent(values: Iterable[Any]) -> None:
   """Raises ValueError for values that look like shares of the sides."""
-  if all(0 <= geometry.number(value) <= 1 for value in values):
+  if all(-0.05 <= geometry.number(value) <= 1.05 for value in values):
     raise ValueError(
       "all coordinates are between 0 and 1, but Label Studio's are in percent: multiply by 100"
     )
