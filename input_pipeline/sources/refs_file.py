@@ -99,7 +99,9 @@ def _load(path: str) -> Any:
     first = file.read(1)
   is_json = first in _JSON_STARTS if first else path.endswith(".json")
   try:
-    return untrusted_json.load_file(path) if is_json else untrusted_pickle.load(path)
+    return (
+      untrusted_json.load_file(path, nan_as_none=True) if is_json else untrusted_pickle.load(path)
+    )
   except InputError as error:
     hint = "" if "docs/" in str(error) else "; docs/guides/datasets.md says where to get it"
     raise InputError(f"{error}{hint}") from error
@@ -123,12 +125,15 @@ class _Reader:
     present, absent = self._sentences(where, ref_id, fields.get("sentences"))
     if not present and not absent:
       return
-    ann_ids = self._ann_ids(where, fields)
-    if ann_ids and present and absent:
+    ann_ids = self._ann_ids(where, fields) if present else ()
+    if ann_ids and absent:
       self.refs.divided.append(ref_id)
       self._add_row(where, -1 - ref_id, (), fields, absent)
       absent = []
-    ann_ids = ann_ids if present else ()
+    if not present and fields.get("no_target") in (False, 0):
+      raise InputError(
+        f"{where}: no_target is {fields['no_target']}, but no sentence exists; is the file damaged?"
+      )
     self._add_row(where, ref_id, ann_ids, fields, present + absent)
 
   def _add_row(
@@ -173,18 +178,20 @@ class _Reader:
     # Ref-ZOM names annotations for its refs without a target too; its authors ignore them.
     if fields.get("source") == "zero":
       return ()
-    ids = tuple(
-      _id(where, "ann_id", item) for item in (value if isinstance(value, list) else [value])
-    )
+    no_target = fields.get("no_target")
+    if no_target and value in (None, []):
+      return ()
+    values = value if isinstance(value, list) else [value]
+    ids = tuple(_id(where, "ann_id", item) for item in values)
     empty = ids == (NO_TARGET,)
     if not ids or (NO_TARGET in ids and not empty) or len(set(ids)) < len(ids):
       raise InputError(
         f"{where}: ann_id is {reprlib.repr([*ids])}; it must be distinct annotations, or [-1] for "
         "no target"
       )
-    if fields.get("no_target", empty) != empty:
+    if no_target is not None and no_target != empty:
       raise InputError(
-        f"{where}: no_target is {reprlib.repr(fields['no_target'])}, but ann_id is "
+        f"{where}: no_target is {reprlib.repr(no_target)}, but ann_id is "
         f"{reprlib.repr([*ids])}; is the file damaged?"
       )
     return () if empty else ids

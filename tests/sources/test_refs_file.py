@@ -91,6 +91,13 @@ def test_the_cleaned_sentence_stands_in_for_an_empty_one_as_typed(tmp_path):
   assert actual.left_out == {}
 
 
+def test_what_is_not_a_number_is_missing(tmp_path):
+  path = tmp_path / "refs(unc).json"
+  path.write_text(json.dumps([ref(1, "Cup", area=float("nan"), no_target=float("nan"))]))
+  (row,) = refs_file.read(str(path), ANY).rows
+  assert (row.sentences, row.ann_ids) == (("Cup",), (101,))
+
+
 def _with_numpy(value):
   if isinstance(value, dict):
     return {key: _with_numpy(item) for key, item in value.items()}
@@ -145,6 +152,8 @@ def test_every_spelling_of_a_file_has_the_same_refs(tmp_path, spelling, name):
     ({"ann_id": "8756_2"}, ("8756_2",)),  # RefClef
     ({"ann_id": [-1], "no_target": True}, ()),  # gRefCOCO
     ({"ann_id": -1}, ()),
+    ({"ann_id": [], "no_target": True}, ()),
+    ({"ann_id": [5], "no_target": None}, (5,)),
     ({"ann_id": [5], "source": "zero"}, ()),  # Ref-ZOM
     ({"ann_id": [], "source": "zero"}, ()),
     ({"ann_id": [5, 6], "source": "more"}, (5, 6)),
@@ -156,7 +165,7 @@ def test_targets_of_every_data_set(tmp_path, fields, expected):
 
 
 def test_sentences_that_do_not_exist_are_refs_without_a_target(tmp_path):
-  rows = [ref(0, "cup", "red dog", "mug", "cat"), ref(1, "dog", "cow", ann_id=999), ref(2, "tea")]
+  rows = [ref(0, "cup", "red dog", "mug", "cat"), ref(1, "dog", "cow", ann_id=None), ref(2, "tea")]
   for index, exists in enumerate((True, False, 1, 0)):
     rows[0]["sentences"][index]["exist"] = exists
   for sentence in rows[1]["sentences"]:
@@ -178,6 +187,10 @@ def test_sentences_that_do_not_exist_are_refs_without_a_target(tmp_path):
     ({"ann_id": [5, "5"]}, r"ann_id is \[5, 5\]; it must be distinct"),
     ({"ann_id": [True]}, r"ann_id is True, not an id"),
     ({"ann_id": [-1], "no_target": False}, r"no_target is False, but ann_id is \[-1\]"),
+    (
+      {"no_target": False, "sentences": [{"raw": "cup", "exist": False}]},
+      r"no_target is False, but no sentence exists",
+    ),
     ({"image_id": "one"}, r"ref 1: image_id is 'one', not an integer"),
     ({"split": "val(1)"}, r"ref 1: split 'val\(1\)'; it must be a name"),
     ({"split": "all"}, r"ref 1: split 'all'; it must be a name"),
