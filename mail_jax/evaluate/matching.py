@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.image_names import ImageNames
+from input_pipeline.common.image_names import ImageNames, ImageNotFound
 from input_pipeline.common.terminal import counted
 from mail_jax.evaluate.predictions import Prediction
 
@@ -176,8 +176,10 @@ class _Index:
       return found
     try:
       return self._by_image[self._names.find(value)]
-    except InputError as error:
+    except ImageNotFound as error:
       raise _Unknown(f"{prediction.where}: {error}") from error
+    except InputError as error:
+      raise InputError(f"{prediction.where}: {error}") from error
 
   def _with_text(self, prediction: Prediction, asked: Sequence[int], text: str) -> list[int]:
     normal = _normalise(text)

@@ -1,5 +1,6 @@
 """Masks of other models: read, matched with expressions, and judged; no model runs."""
 
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from mail_jax.evaluate import given_masks, predictions, protocols
+from mail_jax.evaluate import given_masks, matching, predictions, protocols
 from mail_jax.evaluate.matching import Question
 
 SIZES = ((20, 30), (33, 17), (64, 48))
@@ -146,6 +147,20 @@ WAYS = ("index", "text of numbers", "sentence", "image", "another folder", "imag
 @hypothesis.settings(max_examples=30, deadline=None)
 def test_order_and_names_change_nothing(ways, order):
   assert judge([named(n, ways[n]) for n in order])[0] == judge(entries())[0]
+
+
+def test_one_name_of_two_images_is_ambiguous():
+  twins = [
+    dataclasses.replace(question, file_name=f"{folder}/0.jpg")
+    for question, folder in zip(QUESTIONS[2:4], "ab", strict=True)
+  ]
+  given = [{"image": "0.jpg", "sentence": "cup", "mask": runs(PREDICTED[2])}]
+  found = predictions.parse(json.dumps(given).encode(), "x.json")
+  with pytest.raises(InputError, match=r"^x\.json, entry 1: .*0\.jpg may be a/0\.jpg or b/0\.jpg"):
+    matching.match(found, twins, "x.json")
+  found = predictions.parse(json.dumps([given[0] | {"image": "y/b/0.jpg"}]).encode(), "x.json")
+  with pytest.raises(InputError, match=r"expression 'cup'; there it is 'dog'"):
+    matching.match(found, twins, "x.json")
 
 
 def test_sent_ids_count_in_their_order_if_all_are_there():
