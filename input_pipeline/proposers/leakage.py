@@ -111,7 +111,7 @@ def of_proposer(proposer: Any, declared: TrainedOn | None) -> TrainedOn:
   Args:
     proposer: a `Proposer`, which may have the attribute `trained_on`.
     declared: the user's declaration, None without one. It takes precedence, except for proposers
-      that are known not to be detectors.
+      that are known not to be detectors: a list of images is then told to be of no use.
 
   Raises:
     InputError: the user declares training data for annotations or for masks without training; or
@@ -123,6 +123,13 @@ def of_proposer(proposer: Any, declared: TrainedOn | None) -> TrainedOn:
       f"{type(proposer).__name__}.trained_on is {own!r}, not one of {', '.join(TRAINED_ON)}; "
       "declare the training data with --trained_on"
     )
+  if declared is not None and declared.image_ids is not None and own == "nothing":
+    print(
+      f"warning: --trained_on {declared.text}: not used, since these instances are not from a "
+      "detector",
+      file=sys.stderr,
+    )
+    return TrainedOn(own)
   if declared is not None and declared.text != own and own in ("ground-truth", "nothing"):
     raise InputError(
       f"--trained_on {declared.text}: these instances are not from a detector but `{own}` "

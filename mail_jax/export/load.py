@@ -161,10 +161,10 @@ def _load_run(workdir: str, selected: str | int) -> LoadedModel:
   return LoadedModel(config, model, variables, tokenizer, step, metrics, images=images)
 
 
-def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel:
+def _load_exported(place: epath.Path, form: str, wanted: str | int) -> LoadedModel:
   about = folder.read_about(place)
-  if isinstance(step, int) and step != about["step"]:
-    raise InputError(f"--step {step}: {place} was exported from step {about['step']}")
+  if isinstance(wanted, int) and wanted != about["step"]:
+    raise InputError(f"--step {wanted}: {place} was exported from step {about['step']}")
   config = _config_for_here(about["config"], str(place / folder.ABOUT))
   kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
   tokenizer = tokenizers.from_file_bytes(
@@ -181,8 +181,8 @@ def _load_exported(place: epath.Path, form: str, step: str | int) -> LoadedModel
     path = folder.check_place(place, about, form)
     forward = formats.open_forward(form, path, config, model)
     files = {name: about["files"][name][1] for name in folder.names_of(about, form)}
-  step, metrics = about["step"], about["metrics"]
   images = folder.read_images(place, about)
+  step, metrics = about["step"], about["metrics"]
   return LoadedModel(config, model, variables, tokenizer, step, metrics, forward, files, images)
 
 

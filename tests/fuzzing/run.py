@@ -32,6 +32,7 @@ TARGETS = (
   "mdetr",
   "parquet_rows",
   "tool_formats",
+  "image_lists",
 )
 
 
