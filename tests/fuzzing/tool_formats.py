@@ -29,20 +29,23 @@ from input_pipeline.custom.converters import (
 )
 from input_pipeline.custom.converters.collect import Options
 
-COVERED = tuple(
-  f"input_pipeline/custom/converters/{name}.py"
-  for name in (
-    "cvat",
-    "datumaro",
-    "export_files",
-    "gather",
-    "geometry",
-    "labelme",
-    "recognise",
-    "supervisely",
-    "via",
-    "yolo",
-  )
+COVERED = (
+  "input_pipeline/common/untrusted_xml.py",
+  *(
+    f"input_pipeline/custom/converters/{name}.py"
+    for name in (
+      "cvat",
+      "datumaro",
+      "export_files",
+      "gather",
+      "geometry",
+      "labelme",
+      "recognise",
+      "supervisely",
+      "via",
+      "yolo",
+    )
+  ),
 )
 MAX_BYTES = 4096
 _FOLDER = pathlib.Path(

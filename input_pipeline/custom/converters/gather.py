@@ -52,7 +52,7 @@ class Shape:
   """What a tool knows about a shape beside its outline."""
 
   fields: Sequence[Mapping[str, Any]]
-  """Objects with expressions under some of their keys; the first one counts."""
+  """Objects that may have expressions under some of their keys."""
   label: str = ""
   """Name of the category."""
   category: int = 0
