@@ -143,6 +143,9 @@ def run(args: argparse.Namespace) -> None:
     for file in args.files:
       conversion.add(file, images)
   lines = conversion.lines
+  if not lines:
+    reasons = "; ".join(row for export in conversion.exports for row in export.report())
+    raise InputError(f"{' '.join(args.files)}: no expression is left; {reasons}")
   if conversion.drop_repeated_ids():
     print("note: image_id is left out, since the exports give one to several images")
   text = "".join(_to_json(line) + "\n" for line in lines)
@@ -211,6 +214,7 @@ class _Conversion:
       )
     if silent := sum(not region.texts for region in export.regions):
       export.skipped["region without an expression"] = silent
+    export.drop_incomplete()
     if not args.with_instances:
       export.regions = [region for region in export.regions if region.texts]
     photos.check_ids(export.regions)

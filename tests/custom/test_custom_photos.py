@@ -218,6 +218,51 @@ def test_a_target_of_several_regions_is_said(tmp_path, capsys):
   assert "note: target that is the union of several regions (1: a.png)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+  "lost",
+  [
+    {"segmentation": [[15, 3, 20, 3, 200, 9]]},
+    {"segmentation": [], "bbox": [15, 3, 5, 6]},
+    {"segmentation": [[15, 3, 20, 3, 20, 9, 7]]},
+  ],
+)
+def test_a_target_is_never_without_the_regions_that_are_left_out(tmp_path, capsys, lost):
+  write_photo(tmp_path / "a.png")
+  content = export(image_row(1, "a.png"))
+  (row,) = content["annotations"]
+  row["captions"] = [row.pop("caption"), "both boxes"]
+  content["annotations"].append(row | {"id": 2, "captions": ["Both  boxes"]} | lost)
+  (line,) = convert(tmp_path, content)
+  assert (line["sentences"], line["target"]) == (["the box 1"], {"polygons": polygon()})
+  assert "target would lack a region that was left out (1: a.png)" in capsys.readouterr().out
+  row["captions"] = ["both boxes"]
+  (tmp_path / "mine.jsonl").unlink()
+  with pytest.raises(InputError, match=r"no expression is left; skipped: .*annotation 2"):
+    convert(tmp_path, content)
+  assert not (tmp_path / "mine.jsonl").exists()
+
+
+def test_nor_is_one_of_label_studio(tmp_path):
+  write_photo(tmp_path / "a.png")
+  sizes = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+  points = [[10, 10], [40, 10], [40, 60], [10, 60]]
+  box = {"x": 50, "y": 10, "width": 30, "height": 30, "rotation": 0}
+  result = [
+    {"id": "r", "type": "polygonlabels", "value": {"points": points}} | sizes,
+    {"id": "r", "type": "textarea", "value": {"text": ["both cups", "a cup"]}} | sizes,
+    {"id": "s", "type": "rectanglelabels", "value": box} | sizes,
+    {"id": "s", "type": "textarea", "value": {"text": ["both cups"]}} | sizes,
+  ]
+  tasks = [{"data": {"image": "a.png"}, "annotations": [{"result": result}]}]
+  (line,) = convert(tmp_path, tasks, export_format="label-studio")
+  assert line["sentences"] == ["a cup"]
+  lines = convert(tmp_path, tasks, "--boxes", export_format="label-studio")
+  assert [(line["sentences"], len(line["target"])) for line in lines] == [
+    (["both cups"], 2),
+    (["a cup"], 1),
+  ]
+
+
 def test_images_of_lvis_are_found_by_their_url(tmp_path):
   write_photo(tmp_path / "photos" / "000000000021.png")
   row = image_row(21, "") | {"coco_url": "http://images.cocodataset.org/val2017/000000000021.png"}

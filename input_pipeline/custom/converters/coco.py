@@ -161,10 +161,12 @@ class _File:
     if name is None:
       return self.export.skip("annotation of an image without a file name", place)
     size = _size(image) or _size_of_runs(row.get("segmentation"))
+    texts = self._texts(row, place)
     mask = self._mask(row, size, place)
     if mask is None:
+      if CATEGORY not in self.options.text_keys:
+        self.export.lose(name, texts)
       return None
-    texts = self._texts(row, place)
     category = self._category(row, place)
     number = image_id if isinstance(image_id, int) and 0 <= image_id < _MAX_ID else None
     # Of what a text names, nothing is a crowd.

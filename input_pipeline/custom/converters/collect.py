@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from input_pipeline import preprocess
@@ -80,6 +80,30 @@ class Export:
   embedded: set[str] = dataclasses.field(default_factory=set)
   """Which of `Region.image` are paths of images that the export itself contains, relative to the
   folder of the lines; their sizes have been checked."""
+
+  lost: dict[str, set[str]] = dataclasses.field(default_factory=dict)
+  """Expressions, normalised, of regions that were left out, by image."""
+
+  def lose(self, image: str, texts: Iterable[str]) -> None:
+    """Remembers the expressions of a region that is left out; see `drop_incomplete`."""
+    normalised = map(preprocess.normalise_text, filter(is_expression, texts))
+    self.lost.setdefault(image, set()).update(normalised)
+
+  def drop_incomplete(self) -> None:
+    """Takes from the regions the expressions of regions that were left out.
+
+    Regions with the same expression are one target, of which a part would be missing.
+    """
+    for number, region in enumerate(self.regions):
+      lost = self.lost.get(region.image, ()) if region.ref is None else ()
+      kept = [
+        text
+        for text in region.texts
+        if not is_expression(text) or preprocess.normalise_text(text) not in lost
+      ]
+      if len(kept) < len(region.texts):
+        self.skip("expression whose target would lack a region that was left out", region.image)
+        self.regions[number] = dataclasses.replace(region, texts=tuple(kept))
 
   def skip(self, reason: str, place: str = "") -> None:
     """Counts an item that is left out, such as `annotation 7`."""

@@ -145,18 +145,21 @@ class Gatherer:
   def _regions(self) -> Iterator[Region]:
     for parts in self._objects.values():
       photo, _, shape = parts[0]
+      texts = [text for _, _, part in parts for text in self._texts(part, photo.name)]
+      texts += self._captions.get((photo.name, shape.group), ())
+      by_category = CATEGORY in self.options.text_keys
       try:
         mask = geometry.union([mask for _, mask, _ in parts], photo.size)
       except ValueError as error:
         self.export.skip(f"invalid object ({error})", photo.name)
+        self.export.lose(photo.name, () if by_category else texts)
         continue
       if photo.size is not None:
         segmentation = mask.get("polygons", mask.get("rle"))
         mask = read_mask(segmentation, photo.size, self.export, photo.name)
         if mask is None:
+          self.export.lose(photo.name, () if by_category else texts)
           continue
-      texts = [text for _, _, part in parts for text in self._texts(part, photo.name)]
-      texts += self._captions.get((photo.name, shape.group), ())
       yield Region(
         photo.name,
         mask,

@@ -35,6 +35,7 @@ from input_pipeline.custom.converters.label_studio_shapes import (
   read_shape,
   size_of,
 )
+from input_pipeline.custom.schema import Mask
 from input_pipeline.masks.segmentation import CLIPPED
 
 # Before version 1.0, annotations were called completions.
@@ -213,34 +214,43 @@ def _text_keys(groups: Sequence[_Group], options: Options, path: str) -> Sequenc
 
 def _read_group(group: _Group, options: Options, path: str, export: Export) -> None:
   fields = group.fields(options.separator)
-  shapes = group.shapes
+  image, mask, size = "", None, None
   try:
-    if not shapes:
+    if not group.shapes:
       _read_unattached(group, fields, options, path, export)
       return
-    masks = [read_shape(row) for row in shapes]
-    if any(other != masks[0] for other in masks):
-      raise _Unread("different shapes with the same id")
-    kind, size = kind_of(shapes[0]), size_of(shapes[0])
-    if kind == "rectangle" and not options.boxes:
-      raise _Unread("box without a mask (use --boxes to convert it)")
-    shape = geometry.clip(masks[0], size) if kind in CONVEX else masks[0]
-    image = _image_of(group, shapes[0], path)
+    image = _image_of(group, group.shapes[0], path)
+    mask, size = _read_mask(group, options, export)
   except InputError:
     raise
   except (_Unread, ValueError) as error:
     export.skip(str(error), group.place)
+  texts = texts_under([fields], options, export, group.place)
+  if mask is None:
+    if image and CATEGORY not in options.text_keys:
+      export.lose(image, texts)
     return
+  for field in fields.keys() - {CATEGORY}:
+    if not any(plain_key(field) == plain_key(key) for key in options.text_keys):
+      export.note(f"not read: text under {field} (--text {field} reads it)", group.place)
+  # Browsers show images upright.
+  export.regions.append(Region(image, mask, texts, size=size, upright=True))
+
+
+def _read_mask(
+  group: _Group, options: Options, export: Export
+) -> tuple[Mask | None, tuple[int, int]]:
+  """Returns the mask of a region, None if it is left out, and its image's height and width."""
+  masks = [read_shape(row) for row in group.shapes]
+  if any(other != masks[0] for other in masks):
+    raise _Unread("different shapes with the same id")
+  kind, size = kind_of(group.shapes[0]), size_of(group.shapes[0])
+  if kind == "rectangle" and not options.boxes:
+    raise _Unread("box without a mask (use --boxes to convert it)")
+  shape = geometry.clip(masks[0], size) if kind in CONVEX else masks[0]
   if shape != masks[0]:
     export.note(CLIPPED, group.place)
-  segmentation = shape.get("polygons", shape.get("rle"))
-  if (mask := read_mask(segmentation, size, export, group.place)) is not None:
-    texts = texts_under([fields], options, export, group.place)
-    for field in fields.keys() - {CATEGORY}:
-      if not any(plain_key(field) == plain_key(key) for key in options.text_keys):
-        export.note(f"not read: text under {field} (--text {field} reads it)", group.place)
-    # Browsers show images upright.
-    export.regions.append(Region(image, mask, texts, size=size, upright=True))
+  return read_mask(shape.get("polygons", shape.get("rle")), size, export, group.place), size
 
 
 def _read_unattached(
