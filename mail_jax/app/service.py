@@ -140,7 +140,7 @@ class RequestHandler:
       return self._instances.find(pathlib.Path(masks_file), pixels, photo)
     except InputError as error:
       shown = limits.shorten(os.path.basename(masks_file))
-      reason = _without_folder(str(error), masks_file)
+      reason = _without_folder(_without_folder(str(error), masks_file), photo)
       raise InputError(f"The instance masks in {shown} cannot be used: {reason}") from error
 
   def _remove_old(self) -> None:
