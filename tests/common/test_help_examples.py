@@ -15,7 +15,10 @@ import refer_layout
 import tiny_run
 import vilt_weights
 
+from input_pipeline import records
 from input_pipeline.custom import example as custom_example
+from input_pipeline.masks.segmentation import encode_segmentation
+from mail_jax.evaluate import given_masks
 
 EXAMPLES = sorted(
   {line for p in help_pages.parsers().values() for line in help_pages.examples(p.description)}
@@ -66,7 +69,19 @@ def folder(finished_run, shapes_data, tmp_path_factory) -> pathlib.Path:
   (home / "vilt-b32-mlm").mkdir()
   vilt_weights.write_folder(home / "vilt-b32-mlm", vilt_weights.random_weights())
   _write_exports(home)
+  _write_masks(home)
   return home
+
+
+def _write_masks(home: pathlib.Path) -> None:
+  """Writes a mask for every expression of shapes/val."""
+  questions, targets = given_masks.read_questions(str(home / "data"), ["shapes/val"])
+  rows = [
+    {"ref_id": question.ref_id, "expression_index": question.expression_index}
+    | {"mask": encode_segmentation(records.decode_target(target))}
+    for question, target in zip(questions, targets, strict=True)
+  ]
+  (home / "masks.json").write_text(json.dumps(rows))
 
 
 def _write_exports(home: pathlib.Path) -> None:
