@@ -71,7 +71,7 @@ def evaluate(
   for _, answer, png in asked:
     counts, of_mask = _judge(answer, _decode_target(png), protocol)
     if knowing and answer is None:
-      counts["no_target_probability"] = 1.0
+      counts |= {"no_target_probability": 1.0, "raw_union": counts["union"]}
     notes.update(of_mask)
     rows.append(counts)
   lines += [f"{name}: {counted(count, 'mask')}: {note}" for note, count in notes.items()]
@@ -91,11 +91,12 @@ def _judge(
     notes.update(of_mask)
     probability = answer.no_target_probability()
   true = protocol.fit(target)
-  if drawn.shape == target.shape:
-    drawn = protocol.fit(drawn)
-    notes.update(_without_logits(protocol) if answer is not None else ())
-  else:
+  if drawn.shape != target.shape:
     notes.add(f"of {protocol.side} x {protocol.side} pixels, compared as it is")
+  else:
+    if answer is not None and target.shape != (protocol.side, protocol.side):
+      notes.update(_without_logits(protocol))
+    drawn = protocol.fit(drawn)
   predicted = drawn & (probability is None or probability <= 0.5)
   counts: dict[str, int | float] = {
     "height": height,

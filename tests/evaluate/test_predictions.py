@@ -117,6 +117,16 @@ def test_a_mask_of_the_protocols_square_is_compared_as_it_is():
     judge(given)
 
 
+def test_an_image_of_the_protocols_size_is_not_resized_and_nothing_is_said():
+  target, mask = draw(1, (320, 320)), draw(2, (320, 320))
+  found = predictions.parse(json.dumps([entry(0, segmentation=runs(mask))]).encode(), "x.json")
+  (row,), lines = given_masks.evaluate(
+    found, QUESTIONS[:1], [records.encode_target(target)], protocols.find("c3vg"), "x.json"
+  )
+  assert (row["intersection"], row["union"]) == ((mask & target).sum(), (mask | target).sum())
+  assert not lines
+
+
 # One prediction can say in several ways which expression it is for.
 
 
@@ -286,7 +296,8 @@ def test_a_predicted_absence_empties_the_mask_and_keeps_its_union():
   check(rows, [np.zeros_like(mask) if n == 2 else mask for n, mask in enumerate(PREDICTED)])
   assert rows[2]["raw_union"] == (PREDICTED[2] | TARGETS[2]).sum()
   rows, _ = judge(given[1:], allow_missing=True)
-  assert rows[0]["no_target_probability"] == 1
+  assert rows[0]["no_target_probability"] == 1 and rows[0]["raw_union"] == TARGETS[0].sum()
+  assert rows[2]["raw_union"] == (PREDICTED[2] | TARGETS[2]).sum()
 
 
 # Files.
