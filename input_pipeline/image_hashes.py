@@ -54,7 +54,7 @@ def hash_image(image_id: int, data: bytes, *, looks: bool = True) -> ImageHash:
     looks: whether to hash what it looks like; not for generated images, which look alike.
 
   Raises:
-    Exception: what Pillow raises for damaged images.
+    Exception: what Pillow or `preprocess.decode_image` raises for a damaged image.
   """
   return ImageHash(image_id, fingerprint.of_bytes(data), hash_looks(data) if looks else "")
 
@@ -66,13 +66,21 @@ def hash_looks(data: bytes) -> str:
   except ModuleNotFoundError:  # required from the next release of the environment on
     return ""
   with preprocess.open_header(io.BytesIO(data)) as image:
-    orientation = preprocess.read_orientation(image)
-    image.draft("L", (_PIXELS, _PIXELS))
-    small = image.convert("L").resize((_PIXELS, _PIXELS), Image.Resampling.LANCZOS)
+    if image.format in ("JPEG", "MPO"):
+      orientation = preprocess.read_orientation(image)
+      image.draft("L", (_PIXELS, _PIXELS))
+      small = _shrink(image)
+      small.getexif()[_ORIENTATION] = orientation
+      small = ImageOps.exif_transpose(small)
+    else:
+      small = _shrink(Image.fromarray(preprocess.decode_image(data, "to hash")))
   if np.std(np.asarray(small, np.float32)) < _MIN_CONTRAST:
     return ""
-  small.getexif()[_ORIENTATION] = orientation
-  return str(imagehash.phash(ImageOps.exif_transpose(small), hash_size=_SIDE))
+  return str(imagehash.phash(small, hash_size=_SIDE))
+
+
+def _shrink(image: Image.Image) -> Image.Image:
+  return image.convert("L").resize((_PIXELS, _PIXELS), Image.Resampling.LANCZOS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ def find(
   """Yields a warning for each image that is a copy of one in an earlier split.
 
   Args:
-    splits: the lines of each split; those of one image are next to each other in no order.
+    splits: the lines of each split.
     paths: of the images.
     workers: number of threads; by default one per core.
   """

@@ -8,7 +8,9 @@ import shutil
 from typing import Any
 
 import numpy as np
+import phrasecut_layout
 import pytest
+import refer_layout
 import tiny_run
 from custom_files import SQUARE, write_lines, write_photo
 from PIL import Image
@@ -156,3 +158,23 @@ def test_a_model_without_a_record_of_its_images_is_told(mixed_data):
   finding = leakage.of_model(None, images, "val")
   assert "not recorded" in finding["warning"]
   assert leakage.of_model(None, images, "train")["warning"] is None
+
+
+def test_visual_genomes_images_are_known_by_their_coco_ids(tmp_path):
+  layout = phrasecut_layout.make_layout(tmp_path)
+  prepare.main(layout.arguments(tmp_path / "data"))
+  hashes = storage.read_hashes(str(tmp_path / "data"), "phrasecut", "val")
+  assert hashes is not None
+  assert hashes.coco_ids.tolist() == [-1, 501]
+  refs = refer_layout.make_layout(tmp_path / "refcoco")
+  name = "COCO_train2014_000000000501.jpg"
+  refs.image_path(0).rename(refs.images / name)
+  refs.instances["images"][0] |= {"id": 501, "file_name": name}
+  for row in [*refs.refs, *refs.instances["annotations"]]:
+    if row["image_id"] == 100:
+      row["image_id"] = 501
+  prepare.main(refs.write().arguments(tmp_path / "data", "--instances", "none"))
+  trained = storage.read_hashes(str(tmp_path / "data"), "refcoco_unc", "train")
+  assert trained is not None
+  finding = image_hashes.find_seen({"refcoco_unc/train": trained}, hashes)
+  assert finding == {"images": 2, "seen": 1, "similar": 0, "from": ["refcoco_unc/train"]}

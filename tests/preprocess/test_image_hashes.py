@@ -89,6 +89,19 @@ def test_real_photos_and_their_copies_are_far_from_the_limit(realdata):
     assert distance.max() <= image_hashes.MAX_DISTANCE
 
 
+@pytest.mark.parametrize(
+  ("mode", "form"),
+  [("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("I;16", "PNG"), ("CMYK", "JPEG"), ("RGB", "WEBP")],
+)
+def test_a_copy_in_another_mode_looks_the_same(mode, form):
+  photo, file = _photo(2, (96, 128)), io.BytesIO()
+  if mode == "I;16":
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(file, form)
+  else:
+    photo.convert(mode).save(file, form)
+  assert _distance(_jpeg(photo), file.getvalue()) <= image_hashes.MAX_DISTANCE
+
+
 def test_plain_pictures_have_no_looks():
   for color in ((0, 0, 0), (255, 255, 255), (90, 120, 30)):
     assert image_hashes.hash_looks(_png(Image.new("RGB", (64, 48), color))) == ""
