@@ -49,7 +49,7 @@ _CLASSIFIERS = {
 }
 _HEAD = """# Licences
 
-mail_jax is licensed under Apache-2.0. [Data sets](../guides/datasets.md#licences) and pretrained
+mail_jax is licensed under Apache-2.0. [Datasets](../guides/datasets.md#licences) and pretrained
 weights have licences of their own; whether a model trained on other people's photos may be used for
 a purpose is for you to decide.
 
