@@ -231,7 +231,15 @@ def _other_kind(image: Mapping[str, Any] | None, annotation: Mapping[str, Any] |
       return f"`{name}` is missing or empty"
     if row.get("id") is None:
       return f"the rows of `{name}` have no id"
+  if annotation is not None and annotation.get("image_id") is None:
+    return "the rows of `annotations` have no image_id"
   return ""
+
+
+def has_iscrowd(annotation: Mapping[str, Any]) -> bool:
+  """Tells whether an annotation says that it is a crowd."""
+  value = annotation.get("iscrowd")
+  return value is True or bool(whole_number(value))
 
 
 def is_crowd(annotation: Mapping[str, Any], image_id: Any, image_name: str) -> bool:
@@ -247,7 +255,7 @@ def is_crowd(annotation: Mapping[str, Any], image_id: Any, image_name: str) -> b
     image_name: of its image.
   """
   return (
-    bool(whole_number(annotation.get("iscrowd")))
+    has_iscrowd(annotation)
     and isinstance(annotation.get("segmentation"), Mapping)
     and coco_number(image_name) is not None
     and coco_number(image_name) == whole_number(image_id)

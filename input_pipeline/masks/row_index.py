@@ -41,8 +41,9 @@ _CHUNK = 1 << 14
 # ijson handled 10,000 nested lists, and crashed at 100,000.
 _SAFE_DEPTH = 5_000
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
-# A whole string, or the start of one that goes on in the next bytes.
-_WORDS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|"|NaN|-?Infinity', re.DOTALL)
+_WORDS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|NaN|-?Infinity', re.DOTALL)
+# Up to the start of a string that goes on in the next bytes.
+_WHOLE = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 _NOT_FINITE = re.compile(rb"NaN|Infinity")
 
 
@@ -113,6 +114,11 @@ class RowIndex:
     """Returns every `image_id` of an array."""
     query = "SELECT DISTINCT image_id FROM rows WHERE section = ? AND image_id IS NOT NULL"
     return {image_id for (image_id,) in self._connected().execute(query, [section])}
+
+  def without_image(self, section: str) -> int:
+    """Returns how many rows of an array have no `image_id`."""
+    query = "SELECT count(*) FROM rows WHERE section = ? AND image_id IS NULL"
+    return self._connected().execute(query, [section]).fetchone()[0]
 
   def first_of_images(self, section: str) -> Iterator[dict[str, Any]]:
     """Yields the first row of each image, in the file's order."""
@@ -229,11 +235,15 @@ class _NanAsNull:
       data = self._file.read(max(size, len(self._rest)) if size >= 0 else -1)
       text, self._rest = self._rest + data, b""
       if data:
-        end = next((m.start() for m in _WORDS.finditer(text) if m[0] == b'"'), len(text))
+        whole = _WHOLE.match(text)
+        assert whole is not None
+        end = whole.end()
         # A word may go on, too. Outside of strings there are only a few letters.
         end = min(end, len(text[:end].rstrip(b"-NaInfity")))
         text, self._rest = text[:end], text[end:]
       if text or not data:
+        if _NOT_FINITE.search(text) is None:
+          return text
         return _WORDS.sub(lambda m: m[0] if m[0].startswith(b'"') else b"null", text)
 
 

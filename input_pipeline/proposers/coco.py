@@ -8,13 +8,13 @@ from jaxtyping import UInt8
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
-from input_pipeline.masks.coco import CocoAnnotations, category_of
+from input_pipeline.masks.coco import CocoAnnotations, category_of, has_iscrowd
 from input_pipeline.masks.row_index import Id
 from input_pipeline.masks.segmentation import EmptySegmentation
 from input_pipeline.proposers.registry import UnknownImage
 
 CROWD = "crowd of COCO left out"
-NOT_A_CROWD = "run lengths with iscrowd kept, since the file is not COCO's own"
+NOT_A_CROWD = "annotation with iscrowd kept, since it is none of COCO's own crowds"
 NO_MASK = "annotation without a mask left out"
 
 
@@ -94,7 +94,7 @@ class CocoProposer:
       except EmptySegmentation:
         notes.append(NO_MASK)
         continue
-      notes += [NOT_A_CROWD] * bool(row.get("iscrowd")) + list(segmentation.notes)
+      notes += [NOT_A_CROWD] * has_iscrowd(row) + list(segmentation.notes)
       masks.append(segmentation.mask())
       categories.append(category)
     return records.Instances(

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from input_pipeline import preprocess, records
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import ImageNotFound, name_of_row
+from input_pipeline.common.terminal import counted
 from input_pipeline.masks.coco import ImageTable, category_of
 from input_pipeline.masks.row_index import Id, RowIndex, first_character
 from input_pipeline.masks.segmentation import EmptySegmentation, Segmentation, read_segmentation
@@ -163,6 +164,10 @@ class _ResultsFile:
     self.path = path
     self._index = _open(path)
     self.image_ids = self._index.image_ids("results")
+    if count := self._index.without_image("results"):
+      raise InputError(
+        f"{path}: {counted(count, 'row')} without an image_id; a detection names its image"
+      )
     # The ids of a file that lists its images are its own.
     names = list(self._listed()) or list(self._named_by_id())
     self.needs_ids = not names

@@ -294,6 +294,9 @@ RUNS = {"size": [20, 30], "counts": RUNS["counts"].decode()}
     (100, "train2017/000000000100.jpg", RUNS, 1, True),
     (100, "http://images.cocodataset.org/val2017/000000000100.jpg", RUNS, 1, True),
     (100, "000000000100.jpg", RUNS, 0, False),
+    (100, "000000000100.jpg", RUNS, "0", False),
+    (100, "000000000100.jpg", RUNS, "1", True),
+    (100, "000000000100.jpg", RUNS, True, True),
     (100, "000000000100.jpg", RUNS, None, False),
     # supervision, pycococreator and others: COCO's photos with other ids, or other photos
     (1, "000000000100.jpg", RUNS, 1, False),
@@ -312,8 +315,9 @@ def test_crowds_are_cocos_own(open_coco, image_id, name, segmentation, iscrowd, 
   assert len(instances.masks) == (not is_crowd)
   if is_crowd:
     assert instances.notes == ("crowd of COCO left out",)
-  elif iscrowd:
-    assert "iscrowd kept" in instances.notes[0]
+  else:
+    kept = ("annotation with iscrowd kept, since it is none of COCO's own crowds",)
+    assert instances.notes == (kept if iscrowd in (1, "1") else ())
 
 
 def test_crowds_of_coco_itself_are_the_ones_left_out(realdata):
@@ -358,6 +362,7 @@ def test_annotations_without_a_mask_are_left_out_and_counted_and_the_others_stay
     ),
     ({"images": [image()]}, "`annotations` is missing or empty"),
     ({"annotations": [annotation()]}, "`images` is missing or empty"),
+    ({"images": [image()], "annotations": [{"id": 1}]}, "`annotations` have no image_id"),
     (
       {"images": [{"file_name": "a"}], "annotations": [annotation()]},
       "rows of `images` have no id",

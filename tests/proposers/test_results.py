@@ -82,6 +82,7 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
   [
     ({"images": [], "annotations": []}, "no detections"),
     ({"detection": [_row()]}, "no detections"),
+    ([_row(), {"image": "a.jpg"}, _row(None)], "2 rows without an image_id"),
     ([[1, 2]], "results contains a list, expected an object"),
     ([_row(1.5)], "ids must be integers"),
     ([_row(segmentation=None)], "image 1: rows without a segmentation; boxes are not enough"),
