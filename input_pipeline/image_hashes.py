@@ -69,7 +69,8 @@ def hash_looks(data: bytes) -> str:
     if image.format in ("JPEG", "MPO"):
       orientation = preprocess.read_orientation(image)
       image.draft("L", (_PIXELS, _PIXELS))
-      small = _shrink(image)
+      # A new image: the EXIF data of a file may be damaged.
+      small = Image.fromarray(np.asarray(_shrink(image)))
       small.getexif()[_ORIENTATION] = orientation
       small = ImageOps.exif_transpose(small)
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from input_pipeline import preprocess
+from input_pipeline import image_hashes, preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
 
@@ -61,7 +61,7 @@ def seeds(realdata: pathlib.Path) -> Iterator[bytes]:
 
 
 def one_input(data: bytes) -> None:
-  """Decodes the image as stored and upright, and as a record would store it."""
+  """Decodes the image as stored and upright, and as a record would store it, and hashes it."""
   try:
     stored = preprocess.decode_image(data, "a.jpg", upright=False, max_pixels=_MAX_PIXELS)
     upright = preprocess.decode_image(data, "a.jpg", max_pixels=_MAX_PIXELS)
@@ -70,5 +70,6 @@ def one_input(data: bytes) -> None:
     kept, pixels = image_files.stored_upright(data, "a.jpg")
     assert (pixels == upright).all()
     assert (preprocess.decode_image(kept, "kept") == upright).all()
+    assert len(image_hashes.hash_looks(kept)) in (0, 64)
   except InputError as error:
     assert "a.jpg" in str(error)

@@ -102,6 +102,15 @@ def test_a_copy_in_another_mode_looks_the_same(mode, form):
   assert _distance(_jpeg(photo), file.getvalue()) <= image_hashes.MAX_DISTANCE
 
 
+def test_damaged_exif_data_stop_no_hash():
+  photo = _photo(4, (96, 128))
+  whole = _turned(photo)
+  start = whole.index(b"Exif") + 6
+  damaged = whole[:start] + b"XX" + whole[start + 2 :]
+  upright = photo.transpose(Image.Transpose.ROTATE_90)
+  assert _distance(damaged, _jpeg(upright)) <= image_hashes.MAX_DISTANCE
+
+
 def test_plain_pictures_have_no_looks():
   for color in ((0, 0, 0), (255, 255, 255), (90, 120, 30)):
     assert image_hashes.hash_looks(_png(Image.new("RGB", (64, 48), color))) == ""

@@ -372,6 +372,16 @@ def test_prepare_refuses_contradictions(tmp_path, instances, trained_on, message
   assert not (tmp_path / "data").exists()
 
 
+def test_a_list_is_told_to_be_of_no_use_without_a_detector(tmp_path):
+  trained = _list(tmp_path, [101])
+  data_dir = tmp_path / "data"
+  metadata, (line,) = _prepare(make_layout(tmp_path), data_dir, "none", "--trained_on", trained)
+  assert line.startswith("warning: --trained_on trained.json, 1 image (sha256 ")
+  assert line.endswith("not used, since these instances are not from a detector")
+  assert metadata["instances"] == {"from": "none", "trained_on": "nothing"}
+  assert metadata["leakage"]["val"] == {"images": 1, "seen": 0, "warning": None}
+
+
 def test_another_word_or_list_is_another_data_set(tmp_path):
   layout, trained = make_layout(tmp_path), _list(tmp_path, [9])
   arguments = layout.arguments(tmp_path / "data", "--instances", "test_leakage.Detector")
