@@ -223,7 +223,12 @@ def _rows(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
       where = f"{name}, line {number}"
       yield where, untrusted_json.loads(line, where, nan_as_none=True)
     return
-  value = untrusted_json.loads(data, name, nan_as_none=True)
+  try:
+    value = untrusted_json.loads(data, name, nan_as_none=True)
+  except InputError as error:
+    raise InputError(
+      f"{error}; write a JSON list, or one object per line, with COCO run lengths"
+    ) from error
   if isinstance(value, dict):
     value = next((value[key] for key in _LISTS if isinstance(value.get(key), list)), [value])
   if not isinstance(value, list):

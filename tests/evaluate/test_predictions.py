@@ -329,7 +329,7 @@ def test_lists_lines_and_wrapped_lists_in_any_encoding_are_the_same(tmp_path):
 @pytest.mark.parametrize(
   ("data", "message"),
   [
-    (b"", r"x\.json: invalid JSON"),
+    (b"", r"x\.json: invalid JSON .*; write a JSON list, or one object per line"),
     (b"[]", r"x\.json: has no predictions"),
     (b"3", r"x\.json: a int; expected a list of predictions"),
     (b"\x80\x04K\x00.", r"x\.json: "),
