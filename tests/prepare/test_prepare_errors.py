@@ -107,7 +107,7 @@ def test_a_split_without_intact_images_is_named(tmp_path):
   assert not (tmp_path / "data").exists()
 
 
-def test_an_image_without_detections_may_be_empty(tmp_path):
+def test_an_image_without_detections_may_be_empty_and_is_counted(tmp_path, capsys):
   layout = make_layout(tmp_path)
   spec = _not_annotated(layout)
   prepare.main(layout.arguments(tmp_path / "data", "--instances", spec, "--allow_empty"))
@@ -115,6 +115,8 @@ def test_an_image_without_detections_may_be_empty(tmp_path):
   assert metadata is not None
   assert metadata["counts"]["testA"]["records"] == 1
   assert not metadata["skipped"]
+  assert metadata["notes"] == {"testA": {"instances: image without masks in the file": 1}}
+  assert "testA: instances: image without masks in the file (1)" in capsys.readouterr().out
 
 
 def test_results_for_another_data_set_are_reported_at_once(tmp_path):
