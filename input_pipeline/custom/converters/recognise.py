@@ -20,6 +20,9 @@ OWN = ("labelme", "via", "yolo", "supervisely", "datumaro", "parquet")
 
 # Files of a folder or zip that are looked at before it counts as unknown.
 _LOOKED_AT = 20
+_ENDINGS = (".json", ".xml", ".csv", ".parquet")
+# The first bytes of a parquet file.
+_PARQUET = b"PAR1"
 
 
 def recognise(path: str) -> str | None:
@@ -36,7 +39,7 @@ def recognise(path: str) -> str | None:
 
 
 def _recognise_files(files: export_files.ExportFiles) -> str | None:
-  likely = [name for name in files.names if name.lower().endswith((".json", ".xml", ".csv"))]
+  likely = [name for name in files.names if name.lower().endswith(_ENDINGS)]
   for name in (files.names if files.whole else likely)[:_LOOKED_AT]:
     with contextlib.suppress(InputError):
       if format_name := _recognise_file(files, name):
@@ -54,6 +57,8 @@ def _recognise_file(files: export_files.ExportFiles, name: str) -> str | None:
   if lower.endswith(".csv"):
     return "via" if via.CSV_COLUMN in files.read_text(name)[:4096] else None
   data = files.read(name)
+  if data.startswith(_PARQUET):
+    return "parquet"
   if cvat.is_xml(data):
     return "cvat" if b"<annotations" in data[:4096] else None
   return recognise_content(files.read_json(name))
