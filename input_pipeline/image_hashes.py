@@ -61,10 +61,8 @@ def hash_image(image_id: int, data: bytes, *, looks: bool = True) -> ImageHash:
 
 def hash_looks(data: bytes) -> str:
   """Returns the hash of what an image looks like upright; empty for one without structure."""
-  try:
-    import imagehash
-  except ModuleNotFoundError:  # required from the next release of the environment on
-    return ""
+  import imagehash  # with SciPy, which predicting does not need
+
   with preprocess.open_header(io.BytesIO(data)) as image:
     if image.format in ("JPEG", "MPO"):
       orientation = preprocess.read_orientation(image)

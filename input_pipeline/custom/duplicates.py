@@ -66,6 +66,8 @@ def _hash_files(
     try:
       data = untrusted_files.read(paths.resolve(name), name, preprocess.MAX_FILE_BYTES)
       return image_hashes.hash_image(0, data)
+    except ImportError:
+      raise
     except Exception:  # Pillow raises nearly anything for damaged files.
       return None
 
