@@ -174,7 +174,7 @@ def _warn_unknown(of_coco: int, images: int) -> str:
   scope = (
     "these very images (COCO train2014)"
     if of_coco == images
-    else f"COCO, which contains {of_coco:,} of these images"
+    else f"COCO, which contains {of_coco:,} of its images"
   )
   return (
     "what the detector behind the instance masks was trained on is unknown, and stock detectors "
@@ -192,14 +192,14 @@ def _warn_ground_truth() -> str:
 def _warn_coco(of_coco: int, images: int) -> str | None:
   if not images or of_coco == images:
     return (
-      "the detector behind the instance masks was trained on COCO, which contains all of these "
+      "the detector behind the instance masks was trained on COCO, which contains all of its "
       f"images and their targets; {_CLEAN}"
     )
   if not of_coco:
     return None
   return (
     "the detector behind the instance masks was trained on COCO, which contains "
-    f"{of_coco:,} of these {images:,} images"
+    f"{of_coco:,} of its {counted(images, 'image')}"
   )
 
 
@@ -208,8 +208,8 @@ def _warn_list(text: str, common: Collection[int], images: int) -> str:
   few = ", ".join(map(str, ids[:3])) + " and others" * (len(ids) > 3)
   names = f"image{'s' * (len(ids) != 1)} {few}"
   return (
-    f"the detector behind the instance masks was trained on {len(common):,} of these {images:,} "
-    f"images ({names}) according to {text}; {_CLEAN}"
+    f"the detector behind the instance masks was trained on {len(common):,} of its "
+    f"{counted(images, 'image')} ({names}) according to {text}; {_CLEAN}"
   )
 
 

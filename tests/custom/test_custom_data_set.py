@@ -226,7 +226,7 @@ def test_images_with_coco_names_are_recognised_as_coco_s(tmp_path):
   rows[0]["instances"] = [SQUARE]
   data = make(tmp_path, *rows, options=["--trained_on", "coco"])
   warning = runner.recall_instances(str(data), "mine/val")["warning"]
-  assert "trained on COCO, which contains 1 of these 2 images" in warning
+  assert "trained on COCO, which contains 1 of its 2 images" in warning
 
 
 def test_targets_by_annotation_are_coco_s_own(tmp_path, realdata):

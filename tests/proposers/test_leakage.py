@@ -38,7 +38,7 @@ def test_one_planted_image_is_found_and_named(tmp_path):
   finding = leakage.check(trained_on, "val", VAL)
   assert (finding.images, finding.seen, finding.leaks) == (3, 1, True)
   assert finding.warning is not None
-  assert "on 1 of these 3 images (image 200)" in finding.warning
+  assert "on 1 of its 3 images (image 200)" in finding.warning
   assert "clean-split" in finding.warning
 
 
@@ -73,7 +73,7 @@ def test_training_on_training_images_is_not_leakage(word, ids):
     ("unknown", None, None, r"is unknown.*--trained_on"),
     ("nothing", 0, False, None),
     ("ground-truth", 3, True, r"the annotations themselves, an oracle"),
-    ("coco", 3, True, r"trained on COCO.*all of these images.*clean-split"),
+    ("coco", 3, True, r"trained on COCO.*all of its images.*clean-split"),
     ("other", 0, False, None),
   ],
 )
@@ -310,7 +310,7 @@ def test_prepare_names_the_only_image_that_was_seen(tmp_path):
   metadata, warnings = _prepare(layout, data_dir, "test_leakage.Detector", "--trained_on", trained)
   (line,) = warnings
   assert line.startswith("warning: testA: ")
-  assert "on 1 of these 1 images (image 102)" in line
+  assert "on 1 of its 1 image (image 102)" in line
   assert metadata["leakage"] == {
     "train": {"images": 1, "seen": 1, "warning": None},
     "val": {"images": 1, "seen": 0, "warning": None},

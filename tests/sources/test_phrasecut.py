@@ -196,7 +196,7 @@ def test_a_detector_has_seen_the_images_that_are_cocos(tmp_path):
     finding = metadata["leakage"][split]
     assert finding["seen"] == count
     assert (finding["warning"] is not None) == bool(count)
-  assert "COCO, which contains 1 of these 2 images" in finding["warning"]
+  assert "COCO, which contains 1 of its 2 images" in finding["warning"]
 
 
 def test_tfds_builds_it_from_its_manual_folder(tmp_path):
