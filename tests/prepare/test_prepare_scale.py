@@ -93,7 +93,7 @@ def test_invalid_input_on_beam_is_one_line_and_leaves_nothing(tmp_path):
   pytest.importorskip("apache_beam")
   layout = make_layout(tmp_path)
   layout.image_path(2).write_bytes(b"no photo")
-  with pytest.raises(InputError, match=r"^image .*000000000102\.jpg cannot be decoded[^\n]*$"):
+  with pytest.raises(InputError, match=r"^image .*000000000102\.jpg is not an image[^\n]*$"):
     prepare.main(layout.arguments(tmp_path / "data", "--beam=--runner=DirectRunner"))
   assert not (tmp_path / "data").exists()
 
