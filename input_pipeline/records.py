@@ -33,7 +33,7 @@ class Instances:
   trained_on: str = "nothing"
   """The proposer's training data, as `proposers/leakage.py` names it."""
   notes: tuple[str, ...] = ()
-  """What the proposer left out or changed, one entry each; not stored."""
+  """Notes on what the proposer left out or changed; not stored."""
 
 
 @dataclasses.dataclass(frozen=True)

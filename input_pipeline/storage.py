@@ -56,7 +56,7 @@ def config_name(name: str) -> str:
 
 
 def did_you_mean(name: str) -> str:
-  """Returns the end of a message for names like refcoco, which lack a known one's last part."""
+  """Returns a hint for incomplete names, such as refcoco."""
   similar = [known for known in CONFIGS if known.startswith(f"{name}_")]
   return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
@@ -126,13 +126,13 @@ def write_timing(data_dir: str, name: str, seconds: dict[str, float]) -> None:
 
 
 def write_hashes(data_dir: str, name: str, hashes: Mapping[str, ImageSet]) -> None:
-  """Writes the hashes of the images of all splits, a file beside the records."""
+  """Writes the hashes of the images of all splits to a file beside the records."""
   path = pathlib.Path(dataset_dir(data_dir, name)) / _HASHES
   path.write_bytes(image_hashes.to_bytes(hashes))
 
 
 def read_hashes(data_dir: str, name: str, split: str) -> ImageSet | None:
-  """Returns the hashes of the images of a split; None if they were not written.
+  """Returns the hashes of the images of a split; None if not written.
 
   Raises:
     InputError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Which image a name means, by any tool, and whether two names mean the same image."""
+"""Resolves the names that annotation tools give to images, and compares such names."""
 
 import collections
 import difflib
@@ -26,16 +26,16 @@ _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")
 _COCO_FOLDER = re.compile(r"(?:train|val|test|unlabeled)201[457]")
 _COCO_URL = re.compile(r"https?://images\.cocodataset\.org/")
 _COCO_FILE = re.compile(r"(COCO_(?:train|val|test)201[457]_)?(\d{12}\.[a-z0-9]+)", re.IGNORECASE)
-# Also as refs files call them (with the number of an annotation), uploaded, or by Roboflow.
+# Also as named in refs files (with an annotation's number), by uploads, or by Roboflow.
 _COCO_NUMBER = re.compile(
   r"(?:[0-9a-f]{8}-)?(?:COCO_(?:train|val|test)201[457]_)?(\d{12})(?:_\d+)?"
   r"(?:_[a-z0-9]+\.rf\.[a-z0-9]+)?\.[a-z0-9]+",
   re.IGNORECASE,
 )
 _ROW_KEYS = ("file_name", "coco_url", "flickr_url", "path")
-# Finding similar names among many takes long.
+# Searching more names for similar ones is slow.
 _MAX_COMPARED = 200
-# More than the parts of any path.
+# Exceeds the number of parts of any path.
 _EXACT = 1 << 20
 
 
@@ -44,51 +44,51 @@ class ImageNotFound(InputError):
 
 
 class AmbiguousImage(InputError):
-  """Several images may be the one that a name means."""
+  """A name matches several images."""
 
 
 class ImageNames:
-  """Names of images, among which other spellings of them are found.
+  """A set of image names that can be looked up by other spellings.
 
-  A name with folders and another one agree if one of them is the end of the other:
-  `clip_a/frame_0.png` is not `clip_b/frame_0.png`, and `frame_0.png` may be either. Exact spelling
-  goes before names that differ in Unicode normalisation, in case, or as in COCO's releases of 2014
-  and 2017, and before Label Studio's names of uploaded files.
+  Two paths match if one is a suffix of the other: `clip_a/frame_0.png` does not match
+  `clip_b/frame_0.png`, and `frame_0.png` matches both. An exact match takes precedence over names
+  that differ in Unicode normalisation, in case or between COCO's 2014 and 2017 releases, and over
+  Label Studio's names of uploaded files.
   """
 
   def __init__(self, names: Iterable[str], where: str):
-    """Takes the names.
+    """Stores the names.
 
     Args:
-      names: of images; different ones are different images.
-      where: what has them, for error messages.
+      names: one per image.
+      where: their source, for error messages.
     """
     self._names = tuple(dict.fromkeys(names))
     self._where = where
     self._indices: dict[int, Mapping[str, list[tuple[str, tuple[str, ...]]]]] = {}
 
   def find(self, name: str) -> str:
-    """Returns the name that agrees with `name` in the longest end of their paths.
+    """Returns the name that shares the longest path suffix with `name`.
 
     Args:
       name: a file name, a path (also of Windows or of another computer), or a URL.
 
     Raises:
-      ImageNotFound: no name agrees.
-      AmbiguousImage: several agree equally well.
+      ImageNotFound: no name matches.
+      AmbiguousImage: several match equally well.
     """
     for spelling in range(len(_SPELLINGS)):
       if best := self._best(name, spelling):
         if len(best) > 1:
           raise AmbiguousImage(
-            f"{self._where}: {name} may be {best[0]} or {best[1]}; write its folder as well, or "
-            f"{self._way_out(best)}"
+            f"{self._where}: {name} matches both {best[0]} and {best[1]}; add its folder to the "
+            f"name, or {self._way_out(best)}"
           )
         return best[0]
-    raise ImageNotFound(f"{self._where}: no image is called {name}{self._hint(name)}")
+    raise ImageNotFound(f"{self._where}: no image named {name}{self._hint(name)}")
 
   def _best(self, name: str, spelling: int) -> list[str]:
-    """Returns the names that agree best with `name` in a spelling."""
+    """Returns the names that match `name` best in a spelling."""
     scores: dict[str, int] = {}
     for key, folders in _SPELLINGS[spelling](name, True):
       for candidate, others in self._index(spelling).get(key, ()):
@@ -114,12 +114,12 @@ class ImageNames:
     return f"rename {names[0]}"
 
   def _hint(self, name: str) -> str:
-    """Returns what there is instead."""
+    """Returns a hint about similar names."""
     last = [key for key, _ in _caseless(name, True)]
     if others := [other for other, _ in self._index(_CASELESS).get("".join(last), ())]:
-      return f", but {others[0]} is there; if that is the image, {self._way_out(others[:1])}"
+      return f", but there is {others[0]}; if that is the image, {self._way_out(others[:1])}"
     if other := self._stems.get(_stem(name)):
-      return f"; is {other} meant? Names with another ending are not the same image"
+      return f"; did you mean {other}? Names with different extensions are different images"
     few = self._names if len(self._names) <= _MAX_COMPARED else ()
     similar = difflib.get_close_matches(name, few, 1)
     return f"; the most similar name is {similar[0]}" if similar else ""
@@ -130,7 +130,7 @@ class ImageNames:
 
 
 class ImageFolder(ImageNames):
-  """The files of a folder, at any depth, by their paths in it with `/`; links are followed."""
+  """The files below a folder as relative POSIX paths; links are followed."""
 
   def __init__(self, folder: str):
     """Lists the folder.
@@ -154,11 +154,11 @@ class ImageFolder(ImageNames):
     folder, *others = (os.path.dirname(name) for name in names)
     if folder in others:
       return super()._way_out(names)
-    return f"name the folder: --images {os.path.join(self._folder, folder)}"
+    return f"narrow the folder: --images {os.path.join(self._folder, folder)}"
 
 
 def same_image(name_a: str, name_b: str) -> bool:
-  """Tells whether two names may mean the same image, as `ImageNames` compares them."""
+  """Returns whether two names may denote the same image; see `ImageNames`."""
   return any(
     key == other and _agree(folders, others)
     for spell in _SPELLINGS
@@ -169,14 +169,14 @@ def same_image(name_a: str, name_b: str) -> bool:
 
 
 def same_spelling(name_a: str, name_b: str) -> bool:
-  """Tells whether two names are one path, however it is encoded."""
+  """Returns whether two names are the same path in different encodings."""
   return _parts(_decoded(name_a)) == _parts(_decoded(name_b))
 
 
 def spelled(root: str, path: str) -> str | None:
-  """Returns a path below a folder as the files there are spelled; None if none or several fit.
+  """Returns a path below a folder as spelled on disk; None if no or several files match.
 
-  It may have been written on Windows, or differ in Unicode normalisation or in case.
+  The path may come from Windows, or differ in Unicode normalisation or case.
   """
   if os.path.lexists(os.path.join(root, path)):
     return path
@@ -203,7 +203,7 @@ def _modified(folder: str) -> int | None:
 
 @functools.lru_cache(maxsize=1024)
 def _names_in(folder: str, modified: int | None) -> Mapping[str, Sequence[str]]:
-  """Returns the names in a folder, by their spelling without case; of a time, since it changes."""
+  """Returns the names in a folder by their case-folded spelling; `modified` keys the cache."""
   names = collections.defaultdict(list)
   for name in os.listdir(folder) if modified is not None and os.path.isdir(folder) else ():
     names[_plain(name)].append(name)
@@ -223,7 +223,7 @@ def _plain(text: str) -> str:
 
 
 def coco_number(name: str) -> int | None:
-  """Returns the number of a COCO image by its name, path or URL; None if it is not called so."""
+  """Returns the number in the name, path or URL of a COCO image; None for other names."""
   parts = _parts(_decoded(name))
   match = _COCO_NUMBER.fullmatch(parts[-1]) if parts else None
   return int(match[1]) if match else None
@@ -236,10 +236,10 @@ def name_of_row(row: Mapping[str, Any]) -> str | None:
 
 
 def _walk(root: str) -> Iterator[str]:
-  """Yields the paths of all files below a folder, following links but not in circles."""
+  """Yields the paths of all files below a folder; follows links, but no cycles."""
   waiting, seen = [root], {os.path.realpath(root)}
   while waiting:
-    # The files of a linked folder have the link in their paths.
+    # Paths of files in a linked folder contain the link, not its target.
     start = waiting.pop()
     for base, folders, files in os.walk(start):
       for file in files:
@@ -252,7 +252,7 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _agree(folders: Sequence[str], others: Sequence[str]) -> bool:
-  """Tells whether one of two sequences of folders is the end of the other."""
+  """Returns whether one of two sequences of folders is a suffix of the other."""
   common = min(len(folders), len(others))
   return folders[len(folders) - common :] == others[len(others) - common :]
 
@@ -265,7 +265,7 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 def _decoded(name: str) -> str:
-  """Returns the path in a URL, in one of Label Studio's local files, or of Windows; in NFC."""
+  """Returns the path in a URL, a Label Studio local-files link or a Windows path, in NFC."""
   if local := _LOCAL_FILES.search(name):
     path = unquote(local[1])
   elif _URL.match(name):
@@ -278,7 +278,7 @@ def _decoded(name: str) -> str:
   return _nfc(path)
 
 
-# Each yields the forms of a name: of one that is looked for, or of one that there is.
+# Each yields the forms of a name: of the one that is searched for (`asked`), or of a listed one.
 
 
 def _literal(name: str, asked: bool) -> Iterator[Form]:
@@ -300,25 +300,25 @@ def _other_release(name: str, asked: bool) -> Iterator[Form]:
   for last, folders in _readable(name, asked):
     if match := _COCO_FILE.fullmatch(last):
       other = tuple(folder for folder in folders if not _COCO_FOLDER.fullmatch(folder))
-      # A name is never looked for among those of its own release: their folders matter.
+      # Names are only matched across releases: within one, folders matter.
       yield f"{bool(match[1]) != asked} {match[2].lower()}", other
 
 
 def _from_server(name: str, asked: bool) -> Iterator[Form]:
-  """Yields names; the folders in a URL of COCO's server need not be the user's."""
+  """Yields names, without the folders of COCO's server."""
   for last, folders in _readable(name, asked):
     yield last, () if _COCO_URL.match(name) else folders
 
 
 def _uploaded(name: str, asked: bool) -> Iterator[Form]:
-  """Yields names with Label Studio's prefix, whose folders are the server's."""
+  """Yields names with Label Studio's prefix, without the folders of its server."""
   for last, _ in _readable(name, asked):
     if _UPLOAD.match(last):
       yield last, ()
 
 
 def _before_upload(name: str, asked: bool) -> Iterator[Form]:
-  """Yields the name that a file had before it was uploaded to Label Studio, as Django writes it."""
+  """Yields the name before the upload to Label Studio, as normalised by Django."""
   for last, _ in _readable(name, asked):
     if not asked:
       for form in ("NFC", "NFD"):

@@ -10,12 +10,12 @@ from input_pipeline.custom.check import LineSummary
 from input_pipeline.custom.line_files import read_line
 from input_pipeline.custom.schema import Problem
 
-# What other tools call the splits that training reads by default, in any case.
+# Other names of the splits that training reads by default, in lower case.
 _OTHER_SPLITS = {
   "train": ("train", "training"),
   "val": ("val", "valid", "validation", "dev", "eval"),
 }
-# Of the id of an image without one: every JSON reader represents such integers exactly.
+# Size of generated image ids: every JSON reader represents such integers exactly.
 _ID_BITS = 53
 
 
@@ -27,8 +27,8 @@ def number_refs(lines: Sequence[LineSummary]) -> tuple[dict[int, int], list[Prob
   for line in lines:
     ref_id = ids[line.number]
     if (owner := owners.setdefault(ref_id, line.number)) != line.number:
-      default = "" if line.ref_id is not None else " (the line number, since the line has none)"
-      message = f"ref_id {ref_id}{default} is already that of line {owner}"
+      default = "" if line.ref_id is not None else " (the line number, since ref_id is missing)"
+      message = f"ref_id {ref_id}{default} is already used on line {owner}"
       problems.append(Problem(line.number, "duplicate ref id", message))
   return ids, problems
 
@@ -43,7 +43,7 @@ def number_images(lines: Sequence[LineSummary]) -> tuple[dict[str, int], list[Pr
       continue
     earlier = first.setdefault(line.image, line)
     if earlier.image_id != line.image_id:
-      message = f"image_id {line.image_id}, but line {earlier.number} has {earlier.image_id} for it"
+      message = f"image_id {line.image_id}, but line {earlier.number} has {earlier.image_id}"
       problems.append(Problem(line.number, "image with two ids", message))
   owners: dict[int, str] = {}
   for line in lines:
@@ -54,8 +54,8 @@ def number_images(lines: Sequence[LineSummary]) -> tuple[dict[str, int], list[Pr
     ids[line.image] = image_id = _hash(line.image) if image_id is None else image_id
     if (owner := owners.setdefault(image_id, line.image)) != line.image:
       message = (
-        f"image_id {image_id} is already that of {owner}; if two exports count from the same "
-        "number, leave image_id out or convert them together"
+        f"image_id {image_id} is already used for {owner}; if two exports start at the same "
+        "number, remove image_id or convert them together"
       )
       problems.append(Problem(line.number, "duplicate image id", message))
   return ids, problems
@@ -67,15 +67,15 @@ def _hash(path: str) -> int:
 
 
 def check_instances(lines: Sequence[LineSummary]) -> Iterator[Problem]:
-  """Yields a problem for each line whose instances differ from those of the same image before."""
+  """Yields a problem for each line whose instances differ from an earlier line of its image."""
   first: dict[str, LineSummary] = {}
   for line in lines:
     if not line.instances_hash:
       continue
     earlier = first.setdefault(line.image, line)
     if earlier.instances_hash != line.instances_hash:
-      message = f"instances: differ from those of line {earlier.number} for the same image"
-      yield Problem(line.number, "conflicting instances", f"{message}; give them once")
+      message = f"instances differ from those of line {earlier.number} for the same image"
+      yield Problem(line.number, "conflicting instances", f"{message}; list them on one line only")
 
 
 def check_splits(lines: Sequence[LineSummary]) -> Iterator[Problem]:
@@ -87,22 +87,22 @@ def check_splits(lines: Sequence[LineSummary]) -> Iterator[Problem]:
     if earlier.split != line.split and (line.image, line.split) not in reported:
       reported.add((line.image, line.split))
       message = (
-        f"{line.image} is in {line.split} here and in {earlier.split} on line {earlier.number}"
+        f"{line.image} is in {line.split} here, but in {earlier.split} on line {earlier.number}"
       )
       yield Problem(line.number, duplicates.SAME_PATH, f"{message}: leakage", warning=True)
   splits = {line.split for line in lines}
   for needed, others in _OTHER_SPLITS.items():
     for split in sorted(splits) if needed not in splits else ():
       if split.lower() in others:
-        option = "; or train with --config.eval_split=" + split if needed == "val" else ""
-        message = f"no split is called {needed}, but one {split}: rename it{option}"
+        option = ", or train with --config.eval_split=" + split if needed == "val" else ""
+        message = f"there is no split {needed}, but a split {split}; rename it{option}"
         yield Problem(0, f"no split {needed}", message, warning=True)
 
 
 def check_coco_images(lines: Sequence[LineSummary]) -> Iterator[Problem]:
-  """Yields a problem for each line that takes annotations of another image than its own.
+  """Yields a problem for each line with annotations of another image.
 
-  A COCO file may have several images of one name, and an image of a COCO file several copies.
+  A COCO file may have several images with one name, and lines may have copies of an image.
   """
   image_of: dict[str, tuple[Any, int]] = {}
   owners: dict[Any, LineSummary] = {}
@@ -112,13 +112,13 @@ def check_coco_images(lines: Sequence[LineSummary]) -> Iterator[Problem]:
       owner = owners.setdefault(image_id, line)
       if other != image_id:
         message = (
-          f"{line.image} has annotations of the images {other} (line {number}) and {image_id}, "
-          "which have the same name; whose are they?"
+          f"{line.image} has annotations of both image {other} (line {number}) and image "
+          f"{image_id}, which share a name; rename one of them"
         )
       elif owner.image != line.image:
         message = (
-          f"{line.image} has annotations of image {image_id}, as {owner.image} on line "
-          f"{owner.number} does; whose are they?"
+          f"{line.image} has annotations of image {image_id}, as does {owner.image} on line "
+          f"{owner.number}; use the right image for both"
         )
       else:
         continue
@@ -127,7 +127,7 @@ def check_coco_images(lines: Sequence[LineSummary]) -> Iterator[Problem]:
 
 
 def check_expressions(path: str, lines: Sequence[LineSummary]) -> Iterator[Problem]:
-  """Yields a warning for each line with an expression that has another target in its image."""
+  """Yields a warning for each line with an expression that has another target in the same image."""
   first: dict[tuple[str, int], LineSummary] = {}
   for line in lines:
     for number, expression in enumerate(line.expression_hashes):
@@ -135,8 +135,8 @@ def check_expressions(path: str, lines: Sequence[LineSummary]) -> Iterator[Probl
       if earlier.target_hash != line.target_hash:
         text = json.loads(read_line(path, line.offset))["sentences"][number]
         message = (
-          f"{text!r:.60} has another target on line {earlier.number} for {line.image}; if it means "
-          "both, list their masks in one target"
+          f"{text!r:.60} has another target on line {earlier.number} for {line.image}; if it "
+          "refers to both, list both masks in one target"
         )
         yield Problem(line.number, "ambiguous expression", message, warning=True)
         break

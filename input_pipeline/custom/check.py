@@ -99,7 +99,7 @@ class LineChecker:
     except LineError as error:
       problem = error.at(line.number, "image")
       if error.kind == "image is missing":
-        where = f"paths start at {self.paths.root}, or at the folder of --images"
+        where = f"paths are relative to {self.paths.root}; set another folder with --images"
         problem = dataclasses.replace(problem, message=f"{problem.message}; {where}")
       problems.append(problem)
       return None
@@ -107,7 +107,7 @@ class LineChecker:
   def _check_target(
     self, line: schema.Annotation, header: image_files.Header | None, problems: list[Problem]
   ) -> tuple[int | None, str]:
-    """Returns the number of pixels, if it is known, and a hash of the target."""
+    """Returns the number of pixels, if known, and a hash of the target."""
     parts = [
       self._rasterise(mask, line, header, problems, _field("target", number, len(line.target)))
       for number, mask in enumerate(line.target)
@@ -121,7 +121,7 @@ class LineChecker:
     if not area:
       message = "target: covers no pixel; use null if the expressions refer to nothing"
       problems.append(Problem(line.number, "empty mask", message))
-    # In the order in which pycocotools has masks: to reorder them takes longer than to draw them.
+    # In the memory order of pycocotools: reordering takes longer than drawing.
     return area, fingerprint.of_bytes(np.packbits(np.asfortranarray(union).T).tobytes())
 
   def _check_instances(
@@ -169,7 +169,7 @@ class LineChecker:
     problems: list[Problem],
     field: str,
   ) -> Bool[np.ndarray, "h w"] | None:
-    """Returns the pixels of a mask, None where they are unknown; appends to `problems`."""
+    """Returns the pixels of a mask, None if unknown; appends to `problems`."""
     try:
       parts = masks.resolve(mask, line.image, self.paths)
       if header is None:
@@ -181,10 +181,10 @@ class LineChecker:
     warnings = [note.at(line.number, field) for _, notes in read for note in notes]
     if header.turned_unseen and any(masks.DECLARED in part for part in parts):
       message = (
-        f"{field}: EXIF data turns the image, and sizes do not tell whether the annotation is for "
-        "the upright image; `draw` shows it"
+        f"{field}: EXIF rotates the image, and its size does not tell whether the annotation is "
+        "for the upright image; check with `draw`"
       )
-      warnings.append(Problem(line.number, "annotation of a turned image", message))
+      warnings.append(Problem(line.number, "annotation of a rotated image", message))
     problems += [dataclasses.replace(warning, warning=True) for warning in warnings]
     return masks.union([pixels for pixels, _ in read])
 

@@ -48,7 +48,7 @@ READERS = {
   "mdetr": mdetr.read,
   "parquet": parquet.read,
 }
-# Missing images that the warning names.
+# Number of missing images listed in the warning.
 _SHOWN = 3
 
 
@@ -61,8 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     "files",
     metavar="EXPORT",
     nargs="+",
-    help="what the tool exported: a file, a folder of files or a zip; several, as train/x.json "
-    "valid/x.json, become one data set with splits by their names",
+    help="the tool's export: a file, a folder or a zip; several exports, such as train/x.json "
+    "valid/x.json, become one data set with the splits in their names",
   )
   parser.add_argument(
     "--from",
@@ -74,19 +74,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
   parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="output file")
   parser.add_argument(
     "--images",
-    help="folder with the images, at any depth (default: that of --out; of several exports, their "
-    "own)",
+    help="folder with the images, at any depth (default: the folder of --out; with several "
+    "exports, each export's folder)",
   )
   parser.add_argument(
     "--exif",
     choices=[photos.UPRIGHT, photos.STORED],
-    help="which pixels of a photo that EXIF data turns the masks are for, if the export does not "
-    "say it",
+    help="whether masks are for the upright or the stored pixels of an image that EXIF rotates, if "
+    "the export does not tell",
   )
   parser.add_argument(
     "--rescale",
     action="store_true",
-    help="scale masks to photos of another size than the annotated ones",
+    help="scale masks if the images differ in size from the annotated ones",
   )
   parser.add_argument(
     "--text",
@@ -123,7 +123,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
   parser.add_argument(
     "--annotations",
     metavar="INSTANCES.json",
-    help="MDETR: COCO's file with the masks, which an export with their ids and boxes leaves out",
+    help="MDETR: the COCO file with the masks, of which the export only has ids and boxes",
   )
   parser.add_argument("--overwrite", action="store_true", help="replace FILE.jsonl")
   parser.set_defaults(run=run)
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
     reasons = "; ".join(row for export in conversion.exports for row in export.report())
     raise InputError(f"{' '.join(args.files)}: no expression is left; {reasons}")
   if conversion.drop_repeated_ids():
-    print("note: image_id is left out, since the exports give one to several images")
+    print("note: image_id left out, since the exports use the same id for different images")
   text = "".join(_to_json(line) + "\n" for line in lines)
   atomic_files.write_whole(args.out, text)
   _report(args.out, conversion)
@@ -157,19 +157,19 @@ def run(args: argparse.Namespace) -> None:
 
 def _to_json(line: Mapping[str, Any]) -> str:
   text = json.dumps(line, ensure_ascii=False)
-  # Half of a surrogate pair, which JSON may have, cannot be written as UTF-8.
+  # JSON may contain unpaired surrogates, which UTF-8 cannot encode.
   return json.dumps(line) if _SURROGATE.search(text) else text
 
 
 class _Conversion:
-  """Turns exports into the lines of one file.
+  """Converts exports to the lines of one file.
 
   Attributes:
     lines: of all exports.
     exports: each as read.
-    missing: errors of names without a photo.
-    unreadable: errors of photos that cannot be opened.
-    root: the folder that paths in lines are relative to; empty if it is that of the file.
+    missing: errors about images that were not found.
+    unreadable: errors about images that cannot be opened.
+    root: the folder that paths in lines are relative to; empty for the folder of the file.
   """
 
   def __init__(self, args: argparse.Namespace, fit: photos.Fit, splits: Mapping[str, float]):
@@ -186,7 +186,7 @@ class _Conversion:
     """Converts an export.
 
     Raises:
-      InputError: it cannot be read, or does not fit its photos.
+      InputError: it cannot be read, or does not fit its images.
     """
     args = self._args
     several = len(args.files) > 1
@@ -209,8 +209,8 @@ class _Conversion:
       raise _with_format(error, file, args.format) from error
     if export.embedded and args.images:
       raise InputError(
-        f"--images {args.images}: {file} contains its images, which are written to "
-        f"{images.folder}; leave out --images"
+        f"--images {args.images}: the images are in {file} itself and are written to "
+        f"{images.folder}; remove --images"
       )
     if silent := sum(not region.texts for region in export.regions):
       export.skipped["region without an expression"] = silent
@@ -223,12 +223,12 @@ class _Conversion:
     if several and not self._splits and not all(region.split for region in regions):
       split = _split_of_export(file)
       regions = [dataclasses.replace(region, split=region.split or split) for region in regions]
-      export.note(f"split {split}, after the name of the export", file)
+      export.note(f"split {split} from the name of the export", file)
     inside = self._paths_in_lines(export, paths, folder)
     lines = list(collect.make_lines(regions, inside, self._splits, args.with_instances))
     for line in lines:
       if isinstance(line["target"], list):
-        export.note("target that is the union of several regions", line["image"])
+        export.note("several regions merged into one target", line["image"])
     self.lines += lines
     self.exports.append(export)
     self.missing += missing
@@ -241,7 +241,7 @@ class _Conversion:
     prefix = os.path.relpath(os.path.realpath(folder), os.path.realpath(self._home))
     if prefix == ".." or prefix.startswith(".." + os.sep):
       if len(self._args.files) > 1 and not self._args.images:
-        raise InputError(f"--out {self._args.out}: write it to a folder that has the exports in it")
+        raise InputError(f"--out {self._args.out}: choose a folder that contains the exports")
       self.root = folder
       return dict(paths)
     prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
@@ -250,7 +250,7 @@ class _Conversion:
     }
 
   def drop_repeated_ids(self) -> bool:
-    """Removes the ids of all images if two images have the same; tells whether it did."""
+    """Removes all image ids if two images share one; returns whether it did."""
     owners: dict[int, str] = {}
     rows = [line for line in self.lines if "image_id" in line]
     if all(owners.setdefault(row["image_id"], row["image"]) == row["image"] for row in rows):
@@ -261,23 +261,23 @@ class _Conversion:
 
 
 def _split_of_export(path: str) -> str:
-  """Returns the split that the name of an export contains, or that its folder is called."""
+  """Returns the split in the name of an export or of its folder."""
   folder, name = os.path.split(os.path.abspath(path))
   # COCO's years: instances_val2017.json.
   texts = [re.sub(r"20\d\d", "", text) for text in (name, os.path.basename(folder))]
   split = collect.split_in(texts[0]) or (collect.split_in(texts[1]) if texts[1].isalpha() else None)
   if split is None:
     raise InputError(
-      f"{path}: neither its name nor its folder's is that of a split, such as train or valid; name "
-      "the splits of all exports with --split"
+      f"{path}: no split, such as train or valid, in the name of the file or its folder; set the "
+      "split with --split"
     )
   return split
 
 
 def _with_format(error: InputError, path: str, format_name: str) -> InputError:
-  """Adds the right `--from` to an error about a file of another format."""
+  """Replaces the error if the file has another known format."""
   actual = recognise.recognise(path)
-  # Several tools write COCO files, whose readers say best what is wrong with them.
+  # Several tools write COCO files; their own readers explain best what is wrong.
   if actual in (None, format_name) or (actual == "coco" and format_name not in recognise.OWN):
     return error
   return InputError(f"{path}: this looks like {actual}; use --from {actual}")
@@ -295,7 +295,7 @@ def _report(out: str, conversion: _Conversion) -> None:
     print(row)
   for errors, what in (
     (conversion.missing, "not found"),
-    (conversion.unreadable, "that cannot be opened, and whose size was not compared"),
+    (conversion.unreadable, "could not be opened to check the size"),
   ):
     if errors:
       few = "; ".join(errors[:_SHOWN]) + "; ..." * (len(errors) > _SHOWN)

@@ -1,4 +1,4 @@
-"""Images of one split that are copies of images in another: the same file, or made of one photo."""
+"""Finds images that are copies of images in another split: the same file, or the same origin."""
 
 import concurrent.futures
 import os
@@ -19,21 +19,21 @@ _SAME_FILE = "same image in two splits"
 _SAME_ORIGIN = "copies of an image in two splits"
 _SIMILAR = "similar images in two splits"
 KINDS = (SAME_PATH, _SAME_FILE, _SAME_ORIGIN, _SIMILAR)
-"""Of the problems."""
+"""Kinds of problems reported here."""
 _VERBS = {
   _SAME_FILE: "is the same file as",
-  _SAME_ORIGIN: "is by its name a copy of",
+  _SAME_ORIGIN: "is, judging by its name, a copy of",
   _SIMILAR: "looks the same as",
 }
-_WAY_OUT = "leakage; keep one of them, or put both into one split"
-# Roboflow's names of what it made of one image, also by augmentation: photo_jpg.rf.HASH.jpg.
+_WAY_OUT = "leakage; keep one of them or move both to one split"
+# Roboflow's names of the copies and augmentations of an image: photo_jpg.rf.HASH.jpg.
 _ROBOFLOW = re.compile(r"(.+)\.rf\.[0-9A-Za-z]{8,}\.[A-Za-z0-9]+")
 
 
 def find(
   splits: Sequence[Sequence[LineSummary]], paths: PathResolver, workers: int | None = None
 ) -> Iterator[Problem]:
-  """Yields a warning for each image that is a copy of one in an earlier split.
+  """Yields a warning for each copy of an image in an earlier split.
 
   Args:
     splits: the lines of each split.
@@ -60,7 +60,7 @@ def find(
 def _hash_files(
   names: Sequence[str], paths: PathResolver, workers: int | None
 ) -> dict[str, ImageHash]:
-  """Returns the hashes of the files that can be read; the check of the lines reports the others."""
+  """Returns the hashes of all readable files; unreadable ones are reported by the line check."""
 
   def hash_file(name: str) -> ImageHash | None:
     try:
@@ -68,10 +68,10 @@ def _hash_files(
       return image_hashes.hash_image(0, data)
     except ImportError:
       raise
-    except Exception:  # Pillow raises nearly anything for damaged files.
+    except Exception:  # Pillow raises almost any exception on damaged files.
       return None
 
-  # Decoding, which takes longest, releases the GIL.
+  # Decoding dominates and releases the GIL.
   with concurrent.futures.ThreadPoolExecutor(workers or parallel.available_cores()) as pool:
     hashes = zip(names, pool.map(hash_file, names), strict=True)
     return {name: value for name, value in hashes if value is not None}
@@ -82,7 +82,7 @@ def _match(
   earlier: Sequence[LineSummary],
   hashes: dict[str, ImageHash],
 ) -> Iterator[tuple[LineSummary, LineSummary, str]]:
-  """Yields lines with the earlier line of a copy, and the kind."""
+  """Yields each copy with the earlier line and the kind of problem."""
   contents = {hashes[line.image].content: line for line in reversed(earlier)}
   origins = {_origin(line.image): line for line in reversed(earlier)}
   looks = [
@@ -100,7 +100,7 @@ def _match(
 
 
 def _origin(name: str) -> str:
-  """Returns the name of the image that a file was made of, as Roboflow writes it."""
+  """Returns the name of the original image of a file, in Roboflow's spelling."""
   match = _ROBOFLOW.fullmatch(os.path.basename(name))
   return match[1] if match else os.path.basename(name).replace(".", "_")
 

@@ -25,12 +25,12 @@ _STORED_UNCHANGED = {
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What the header of an image file says."""
+  """The header of an image file."""
 
   size: tuple[int, int]
   """Height and width in pixels, upright."""
   orientation: int
-  """As in EXIF: 1 is stored upright; from 5 on, height and width are stored exchanged."""
+  """As in EXIF: 1 is upright; from 5 on, the stored height and width are swapped."""
 
   @property
   def stored_size(self) -> tuple[int, int]:
@@ -40,7 +40,7 @@ class Header:
 
   @property
   def turned_unseen(self) -> bool:
-    """Whether EXIF data turns or mirrors the image without changing its size."""
+    """Whether EXIF rotates or mirrors the image without changing its size."""
     return self.orientation != 1 and self.size == self.stored_size
 
 

@@ -1,4 +1,4 @@
-"""Files of lines: JSON objects, one per line, in UTF-8 or what `untrusted_files` makes of it."""
+"""Reads JSONL files, in any encoding that `untrusted_files` converts to UTF-8."""
 
 import codecs
 import functools
@@ -18,15 +18,15 @@ Row = tuple[int, int, bytes]
 
 
 def read_rows(path: str) -> Iterator[Row]:
-  """Yields the lines of a file that are not blank, as UTF-8; see `untrusted_files.open_text`.
+  """Yields the non-blank lines of a file as UTF-8; see `untrusted_files.open_text`.
 
   Raises:
-    InputError: the file cannot be read, or is not one of lines.
+    InputError: the file cannot be read, or is not JSONL.
   """
   offset, first = 0, True
   with _open(path) as file:
     for number, data in enumerate(file, 1):
-      # Files with byte order marks may have been joined.
+      # Files with byte order marks may have been concatenated.
       if text := data.removeprefix(codecs.BOM_UTF8).strip():
         if first:
           _check_first(path, text)
@@ -50,7 +50,7 @@ def read_line(path: str, offset: int) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _converted(path: str, modified: int) -> mmap.mmap:
-  """Returns a file, of the time when it was modified, as UTF-8."""
+  """Returns a file as UTF-8; `modified` keys the cache."""
   del modified
   with _open(path) as file, tempfile.TemporaryFile() as copy:
     shutil.copyfileobj(file, copy)
@@ -65,20 +65,19 @@ def _open(path: str) -> io.BufferedReader:
   except InputError as error:
     raise InputError(f"{error}; expected a file with one JSON object per line") from error
   raise InputError(
-    f"{path}: parquet, not lines; write them by `python -m input_pipeline.custom convert "
+    f"{path}: a parquet file; convert it with `python -m input_pipeline.custom convert "
     f"--from parquet {path} --out mine.jsonl`"
   )
 
 
 def _check_first(path: str, text: bytes) -> None:
-  """Raises InputError if the first line is that of another kind of file."""
+  """Raises InputError if the first line shows that the file is not JSONL."""
   if text[:1] == b"[":
     raise InputError(
-      f"{path}: a JSON list; expected one object per line: `jq -c '.[]' {path} > lines.jsonl` "
-      "writes them"
+      f"{path}: a JSON list; expected one object per line: run `jq -c '.[]' {path} > lines.jsonl`"
     )
   if text == b"{":
     raise InputError(
-      f"{path}: an object over several lines; expected one object per line: "
-      f"`jq -c . {path} > lines.jsonl` joins them; for the export of a tool, see `convert`"
+      f"{path}: an object over several lines; expected one object per line: run "
+      f"`jq -c . {path} > lines.jsonl`, or `convert` for a tool's export"
     )

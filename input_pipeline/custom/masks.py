@@ -21,15 +21,15 @@ from input_pipeline.masks.row_index import whole_number
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-# Up to this many values are labels, of which one is meant; more are shades of grey.
+# Up to this many values are labels; more are shades of grey.
 _MAX_LABELS = 16
-# Damaged by JPEG, say, most of a mask is still about this white.
+# Share of white above which most pixels of a lossy mask (such as JPEG) stay.
 _WHITE, _MOST = 0.9, 0.75
-# Values that a message counts.
+# Number of values listed in a message.
 _SHOWN = 4
 _OTHER_SIZE = "mask has another size"
 DECLARED = "declared"
-"""Key of a part that was looked up: its image's height and width in the COCO file, and its name."""
+"""Key of a looked-up part: the image's height and width in the COCO file, and the part's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,10 @@ class PathResolver:
   annotations: str = ""
   """The COCO file that `ann_id` refers to; empty without one."""
   follow_links: bool | None = None
-  """Whether links may lead out of the folder: only in one that the user named. None: they may not,
-  and naming the folder does not change that."""
+  """Whether links may lead out of the folder: only if the user named it. None: never."""
 
   def name(self, path: str) -> str:
-    """Returns a path in the one spelling that the files have, such as without backslashes."""
+    """Returns a path as spelled on disk, with forward slashes."""
     if _URL.match(path):
       return path
     path = image_names.spelled(self.root, path) or path
@@ -56,18 +55,18 @@ class PathResolver:
     """Returns the real path of an image or a mask; see `name`.
 
     Raises:
-      LineError: the path is outside the folder, or not a path.
+      LineError: the path is outside the folder, or a URL.
     """
     if _URL.match(path):
-      raise LineError("image is missing", f"{path} is a URL; download the file, and write its path")
+      raise LineError("image is missing", f"{path} is a URL; download the file and use its path")
     try:
       if _WINDOWS_ROOT.match(path):
-        raise InputError(f"the path {path!r}: write a path relative to {self.root}")
+        raise InputError(f"absolute path {path!r}; use a path relative to {self.root}")
       return untrusted_files.resolve_inside(
         self.root, self.name(path), "the path", follow_links=bool(self.follow_links)
       )
     except InputError as error:
-      hint = "; links are followed in a folder that --images names" * (self.follow_links is False)
+      hint = "; to follow links, name the folder with --images" * (self.follow_links is False)
       raise LineError("path outside the folder", f"{error}{hint}") from error
 
 
@@ -76,7 +75,7 @@ def resolve(mask: Mask, image: str, paths: PathResolver) -> list[Mask]:
 
   Args:
     mask: as in the line, with its types checked.
-    image: the image as the line names it.
+    image: the image as named in the line.
     paths: where files are.
 
   Raises:
@@ -123,17 +122,17 @@ def _look_up(ann_id: int, image: str, paths: PathResolver) -> Mask:
     raise LineError("unknown annotation", f"annotation {ann_id} has no segmentation")
   part: Mask = {"rle": value} if isinstance(value, dict) else {"polygons": value}
   height, width = whole_number(row.get("height")), whole_number(row.get("width"))
-  # coco-annotator writes zeros if it does not know the size.
+  # coco-annotator writes zeros for an unknown size.
   if not height or not width:
     return part
   return part | {DECLARED: [height, width, f"annotation {ann_id}"]}
 
 
 def _is_best(image_id: Any, name: str, coco: CocoAnnotations) -> bool:
-  """Tells whether no other image of the file fits a name better."""
+  """Returns whether no other image of the file matches a name better."""
   try:
     return coco.find_image(name) == image_id
-  except InputError:  # several fit equally well
+  except InputError:  # several match equally well
     return True
 
 
@@ -151,7 +150,7 @@ def rasterise(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "{height}
 def read(
   mask: Mask, height: int, width: int
 ) -> tuple[Bool[np.ndarray, "{height} {width}"], tuple[LineError, ...]]:
-  """Returns the pixels of a mask that `resolve` returned, and what to warn of.
+  """Returns the pixels of a mask that `resolve` returned, and warnings.
 
   Args:
     mask: `rle`, `polygons` or `png`.
@@ -159,7 +158,7 @@ def read(
     width: of the upright image, in pixels.
 
   Raises:
-    LineError: the mask does not fit the image, cannot be read, or may mean several things.
+    LineError: the mask does not fit the image, cannot be read, or is ambiguous.
   """
   if "png" in mask:
     return _read_png(mask["png"], mask.get("value"), height, width)
@@ -184,9 +183,9 @@ def _check_size(which: str, size: tuple[int, int], height: int, width: int) -> N
     return
   message = f"{which} {size[1]} x {size[0]}, but the image is {width} x {height}"
   if size == (width, height):
-    message += "; EXIF data turns the image upright: was the mask made for the pixels as stored?"
+    message += "; EXIF rotates the image: make the mask for the upright image"
   else:
-    message += "; was the image resized? Use the one that the mask was made for"
+    message += "; if the image was resized, use the one that the mask was made for"
   raise LineError(_OTHER_SIZE, message)
 
 
@@ -240,11 +239,11 @@ def _single_channel(image: Image.Image, name: str) -> np.ndarray:
 def _no_such_value(pixels: np.ndarray, value: int, name: str) -> LineError:
   values = np.unique(pixels)
   shown = ", ".join(map(str, values[:_MAX_LABELS])) + ", ..." * (len(values) > _MAX_LABELS)
-  return LineError("mask without its value", f"{name} has no pixel of {value}; it has {shown}")
+  return LineError("mask without its value", f"{name} has no pixels of value {value}, only {shown}")
 
 
 def _are_shades(values: np.ndarray, counts: np.ndarray) -> bool:
-  """Tells whether values are shades of a mask from black to white, and not labels."""
+  """Returns whether values are shades from black to white rather than labels."""
   white = np.iinfo(values.dtype).max
   if len(values) > _MAX_LABELS and values[-1] > white // 2:
     return True
@@ -253,11 +252,11 @@ def _are_shades(values: np.ndarray, counts: np.ndarray) -> bool:
 
 
 def _check_values(pixels: np.ndarray, mode: str, name: str) -> tuple[LineError, ...]:
-  """Checks that it is clear what a mask without `value` covers; returns what to warn of."""
+  """Checks that a mask without `value` is unambiguous; returns warnings."""
   values, counts = np.unique(pixels, return_counts=True)
   if len(values) < 2 or (len(values) == 2 and values[0] == 0):
     return ()
-  kind = "mask of several values"
+  kind = "mask with several values"
   order = np.argsort(-counts)[:_SHOWN]
   shown = ", ".join(f"{values[i]} on {counts[i]:,} pixels" for i in order)
   shown += ", ..." * (len(values) > _SHOWN)
@@ -266,13 +265,13 @@ def _check_values(pixels: np.ndarray, mode: str, name: str) -> tuple[LineError, 
     label = next(values[i] for i in order if values[i])
     raise LineError(
       kind,
-      f'{message}: which one is the object? Add "value": {label}, or write a mask of 0 and 255',
+      f'{message}; add the value of the object, such as "value": {label}, or use only 0 and 255',
     )
   covered, half = int(counts[values != 0].sum()), int(counts[values > values[-1] / 2].sum())
   return (
     LineError(
       kind,
-      f"{message}: the {covered:,} pixels that are not 0 count as covered, of which only {half:,} "
-      f"exceed {values[-1] // 2}; write a mask of 0 and 255",
+      f"{message}: all {covered:,} non-zero pixels count as covered, but only {half:,} exceed "
+      f"{values[-1] // 2}; use only 0 and 255",
     ),
   )

@@ -1,4 +1,4 @@
-"""Brings the regions of an export and the photos on disk together, or says why they do not fit."""
+"""Matches the regions of an export with the images on disk, and fits their masks to them."""
 
 import dataclasses
 import os
@@ -19,33 +19,33 @@ from input_pipeline.masks.segmentation import Segmentation, encode_segmentation,
 UPRIGHT, STORED = "upright", "stored"
 """Values of `--exif`."""
 _EXIF_ORIENTATION = 0x0112
-# Pixels by which the sides of a resized photo are rounded.
+# Rounding of the sides of a resized image, in pixels.
 _ROUNDING = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """What the user says about photos that differ from those that were annotated."""
+  """The user's options for images that differ from the annotated ones."""
 
   exif: str | None = None
-  """UPRIGHT or STORED: which pixels masks are for; None where the export says it."""
+  """UPRIGHT or STORED: the pixels that masks are for; None to follow the export."""
   rescale: bool = False
-  """Whether masks are scaled to photos of another size and the same shape."""
+  """Whether masks are scaled to images of another size with the same aspect ratio."""
 
 
 def find_photos(export: Export, folder: str) -> tuple[dict[str, str], list[str]]:
-  """Finds the photos of an export.
+  """Finds the images of an export.
 
   Args:
     export: its regions name them.
-    folder: the photos are in it, at any depth.
+    folder: of the images, at any depth.
 
   Returns:
-    Paths relative to the folder, by name; and an error for each name that was not found, which
-    keeps its name as path.
+    Paths relative to the folder, by name; and an error for each name that was not found, whose path
+    is the name itself.
 
   Raises:
-    InputError: several photos may be meant by a name, or one photo by several names.
+    InputError: a name matches several images, or several names match one image.
   """
   photos = ImageFolder(folder)
   paths: dict[str, str] = {}
@@ -65,44 +65,44 @@ def find_photos(export: Export, folder: str) -> tuple[dict[str, str], list[str]]
     other = names.setdefault(path, name)
     if not same_spelling(other, name):
       raise InputError(
-        f"{folder}: the export has {other} and {name}, and both seem to be {path}; add the photo "
-        "that is missing, or leave out one of the two"
+        f"{folder}: {other} and {name} in the export both match {path}; add the missing image, or "
+        "remove one of the two from the export"
       )
   return paths, missing
 
 
 def check_ids(regions: Sequence[Region]) -> None:
-  """Checks that no name is that of several images.
+  """Checks that no two images share a name.
 
   Raises:
-    InputError: it is.
+    InputError: two images do.
   """
   ids: dict[str, int | None] = {}
   for region in regions:
     if ids.setdefault(region.image, region.image_id) != region.image_id:
       raise InputError(
-        f"{region.image} is the name of the images {ids[region.image]} and {region.image_id}; "
-        "export them with their folders, or one at a time"
+        f"{region.image} is the name of both image {ids[region.image]} and image "
+        f"{region.image_id}; export the names with their folders, or export the images separately"
       )
 
 
 def fit_regions(
   export: Export, paths: Mapping[str, str], folder: str, fit: Fit
 ) -> tuple[list[Region], list[str]]:
-  """Compares the sizes that an export declares with those of the photos.
+  """Checks the sizes that an export declares, and fits masks to the upright images.
 
   Args:
-    export: masks that are turned or scaled are noted in it.
+    export: masks that are rotated or scaled are noted in it.
     paths: see `find_photos`.
-    folder: of the photos.
-    fit: what the user says about them.
+    folder: of the images.
+    fit: the user's options.
 
   Returns:
-    The regions, whose masks are now for the upright photos; and errors of photos that could not be
+    The regions, with masks for the upright images; and errors about images that could not be
     opened.
 
   Raises:
-    InputError: masks are for photos of another size, or it is unclear whether for turned ones.
+    InputError: masks are for another image size, or their orientation is unknown.
   """
   headers: dict[str, Header | None] = {}
   unreadable, problems = [], {}
@@ -125,13 +125,13 @@ def fit_regions(
       problems.setdefault(region.image, f"{region.image}: {error}")
   if problems:
     first, *others = problems.values()
-    more = f" (and so for {counted(len(others), 'other image')})" if others else ""
+    more = f" (similarly for {counted(len(others), 'other image')})" if others else ""
     raise InputError(f"{first}{more}")
   return regions, unreadable
 
 
 def _fit(region: Region, header: Header, fit: Fit, export: Export) -> Region:
-  """Returns a region whose mask is for the upright photo; raises ValueError if it cannot be."""
+  """Returns a region with its mask fitted to the upright image; raises ValueError if impossible."""
   mask = region.mask
   if mask is None:
     return region
@@ -145,20 +145,20 @@ def _fit(region: Region, header: Header, fit: Fit, export: Export) -> Region:
     raise ValueError(_differ(size, header, upright))
   if upright is None and (declared is None or header.turned_unseen):
     raise ValueError(
-      "EXIF data turns the photo, and the export does not tell whether masks are for the pixels "
-      "upright or stored: say --exif upright or --exif stored, and look with `draw`"
+      "EXIF rotates the image, and the export does not tell whether masks are for the upright or "
+      "the stored pixels; add --exif upright or --exif stored and check the result with `draw`"
     )
   if size != expected:
     mask = _scaled(mask, size, expected)
-    export.note("mask scaled to the size of the photo", region.image)
+    export.note("mask scaled to the size of the image", region.image)
   if upright is False:
     mask = _turned(mask, expected, header.orientation)
-    export.note("mask turned as EXIF data turns the photo", region.image)
+    export.note("mask rotated with the image as in its EXIF data", region.image)
   return dataclasses.replace(region, mask=mask)
 
 
 def _size_in(mask: Mask) -> tuple[int, int] | None:
-  """Returns the height and width that run lengths have."""
+  """Returns the height and width declared by run lengths."""
   size = mask["rle"].get("size") if isinstance(mask.get("rle"), dict) else None
   if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
     return size[0], size[1]
@@ -166,7 +166,7 @@ def _size_in(mask: Mask) -> tuple[int, int] | None:
 
 
 def _is_scaled(size: tuple[int, int], other: tuple[int, int]) -> bool:
-  """Tells whether two sizes have the same shape, up to rounding."""
+  """Returns whether two sizes have the same aspect ratio, up to rounding."""
   (height, width), (other_height, other_width) = sorted((size, other), key=lambda s: s[0] * s[1])
   return (
     abs(height - other_height * width / other_width) < _ROUNDING
@@ -175,23 +175,24 @@ def _is_scaled(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _differ(size: tuple[int, int], header: Header, upright: bool | None) -> str:
-  """Returns what is wrong with a size, and what to do."""
+  """Returns the error message for a size that differs."""
   height, width = header.size
-  text = f"the export is for {size[1]} x {size[0]} pixels, but the photo has {width} x {height}"
+  text = f"the export is for {size[1]} x {size[0]} pixels, but the image has {width} x {height}"
   if header.stored_size != header.size:
-    text += f" upright, and {height} x {width} stored, since EXIF data turns it"
+    text += f" upright and {height} x {width} as stored (EXIF rotates it)"
     for name, other in ((STORED, header.stored_size), (UPRIGHT, header.size)):
       if size == other:
         return (
-          f"{text}; if masks are for the pixels {name}, say --exif {name}, and look with `draw`"
+          f"{text}; if the masks are for the {name} pixels, add --exif {name} and check the result "
+          "with `draw`"
         )
   expected = header.stored_size if upright is False else header.size
   if _is_scaled(size, expected):
     return (
-      f"{text}: a resized copy; name the folder of those that were annotated with --images, or "
-      "scale the masks with --rescale"
+      f"{text}: a resized copy; use the folder of the annotated images with --images, or scale the "
+      "masks with --rescale"
     )
-  return f"{text}; name the folder of the photos that were annotated with --images"
+  return f"{text}; use the folder of the annotated images with --images"
 
 
 def _read(mask: Mask, size: tuple[int, int]) -> Segmentation:
@@ -199,7 +200,7 @@ def _read(mask: Mask, size: tuple[int, int]) -> Segmentation:
 
 
 def _scaled(mask: Mask, size: tuple[int, int], other: tuple[int, int]) -> Mask:
-  """Returns a mask for a photo of another size."""
+  """Returns a mask for an image of another size."""
   segmentation = _read(mask, size)
   factors = (other[1] / size[1], other[0] / size[0])
   if all("polygons" in part for part in segmentation.parts):
@@ -211,7 +212,7 @@ def _scaled(mask: Mask, size: tuple[int, int], other: tuple[int, int]) -> Mask:
 
 
 def _turned(mask: Mask, size: tuple[int, int], orientation: int) -> Mask:
-  """Returns the pixels of a mask for the photo as stored, turned as the photo is."""
+  """Returns a mask of the stored pixels rotated to the upright image."""
   image = Image.fromarray(_read(mask, size).mask())
   image.getexif()[_EXIF_ORIENTATION] = orientation
   return {"rle": encode_segmentation(np.asarray(ImageOps.exif_transpose(image)))}

@@ -43,7 +43,7 @@ class Scan:
     return [problem for problem in self.problems if problem.warning]
 
   def leakage(self) -> list[Problem]:
-    """Returns those of the warnings that are about copies of an image in two splits."""
+    """Returns the warnings about copies of an image in two splits."""
     return [problem for problem in self.warnings() if problem.kind in duplicates.KINDS]
 
   def splits(self) -> dict[str, list[LineSummary]]:

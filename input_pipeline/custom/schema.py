@@ -36,7 +36,7 @@ _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # TFDS's name for all splits together.
 _RESERVED_SPLITS = ("all",)
 
-# What other tools call a key, in lower case and letters alone; what the right key holds.
+# Other tools' names of each key, in lower-case letters only.
 _OTHER_NAMES = {
   "image": "imagepath imagefile imagefilename imagename imageurl img imgpath imgname imgfile "
   "filename file filepath path photo picture",
@@ -181,7 +181,7 @@ def _check_keys(
 
 
 def _right_name(key: str, known: Collection[str]) -> str | None:
-  """Returns the key that another tool's key, or a misspelt one, stands for."""
+  """Returns the key that another tool's key, or a misspelled one, corresponds to."""
   for right in known:
     if _letters(key) in (_letters(right), *_OTHER_NAMES.get(right, "").split()):
       return right
@@ -275,7 +275,7 @@ def _check_rle(value: Any) -> Iterator[LineError]:
 
 
 def _check_polygons(value: Any) -> Iterator[LineError]:
-  # `read_segmentation` checks the points, when the size of the image is known.
+  # `read_segmentation` checks the points once the size of the image is known.
   if not isinstance(value, list) or not value:
     yield LineError("invalid polygon", "must be a list of polygons, each a list x, y, x, y, ...")
 

@@ -38,7 +38,7 @@ from input_pipeline.sources.source import Source
 _IMAGES_PER_WORKER = 200
 _CUSTOM_DEFAULT = "custom, or none without instances"
 _COUNTS = ("records", "refs", "expressions")
-# Prefixes of data sets that are read by their paths.
+# Prefixes of data sets given by path.
 _BY_PATH = (refer.PREFIX, jsonl.PREFIX)
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
@@ -61,7 +61,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     help='run on Apache Beam, such as --beam="--runner=FlinkRunner"',
   )
   name = parser.add_argument(
-    "--name", help="name of refer: or jsonl: for other commands (default: that of its files)"
+    "--name",
+    help="name of a refer: or jsonl: data set for other commands (default: from its files)",
   )
   family = parser.add_argument_group("RefCOCO family, gRefCOCO, PhraseCut and custom data")
   root = family.add_argument(
@@ -128,14 +129,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _unknown_dataset(args: argparse.Namespace) -> str:
-  """Returns the message for a value of `--dataset` that means nothing; empty if it is known."""
+  """Returns the error message for an unknown value of `--dataset`; empty if it is known."""
   if args.dataset in storage.CONFIGS or args.dataset.startswith(_BY_PATH):
     return ""
   hint = storage.did_you_mean(args.dataset)
   if not hint and "_" in args.dataset:
     folder, _, split_by = args.dataset.rpartition("_")
     path = os.path.join(args.refer_root or "FOLDER", folder)
-    hint = f"; others are read by their path: --dataset {refer.PREFIX}{path}:{split_by}"
+    hint = f"; give other data sets by path: --dataset {refer.PREFIX}{path}:{split_by}"
   known = ", ".join(storage.CONFIGS)
   return (
     f"argument --dataset: {args.dataset!r} is not one of {known}, refer:FOLDER:SPLITBY or "
@@ -164,7 +165,7 @@ def _name(args: argparse.Namespace) -> str:
     name = args.name or refer.default_name(args.dataset)
   if name in storage.CONFIGS:
     raise InputError(
-      f"{name} is a data set of its own, for --dataset {name}; choose another name: --name mine"
+      f"{name} is the name of a known data set; choose another one, such as --name mine"
     )
   try:
     storage.config_name(name)
@@ -321,12 +322,12 @@ def _check_images(
   has_ids = not isinstance(reader, jsonl.JsonlReader) or reader.has_ids
   if not has_ids and getattr(proposer.proposer, "needs_ids", False):
     raise InputError(
-      f"--instances {spec}: needs image ids, but lines of {reader.dataset} have no image_id; add "
-      "the ids of that file, or `file_name` to its rows"
+      f"--instances {spec}: needs image ids, but the lines of {reader.dataset} have no image_id; "
+      "add image_id to the lines, or `file_name` to the rows of that file"
     )
   images: list[tuple[str, int | None, str]] = []
   for image_id in sorted({image_id for ids in reader.splits.values() for image_id in ids}):
-    with contextlib.suppress(InputError):  # `readers.ImageSource` tells which are missing
+    with contextlib.suppress(InputError):  # `readers.ImageSource` reports missing images
       path = reader.image_path(folder, image_id)
       images.append((path, image_id if has_ids else None, os.path.relpath(path, folder)))
   try:

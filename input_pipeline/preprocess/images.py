@@ -35,7 +35,7 @@ EXTENSIONS = (
   *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx"),
   *(".heic", ".heif", ".hif"),
 )
-"""Endings of image files; only the content decides whether a file can be read."""
+"""Extensions of image files; only the content decides whether a file can be read."""
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -47,9 +47,9 @@ _TRANSPOSE = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-# Pillow's name of HEIC, where pillow-heif is installed.
+# Pillow's name of HEIC, if pillow-heif is installed.
 _HEIC = "HEIF"
-# Brands of HEIC after its first bytes, a size and `ftyp` (ISO/IEC 23008-12).
+# Brands of HEIC, which follow a size and `ftyp` (ISO/IEC 23008-12).
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _HEAD = 12
 _LIMIT_LOCK = threading.Lock()
@@ -101,7 +101,7 @@ def open_header(
     formats: accepted formats, by Pillow's names; FORMATS and, if pillow-heif is installed, HEIC.
 
   Raises:
-    UnidentifiedImageError: it is of no such format; the text says what it is, if that is known.
+    UnidentifiedImageError: not in an accepted format; the message names the format, if known.
     TooManyPixels: the image is larger.
     Exception: what Pillow raises for invalid images.
   """
@@ -122,13 +122,13 @@ def open_header(
 
 def _describe_unknown(head: bytes) -> str:
   if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS:
-    return "is HEIC; `pip install pillow-heif` to read it, or save it as JPEG"
-  return "is not an image of a known format" if head else "is empty"
+    return "is HEIC; run `pip install pillow-heif` or save it as JPEG"
+  return "is not an image in a known format" if head else "is empty"
 
 
 @functools.cache
 def _register_heic() -> bool:
-  """Makes Pillow read HEIC if pillow-heif is installed; it returns these images upright."""
+  """Registers HEIC with Pillow if pillow-heif is installed, which returns images upright."""
   try:
     importlib.import_module("pillow_heif").register_heif_opener()
   except ImportError:

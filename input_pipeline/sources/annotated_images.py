@@ -1,4 +1,4 @@
-"""Annotated images and how they become records: the work that `prepare` gives to processes."""
+"""Converts annotated images to records, in the worker processes of `prepare`."""
 
 import collections
 import dataclasses
@@ -45,7 +45,7 @@ class AnnotatedImage:
   width: int
   """Height and width in pixels according to the annotations."""
   annotations: str
-  """The file that the segmentations are from, for errors."""
+  """Source file of the segmentations, for errors."""
   refs: list[dict[str, Any]]
   """`ref_id`, `ann_ids`, `segmentations`, `sentences`. The target is the union of the
   segmentations; it is empty without any."""
@@ -56,19 +56,19 @@ class AnnotatedImage:
   upright: bool = False
   """Whether the annotations apply to the image after its EXIF rotation, or as it is stored."""
   name: str = ""
-  """Its path in the folder of images, if that may have folders."""
+  """Path relative to the folder of images, if it may have subfolders."""
   has_id: bool = True
-  """Whether `image_id` is the data set's own; otherwise masks are looked up by the name."""
+  """Whether `image_id` comes from the data set; otherwise masks are looked up by name."""
   instances: list[dict[str, Any]] | None = None
   """The image's own instances for `CustomProposer`; None without any."""
   error: str = ""
-  """Why its file cannot be used, such as that there is none; empty if nothing is known."""
+  """Why the file cannot be used, such as a missing file; empty if no problem is known."""
 
 
 class ImageFinder:
-  """Finds images by their names in folders, each of which is listed once.
+  """Finds images by name; lists each folder once.
 
-  Links are followed wherever they lead: the folder is the user's, and names cannot leave it.
+  Links are followed anywhere: the user chose the folder, and names cannot leave it.
   """
 
   def __init__(self):
@@ -80,17 +80,17 @@ class ImageFinder:
 
     Args:
       images: the folder.
-      name: of the image, as annotations have it.
+      name: of the image in the annotations.
 
     Raises:
-      InputError: there is no such folder, no such image, or several.
+      InputError: the folder or image is missing, or the name is ambiguous.
     """
     if images not in self._folders:
       self._folders[images] = ImageFolder(images)
     return os.path.join(images, self._folders[images].find(name))
 
   def try_path(self, images: str, name: str) -> tuple[str, str]:
-    """Returns the path of an image and "", or its name and why it has no path."""
+    """Returns the path of an image and "", or its name and an error message."""
     try:
       return self.path(images, name), ""
     except InputError as error:
@@ -109,9 +109,9 @@ class RecordMaker:
   categories: str = ""
   """A COCO file whose `categories` the instances must have; they are not checked without one."""
   allow_empty: bool = False
-  """Whether an image that the proposer's file does not have has no instances, or is an error."""
+  """Whether an image missing in the proposer's file has no instances; otherwise it is an error."""
   skip: bool = False
-  """Whether an invalid image or ref is left out, or is an error."""
+  """Whether an invalid image or ref is left out; otherwise it is an error."""
 
   def proposer(self) -> SelectingProposer:
     """Returns this process's proposer, which equal makers share, since some hold a network.
@@ -185,7 +185,7 @@ class RecordMaker:
       proposals = proposer.propose(pixels, ids)
     except UnknownImage as error:
       if not self.allow_empty:
-        raise UnknownImage(f"{error} If the image has no objects, use --allow_empty") from error
+        raise UnknownImage(f"{error} If it may have no instances, use --allow_empty") from error
       if len(images) == 1:
         nothing = records.no_instances(images[0].height, images[0].width)
         return [dataclasses.replace(nothing, notes=(NO_MASKS,))]
@@ -203,7 +203,7 @@ class RecordMaker:
     if known and unknown:
       raise InputError(
         f"--instances {self.instances}: image {image_id} has category {min(unknown)}, which is not "
-        f"in the list of {self.categories}; name the COCO file with the masks' categories: "
+        f"in {self.categories}; name the COCO file with the categories of the masks with "
         "--categories FILE"
       )
 
@@ -222,8 +222,8 @@ def make_record(
     image: its refs' segmentations become targets.
     data: the bytes of the image's file.
     instances: at the image's size.
-    notes: to count what is left out of targets or changed.
-    skip: whether a ref with an invalid target is left out, unless no other is left.
+    notes: counts what is left out of targets or changed.
+    skip: whether a ref with an invalid target is left out, unless it is the only one.
 
   Raises:
     InputError: a segmentation is invalid, or those of a ref cover no pixel.
@@ -263,8 +263,8 @@ def read_image(
     data = untrusted_files.read(path, f"image {path}", preprocess.MAX_FILE_BYTES)
   except InputError as error:
     raise InputError(
-      f"{error}; --images names the folder of the images, and docs/guides/datasets.md says where "
-      "to get them"
+      f"{error}; set the folder of the images with --images (docs/guides/datasets.md lists their "
+      "sources)"
     ) from error
   if upright:
     data, pixels = image_files.stored_upright(data, path)
@@ -274,7 +274,7 @@ def read_image(
   if pixels.shape[:2] != size:
     raise InputError(
       f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, but its annotations are for "
-      f"{size[1]} x {size[0]}; use the original images, or leave such images out: --on_error skip"
+      f"{size[1]} x {size[0]}; use the original images, or skip such images with --on_error skip"
     )
   return data, pixels
 
@@ -298,7 +298,7 @@ def _target(
     notes.update(f"target: {note}" for note in changes)
   if ref["segmentations"] and not target.any():
     raise InputError(empty[0] if empty else f"{_describe(image, ref, 0)} covers no pixel")
-  notes.update(f"target: one of several annotations left out: {text}" for text in empty)
+  notes.update(f"target: annotation left out: {text}" for text in empty)
   return target
 
 
@@ -323,7 +323,7 @@ def _rasterise_custom(value: Any, height: int, width: int) -> tuple[np.ndarray, 
   return mask, [warning.kind for warning in warnings]
 
 
-# Each returns a mask, and what was left out of it or changed.
+# Each returns a mask, and notes on what was left out or changed.
 _RULES = {
   "coco": _rasterise_coco,
   "phrasecut": lambda value, height, width: (decode_phrasecut(value, height, width), ()),

@@ -20,7 +20,7 @@ class JsonlReader:
 
   Attributes:
     dataset: name of the data set.
-    annotations_path: empty: its objects have no list of categories.
+    annotations_path: always empty, since there is no list of categories.
     splits: for each split, its image ids, ascending.
     left_out: errors of the lines that are left out.
     has_instances: whether any line has instances.
@@ -84,7 +84,7 @@ class JsonlReader:
     }
 
   def warnings(self) -> list[str]:
-    """Returns how many warnings there are, and how many lines are left out, if any."""
+    """Returns the number of warnings and of lines left out, if any."""
     leakage, lines = self._scan.leakage(), []
     kinds = {problem.kind for problem in leakage}
     warnings = [problem for problem in self._scan.warnings() if problem.kind not in kinds]

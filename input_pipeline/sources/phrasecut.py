@@ -69,7 +69,7 @@ class PhraseCutReader:
     }
 
   def warnings(self) -> list[str]:
-    """Returns how the data differs from the published data set, if it does."""
+    """Returns the differences from the published data set, if any."""
     counts = {split: sum(map(len, self._numbers.get(split, {}).values())) for split in PUBLISHED}
     differences = [
       f"{split} {counts[split]:,} of {published:,}"
@@ -84,14 +84,14 @@ class PhraseCutReader:
     ]
 
   def more_metadata(self) -> dict[str, Any]:
-    """Returns no further metadata."""
+    """Returns an empty dictionary: there is no further metadata."""
     return {}
 
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the path of an image in the folder of images.
 
     Raises:
-      InputError: there is no such image, or several.
+      InputError: the image is missing or ambiguous.
     """
     return self._finder.path(images, f"{image_id}.jpg")
 

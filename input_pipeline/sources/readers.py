@@ -36,18 +36,18 @@ class Reader(Protocol):
     ...
 
   def warnings(self) -> list[str]:
-    """Returns what is unusual about the data or was left out, one line for each kind."""
+    """Returns warnings about unusual data and what was left out, one line per kind."""
     ...
 
   def more_metadata(self) -> dict[str, Any]:
-    """Returns what else the metadata of the data set should hold."""
+    """Returns further metadata of the data set."""
     ...
 
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the path of an image in the folder of images.
 
     Raises:
-      InputError: there is no such image, or several.
+      InputError: the image is missing or ambiguous.
     """
     ...
 
@@ -69,9 +69,9 @@ def open_reader(
 
   Args:
     dataset: a name in `storage.CONFIGS` other than `shapes`, or `refer:FOLDER:SPLITBY`.
-    refer_root: the folder that contains the data set's folder; not for `refer:`.
-    annotations: the COCO file with the refs' objects if it is not beside them; not for PhraseCut.
-    name: of the data set if it has none of its own.
+    refer_root: the folder that contains the data set's folder; unused for `refer:`.
+    annotations: the COCO file with the refs' objects, if not beside them; unused for PhraseCut.
+    name: of a data set given by path.
 
   Raises:
     InputError: a file is missing or damaged, or the files do not belong together.
@@ -149,7 +149,7 @@ class ImageSource:
     self.splits = {split: len(image_ids) for split, image_ids in reader.splits.items()}
     self.coco_ids = reader.coco_ids()
     self.warnings: list[str] = []
-    """What is unusual about the images, one line for each kind."""
+    """Warnings about the images, one line per kind."""
     self._check_images()
 
   def _check_images(self) -> None:
@@ -170,8 +170,7 @@ class ImageSource:
     if errors and not self.make.skip:
       raise InputError(
         f"{errors[0]} ({len(errors):,} of {len(needed):,} images are missing or ambiguous); "
-        "--images names the folder of the images, and docs/guides/datasets.md says where to get "
-        "them"
+        "set the folder of the images with --images (docs/guides/datasets.md lists their sources)"
       ) from errors[0]
     self._warn_of_links(list(paths.values()))
 
@@ -181,7 +180,7 @@ class ImageSource:
     if outside:
       self.warnings.append(
         f"--images {self._images}: {counted(len(outside), 'image')} "
-        f"{'leads to a file' if len(outside) == 1 else 'lead to files'} outside by a link, such as "
+        f"{'is a link' if len(outside) == 1 else 'are links'} to files outside, such as "
         f"{outside[0]} to {os.path.realpath(outside[0])}"
       )
 

@@ -1,7 +1,7 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, and others in the layout of github.com/lichengunc/refer.
+"""Reads RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO, and others laid out as github.com/lichengunc/refer.
 
 The files are `ROOT/refcoco/refs(unc).p` and `ROOT/refcoco/instances.json`, likewise for `refcoco+`,
-`refcocog` and `grefcoco`; the images are COCO train2014. Any other data set in this layout is read
+`refcocog` and `grefcoco`; the images are COCO train2014. Any other data set in this layout is given
 by the path of its folder. Everything is checked before anything is written; an inconsistency is an
 `InputError` that names the ref.
 """
@@ -22,7 +22,7 @@ from input_pipeline.sources.annotated_images import AnnotatedImage, ImageFinder
 from input_pipeline.sources.refs_file import Id, Row
 
 PREFIX = "refer:"
-"""Prefix of `--dataset` for a data set that is read by its path."""
+"""Prefix of `--dataset` for a data set given by path."""
 
 _PATH = re.compile(r"refer:(?P<folder>.+):(?P<split_by>[^:/\\]+)")
 _REFS_FILE = re.compile(r"g?refs\(.+\)\.(p|json)")
@@ -42,9 +42,9 @@ class Layout:
 
   folder: str
   refs_file: str
-  """As its authors publish it; pickles and JSON are both read."""
+  """As published by the authors; pickles and JSON are both read."""
   splits: Mapping[str, Published | None] | None
-  """Each with None if its numbers are not published; None for any splits."""
+  """Counts of each split, None if not published; None instead allows any splits."""
   generalised: bool = False
   """Whether a ref may have several annotations or none."""
   crowds: bool = True
@@ -103,14 +103,14 @@ def parse_path(dataset: str) -> tuple[str, str]:
   """Returns the folder and SPLITBY of `refer:FOLDER:SPLITBY`.
 
   Raises:
-    InputError: it is written differently.
+    InputError: the value has another form.
   """
   match = _PATH.fullmatch(dataset)
   if match is None:
     folder = dataset.removeprefix(PREFIX)
     there = _instead(folder) if os.path.isdir(folder) else ""
     raise InputError(
-      f"--dataset {dataset}: write refer:FOLDER:SPLITBY for FOLDER/refs(SPLITBY).p, such as "
+      f"--dataset {dataset}: expected refer:FOLDER:SPLITBY for FOLDER/refs(SPLITBY).p, such as "
       f"refer:refer/rrsisd:unc{there}"
     )
   return match["folder"], match["split_by"]
@@ -125,7 +125,7 @@ def default_name(dataset: str) -> str:
 
 
 def layout_of(split_by: str) -> Layout:
-  """Returns the layout of a data set that is read by its path."""
+  """Returns the layout of a data set given by path."""
   return Layout("", f"refs({split_by}).p", None, generalised=True)
 
 
@@ -153,7 +153,7 @@ class RefReader:
       refer_root: the folder that contains `refcoco/`, `refcoco+/` and so on.
       annotations: the COCO file with the refs' annotations; by default the `instances.json` beside
         the refs.
-      layout: of a data set that is not in LAYOUTS.
+      layout: of a data set not in LAYOUTS.
 
     Raises:
       InputError: a file is missing or damaged, or the files do not belong together.
@@ -201,29 +201,29 @@ class RefReader:
     return Published(len(rows), sum(len(row.sentences) for row in rows))
 
   def warnings(self) -> list[str]:
-    """Returns how the data differs from what it should be, one line for each kind."""
+    """Returns warnings about unusual data, one line per kind."""
     lines = [self._difference(), *map(self._describe_left_out, self._refs.left_out)]
     if others := find_refs(self.layout, os.path.dirname(self.refs_path))[1:]:
-      lines.append(f"{others[0]} is there too; {self.refs_path} was read")
+      lines.append(f"{others[0]} not read, since {self.refs_path} exists as well")
     if divided := self._refs.divided:
       lines.append(
-        f"{self.refs_path}: {counted(len(divided), 'ref')} ({examples(divided)}) have sentences "
-        "with and without a target; the latter are refs of their own, with the id -1 - ref_id"
+        f"{self.refs_path}: {counted(len(divided), 'ref')} ({examples(divided)}) with sentences "
+        "both with and without a target; the latter became separate refs with id -1 - ref_id"
       )
     if crowds := self._with_crowds:
       lines.append(
-        f"{self.refs_path}: {counted(len(crowds), 'ref')} ({examples(crowds)}) to crowds among "
-        "others; crowds are not part of targets, as in the toolkit of the authors"
+        f"{self.refs_path}: {counted(len(crowds), 'ref')} ({examples(crowds)}) with crowds, which "
+        "were left out of the targets as in the authors' toolkit"
       )
     if others := self._other_categories:
       lines.append(
-        f"{self.refs_path}: {counted(len(others), 'ref')} ({examples(others)}) have another "
-        f"category_id than their annotation in {self.annotations_path}"
+        f"{self.refs_path}: {counted(len(others), 'ref')} ({examples(others)}) with a category_id "
+        f"other than that of the annotation in {self.annotations_path}"
       )
     return [line for line in lines if line]
 
   def more_metadata(self) -> dict[str, Any]:
-    """Returns further metadata: refs without a target in each split, and what was left out."""
+    """Returns further metadata: refs without a target per split, and refs left out."""
     empty = [row.split for row in self.rows if not row.ann_ids]
     no_targets = {split: empty.count(split) for split in self.splits}
     left_out = self._refs.left_out
@@ -232,10 +232,10 @@ class RefReader:
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the path of an image in the folder of images.
 
-    The name comes from the annotations: the names in refs have a suffix that files do not have.
+    The name comes from the annotations: names in refs have a suffix that file names lack.
 
     Raises:
-      InputError: there is no such image, or several.
+      InputError: the image is missing or ambiguous.
     """
     return self._finder.path(images, self._name(image_id))
 
@@ -259,7 +259,7 @@ class RefReader:
     return name
 
   def _difference(self) -> str:
-    """Returns how the data differs from the published data set; empty if it does not."""
+    """Returns the differences from the published data set; empty if there are none."""
     differences = [
       f"{split} {actual.refs:,} / {actual.expressions:,} of {published.refs:,} / "
       f"{published.expressions:,}"
@@ -296,7 +296,7 @@ class RefReader:
     return not self.layout.crowds and self._annotations.is_crowd(annotation)
 
   def _leave_out_crowds(self) -> None:
-    """Leaves out refs without any object besides crowds; and notes the other refs with crowds."""
+    """Leaves out refs to crowds only, and records other refs with crowds."""
     kept = []
     for row in self.rows:
       objects = len(self._target_annotations(row))
@@ -390,7 +390,7 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
 
 
 def find_refs(layout: Layout, folder: str) -> list[str]:
-  """Returns the files of refs that exist: as the authors publish them, and in the other format."""
+  """Returns the existing refs files: in the published format, then in the other one."""
   stem, extension = os.path.splitext(layout.refs_file)
   names = [layout.refs_file, stem + {".p": ".json", ".json": ".p"}[extension]]
   if layout.splits is None:
@@ -400,19 +400,19 @@ def find_refs(layout: Layout, folder: str) -> list[str]:
 
 
 def _instead(folder: str) -> str:
-  """Returns which refs there are in a folder."""
+  """Returns a hint about the refs files in a folder."""
   names = [name for name in sorted(os.listdir(folder)) if _REFS_FILE.fullmatch(name)]
-  return f" (there is {' and '.join(names)})" if names else ""
+  return f" (found {' and '.join(names)})" if names else ""
 
 
 def examples(ref_ids: Sequence[int]) -> str:
-  """Returns a few of the refs, for messages."""
+  """Returns a few ref ids for messages."""
   few = ", ".join(map(str, sorted(set(ref_ids))[:3]))
   return f"ref {few}{' and others' * (len(set(ref_ids)) > 3)}"
 
 
 def _integer_id(ann_id: Id) -> int:
-  """Returns the id of an annotation as records store it: RefClef's are text."""
+  """Returns the id of an annotation as stored in records; text, as in RefClef, is hashed."""
   if isinstance(ann_id, int):
     return ann_id
   return int.from_bytes(hashlib.blake2b(ann_id.encode(), digest_size=8).digest()) >> 1

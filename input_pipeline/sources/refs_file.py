@@ -1,8 +1,8 @@
-"""Files of refs in the layout of github.com/lichengunc/refer and of the data sets that took it.
+"""Reads refs files of github.com/lichengunc/refer and of data sets that adopted its layout.
 
-They are pickles or JSON: a list of refs with the annotations that form their target, a split and
-sentences. In gRefCOCO and Ref-ZOM a ref has several annotations or none, and in R-RefCOCO some of
-a ref's sentences have no target.
+They are pickles or JSON: a list of refs with the annotations that form the target, a split and
+sentences. In gRefCOCO and Ref-ZOM a ref has several annotations or none; in R-RefCOCO some of a
+ref's sentences have no target.
 """
 
 import dataclasses
@@ -20,25 +20,25 @@ NO_TARGET = -1
 """The only annotation of a ref without a target."""
 
 NO_SENTENCES = "refs without sentences"
-EMPTY_SENTENCES = "refs with empty sentences only"
+EMPTY_SENTENCES = "refs with only empty sentences"
 EMPTY_SENTENCE = "empty sentences"
 
 _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-# Also after white space, with a byte order mark, or packed by gzip. No pickle starts so.
+# Including white space, byte order marks and gzip. No pickle starts with these.
 _JSON_STARTS = b"[{ \t\r\n\xef\xff\xfe\x1f\0"
-# TFDS's name for all splits together.
+# TFDS's name for the union of all splits.
 _RESERVED_SPLITS = ("all",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A ref as in its file, checked."""
+  """A checked ref of a file."""
 
   ref_id: int
   ann_ids: tuple[Id, ...]
   """Annotations that form the target; empty without a target."""
   categories: tuple[int, ...]
-  """Their categories according to the ref; empty if it has none."""
+  """Their categories according to the ref; empty if not given."""
   image_id: int
   split: str
   sentences: tuple[str, ...]
@@ -46,23 +46,23 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Refs:
-  """The content of a file of refs."""
+  """The content of a refs file."""
 
   rows: list[Row]
   """In the file's order."""
   left_out: dict[str, list[int]]
-  """What was left out (NO_SENTENCES, EMPTY_SENTENCES, EMPTY_SENTENCE), with the ids of its refs."""
+  """Ref ids by what was left out: NO_SENTENCES, EMPTY_SENTENCES or EMPTY_SENTENCE."""
   divided: list[int]
-  """Ids of the refs with sentences of both kinds; those without a target form the ref -1 - id."""
+  """Ids of refs with sentences both with and without a target; the latter form the ref -1 - id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What the refs of a data set may be."""
+  """The rules for the refs of a data set."""
 
   dataset: str
   splits: Collection[str] | None
-  """That refs may be in; any if None."""
+  """Allowed splits; None for any."""
   generalised: bool
   """Whether a ref may have several annotations or none."""
 
@@ -79,7 +79,7 @@ def read(path: str, rules: Rules) -> Refs:
   """
   loaded = _load(path)
   if not isinstance(loaded, list) or not loaded:
-    raise InputError(f"{path}: not a list of refs; is it another file, renamed?")
+    raise InputError(f"{path}: not a list of refs; check that this is the refs file")
   reader = _Reader(path, rules)
   for number, fields in enumerate(loaded):
     reader.add(number, fields)
@@ -89,12 +89,12 @@ def read(path: str, rules: Rules) -> Refs:
 
 
 def is_int64(value: Any) -> bool:
-  """Returns whether a value is an integer of 64 bits, as records store it."""
+  """Returns whether a value is a 64-bit integer, as stored in records."""
   return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
 def _load(path: str) -> Any:
-  """Returns the content of a file; the first byte tells pickles and JSON apart."""
+  """Returns the content of a file; its first byte distinguishes pickles from JSON."""
   with untrusted_files.open_file(path, path) as file:
     first = file.read(1)
   is_json = first in _JSON_STARTS if first else path.endswith(".json")
@@ -103,12 +103,12 @@ def _load(path: str) -> Any:
       untrusted_json.load_file(path, nan_as_none=True) if is_json else untrusted_pickle.load(path)
     )
   except InputError as error:
-    hint = "" if "docs/" in str(error) else "; docs/guides/datasets.md says where to get it"
+    hint = "" if "docs/" in str(error) else "; docs/guides/datasets.md lists the sources"
     raise InputError(f"{error}{hint}") from error
 
 
 class _Reader:
-  """Checks one ref after the other."""
+  """Checks refs one by one."""
 
   def __init__(self, path: str, rules: Rules):
     self.refs = Refs([], {}, [])
@@ -132,7 +132,8 @@ class _Reader:
       absent = []
     if not present and fields.get("no_target") in (False, 0):
       raise InputError(
-        f"{where}: no_target is {fields['no_target']}, but no sentence exists; is the file damaged?"
+        f"{where}: no_target is {fields['no_target']}, but `exist` is false for all sentences; is "
+        "the file damaged?"
       )
     self._add_row(where, ref_id, ann_ids, fields, present + absent)
 
@@ -150,7 +151,7 @@ class _Reader:
     self.refs.rows.append(Row(ref_id, ann_ids, categories, image_id, split, tuple(sentences)))
 
   def _sentences(self, where: str, ref_id: int, rows: Any) -> tuple[list[str], list[str]]:
-    """Returns the expressions with a target if the ref has one, and those without one."""
+    """Returns the expressions with and without a target."""
     if rows is not None and not isinstance(rows, list):
       raise InputError(f"{where}: sentences is {reprlib.repr(rows)}, not a list")
     sentences: tuple[list[str], list[str]] = [], []
@@ -175,7 +176,7 @@ class _Reader:
     value = fields.get("ann_id")
     if not self._rules.generalised:
       return (_integer(where, "ann_id", value),)
-    # Ref-ZOM names annotations for its refs without a target too; its authors ignore them.
+    # Ref-ZOM lists annotations even for refs without a target; its authors ignore them.
     if fields.get("source") == "zero":
       return ()
     no_target = fields.get("no_target")
@@ -186,8 +187,8 @@ class _Reader:
     empty = ids == (NO_TARGET,)
     if not ids or (NO_TARGET in ids and not empty) or len(set(ids)) < len(ids):
       raise InputError(
-        f"{where}: ann_id is {reprlib.repr([*ids])}; it must be distinct annotations, or [-1] for "
-        "no target"
+        f"{where}: ann_id is {reprlib.repr([*ids])}; expected distinct annotations, or [-1] for no "
+        "target"
       )
     if no_target is not None and no_target != empty:
       raise InputError(
@@ -218,14 +219,14 @@ class _Reader:
       )
     if not valid:
       raise InputError(
-        f"{where}: split {reprlib.repr(split)}; it must be a name of letters, digits and _, such "
-        "as 'val'"
+        f"{where}: split {reprlib.repr(split)}; expected a name of letters, digits and _, such as "
+        "'val'"
       )
     return str(split)
 
 
 def _expression(where: str, fields: Any) -> str:
-  """Returns an expression as it was written or, if that is empty, as the authors cleaned it."""
+  """Returns the raw expression or, if that is empty, the authors' cleaned one."""
   if not isinstance(fields, dict):
     raise InputError(f"{where}: expected a dict, got {type(fields).__name__}")
   for text in (fields.get("raw"), fields.get("sent")):
@@ -240,10 +241,10 @@ def _expression(where: str, fields: Any) -> str:
 
 
 def _exists(where: str, fields: dict[str, Any]) -> bool:
-  """Returns whether there is a target; R-RefCOCO says so for each sentence."""
+  """Returns whether there is a target, which R-RefCOCO specifies per sentence."""
   exists = fields.get("exist", True)
   if exists not in (False, True):
-    raise InputError(f"{where}: exist is {reprlib.repr(exists)}, neither true nor false")
+    raise InputError(f"{where}: exist is {reprlib.repr(exists)}; expected true or false")
   return bool(exists)
 
 

@@ -28,9 +28,9 @@ class TaskResult:
   seconds: float = 0.0
   """Time to compute the proposals."""
   notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  """How often something was left out of masks or changed, by what it was."""
+  """Counts of what was left out of masks or changed."""
   hashes: tuple[ImageHash, ...] = ()
-  """Of the images in the records."""
+  """Hashes of the images in the records."""
 
   def counts(self) -> dict[str, int]:
     """Returns the number of records, refs and expressions."""

@@ -41,7 +41,7 @@ from mail_jax.predict.segmenter import Segmentation, Segmenter
 _AHEAD = 3
 # Expressions of an image that are predicted before the predictions are written.
 _CHUNK = 8
-# Files that are passed over and named.
+# Number of ignored files that are listed.
 _SHOWN = 50
 
 
@@ -157,7 +157,7 @@ def _predict_many(args: argparse.Namespace) -> None:
   else:
     _check_apart(args.image, args.out)
     all_inputs = inputs.from_folder(args.image, args.text)
-    _report_passed_over(all_inputs.passed_over)
+    _report_ignored(all_inputs.ignored)
   model = load.load(args.checkpoint, args.step)
   settings = {"model": model.fingerprint(), "instances": args.instances, **all_inputs.source}
   with outputs.open_writer(args.out, settings, args.overwrite) as writer:
@@ -169,12 +169,12 @@ def _predict_many(args: argparse.Namespace) -> None:
     sys.exit(1)
 
 
-def _report_passed_over(files: Sequence[tuple[str, str]]) -> None:
+def _report_ignored(files: Sequence[tuple[str, str]]) -> None:
   for name, reason in files[:_SHOWN]:
-    print(f"passed over: {name} {reason}", file=sys.stderr)
+    print(f"ignored: {name} {reason}", file=sys.stderr)
   if rest := files[_SHOWN:]:
-    endings = sorted({os.path.splitext(name)[1] or "no ending" for name, _ in rest})
-    print(f"passed over: {len(rest):,} more ({', '.join(endings)})", file=sys.stderr)
+    extensions = sorted({os.path.splitext(name)[1] or "no extension" for name, _ in rest})
+    print(f"ignored: {len(rest):,} more ({', '.join(extensions)})", file=sys.stderr)
 
 
 def _check_apart(images: str, out: str) -> None:
@@ -197,7 +197,8 @@ def _predict_all(
   remaining, instances = inputs.remaining(all_inputs, writer.done), ImageInstances()
   if args.instances is not None:
     if not inputs.is_spec(args.instances):
-      args.instances = f"coco:{args.instances}"  # not for one image
+      # A plain path would be read as a file of a single image.
+      args.instances = f"coco:{args.instances}"
     instances.check_images(args.instances, all_inputs.items)
   with progress_bar("predict", total, "expressions", min(total, len(writer.done))) as bar:
     for item, image in _decode_ahead(remaining):

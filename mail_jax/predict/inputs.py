@@ -60,18 +60,18 @@ class PredictionInputs:
   """All inputs of a run.
 
   Attributes:
-    source: what predictions depend on besides the images: expressions, or the file's digest.
+    source: the part of the input that predictions depend on: expressions, or the file's digest.
     items: in the order of the input.
-    root: the folder that the paths in a JSONL file start in.
-    annotations: the COCO file in which lines look up masks; empty without one.
-    passed_over: files of a folder that are not images, each with the reason.
+    root: the folder that paths in a JSONL file are relative to.
+    annotations: the COCO file of the masks that lines look up; empty without one.
+    ignored: files of a folder that are not images, each with the reason.
   """
 
   source: Mapping[str, object]
   items: list[PredictionInput]
   root: str = ""
   annotations: str = ""
-  passed_over: Sequence[tuple[str, str]] = ()
+  ignored: Sequence[tuple[str, str]] = ()
 
   def make_proposer(
     self, item: PredictionInput, pixels: UInt8[np.ndarray, "h w 3"]
@@ -102,7 +102,7 @@ class PredictionInputs:
 def from_folder(folder: str, expressions: Sequence[str]) -> PredictionInputs:
   """Combines every image below a folder with the same expressions.
 
-  Files are images by their content, as for a single image; hidden files are not looked at.
+  Images are recognised by content, as for a single image; hidden files are ignored.
 
   Raises:
     InputError: there are no images in the folder.
@@ -126,11 +126,11 @@ def from_folder(folder: str, expressions: Sequence[str]) -> PredictionInputs:
     # a.jpg and a.png need different outputs.
     output = stem if stems[stem] == 1 else name
     items.append(PredictionInput(name, os.path.join(folder, name), tuple(expressions), output))
-  return PredictionInputs({"expressions": list(expressions)}, items, passed_over=others)
+  return PredictionInputs({"expressions": list(expressions)}, items, ignored=others)
 
 
 def _refuse(path: str) -> str | None:
-  """Returns why a file is passed over; None for an image, and for one that seems to be damaged."""
+  """Returns why a file is not used; None for an image, even if it seems damaged."""
   try:
     with untrusted_files.open_file(path, path) as file, preprocess.open_header(file):
       return None
@@ -139,7 +139,7 @@ def _refuse(path: str) -> str | None:
     return str(error) if known or not path.lower().endswith(preprocess.EXTENSIONS) else None
   except InputError as error:
     return str(error).removeprefix(f"{path}: ")
-  except Exception:  # Pillow raises nearly anything; the prediction reports it
+  except Exception:  # Pillow raises almost any exception; the prediction reports it.
     return None
 
 
@@ -148,7 +148,7 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
 
   Args:
     path: of the file; a line needs `image` and `sentences`.
-    images: the folder that the paths of images start in; by default the folder of the file.
+    images: the folder that image paths are relative to; by default the folder of the file.
     option: the command-line option that named the file, for messages.
 
   Raises:
@@ -160,7 +160,7 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
   home = os.path.dirname(path) or "."
   root = images if images is not None else home
   if not os.path.isdir(root):
-    raise InputError(f"--images {root}: no such folder; paths of images start there")
+    raise InputError(f"--images {root}: no such folder; image paths are relative to it")
   paths, digest = masks.PathResolver(os.path.abspath(root)), hashlib.sha256()
   items, problems, annotations = [], [], ""
   for number, _, data in line_files.read_rows(path):
@@ -182,14 +182,15 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
         continue
       annotations = annotations or named
       if named != annotations:
-        message = f"annotations: {line.annotations} is not the file of an earlier line; use one"
+        message = f"annotations: {line.annotations} differs from an earlier line; use one file"
         problems.append(Problem(number, "several COCO files", message))
     stem = os.path.splitext(os.path.basename(paths.name(line.image)))[0]
     output = f"{number:05d}_{stem}"
     items.append(PredictionInput(line.image, file, line.sentences, output, number, line.instances))
   for item, earlier in _conflicts(items):
-    message = f"instances: differ from those of line {earlier.line} for the same image"
-    problems.append(Problem(item.line or 0, "conflicting instances", f"{message}; give them once"))
+    message = f"instances differ from those of line {earlier.line} for the same image"
+    message += "; list them on one line only"
+    problems.append(Problem(item.line or 0, "conflicting instances", message))
   if problems:
     shown = "; ".join(map(str, problems[:_PROBLEMS]))
     more = f"; and {len(problems) - _PROBLEMS} more" if len(problems) > _PROBLEMS else ""
@@ -197,7 +198,9 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
       f"{option} {path}: {shown}{more} (docs/reference/formats.md describes the lines)"
     )
   if not items:
-    raise InputError(f"{option} {path}: the file is empty; a line is an image and its sentences")
+    raise InputError(
+      f"{option} {path}: the file is empty; write an image and its sentences per line"
+    )
   source = {"pairs": digest.hexdigest()}
   return PredictionInputs(source, _share_instances(items), paths.root, annotations)
 
@@ -205,7 +208,7 @@ def from_jsonl(path: str, images: str | None, option: str = "--pairs") -> Predic
 def _conflicts(
   items: Sequence[PredictionInput],
 ) -> Iterator[tuple[PredictionInput, PredictionInput]]:
-  """Yields inputs whose instances differ from those of an earlier one of the same image."""
+  """Yields inputs whose instances differ from an earlier input's of the same image."""
   first: dict[str, PredictionInput] = {}
   for item in items:
     if item.instances is not None:
@@ -240,7 +243,7 @@ class ImageInstances:
   """Finds the instance masks of images; thread-safe.
 
   Attributes:
-    notes: how often a file's masks were left out or changed, by what was done.
+    notes: counts of masks of a file that were left out or changed, by kind.
   """
 
   def __init__(self):
@@ -250,10 +253,10 @@ class ImageInstances:
     self._lock = threading.RLock()
 
   def check_images(self, given: Any, items: Sequence[PredictionInput]) -> None:
-    """Checks that a file does not have the same masks for two images.
+    """Checks that a file does not assign the same masks to two images.
 
     Raises:
-      InputError: it has.
+      InputError: it does.
     """
     with self._lock:
       images = {item.path: (item.path, None, item.image) for item in items}.values()
@@ -264,18 +267,18 @@ class ImageInstances:
   ) -> Bool[np.ndarray, "k h w"]:
     """Returns the masks of an image, best score first.
 
-    There are none if nothing is given, or if a file has none of the image, which `notes` counts.
+    There are none if nothing is given, or if a file has none for the image (counted in `notes`).
 
     Args:
-      given: one of `InstancesLike`: masks, bool [k, h, w] or of 0 and 1; COCO annotations, a path
-        or a dictionary, in which the image is found by its file name or is the only one;
-        `NAME:ARGUMENT` as `--instances` takes it; or a proposer.
+      given: one of `InstancesLike`: masks, bool [k, h, w] or of 0 and 1; COCO annotations (a path
+        or a dictionary), in which the image is found by its file name or is the only one;
+        `NAME:ARGUMENT` as for `--instances`; or a proposer.
       pixels: the image.
       path: of the image, or None if it is not a file.
-      name: its path in the folder of images, if that is known.
+      name: path relative to the folder of images, if known.
 
     Raises:
-      InputError: these are not masks, not masks of this image, or the proposer fails.
+      InputError: not masks, not masks of this image, or the proposer fails.
     """
     height, width = pixels.shape[:2]
     if given is None or isinstance(given, np.ndarray):
@@ -351,8 +354,8 @@ def _image_id(
     return only
   if path is None:
     raise InputError(
-      "instances: the image is found by its file name, and it has none; pass the path of the "
-      "image, or masks of this image alone"
+      "instances: the image has no file name to look it up; pass the path of the image, or masks "
+      "of this image alone"
     )
   return proposer.find_image(path, None, name)
 

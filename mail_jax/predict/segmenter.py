@@ -203,7 +203,7 @@ def _check_expressions(expressions: list[Any]) -> list[str]:
 
 
 def _path(image: Any) -> str | None:
-  """Returns the path of an image's file, if it came as one."""
+  """Returns the path of an image that was given as a file; otherwise None."""
   if isinstance(image, Image.Image):
     image = getattr(image, "filename", None) or None
   return os.fspath(image) if isinstance(image, str | os.PathLike) else None

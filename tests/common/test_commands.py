@@ -306,7 +306,7 @@ def test_predict_reports_an_image_that_the_annotations_lack(finished_run, layout
   shutil.copy(layout.image_path(0), "holiday.jpg")
   instances = f"coco:{layout.instances_path}"
   command = _predict(finished_run, layout, "--image", "holiday.jpg", "--instances", instances)
-  _refused(predict.main, command, r"no image is called holiday\.jpg; predict without --instances")
+  _refused(predict.main, command, r"no image named holiday\.jpg; predict without --instances")
 
 
 @pytest.mark.parametrize(

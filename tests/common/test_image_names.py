@@ -82,7 +82,7 @@ def test_the_longest_common_end_decides(tmp_path):
   # The whole path is there.
   assert there.find("b.png") == "b.png"
   for name in ("a.png", "2/a.png"):
-    with pytest.raises(AmbiguousImage, match=r"x/.*a\.png or [xy]/2/a\.png; write its folder as"):
+    with pytest.raises(AmbiguousImage, match=r"x/.*a\.png and [xy]/2/a\.png; add its folder to"):
       there.find(name)
 
 

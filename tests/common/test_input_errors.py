@@ -208,7 +208,7 @@ def test_missing_images_of_an_export_are_reported(tmp_path, capsys):
   (tmp_path / "coco.json").write_text(json.dumps(content))
   command = ["convert", "--from", "coco", str(tmp_path / "coco.json")]
   custom_data.main([*command, "--out", str(tmp_path / "mine.jsonl")])
-  assert "no image is called a.png" in capsys.readouterr().err
+  assert "no image named a.png" in capsys.readouterr().err
 
 
 def test_a_brush_beyond_its_image_is_reported():

@@ -167,9 +167,9 @@ def test_image_names_in_annotations_stay_inside(tmp_path, dataset):
     layout.instances["images"][0]["file_name"] = name
     layout.write()
     reader = refer.RefReader(dataset, str(layout.root))
-    with pytest.raises(InputError, match="no image is called"):
+    with pytest.raises(InputError, match="no image named"):
       reader.image_path(str(layout.images), image_id)
-    with pytest.raises(InputError, match="no image is called"):
+    with pytest.raises(InputError, match="no image named"):
       annotated_images.RecordMaker("none")(
         {"images": [vars(reader.annotated_image("train", image_id, str(layout.images)))]}
       )

@@ -108,9 +108,9 @@ def test_every_dialect_of_a_segmentation_gives_its_pixels(segmentation, polygons
     ([[-0.01, 0.2, 1.02, 0.2, 0.5, 0.9]], "shares of the sides"),
     (runs_of(decode(SQUARE).T), r"size \[30, 20\], but the image has \[20, 30\]"),
     ([[2, 3, 60, 3, 60, 40]], "the image at another size"),
-    ([[5, 5, 5, 5, 5, 5]], "no pixel is covered"),
+    ([[5, 5, 5, 5, 5, 5]], "mask covers no pixel"),
     ([[2, 3, 12, 3, None, 13]], "not a list of numbers"),
-    (runs_of(np.zeros((HEIGHT, WIDTH), bool)), "no pixel is covered"),
+    (runs_of(np.zeros((HEIGHT, WIDTH), bool)), "mask covers no pixel"),
     ("polygon", "a segmentation is a list"),
   ],
 )
@@ -159,7 +159,7 @@ def test_ids_are_the_same_however_they_are_written(image_id, reference, expected
 def test_an_id_of_two_images_is_refused_with_both_names():
   content = content_of({})
   content["images"].append(content["images"][0] | {"id": "4", "file_name": "b.png"})
-  with pytest.raises(InputError, match=r"image 4 is both a\.png and b\.png"):
+  with pytest.raises(InputError, match=r"image id 4 is used for both a\.png and b\.png"):
     read(content)
   content["images"][1]["file_name"] = "a.png"
   assert len(read(content).regions) == 1
@@ -171,14 +171,14 @@ def test_a_duplicate_annotation_is_read_once():
   assert [region.texts for region in export.regions] == [("the cup",), ("another",)]
   assert list(export.report()) == [
     "skipped: duplicate annotation (1: annotation 7)",
-    "note: id of two annotations, of which both are read (1: annotation 7)",
+    "note: id shared by different annotations; all are read (1: annotation 7)",
   ]
 
 
 def test_an_id_of_two_categories_is_refused_where_names_are_expressions():
   content = content_of({}, categories=[{"id": 1, "name": "mug"}, {"id": 1.0, "name": "cup"}])
   assert len(read(content).regions) == 1
-  with pytest.raises(InputError, match="category 1 is both mug and cup"):
+  with pytest.raises(InputError, match="category id 1 is used for both mug and cup"):
     read(content, CATEGORY)
 
 
@@ -201,7 +201,7 @@ def test_expressions_are_found_under_any_spelling_of_a_key(row, options, texts):
 def test_texts_that_are_not_read_are_named():
   export = read(content_of({"description": "seen by Ann"}))
   assert export.regions[0].texts == ("the cup",)
-  note = "not read: text under description; use --text caption --text description to read both"
+  note = "text under description not read; --text caption --text description reads both"
   assert list(export.report()) == [f"note: {note} (1: annotation 1)"]
 
 
@@ -261,7 +261,7 @@ def test_only_coco_s_own_crowds_are_crowds(file_name, image_id, segmentation, cr
   content["annotations"][1]["image_id"] = image_id
   export = read(content)
   assert [region.crowd for region in export.regions] == [crowd, False]
-  assert noted(export) == ({"crowd, which is not used as an instance": 1} if crowd else {})
+  assert noted(export) == ({"crowd not used as an instance": 1} if crowd else {})
   # Somebody refers to it, so it is an object.
   content["annotations"][0]["caption"] = "the cups"
   assert not read(content).regions[0].crowd
@@ -271,7 +271,7 @@ def test_only_coco_s_own_crowds_are_crowds(file_name, image_id, segmentation, cr
 def test_a_category_without_a_number_is_noted():
   export = read(content_of({"category_id": "mug"}, {"category_id": -1}))
   assert [region.category for region in export.regions] == [0, 0]
-  assert noted(export) == {"category that is not a number, written as 0": 2}
+  assert noted(export) == {"category id is not a number; written as 0": 2}
 
 
 _WITHOUT_MASK = {"image_id": 4, "caption": "a table"}
@@ -335,7 +335,7 @@ def test_a_zip_is_read_without_unpacking_and_says_that_its_images_are_not(export
   export = coco.read(path, Options())
   assert len(export.regions) == 1
   assert list(export.report()) == [
-    "note: images in the zip are not read; unpack it and name --images (2)"
+    "note: images in the zip are not read; unpack it and set --images (2)"
   ]
   assert [file.name for file in tmp_path.iterdir()] == ["export.zip"]
 
@@ -343,7 +343,7 @@ def test_a_zip_is_read_without_unpacking_and_says_that_its_images_are_not(export
 @pytest.mark.parametrize(
   ("members", "message"),
   [
-    (["a.png"], "it has no JSON file"),
+    (["a.png"], "contains no JSON file"),
     (
       ["train/a.json", "valid/b.json"],
       r"2 JSON files \(train/a\.json, valid/b\.json\); .*unpack it",

@@ -206,8 +206,8 @@ def test_what_label_studio_exports_as_json(folder, capsys):
   for message in (
     "skipped: box without a mask (use --boxes to convert it) (1: task 1, region r2)",
     "skipped: text without a region (1: task 1, region free)",
-    "skipped: keypointlabels, which is not read (1: task 1, region r5)",
-    "note: not read: text under meta (--text meta reads it) (1: task 1, region r4)",
+    "skipped: keypointlabels not supported (1: task 1, region r5)",
+    "note: text under meta not read; --text meta reads it (1: task 1, region r4)",
   ):
     assert message in printed
   (note,) = convert(folder, "label-studio", content, "--text", "meta")

@@ -103,7 +103,7 @@ def write_turned(path, size, orientation):
 
 def test_a_resized_copy_is_refused_or_its_masks_are_scaled(tmp_path):
   write_photo(tmp_path / "a.png", (2 * HEIGHT, 2 * WIDTH))
-  message = r"^a\.png: the export is for 30 x 20 pixels, but the photo has 60 x 40: .*--rescale$"
+  message = r"^a\.png: the export is for 30 x 20 pixels, but the image has 60 x 40: .*--rescale$"
   expected = drawn((2 * HEIGHT, 2 * WIDTH), [2 * v for v in BOX])
   for segmentation in (polygon(), runs(drawn((HEIGHT, WIDTH)))):
     content = export(image_row(1, "a.png"), segmentation=segmentation)
@@ -126,7 +126,7 @@ def test_other_photos_of_another_size_are_counted(tmp_path):
   for name in "abc":
     write_photo(tmp_path / f"{name}.png", (HEIGHT, WIDTH) if name == "b" else (9, 9))
   content = export(*(image_row(n, f"{name}.png") for n, name in enumerate("abc")))
-  with pytest.raises(InputError, match=r"^a\.png: .*\(and so for 1 other image\)$"):
+  with pytest.raises(InputError, match=r"^a\.png: .*\(similarly for 1 other image\)$"):
     convert(tmp_path, content)
 
 
@@ -135,7 +135,7 @@ def test_masks_for_the_pixels_of_a_turned_photo_as_stored(tmp_path, orientation)
   write_turned(tmp_path / "a.jpg", (HEIGHT, WIDTH), orientation)
   expected = UPRIGHT[orientation](drawn((HEIGHT, WIDTH)))
   content = export(image_row(1, "a.jpg"))
-  message = "30 x 20 pixels, but the photo has 20 x 30 upright, and 30 x 20 stored"
+  message = "30 x 20 pixels, but the image has 20 x 30 upright and 30 x 20 as stored"
   with pytest.raises(InputError, match=f"{message}.*--exif stored"):
     convert(tmp_path, content)
   (line,) = convert(tmp_path, content, "--exif", "stored")
@@ -149,7 +149,9 @@ def test_masks_for_the_pixels_of_a_turned_photo_as_stored(tmp_path, orientation)
 def test_a_turned_photo_whose_size_does_not_tell_is_asked_about(tmp_path, orientation, size):
   write_turned(tmp_path / "a.jpg", size, orientation)
   content = export(image_row(1, "a.jpg", size))
-  with pytest.raises(InputError, match="upright or stored: say --exif upright or --exif stored"):
+  with pytest.raises(
+    InputError, match="upright or the stored pixels; add --exif upright or --exif stored"
+  ):
     convert(tmp_path, content)
   (line,) = convert(tmp_path, content, "--exif", "upright")
   assert line["target"] == {"polygons": polygon()}
@@ -160,7 +162,7 @@ def test_a_turned_photo_whose_size_does_not_tell_is_asked_about(tmp_path, orient
 def test_one_name_in_two_folders_is_refused(tmp_path):
   for clip in "ab":
     write_photo(tmp_path / "images" / f"clip_{clip}" / "frame_0.png", seed=ord(clip))
-  with pytest.raises(InputError, match=r"may be images/clip_a/frame_0.png or images/clip_b/fram"):
+  with pytest.raises(InputError, match=r"both images/clip_a/frame_0.png and images/clip_b/fram"):
     convert(tmp_path, export(image_row(1, "frame_0.png")))
   (line,) = convert(tmp_path, export(image_row(1, "clip_b/frame_0.png")))
   assert line["image"] == "images/clip_b/frame_0.png"
@@ -173,14 +175,14 @@ def test_photos_of_another_clip_are_no_stand_in(tmp_path, capsys):
   write_photo(tmp_path / "clip_b" / "frame_0.png")
   (line,) = convert(tmp_path, export(image_row(1, "clip_a/frame_0.png")))
   assert line["image"] == "clip_a/frame_0.png"
-  assert "clip_b/frame_0.png is there" in capsys.readouterr().err
+  assert "there is clip_b/frame_0.png" in capsys.readouterr().err
   assert [p.kind for p in scan.scan(str(tmp_path / "mine.jsonl")).errors()] == ["image is missing"]
 
 
 def test_two_names_for_one_photo_are_refused(tmp_path):
   write_photo(tmp_path / "frame_0.png")
   content = export(image_row(1, "clip_a/frame_0.png"), image_row(2, "clip_b/frame_0.png"))
-  message = "has clip_a/frame_0.png and clip_b/frame_0.png, and both seem to be frame_0.png"
+  message = "clip_a/frame_0.png and clip_b/frame_0.png in the export both match frame_0.png"
   with pytest.raises(InputError, match=message):
     convert(tmp_path, content)
 
@@ -188,7 +190,7 @@ def test_two_names_for_one_photo_are_refused(tmp_path):
 def test_one_name_for_two_images_is_refused(tmp_path):
   write_photo(tmp_path / "frame_0.png")
   content = export(image_row(4, "frame_0.png"), image_row(9, "frame_0.png"))
-  with pytest.raises(InputError, match=r"frame_0.png is .*the images 4 and 9"):
+  with pytest.raises(InputError, match=r"frame_0.png is .*both image 4 and image 9"):
     convert(tmp_path, content)
 
 
@@ -215,7 +217,7 @@ def test_a_target_of_several_regions_is_said(tmp_path, capsys):
   content["annotations"].append(content["annotations"][0] | other)
   (line,) = convert(tmp_path, content)
   assert line["target"] == [{"polygons": polygon()}, {"polygons": polygon((15, 3, 20, 9))}]
-  assert "note: target that is the union of several regions (1: a.png)" in capsys.readouterr().out
+  assert "note: several regions merged into one target (1: a.png)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_a_target_is_never_without_the_regions_that_are_left_out(tmp_path, capsy
   content["annotations"].append(row | {"id": 2, "captions": ["Both  boxes"]} | lost)
   (line,) = convert(tmp_path, content)
   assert (line["sentences"], line["target"]) == (["the box 1"], {"polygons": polygon()})
-  assert "target would lack a region that was left out (1: a.png)" in capsys.readouterr().out
+  assert "incomplete target (a region was left out) (1: a.png)" in capsys.readouterr().out
   row["captions"] = ["both boxes"]
   (tmp_path / "mine.jsonl").unlink()
   with pytest.raises(InputError, match=r"no expression is left; skipped: .*annotation 2"):
@@ -297,12 +299,12 @@ def test_exports_of_several_subsets_become_one_data_set(tmp_path, capsys):
     ("valid/photo.png", "val"),
   ]
   assert not any("image_id" in line for line in lines)
-  assert "image_id is left out" in capsys.readouterr().out
+  assert "image_id left out" in capsys.readouterr().out
   scanned = scan.scan(str(tmp_path / "mine.jsonl"))
   assert scanned.problems == [] and len(set(scanned.image_ids.values())) == 2
   (tmp_path / "other").mkdir()
   files[1].rename(tmp_path / "other" / "coco.json")
-  with pytest.raises(InputError, match=r"other/coco\.json: neither its name nor its folder's"):
+  with pytest.raises(InputError, match=r"other/coco\.json: no split, such as train or valid"):
     convert_files(tmp_path, files[0], tmp_path / "other" / "coco.json", "--from", "coco")
 
 

@@ -92,9 +92,9 @@ _MASK = np.eye(HEIGHT, WIDTH, dtype=bool)
   [
     (png_url(black_on_transparent(_MASK.T)), r"20 x 30 pixels for an image of 30 x 20"),
     (png_url(np.full((HEIGHT, WIDTH, 4), 255, np.uint8)), "covers the whole image"),
-    (png_url(np.zeros((HEIGHT, WIDTH, 3), np.uint8)), "a bitmap of colours"),
-    (png_url(black_on_transparent(_MASK & False)), "no pixel is covered"),
-    ("data:image/png;base64,iVBORw0KGgo=", "not a whole PNG"),
+    (png_url(np.zeros((HEIGHT, WIDTH, 3), np.uint8)), "the bitmap has colours"),
+    (png_url(black_on_transparent(_MASK & False)), "mask covers no pixel"),
+    ("data:image/png;base64,iVBORw0KGgo=", "a damaged PNG"),
     ("https://example.com/mask.png", "does not start with data:image/png"),
     (7, "invalid bitmask"),
   ],
@@ -112,7 +112,7 @@ def test_a_closed_vector_is_a_polygon_and_an_open_or_curved_one_is_left_out():
   assert np.array_equal(pixels(found.mask), decode(POINTS))
   curved = [vertices[0] | {"isBezier": True}, *vertices[1:]]
   for value in ({"vertices": vertices}, {"vertices": curved, "closed": True}):
-    with pytest.raises(InputError, match="only closed ones without curves are read"):
+    with pytest.raises(InputError, match="only closed vectors without curves"):
       read(task(*region("vector", value)))
 
 
@@ -123,7 +123,7 @@ def test_a_polygon_a_little_beyond_the_border_is_clipped_and_noted():
     pixels(export.regions[0].mask), decode([[80, 10], [100, 10], [100, 50], [80, 50]])
   )
   assert list(export.report()) == ["note: polygon beyond the border clipped (1: task 7, region r)"]
-  with pytest.raises(InputError, match=r"no region is left; skipped: .*image is 30 x 20"):
+  with pytest.raises(InputError, match=r"no usable region; skipped: .*image is 30 x 20"):
     read(task(polygon("r", [[80, 10], [180, 10], [180, 50]]), text("r", "x")))
 
 
@@ -167,7 +167,7 @@ def test_a_turned_shape_beyond_the_border_is_what_is_inside(kind, value, size):
   ],
 )
 def test_shares_in_place_of_percentages_are_refused(kind, value):
-  with pytest.raises(InputError, match="between 0 and 1, but Label Studio's are in percent"):
+  with pytest.raises(InputError, match="between 0 and 1, but Label Studio uses percentages"):
     read(task(*region(kind, value)), options=Options(boxes=True))
 
 
@@ -192,10 +192,10 @@ def test_shapes_that_are_not_read_are_named():
     "skipped: choices without a region (1: task 7, region f)",
     "skipped: different shapes with the same id (1: task 7, region g)",
     "skipped: invalid polygon (fewer than three points) (1: task 7, region d)",
-    "skipped: invalid polygon (it was not closed) (1: task 7, region e)",
-    "skipped: keypointlabels, which is not read (1: task 7, region b)",
+    "skipped: invalid polygon (not closed) (1: task 7, region e)",
+    "skipped: keypointlabels not supported (1: task 7, region b)",
     "skipped: relation without a region (1: task 7)",
-    "skipped: videorectangle, which is not read (1: task 7, region c)",
+    "skipped: videorectangle not supported (1: task 7, region c)",
   ]
 
 
@@ -216,7 +216,7 @@ def test_of_several_text_areas_the_one_that_is_called_like_an_expression_is_read
   export = read(task(polygon(), *rows))
   assert export.regions[0].texts == ("the cup",)
   assert list(export.report()) == [
-    "note: not read: text under comment (--text comment reads it) (1: task 7, region r)"
+    "note: text under comment not read; --text comment reads it (1: task 7, region r)"
   ]
 
 
@@ -263,7 +263,7 @@ def test_an_expression_cannot_refer_to_nothing_and_to_a_region():
     (("a dog",), True),
   ]
   assert list(export.report()) == [
-    "skipped: text without a target that is a region's text as well (1: the cup)"
+    "skipped: text without a target that also describes a region (1: the cup)"
   ]
 
 
@@ -292,14 +292,14 @@ def test_masks_of_label_studio_s_coco_are_for_the_image_that_a_browser_shows(tmp
     ({"annotations": [], "predictions": [{"result": []}]}, "task with predictions only"),
     ({"annotations": []}, "task without an annotation"),
     ({"annotations": [{"result": []}]}, "annotation without regions"),
-    ({"annotations": [{"was_cancelled": True}]}, "annotation that was cancelled"),
+    ({"annotations": [{"was_cancelled": True}]}, "cancelled annotation"),
   ],
 )
 def test_tasks_without_regions_are_counted_by_reason(fields, reason):
   export = read(task(polygon(), text("r", "x")), task(number=8, **fields))
   assert len(export.regions) == 1
   assert f"skipped: {reason} (1: task 8)" in list(export.report())
-  with pytest.raises(InputError, match=f"no region is left; .*{reason}"):
+  with pytest.raises(InputError, match=f"no usable region; .*{reason}"):
     read(task(**fields))
 
 
@@ -339,17 +339,17 @@ def test_the_image_of_a_task_is_the_annotated_one(data, fields, image):
 @pytest.mark.parametrize(
   ("data", "fields", "reason"),
   [
-    ({"thumb": "a.png"}, {}, "task with a thumbnail only"),
-    ({"photo": "/thumbs/a.png"}, {}, "task with a thumbnail only"),
+    ({"thumb": "a.png"}, {}, "task with only a thumbnail"),
+    ({"photo": "/thumbs/a.png"}, {}, "task with only a thumbnail"),
     ({"text": "a cup"}, {}, "task without an image"),
-    ({"image": "b.JXL"}, {}, r"image of a kind that is not read \(\.jxl\)"),
+    ({"image": "b.JXL"}, {}, r"unsupported image format \(\.jxl\)"),
     ({"image": "data:image/png;base64,AAAA"}, {}, "image inside the JSON"),
     ({"image": ["a.png", "b.png"]}, {}, "list of images without its `item_index`"),
     ({"image": ["a.png", "b.png"]}, {"item_index": 2}, "list of images without its `item_index`"),
   ],
 )
 def test_a_region_without_a_certain_image_is_left_out(data, fields, reason):
-  with pytest.raises(InputError, match=f"no region is left; skipped: .*{reason}"):
+  with pytest.raises(InputError, match=f"no usable region; skipped: .*{reason}"):
     read(task(polygon(**fields), text("r", "x"), data=data))
 
 
@@ -403,7 +403,7 @@ def test_masks_come_back_under_their_own_texts_and_images(size, seed, swapped, n
     random.shuffle(rows)
     tasks.append(task(*rows, data={"image": f"{name}.png"}))
   if swapped and height != width:
-    with pytest.raises(InputError, match="no region is left"):
+    with pytest.raises(InputError, match="no usable region"):
       read(*tasks)
     return
   export = read(*tasks)

@@ -166,7 +166,7 @@ def test_masks_come_from_cocos_file_by_the_original_id(tmp_path):
   (line,) = read()
   assert line["target"] == {"polygons": [[5, 6, 15, 6, 5, 18]]}
   coco["annotations"][0]["bbox"] = [9, 6, 10, 12]
-  with pytest.raises(InputError, match=r"its box \[5.0, 6.0, .* is not that of annotation 900"):
+  with pytest.raises(InputError, match=r"box \[5.0, 6.0, .* differs from that of annotation 900"):
     read()
   coco["annotations"][0]["bbox"] = [5, 6, 10, 12]
   coco["images"][0]["height"] = HEIGHT + 1
@@ -207,7 +207,7 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
   out = capsys.readouterr().out
   for reason in (
     "skipped: caption without an annotation (1: image 1)",
-    "skipped: box without a mask (name COCO's file with the masks: --annotations INSTANCES.json, "
+    "skipped: box without a mask (add COCO's masks with --annotations INSTANCES.json, "
     "or use --boxes) (1: image 2)",
     "skipped: row of images without a caption (1: image 3)",
     "skipped: caption whose annotations stand for different words of it: not one target (1: ",
@@ -222,11 +222,11 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"images": [image(0, "a"), image(0, "b")]}, "images row 2: id 0 is that of an earlier row"),
+    ({"images": [image(0, "a"), image(0, "b")]}, "images row 2: duplicate id 0"),
     ({"images": [image(0, "a", height=0)]}, "images row 1: height and width must be"),
-    ({"images": [image(None, "a")]}, "images row 1 has no id"),
+    ({"images": [image(None, "a")]}, "images row 1: id is missing"),
     ({"images": [image(0, "a") | {"caption": 5}]}, "no row of `images` has a `caption`"),
-    ({"annotations": [annotation(0, 0), grec(1, 0)]}, "one of its annotations says `empty`"),
+    ({"annotations": [annotation(0, 0), grec(1, 0)]}, "has both an annotation marked `empty`"),
     ({"annotations": []}, "no expression could be converted: skipped: caption without an ann"),
     (
       {"annotations": [annotation(0, 0, segmentation=[[1, 2, 9]])]},

@@ -247,7 +247,7 @@ def test_refcoco_m_has_the_masks_and_photos_that_went_in(tmp_path, capsys):
   assert scan.scan(str(tmp_path / "mine.jsonl")).problems == []
   out = capsys.readouterr().out
   assert "3 lines, 4 expressions, 2 images" in out
-  assert "note: split val, after the name of the file (2)" in out
+  assert "note: split val from the name of the file (2)" in out
 
 
 def test_lmms_labs_polygons_answers_and_splits(tmp_path, capsys):
@@ -263,7 +263,7 @@ def test_lmms_labs_polygons_answers_and_splits(tmp_path, capsys):
   np.testing.assert_array_equal(covered(val["target"]), pixels_of(5, 6, 10, 12))
   assert covered(test_a["target"]).all()
   out = capsys.readouterr().out
-  repeated = "repeats an earlier one: photo, mask and expressions"
+  repeated = "duplicate row (same image, mask and expressions)"
   assert f"{repeated} (1: val-00000-of-00001.parquet row 2)" in out
   assert "does not fill its box: a part of the object only (1: val-00000-of-00001" in out
 
@@ -348,11 +348,11 @@ MASKED = pixels_of(3, 4, 9, 20)
     (refcoco_m(sample(1, ["a"], MASKED), data=b""), "column image: the bytes are empty"),
     (
       refcoco_m(sample(1, ["a"], MASKED.T)),
-      "column mask: run lengths .*is this another photo's mask",
+      "column mask: run lengths .*is it the mask of another image",
     ),
     (
       refcoco_m(sample(1, ["a"], MASKED), sample(1, ["b"], ~MASKED)),
-      "column id: 1 is also the id of another object, in val.parquet row 1",
+      "column id: 1 is also the id of another object in val.parquet row 1",
     ),
     (refcoco_m(sample(1, ["a"], MASKED, image_id=43)), "column image_id: 43, but the row also"),
     (
@@ -372,12 +372,12 @@ def test_errors_name_file_row_and_column(tmp_path, row, message):
   ("change", "message"),
   [
     ({"raw_anns": "{'id': 1}"}, "column raw_anns: not JSON"),
-    ({"raw_anns": "[1]"}, "column raw_anns: .* is not an object"),
+    ({"raw_anns": "[1]"}, "column raw_anns: .* is not a JSON object"),
     ({"ann_id": 1}, "column ann_id: 1, but the row also says 701"),
     ({"image_path": coco_name(43)}, "column raw_anns: 43, but the row also says 42"),
-    ({"split": "a b"}, "column split: 'a b' is not a name"),
+    ({"split": "a b"}, "column split: 'a b' may only contain letters"),
     ({"raw_image_info": '{"height": 40, "width": -1}'}, "column height: invalid size -1 x 40"),
-    ({"raw_image_info": None}, "column raw_anns: the size of the photo is not known"),
+    ({"raw_image_info": None}, "column raw_anns: the size of the image is unknown"),
   ],
 )
 def test_contradictions_within_a_row_are_errors(tmp_path, change, message):
@@ -423,7 +423,7 @@ def test_the_split_is_that_of_the_name_if_it_says_one(tmp_path, capsys, path, sp
   write(tmp_path / "x" / path, LMMS, lmms(7, ["the cup"], (5, 6, 10, 12)))
   (line,) = convert(tmp_path / "x")
   assert line["split"] == split
-  known = f"split {split}, after the name of the file (1" in capsys.readouterr().out
+  known = f"split {split} from the name of the file (1" in capsys.readouterr().out
   assert known == (split != "train")
 
 
@@ -461,7 +461,9 @@ def test_a_box_of_an_unknown_layout_is_not_guessed(tmp_path):
   schema = pa.schema([("image", IMAGE), ("text", pa.string()), ("bbox", pa.list_(pa.int64()))])
   row = {"image": {"bytes": photo()}, "text": "the cup", "bbox": [5, 6, 15, 18]}
   source = write(tmp_path / "val.parquet", schema, row)
-  with pytest.raises(InputError, match="column bbox: x, y, width and height, or two corners"):
+  with pytest.raises(
+    InputError, match="column bbox: may be x, y, width and height, or two corners"
+  ):
     convert(source, "--boxes")
 
 
@@ -489,7 +491,7 @@ def test_photos_are_named_by_name_or_content_and_never_mixed_up(tmp_path):
   assert names["e"] == "mine_images/outside.png"
   other = refcoco_m(sample(2, ["b"], MASKED), data=photo(5))
   source = write(tmp_path / "test.parquet", REFCOCO_M, refcoco_m(sample(1, ["a"], MASKED)), other)
-  with pytest.raises(InputError, match="row 2, column image: another image than before is called"):
+  with pytest.raises(InputError, match="row 2, column image: a different image is already named"):
     convert(source, out=tmp_path / "two.jsonl")
   assert not list(tmp_path.glob("two*"))
 
@@ -497,7 +499,7 @@ def test_photos_are_named_by_name_or_content_and_never_mixed_up(tmp_path):
 def test_files_that_are_not_parquet_say_so(tmp_path):
   bad = tmp_path / "val.parquet"
   bad.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
-  with pytest.raises(InputError, match="only a pointer of Git LFS; fetch the file itself"):
+  with pytest.raises(InputError, match="only a Git LFS pointer; get the file itself"):
     convert(bad)
   bad.write_text("{}")
   with pytest.raises(InputError, match=f"{bad}: not a parquet file"):
@@ -536,13 +538,11 @@ def test_a_folder_that_was_not_written_by_convert_is_not_replaced(tmp_path):
   convert(source)
   convert(source)
   (tmp_path / "mine_images/own.jpg").write_bytes(b"precious")
-  with pytest.raises(
-    InputError, match=r"has other files, such as own.jpg, which --overwrite would"
-  ):
+  with pytest.raises(InputError, match=r"--overwrite would delete other files, such as own.jpg"):
     convert(source)
   assert (tmp_path / "mine_images/own.jpg").read_bytes() == b"precious"
   assert (tmp_path / f"mine_images/{coco_name(7)}").exists()
-  with pytest.raises(InputError, match=r"contains its images, .* leave out --images"):
+  with pytest.raises(InputError, match=r"the images are in .* remove --images"):
     convert(source, "--images", str(tmp_path), out=tmp_path / "other.jsonl")
 
 
@@ -557,10 +557,10 @@ def test_a_photo_turned_by_exif_has_its_mask_upright_or_is_refused(tmp_path, cap
   np.testing.assert_array_equal(covered(line["target"]), MASKED)
   assert scan.scan(str(tmp_path / "mine.jsonl")).problems == []
   assert (
-    "note: photo that its EXIF data turn: masks are for it upright (1" in capsys.readouterr().out
+    "note: image rotated by EXIF; masks are for the upright image (1" in capsys.readouterr().out
   )
   write(source, REFCOCO_M, refcoco_m(sample(1, ["a"], MASKED.T), data=turned))
-  with pytest.raises(InputError, match=r"column mask: .*is this another photo's mask"):
+  with pytest.raises(InputError, match=r"column mask: .*is it the mask of another image"):
     convert(source)
 
 

@@ -254,7 +254,7 @@ def without(key: str, **changes: Any) -> dict[str, Any]:
     (without("ref_id", sentence="dog"), r"entry 1: has neither ref_id nor one of image, file_name"),
     (entry(0, sentence=5), r"entry 1: expression is 5|entry 1: sentence is 5, which is not text"),
     (entry(0, image="1.jpg"), r"ref -3 is of image photos/0\.jpg, but .* for photos/1\.jpg"),
-    (entry(0, image="9.jpg"), r"not for pets/val; .*no image is called 9\.jpg"),
+    (entry(0, image="9.jpg"), r"not for pets/val; .*no image named 9\.jpg"),
     (without("ref_id", image_id=7, sentence="cup"), r"not for pets/val; .*image 7"),
     (without("segmentation"), r"entry 1: has none of mask, segmentation, rle; write the mask as"),
     (entry(0, rle=runs(PREDICTED[0])), r"entry 1: has segmentation and rle"),

@@ -159,7 +159,7 @@ def test_folders_tell_images_of_one_name_apart(open_coco):
   with pytest.raises(AmbiguousImage, match=r"clip_a/frame_0\.png or clip_b/frame_0\.png"):
     coco.find_image("frame_0.png")
   for other in ("clip_c/frame_0.png", "clip_a/frame_1.png"):
-    with pytest.raises(ImageNotFound, match="no image is called"):
+    with pytest.raises(ImageNotFound, match="no image named"):
       coco.find_image(other)
     with pytest.raises(
       InputError, match=r"image 1 is clip_a/frame_0\.png there, but clip_c|clip_a"

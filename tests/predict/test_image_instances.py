@@ -50,7 +50,7 @@ def test_an_image_of_which_a_file_has_nothing_has_no_instances_and_is_counted(wr
 
 def test_an_image_that_annotations_do_not_list_is_an_error(write):
   spec = f"coco:{write(_coco('a_1.jpg', 'a_2.jpg'))}"
-  with pytest.raises(InputError, match=r"no image is called x/a_3\.jpg") as caught:
+  with pytest.raises(InputError, match=r"no image named x/a_3\.jpg") as caught:
     ImageInstances().find(spec, PIXELS, "x/a_3.jpg")
   assert "--allow_empty" not in str(caught.value)
 

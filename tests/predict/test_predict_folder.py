@@ -241,13 +241,13 @@ def test_a_folder_gives_every_image_that_can_be_predicted_alone(
   assert sorted(rows) == sorted(kinds)
   for name, row in rows.items():
     np.testing.assert_array_equal(mask_of(row), segmenter(photos / name, "red").mask)
-  passed_over = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
-  assert passed_over[0].startswith("passed over: notes.txt is not an image")
-  assert passed_over[1].startswith("passed over: phone.heic is HEIC; `pip install pillow-heif`")
-  assert passed_over[2:] == ["passed over: void is empty"]
+  ignored = [line for line in capsys.readouterr().err.splitlines() if "ignored" in line]
+  assert ignored[0].startswith("ignored: notes.txt is not an image")
+  assert ignored[1].startswith("ignored: phone.heic is HEIC; run `pip install pillow-heif`")
+  assert ignored[2:] == ["ignored: void is empty"]
 
 
-def test_files_beyond_the_first_fifty_are_passed_over_by_ending(finished_run, tmp_path, capsys):
+def test_files_beyond_the_first_fifty_are_ignored_by_extension(finished_run, tmp_path, capsys):
   photos = tmp_path / "photos"
   photos.mkdir()
   Image.new("RGB", (8, 8)).save(photos / "a.png")
@@ -256,8 +256,8 @@ def test_files_beyond_the_first_fifty_are_passed_over_by_ending(finished_run, tm
   (photos / "c").write_text("text")
   run(finished_run, tmp_path / "out", "--image", photos, "--text", "red")
   printed = capsys.readouterr().err.splitlines()
-  assert sum("passed over: b" in line for line in printed) == 50
-  assert "passed over: 4 more (.xml, no ending)" in printed
+  assert sum("ignored: b" in line for line in printed) == 50
+  assert "ignored: 4 more (.xml, no extension)" in printed
 
 
 def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, tmp_path, capsys):

@@ -211,7 +211,7 @@ def _missing_images(layout):
 
 
 _DAMAGES = {
-  _missing_photo: r"no image is called COCO_train2014_000000000102\.jpg.* \(1 of 4 images are",
+  _missing_photo: r"no image named COCO_train2014_000000000102\.jpg.* \(1 of 4 images are",
   _corrupt_photo: r"000000000102\.jpg cannot be decoded",
   _number_for_a_sentence: r"ref 3, sentence 0 \(sent_id 30\): 7 is not a string",
   _refs_of_another_data_set: r"ref 3: ann_id 77 is not in .*--annotations",

@@ -69,7 +69,7 @@ def _ground_truth_of_no_category(layout):
 
 _BROKEN = {
   _cut_photo: r"000000000102\.jpg cannot be decoded",
-  _no_photo: r"no image is called COCO_train2014_000000000102\.jpg",
+  _no_photo: r"no image named COCO_train2014_000000000102\.jpg",
   _wrong_size: r"detections\.json, image 102: invalid segmentation",
   _strange_category: r"image 102 has category 3, which is not in the list of .*instances\.json",
   _not_annotated: r"detections\.json: no detection of image 102",

@@ -308,7 +308,7 @@ def test_coco_proposals_are_largest_first_without_crowds(tmp_path):
 def test_coco_proposals_find_an_image_by_its_name(tmp_path):
   proposer = coco.CocoProposer(str(make_layout(tmp_path).instances_path))
   assert proposer.find_image("some/folder/COCO_train2014_000000000102.jpg") == 102
-  with pytest.raises(InputError, match=r"no image is called holiday\.jpg"):
+  with pytest.raises(InputError, match=r"no image named holiday\.jpg"):
     proposer.find_image("holiday.jpg")
 
 

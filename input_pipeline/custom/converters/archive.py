@@ -1,4 +1,4 @@
-"""The JSON of an export that is one JSON file, also inside the zip that most tools hand over."""
+"""Exports that consist of a single JSON file, alone or in a zip or folder."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ _SHOWN = 4
 
 
 def load(path: str, export: Export) -> Any:
-  """Parses the JSON of an export; NaN, which pandas writes for a missing value, is None.
+  """Parses the JSON of an export; NaN, as written by pandas for missing values, becomes None.
 
   Args:
     path: of a JSON file, or of a zip or folder with one JSON file.
-    export: takes note of images in a zip, which are not read.
+    export: notes images in a zip, which are not read.
 
   Raises:
-    InputError: it cannot be read, or there is no JSON file or several.
+    InputError: it cannot be read, or does not have exactly one JSON file.
   """
   with ExportFiles(path) as files:
     if files.whole:
@@ -26,15 +26,15 @@ def load(path: str, export: Export) -> Any:
     found = [name for name in files.names if name.lower().endswith(".json")]
     if len(found) != 1:
       few = ", ".join(found[:_SHOWN]) + ", ..." * (len(found) > _SHOWN)
-      what = f"{len(found)} JSON files ({few}); name one, or several as parts of one data set"
-      first = "; unpack it first" if found and files.zipped else ""
-      raise InputError(f"{path}: it has {what if found else 'no JSON file'}{first}")
+      unpack = "unpack it and " if files.zipped else ""
+      several = f"{len(found)} JSON files ({few}); {unpack}name one, or all splits of one data set"
+      raise InputError(f"{path}: contains {several if found else 'no JSON file'}")
     note_images(files, export)
     return files.read_json(found[0])
 
 
 def note_images(files: ExportFiles, export: Export) -> None:
-  """Takes note of images in a zip, which are not read."""
+  """Notes images in a zip, which are not read."""
   images = sum(name.lower().endswith(preprocess.EXTENSIONS) for name in files.names)
   if images and files.zipped:
-    export.noted["images in the zip are not read; unpack it and name --images"] = images
+    export.noted["images in the zip are not read; unpack it and set --images"] = images

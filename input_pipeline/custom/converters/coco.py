@@ -1,9 +1,8 @@
-"""Reads COCO files with expressions in the annotations, as people and many tools write them.
+"""Reads COCO files whose annotations have expressions.
 
-CVAT puts attributes under `attributes` of each annotation, including `occluded` and the like;
-coco-annotator puts them under `metadata`. Boxes have an empty segmentation, or `isbbox` and their
-corners. A group of shapes in CVAT is a single annotation, with run lengths if any of them is a
-mask.
+CVAT stores attributes, including `occluded` and the like, under `attributes` of each annotation;
+coco-annotator stores them under `metadata`. Boxes have an empty segmentation, or `isbbox` and their
+corners. A group of shapes in CVAT is a single annotation, as run lengths if one of them is a mask.
 """
 
 import collections
@@ -17,6 +16,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import archive, mdetr
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
+  NEEDS_BOXES,
   TEXT_KEYS,
   Export,
   Options,
@@ -32,7 +32,7 @@ from input_pipeline.custom.schema import Mask
 from input_pipeline.masks.coco import is_crowd
 
 _NESTED = ("attributes", "metadata")
-# The 32 bits of a category, and the 63 bits of an id, in a line.
+# The line format stores categories in 32 bits and ids in 63 bits.
 _MAX_CATEGORY = 2**31
 _MAX_ID = 2**63
 
@@ -60,7 +60,7 @@ def read_content(
     content: the JSON.
     path: of the file.
     options: how it is read.
-    export: what was counted so far.
+    export: counts so far.
     upright: as in `Region`.
   """
   if not is_coco(content):
@@ -87,7 +87,7 @@ def read_content(
       export.skip("duplicate annotation", place)
       continue
     if other is not row:
-      export.note("id of two annotations, of which both are read", place)
+      export.note("id shared by different annotations; all are read", place)
     region = file.region(row, place)
     if region is not None:
       export.regions.append(region)
@@ -114,7 +114,7 @@ def by_id(
 
   Args:
     rows: the list.
-    what: the objects are, for error messages.
+    what: the kind of the objects, for error messages.
     name: returns the name of an object.
 
   Raises:
@@ -128,8 +128,8 @@ def by_id(
     other = found.setdefault(row_id, row)
     if name(other) != name(row):
       raise InputError(
-        f"{what} {row_id} is both {name(other)} and {name(row)}, so it is not known which one "
-        "is annotated; were files joined without new ids? Convert the files as they were before"
+        f"{what} id {row_id} is used for both {name(other)} and {name(row)}; if files were merged "
+        "without renumbering, convert the original files instead"
       )
   return found
 
@@ -142,7 +142,7 @@ def _categories(content: Any, path: str, options: Options) -> dict[int | str, di
 
 @dataclasses.dataclass
 class _File:
-  """What the annotations of a file have in common."""
+  """The state shared by the annotations of a file."""
 
   images: Mapping[int | str, dict[str, Any]]
   categories: Mapping[int | str, dict[str, Any]]
@@ -169,11 +169,11 @@ class _File:
       return None
     category = self._category(row, place)
     number = image_id if isinstance(image_id, int) and 0 <= image_id < _MAX_ID else None
-    # Of what a text names, nothing is a crowd.
+    # An object with an expression is never a crowd.
     named = bool(texts) and CATEGORY not in self.options.text_keys
     crowd = is_crowd(row, image_id, name) and not named
     if crowd:
-      self.export.note("crowd, which is not used as an instance", place)
+      self.export.note("crowd not used as an instance", place)
     return Region(name, mask, texts, category, crowd, number, size, self.upright)
 
   def _texts(self, row: Mapping[str, Any], place: str) -> tuple[str, ...]:
@@ -188,7 +188,7 @@ class _File:
     if isinstance(category, int) and 0 <= category < _MAX_CATEGORY:
       return category
     if category is not None:
-      self.export.note("category that is not a number, written as 0", place)
+      self.export.note("category id is not a number; written as 0", place)
     return 0
 
   def _mask(self, row: Mapping[str, Any], size: tuple[int, int] | None, place: str) -> Mask | None:
@@ -197,21 +197,21 @@ class _File:
       if not bbox:
         return self.export.skip("no mask", place)
       if not self.options.boxes:
-        return self.export.skip("box without a mask (use --boxes to convert it)", place)
+        return self.export.skip(NEEDS_BOXES, place)
       sides = box_in(bbox)
       if sides is None:
-        return self.export.skip("a box is [x, y, width, height]", place)
+        return self.export.skip("invalid box; expected [x, y, width, height]", place)
       segmentation = box(*sides)["polygons"]
     return read_mask(segmentation, size or _smallest_size(segmentation), self.export, place)
 
 
 def _is_empty(segmentation: Any) -> bool:
-  """Tells whether a segmentation is what tools write for a box: [], [[]], null and the like."""
+  """Returns whether a segmentation is empty, as for a box: [], [[]], null and the like."""
   return not segmentation or (isinstance(segmentation, list) and not any(segmentation))
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-  """Returns the declared height and width; coco-annotator writes zeros if it knows none."""
+  """Returns the declared height and width; coco-annotator writes zeros for an unknown size."""
   height, width = id_in(image, "height"), id_in(image, "width")
   if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
     return height, width
@@ -228,7 +228,7 @@ def _size_of_runs(segmentation: Any) -> tuple[int, int] | None:
 
 
 def _smallest_size(segmentation: Any) -> tuple[int, int]:
-  """Returns a size for polygons of an image whose size is not declared."""
+  """Returns the smallest size that contains the polygons, for an image without a declared size."""
   side = math.ceil(max(2, *_numbers(segmentation), 2))
   return side, side
 
@@ -242,17 +242,17 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _what_else(content: Any) -> str:
-  """Returns what a file that is not a COCO file may be."""
+  """Returns a hint about the format of a file that is not a COCO file."""
   rows = rows_in(content)
   if any("data" in row for row in rows):
-    return "it looks like Label Studio's JSON, which --from label-studio reads"
+    return "it looks like Label Studio's JSON; use --from label-studio"
   if any("segmentation" in row or "bbox" in row for row in rows):
-    return "it is a list of detections; convert the annotations that people made"
+    return "it is a list of detections; convert human annotations instead"
   return "it needs the lists `images` and `annotations`"
 
 
 def _other_kind(rows: list[dict[str, Any]]) -> str:
-  """Returns which of COCO's other files a file is, or an empty string."""
+  """Returns which other kind of COCO file this is, or an empty string."""
   if any("segments_info" in row for row in rows):
     return "COCO's panoptic annotations, whose masks are in PNG files"
   if rows and all("caption" in row and "bbox" not in row for row in rows):
@@ -263,7 +263,7 @@ def _other_kind(rows: list[dict[str, Any]]) -> str:
 def _nothing_left(rows: list[dict[str, Any]]) -> str:
   if rows:
     return "no annotation is left"
-  return "`annotations` is empty; was the export made without the annotations?"
+  return "`annotations` is empty; export again with annotations"
 
 
 def _no_text(rows: list[dict[str, Any]], options: Options) -> str:

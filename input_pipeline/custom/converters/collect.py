@@ -36,7 +36,9 @@ TEXT_KEYS = (
 """Keys that are searched for expressions by default."""
 CATEGORY = "category"
 """A value of `--text`: the name of the category is the expression."""
-# Reasons that are printed, and places that are named for each.
+NEEDS_BOXES = "box without a mask (use --boxes to convert it)"
+"""The reason for skipping a box."""
+# Number of reasons printed, and of places listed for each.
 _REASONS = 20
 _PLACES = 3
 _SPLIT_NAMES = {name.lower(): name for name in ("train", "val", "test", "testA", "testB", "testC")}
@@ -56,14 +58,14 @@ class Region:
   crowd: bool = False
   image_id: int | None = None
   size: tuple[int, int] | None = None
-  """Height and width, as the tool declares them, of the image that the mask is for."""
+  """Declared height and width of the image that the mask is for."""
   upright: bool | None = None
-  """Whether the mask is for the image as EXIF turns it; None if the tool does not say."""
+  """Whether the mask is for the image as rotated by EXIF; None if the tool does not tell."""
   ref: str | None = None
-  """Regions of an image with the same ref, which have the same texts, are one target, and never
-  part of another ref's. None: regions with the same expression are one target."""
+  """Regions of an image with the same ref form one target and have the same texts. None: regions
+  with the same expression form one target."""
   split: str | None = None
-  """As the export says; None if it does not."""
+  """As given by the export; None if it is not."""
 
 
 @dataclasses.dataclass
@@ -74,25 +76,25 @@ class Export:
   skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   """How many items could not be converted, by reason."""
   noted: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-  """How often something was changed, chosen or not read, by what it was."""
+  """Counts of what was changed, chosen or not read."""
   places: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-  """Where the first of them are, by reason or note."""
+  """The first places of each reason or note."""
   embedded: set[str] = dataclasses.field(default_factory=set)
-  """Which of `Region.image` are paths of images that the export itself contains, relative to the
+  """Values of `Region.image` that are paths of images from the export itself, relative to the
   folder of the lines; their sizes have been checked."""
 
   lost: dict[str, set[str]] = dataclasses.field(default_factory=dict)
-  """Expressions, normalised, of regions that were left out, by image."""
+  """Normalised expressions of regions that were left out, by image."""
 
   def lose(self, image: str, texts: Iterable[str]) -> None:
-    """Remembers the expressions of a region that is left out; see `drop_incomplete`."""
+    """Records the expressions of a region that is left out; see `drop_incomplete`."""
     normalised = map(preprocess.normalise_text, filter(is_expression, texts))
     self.lost.setdefault(image, set()).update(normalised)
 
   def drop_incomplete(self) -> None:
-    """Takes from the regions the expressions of regions that were left out.
+    """Removes expressions that a region that was left out has as well.
 
-    Regions with the same expression are one target, of which a part would be missing.
+    Regions with the same expression form one target, of which a part would be missing.
     """
     for number, region in enumerate(self.regions):
       lost = self.lost.get(region.image, ()) if region.ref is None else ()
@@ -102,7 +104,7 @@ class Export:
         if not is_expression(text) or preprocess.normalise_text(text) not in lost
       ]
       if len(kept) < len(region.texts):
-        self.skip("expression whose target would lack a region that was left out", region.image)
+        self.skip("expression of an incomplete target (a region was left out)", region.image)
         self.regions[number] = dataclasses.replace(region, texts=tuple(kept))
 
   def skip(self, reason: str, place: str = "") -> None:
@@ -110,7 +112,7 @@ class Export:
     self._count(self.skipped, reason, place)
 
   def note(self, what: str, place: str = "") -> None:
-    """Counts an item that is read otherwise than it stands there."""
+    """Counts an item that is read differently than written."""
     self._count(self.noted, what, place)
 
   def _count(self, counter: collections.Counter[str], text: str, place: str) -> None:
@@ -120,7 +122,7 @@ class Export:
       places.append(place)
 
   def report(self) -> Iterator[str]:
-    """Yields a line per reason and per note, the most frequent ones first."""
+    """Yields one line per reason and per note, most frequent first."""
     for title, counter in (("skipped", self.skipped), ("note", self.noted)):
       ordered = counter.most_common()
       for text, count in ordered[:_REASONS]:
@@ -136,8 +138,7 @@ class Options:
   """How an export is read."""
 
   text_keys: Sequence[str] = TEXT_KEYS
-  """If the user named them, the texts of all are expressions; else those of the first that has
-  any."""
+  """Keys of the expressions: all of them if the user named them, else the first with a text."""
   separator: str = "\n"
   """Separates several expressions in one text."""
   boxes: bool = False
@@ -145,11 +146,11 @@ class Options:
   no_target: str = ""
   """Label Studio: the `name` of the text field whose expressions refer to nothing."""
   images: EmbeddedImages | None = None
-  """Takes the images that an export contains."""
+  """Stores images from the export itself."""
   annotations: str = ""
   """COCO file with the masks of an export that only has their ids."""
   folder: str = "."
-  """The photos are in it, for formats that leave out the ends of their names, or their sizes."""
+  """Folder of the images, for formats without file extensions or image sizes."""
 
 
 def texts_in(value: Any, separator: str) -> tuple[str, ...]:
@@ -167,12 +168,12 @@ def texts_in(value: Any, separator: str) -> tuple[str, ...]:
 def texts_under(
   levels: Sequence[Mapping[str, Any]], options: Options, export: Export, place: str
 ) -> tuple[str, ...]:
-  """Returns the expressions of a region, which stand under one of the keys of `options`.
+  """Returns the expressions of a region, found under one of the keys of `options`.
 
   Args:
-    levels: objects of the region that may have the keys, in any spelling of case, `_` and `-`.
-    options: which keys.
-    export: takes note of texts that are not read.
+    levels: objects of the region that may have the keys, ignoring case, `_` and `-`.
+    options: the keys.
+    export: notes texts that are not read.
     place: of the region.
   """
   values: dict[str, list[Any]] = {}
@@ -190,21 +191,21 @@ def texts_under(
   for key in list(found)[1:]:
     read = next(iter(found))
     if set(found[key]) - set(found[read]):
-      export.note(f"not read: text under {key}; use --text {read} --text {key} to read both", place)
+      export.note(f"text under {key} not read; --text {read} --text {key} reads both", place)
   return next(iter(found.values()), ())
 
 
 @functools.lru_cache(maxsize=1 << 12)
 def plain_key(key: str) -> str:
-  """Returns a key in the spelling in which keys are compared."""
+  """Returns a key in the normalised spelling used to compare keys."""
   return key.casefold().replace("_", " ").replace("-", " ").strip()
 
 
 def read_mask(segmentation: Any, size: tuple[int, int], export: Export, place: str) -> Mask | None:
-  """Returns a segmentation as a mask, or None if it is left out, which is counted.
+  """Returns a segmentation as a mask, or None if it is left out (and counted).
 
   Args:
-    segmentation: in any form that `read_segmentation` takes.
+    segmentation: in any form that `read_segmentation` accepts.
     size: height and width of the image in pixels.
     export: counts what is left out or changed.
     place: of the segmentation, such as `annotation 7`.
@@ -217,7 +218,7 @@ def read_mask(segmentation: Any, size: tuple[int, int], export: Export, place: s
   for note in read.notes:
     export.note(note, place)
   if not read.area():
-    export.skip("no pixel is covered", place)
+    export.skip("mask covers no pixel", place)
     return None
   if len(read.parts) == 1:
     return read.parts[0]
@@ -233,7 +234,7 @@ def box(x: float, y: float, width: float, height: float) -> Mask:
 
 
 def box_in(value: Any) -> tuple[float, float, float, float] | None:
-  """Returns x, y, width and height in a field; None unless these are numbers with an area."""
+  """Returns x, y, width and height of a box; None unless these are numbers with an area."""
   if not isinstance(value, list) or len(value) != 4:
     return None
   if not all(type(x) in (int, float) and abs(x) <= MAX_COORDINATE for x in value):
@@ -243,7 +244,7 @@ def box_in(value: Any) -> tuple[float, float, float, float] | None:
 
 
 def masks_in(value: Any, height: int, width: int) -> tuple[list[Mask], tuple[str, ...]]:
-  """Reads a segmentation of COCO.
+  """Reads a COCO segmentation.
 
   Args:
     value: see `read_segmentation`.
@@ -251,7 +252,7 @@ def masks_in(value: Any, height: int, width: int) -> tuple[list[Mask], tuple[str
     width: of the image, in pixels.
 
   Returns:
-    Masks whose union it is, all polygons in one; and what was left out or changed.
+    Masks whose union is the segmentation, all polygons in one; and what was left out or changed.
 
   Raises:
     ValueError: see `read_segmentation`.
@@ -270,7 +271,7 @@ def rows_in(value: Any) -> list[dict[str, Any]]:
 def id_in(row: Mapping[str, Any], key: str) -> int | str | None:
   """Returns an id, or None if it is missing or of another type.
 
-  Tools write the id 7 as 7.0 and as "7".
+  Some tools write the id 7 as 7.0 or "7".
   """
   value = row.get(key)
   number = whole_number(value)
@@ -282,15 +283,15 @@ def make_lines(
 ) -> Iterator[dict[str, Any]]:
   """Yields the lines of an export, image by image.
 
-  Regions of an image with the same expression form one target, unless they have a `ref`, which then
-  is the target; expressions for the same regions are the `sentences` of one line.
+  Regions of an image with the same `ref` form one target; without a `ref`, regions with the same
+  expression do. Expressions for the same regions are the `sentences` of one line.
 
   Args:
     regions: in any order.
     paths: of the images, by their names in the export.
-    splits: see `split_of`; if there are any, they go before those of the regions.
-    instances: whether all regions of an image, except crowds, are its instances; those that several
-      refs have in common count once.
+    splits: see `split_of`; take precedence over the splits of the regions.
+    instances: whether all regions of an image, except crowds, are its instances; a region of
+      several refs counts once.
   """
   objects: dict[str, dict[str, Mask]] = {}
   if instances:
@@ -316,13 +317,13 @@ def make_lines(
 
 
 def _group_expressions(regions: Sequence[Region]) -> Iterator[tuple[tuple[int, ...], list[str]]]:
-  """Yields the indices of the regions of each target, and its expressions."""
+  """Yields, for each target, the indices of its regions and its expressions."""
   refs: dict[str | None, list[int]] = {}
   for number, region in enumerate(regions):
     refs.setdefault(region.ref, []).append(number)
   without_ref = refs.pop(None, [])
   for members in refs.values():
-    # As the data set has them: each counts, also if two are the same.
+    # Duplicates are kept, as in the data set.
     if texts := [text for text in regions[members[0]].texts if is_expression(text)]:
       yield tuple(members), texts
   referents: dict[str, list[int]] = {}
@@ -340,7 +341,7 @@ def _group_expressions(regions: Sequence[Region]) -> Iterator[tuple[tuple[int, .
 
 
 def is_expression(text: str) -> bool:
-  """Returns whether anything of a text is left once it is normalised."""
+  """Returns whether a text is not empty after normalisation."""
   try:
     preprocess.normalise_text(text)
   except InputError:
@@ -365,13 +366,13 @@ def split_of(path: str, splits: Mapping[str, float]) -> str:
 
 
 def split_in(text: str) -> str | None:
-  """Returns the split that the name of a file or of a column names, by our name.
+  """Returns the split in the name of a file or column.
 
   Args:
     text: such as `validation-00000-of-00002`, `finetune_refcoco_val` or `testA`.
 
   Returns:
-    None if it names no split, or several.
+    The split's standard name; None if there is none, or several.
   """
   words = re.split(r"[^A-Za-z0-9]+", text)
   splits = {_SPLIT_NAMES[word.lower()] for word in words if word.lower() in _SPLIT_NAMES}

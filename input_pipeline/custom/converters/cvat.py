@@ -1,9 +1,9 @@
 """Reads CVAT's exports: "CVAT for images 1.1", an XML file, and "COCO 1.0".
 
-In the XML every image has its shapes, and a shape has its attributes, among them the free text
+In the XML an image has shapes, and a shape has attributes, including free text
 (docs.cvat.ai/docs/dataset_management/formats/format-cvat). Shapes with the same label and
-`group_id` are one object. The run lengths of a mask go row by row through its box, and begin with
-the background.
+`group_id` are one object. A mask's run lengths are row-major within its box and start with the
+background.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,9 @@ import numpy as np
 from input_pipeline.common import untrusted_xml
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import archive, coco, export_files, geometry
-from input_pipeline.custom.converters.collect import Export, Options, split_in
+from input_pipeline.custom.converters.collect import NEEDS_BOXES, Export, Options, split_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
-  NEEDS_BOXES,
   Gatherer,
   Photo,
   Shape,
@@ -27,14 +26,14 @@ from input_pipeline.custom.schema import Mask
 
 
 def read(path: str, options: Options) -> Export:
-  """Reads an export: an XML file, or a folder or zip with one; else it is read as COCO.
+  """Reads an export: an XML file, or a folder or zip with one; otherwise, reads it as COCO.
 
   Args:
     path: of the export.
     options: how it is read.
 
   Raises:
-    InputError: there is no such file, it is neither format, or no shape has an expression.
+    InputError: the file is missing or has neither format, or no shape has an expression.
   """
   gatherer = Gatherer(path, options)
   found = False
@@ -50,7 +49,7 @@ def read(path: str, options: Options) -> Export:
 
 
 def is_xml(data: bytes) -> bool:
-  """Tells whether a file looks like XML, of any encoding."""
+  """Returns whether a file looks like XML, in any encoding."""
   start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
   return start.startswith((b"<", b"\xff\xfe<", b"\xfe\xff\x00<"))
 
@@ -60,8 +59,8 @@ def _read_file(data: bytes, name: str, gatherer: Gatherer) -> None:
   root = next(elements, None)
   if root is None or root.tag != "annotations":
     raise InputError(
-      f"{name}: not CVAT's XML, whose root is <annotations>, but "
-      f"<{root.tag if root is not None else ''}>; export as CVAT for images 1.1 or as COCO 1.0"
+      f"{name}: not a CVAT file: the root is <{root.tag if root is not None else ''}>, not "
+      "<annotations>; export as CVAT for images 1.1 or as COCO 1.0"
     )
   for element in elements:
     if element.tag == "image":
@@ -83,15 +82,15 @@ def _read_image(element: Element, gatherer: Gatherer) -> None:
   except ValueError as error:
     gatherer.export.skip(f"image with an invalid size ({error})", name)
     return
-  # Of a project; a task has none.
+  # Only exports of projects have a subset.
   photo = Photo(photo_path(name), size, split=split_in(element.get("subset", "")))
   for row in element:
     if row.tag == "box" and not gatherer.options.boxes:
       gatherer.export.skip(NEEDS_BOXES, name)
     elif row.tag == "tag":
-      gatherer.export.skip("tag of a whole photo", name)
+      gatherer.export.skip("tag of a whole image", name)
     elif row.tag not in _SHAPES:
-      gatherer.export.skip(f"{row.tag:.20}, which is not converted to a mask", name)
+      gatherer.export.skip(f"{row.tag:.20}: cannot be converted to a mask", name)
     else:
       try:
         mask = _SHAPES[row.tag](row.attrib, size)
@@ -100,7 +99,7 @@ def _read_image(element: Element, gatherer: Gatherer) -> None:
         continue
       fields = {a.get("name", ""): a.text or "" for a in row.iter("attribute")}
       group = row.get("group_id")
-      # No group is 0.
+      # 0 means no group.
       group = None if group == "0" else group
       gatherer.add(photo, mask, Shape([fields], row.get("label", ""), group=group))
 
@@ -125,7 +124,7 @@ def _mask(row: Mapping[str, str], size: geometry.Size | None) -> Mask:
   left, top, width, height = (geometry.whole(row[k]) for k in ("left", "top", "width", "height"))
   runs = [geometry.whole(run) for run in row["rle"].split(",")]
   if min(width, height) < 1 or size is None or width > size[1] or height > size[0]:
-    raise ValueError(f"a bitmap of {width} x {height} pixels in a photo of another size")
+    raise ValueError(f"the bitmap of {width} x {height} pixels does not fit the image")
   if min(runs) < 0 or sum(runs) != width * height:
     raise ValueError(f"run lengths cover {sum(runs)} of {width * height} pixels")
   pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)

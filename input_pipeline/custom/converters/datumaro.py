@@ -1,7 +1,7 @@
-"""Reads Datumaro's own format: a JSON file per subset in the folder `annotations`.
+"""Reads Datumaro's format: a JSON file per subset in the folder `annotations`.
 
-An item is a photo; its annotations have a type, attributes and a group, whose shapes with the same
-label are one object. A caption of the group is an expression for it
+An item is an image; its annotations have a type, attributes and a group. Shapes with the same group
+and label are one object; a caption in the group is an expression for it
 (open-edge-platform.github.io/datumaro).
 """
 
@@ -10,10 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.custom.converters import geometry
-from input_pipeline.custom.converters.collect import Export, Options, box, rows_in, split_in
+from input_pipeline.custom.converters.collect import (
+  NEEDS_BOXES,
+  Export,
+  Options,
+  box,
+  rows_in,
+  split_in,
+)
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
-  NEEDS_BOXES,
   Gatherer,
   Photo,
   Shape,
@@ -31,10 +37,10 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: there is no such file, or no annotation has an expression.
+    InputError: the file is missing, or no annotation has an expression.
   """
   gatherer = Gatherer(path, options)
-  missing = "no file in Datumaro's format, JSON with `categories` and `items`"
+  missing = "no Datumaro file (JSON with `categories` and `items`)"
   for name, content in gatherer.json_files(is_datumaro, missing):
     _read_subset(content, name, gatherer)
   return gatherer.finish()
@@ -67,12 +73,12 @@ def _read_subset(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> N
     else:
       path = with_ending(photo_path(str(item.get("id", "")), folder), gatherer.photos)
     if not path:
-      gatherer.export.skip("item without a photo", f"item {item.get('id')}")
+      gatherer.export.skip("item without an image", f"item {item.get('id')}")
       continue
     try:
       size = geometry.size_of(*image["size"]) if image.get("size") else None
     except MALFORMED as error:
-      gatherer.export.skip(f"item with an invalid size of the photo ({error})", path)
+      gatherer.export.skip(f"item with an invalid image size ({error})", path)
       continue
     _read_item(
       rows_in(item.get("annotations")), Photo(path, size, split=split_in(subset)), names, gatherer
@@ -87,17 +93,17 @@ def _read_item(
 ) -> None:
   for row in rows:
     kind = str(row.get("type"))
-    # No group is 0.
+    # 0 means no group.
     group = row.get("group") or None
     group = group if type(group) is int else None
     if kind == "caption" and group is not None:
       gatherer.add_caption(photo, group, row.get("caption"))
     elif kind == "caption":
-      gatherer.export.skip("caption of a whole photo", photo.name)
+      gatherer.export.skip("caption of a whole image", photo.name)
     elif kind == "bbox" and not gatherer.options.boxes:
       gatherer.export.skip(NEEDS_BOXES, photo.name)
     elif kind not in _SHAPES:
-      gatherer.export.skip(f"{kind:.20}, which is not converted to a mask", photo.name)
+      gatherer.export.skip(f"{kind:.20}: cannot be converted to a mask", photo.name)
     else:
       try:
         mask = _SHAPES[kind](row, photo.size)
@@ -135,7 +141,7 @@ def _box(row: Mapping[str, Any], size: geometry.Size | None) -> Mask:
 
 
 def _ellipse(row: Mapping[str, Any], size: geometry.Size | None) -> Mask:
-  # Two corners of the box around it.
+  # Two corners of its bounding box.
   x0, y0, x1, y1 = (geometry.number(value) for value in row["points"])
   shape = geometry.ellipse(((x0 + x1) / 2, (y0 + y1) / 2), ((x1 - x0) / 2, (y1 - y0) / 2))
   return geometry.clip(shape, size)

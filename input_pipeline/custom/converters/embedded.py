@@ -1,4 +1,4 @@
-"""Images that are inside an export: checked by their headers, and written out as they are."""
+"""Images inside an export: their headers are checked and the files written out unchanged."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from input_pipeline import preprocess
 from input_pipeline.common import atomic_files, image_names
 from input_pipeline.common.errors import InputError
 
-# By Pillow's name of the format; the first is given to files whose own extension is another.
+# By Pillow's name of the format; the first one replaces a wrong extension.
 _EXTENSIONS = {
   "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
   "MPO": (".jpg", ".jpeg", ".mpo"),
@@ -28,21 +28,21 @@ _EXTENSIONS = {
   "AVIF": (".avif",),
   "JPEG2000": (".jp2",),
 }
-# What every file system takes.
+# Accepted by every file system.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
 _MAX_NAME = 120
 
 
 @contextlib.contextmanager
 def written_to(folder: str, overwrite: bool = False) -> Iterator["EmbeddedImages"]:
-  """Yields a folder of images, which appears whole when the context ends, if there are any.
+  """Yields a folder of images, created atomically when the context ends, if there are any.
 
   Args:
     folder: for the images.
     overwrite: replaces an existing folder.
 
   Raises:
-    InputError: the folder exists, or has files that the new one does not have.
+    InputError: the folder exists, or has files that the new one lacks.
   """
   with contextlib.ExitStack() as stack:
     images = EmbeddedImages(folder, overwrite, stack)
@@ -54,18 +54,18 @@ class Written(NamedTuple):
   """An image in the folder."""
 
   path: str
-  """Below the folder."""
+  """Relative to the folder."""
   size: tuple[int, int]
   """Height and width after the EXIF rotation."""
   turned: bool
-  """Whether there is such a rotation."""
+  """Whether EXIF rotates it."""
 
 
 class EmbeddedImages:
   """A folder of images; see `written_to`."""
 
   def __init__(self, folder: str, overwrite: bool, stack: contextlib.ExitStack):
-    """Sets the place.
+    """Creates an empty set of images.
 
     Args:
       folder: for the images.
@@ -80,16 +80,16 @@ class EmbeddedImages:
     self._paths: set[str] = set()
 
   def add(self, data: bytes, name: str, where: str) -> Written:
-    """Writes an image, unchanged, unless it has been written.
+    """Writes an image unchanged, unless it has been written before.
 
     Args:
       data: the file's bytes.
-      name: as the export gives it, or empty. Without a name, or if another image has it, the
-        content is the name.
-      where: the image is, for errors.
+      name: as given in the export, or empty. Without a name, or if another image has it, a hash of
+        the content is the name.
+      where: place of the image, for error messages.
 
     Raises:
-      InputError: the bytes are not an image, or another image has that name of COCO's.
+      InputError: the bytes are not an image, or another image has the same COCO name.
     """
     digest = hashlib.sha256(data).hexdigest()
     path = _safe_path(name) or digest[:32]
@@ -97,31 +97,30 @@ class EmbeddedImages:
     if written and known != digest:
       if image_names.coco_number(path) is not None:
         raise InputError(
-          f"{where}: another image than before is called {path}; which of them do the masks belong "
-          "to?"
+          f"{where}: a different image is already named {path}; COCO names must be unique"
         )
       path = digest[:32]
       known, written = self._written.get(path, ("", None))
     if written:
       return written
     written = self._write(data, path, where)
-    # Some file systems ignore case.
+    # Some file systems are case-insensitive.
     self._written[path.casefold()] = digest, written
     return written
 
   def check_replaced(self) -> None:
-    """Checks that a folder which is replaced has no other files than the new one.
+    """Checks that replacing an existing folder would not delete other files.
 
     Raises:
-      InputError: it has, so it may not be an earlier conversion's.
+      InputError: it would; the folder may not come from an earlier conversion.
     """
     for base, _, files in os.walk(self.folder) if self._staging else ():
       for file in files:
         path = os.path.relpath(os.path.join(base, file), self.folder).replace(os.sep, "/")
         if path.casefold() not in self._paths:
           raise InputError(
-            f"{self.folder}: has other files, such as {path}, which --overwrite would remove; move "
-            "the folder, or choose another --out"
+            f"{self.folder}: --overwrite would delete other files, such as {path}; move the folder "
+            "or choose another --out"
           )
 
   def _write(self, data: bytes, path: str, where: str) -> Written:
@@ -131,7 +130,7 @@ class EmbeddedImages:
     if extension.lower() not in extensions:
       path = (stem if extension.lower() in _KNOWN else path) + extensions[0]
     if path.casefold() in self._paths:
-      raise InputError(f"{where}: two images would get the same name, {path}")
+      raise InputError(f"{where}: the name {path} would be used for two images; rename one of them")
     if self._staging is None:
       folder = atomic_files.whole_folder(self.folder, self._overwrite)
       self._staging = self._stack.enter_context(folder)
@@ -150,7 +149,7 @@ _KNOWN = {extension for extensions in _EXTENSIONS.values() for extension in exte
 
 
 def _safe_path(name: str) -> str:
-  """Returns a path that stays below a folder and that every file system takes; may be empty."""
+  """Returns a relative path without `..` that is valid on every file system; may be empty."""
   parts = _UNSAFE.sub("_", name.replace("\\", "/")).split("/")
   kept = [part.strip(" .") for part in parts if part.strip(" .")]
   if ".." in parts:
@@ -159,7 +158,7 @@ def _safe_path(name: str) -> str:
 
 
 def _read_header(data: bytes, where: str) -> tuple[tuple[int, int], bool, str]:
-  """Returns the size of an upright image, whether EXIF turns it, and its format."""
+  """Returns the size of an upright image, whether EXIF rotates it, and its format."""
   try:
     with preprocess.open_header(io.BytesIO(data)) as image:
       width, height = image.size
@@ -167,7 +166,7 @@ def _read_header(data: bytes, where: str) -> tuple[tuple[int, int], bool, str]:
       size = (width, height) if orientation >= 5 else (height, width)
       return size, orientation != 1, str(image.format)
   except UnidentifiedImageError as error:
-    reason = "are not an image of a known format" if data else "are empty"
+    reason = "are not an image in a known format" if data else "are empty"
     raise InputError(f"{where}: the bytes {reason}") from error
   except preprocess.TooManyPixels as error:
     raise InputError(f"{where}: {error}") from error

@@ -1,4 +1,4 @@
-"""The files of an export, which is a file, a folder or a zip: names and bytes, with limits."""
+"""The files of an export (a file, a folder or a zip): names and bytes, with size limits."""
 
 import collections
 import os
@@ -19,15 +19,12 @@ _EMPTY_ZIP = b"PK\x05\x06"
 
 
 class ExportFiles:
-  """Files of an export; nothing is unpacked to disk.
-
-  Use it as a context manager.
-  """
+  """The files of an export; a context manager. Nothing is unpacked to disk."""
 
   names: list[str]
-  """Paths inside the export with forward slashes, sorted; hidden files are left out."""
+  """Sorted POSIX paths inside the export, without hidden files."""
   whole: bool
-  """Whether the export is a single file, whose name is the only one."""
+  """Whether the export is a single file."""
 
   def __init__(self, path: str):
     """Lists the files.
@@ -36,7 +33,7 @@ class ExportFiles:
       path: of a file, a folder or a zip.
 
     Raises:
-      InputError: there is no such file, the zip is damaged, or there are too many files.
+      InputError: the file is missing, the zip is damaged, or there are too many files.
     """
     self._path = path
     self._zip: zipfile.ZipFile | None = None
@@ -48,7 +45,7 @@ class ExportFiles:
       names = [name for name in self._zip.namelist() if name and not name.endswith("/")]
       if len(set(names)) < len(names):
         twice = next(name for name, count in collections.Counter(names).items() if count > 1)
-        raise InputError(f"{path}: it has {twice} twice; unpack it and see which one is right")
+        raise InputError(f"{path}: duplicate file {twice}; unpack the zip and keep the right one")
     else:
       self.whole = True
       names = [os.path.basename(path)]
@@ -69,7 +66,7 @@ class ExportFiles:
     """Returns the bytes of a file.
 
     Raises:
-      InputError: it cannot be read, is damaged or encrypted, or exceeds the limit; or a link leads
+      InputError: the file cannot be read, is damaged or encrypted, exceeds the limit, or is a link
         out of the folder.
     """
     full = self.full_name(name)
@@ -86,7 +83,7 @@ class ExportFiles:
         data = member.read(MAX_BYTES + 1)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
       raise InputError(f"{full}: damaged in the zip ({error}); export it again") from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
+    except (RuntimeError, NotImplementedError) as error:  # encrypted or unknown compression
       raise InputError(f"{full}: {error}; unpack the zip first") from error
     if len(data) > MAX_BYTES:
       raise InputError(untrusted_files.too_large(full, len(data), MAX_BYTES))
@@ -106,13 +103,13 @@ class ExportFiles:
       raise InputError(f"{self.full_name(name)}: not text in UTF-8 ({error})") from error
 
   def read_json(self, name: str) -> Any:
-    """Parses a JSON file; NaN, which pandas writes for a missing value, is None.
+    """Parses a JSON file; NaN, as written by pandas for missing values, becomes None.
 
     Raises:
       InputError: as in `read`, or it is not JSON.
     """
     if self.whole:
-      # It may be packed by gzip.
+      # The file may be gzipped.
       return untrusted_json.load_file(self._path, nan_as_none=True)
     return untrusted_json.loads(self.read(name), self.full_name(name), nan_as_none=True)
 
@@ -132,10 +129,10 @@ class ExportFiles:
 
 
 def is_zip(path: str) -> bool:
-  """Tells from a file's first bytes whether it is a zip.
+  """Returns whether a file is a zip, judging by its first bytes.
 
   Raises:
-    InputError: there is no such file, or it is not a regular one.
+    InputError: the file is missing or not a regular file.
   """
   with untrusted_files.open_file(path, path) as file:
     return file.read(4) in (_ZIP, _EMPTY_ZIP)
@@ -155,5 +152,5 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _is_hidden(name: str) -> bool:
-  """Tells whether a file is hidden, or is the one that macOS adds to zips for each file."""
+  """Returns whether a file is hidden or a macOS metadata file."""
   return name.startswith("__MACOSX/") or any(part.startswith(".") for part in name.split("/"))

@@ -1,6 +1,6 @@
-"""Gathers the shapes of an export into regions: their expressions, and shapes that are one object.
+"""Combines the shapes of an export into regions with expressions.
 
-Every reader of a tool's own format hands its shapes to a `Gatherer`.
+Every reader of a tool's own format passes its shapes to a `Gatherer`.
 """
 
 import contextlib
@@ -27,8 +27,7 @@ from input_pipeline.custom.converters.collect import (
 from input_pipeline.custom.converters.export_files import ExportFiles
 from input_pipeline.custom.schema import Mask
 
-NEEDS_BOXES = "box without a mask (use --boxes to convert it)"
-# Errors of the readers' own arithmetic on malformed values; each is a reason to skip one shape.
+# Errors raised by readers on malformed values; the shape is skipped.
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 _ABSOLUTE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:")
 _ANNOTATION_FOLDERS = ("labels", "label", "annotations", "annotation", "ann", "json", "jsons")
@@ -36,11 +35,11 @@ _ANNOTATION_FOLDERS = ("labels", "label", "annotations", "annotation", "ann", "j
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-  """A photo, as the tool names it."""
+  """An image, as named by the tool."""
 
   name: str
   size: geometry.Size | None = None
-  """Height and width, None if the tool does not declare them."""
+  """Declared height and width; None if the tool does not declare them."""
   upright: bool | None = None
   """As in `Region`."""
   split: str | None = None
@@ -49,15 +48,15 @@ class Photo:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What a tool knows about a shape beside its outline."""
+  """The properties of a shape apart from its outline."""
 
   fields: Sequence[Mapping[str, Any]]
-  """Objects that may have expressions under some of their keys."""
+  """Objects with keys that may hold expressions."""
   label: str = ""
-  """Name of the category."""
+  """Category name."""
   category: int = 0
   group: Hashable = None
-  """Shapes of a photo with the same group and label are one object; None for an object alone."""
+  """Shapes of an image with the same group and label are one object; None for a single shape."""
 
 
 class Gatherer:
@@ -76,15 +75,15 @@ class Gatherer:
     self._keys: set[str] = set()
     self._captions: dict[Hashable, list[str]] = {}
     self.export = Export()
-    """What is left out, and the regions once `finish` has returned it."""
+    """Counts what is left out; `finish` adds the regions."""
 
   @functools.cached_property
   def photos(self) -> ImageFolder:
-    """The photos that may be meant."""
+    """The images on disk."""
     return ImageFolder(self.options.folder)
 
   def has_photo(self, name: str) -> bool:
-    """Tells whether a photo is at hand; also if several may be meant."""
+    """Returns whether one or more images on disk match a name."""
     try:
       self.photos.find(name)
     except AmbiguousImage:
@@ -93,15 +92,15 @@ class Gatherer:
       return False
     return True
 
-  def json_files(self, is_format: Callable[[Any], bool], what: str) -> Iterator[tuple[str, Any]]:
+  def json_files(self, is_format: Callable[[Any], bool], missing: str) -> Iterator[tuple[str, Any]]:
     """Yields the names and the content of the JSON files of a format.
 
     Args:
-      is_format: tells the format's files from others.
-      what: is needed, for the error if there is none.
+      is_format: whether parsed JSON has the format.
+      missing: the error message if there is no such file.
 
     Raises:
-      InputError: no file has the format, or a file is not JSON.
+      InputError: no file has the format, or a file is invalid JSON.
     """
     found = False
     with ExportFiles(self._path) as files:
@@ -114,9 +113,9 @@ class Gatherer:
           found = True
           yield name, content
         elif not files.whole:
-          self.export.note("JSON file of another kind, which is not read", name)
+          self.export.note("JSON file in another format not read", name)
     if not found:
-      raise InputError(f"{self._path}: {what}")
+      raise InputError(f"{self._path}: {missing}")
 
   def add(self, photo: Photo, mask: Mask, shape: Shape) -> None:
     """Adds a shape."""
@@ -127,7 +126,7 @@ class Gatherer:
     self._objects.setdefault(key, []).append((photo, mask, shape))
 
   def add_caption(self, photo: Photo, group: Hashable, text: Any) -> None:
-    """Adds an expression for all objects of a group."""
+    """Adds an expression to all objects of a group."""
     texts = texts_in(text, self.options.separator)
     self._captions.setdefault((photo.name, group), []).extend(texts)
 
@@ -135,7 +134,7 @@ class Gatherer:
     """Returns the regions.
 
     Raises:
-      InputError: none of them has an expression.
+      InputError: no region has an expression.
     """
     self.export.regions = list(self._regions())
     if not any(region.texts for region in self.export.regions):
@@ -178,22 +177,22 @@ class Gatherer:
 
   def _no_expression(self) -> str:
     if not self.export.regions:
-      return "; ".join(["nothing in it can be converted", *self.export.report()])
+      return "; ".join(["nothing to convert", *self.export.report()])
     keys = ", ".join(sorted(self._keys)) or "none"
     return (
-      f"no region has an expression under {', '.join(self.options.text_keys)}; keys with text "
-      f"there are: {keys}. Name the right one with --text KEY, or use category names as "
-      f"expressions with --text {CATEGORY}"
+      f"no region has an expression under {', '.join(self.options.text_keys)}; keys with text: "
+      f"{keys}. Choose one with --text KEY, or use category names as expressions with "
+      f"--text {CATEGORY}"
     )
 
 
 def photo_path(name: str, folder: str = "") -> str:
-  """Returns the path of a photo inside an export.
+  """Returns the path of an image inside an export.
 
   Args:
-    name: of the photo, relative to a folder or absolute, by any system's rules, or a URL.
-    folder: that relative names are relative to, inside the export. Folders that are called as
-      those of annotations usually are do not count: the photos are beside them.
+    name: a relative or absolute path of any operating system, or a URL.
+    folder: base of relative names, inside the export. Typical annotation folders are removed: the
+      images are beside them.
   """
   posix = name.replace("\\", "/")
   if _ABSOLUTE.match(posix):
@@ -203,10 +202,10 @@ def photo_path(name: str, folder: str = "") -> str:
 
 
 def with_ending(path: str, photos: ImageNames) -> str | None:
-  """Returns the name of the photo at a path without its ending; None if there is none.
+  """Returns the name of the image for a path without an extension; None if there is none.
 
   Raises:
-    AmbiguousImage: several photos have that path.
+    AmbiguousImage: several images match.
   """
   found: set[str] = set()
   for ending in preprocess.EXTENSIONS:
@@ -214,10 +213,10 @@ def with_ending(path: str, photos: ImageNames) -> str | None:
       found.add(photos.find(path + ending))
   if len(found) > 1:
     first, second, *_ = sorted(found)
-    raise AmbiguousImage(f"{path} may be {first} or {second}; keep one of them in --images")
+    raise AmbiguousImage(f"{path} matches both {first} and {second}; keep one of them in --images")
   return next(iter(found), None)
 
 
 def has_image_ending(name: str) -> bool:
-  """Tells whether a file name ends as that of an image."""
+  """Returns whether a file name has the extension of an image."""
   return name.lower().endswith(preprocess.EXTENSIONS)

@@ -1,6 +1,6 @@
-"""Masks from the shapes that annotation tools draw: polygons, boxes, ellipses, bitmaps and holes.
+"""Converts the shapes of annotation tools to masks: polygons, boxes, ellipses, bitmaps and holes.
 
-Coordinates are in pixels, x to the right and y down; (0, 0) is the photo's upper left corner.
+Coordinates are in pixels, x to the right and y down; (0, 0) is the image's upper left corner.
 """
 
 import base64
@@ -32,10 +32,10 @@ _MAX_PNG = 1 << 28
 
 
 def number(value: Any) -> float:
-  """Returns a coordinate or length; XML has them as text.
+  """Returns a coordinate or length, which may be text as in XML.
 
   Raises:
-    ValueError: it is not a number, or too large.
+    ValueError: not a number, or too large.
   """
   if isinstance(value, bool) or not isinstance(value, int | float | str):
     raise ValueError(f"{value!r:.40} is not a number")
@@ -43,9 +43,9 @@ def number(value: Any) -> float:
     result = float(value)
   except (ValueError, OverflowError) as error:
     raise ValueError(f"{value!r:.40} is not a number") from error
-  # Also false for NaN.
+  # Also rejects NaN.
   if not abs(result) <= MAX_COORDINATE:
-    raise ValueError(f"a coordinate of {value!r:.40}")
+    raise ValueError(f"the coordinate {value!r:.40} is out of range")
   return result
 
 
@@ -53,7 +53,7 @@ def whole(value: Any) -> int:
   """Returns an integer, which may be written as 3.0 or as text.
 
   Raises:
-    ValueError: it is not one.
+    ValueError: not an integer.
   """
   result = number(value)
   if not result.is_integer():
@@ -62,10 +62,10 @@ def whole(value: Any) -> int:
 
 
 def size_of(height: Any, width: Any) -> Size | None:
-  """Returns the size of a photo, as a tool declares it; None if it does not.
+  """Returns the size that a tool declares for an image; None if it does not.
 
   Raises:
-    ValueError: there is one, but it is not a size.
+    ValueError: the declared size is invalid.
   """
   if not height and not width:
     return None
@@ -75,10 +75,10 @@ def size_of(height: Any, width: Any) -> Size | None:
 
 
 def polygon(points: Sequence[Any]) -> Mask:
-  """Returns a polygon of points [x, y].
+  """Returns a polygon from points [x, y].
 
   Raises:
-    ValueError: it has fewer than three points, or one is not a point.
+    ValueError: fewer than three points, or an invalid point.
   """
   flat: list[float] = []
   for point in points:
@@ -89,23 +89,23 @@ def polygon(points: Sequence[Any]) -> Mask:
 
 
 def flat_polygon(coordinates: Sequence[Any]) -> Mask:
-  """Returns a polygon of x, y, x, y, ...
+  """Returns a polygon from x, y, x, y, ...
 
   Raises:
-    ValueError: it has fewer than three points, or an odd count of numbers.
+    ValueError: fewer than three points, or an odd number of coordinates.
   """
   if len(coordinates) % 2:
-    raise ValueError(f"an odd count of coordinates ({len(coordinates)})")
+    raise ValueError(f"odd number of coordinates ({len(coordinates)})")
   if len(coordinates) < 6:
     raise ValueError("fewer than three points")
   return {"polygons": [[number(value) for value in coordinates]]}
 
 
 def rotated_box(corners: Sequence[float], degrees: float) -> Mask:
-  """Returns a box that is rotated around its centre.
+  """Returns a box rotated around its centre.
 
   Args:
-    corners: x and y of two opposite corners before it is rotated.
+    corners: x and y of two opposite corners before the rotation.
     degrees: clockwise.
   """
   x0, y0, x1, y1 = corners
@@ -119,15 +119,15 @@ def ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: fl
 
   Args:
     centre: x and y.
-    radii: half of its width and height before it is rotated.
+    radii: half its width and height before the rotation.
     degrees: clockwise.
 
   Raises:
-    ValueError: a radius is not positive.
+    ValueError: a radius is zero or negative.
   """
   a, b = radii
   if not (a > 0 and b > 0):
-    raise ValueError("a radius that is not positive")
+    raise ValueError("radii must be positive")
   angles = [2 * math.pi * k / _ELLIPSE_POINTS for k in range(_ELLIPSE_POINTS)]
   return turn([(a * math.cos(t), b * math.sin(t)) for t in angles], centre, degrees)
 
@@ -135,7 +135,7 @@ def ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: fl
 def turn(
   points: Sequence[tuple[float, float]], centre: tuple[float, float], degrees: float
 ) -> Mask:
-  """Rotates points clockwise around 0 and moves them to the centre.
+  """Rotates points clockwise around the origin, then moves them to the centre.
 
   Args:
     points: x and y of each.
@@ -149,22 +149,22 @@ def turn(
 
 
 def clip(shape: Mask, size: Size | None) -> Mask:
-  """Returns the part of a convex polygon that is inside the photo.
+  """Clips a convex polygon to the image.
 
-  Circles and turned boxes reach beyond the photo without any mistake.
+  Circles and rotated boxes legitimately extend beyond the border.
 
   Args:
-    shape: of one polygon.
-    size: of the photo; if it is unknown, the polygon is returned.
+    shape: a mask of one polygon.
+    size: of the image; if unknown, the polygon is returned unchanged.
 
   Raises:
-    ValueError: nothing of it is inside.
+    ValueError: the polygon is entirely outside.
   """
   if size is None:
     return shape
   flat = shape["polygons"][0]
   points = list(zip(flat[::2], flat[1::2], strict=True))
-  # Sutherland and Hodgman 1974: one side of the photo after the other.
+  # Sutherland and Hodgman 1974: clips at one side of the image after the other.
   for axis, limit, sign in ((0, 0, 1), (0, size[1], -1), (1, 0, 1), (1, size[0], -1)):
     inside = [sign * (point[axis] - limit) for point in points]
     kept: list[tuple[float, float]] = []
@@ -179,28 +179,28 @@ def clip(shape: Mask, size: Size | None) -> Mask:
         kept.append(point)
     points = kept
   if len(points) < 3:
-    raise ValueError("outside the photo")
+    raise ValueError("entirely outside the image")
   return {"polygons": [[coordinate for point in points for coordinate in point]]}
 
 
 def bitmap(pixels: Bool[np.ndarray, "h w"], left: int, top: int, size: Size | None) -> Mask:
-  """Returns a mask of a photo from a part of it.
+  """Returns the mask of a bitmap that covers part of an image.
 
   Args:
-    pixels: the part.
-    left: of the part's left column.
-    top: of the part's first row.
-    size: of the photo.
+    pixels: the bitmap.
+    left: column of its left edge.
+    top: row of its upper edge.
+    size: of the image.
 
   Raises:
-    ValueError: the size is unknown, or the part leaves the photo.
+    ValueError: the size is unknown, or the bitmap extends beyond the image.
   """
   if size is None:
-    raise ValueError("a bitmap, but the photo's size is missing")
+    raise ValueError("a bitmap needs the size of the image, which is missing")
   height, width = pixels.shape
   if not (0 <= left <= size[1] - width and 0 <= top <= size[0] - height):
     raise ValueError(
-      f"a bitmap of {width} x {height} pixels at ({left}, {top}) in a photo of "
+      f"a bitmap of {width} x {height} pixels at ({left}, {top}) in an image of "
       f"{size[1]} x {size[0]}"
     )
   mask = np.zeros(size, bool)
@@ -209,25 +209,25 @@ def bitmap(pixels: Bool[np.ndarray, "h w"], left: int, top: int, size: Size | No
 
 
 def decode_png(text: Any) -> Bool[np.ndarray, "h w"]:
-  """Decodes the bitmap of an object: a PNG, with or without zlib around it, in base64.
+  """Decodes the bitmap of an object: a base64-encoded PNG, optionally compressed with zlib.
 
-  With transparency, what is not fully transparent belongs to the object; else what is not black.
+  The object is all pixels that are not fully transparent or, without transparency, not black.
 
   Raises:
-    ValueError: it is not such a bitmap, or is too large.
+    ValueError: not such a bitmap, or too large.
   """
   if not isinstance(text, str):
-    raise ValueError("a bitmap that is not text")
+    raise ValueError("the bitmap is not text")
   try:
     data = base64.b64decode(text, validate=False)
   except (binascii.Error, ValueError) as error:
-    raise ValueError(f"a bitmap that is not base64 ({error})") from error
+    raise ValueError(f"the bitmap is not base64 ({error})") from error
   if not data.startswith(b"\x89PNG"):
     unpack = zlib.decompressobj()
     try:
       data = unpack.decompress(data, _MAX_PNG)
     except zlib.error as error:
-      raise ValueError(f"a bitmap that is neither a PNG nor packed by zlib ({error})") from error
+      raise ValueError(f"the bitmap is neither a PNG nor zlib data ({error})") from error
   try:
     with preprocess.open_header(io.BytesIO(data), formats=("PNG",)) as image:
       image.load()
@@ -237,20 +237,20 @@ def decode_png(text: Any) -> Bool[np.ndarray, "h w"]:
         return np.asarray(image.convert("L")) > 0
       mode = image.mode
   except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
-    raise ValueError(f"a bitmap that is not a whole PNG ({error})") from error
-  raise ValueError(f"a bitmap of colours or 16 bits ({mode})")
+    raise ValueError(f"the bitmap is a damaged PNG ({error})") from error
+  raise ValueError(f"the bitmap has colours or 16 bits (mode {mode})")
 
 
 def with_holes(outline: Mask, holes: Sequence[Mask], size: Size | None) -> Mask:
-  """Returns a polygon without its holes.
+  """Subtracts holes from a polygon.
 
   Raises:
-    ValueError: the size of the photo is unknown, or a polygon is malformed.
+    ValueError: the size of the image is unknown, or a polygon is malformed.
   """
   if not holes:
     return outline
   if size is None:
-    raise ValueError("a polygon with a hole, but the photo's size is missing")
+    raise ValueError("a polygon with a hole needs the size of the image, which is missing")
   mask = rasterise(outline, size)
   for hole in holes:
     mask &= ~rasterise(hole, size)
@@ -261,19 +261,19 @@ def union(masks: Sequence[Mask], size: Size | None) -> Mask:
   """Returns the union of the shapes of one object.
 
   Raises:
-    ValueError: a part is a bitmap, and the size of the photo is unknown or another.
+    ValueError: a part is a bitmap, and the size of the image is unknown or differs.
   """
   if len(masks) == 1:
     return masks[0]
   if all("polygons" in mask for mask in masks):
     return {"polygons": [part for mask in masks for part in mask["polygons"]]}
   if size is None:
-    raise ValueError("an object of bitmaps, but the photo's size is missing")
+    raise ValueError("a bitmap needs the size of the image, which is missing")
   return _encode(np.logical_or.reduce([rasterise(mask, size) for mask in masks]))
 
 
 def rasterise(mask: Mask, size: Size) -> Bool[np.ndarray, "h w"]:
-  """Returns the pixels of polygons or run lengths."""
+  """Returns the pixels covered by polygons or run lengths."""
   return decode_segmentation(mask.get("polygons", mask.get("rle")), *size)
 
 

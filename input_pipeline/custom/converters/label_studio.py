@@ -1,8 +1,8 @@
 """Reads Label Studio's exports: JSON, which is complete, and COCO, which has no texts.
 
-In the JSON a region is a row of `result`. The text of a `TextArea` with `perRegion` is another row
-with the same `id` (labelstud.io/guide/task_format); the labels of `Labels` are a third. The COCO
-export only keeps the category.
+In the JSON a region is a row of `result`; the text of a `TextArea` with `perRegion` and the labels
+of `Labels` are other rows with the same `id` (labelstud.io/guide/task_format). The COCO export only
+keeps the category.
 """
 
 import base64
@@ -18,6 +18,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import archive, coco, geometry
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
+  NEEDS_BOXES,
   TEXT_KEYS,
   Export,
   Options,
@@ -43,7 +44,7 @@ _KEYS = {"annotations", "completions"}
 _TEXT = "textarea"
 _META = "meta"
 """The field of notes on regions."""
-# Types of rows that say something about a region or an image.
+# Types of rows that describe a region or an image, without a shape.
 _NO_SHAPES = (
   *(_TEXT, "labels", "choices", "taxonomy", "rating", "number", "datetime", "pairwise", "relation"),
 )
@@ -52,7 +53,7 @@ _UNREADABLE = (".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd")
 
 
 class _Unread(Exception):
-  """Why a region is left out."""
+  """The reason why a region is left out."""
 
 
 def read(path: str, options: Options) -> Export:
@@ -63,7 +64,7 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: it is neither, it is ambiguous, or no region has an expression.
+    InputError: the file is neither, is ambiguous, or no region has an expression.
   """
   export = Export()
   return read_content(archive.load(path, export), path, options, export)
@@ -77,7 +78,7 @@ def read_content(content: Any, path: str, options: Options, export: Export) -> E
         f"{path}: Label Studio's COCO export does not contain the texts of regions; export as "
         f"JSON, or use category names as expressions with --text {CATEGORY}"
       )
-    # The percentages are of the image that a browser shows, which is upright.
+    # Percentages refer to the image as shown in a browser, upright.
     return coco.read_content(content, path, options, export, upright=True)
   if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
     raise InputError(
@@ -85,8 +86,8 @@ def read_content(content: Any, path: str, options: Options, export: Export) -> E
     )
   if content and not any(_KEYS & task.keys() for task in content):
     raise InputError(
-      f"{path}: no task has `annotations`; JSON-MIN does not say which text belongs to which "
-      "region: export as JSON"
+      f"{path}: no task has `annotations`; JSON-MIN does not link texts to regions, so export as "
+      "JSON"
     )
   groups = [group for task in content for group in _groups_in(task, export)]
   keys = _text_keys(groups, options, path)
@@ -94,7 +95,7 @@ def read_content(content: Any, path: str, options: Options, export: Export) -> E
     _read_group(group, dataclasses.replace(options, text_keys=keys), path, export)
   _check_no_target(export)
   if not any(region.texts for region in export.regions):
-    reason = _no_text(groups, options) if export.regions else "no region is left"
+    reason = _no_text(groups, options) if export.regions else "no usable region"
     raise InputError("; ".join([f"{path}: {reason}", *export.report()]))
   return export
 
@@ -111,7 +112,7 @@ def _no_text(groups: Sequence["_Group"], options: Options) -> str:
 
 
 def _check_no_target(export: Export) -> None:
-  """Leaves out expressions that are said to refer to nothing, and to a region all the same."""
+  """Removes expressions without a target that a region of the same image has as well."""
   regions = {
     (region.image, plain_key(text))
     for region in export.regions
@@ -122,13 +123,13 @@ def _check_no_target(export: Export) -> None:
     if region.mask is None:
       texts = tuple(t for t in region.texts if (region.image, plain_key(t)) not in regions)
       for text in set(region.texts) - set(texts):
-        export.skip("text without a target that is a region's text as well", f"{text:.40}")
+        export.skip("text without a target that also describes a region", f"{text:.40}")
       export.regions[number] = dataclasses.replace(region, texts=texts)
 
 
 @dataclasses.dataclass
 class _Group:
-  """Rows of `result` with the same id: a region, or what is said about the whole image."""
+  """Rows of `result` with the same id: a region, or a description of the whole image."""
 
   rows: list[Mapping[str, Any]]
   task: Mapping[str, Any]
@@ -140,7 +141,7 @@ class _Group:
     return [row for row in self.rows if kind_of(row) in SHAPES]
 
   def fields(self, separator: str) -> dict[str, list[str]]:
-    """Returns the texts by the name of the field that they were typed into."""
+    """Returns the texts by field name."""
     fields: dict[str, list[str]] = {}
     for row in self.rows:
       value = row.get("value")
@@ -160,12 +161,12 @@ class _Group:
 
 
 def _groups_in(task: Mapping[str, Any], export: Export) -> Iterator[_Group]:
-  """Yields the regions of the annotation of a task that counts."""
+  """Yields the regions of the annotation that is used for a task."""
   place = f"task {task.get('id', 'without id')!s:.40}"
   rows = [row for key in sorted(_KEYS) for row in rows_in(task.get(key))]
   annotations = [row for row in rows if not row.get("was_cancelled")]
   for _ in range(len(rows) - len(annotations)):
-    export.skip("annotation that was cancelled", place)
+    export.skip("cancelled annotation", place)
   if not annotations:
     others = [key for key in ("drafts", "predictions") if task.get(key)]
     what = f"task with {' and '.join(others)} only" if others else "task without an annotation"
@@ -174,7 +175,7 @@ def _groups_in(task: Mapping[str, Any], export: Export) -> Iterator[_Group]:
   # With several annotators, the annotation that is marked as ground truth; else the first.
   annotation = next((row for row in annotations if row.get("ground_truth")), annotations[0])
   for _ in annotations[1:]:
-    export.skip("further annotation of the same task", place)
+    export.skip("additional annotation of the same task", place)
   groups: dict[Any, list[Mapping[str, Any]]] = {}
   for number, row in enumerate(rows_in(annotation.get("result"))):
     row_id = row.get("id")
@@ -190,7 +191,7 @@ def _text_keys(groups: Sequence[_Group], options: Options, path: str) -> Sequenc
   """Returns the fields whose texts are expressions.
 
   Raises:
-    InputError: there are several, and none is named as in `TEXT_KEYS`.
+    InputError: there are several, none of them named as in `TEXT_KEYS`.
   """
   if options.text_keys != TEXT_KEYS:
     return options.text_keys
@@ -207,7 +208,7 @@ def _text_keys(groups: Sequence[_Group], options: Options, path: str) -> Sequenc
     if matching := [area for area in areas if plain_key(area) == plain_key(key)]:
       return matching
   raise InputError(
-    f"{path}: regions have texts in {' and '.join(areas)}; name the ones with expressions: "
+    f"{path}: regions have texts in {' and '.join(areas)}; choose those with expressions by "
     f"{' '.join(f'--text {area}' for area in areas)}"
   )
 
@@ -232,7 +233,7 @@ def _read_group(group: _Group, options: Options, path: str, export: Export) -> N
     return
   for field in fields.keys() - {CATEGORY}:
     if not any(plain_key(field) == plain_key(key) for key in options.text_keys):
-      export.note(f"not read: text under {field} (--text {field} reads it)", group.place)
+      export.note(f"text under {field} not read; --text {field} reads it", group.place)
   # Browsers show images upright.
   export.regions.append(Region(image, mask, texts, size=size, upright=True))
 
@@ -240,13 +241,13 @@ def _read_group(group: _Group, options: Options, path: str, export: Export) -> N
 def _read_mask(
   group: _Group, options: Options, export: Export
 ) -> tuple[Mask | None, tuple[int, int]]:
-  """Returns the mask of a region, None if it is left out, and its image's height and width."""
+  """Returns the mask of a region (None if it is left out) and the image's height and width."""
   masks = [read_shape(row) for row in group.shapes]
   if any(other != masks[0] for other in masks):
     raise _Unread("different shapes with the same id")
   kind, size = kind_of(group.shapes[0]), size_of(group.shapes[0])
   if kind == "rectangle" and not options.boxes:
-    raise _Unread("box without a mask (use --boxes to convert it)")
+    raise _Unread(NEEDS_BOXES)
   shape = geometry.clip(masks[0], size) if kind in CONVEX else masks[0]
   if shape != masks[0]:
     export.note(CLIPPED, group.place)
@@ -260,7 +261,7 @@ def _read_unattached(
   path: str,
   export: Export,
 ) -> None:
-  """Reads rows without a shape: expressions that refer to nothing if `no_target` names them."""
+  """Reads rows without a shape: expressions without a target if `no_target` names their field."""
   if options.no_target and (texts := fields.get(options.no_target)):
     image = _image_of(group, group.rows[0], path)
     export.regions.append(Region(image, None, tuple(texts)))
@@ -268,19 +269,19 @@ def _read_unattached(
   kinds = [str(row.get("type")) for row in group.rows]
   other = next((kind for kind in kinds if kind not in _NO_SHAPES), None)
   if other is not None:
-    raise _Unread(f"{other}, which is not read")
+    raise _Unread(f"{other} not supported")
   raise _Unread("text without a region" if _TEXT in kinds else f"{kinds[0]} without a region")
 
 
 def _image_of(group: _Group, row: Mapping[str, Any], path: str) -> str:
-  """Returns the image of a row: uploaded, from local files, a bucket or a URL.
+  """Returns the image of a row: an upload, a local file, a bucket or a URL.
 
-  The row names an Image tag, whose `value` is a key of `data`. Exports do not have the labelling
-  config, but nearly always the tag is called like the key.
+  The row names an Image tag, whose `value` is a key of `data`. Exports lack the labelling config,
+  but the tag nearly always has the name of the key.
 
   Raises:
-    _Unread: there is none, or it cannot be read.
-    InputError: it is not clear which one it is.
+    _Unread: there is no image, or its format is not supported.
+    InputError: the image is ambiguous.
   """
   data = group.task.get("data")
   images = {} if not isinstance(data, dict) else {key: data[key] for key in data if data[key]}
@@ -291,20 +292,20 @@ def _image_of(group: _Group, row: Mapping[str, Any], path: str) -> str:
   images = {key: value for key, value in images.items() if _is_image(value)}
   photos = {key: images[key] for key in images if not _is_thumbnail(key, images[key])}
   if images and not photos:
-    raise _Unread("task with a thumbnail only")
+    raise _Unread("task with only a thumbnail")
   if not photos:
     raise _Unread("task without an image")
   if len(photos) > 1:
     keys = " or ".join(f"{key} ({_first(value):.60})" for key, value in list(photos.items())[:2])
     raise InputError(
-      f"{path}: {group.place}: the image may be {keys}, since none is called like the Image tag "
-      f"{tag}; rename the key of the annotated one to {tag} in the file"
+      f"{path}: {group.place}: the image may be {keys}, since no key is named like the Image tag "
+      f"{tag}; rename the key of the annotated image to {tag} in the file"
     )
   return _item(next(iter(photos.values())), row)
 
 
 def _item(value: str | list[Any], row: Mapping[str, Any]) -> str:
-  """Returns the image of a row among those of a task's key, which may be a list."""
+  """Returns a row's image from the value of a key, which may be a list of images."""
   if isinstance(value, list):
     index = row.get("item_index", 0 if len(value) == 1 else None)
     if type(index) is not int or not 0 <= index < len(value):
@@ -317,7 +318,7 @@ def _item(value: str | list[Any], row: Mapping[str, Any]) -> str:
   name = _stored(value)
   suffix = _suffix(name)
   if suffix in _UNREADABLE:
-    raise _Unread(f"image of a kind that is not read ({suffix}); save it as JPEG or PNG")
+    raise _Unread(f"unsupported image format ({suffix}); save the image as JPEG or PNG")
   return name
 
 
@@ -339,7 +340,7 @@ def _is_thumbnail(key: str, value: Any) -> bool:
 
 
 def _stored(value: str) -> str:
-  """Returns the storage's URL in a link that Label Studio made for its own page."""
+  """Returns the storage URL inside a link of Label Studio's server."""
   url = _split(value)
   if "fileuri" not in url.query:
     return value
@@ -352,7 +353,7 @@ def _stored(value: str) -> str:
 
 
 def _suffix(name: str) -> str:
-  """Returns the extension of an image in lower case, also in a URL."""
+  """Returns the lower-case extension of an image path or URL."""
   local = name.partition("/local-files/?d=")[2]
   path = unquote(local or _split(name).path)
   return "." + path.rpartition(".")[2].lower() if "." in path else ""

@@ -1,4 +1,4 @@
-"""Shapes of Label Studio as masks; coordinates are in percent of the image's sides."""
+"""Converts Label Studio's shapes to masks; coordinates are percentages of the image's sides."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,26 +16,26 @@ _DATA_URL = "data:image/png;base64,"
 
 
 def kind_of(row: Mapping[str, Any]) -> str:
-  """Returns the shape of a row of `result`: `polygon` also for `polygonlabels`."""
+  """Returns the kind of shape of a row of `result`; `polygonlabels` counts as `polygon`."""
   return str(row.get("type", "")).lower().removesuffix("labels")
 
 
 def size_of(row: Mapping[str, Any]) -> geometry.Size:
-  """Returns height and width of the image that the annotator saw.
+  """Returns height and width of the image as seen by the annotator.
 
   Raises:
-    ValueError: they are invalid, or the image was rotated in the tool.
+    ValueError: invalid height or width, or the image was rotated in the tool.
   """
   if row.get("image_rotation"):
     turn = row["image_rotation"]
-    raise ValueError(f"the image was rotated by {turn} degrees in the tool; turn it back there")
+    raise ValueError(f"the image was rotated by {turn} degrees in the tool; undo this there")
   height, width = (geometry.whole(row.get(f"original_{side}")) for side in ("height", "width"))
   check_size(height, width)
   return height, width
 
 
 def read_shape(row: Mapping[str, Any]) -> Mask:
-  """Returns the mask of a row, of which polygons may reach beyond the border.
+  """Returns the mask of a row; polygons may extend beyond the border.
 
   Args:
     row: of `result`; `kind_of` is one of `SHAPES`.
@@ -54,14 +54,14 @@ def read_shape(row: Mapping[str, Any]) -> Mask:
 
 def _polygon(value: Mapping[str, Any], size: geometry.Size) -> Mask:
   if value.get("closed") is False:
-    raise ValueError("it was not closed")
+    raise ValueError("not closed")
   return _outline([(x, y) for x, y in value["points"]], size)
 
 
 def _vector(value: Mapping[str, Any], size: geometry.Size) -> Mask:
   vertices = value["vertices"]
   if not value.get("closed") or any(vertex.get("isBezier") for vertex in vertices):
-    raise ValueError("only closed ones without curves are read")
+    raise ValueError("only closed vectors without curves are supported")
   return _outline([(vertex["x"], vertex["y"]) for vertex in vertices], size)
 
 
@@ -71,10 +71,10 @@ def _outline(points: Sequence[tuple[Any, Any]], size: geometry.Size) -> Mask:
 
 
 def _check_percent(values: Iterable[Any]) -> None:
-  """Raises ValueError for values that look like shares of the sides."""
+  """Raises ValueError for values that look like fractions of the sides."""
   if all(-0.05 <= geometry.number(value) <= 1.05 for value in values):
     raise ValueError(
-      "all coordinates are between 0 and 1, but Label Studio's are in percent: multiply by 100"
+      "all coordinates are between 0 and 1, but Label Studio uses percentages; multiply by 100"
     )
 
 
@@ -84,7 +84,7 @@ def _pixels(x: Any, y: Any, size: geometry.Size) -> tuple[float, float]:
 
 
 def _rectangle(value: Mapping[str, Any], size: geometry.Size) -> Mask:
-  """Reads a box, which is rotated around its upper left corner."""
+  """Reads a box, rotated around its upper left corner."""
   _check_percent(value[key] for key in ("x", "y", "width", "height"))
   corner = _pixels(value["x"], value["y"], size)
   w, h = _pixels(value["width"], value["height"], size)
@@ -101,7 +101,7 @@ def _ellipse(value: Mapping[str, Any], size: geometry.Size) -> Mask:
 
 def _brush(value: Mapping[str, Any], size: geometry.Size) -> Mask:
   if value.get("format") != "rle" or not isinstance(value["rle"], list):
-    raise ValueError("its format is not rle")
+    raise ValueError("the format is not rle")
   return {"rle": encode_segmentation(decode_brush(value["rle"], *size))}
 
 
@@ -109,10 +109,10 @@ def _bitmask(value: Mapping[str, Any], size: geometry.Size) -> Mask:
   """Reads a PNG with the object's pixels on a transparent background."""
   url = value["imageDataURL"]
   if not url.startswith(_DATA_URL):
-    raise ValueError(f"its URL does not start with {_DATA_URL}")
+    raise ValueError(f"the URL does not start with {_DATA_URL}")
   pixels = geometry.decode_png(url.removeprefix(_DATA_URL))
   if pixels.all():
-    raise ValueError("it covers the whole image; is its background not transparent?")
+    raise ValueError("it covers the whole image; the background must be transparent")
   if pixels.shape != size:
     height, width = pixels.shape
     raise ValueError(f"{width} x {height} pixels for an image of {size[1]} x {size[0]}")
@@ -128,20 +128,20 @@ SHAPES = {
   "magicwand": _brush,
   "bitmask": _bitmask,
 }
-"""Functions that read shapes, by kind."""
+"""Readers by kind of shape."""
 CONVEX = ("rectangle", "ellipse")
-"""Shapes that reach beyond the border without any mistake."""
+"""Shapes that may legitimately extend beyond the border."""
 
 
 def decode_brush(
   data: Sequence[int], height: int, width: int
 ) -> Bool[np.ndarray, "{height} {width}"]:
-  """Decodes a brush mask, a bit stream by rle-pack of github.com/thi-ng/umbrella.
+  """Decodes a brush mask, a bit stream written by rle-pack (github.com/thi-ng/umbrella).
 
   Args:
-    data: bytes: the number of values (32 bits), the size of a value less 1 (5 bits), four sizes of
-      lengths less 1 (4 bits each); then runs: whether one value is repeated or each is written (1
-      bit), which size the length has (2 bits), the length less 1, and the values.
+    data: bytes: the number of values (32 bits), the bits per value minus 1 (5 bits) and four bit
+      widths of lengths minus 1 (4 bits each), followed by runs: whether one value is repeated (1
+      bit), the index of the length's width (2 bits), the length minus 1, and the values.
     height: of the image, in pixels.
     width: of the image, in pixels.
 
@@ -164,7 +164,7 @@ def decode_brush(
 
   count = take(32)
   if count != height * width * _BRUSH_CHANNELS:
-    raise ValueError(f"brush of {count} values for {width} x {height} pixels")
+    raise ValueError(f"the brush has {count} values for {width} x {height} pixels")
   value_bits = take(5) + 1
   length_bits = [take(4) + 1 for _ in range(4)]
   values = np.zeros(count, np.uint32)
@@ -173,7 +173,7 @@ def decode_brush(
     repeated = take(1)
     end = start + 1 + take(length_bits[take(2)])
     if end > count:
-      raise ValueError("brush with runs that are too long")
+      raise ValueError("a run exceeds the brush")
     if repeated:
       values[start:end] = take(value_bits)
     else:

@@ -1,8 +1,8 @@
-"""Reads the JSON files of LabelMe and X-AnyLabeling, one per photo, and those of ReasonSeg.
+"""Reads the JSON files of LabelMe, X-AnyLabeling and ReasonSeg, one per image.
 
-A file has `shapes`; their free text is in `description`, or, by X-AnyLabeling, in `attributes`.
+A file has `shapes`; their free text is in `description` or, in X-AnyLabeling, in `attributes`.
 Shapes with the same label and `group_id` are one object (github.com/labelmeai/labelme,
-github.com/CVHub520/X-AnyLabeling). Coordinates are for the photo as EXIF turns it. ReasonSeg
+github.com/CVHub520/X-AnyLabeling). Coordinates are for the image as rotated by EXIF. ReasonSeg
 (github.com/dvlab-research/LISA) has sentences for all shapes labelled `target` in `text`.
 """
 
@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.custom.converters import geometry
-from input_pipeline.custom.converters.collect import Export, Options, rows_in
+from input_pipeline.custom.converters.collect import NEEDS_BOXES, Export, Options, rows_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
-  NEEDS_BOXES,
   Gatherer,
   Photo,
   Shape,
@@ -24,7 +23,7 @@ from input_pipeline.custom.converters.gather import (
 )
 from input_pipeline.custom.schema import Mask
 
-# Without an area.
+# Shapes without an area.
 _LINES = ("point", "points", "line", "linestrip")
 _NOT_TEXT = ("shape_type", "points", "mask", "flags", "attributes")
 _BOXES = ("rectangle", "rotation", "oriented_rectangle")
@@ -38,17 +37,17 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: there is no such file, or no shape has an expression.
+    InputError: the file is missing, or no shape has an expression.
   """
   gatherer = Gatherer(path, options)
-  missing = "no file of LabelMe, JSON with the list `shapes`"
+  missing = "no LabelMe file (JSON with the list `shapes`)"
   for name, content in gatherer.json_files(is_labelme, missing):
     _read_photo(content, name, gatherer)
   return gatherer.finish()
 
 
 def is_labelme(content: Any) -> bool:
-  """Returns whether parsed JSON looks like a file of LabelMe."""
+  """Returns whether parsed JSON looks like a LabelMe file."""
   return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
@@ -61,25 +60,25 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
   try:
     size = geometry.size_of(content.get("imageHeight"), content.get("imageWidth"))
   except ValueError as error:
-    gatherer.export.skip(f"file with an invalid size of the photo ({error})")
+    gatherer.export.skip(f"file with an invalid image size ({error})", name)
     return
   photo = Photo(photo_path(image, posixpath.dirname(name)), size, True)
   try:
     photo = _with_pixels(photo, content.get("imageData"), name, gatherer)
   except ValueError as error:
-    gatherer.export.skip(f"file whose imageData cannot be used ({error})", name)
+    gatherer.export.skip(f"file with unusable imageData ({error})", name)
     return
   for row in rows_in(content["shapes"]):
     kind = row.get("shape_type") or "polygon"
     label = str(row.get("label") or "")
     if kind in _LINES:
-      gatherer.export.skip(f"{kind}, which has no area")
+      gatherer.export.skip(f"{kind}: has no area")
       continue
     if kind in _BOXES and not gatherer.options.boxes:
       gatherer.export.skip(NEEDS_BOXES)
       continue
     if reasoning and label != "target":
-      gatherer.export.skip(f"area labelled {label!r:.20}, which is not a target")
+      gatherer.export.skip(f"area labelled {label!r:.20}: not a target")
       continue
     try:
       mask = _mask(kind, row, size)
@@ -95,10 +94,10 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
 
 
 def _with_pixels(photo: Photo, data: Any, name: str, gatherer: Gatherer) -> Photo:
-  """Returns a photo, which is written out if only the file of annotations has it.
+  """Returns an image after writing it out if only the annotation file has it.
 
   Raises:
-    ValueError: the photo in the file is damaged, or of another size.
+    ValueError: the image in the file is damaged or has another size.
   """
   images = gatherer.options.images
   if images is None or not isinstance(data, str) or gatherer.has_photo(photo.name):
@@ -106,14 +105,14 @@ def _with_pixels(photo: Photo, data: Any, name: str, gatherer: Gatherer) -> Phot
   try:
     pixels = base64.b64decode(data, validate=True)
   except ValueError as error:
-    raise ValueError("it is not base64") from error
+    raise ValueError("not base64") from error
   written = images.add(pixels, photo.name, f"{name}: imageData")
   if photo.size and photo.size != written.size:
     sizes = [f"{width} x {height}" for height, width in (written.size, photo.size)]
-    raise ValueError(f"it has {sizes[0]} pixels, but the file says {sizes[1]}")
+    raise ValueError(f"it is {sizes[0]}, but the file says {sizes[1]}")
   path = f"{posixpath.basename(images.folder)}/{written.path}"
   gatherer.export.embedded.add(path)
-  gatherer.export.note("photo that is not in --images, taken from imageData", name)
+  gatherer.export.note("image missing in --images, taken from imageData", name)
   return Photo(path, written.size, True)
 
 
@@ -127,11 +126,11 @@ def _mask(kind: str, row: Mapping[str, Any], size: geometry.Size | None) -> Mask
   if kind == "mask":
     (left, top), (right, bottom) = ([geometry.whole(value) for value in point] for point in points)
     pixels = geometry.decode_png(row["mask"])
-    # The corners are pixels, both inside.
+    # Both corner pixels are part of the bitmap.
     if pixels.shape != (bottom - top + 1, right - left + 1):
       raise ValueError(
-        f"a bitmap of {pixels.shape[1]} x {pixels.shape[0]} pixels between ({left}, {top}) and "
-        f"({right}, {bottom})"
+        f"the bitmap of {pixels.shape[1]} x {pixels.shape[0]} pixels does not fit the corners "
+        f"({left}, {top}) and ({right}, {bottom})"
       )
     return geometry.bitmap(pixels, left, top, size)
   if kind == "circle":
@@ -143,4 +142,4 @@ def _mask(kind: str, row: Mapping[str, Any], size: geometry.Size | None) -> Mask
     return geometry.polygon([(x, y), (a, y), (a, b), (x, b)])
   if kind in ("polygon", *_BOXES):
     return geometry.polygon(points)
-  raise ValueError("an unknown kind of shape")
+  raise ValueError("unknown kind of shape")

@@ -1,8 +1,8 @@
-"""Reads MDETR's JSON of referring expressions, and GREC's in the same form.
+"""Reads referring expressions in MDETR's JSON format, which GREC uses as well.
 
-It looks like COCO, but each row of `images` is an expression, its `caption`: an image has as many
-rows as expressions, whose ids are running numbers and not COCO's. The annotations of a row are its
-target. MDETR's converters leave out the masks; COCO's own file has them, by `original_id`.
+The format resembles COCO, but each row of `images` is an expression (its `caption`): an image has
+one row per expression, and row ids are not COCO's image ids. The annotations of a row form its
+target. MDETR's converters leave out the masks; they are looked up by `original_id` in COCO's file.
 """
 
 import json
@@ -29,11 +29,11 @@ HINT = (
   "or, if each row of `images` is an expression (its `caption`) for the annotations of that row, "
   "use --from mdetr"
 )
-"""What to do about a COCO file with captions under images."""
+"""Advice for a COCO file with captions in `images`."""
 
 # Data sets in which every expression has a target.
 _WITH_TARGET = ("refcoco", "refcoco+", "refcocog")
-# Pixels.
+# Tolerance in pixels.
 _SAME_BOX = 1.0
 
 
@@ -45,7 +45,7 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: it is not such a file, or contradicts itself or COCO's.
+    InputError: not such a file, or it contradicts itself or COCO's file.
   """
   return read_content(untrusted_json.load_file(path), path, options)
 
@@ -54,14 +54,14 @@ def read_content(content: Any, path: str, options: Options) -> Export:
   """Reads a file from parsed JSON; see `read`."""
   if not isinstance(content, dict) or not has_captions(content):
     raise InputError(
-      f"{path}: no row of `images` has a `caption`; this is not MDETR's form, in which the "
-      "expressions are there"
+      f"{path}: not MDETR's format: no row of `images` has a `caption`; use --from coco for "
+      "expressions in the annotations"
     )
   return _Reader(content, path, options).read()
 
 
 def is_mdetr(content: Mapping[str, Any]) -> bool:
-  """Returns whether a COCO file has expressions under images, and marks of MDETR's converters."""
+  """Returns whether a COCO file has captions in `images` and fields of MDETR's converters."""
   return has_captions(content) and (
     any("tokens_positive" in row for row in rows_in(content.get("annotations")))
     or any({"original_id", "dataset_name"} <= set(row) for row in rows_in(content.get("images")))
@@ -69,12 +69,12 @@ def is_mdetr(content: Mapping[str, Any]) -> bool:
 
 
 def has_captions(content: Mapping[str, Any]) -> bool:
-  """Returns whether rows of `images` have a caption."""
+  """Returns whether any row of `images` has a caption."""
   return any(isinstance(row.get("caption"), str) for row in rows_in(content.get("images")))
 
 
 class _Left(Exception):
-  """Why an expression is left out."""
+  """The reason why an expression is left out."""
 
 
 class _Reader:
@@ -98,9 +98,9 @@ class _Reader:
       image_id = id_in(image, "id")
       where = f"{self._path}: images row {number}"
       if image_id is None:
-        raise InputError(f"{where} has no id that is a whole number or a text")
+        raise InputError(f"{where}: id is missing, or neither an integer nor text")
       if image_id in seen:
-        raise InputError(f"{where}: id {image_id} is that of an earlier row; ids must differ")
+        raise InputError(f"{where}: duplicate id {image_id}; every row needs its own id")
       seen.add(image_id)
       try:
         self._read_row(image, self._of_image.pop(image_id, []), where, refs)
@@ -114,7 +114,7 @@ class _Reader:
       reasons = "; ".join(self._export.report())
       raise InputError(f"{self._path}: no expression could be converted: {reasons}")
     if self._split:
-      self._export.note(f"split {self._split}, after the name of the file", self._path)
+      self._export.note(f"split {self._split} from the name of the file", self._path)
     return self._export
 
   def _read_row(
@@ -131,7 +131,7 @@ class _Reader:
       raise _Left("row of images without a file_name")
     size = _size(image, where)
     masks = self._target(image, rows, size, where)
-    # Expressions for the same pixels are sentences of one ref, as they were before.
+    # Expressions for the same pixels are the sentences of one ref, as in the original data set.
     ref = json.dumps([name, masks])
     texts = (caption.strip(),)
     if ref in refs:
@@ -157,18 +157,19 @@ class _Reader:
     size: tuple[int, int],
     where: str,
   ) -> list[Mask]:
-    """Returns the masks whose union is the target; none if the expression refers to nothing."""
+    """Returns the masks whose union is the target; none for an expression without a target."""
     objects = [row for row in rows if not _is_empty(row)]
     if objects and len(objects) < len(rows):
-      raise InputError(f"{where}: one of its annotations says `empty`, and another is an object")
+      raise InputError(f"{where}: has both an annotation marked `empty` and one of an object")
     if not objects:
       if not rows and image.get("dataset_name") in _WITH_TARGET:
         raise _Left("caption without an annotation")
       if not rows:
-        self._export.note("caption without an annotation: refers to nothing", str(image.get("id")))
+        place = f"image {image.get('id')}"
+        self._export.note("caption without an annotation, read as having no target", place)
       return []
     if len({json.dumps(row.get("tokens_positive")) for row in objects}) > 1:
-      raise _Left("caption whose annotations stand for different words of it: not one target")
+      raise _Left("caption whose annotations belong to different words, not one target")
     return [mask for row in objects for mask in self._masks(image, row, size)]
 
   def _masks(
@@ -194,8 +195,7 @@ class _Reader:
       raise _Left("no mask")
     if not self._options.boxes:
       raise _Left(
-        "box without a mask (name COCO's file with the masks: --annotations INSTANCES.json, or use "
-        "--boxes)"
+        "box without a mask (add COCO's masks with --annotations INSTANCES.json, or use --boxes)"
       )
     return box(*bbox)
 
@@ -207,17 +207,20 @@ class _Reader:
     size: tuple[int, int],
     place: str,
   ) -> Mapping[str, Any]:
-    """Returns COCO's annotation of an object, which must be of the same image and place."""
+    """Returns COCO's annotation of an object after checking its image and box."""
     number, name = row.get("original_id"), image_names.name_of_row(image) or ""
     where = f"{self._path}: {place}"
     found = coco.annotation(number) if type(number) is int else None
     if found is None:
-      raise InputError(f"{where}: its original_id {number!r} is not in {coco.path}")
+      raise InputError(
+        f"{where}: original_id {number!r} is not in {coco.path}; use the COCO file of these images"
+      )
     photo = coco.image(found["image_id"]) or {}
     other = image_names.name_of_row(photo) or ""
     if not image_names.same_image(name, other):
       raise InputError(
-        f"{where}: original_id {number} is an object of {other} in {coco.path}, not of {name}"
+        f"{where}: original_id {number} belongs to {other} in {coco.path}, not to {name}; use the "
+        "COCO file of these images"
       )
     if (photo.get("height"), photo.get("width")) != size:
       raise InputError(
@@ -227,19 +230,19 @@ class _Reader:
     ours, theirs = box_in(row.get("bbox")), box_in(found.get("bbox"))
     if ours and theirs and max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > _SAME_BOX:
       raise InputError(
-        f"{where}: its box {list(ours)} is not that of annotation {number} in {coco.path}, "
-        f"{list(theirs)}"
+        f"{where}: box {list(ours)} differs from that of annotation {number} in {coco.path}, "
+        f"{list(theirs)}; use the COCO file of these images"
       )
     return found
 
 
 def _is_empty(row: Mapping[str, Any]) -> bool:
-  """Returns whether an annotation stands for no object, as GREC writes it."""
+  """Returns whether an annotation is GREC's placeholder for no object."""
   return row.get("empty") is True or (row.get("category_id") == -1 and row.get("original_id") == -1)
 
 
 def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
   height, width = image.get("height"), image.get("width")
   if type(height) is not int or type(width) is not int or min(height, width) < 1:
-    raise InputError(f"{where}: height and width must be the image's, in pixels")
+    raise InputError(f"{where}: height and width must be the image's size in pixels")
   return height, width

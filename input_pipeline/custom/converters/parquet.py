@@ -1,16 +1,16 @@
 """Reads parquet files of referring expressions from the Hugging Face Hub.
 
-A row is an object, or an image with its objects. These layouts are known, by their columns:
+A row is an object, or an image with its objects. These layouts are recognised by their columns:
 
 - RefCOCO-M (`moondream/refcoco-m`): `image` and `samples`, objects with `sentences` and `mask`.
 - RefCOCO, + and g of `lmms-lab`: `image`, `answer` (the expressions), `segmentation` (one polygon)
   and `bbox` (x, y, width, height).
-- RefCOCO, + and g of `jxu124`: `sentences`, `image_path`, and JSON of COCO in `raw_anns` and
-  `raw_image_info`; the photos are elsewhere. Its `bbox` has two corners and is not read.
+- RefCOCO, + and g of `jxu124`: `sentences`, `image_path`, and COCO's JSON in `raw_anns` and
+  `raw_image_info`; no images. Its `bbox` has two corners and is not read.
 - Ref-L4 (`JierunChen/Ref-L4`): `caption`, `file_name`, `bbox` (x, y, width, height) and its
-  `bbox_area`; no masks, and the photos are elsewhere.
+  `bbox_area`; no masks and no images.
 
-Others are read if they have expressions, masks in one of COCO's forms, and images or their names.
+Others are read if they have expressions, masks in a COCO format, and images or their names.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from typing import Any
 from input_pipeline.common import image_names, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters.collect import (
+  NEEDS_BOXES,
   TEXT_KEYS,
   Export,
   Options,
@@ -46,11 +47,11 @@ _NAMES = ("image_path", "file_name")
 _READ = ("image", "bbox", "bbox_area", "split", "height", "width", "image_id", "ann_id")
 _IDS = ("ref_id", "id")
 _JSON = ("raw_anns", "raw_image_info")
-# Rows in memory at a time.
+# Rows held in memory.
 _BATCH = 16
-# Pixels by which the polygon of a whole object may differ from its box.
+# Tolerance in pixels between the polygon of a whole object and its box.
 _SAME_BOX = 2.0
-# As refs call it: a photo with the number of an object.
+# The name of an image in refs, which ends with the number of an object.
 _REF_NAME = re.compile(r"(COCO_(?:train|val|test)201[457]_\d{12})_\d+(\.\w+)")
 _SPLIT = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _MAGIC = b"PAR1"
@@ -60,16 +61,16 @@ _LOOKS_LIKE_JSON = re.compile(r'\s*[\[{].*".*[\]}]\s*', re.DOTALL)
 
 
 def read(path: str, options: Options) -> Export:
-  """Reads a file, or all in a folder.
+  """Reads a file, or all files in a folder.
 
-  Images inside are written to `options.images`, in the order of the rows.
+  Images in the file are written to `options.images`, in the order of the rows.
 
   Args:
-    path: of a file, or of a folder with files of several splits or parts of one.
+    path: of a file, or of a folder with several splits or shards.
     options: how it is read.
 
   Raises:
-    InputError: a file is damaged, or a column is missing or not as expected.
+    InputError: a file is damaged, or a column is missing or invalid.
   """
   reader = _Reader(options)
   for file in _files(path):
@@ -82,10 +83,10 @@ def read(path: str, options: Options) -> Export:
 
 
 def is_parquet(path: str) -> bool:
-  """Tells from a file's first bytes whether it is parquet.
+  """Returns whether a file is parquet, judging by its first bytes.
 
   Raises:
-    InputError: there is no such file, or it is not a regular one.
+    InputError: the file is missing or not a regular file.
   """
   with untrusted_files.open_file(path, path) as file:
     return file.read(len(_MAGIC)) == _MAGIC
@@ -93,7 +94,7 @@ def is_parquet(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """A row, for messages."""
+  """The place of a row, for messages."""
 
   file: str
   row: int
@@ -113,11 +114,11 @@ class _Photo:
   name: str
   """As in `Region.image`."""
   number: int | None
-  """COCO's, by the name."""
+  """COCO's number in the name."""
   image_id: int | None
   """COCO's number, or else the id in the row."""
   size: tuple[int, int] | None
-  """Height and width; None if nothing says them."""
+  """Height and width; None if unknown."""
 
 
 @dataclasses.dataclass
@@ -133,7 +134,7 @@ class _Ref:
 
 
 class _Left(Exception):
-  """Why an object is left out."""
+  """The reason why an object is left out."""
 
 
 def _files(path: str) -> list[str]:
@@ -151,7 +152,7 @@ def _hidden(path: pathlib.Path) -> bool:
 
 
 def _rows(path: str, reader: "_Reader") -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields the rows of a file with their numbers, a few at a time."""
+  """Yields the numbered rows of a file, reading a few at a time."""
   try:
     import pyarrow
     from pyarrow import parquet
@@ -162,15 +163,14 @@ def _rows(path: str, reader: "_Reader") -> Iterator[tuple[int, dict[str, Any]]]:
     start = file.read(len(_LFS))
     if start == _LFS:
       raise InputError(
-        f"{path}: only a pointer of Git LFS; fetch the file itself by `git lfs pull`, or with "
-        "`hf download`"
+        f"{path}: only a Git LFS pointer; get the file itself with `git lfs pull` or `hf download`"
       )
     if not start.startswith(_MAGIC):
-      raise InputError(f"{path}: not a parquet file; those begin with PAR1")
+      raise InputError(f"{path}: not a parquet file, which starts with PAR1")
     file.seek(0)
     number = 0
     try:
-      # Buffered ahead, all row groups would be in memory.
+      # With pre-buffering, all row groups would be in memory.
       table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
       columns = reader.columns(path, table.schema_arrow.names)
       for batch in table.iter_batches(_BATCH, columns=columns, use_threads=False):
@@ -185,7 +185,7 @@ def _rows(path: str, reader: "_Reader") -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class _Reader:
-  """What was read so far."""
+  """The state of reading all files."""
 
   def __init__(self, options: Options):
     self.export = Export()
@@ -193,15 +193,15 @@ class _Reader:
     self._options = options
     named = options.text_keys != TEXT_KEYS
     self._texts = tuple(options.text_keys) if named else _TEXTS
-    # An expression may have several lines, unless the user names what separates them.
+    # An expression may have several lines unless the user sets the separator.
     self._separator = options.separator if options.separator != "\n" else None
     self._ids: dict[tuple[str | None, str], tuple[str, _Place]] = {}
 
   def columns(self, path: str, names: Sequence[str]) -> list[str]:
-    """Returns the columns of a file that are needed.
+    """Returns the names of the columns to read.
 
     Raises:
-      InputError: some are missing.
+      InputError: a required column is missing.
     """
     for wanted, what, way_out in (
       ((_LIST, *self._texts), "expressions", "; name it with --text COLUMN"),
@@ -227,8 +227,8 @@ class _Reader:
       raise place.error(_LIST, "not a list of objects")
     objects = rows_in(row[_LIST]) if _LIST in row else [row]
     if not objects:
-      self.export.skip(f"row whose {_LIST} are empty", str(place))
-    # In other layouts, `id` may be anything's.
+      self.export.skip(f"row with empty {_LIST}", str(place))
+    # In other layouts, `id` may identify something else.
     column = "id" if _LIST in row or "bbox_area" in row else "ref_id"
     for fields in objects:
       _check_same(row.get("image_id"), fields.get("image_id"), "image_id", place)
@@ -259,28 +259,28 @@ class _Reader:
   def _read_object(
     self, fields: Mapping[str, Any], photo: _Photo, split: str | None, place: _Place
   ) -> str:
-    """Adds an object, and returns the key of its ref."""
+    """Adds an object and returns the key of its ref."""
     texts = self._expressions(fields, place)
     masks = self._masks(fields, photo, place)
     content = json.dumps([split, photo.name, masks])
     key = hashlib.sha256(content.encode()).hexdigest()
     ref = self.refs.setdefault(key, _Ref(photo, masks, split, [], set()))
     if (row := json.dumps(texts)) in ref.rows:
-      self.export.skip("row that repeats an earlier one: photo, mask and expressions", str(place))
+      self.export.skip("duplicate row (same image, mask and expressions)", str(place))
       return key
     ref.rows.add(row)
     ref.texts += texts
     return key
 
   def _check_id(self, value: Any, column: str, ref: str, place: _Place) -> None:
-    """Checks that an id means one object of a split."""
+    """Checks that an id denotes one object of a split."""
     if value is None:
       return
     split = self.refs[ref].split
     earlier, where = self._ids.setdefault((split, str(value)), (ref, place))
     if earlier != ref:
       raise place.error(
-        column, f"{value} is also the id of another object, in {where}; ids must differ"
+        column, f"{value} is also the id of another object in {where}; ids must be unique"
       )
 
   def _expressions(self, fields: Mapping[str, Any], place: _Place) -> list[str]:
@@ -316,14 +316,14 @@ class _Reader:
     if isinstance(value, str):
       value = _json(value, key, place)
     if isinstance(value, dict) and value.get("bytes"):
-      raise place.error(key, "masks that are images are not read; write them as COCO's run lengths")
+      raise place.error(key, "masks stored as images are not supported; use COCO run lengths")
     if value:
       return self._decode(value, key, fields, photo, place)
     corners = box_in(bbox)
     if corners is None:
       raise _Left("no mask")
     if not self._options.boxes:
-      raise _Left("box without a mask (use --boxes to convert it)")
+      raise _Left(NEEDS_BOXES)
     _check_box(corners, fields, place)
     return self._decode(box(*corners)["polygons"], "bbox", fields, photo, place)
 
@@ -334,13 +334,11 @@ class _Reader:
     if size is None and isinstance(value, dict) and isinstance(value.get("size"), list):
       size = tuple(value["size"])
     if size is None or len(size) != 2:
-      raise place.error(
-        key, "the size of the photo is not known; the columns height and width may say it"
-      )
+      raise place.error(key, "the size of the image is unknown; add the columns height and width")
     try:
       masks, notes = masks_in(value, *size)
     except OtherSize as error:
-      raise place.error(key, f"{error}; is this another photo's mask?") from error
+      raise place.error(key, f"{error}; is it the mask of another image?") from error
     except EmptySegmentation as error:
       raise _Left(f"no mask ({error})") from error
     except (ValueError, TypeError) as error:
@@ -349,18 +347,18 @@ class _Reader:
       raise place.error(key, str(error)) from error
     corners = box_in(fields.get("bbox"))
     if corners and isinstance(value, list) and not isinstance(value[0], list | dict):
-      # One polygon, of the object or of its first part only.
+      # A single polygon may be only the first part of the object.
       x, y, width, height = corners
       sides = min(value[::2]), min(value[1::2]), max(value[::2]), max(value[1::2])
       expected = x, y, x + width, y + height
       if max(abs(a - b) for a, b in zip(sides, expected, strict=True)) > _SAME_BOX:
-        raise _Left("polygon that does not fill its box: a part of the object only")
+        raise _Left("polygon does not fill its box, so it is only part of the object")
     for note in notes:
       self.export.note(note, str(place))
     return masks
 
   def _photo(self, row: Mapping[str, Any], place: _Place) -> _Photo | None:
-    """Returns the image of a row, once it is written; None if the row has none."""
+    """Returns the image of a row after writing it out; None if the row has none."""
     info = row.get("raw_image_info") or {}
     names = [*(row.get(key) for key in _NAMES), info.get("file_name")]
     name = next((_photo_name(text) for text in names if isinstance(text, str) and text), "")
@@ -376,18 +374,18 @@ class _Reader:
     number, given = image_names.coco_number(name), row.get("image_id")
     image_id = given if type(given) is int and given >= 0 else None
     if number is not None and image_id not in (None, number):
-      self.export.note("image_id that is not COCO's number in the name, which is taken", str(place))
+      self.export.note("image_id replaced by COCO's number in the file name", str(place))
     photo = _Photo(name, number, image_id if number is None else number, size)
     if data is None:
       return photo if name else None
     if not isinstance(data, bytes):
-      raise place.error("image", f"{type(data).__name__}, not the bytes of an image file")
+      raise place.error("image", f"expected the bytes of an image, got {type(data).__name__}")
     return self._write(data, photo, place)
 
   def _write(self, data: bytes, photo: _Photo, place: _Place) -> _Photo:
     images = self._options.images
     if images is None:
-      raise place.error("image", "there is no place for the images of this file")
+      raise place.error("image", "there is no folder to write the images to")
     written = images.add(data, photo.name, f"{place.file}: row {place.row}, column image")
     if photo.size and photo.size != written.size:
       sizes = [f"{width} x {height}" for height, width in (written.size, photo.size)]
@@ -395,7 +393,7 @@ class _Reader:
         "image", f"{photo.name or 'the image'} is {sizes[0]}, but the row says {sizes[1]}"
       )
     if written.turned:
-      self.export.note("photo that its EXIF data turn: masks are for it upright", str(place))
+      self.export.note("image rotated by EXIF; masks are for the upright image", str(place))
     path = f"{os.path.basename(images.folder)}/{written.path}"
     self.export.embedded.add(path)
     return dataclasses.replace(photo, name=path, size=written.size)
@@ -404,20 +402,20 @@ class _Reader:
     text = row.get("split")
     if isinstance(text, str) and text:
       if not _SPLIT.fullmatch(text):
-        raise place.error("split", f"{text!r:.40} is not a name of letters, digits and _")
+        raise place.error("split", f"{text!r:.40} may only contain letters, digits and _")
       return split_in(text) or text
     path = pathlib.Path(place.file)
     folder = path.absolute().parent.name
     split = split_in(path.stem) or (split_in(folder) if folder.isalpha() else None)
     if split is None:
-      self.export.note("row whose split is not known: --split says it, or train", str(place))
+      self.export.note("row without a split: set by --split, default train", str(place))
     else:
-      self.export.note(f"split {split}, after the name of the file")
+      self.export.note(f"split {split} from the name of the file")
     return split
 
 
 def _photo_name(path: str) -> str:
-  """Returns the name of a photo; COCO's without folders, since it is unique."""
+  """Returns the name of an image; COCO's names are unique and lose their folders."""
   if image_names.coco_number(path) is None:
     return path
   name = path.replace("\\", "/").rpartition("/")[2]
@@ -436,25 +434,28 @@ def _declared_size(fields: Mapping[str, Any], place: _Place) -> tuple[int, int] 
 def _check_box(
   corners: tuple[float, float, float, float], fields: Mapping[str, Any], place: _Place
 ) -> None:
-  """Checks that a box is known to be x, y, width and height, and not two corners."""
+  """Checks that a box is x, y, width and height, and not two corners."""
   area = fields.get("bbox_area")
   if isinstance(area, int | float):
     if abs(corners[2] * corners[3] - area) > 0.01 * abs(area) + 1:
-      raise place.error("bbox", f"width times height of {list(corners)} is not bbox_area, {area}")
+      raise place.error(
+        "bbox", f"width times height of {list(corners)} differs from bbox_area, {area}"
+      )
   elif not (fields.get("raw_anns") or "answer" in fields or "mask" in fields):
     raise place.error(
-      "bbox", "x, y, width and height, or two corners? Write them as polygons under segmentation"
+      "bbox",
+      "may be x, y, width and height, or two corners; write a polygon in the column segmentation",
     )
 
 
 def _check_same(value: Any, other: Any, column: str, place: _Place) -> None:
-  """Checks that two fields which mean the same are the same, if both are there."""
+  """Checks that two fields with the same meaning agree, if both are present."""
   if value is not None and other is not None and value != other:
     raise place.error(column, f"{other!r:.40}, but the row also says {value!r:.40}")
 
 
 def _json(text: Any, column: str, place: _Place) -> Any:
-  """Returns the JSON in a column, an object of COCO's or a segmentation."""
+  """Returns the JSON in a column: a COCO object or a segmentation."""
   if not isinstance(text, str):
     return text
   try:
@@ -462,5 +463,5 @@ def _json(text: Any, column: str, place: _Place) -> Any:
   except InputError as error:
     raise place.error(column, f"not JSON ({error})") from error
   if column in _JSON and not isinstance(value, dict):
-    raise place.error(column, f"{text!r:.40} is not an object of COCO's")
+    raise place.error(column, f"{text!r:.40} is not a JSON object")
   return value

@@ -1,4 +1,4 @@
-"""Tells which tool wrote an export, by what is in it."""
+"""Recognises the tool that wrote an export by its content."""
 
 import contextlib
 from typing import Any
@@ -10,15 +10,16 @@ from input_pipeline.custom.converters import (
   datumaro,
   export_files,
   labelme,
+  parquet,
   supervisely,
   via,
   yolo,
 )
 
 OWN = ("labelme", "via", "yolo", "supervisely", "datumaro", "parquet")
-"""Formats that have nothing in common with COCO's."""
+"""Formats unrelated to COCO's."""
 
-# Files of a folder or zip that are looked at before it counts as unknown.
+# Number of files of a folder or zip that are examined.
 _LOOKED_AT = 20
 _ENDINGS = (".json", ".xml", ".csv", ".parquet")
 # The first bytes of a parquet file.
@@ -26,13 +27,17 @@ _PARQUET = b"PAR1"
 
 
 def recognise(path: str) -> str | None:
-  """Returns the format of an export, a value of `--from`; None if it is none or cannot be read.
+  """Returns the format of an export, a value of `--from`; None if unknown or unreadable.
 
   Args:
     path: of a file, a folder or a zip.
   """
   try:
     with export_files.ExportFiles(path) as files:
+      if any(name.lower().endswith(".parquet") for name in files.names) or (
+        files.whole and parquet.is_parquet(path)
+      ):
+        return "parquet"
       return _recognise_files(files)
   except InputError:
     return None

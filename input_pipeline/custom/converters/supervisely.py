@@ -1,7 +1,7 @@
-"""Reads Supervisely's annotations of images: a JSON file per photo in the folder `ann`.
+"""Reads Supervisely's annotations of images: a JSON file per image in the folder `ann`.
 
-The file `ann/a.jpg.json` is for `img/a.jpg`. An object has a description, and tags with values;
-`--text tags` takes the tags as expressions (developer.supervisely.com). Interiors of polygons are
+The file `ann/a.jpg.json` belongs to `img/a.jpg`. An object has a description and tags with values;
+`--text tags` uses the tags as expressions (developer.supervisely.com). Interiors of polygons are
 holes.
 """
 
@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.custom.converters import geometry
-from input_pipeline.custom.converters.collect import Export, Options, rows_in, split_in
+from input_pipeline.custom.converters.collect import NEEDS_BOXES, Export, Options, rows_in, split_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
-  NEEDS_BOXES,
   Gatherer,
   Photo,
   Shape,
@@ -34,17 +33,17 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: there is no such file, or no object has an expression.
+    InputError: the file is missing, or no object has an expression.
   """
   gatherer = Gatherer(path, options)
-  missing = "no annotation of Supervisely, JSON with `size` and the list `objects`"
+  missing = "no Supervisely annotation (JSON with `size` and the list `objects`)"
   for name, content in gatherer.json_files(is_supervisely, missing):
     _read_photo(content, name, gatherer)
   return gatherer.finish()
 
 
 def is_supervisely(content: Any) -> bool:
-  """Returns whether parsed JSON looks like Supervisely's annotation of an image."""
+  """Returns whether parsed JSON looks like a Supervisely annotation of an image."""
   return (
     isinstance(content, dict)
     and isinstance(content.get("objects"), list)
@@ -62,7 +61,7 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
   try:
     size = geometry.size_of(content["size"].get("height"), content["size"].get("width"))
   except ValueError as error:
-    gatherer.export.skip(f"file with an invalid size of the photo ({error})", name)
+    gatherer.export.skip(f"file with an invalid image size ({error})", name)
     return
   photo = Photo(image, size, split=split_in(folder))
   for row in rows_in(content["objects"]):
@@ -70,7 +69,7 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
     if kind == "rectangle" and not gatherer.options.boxes:
       gatherer.export.skip(NEEDS_BOXES, image)
     elif kind not in _SHAPES:
-      gatherer.export.skip(f"{kind:.20}, which is not converted to a mask", image)
+      gatherer.export.skip(f"{kind:.20}: cannot be converted to a mask", image)
     else:
       try:
         mask = _SHAPES[kind](row, size)
@@ -82,9 +81,9 @@ def _read_photo(content: Mapping[str, Any], name: str, gatherer: Gatherer) -> No
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns an object's description, the values of its tags by their names, and all as `tags`."""
+  """Returns an object's description, the value of each tag by name, and all values as `tags`."""
   tags = [(str(tag.get("name")), tag.get("value")) for tag in rows_in(row.get("tags"))]
-  # A tag without a value says something by its name.
+  # The name of a tag without a value is its text.
   texts = [value if isinstance(value, str) and value else name for name, value in tags]
   named = {name: value for name, value in tags if isinstance(value, str)}
   return named | {"description": row.get("description"), "tags": texts}

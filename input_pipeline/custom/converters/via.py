@@ -1,8 +1,8 @@
-"""Reads the projects and annotations of the VGG Image Annotator, versions 1 to 3, and its CSV.
+"""Reads the projects, JSON and CSV annotations of the VGG Image Annotator, versions 1 to 3.
 
-Regions have `shape_attributes` and, for the free text, `region_attributes`
-(github.com/ox-vgg/via). Version 3 numbers kinds of shapes. The files do not say how large a photo
-is: `size` is that of its file, in bytes.
+Regions have `shape_attributes` and, for free text, `region_attributes` (github.com/ox-vgg/via).
+Version 3 numbers the kinds of shapes. Image sizes are not stored: `size` is that of the file in
+bytes.
 """
 
 import csv
@@ -15,10 +15,9 @@ from typing import Any
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import archive, export_files, geometry
-from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, rows_in
+from input_pipeline.custom.converters.collect import CATEGORY, NEEDS_BOXES, Export, Options, rows_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
-  NEEDS_BOXES,
   Gatherer,
   Photo,
   Shape,
@@ -40,7 +39,7 @@ def read(path: str, options: Options) -> Export:
     options: how it is read.
 
   Raises:
-    InputError: there is no such file, or no region has an expression.
+    InputError: the file is missing, or no region has an expression.
   """
   gatherer = Gatherer(path, options)
   found = False
@@ -57,10 +56,10 @@ def read(path: str, options: Options) -> Export:
         found = True
         _read_content(content, gatherer)
       elif not files.whole:
-        gatherer.export.note("file of another kind, which is not read", name)
+        gatherer.export.note("file in another format not read", name)
   if not found:
     raise InputError(
-      f"{path}: no file of the VGG Image Annotator, whose photos have `filename` and `regions`"
+      f"{path}: no file of the VGG Image Annotator (images with `filename` and `regions`)"
     )
   return gatherer.finish()
 
@@ -88,7 +87,7 @@ def _read_content(content: Mapping[str, Any], gatherer: Gatherer) -> None:
   for row in photos.values():
     row = _object(row)
     if not isinstance(row.get("filename"), str) or not row["filename"]:
-      gatherer.export.skip("photo without `filename`")
+      gatherer.export.skip("image without `filename`")
       continue
     photo = Photo(photo_path(row["filename"]))
     _compare_bytes(photo.name, row.get("size"), gatherer)
@@ -105,19 +104,19 @@ def _read_content(content: Mapping[str, Any], gatherer: Gatherer) -> None:
 
 
 def _compare_bytes(name: str, size: Any, gatherer: Gatherer) -> None:
-  """Takes note of a photo whose file is not the one that was annotated: it may be resized."""
+  """Notes an image whose file is not the annotated one: it may have been resized."""
   folder = gatherer.options.folder
   try:
     path = os.path.join(folder, gatherer.photos.find(name))
     actual = os.path.getsize(path)
   except (InputError, OSError):
-    # A photo that is missing is an error later on.
+    # Missing images are reported later.
     return
   if type(size) is int and size > 0 and size != actual:
     gatherer.export.note(
-      "photo whose file has another number of bytes than the annotated one: was it resized? Look "
-      "with `draw`",
-      f"{name}, {actual:,} and {size:,} bytes",
+      "image file differs in size from the annotated one; if it was resized, use the original "
+      "(check with `draw`)",
+      f"{name}, {actual:,} instead of {size:,} bytes",
     )
 
 
@@ -131,7 +130,7 @@ def _add(
   if kind == "rect" and not gatherer.options.boxes:
     gatherer.export.skip(NEEDS_BOXES)
   elif kind not in _SHAPES:
-    gatherer.export.skip(f"{kind:.20}, which is not converted to a mask")
+    gatherer.export.skip(f"{kind:.20}: cannot be converted to a mask")
   else:
     try:
       mask = _SHAPES[kind](shape)
@@ -158,7 +157,7 @@ def _circle(shape: Mapping[str, Any]) -> Mask:
 
 def _ellipse(shape: Mapping[str, Any]) -> Mask:
   x, y, a, b = (geometry.number(shape[key]) for key in ("cx", "cy", "rx", "ry"))
-  # Radians.
+  # `theta` is in radians.
   angle = math.degrees(geometry.number(shape.get("theta", 0)))
   return geometry.ellipse((x, y), (a, b), angle)
 
@@ -167,7 +166,7 @@ _SHAPES = {"polygon": _polygon, "rect": _rectangle, "circle": _circle, "ellipse"
 
 
 def _chosen(value: Any, attribute: Any) -> Any:
-  """Returns the text of an attribute: of checkboxes those that are set, of options their names."""
+  """Returns the text of an attribute: the names of checked boxes or of the selected option."""
   options = _object(_object(attribute).get("options"))
   chosen = [key for key, is_set in value.items() if is_set] if isinstance(value, dict) else [value]
   names = [options.get(key) or key if isinstance(key, str) else key for key in chosen]
@@ -186,16 +185,16 @@ def _read_project3(content: Mapping[str, Any], gatherer: Gatherer) -> None:
     ids = view.get("fid_list")
     xy = row.get("xy")
     if not isinstance(ids, list) or len(ids) != 1:
-      gatherer.export.skip("region of a view that does not show a single photo")
+      gatherer.export.skip("region of a view with several images")
     elif not isinstance(xy, list) or not xy:
-      gatherer.export.skip("text of a whole photo, without a region")
+      gatherer.export.skip("text of a whole image, without a region")
     elif row.get("z"):
       gatherer.export.skip("region of a video")
     else:
       file = _object(files.get(str(ids[0])))
       name = file.get("fname") or file.get("src")
       if not isinstance(name, str) or not name:
-        gatherer.export.skip("photo without `fname`")
+        gatherer.export.skip("image without `fname`")
         continue
       fields = {
         str(_object(attributes.get(key)).get("aname", key)): _chosen(value, attributes.get(key))
@@ -206,7 +205,7 @@ def _read_project3(content: Mapping[str, Any], gatherer: Gatherer) -> None:
 
 
 def _shape3(xy: list[Any]) -> tuple[str, Mapping[str, Any]]:
-  """Returns a shape of version 3 as one of version 2."""
+  """Converts a shape of version 3 to version 2."""
   kind, *values = xy
   if kind == _RECTANGLE:
     return "rect", dict(zip(("x", "y", "width", "height"), values, strict=False))
@@ -221,7 +220,7 @@ def _shape3(xy: list[Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def _csv_content(text: str, name: str) -> Mapping[str, Any]:
-  """Returns the rows of a CSV as the JSON export has them."""
+  """Returns the rows of a CSV in the form of the JSON export."""
   photos: dict[str, Any] = {}
   try:
     for row in csv.DictReader(io.StringIO(text, newline="")):
@@ -240,5 +239,5 @@ def _csv_content(text: str, name: str) -> Mapping[str, Any]:
           }
         )
   except csv.Error as error:
-    raise InputError(f"{name}: not a CSV ({error})") from error
+    raise InputError(f"{name}: invalid CSV ({error})") from error
   return photos

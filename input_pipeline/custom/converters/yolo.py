@@ -1,9 +1,9 @@
-"""Reads labels of YOLO: text files with a row per object, beside `data.yaml` with the categories.
+"""Reads YOLO labels: text files with a row per object, and `data.yaml` with the categories.
 
-A row is the category's number and the outline as x, y, x, y, ..., in shares of the sides of the
-photo as EXIF turns it, or a box as centre, width and height
-(docs.ultralytics.com/datasets/segment). `labels/train/a.txt` is for `images/train/a.jpg`. There are
-no texts but the names of the categories.
+A row is the category's number and the outline as x, y, x, y, ..., or a box as centre, width and
+height, in fractions of the sides of the image as rotated by EXIF
+(docs.ultralytics.com/datasets/segment). `labels/train/a.txt` belongs to `images/train/a.jpg`. The
+only texts are the category names.
 """
 
 import os
@@ -15,10 +15,16 @@ from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
 from input_pipeline.custom.converters import archive, export_files, geometry
-from input_pipeline.custom.converters.collect import CATEGORY, Export, Options, box, split_in
+from input_pipeline.custom.converters.collect import (
+  CATEGORY,
+  NEEDS_BOXES,
+  Export,
+  Options,
+  box,
+  split_in,
+)
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
-  NEEDS_BOXES,
   Gatherer,
   Photo,
   Shape,
@@ -28,11 +34,11 @@ from input_pipeline.custom.converters.gather import (
 from input_pipeline.custom.schema import LineError, Mask
 
 _LABELS, _PHOTOS = "labels", "images"
-# A name per line: of Label Studio and labelImg, and of darknet.
+# Lists with a name per line, from Label Studio and labelImg, and from darknet.
 _LISTS = ("classes.txt", "obj.names")
 _ROW = 1 << 20
 _MAX_SETTINGS = 1 << 20
-# Rounding of a share beyond the border; ultralytics allows as much.
+# Tolerance for rounded fractions beyond the border, as in ultralytics.
 _SLACK = 0.01
 
 
@@ -41,11 +47,11 @@ def read(path: str, options: Options) -> Export:
 
   Args:
     path: of the folder or zip with `data.yaml`, or of that file.
-    options: how it is read; it has the photos, whose sizes are needed.
+    options: how it is read, including the folder of the images, whose sizes are needed.
 
   Raises:
-    InputError: there is no such file, the categories have no names, or expressions other than them
-      are asked for.
+    InputError: a file is missing, the categories have no names, or `options.text_keys` does not
+      contain the category.
   """
   if CATEGORY not in options.text_keys:
     raise InputError(
@@ -60,16 +66,16 @@ def read(path: str, options: Options) -> Export:
     names = _category_names(files, path)
     labels = _label_files(files.names)
     if not labels:
-      raise InputError(f"{path}: no labels of YOLO, labels/NAME.txt, are in it")
+      raise InputError(f"{path}: contains no YOLO labels (labels/NAME.txt)")
     for name in labels:
       image = with_ending(_photo_stem(name), gatherer.photos)
       if image is None:
-        gatherer.export.skip("labels without a photo of that name in --images", name)
+        gatherer.export.skip("labels without an image in --images", name)
         continue
       try:
         size = image_files.read_header(os.path.join(options.folder, image)).size
       except LineError as error:
-        gatherer.export.skip(f"labels of a photo that cannot be read: {error.kind}", name)
+        gatherer.export.skip(f"labels of an unreadable image ({error.kind})", name)
         continue
       photo = Photo(image, size, True, split_in(posixpath.dirname(name)))
       _read_rows(files.read_text(name), name, photo, names, gatherer)
@@ -77,7 +83,7 @@ def read(path: str, options: Options) -> Export:
 
 
 def is_labels(text: str) -> bool:
-  """Returns whether a text looks like YOLO's labels: a category and at least four shares."""
+  """Returns whether a text looks like YOLO labels: a category and at least four fractions."""
   values = text.lstrip()[:_ROW].partition("\n")[0].split()
   try:
     shares = [float(value) for value in values[1:]]
@@ -88,7 +94,7 @@ def is_labels(text: str) -> bool:
 
 
 def settings_file(names: Sequence[str]) -> str | None:
-  """Returns which of an export's files has the names of YOLO's categories; None if none has."""
+  """Returns the file with the names of the categories; None if there is none."""
   yaml = [name for name in names if name.endswith((".yaml", ".yml"))]
   lists = [name for name in names if posixpath.basename(name) in _LISTS]
   return min(
@@ -101,7 +107,7 @@ def settings_file(names: Sequence[str]) -> str | None:
 def _label_files(names: Sequence[str]) -> list[str]:
   texts = [name for name in names if name.endswith(".txt") and name != settings_file(names)]
   labels = [name for name in texts if _LABELS in name.split("/")[:-1]]
-  # Darknet's are beside the photos.
+  # Darknet's labels are beside the images.
   return labels or [name for name in texts if not _is_other(posixpath.basename(name))]
 
 
@@ -113,7 +119,7 @@ def _category_names(files: export_files.ExportFiles, path: str) -> Mapping[int, 
   name = settings_file(files.names)
   if name is None:
     raise InputError(
-      f"{path}: data.yaml, which names the categories, is not in it; name the folder that has it"
+      f"{path}: no data.yaml with the category names; use the folder that contains it"
     )
   full = files.full_name(name)
   text = files.read_text(name)
@@ -121,23 +127,23 @@ def _category_names(files: export_files.ExportFiles, path: str) -> Mapping[int, 
     return dict(enumerate(line.strip() for line in text.splitlines()))
   settings = _parse_yaml(text, full)
   if isinstance(settings, dict) and settings.get("kpt_shape"):
-    raise InputError(f"{full}: these are poses (kpt_shape), which have no masks")
+    raise InputError(f"{full}: pose labels (kpt_shape) have no masks; use segmentation labels")
   names = settings.get("names") if isinstance(settings, dict) else None
   if isinstance(names, list):
     names = dict(enumerate(names))
   if not isinstance(names, dict) or not names:
-    raise InputError(f"{full}: `names`, the names of the categories, is missing")
+    raise InputError(f"{full}: `names` (the category names) is missing")
   try:
     return {int(key): str(value) for key, value in names.items()}
   except (TypeError, ValueError) as error:
-    raise InputError(f"{full}: `names` must be a list, or have numbers as keys") from error
+    raise InputError(f"{full}: `names` must be a list or a mapping with integer keys") from error
 
 
 def _parse_yaml(text: str, name: str) -> Any:
   try:
     import yaml
   except ImportError as error:
-    raise InputError(f"{name}: pip install pyyaml") from error
+    raise InputError(f"{name}: reading YAML needs PyYAML; pip install pyyaml") from error
   if len(text) > _MAX_SETTINGS:
     raise InputError(untrusted_files.too_large(name, len(text), _MAX_SETTINGS))
   try:
@@ -148,11 +154,11 @@ def _parse_yaml(text: str, name: str) -> Any:
 
 
 def _photo_stem(name: str) -> str:
-  """Returns the path of the photo of a file of labels, without its ending."""
+  """Returns the path of the image of a label file, without its extension."""
   folder, file = posixpath.split(name)
   parts = folder.split("/")
   if _LABELS in parts:
-    # As ultralytics does: the last one.
+    # The last such folder, as in ultralytics.
     parts[len(parts) - 1 - parts[::-1].index(_LABELS)] = _PHOTOS
   return photo_path(file.removesuffix(".txt"), "/".join(parts))
 
@@ -173,7 +179,7 @@ def _read_rows(
       mask = _mask([geometry.number(value) for value in values[1:]], photo.size)
       shape = Shape([], names[category], category)
     except MALFORMED as error:
-      reason = f"category {error}, which has no name" if isinstance(error, KeyError) else error
+      reason = f"category {error} has no name" if isinstance(error, KeyError) else error
       gatherer.export.skip(f"invalid row ({reason})", place)
       continue
     gatherer.add(photo, mask, shape)
@@ -182,7 +188,7 @@ def _read_rows(
 def _mask(shares: Sequence[float], size: geometry.Size | None) -> Mask:
   height, width = size or (0, 0)
   if min(shares, default=0) < -_SLACK or max(shares, default=0) > 1 + _SLACK:
-    raise ValueError("a coordinate that is not a share of a side, between 0 and 1")
+    raise ValueError("coordinates must be fractions of the sides, between 0 and 1")
   if len(shares) == 4:
     x, y, w, h = shares
     return box((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
