@@ -59,9 +59,10 @@ class PathResolver:
     """
     if _URL.match(path):
       raise LineError("image is missing", f"{path} is a URL; download the file and use its path")
+    if _WINDOWS_ROOT.match(path):
+      message = f"the path {path!r}: write a path relative to {self.root}"
+      raise LineError("path outside the folder", message)
     try:
-      if _WINDOWS_ROOT.match(path):
-        raise InputError(f"absolute path {path!r}; use a path relative to {self.root}")
       return untrusted_files.resolve_inside(
         self.root, self.name(path), "the path", follow_links=bool(self.follow_links)
       )

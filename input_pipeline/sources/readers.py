@@ -180,8 +180,8 @@ class ImageSource:
     if outside:
       self.warnings.append(
         f"--images {self._images}: {counted(len(outside), 'image')} "
-        f"{'is a link' if len(outside) == 1 else 'are links'} to files outside, such as "
-        f"{outside[0]} to {os.path.realpath(outside[0])}"
+        f"{'is' if len(outside) == 1 else 'are'} outside the folder (through links), such as "
+        f"{outside[0]} -> {os.path.realpath(outside[0])}"
       )
 
   def tasks(self, split: str) -> Iterator[Task]:

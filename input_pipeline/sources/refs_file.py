@@ -187,8 +187,8 @@ class _Reader:
     empty = ids == (NO_TARGET,)
     if not ids or (NO_TARGET in ids and not empty) or len(set(ids)) < len(ids):
       raise InputError(
-        f"{where}: ann_id is {reprlib.repr([*ids])}; expected distinct annotations, or [-1] for no "
-        "target"
+        f"{where}: ann_id is {reprlib.repr([*ids])}; it must be distinct annotations, or [-1] for "
+        "no target"
       )
     if no_target is not None and no_target != empty:
       raise InputError(
@@ -219,8 +219,8 @@ class _Reader:
       )
     if not valid:
       raise InputError(
-        f"{where}: split {reprlib.repr(split)}; expected a name of letters, digits and _, such as "
-        "'val'"
+        f"{where}: split {reprlib.repr(split)}; it must be a name of letters, digits and _, such "
+        "as 'val'"
       )
     return str(split)
 

@@ -152,7 +152,7 @@ def test_annotations_without_masks_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("data", "message"), [(b"text", "not an image of a known format"), (b"\x89PNG\r\n", "m.png")]
+  ("data", "message"), [(b"text", "not an image in a known format"), (b"\x89PNG\r\n", "m.png")]
 )
 def test_a_mask_that_is_not_an_image_is_reported(tmp_path, data, message):
   (tmp_path / "m.png").write_bytes(data)
@@ -215,7 +215,7 @@ def test_a_brush_beyond_its_image_is_reported():
   bits = f"{4:032b}{7:05b}" + f"{15:04b}" * 4 + f"1{0:02b}{30:016b}{255:08b}"
   bits += "0" * (-len(bits) % 8)
   data = [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
-  with pytest.raises(ValueError, match="runs that are too long"):
+  with pytest.raises(ValueError, match="a run exceeds the brush"):
     label_studio_shapes.decode_brush(data, 1, 1)
 
 

@@ -204,7 +204,7 @@ def test_files_that_are_not_images_are_named(tmp_path):
   empty.write_bytes(b"")
   os.mkfifo(pipe)
   for path, words in (
-    (text, "not an image of a known format"),
+    (text, "not an image in a known format"),
     (empty, "is empty"),
     (tmp_path, "directory"),
     (
@@ -232,7 +232,7 @@ def test_formats_that_start_programs_are_refused():
   script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
   with Image.open(io.BytesIO(script)) as image:
     assert image.format == "EPS"  # which Pillow passes to Ghostscript
-  with pytest.raises(InputError, match="not an image of a known format"):
+  with pytest.raises(InputError, match="not an image in a known format"):
     preprocess.decode_image(script, "a.eps")
 
 

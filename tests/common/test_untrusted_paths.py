@@ -106,7 +106,7 @@ def test_links_are_followed_where_the_user_names_the_folder(places, field):
     row = line(path) if field == "image" else line(target={"png": path})
     lines = write_lines(root / "mine.jsonl", row)
     (problem,) = scan.scan(lines).problems
-    assert "by a link; links are followed in a folder that --images names" in problem.message
+    assert "by a link; to follow links, name the folder with --images" in problem.message
     actual = scan.scan(lines, str(root))
     assert "path outside the folder" not in [problem.kind for problem in actual.problems]
     assert os.path.samefile(actual.paths.resolve(path), secret)

@@ -250,7 +250,9 @@ def test_a_png_mask_covers_its_nonzero_pixels(tmp_path, mode):
     if mode in ("L", "P", "I;16"):
       assert np.array_equal(masks.rasterise(mask | {"value": 2}, *SIZE), values == 2)
     if values is labels and mode in ("L", "P", "I;16"):
-      with pytest.raises(LineError, match=r"has 3 values .*2 on \d+ pixels.*Add \"value\": [12]"):
+      with pytest.raises(
+        LineError, match=r"has 3 values .*2 on \d+ pixels.*such as \"value\": [12]"
+      ):
         masks.rasterise(mask, *SIZE)
     else:
       assert np.array_equal(masks.rasterise(mask, *SIZE), values > 0)

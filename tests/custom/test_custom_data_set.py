@@ -166,7 +166,7 @@ def test_invalid_lines_and_truncated_images_can_be_left_out(tmp_path, capsys):
 def test_an_image_in_two_splits_is_warned_of(tmp_path, capsys):
   write_photo(tmp_path / "a.png")
   make(tmp_path, line(), line(split="val"))
-  assert "a.png is in val here and in train on line 1: leakage" in capsys.readouterr().err
+  assert "a.png is in val here, but in train on line 1: leakage" in capsys.readouterr().err
 
 
 def test_a_data_set_is_named_by_its_file_or_by_the_user(tmp_path):
@@ -175,7 +175,7 @@ def test_a_data_set_is_named_by_its_file_or_by_the_user(tmp_path):
   assert storage.prepared(str(data)) == ["my_photos_v2"]
   make(tmp_path, line(), options=["--name", "Other"])
   assert storage.prepared(str(data)) == ["Other", "my_photos_v2"]
-  for name, message in (("shapes", "choose another name"), ("a b", "is not a valid name")):
+  for name, message in (("shapes", "choose another one"), ("a b", "is not a valid name")):
     with pytest.raises(InputError, match=message):
       make(tmp_path, line(), options=["--name", name])
   with pytest.raises(InputError, match="'refcocoplus_unc' is not a valid name"):

@@ -108,8 +108,8 @@ def test_shades_of_grey_are_warned_of_with_counts(folder, damage, covered, half)
   damage(values)
   target = save(folder / "m.png", values)
   problem = the_problem(folder, line(target=target))
-  assert problem.warning and problem.kind == "mask of several values"
-  assert f"the {covered} pixels that are not 0 count as covered" in problem.message
+  assert problem.warning and problem.kind == "mask with several values"
+  assert f"all {covered} non-zero pixels count as covered" in problem.message
   assert f"only {half} exceed 127" in problem.message
   scanned = scan.scan(str(folder / "mine.jsonl"))
   assert scanned.lines[0].area == covered == np.count_nonzero(values)
@@ -121,7 +121,7 @@ def test_a_mask_that_went_through_jpeg_is_warned_of(folder):
     values = np.asarray(damaged.resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)).copy()
   assert len(np.unique(values)) > 4
   problem = the_problem(folder, line(target=save(folder / "m.png", values)))
-  assert problem.warning and f"the {np.count_nonzero(values)} pixels" in problem.message
+  assert problem.warning and f"all {np.count_nonzero(values)} non-zero pixels" in problem.message
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16"])
@@ -133,7 +133,7 @@ def test_a_map_of_labels_is_asked_about(folder, mode):
     image.putpalette([k for n in range(256) for k in (n, 0, 255 - n)])
   image.save(folder / "m.png")
   problem = the_problem(folder, line(target={"png": "m.png"}))
-  assert not problem.warning and 'Add "value": 30, or write a mask of 0 and 255' in str(problem)
+  assert not problem.warning and 'such as "value": 30, or use only 0 and 255' in str(problem)
   assert "0 on 440 pixels, 30 on 100 pixels, 1 on 36 pixels, 2 on 24 pixels" in str(problem)
   for value, area in ((1, 36), (2, 24), (30, 100)):
     write_lines(folder / "mine.jsonl", line(target={"png": "m.png", "value": value}))
@@ -144,7 +144,7 @@ def test_a_value_that_no_pixel_has_is_told_with_those_there_are(folder):
   target = save(folder / "m.png", blob(7)) | {"value": 1}
   problems = problems_of(folder, line(target=target))
   assert [problem.kind for problem in problems] == ["empty mask", "mask without its value"]
-  assert "m.png has no pixel of 1; it has 0, 7" in problems[1].message
+  assert "m.png has no pixels of value 1, only 0, 7" in problems[1].message
 
 
 def test_a_mask_without_background_is_asked_about(folder):
@@ -168,7 +168,7 @@ def test_a_mask_of_the_stored_pixels_of_a_turned_photo_is_told_so(folder):
   exif[0x0112] = 6
   write_photo(folder / "turned.jpg", exif=exif)
   problem = the_problem(folder, line("turned.jpg", target=save(folder / "m.png", blob())))
-  assert "m.png is 30 x 20, but the image is 20 x 30; EXIF data turns" in problem.message
+  assert "m.png is 30 x 20, but the image is 20 x 30; EXIF rotates" in problem.message
 
 
 # Files that are not lines in UTF-8.
@@ -360,7 +360,7 @@ def test_annotations_of_one_image_are_for_one_photo(folder):
 
 
 def test_an_annotation_of_a_resized_copy_is_refused(folder):
-  for size, hint in (((40, 60), ""), ((30, 20), "; EXIF data turns the image upright")):
+  for size, hint in (((40, 60), ""), ((30, 20), "; EXIF rotates the image")):
     annotations = write_coco(folder / "coco.json", {1: ("a.png", size)})
     (problem,) = problems_of(folder, line(target={"ann_id": 1}), annotations=annotations)
     assert problem.kind == "mask has another size"
@@ -377,7 +377,7 @@ def test_an_annotation_of_a_photo_turned_in_place_is_warned_of(folder):
   (problem,) = problems_of(
     folder, line("turned.jpg", target={"ann_id": 1}), annotations=annotations
   )
-  assert problem.warning and problem.kind == "annotation of a turned image"
+  assert problem.warning and problem.kind == "annotation of a rotated image"
 
 
 def test_annotations_with_nan_and_a_byte_order_mark_are_read(folder):
@@ -421,7 +421,7 @@ def test_an_expression_with_two_targets_is_warned_of(folder):
 def test_a_split_that_is_nearly_called_train_is_warned_of(folder):
   rows = [line(split="Training"), line("b.png", split="val")]
   assert the_problem(folder, *rows).message == (
-    "no split is called train, but one Training: rename it"
+    "there is no split train, but a split Training; rename it"
   )
 
 
@@ -431,7 +431,7 @@ def test_a_split_that_is_nearly_called_val_is_warned_of(folder, name, capsys):
   problem = the_problem(folder, *rows)
   assert problem.warning and f"--config.eval_split={name}" in problem.message
   command.main(["validate", str(folder / "mine.jsonl")])
-  assert "no split is called val" in capsys.readouterr().out
+  assert "there is no split val" in capsys.readouterr().out
   assert problems_of(folder, *rows, line("b.png", split="val"))[0].kind == "image in two splits"
 
 

@@ -118,7 +118,7 @@ def test_a_resized_copy_is_refused_or_its_masks_are_scaled(tmp_path):
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH + 7), (2 * HEIGHT, WIDTH), (WIDTH, HEIGHT)])
 def test_a_cropped_or_squeezed_photo_is_refused_even_if_masks_are_to_be_scaled(tmp_path, size):
   write_photo(tmp_path / "a.png", size)
-  with pytest.raises(InputError, match=f"for 30 x 20 pixels, .* has {size[1]} x {size[0]}; name"):
+  with pytest.raises(InputError, match=f"for 30 x 20 pixels, .* has {size[1]} x {size[0]}; use"):
     convert(tmp_path, export(image_row(1, "a.png")), "--rescale")
 
 
@@ -313,7 +313,7 @@ def test_joined_lines_of_two_exports_are_told_what_to_leave_out(tmp_path):
     write_photo(tmp_path / f"{name}.png", seed=ord(name))
   rows = [custom_files.line(f"{name}.png", image_id=0) for name in "ab"]
   (problem,) = scan.scan(custom_files.write_lines(tmp_path / "all.jsonl", *rows)).problems
-  assert "leave image_id out" in str(problem) and "a.png" in str(problem)
+  assert "remove image_id" in str(problem) and "a.png" in str(problem)
 
 
 _SPELLINGS = [

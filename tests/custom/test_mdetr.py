@@ -173,7 +173,7 @@ def test_masks_come_from_cocos_file_by_the_original_id(tmp_path):
   with pytest.raises(InputError, match=f"is 50 x 40 here, but 50 x 41 in {instances}"):
     read()
   coco["images"][0] |= {"file_name": PHOTO.replace("42", "43"), "height": HEIGHT}
-  with pytest.raises(InputError, match=r"is an object of .*000043.jpg in .*, not of .*42.jpg"):
+  with pytest.raises(InputError, match=r"belongs to .*000043.jpg in .*, not to .*42.jpg"):
     read()
   coco["annotations"][0]["id"] = 901
   with pytest.raises(InputError, match="its original_id 900 is not in "):
@@ -210,7 +210,7 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
     "skipped: box without a mask (add COCO's masks with --annotations INSTANCES.json, "
     "or use --boxes) (1: image 2)",
     "skipped: row of images without a caption (1: image 3)",
-    "skipped: caption whose annotations stand for different words of it: not one target (1: ",
+    "skipped: caption whose annotations belong to different words, not one target (1: ",
     "skipped: annotation of an image that is not in the file (1: image 99)",
     "note: caption without an annotation: refers to nothing (1: 5)",
   ):

@@ -265,7 +265,7 @@ def test_lmms_labs_polygons_answers_and_splits(tmp_path, capsys):
   out = capsys.readouterr().out
   repeated = "duplicate row (same image, mask and expressions)"
   assert f"{repeated} (1: val-00000-of-00001.parquet row 2)" in out
-  assert "does not fill its box: a part of the object only (1: val-00000-of-00001" in out
+  assert "does not fill its box, so it is only part of the object (1: val-00000-of-00001" in out
 
 
 def test_equal_expressions_of_two_objects_of_a_photo_stay_two_targets(tmp_path):
@@ -527,9 +527,7 @@ def test_a_parquet_file_is_recognised(tmp_path, export_format):
 
 def test_validate_says_how_parquet_becomes_lines(tmp_path):
   source = write(tmp_path / "val.parquet", LMMS, lmms(7, ["the cup"], (5, 6, 10, 12)))
-  with pytest.raises(
-    InputError, match=r"parquet, not lines; write them by .*convert --from parquet"
-  ):
+  with pytest.raises(InputError, match=r"a parquet file; convert it with .*convert --from parquet"):
     scan.scan(str(source))
 
 

@@ -120,7 +120,7 @@ def test_the_exif_orientation_is_applied(segmenter, scene, tmp_path):
   ("image", "expression", "instances", "message"),
   [
     ("nowhere.png", "red", None, r"image nowhere\.png: No such file"),
-    (b"text", "red", None, r"not an image of a known format"),
+    (b"text", "red", None, r"not an image in a known format"),
     (np.zeros((4, 4), np.uint8), "red", None, r"an array must be uint8 \[height, width, 3\]"),
     (None, " ", None, r"is empty; write what to look for"),
     (None, [], None, r"expression: the list is empty"),
@@ -148,7 +148,7 @@ def test_invalid_input_is_reported(segmenter, scene, image, expression, instance
 
 def test_an_image_without_a_name_is_not_found_by_name(segmenter, scene):
   annotations = as_coco(scene.instances.masks, "a.png", more_images=1)
-  with pytest.raises(InputError, match="found by its file name, and it has none"):
+  with pytest.raises(InputError, match="the image has no file name"):
     segmenter(scene.image, "red", annotations)
 
 

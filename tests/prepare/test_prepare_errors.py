@@ -71,7 +71,7 @@ _BROKEN = {
   _cut_photo: r"000000000102\.jpg cannot be decoded",
   _no_photo: r"no image named COCO_train2014_000000000102\.jpg",
   _wrong_size: r"detections\.json, image 102: invalid segmentation",
-  _strange_category: r"image 102 has category 3, which is not in the list of .*instances\.json",
+  _strange_category: r"image 102 has category 3, which is not in .*instances\.json",
   _not_annotated: r"detections\.json: no detection of image 102",
   _ground_truth_lacks_one: r"others\.json: no annotation of image 102",
   _ground_truth_of_no_category: r"annotation 1020 has category 3, .*not in the file's list",

@@ -52,7 +52,7 @@ def test_crowds_are_not_part_of_a_target(tmp_path):
   ref = _record(reader, "train", 100, layout.images).refs[0]
   assert (ref.ann_ids, int(ref.target.sum())) == ((1001,), 900)
   (line,) = reader.warnings()
-  assert "1 ref (ref 0) to crowds among others" in line
+  assert "1 ref (ref 0) with crowds" in line
 
 
 def test_a_ref_to_crowds_only_is_left_out_and_counted(tmp_path):

@@ -164,7 +164,7 @@ def test_custom_data_without_ids_finds_masks_by_the_names_of_its_images(tmp_path
   found = _instances(_source(tmp_path, f"results:{tmp_path}/r.json", "--allow_empty"))
   assert [len(found[name].masks) for name in ("a.png", "b.png")] == [0, 1]
   (tmp_path / "ids.json").write_text(json.dumps([rows[0] | {"image_id": 1}]))
-  with pytest.raises(InputError, match="needs image ids, but lines of mine have no image_id"):
+  with pytest.raises(InputError, match="needs image ids, but the lines of mine have no image_id"):
     _source(tmp_path, f"results:{tmp_path}/ids.json")
 
 

@@ -280,7 +280,7 @@ def _resize(path):
   [
     (pathlib.Path.unlink, r"No such file.*--images"),
     (_truncate, r"cannot be decoded"),
-    (_not_an_image, r"not an image of a known format"),
+    (_not_an_image, r"not an image in a known format"),
     (_resize, r"64 x 49 pixels, but its annotations are for 64 x 48"),
   ],
 )

@@ -183,8 +183,8 @@ def test_prepare_gives_it_a_name_and_says_what_it_left_out(tmp_path, capsys):
   printed = capsys.readouterr()
   assert "left out refs without sentences: 1 (ref 9)" in printed.err
   assert "left out empty sentences: 1 (ref 2)" in printed.err
-  assert "1 image leads to a file outside" in printed.err
-  assert f"000000000030.jpg to {elsewhere}" in printed.err
+  assert "1 image is outside the folder" in printed.err
+  assert f"000000000030.jpg -> {elsewhere}" in printed.err
   assert "is not the complete published" not in printed.err
   metadata = storage.read_metadata(str(tmp_path / "out"), "ref_zom_final") or {}
   assert metadata["counts"] == {"test": {"records": 2, "refs": 4, "expressions": 4}}
@@ -287,7 +287,7 @@ def test_masks_of_another_data_set_with_the_same_ids_are_refused(tmp_path):
   [
     (["refcoco"], r"'refcoco' is not one of .*; did you mean refcoco_unc\?"),
     (["refcocog"], r"did you mean refcocog_umd or refcocog_google\?"),
-    (["rrsisd_unc", "--refer_root", "R"], r"others are read by their path: .*refer:R/rrsisd:unc"),
+    (["rrsisd_unc", "--refer_root", "R"], r"give other data sets by path: .*refer:R/rrsisd:unc"),
     (["refcoco_google"], r"--dataset refer:FOLDER/refcoco:google"),
     (["refer:D:unc", "--refer_root", "R"], r"--refer_root cannot be used with --dataset refer:D"),
     (["refcoco_unc", "--name", "x"], r"--name cannot be used with --dataset refcoco_unc"),
@@ -303,10 +303,10 @@ def test_paths_that_mean_nothing_are_told_what_is_there(tmp_path):
   data = _two_objects(tmp_path)
   options = ["--images", str(tmp_path / "photos"), "--instances", "none", "--data_dir", "out"]
   for dataset, message in (
-    (f"refer:{data}", r"write refer:FOLDER:SPLITBY .*there is refs\(unc\)\.p"),
-    (f"refer:{data}:google", r"refs\(google\)\.p: no such file \(there is refs\(unc\)\.p\)"),
+    (f"refer:{data}", r"expected refer:FOLDER:SPLITBY .*found refs\(unc\)\.p"),
+    (f"refer:{data}:google", r"refs\(google\)\.p: no such file \(found refs\(unc\)\.p\)"),
     (f"refer:{tmp_path / 'none'}:unc", r"none: no such folder"),
-    (f"refer:{tmp_path / 'refcoco'}:unc", r"refcoco_unc is a data set of its own"),
+    (f"refer:{tmp_path / 'refcoco'}:unc", r"refcoco_unc is the name of a known data set"),
   ):
     with pytest.raises(InputError, match=message):
       prepare.main(["--dataset", dataset, *options])
@@ -330,7 +330,7 @@ def test_two_files_of_refs_are_said(tmp_path):
   data = _two_objects(tmp_path)
   (data / "refs(unc).json").write_text("[]")
   (line,) = open_data(data).warnings()
-  assert "refs(unc).json is there too; " in line and "refs(unc).p was read" in line
+  assert "refs(unc).json not read, since " in line and "refs(unc).p exists as well" in line
 
 
 def test_evaluate_knows_what_refcoco_is_called_here(tmp_path):

@@ -46,7 +46,7 @@ def test_refs_without_sentences_are_left_out_and_counted(tmp_path):
     ]
     assert actual.left_out == {
       "refs without sentences": [2, 4],
-      "refs with empty sentences only": [5],
+      "refs with only empty sentences": [5],
     }
 
 
@@ -189,7 +189,7 @@ def test_sentences_that_do_not_exist_are_refs_without_a_target(tmp_path):
     ({"ann_id": [-1], "no_target": False}, r"no_target is False, but ann_id is \[-1\]"),
     (
       {"no_target": False, "sentences": [{"raw": "cup", "exist": False}]},
-      r"no_target is False, but no sentence exists",
+      r"no_target is False, but `exist` is false for all sentences",
     ),
     ({"image_id": "one"}, r"ref 1: image_id is 'one', not an integer"),
     ({"split": "val(1)"}, r"ref 1: split 'val\(1\)'; it must be a name"),
@@ -198,7 +198,7 @@ def test_sentences_that_do_not_exist_are_refs_without_a_target(tmp_path):
     ({"sentences": {"raw": "cup"}}, r"ref 1: sentences is \{'raw': 'cup'\}, not a list"),
     ({"sentences": ["cup"]}, r"ref 1, sentence 0: expected a dict, got str"),
     ({"sentences": [{"raw": 3}]}, r"ref 1, sentence 0 .*: 3 is not a string"),
-    ({"sentences": [{"raw": "cup", "exist": "no"}]}, r"exist is 'no', neither true nor false"),
+    ({"sentences": [{"raw": "cup", "exist": "no"}]}, r"exist is 'no'; expected true or false"),
   ],
 )
 def test_a_ref_that_may_mean_two_things_is_named(tmp_path, fields, message):

@@ -200,7 +200,7 @@ def bitmap(pixels: Bool[np.ndarray, "h w"], left: int, top: int, size: Size | No
   height, width = pixels.shape
   if not (0 <= left <= size[1] - width and 0 <= top <= size[0] - height):
     raise ValueError(
-      f"a bitmap of {width} x {height} pixels at ({left}, {top}) in an image of "
+      f"the bitmap of {width} x {height} pixels at ({left}, {top}) extends beyond the image of "
       f"{size[1]} x {size[0]}"
     )
   mask = np.zeros(size, bool)
