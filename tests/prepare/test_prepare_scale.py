@@ -66,7 +66,7 @@ def test_the_same_command_in_another_process_writes_the_same_bytes(tmp_path):
 def test_an_error_in_a_worker_is_one_line(tmp_path):
   layout = make_layout(tmp_path)
   layout.image_path(2).write_bytes(b"no photo")
-  with pytest.raises(InputError, match=r"000000000102\.jpg is not an image of a known format"):
+  with pytest.raises(InputError, match=r"000000000102\.jpg is not an image in a known format"):
     prepare.main(layout.arguments(tmp_path / "data", "--workers", "2"))
   assert not (tmp_path / "data").exists()
 
