@@ -191,9 +191,7 @@ def from_bytes(data: bytes, where: str) -> dict[str, ImageSet]:
     names = [key.removesuffix(":contents") for key in arrays if key.endswith(":contents")]
     return {name: _from_arrays(arrays, name) for name in names}
   except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-    raise InputError(
-      f"{where}: not the hashes of images ({error}); is the file damaged?"
-    ) from error
+    raise InputError(f"{where}: not a file of image hashes ({error}); is it damaged?") from error
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> ImageSet:

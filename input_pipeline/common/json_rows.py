@@ -136,7 +136,7 @@ class _Splitter:
   def _check_between(self, text: bytes, expected: str) -> None:
     if text.strip() != expected.encode():
       if text.strip() in (b"", b","):
-        raise InputError(f"{self._name}: invalid JSON: a comma too many or too few")
+        raise InputError(f"{self._name}: invalid JSON: missing or extra comma")
       raise self._no_object()
 
   def _no_object(self) -> InputError:

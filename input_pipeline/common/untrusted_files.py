@@ -86,7 +86,7 @@ def open_text(
     head = file.read(4)
     file.seek(0)
     if head == b"PK\x03\x04":
-      raise InputError(f"{name}: a zip archive; unpack it and name the file in it")
+      raise InputError(f"{name}: a zip archive; unpack it and use the file inside")
     if head.startswith(b"\x1f\x8b"):
       chunks = _unpack(file, name, MAX_UNPACKED if max_bytes is None else max_bytes)
     elif (encoding := json.detect_encoding(head)).startswith("utf-8"):
@@ -126,7 +126,7 @@ def _unpack(file: io.BufferedReader, name: str, max_bytes: int) -> Iterator[byte
           raise InputError(f"{name}: exceeds the limit of {max_bytes:,} bytes when unpacked")
         yield data
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise InputError(f"{name}: the gzip file is damaged ({error}); is it complete?") from error
+    raise InputError(f"{name}: damaged gzip file ({error}); is it complete?") from error
 
 
 def _recode(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:

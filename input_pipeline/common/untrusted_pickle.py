@@ -89,7 +89,7 @@ def _way_out(name: str, error: Exception) -> str:
   if isinstance(error, _Refused) and _DATA_LIBRARIES.search(str(error)):
     json_name = os.path.splitext(os.path.basename(name))[0] + ".json"
     return (
-      f"If you saved it yourself, save it as {json_name} beside it, which is read as well: "
+      f"If you saved it yourself, save it as {json_name} beside it instead: "
       "json.dump(refs, file, default=lambda value: value.tolist())"
     )
   return "Download it again from a source in docs/guides/datasets.md"
@@ -132,7 +132,7 @@ class _Machine:
         return self.stack.pop()
       instruction = instructions[code]
       if instruction is None:
-        raise _Refused(f"it has the instruction {_OPCODES.get(code, hex(code))}")
+        raise _Refused(f"it contains the instruction {_OPCODES.get(code, hex(code))}")
       instruction(self)
     raise ValueError("it is truncated")
 
@@ -151,7 +151,7 @@ class _Machine:
   def line(self, limit: int | None = _MAX_NUMBER) -> bytes:
     end = self.data.find(b"\n", self.position)
     if end < 0 or (limit is not None and end - self.position > limit):
-      raise ValueError("a line does not end")
+      raise ValueError("unterminated line")
     line, self.position = self.data[self.position : end], end + 1
     return line
 
@@ -219,7 +219,7 @@ class _Machine:
 
   def last(self, count: int) -> None:
     if len(self.stack) < count:
-      raise ValueError("a tuple of too few items")
+      raise ValueError("a tuple has too few items")
     items = self.stack[-count:]
     del self.stack[-count:]
     self.container(items)
@@ -275,13 +275,13 @@ class _Machine:
   def reduce(self) -> None:
     args, name = self.stack.pop(), self.stack.pop()
     if not isinstance(name, _Name) or name.kind or type(args) is not list:
-      raise _Refused("it calls something")
+      raise _Refused("it contains a call")
     self.stack.append(_scalar(name.path, args, self.encoding))
 
   def build(self) -> None:
     state, dtype = self.stack.pop(), self.stack[-1]
     if not isinstance(dtype, _Name) or not dtype.kind or type(state) is not list:
-      raise _Refused("it sets the state of something")
+      raise _Refused("it sets the state of an object")
     order = state[1]
     if order not in ("<", ">", "|"):
       raise _Refused(f"it has the byte order {order!r:.20}")
@@ -320,10 +320,10 @@ def _check_value(value: Any, max_per_layer: int, has_names: bool) -> None:
     for items in layer:
       values = items.values() if isinstance(items, dict) else items
       if has_names and any(isinstance(item, _Name) for item in values):
-        raise _Refused("it holds a name of something that it does not call")
+        raise _Refused("it contains an unused reference to a function or class")
       inner += [item for item in values if isinstance(item, list | dict)]
       if len(inner) > max_per_layer:
-        raise ValueError("it repeats the same lists too often")
+        raise ValueError("it references the same lists too often")
     if not inner:
       return
     layer = inner

@@ -51,7 +51,7 @@ def read_children(data: bytes, name: str) -> Iterator[ElementTree.Element]:
       builder.data(characters)
 
   def refuse(*_: object) -> None:
-    raise InputError(f"{name}: XML with a document type (<!DOCTYPE ...>) is not read")
+    raise InputError(f"{name}: has a document type; remove <!DOCTYPE ...>")
 
   parser.StartElementHandler = start
   parser.EndElementHandler = end

@@ -68,7 +68,7 @@ class ImageTable:
         raise error from None
     first, *others = self._ids[name]
     if others:
-      raise InputError(f"{self._where}: images {first} and {others[0]} are both called {name}")
+      raise InputError(f"{self._where}: images {first} and {others[0]} are both named {name}")
     return first
 
   def agree(self, path: str, name: str, listed: str) -> bool:
@@ -101,15 +101,15 @@ class CocoAnnotations:
     self.path = path = source if isinstance(source, str) else "(given as a dict)"
     if isinstance(source, str) and not os.path.isfile(source):
       raise InputError(
-        f"COCO annotations {path}: no such file; docs/guides/datasets.md says where to get "
+        f"COCO annotations {path}: no such file; docs/guides/datasets.md lists sources of "
         "instances.json"
       )
     self._table: ImageTable | None = None
     try:
       if isinstance(source, str) and first_character(source) == "[":
         raise InputError(
-          f"{path}: a list, and not an object with `images` and `annotations`; the results of a "
-          f"detector are for --instances results:{path}"
+          f"{path}: a list, not an object with `images` and `annotations`; for a detector's "
+          f"results use --instances results:{path}"
         )
       self._rows = (
         RowIndex(source, _SECTIONS) if isinstance(source, str) else RowsInMemory(source, _SECTIONS)
@@ -155,8 +155,8 @@ class CocoAnnotations:
     if listed is None or same_image(path, listed) or self._images().agree(path, name, listed):
       return
     raise InputError(
-      f"COCO annotations {self.path}: image {image_id} is {listed} there, but {path} here; these "
-      "seem to be the annotations of another data set, whose ids mean other images"
+      f"COCO annotations {self.path}: image {image_id} is {listed} there, but {path} here; use the "
+      "annotations of this data set"
     )
 
   def _images(self) -> ImageTable:

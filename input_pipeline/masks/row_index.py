@@ -190,8 +190,8 @@ def _same_id(section: str, row_id: Id, rows: list[dict[str, Any]]) -> str:
   """Returns what to say of two rows with the same id."""
   names = [image_names.name_of_row(row) or f"a row of image {row.get('image_id')}" for row in rows]
   return (
-    f"`{section}` has two rows with the id {row_id!r} ({names[0]} and {names[1]}), so which one is "
-    "meant cannot be known; were several files joined without new ids?"
+    f"`{section}` has two rows with the id {row_id!r} ({names[0]} and {names[1]}); if files were "
+    "merged, renumber the ids"
   )
 
 
@@ -292,7 +292,7 @@ def _parse(
   except InputError:
     raise
   except RecursionError as error:
-    raise InputError(f"{where} has a row that is nested too deeply") from error
+    raise InputError(f"{where} has a row nested too deeply") from error
   except (ijson.JSONError, ValueError) as error:
     if not nan_as_null and shallow is not None and _NOT_FINITE.search(shallow.recent):
       raise _NotFinite from error
@@ -309,14 +309,14 @@ def _normal(row: Any, where: str) -> dict[str, Any]:
     InputError: it is not an object, or an id is neither a whole number nor text.
   """
   if not isinstance(row, dict):
-    raise InputError(f"{where} contains a {type(row).__name__}, expected an object")
+    raise InputError(f"{where}: expected an object, got {type(row).__name__}")
   for key in ("id", "image_id"):
     value = row.get(key)
     if value is None or type(value) is int:
       continue
     number = whole_number(value)
     if number is None and not (isinstance(value, str) and value):
-      raise InputError(f"{where} has the {key} {value!r:.60}; ids must be integers or text")
+      raise InputError(f"{where}: {key} is {value!r:.60}; it must be an integer or text")
     row = row | {key: value if number is None else number}
   return row
 

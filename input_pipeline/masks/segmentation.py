@@ -109,10 +109,10 @@ def read_segmentation(value: Any, height: int, width: int) -> Segmentation:
   if isinstance(value, Mapping):
     value = [value]
   if value is None or (isinstance(value, list | tuple) and not value):
-    raise EmptySegmentation("there is no segmentation; a box is not enough")
+    raise EmptySegmentation("no segmentation; a box is not enough")
   if not isinstance(value, list | tuple):
     raise SegmentationError(
-      f"a segmentation is a list of polygons or run lengths, not {type(value).__name__}"
+      f"expected a list of polygons or run lengths, got {type(value).__name__}"
     )
   try:
     return _read_parts(_parts_of(value), height, width)
@@ -189,11 +189,11 @@ def _read_parts(values: list[Any], height: int, width: int) -> Segmentation:
     parts.append({"polygons": [polygon]})
     arrays.append(numbers)
   if not parts:
-    raise EmptySegmentation("no part has three points or more, so it encloses nothing")
+    raise EmptySegmentation("no part has three or more points")
   if len(arrays) == len(parts) and _are_shares(arrays, height, width):
     raise SegmentationError(
-      "all coordinates are between 0 and 1; are these shares of the sides? Pixels are needed: "
-      "multiply x by the width and y by the height"
+      "all coordinates are between 0 and 1; if they are fractions of the sides, multiply x by the "
+      "width and y by the height"
     )
   return Segmentation(tuple(parts), tuple(notes), height, width)
 
@@ -234,12 +234,12 @@ def _check_polygon(polygon: list[Any], height: int, width: int) -> Float64[np.nd
     raise _runs_in_place(polygon, height, width)
   if odd:
     raise SegmentationError(
-      f"a polygon has x and y for each point, but {polygon!r:.40} has {len(polygon)} numbers"
+      f"a polygon needs x and y for each point, but {polygon!r:.40} has {len(polygon)} numbers"
     )
   if outside:
     x, y = numbers[::2], numbers[1::2]
     raise OutsideImage(
-      f"a polygon reaches from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}), but the "
+      f"a polygon extends from ({x.min():g}, {y.min():g}) to ({x.max():g}, {y.max():g}), but the "
       f"image is {width} x {height}; is it for the image at another size?"
     )
   return numbers.astype(np.float64)
@@ -254,8 +254,8 @@ def _check_short(polygon: list[Any], height: int, width: int) -> None:
 
 def _runs_in_place(polygon: list[Any], height: int, width: int) -> SegmentationError:
   return SegmentationError(
-    f"{polygon!r:.40} looks like run lengths, which add up to {width} x {height}, in a polygon's "
-    f'place; write {{"size": [{height}, {width}], "counts": [...]}}'
+    f"{polygon!r:.40} looks like run lengths (their sum is {width} x {height}) instead of a "
+    f'polygon; write {{"size": [{height}, {width}], "counts": [...]}}'
   )
 
 
@@ -284,11 +284,11 @@ def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dic
   """Returns run lengths that are safe to decode for that size: `size` and `counts` alone."""
   missing = {"size", "counts"} - segmentation.keys()
   if missing:
-    raise SegmentationError(f"run lengths have `size` and `counts`; {min(missing)} is missing")
+    raise SegmentationError(f"run lengths need `size` and `counts`; {min(missing)} is missing")
   size, counts = segmentation["size"], segmentation["counts"]
   if not isinstance(size, list | tuple) or list(size) != [height, width]:
     swapped = isinstance(size, list | tuple) and list(size) == [width, height]
-    hint = "; `size` is [height, width]: are they swapped, or is the image turned?"
+    hint = "; `size` must be [height, width]; are they swapped, or is the image rotated?"
     raise OtherSize(
       f"run lengths have size {size!r:.60}, but the image has {[height, width]} (height, width)"
       f"{hint if swapped else ''}"
@@ -318,7 +318,7 @@ def _bytes_in(text: str) -> bytes:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError) as error:
     raise SegmentationError(
-      f"run lengths {text!r:.40} are the text of Python's bytes; write counts.decode()"
+      f"run lengths {text!r:.40} are the string form of Python bytes; write counts.decode()"
     ) from error
 
 

@@ -196,7 +196,7 @@ class Annotations:
     removed = {own for own, number in self.coco_ids.items() if number in coco_ids}
     if len(removed) == len(self.coco_ids):
       raise InputError(
-        f"--annotations {self._path}: every image would be removed; is this the right file?"
+        f"--annotations {self._path}: all images would be removed; is this the right file?"
       )
     with atomic_files.whole_file(out) as temporary, open(temporary, "wb") as file:
       counts = self._copy(removed, file)
@@ -205,7 +205,7 @@ class Annotations:
     if not removed:
       print(
         f"warning: --annotations {self._path}: none of its {len(self.coco_ids):,} images is in an "
-        "evaluation split, neither by COCO's number in its name nor by its id; were they renamed?",
+        "evaluation split, judging by names and ids; were the images renamed?",
         file=sys.stderr,
       )
     return counts
@@ -245,7 +245,7 @@ class Annotations:
   def _refusal(self, error: Exception) -> InputError:
     return InputError(
       f"--annotations {self._path}: not a COCO instances file ({type(error).__name__}: {error}); "
-      "it needs `images` with their id and `annotations` with their image_id, both whole numbers"
+      "it needs `images` with `id` and `annotations` with `image_id`, both integers"
     )
 
 

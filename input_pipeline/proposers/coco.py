@@ -13,8 +13,8 @@ from input_pipeline.masks.row_index import Id
 from input_pipeline.masks.segmentation import EmptySegmentation
 from input_pipeline.proposers.registry import UnknownImage
 
-CROWD = "crowd of COCO left out"
-NOT_A_CROWD = "annotation with iscrowd kept, since it is none of COCO's own crowds"
+CROWD = "COCO crowd left out"
+NOT_A_CROWD = "annotation with iscrowd kept, since it is not one of COCO's crowds"
 NO_MASK = "annotation without a mask left out"
 
 
@@ -112,8 +112,8 @@ class CocoProposer:
     hint = "was the image resized?"
     if expected == (width, height):
       hint = (
-        "the sides are swapped: if EXIF turns the image, the annotations are for its pixels as "
-        "they are stored; remove the orientation from the file, or annotate it as it is seen"
+        "the sides are swapped: if EXIF rotates the image, the annotations are for the stored "
+        "pixels; remove the orientation from the file, or annotate the upright image"
       )
     raise InputError(
       f"COCO annotations {self._annotations.path}: image {image_id} is {expected[1]} x "

@@ -125,7 +125,7 @@ def of_proposer(proposer: Any, declared: TrainedOn | None) -> TrainedOn:
     )
   if declared is not None and declared.image_ids is not None and own == "nothing":
     print(
-      f"warning: --trained_on {declared.text}: not used, since these instances are not from a "
+      f"warning: --trained_on {declared.text}: ignored, since these instances are not from a "
       "detector",
       file=sys.stderr,
     )
@@ -170,14 +170,14 @@ def check(
 
 def _warn_unknown(of_coco: int, images: int) -> str:
   if images and not of_coco:
-    return f"what the instance masks were learned from is unknown; {_DECLARE}"
+    return f"the training data of the instance masks is unknown; {_DECLARE}"
   scope = (
-    "these very images (COCO train2014)"
+    "exactly these images (COCO train2014)"
     if of_coco == images
     else f"COCO, which contains {of_coco:,} of its images"
   )
   return (
-    "what the detector behind the instance masks was trained on is unknown, and stock detectors "
+    "the training data of the detector behind the instance masks is unknown, and stock detectors "
     f"were trained on {scope}; {_DECLARE}"
   )
 
@@ -279,12 +279,12 @@ def of_model(
   """
   if trained_on is None or images is None:
     unknown = (
-      "the images that this model was trained on are not recorded in it"
+      "the model does not record its training images"
       if trained_on is None
-      else "hashes of the images are not among the records; prepare them again with --overwrite"
+      else "the records have no hashes of the images; prepare them again with --overwrite"
     )
     finding = {"images": None, "seen": None, "similar": None, "from": []}
-    warning = f"whether the model has seen these images is unknown: {unknown}"
+    warning = f"the model may have seen these images: {unknown}"
   else:
     finding = image_hashes.find_seen(trained_on, images)
     warning = _warn_seen(finding)
@@ -303,7 +303,7 @@ def _warn_seen(finding: Mapping[str, Any]) -> str | None:
   )
   return (
     f"{' and '.join(counts)} the training data of this model ({', '.join(finding['from'])}); train "
-    "without them, or do not compare these metrics with those of models that have not seen them"
+    "without them, or do not compare these metrics with those of models trained without them"
   )
 
 
@@ -384,8 +384,8 @@ class CocoImages:
         number = own
       if found.setdefault(own, number) != number:
         raise InputError(
-          f"{self._path}: image id {own} is that of two images, of COCO {found[own]} and {number}; "
-          "give the images of joined files new ids"
+          f"{self._path}: image id {own} is used for two images, COCO {found[own]} and {number}; "
+          "if files were merged, renumber the ids"
         )
     return found
 
@@ -407,15 +407,15 @@ class CocoImages:
     if self._renumbered:
       own, name = next(iter(self._renumbered.items()))
       yield (
-        f"{self._path}: {len(self._renumbered):,} of {total} have an id that is not COCO's ({own} "
-        f"is {name}); COCO's number in the name counts"
+        f"{self._path}: {len(self._renumbered):,} of {total} have an id other than COCO's ({own} "
+        f"is {name}); the COCO number in the name is used"
       )
     if others := [*self._others.values(), *self._other_names]:
       yield f"{self._path}: {len(others):,} of {total} " + (
-        f"do not have a name of COCO's ({others[0]}) and count as other images"
+        f"do not have a COCO name ({others[0]}) and are not counted as COCO images"
         if self._has_names()
-        else f"have names that are not COCO's ({others[0]}); their ids are taken for COCO's. If no "
-        "image is COCO's, declare `--trained_on other`"
+        else f"do not have a COCO name ({others[0]}); their ids are read as COCO ids. If no image "
+        "is from COCO, declare `--trained_on other`"
       )
 
   def _has_names(self) -> bool:

@@ -150,8 +150,8 @@ def check_images(
     other = found.setdefault(entry, path)
     if other != path:
       raise InputError(
-        f"{other} and {path} have the same masks, those of image {entry}: their names do not tell "
-        "them apart; rename one, or give masks for each"
+        f"{other} and {path} both match image {entry} and would get the same masks; rename one, or "
+        "provide masks for each"
       )
   if any_known and errors and not found and not getattr(proposer.proposer, "is_empty", False):
     raise InputError(f"no masks for any of the {len(errors):,} images; {errors[0]}")
@@ -176,9 +176,9 @@ def check_turn(proposer: SelectingProposer, path: str) -> None:
     orientation, (width, height) = preprocess.read_orientation(image), image.size
   if orientation in (2, 3, 4) or (orientation > 4 and width == height):
     raise InputError(
-      f"image {path}: EXIF turns it (orientation {orientation}), and its size does not tell "
-      "whether the masks are for the pixels as they are stored or as they are seen; remove the "
-      "orientation in the first case, save the image upright in the second"
+      f"image {path}: EXIF rotates it (orientation {orientation}), and its size does not tell "
+      "whether the masks are for the stored or the upright pixels; remove the orientation if they "
+      "are for the stored ones, save the image upright if not"
     )
 
 

@@ -20,7 +20,7 @@ from input_pipeline.masks.row_index import Id, RowIndex, first_character
 from input_pipeline.masks.segmentation import EmptySegmentation, Segmentation, read_segmentation
 from input_pipeline.proposers.registry import UnknownImage
 
-CATEGORY_0 = "category 0 taken for none; are the categories counted from 0?"
+CATEGORY_0 = "category 0 read as no category; do the categories start at 0?"
 NO_MASK = "detection with an empty mask left out"
 
 # Scores are stored as float32.
@@ -52,7 +52,7 @@ class ResultsProposer:
         other, _ = self._entries.setdefault(file.entry(image_id), (file, image_id))
         if other is not file:
           raise InputError(
-            f"{file.path}: image {image_id} is also in {other.path}; use files that do not share "
+            f"{file.path}: image {image_id} is also in {other.path}; use files without common "
             "images"
           )
 
@@ -84,13 +84,13 @@ class ResultsProposer:
     found = [i for file in self._files if (i := file.find_by_name(path, name)) is not None]
     if len(found) > 1:
       raise InputError(
-        f"{self._paths()}: {path} is in several files; use files that do not share images"
+        f"{self._paths()}: {path} is in several files; use files without common images"
       )
     if found:
       return found[0]
     number = image_id if image_id is not None else _number_at_end(path)
     if number is None and self.needs_ids:
-      raise InputError(f"--instances results: {path} does not end with an image id")
+      raise InputError(f"--instances results: the name {path} does not end with an image id")
     if number is None or number not in self._entries:
       known = f"image {number}" if self.needs_ids else os.path.basename(path)
       raise UnknownImage(
@@ -127,8 +127,8 @@ class ResultsProposer:
     rows = file.rows(image_id)
     if all(row.get("segmentation") is None for row in rows):
       raise InputError(
-        f"{where}: rows without a segmentation; boxes are not enough, export the detector's masks "
-        "(segm results)"
+        f"{where}: no row has a segmentation, and boxes are not enough; export the detector's "
+        "masks (segm results)"
       )
     for row in rows:
       score, category = _score(row, where), category_of(row, where)
@@ -166,7 +166,7 @@ class _ResultsFile:
     self.image_ids = self._index.image_ids("results")
     if count := self._index.without_image("results"):
       raise InputError(
-        f"{path}: {counted(count, 'row')} without an image_id; a detection names its image"
+        f"{path}: {counted(count, 'row')} without image_id, which every detection needs"
       )
     # The ids of a file that lists its images are its own.
     names = list(self._listed()) or list(self._named_by_id())

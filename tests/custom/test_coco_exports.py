@@ -111,7 +111,7 @@ def test_every_dialect_of_a_segmentation_gives_its_pixels(segmentation, polygons
     ([[5, 5, 5, 5, 5, 5]], "mask covers no pixel"),
     ([[2, 3, 12, 3, None, 13]], "not a list of numbers"),
     (runs_of(np.zeros((HEIGHT, WIDTH), bool)), "mask covers no pixel"),
-    ("polygon", "a segmentation is a list"),
+    ("polygon", "expected a list of polygons"),
   ],
 )
 def test_an_invalid_segmentation_is_left_out_with_its_reason_and_its_annotation(

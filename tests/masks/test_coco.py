@@ -71,7 +71,7 @@ def test_a_file_is_read_in_any_encoding(tmp_path, encode):
 @pytest.mark.parametrize(
   ("data", "message"),
   [
-    (gzip.compress(b'{"images": []}' * 9)[:-9], "the gzip file is damaged"),
+    (gzip.compress(b'{"images": []}' * 9)[:-9], "damaged gzip file"),
     (b"PK\3\4....", "a zip archive; unpack it"),
     ("{}".encode("utf-16")[:-1], "invalid utf-16"),
     (b"\xff\xfe\0\xd8", "invalid utf-16"),
@@ -122,7 +122,7 @@ def test_ids_that_are_text_find_their_rows(open_coco):
 
 @pytest.mark.parametrize("value", [1.5, True, [], {}, "", 1e300])
 def test_ids_of_other_kinds_are_refused(open_coco, value):
-  with pytest.raises(InputError, match="ids must be integers or text"):
+  with pytest.raises(InputError, match="it must be an integer or text"):
     open_coco(content(annotations=[annotation(value)]))
 
 
@@ -178,7 +178,7 @@ def test_folders_of_another_computer_do_not_matter_where_names_are_unique(open_c
 
 def test_one_name_of_two_ids_is_told(open_coco):
   coco = open_coco(content([image(1, "a.jpg"), image(2, "a.jpg")]))
-  with pytest.raises(InputError, match=r"images 1 and 2 are both called a\.jpg"):
+  with pytest.raises(InputError, match=r"images 1 and 2 are both named a\.jpg"):
     coco.find_image("a.jpg")
 
 
@@ -314,9 +314,9 @@ def test_crowds_are_cocos_own(open_coco, image_id, name, segmentation, iscrowd, 
   )[0]
   assert len(instances.masks) == (not is_crowd)
   if is_crowd:
-    assert instances.notes == ("crowd of COCO left out",)
+    assert instances.notes == ("COCO crowd left out",)
   else:
-    kept = ("annotation with iscrowd kept, since it is none of COCO's own crowds",)
+    kept = ("annotation with iscrowd kept, since it is not one of COCO's crowds",)
     assert instances.notes == (kept if iscrowd in (1, "1") else ())
 
 

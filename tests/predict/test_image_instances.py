@@ -94,7 +94,7 @@ def test_masks_of_a_turned_photo_are_for_the_pixels_that_are_seen_or_refused(
     (mask,) = ImageInstances().find(spec, pixels, path)
     np.testing.assert_array_equal(mask, pixels[..., 0] > 0)
   else:
-    with pytest.raises(InputError, match=r"EXIF turns .*stored or as they|sides are swapped"):
+    with pytest.raises(InputError, match=r"EXIF rotates .*stored or the|sides are swapped"):
       ImageInstances().find(spec, pixels, path)
 
 

@@ -232,7 +232,7 @@ def test_images_numbered_anew_are_removed_by_their_names(inputs, key, name):
   assert set(coco.getImgIds()) == {numbers[image_id] for image_id in CLEAN}
   assert {row["image_id"] for row in coco.dataset["annotations"]} <= set(coco.getImgIds())
   (line,) = warnings
-  assert "6 of 6 images have an id that is not COCO's" in line
+  assert "6 of 6 images have an id other than COCO's" in line
 
 
 def test_every_copy_of_an_evaluation_image_is_removed(inputs):
@@ -260,7 +260,7 @@ def test_two_images_of_one_id_are_refused(inputs):
   for number in (5, 6):
     inputs.content["images"].append({"id": 901, "file_name": f"{number:012}.jpg"})
   inputs.write()
-  with pytest.raises(InputError, match=r"image id 901 is that of two images"):
+  with pytest.raises(InputError, match=r"image id 901 is used for two images"):
     inputs.run()
   assert not inputs.out.exists()
 
@@ -325,7 +325,7 @@ _DAMAGES = {
   ),
   "a list is cut": (_exclude(b"[1,"), r"more\.json: not a list of images"),
   "a list is not there": (lambda inputs: None, r"more\.json: No such file"),
-  "nothing is left": (_all_evaluated, r"every image would be removed"),
+  "nothing is left": (_all_evaluated, r"all images would be removed"),
 }
 
 

@@ -82,10 +82,10 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
   [
     ({"images": [], "annotations": []}, "no detections"),
     ({"detection": [_row()]}, "no detections"),
-    ([_row(), {"image": "a.jpg"}, _row(None)], "2 rows without an image_id"),
-    ([[1, 2]], "results contains a list, expected an object"),
+    ([_row(), {"image": "a.jpg"}, _row(None)], "2 rows without image_id"),
+    ([[1, 2]], "results: expected an object, got list"),
     ([_row(1.5)], "ids must be integers"),
-    ([_row(segmentation=None)], "image 1: rows without a segmentation; boxes are not enough"),
+    ([_row(segmentation=None)], "image 1: no row has a segmentation, and boxes are not enough"),
     ([_row(segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "image 1: invalid segmentation"),
     ([_row(segmentation={"size": [5, 5], "counts": [25]})], "image 1: invalid .*resized"),
     ([_row(score=None)], "image 1: invalid score None"),
@@ -247,7 +247,7 @@ def test_what_is_left_out_of_detections_or_guessed_is_noted(tmp_path):
     "detection with an empty mask left out": 3,
     "part with fewer than three points left out": 1,
     "polygon beyond the border clipped": 1,
-    "category 0 taken for none; are the categories counted from 0?": 1,
+    "category 0 read as no category; do the categories start at 0?": 1,
   }
 
 

@@ -93,7 +93,7 @@ def test_what_is_left_out_of_masks_is_counted(tmp_path):
   layout.write()
   found, notes = _made(layout, f"coco:{layout.instances_path}")
   assert notes == {
-    "instances: crowd of COCO left out": 4,
+    "instances: COCO crowd left out": 4,
     "instances: annotation without a mask left out": 1,
     "instances: part with fewer than three points left out": 1,
     "instances: polygon beyond the border clipped": 1,
@@ -212,7 +212,7 @@ def test_a_turned_photo_whose_size_does_not_tell_is_refused(tmp_path, orientatio
   if known:
     assert _instances(source)["a.jpg"].masks[0, 3:13, 2:12].all()
   else:
-    with pytest.raises(InputError, match=r"a\.jpg: EXIF turns it .*stored or as they are seen"):
+    with pytest.raises(InputError, match=r"a\.jpg: EXIF rotates it .*stored or the upright"):
       _instances(source)
 
 
