@@ -11,7 +11,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import ImageFolder, ImageNotFound, same_spelling
 from input_pipeline.common.terminal import counted
 from input_pipeline.custom import image_files
-from input_pipeline.custom.converters.collect import Export, Region
+from input_pipeline.custom.converters.collect import Export, Region, size_of_runs
 from input_pipeline.custom.image_files import Header
 from input_pipeline.custom.schema import LineError, Mask
 from input_pipeline.masks.segmentation import Segmentation, encode_segmentation, read_segmentation
@@ -138,7 +138,7 @@ def _fit(region: Region, header: Header, fit: Fit, export: Export) -> Region:
   upright = region.upright if fit.exif is None else fit.exif == UPRIGHT
   if header.orientation == 1:
     upright = True
-  declared = region.size or _size_in(mask)
+  declared = region.size or size_of_runs(mask.get("rle"))
   expected = header.stored_size if upright is False else header.size
   size = declared or expected
   if size != expected and not (fit.rescale and _is_scaled(size, expected)):
@@ -155,14 +155,6 @@ def _fit(region: Region, header: Header, fit: Fit, export: Export) -> Region:
     mask = _turned(mask, expected, header.orientation)
     export.note("mask rotated with the image as in its EXIF data", region.image)
   return dataclasses.replace(region, mask=mask)
-
-
-def _size_in(mask: Mask) -> tuple[int, int] | None:
-  """Returns the height and width declared by run lengths."""
-  size = mask["rle"].get("size") if isinstance(mask.get("rle"), dict) else None
-  if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
-    return size[0], size[1]
-  return None
 
 
 def _is_scaled(size: tuple[int, int], other: tuple[int, int]) -> bool:

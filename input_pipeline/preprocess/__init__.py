@@ -18,7 +18,7 @@ from .images import (
   resize_image,
 )
 from .masks import check_instances, mask_from_logits, nearest_indices, read_masks, resize_planes
-from .text import empty_text, exchange_left_right, normalise_text
+from .text import empty_text, exchange_left_right, is_expression, normalise_text
 
 __all__ = [
   "EXTENSIONS",
@@ -30,6 +30,7 @@ __all__ = [
   "decode_image",
   "empty_text",
   "exchange_left_right",
+  "is_expression",
   "mask_from_logits",
   "nearest_indices",
   "normalise_text",

@@ -50,6 +50,15 @@ def normalise_text(text: str) -> str:
   return normal
 
 
+def is_expression(text: str) -> bool:
+  """Returns whether a text is not empty after normalisation."""
+  try:
+    normalise_text(text)
+  except InputError:
+    return False
+  return True
+
+
 def empty_text(text: str) -> InputError:
   """Returns the error for an expression without a visible character."""
   return InputError(

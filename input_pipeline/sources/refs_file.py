@@ -235,7 +235,7 @@ def _expression(where: str, fields: Any) -> str:
         f"{where} (sent_id {reprlib.repr(fields.get('sent_id'))}): {reprlib.repr(text)} is not a "
         "string; correct it or remove it from the file"
       )
-    if text and _has_words(text):
+    if text and preprocess.is_expression(text):
       return text
   return ""
 
@@ -246,14 +246,6 @@ def _exists(where: str, fields: dict[str, Any]) -> bool:
   if exists not in (False, True):
     raise InputError(f"{where}: exist is {reprlib.repr(exists)}; expected true or false")
   return bool(exists)
-
-
-def _has_words(text: str) -> bool:
-  try:
-    preprocess.normalise_text(text)
-  except InputError:
-    return False
-  return True
 
 
 def _id(where: str, key: str, value: Any) -> Id:

@@ -13,7 +13,7 @@ from typing import Any
 
 from input_pipeline.common import image_names
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import archive, mdetr
+from input_pipeline.custom.converters import export_files, mdetr
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
   NEEDS_BOXES,
@@ -26,6 +26,7 @@ from input_pipeline.custom.converters.collect import (
   id_in,
   read_mask,
   rows_in,
+  size_of_runs,
   texts_under,
 )
 from input_pipeline.custom.schema import Mask
@@ -48,7 +49,7 @@ def read(path: str, options: Options) -> Export:
     InputError: it is not a COCO file, an id is ambiguous, or no annotation has an expression.
   """
   export = Export()
-  return read_content(archive.load(path, export), path, options, export)
+  return read_content(export_files.load_json(path, export), path, options, export)
 
 
 def read_content(
@@ -160,7 +161,7 @@ class _File:
     name = image_names.name_of_row(image)
     if name is None:
       return self.export.skip("annotation of an image without a file name", place)
-    size = _size(image) or _size_of_runs(row.get("segmentation"))
+    size = _size(image) or size_of_runs(row.get("segmentation"))
     texts = self._texts(row, place)
     mask = self._mask(row, size, place)
     if mask is None:
@@ -215,15 +216,6 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
   height, width = id_in(image, "height"), id_in(image, "width")
   if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
     return height, width
-  return None
-
-
-def _size_of_runs(segmentation: Any) -> tuple[int, int] | None:
-  parts = segmentation if isinstance(segmentation, list) else [segmentation]
-  for part in parts:
-    size = part.get("size") if isinstance(part, dict) else None
-    if isinstance(size, list) and len(size) == 2 and all(type(x) is int and x > 0 for x in size):
-      return size[0], size[1]
   return None
 
 

@@ -45,6 +45,10 @@ _SPLIT_NAMES = {name.lower(): name for name in ("train", "val", "test", "testA",
 _SPLIT_NAMES |= {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
 
 
+class LeftOut(Exception):
+  """The reason why an expression, an object or a region is left out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Region:
   """An annotated region of an image."""
@@ -88,7 +92,7 @@ class Export:
 
   def lose(self, image: str, texts: Iterable[str]) -> None:
     """Records the expressions of a region that is left out; see `drop_incomplete`."""
-    normalised = map(preprocess.normalise_text, filter(is_expression, texts))
+    normalised = map(preprocess.normalise_text, filter(preprocess.is_expression, texts))
     self.lost.setdefault(image, set()).update(normalised)
 
   def drop_incomplete(self) -> None:
@@ -101,7 +105,7 @@ class Export:
       kept = [
         text
         for text in region.texts
-        if not is_expression(text) or preprocess.normalise_text(text) not in lost
+        if not preprocess.is_expression(text) or preprocess.normalise_text(text) not in lost
       ]
       if len(kept) < len(region.texts):
         self.skip("expression of an incomplete target (a region was left out)", region.image)
@@ -243,6 +247,16 @@ def box_in(value: Any) -> tuple[float, float, float, float] | None:
   return (x, y, width, height) if width > 0 and height > 0 else None
 
 
+def size_of_runs(segmentation: Any) -> tuple[int, int] | None:
+  """Returns the height and width declared by run lengths; None without run lengths."""
+  parts = segmentation if isinstance(segmentation, list) else [segmentation]
+  for part in parts:
+    size = part.get("size") if isinstance(part, dict) else None
+    if isinstance(size, list) and len(size) == 2 and all(type(x) is int and x > 0 for x in size):
+      return size[0], size[1]
+  return None
+
+
 def masks_in(value: Any, height: int, width: int) -> tuple[list[Mask], tuple[str, ...]]:
   """Reads a COCO segmentation.
 
@@ -324,12 +338,12 @@ def _group_expressions(regions: Sequence[Region]) -> Iterator[tuple[tuple[int, .
   without_ref = refs.pop(None, [])
   for members in refs.values():
     # Duplicates are kept, as in the data set.
-    if texts := [text for text in regions[members[0]].texts if is_expression(text)]:
+    if texts := [text for text in regions[members[0]].texts if preprocess.is_expression(text)]:
       yield tuple(members), texts
   referents: dict[str, list[int]] = {}
   spelling: dict[str, str] = {}
   for number in without_ref:
-    for text in filter(is_expression, regions[number].texts):
+    for text in filter(preprocess.is_expression, regions[number].texts):
       normalised = preprocess.normalise_text(text)
       spelling.setdefault(normalised, text)
       if number not in referents.setdefault(normalised, []):
@@ -338,15 +352,6 @@ def _group_expressions(regions: Sequence[Region]) -> Iterator[tuple[tuple[int, .
   for normalised, numbers in referents.items():
     groups.setdefault(tuple(numbers), []).append(spelling[normalised])
   yield from groups.items()
-
-
-def is_expression(text: str) -> bool:
-  """Returns whether a text is not empty after normalisation."""
-  try:
-    preprocess.normalise_text(text)
-  except InputError:
-    return False
-  return True
 
 
 def split_of(path: str, splits: Mapping[str, float]) -> str:

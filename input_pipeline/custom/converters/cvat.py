@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.common import untrusted_xml
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import archive, coco, export_files, geometry
+from input_pipeline.custom.converters import coco, export_files, geometry
 from input_pipeline.custom.converters.collect import NEEDS_BOXES, Export, Options, split_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
@@ -38,7 +38,7 @@ def read(path: str, options: Options) -> Export:
   gatherer = Gatherer(path, options)
   found = False
   with export_files.ExportFiles(path) as files:
-    archive.note_images(files, gatherer.export)
+    export_files.note_images(files, gatherer.export)
     for name in files.names:
       data = files.read(name) if name.lower().endswith(".xml") or files.whole else b""
       if not is_xml(data):

@@ -54,7 +54,7 @@ class Written(NamedTuple):
   """An image in the folder."""
 
   path: str
-  """Relative to the folder."""
+  """Relative to the folder of the lines, which contains that of the images."""
   size: tuple[int, int]
   """Height and width after the EXIF rotation."""
   turned: bool
@@ -142,7 +142,7 @@ class EmbeddedImages:
       reason = atomic_files.describe_error(error, self.folder, len(data))
       raise InputError(f"{self.folder}/{path} cannot be written: {reason}") from error
     self._paths.add(path.casefold())
-    return Written(path, size, turned)
+    return Written(f"{os.path.basename(self.folder)}/{path}", size, turned)
 
 
 _KNOWN = {extension for extensions in _EXTENSIONS.values() for extension in extensions}

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
+from input_pipeline.custom.converters.collect import Export
 
 MAX_BYTES = 1 << 30
 """Per file, after unpacking."""
 MAX_FILES = 2_000_000
+# Number of JSON files listed in a message.
+_LISTED = 4
 _ZIP = b"PK\x03\x04"
 _EMPTY_ZIP = b"PK\x05\x06"
 
@@ -126,6 +130,36 @@ class ExportFiles:
     """Closes the zip."""
     if self._zip is not None:
       self._zip.close()
+
+
+def load_json(path: str, export: Export) -> Any:
+  """Parses the JSON of an export; NaN, as written by pandas for missing values, becomes None.
+
+  Args:
+    path: of a JSON file, or of a zip or folder with one JSON file.
+    export: notes images in a zip, which are not read.
+
+  Raises:
+    InputError: it cannot be read, or does not have exactly one JSON file.
+  """
+  with ExportFiles(path) as files:
+    if files.whole:
+      return files.read_json(files.names[0])
+    found = [name for name in files.names if name.lower().endswith(".json")]
+    if len(found) != 1:
+      few = ", ".join(found[:_LISTED]) + ", ..." * (len(found) > _LISTED)
+      unpack = "unpack it and " if files.zipped else ""
+      several = f"{len(found)} JSON files ({few}); {unpack}name one, or all splits of one data set"
+      raise InputError(f"{path}: contains {several if found else 'no JSON file'}")
+    note_images(files, export)
+    return files.read_json(found[0])
+
+
+def note_images(files: ExportFiles, export: Export) -> None:
+  """Notes images in a zip, which are not read."""
+  images = sum(name.lower().endswith(preprocess.EXTENSIONS) for name in files.names)
+  if images and files.zipped:
+    export.noted["images in the zip are not read; unpack it and set --images"] = images
 
 
 def is_zip(path: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import AmbiguousImage, ImageFolder, ImageNames, ImageNotFound
-from input_pipeline.custom.converters import archive, geometry
+from input_pipeline.custom.converters import export_files, geometry
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
   Export,
@@ -104,7 +104,7 @@ class Gatherer:
     """
     found = False
     with ExportFiles(self._path) as files:
-      archive.note_images(files, self.export)
+      export_files.note_images(files, self.export)
       for name in files.names:
         if not files.whole and not name.lower().endswith(".json"):
           continue

@@ -15,12 +15,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import archive, coco, geometry
+from input_pipeline.custom.converters import coco, export_files, geometry
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
   NEEDS_BOXES,
   TEXT_KEYS,
   Export,
+  LeftOut,
   Options,
   Region,
   plain_key,
@@ -52,10 +53,6 @@ _THUMBNAIL = re.compile("thumb|preview", re.IGNORECASE)
 _UNREADABLE = (".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd")
 
 
-class _Unread(Exception):
-  """The reason why a region is left out."""
-
-
 def read(path: str, options: Options) -> Export:
   """Reads an export.
 
@@ -67,7 +64,7 @@ def read(path: str, options: Options) -> Export:
     InputError: the file is neither, is ambiguous, or no region has an expression.
   """
   export = Export()
-  return read_content(archive.load(path, export), path, options, export)
+  return read_content(export_files.load_json(path, export), path, options, export)
 
 
 def read_content(content: Any, path: str, options: Options, export: Export) -> Export:
@@ -224,7 +221,7 @@ def _read_group(group: _Group, options: Options, path: str, export: Export) -> N
     mask, size = _read_mask(group, options, export)
   except InputError:
     raise
-  except (_Unread, ValueError) as error:
+  except (LeftOut, ValueError) as error:
     export.skip(str(error), group.place)
   texts = texts_under([fields], options, export, group.place)
   if mask is None:
@@ -244,10 +241,10 @@ def _read_mask(
   """Returns the mask of a region (None if it is left out) and the image's height and width."""
   masks = [read_shape(row) for row in group.shapes]
   if any(other != masks[0] for other in masks):
-    raise _Unread("different shapes with the same id")
+    raise LeftOut("different shapes with the same id")
   kind, size = kind_of(group.shapes[0]), size_of(group.shapes[0])
   if kind == "rectangle" and not options.boxes:
-    raise _Unread(NEEDS_BOXES)
+    raise LeftOut(NEEDS_BOXES)
   shape = geometry.clip(masks[0], size) if kind in CONVEX else masks[0]
   if shape != masks[0]:
     export.note(CLIPPED, group.place)
@@ -269,8 +266,8 @@ def _read_unattached(
   kinds = [str(row.get("type")) for row in group.rows]
   other = next((kind for kind in kinds if kind not in _NO_SHAPES), None)
   if other is not None:
-    raise _Unread(f"{other} not supported")
-  raise _Unread("text without a region" if _TEXT in kinds else f"{kinds[0]} without a region")
+    raise LeftOut(f"{other} not supported")
+  raise LeftOut("text without a region" if _TEXT in kinds else f"{kinds[0]} without a region")
 
 
 def _image_of(group: _Group, row: Mapping[str, Any], path: str) -> str:
@@ -280,7 +277,7 @@ def _image_of(group: _Group, row: Mapping[str, Any], path: str) -> str:
   but the tag nearly always has the name of the key.
 
   Raises:
-    _Unread: there is no image, or its format is not supported.
+    LeftOut: there is no image, or its format is not supported.
     InputError: the image is ambiguous.
   """
   data = group.task.get("data")
@@ -292,9 +289,9 @@ def _image_of(group: _Group, row: Mapping[str, Any], path: str) -> str:
   images = {key: value for key, value in images.items() if _is_image(value)}
   photos = {key: images[key] for key in images if not _is_thumbnail(key, images[key])}
   if images and not photos:
-    raise _Unread("task with only a thumbnail")
+    raise LeftOut("task with only a thumbnail")
   if not photos:
-    raise _Unread("task without an image")
+    raise LeftOut("task without an image")
   if len(photos) > 1:
     keys = " or ".join(f"{key} ({_first(value):.60})" for key, value in list(photos.items())[:2])
     raise InputError(
@@ -309,16 +306,16 @@ def _item(value: str | list[Any], row: Mapping[str, Any]) -> str:
   if isinstance(value, list):
     index = row.get("item_index", 0 if len(value) == 1 else None)
     if type(index) is not int or not 0 <= index < len(value):
-      raise _Unread("region of a list of images without its `item_index`")
+      raise LeftOut("region of a list of images without its `item_index`")
     value = value[index]
   if not isinstance(value, str):
-    raise _Unread("task without an image")
+    raise LeftOut("task without an image")
   if value.startswith("data:"):
-    raise _Unread("image inside the JSON; save it as a file")
+    raise LeftOut("image inside the JSON; save it as a file")
   name = _stored(value)
   suffix = _suffix(name)
   if suffix in _UNREADABLE:
-    raise _Unread(f"unsupported image format ({suffix}); save the image as JPEG or PNG")
+    raise LeftOut(f"unsupported image format ({suffix}); save the image as JPEG or PNG")
   return name
 
 

@@ -110,10 +110,9 @@ def _with_pixels(photo: Photo, data: Any, name: str, gatherer: Gatherer) -> Phot
   if photo.size and photo.size != written.size:
     sizes = [f"{width} x {height}" for height, width in (written.size, photo.size)]
     raise ValueError(f"it is {sizes[0]}, but the file says {sizes[1]}")
-  path = f"{posixpath.basename(images.folder)}/{written.path}"
-  gatherer.export.embedded.add(path)
+  gatherer.export.embedded.add(written.path)
   gatherer.export.note("image missing in --images, taken from imageData", name)
-  return Photo(path, written.size, True)
+  return Photo(written.path, written.size, True)
 
 
 def _group(row: Mapping[str, Any]) -> int | str | None:

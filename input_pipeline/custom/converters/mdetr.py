@@ -13,6 +13,7 @@ from input_pipeline.common import image_names, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters.collect import (
   Export,
+  LeftOut,
   Options,
   Region,
   box,
@@ -73,10 +74,6 @@ def has_captions(content: Mapping[str, Any]) -> bool:
   return any(isinstance(row.get("caption"), str) for row in rows_in(content.get("images")))
 
 
-class _Left(Exception):
-  """The reason why an expression is left out."""
-
-
 class _Reader:
   """The state of reading one file."""
 
@@ -104,7 +101,7 @@ class _Reader:
       seen.add(image_id)
       try:
         self._read_row(image, self._of_image.pop(image_id, []), where, refs)
-      except _Left as error:
+      except LeftOut as error:
         self._export.skip(str(error), f"image {image_id}")
     for image_id, rows in self._of_image.items():
       for _ in rows:
@@ -126,9 +123,9 @@ class _Reader:
   ) -> None:
     caption, name = image.get("caption"), image_names.name_of_row(image)
     if not isinstance(caption, str) or not caption.strip():
-      raise _Left("row of images without a caption")
+      raise LeftOut("row of images without a caption")
     if name is None:
-      raise _Left("row of images without a file_name")
+      raise LeftOut("row of images without a file_name")
     size = _size(image, where)
     masks = self._target(image, rows, size, where)
     # Expressions for the same pixels are the sentences of one ref, as in the original data set.
@@ -163,13 +160,13 @@ class _Reader:
       raise InputError(f"{where}: has both an annotation marked `empty` and one of an object")
     if not objects:
       if not rows and image.get("dataset_name") in _WITH_TARGET:
-        raise _Left("caption without an annotation")
+        raise LeftOut("caption without an annotation")
       if not rows:
         place = f"image {image.get('id')}"
         self._export.note("caption without an annotation, read as having no target", place)
       return []
     if len({json.dumps(row.get("tokens_positive")) for row in objects}) > 1:
-      raise _Left("caption whose annotations belong to different words, not one target")
+      raise LeftOut("caption whose annotations belong to different words, not one target")
     return [mask for row in objects for mask in self._masks(image, row, size)]
 
   def _masks(
@@ -184,7 +181,7 @@ class _Reader:
     try:
       masks, notes = masks_in(segmentation, *size)
     except ValueError as error:
-      raise _Left(f"invalid segmentation ({error})") from error
+      raise LeftOut(f"invalid segmentation ({error})") from error
     for note in notes:
       self._export.note(note, place)
     return masks
@@ -192,9 +189,9 @@ class _Reader:
   def _box(self, row: Mapping[str, Any]) -> Mask:
     bbox = box_in(row.get("bbox"))
     if bbox is None:
-      raise _Left("no mask")
+      raise LeftOut("no mask")
     if not self._options.boxes:
-      raise _Left(
+      raise LeftOut(
         "box without a mask (add COCO's masks with --annotations INSTANCES.json, or use --boxes)"
       )
     return box(*bbox)

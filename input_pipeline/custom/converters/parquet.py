@@ -22,17 +22,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from input_pipeline import preprocess
 from input_pipeline.common import image_names, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters.collect import (
   NEEDS_BOXES,
   TEXT_KEYS,
   Export,
+  LeftOut,
   Options,
   Region,
   box,
   box_in,
-  is_expression,
   masks_in,
   rows_in,
   split_in,
@@ -133,10 +134,6 @@ class _Ref:
   """The expressions of each row that had this target."""
 
 
-class _Left(Exception):
-  """The reason why an object is left out."""
-
-
 def _files(path: str) -> list[str]:
   if not os.path.isdir(path):
     return [path]
@@ -234,7 +231,7 @@ class _Reader:
       _check_same(row.get("image_id"), fields.get("image_id"), "image_id", place)
       try:
         ref = self._read_object(fields, photo, split, place)
-      except _Left as error:
+      except LeftOut as error:
         self.export.skip(str(error), str(place))
       else:
         self._check_id(fields.get(column), column, ref, place)
@@ -295,12 +292,12 @@ class _Reader:
         if not isinstance(text, str | None) or _LOOKS_LIKE_JSON.fullmatch(text or ""):
           raise place.error(key, f"{item!r:.60} is not an expression")
         parts = (text or "").split(self._separator) if self._separator else [text or ""]
-        kept = [part.strip() for part in parts if is_expression(part)]
+        kept = [part.strip() for part in parts if preprocess.is_expression(part)]
         texts += kept
         if not kept:
           self.export.skip("empty expression", str(place))
     if not texts:
-      raise _Left("row without an expression")
+      raise LeftOut("row without an expression")
     return texts
 
   def _masks(self, fields: Mapping[str, Any], photo: _Photo, place: _Place) -> list[Mask]:
@@ -321,9 +318,9 @@ class _Reader:
       return self._decode(value, key, fields, photo, place)
     corners = box_in(bbox)
     if corners is None:
-      raise _Left("no mask")
+      raise LeftOut("no mask")
     if not self._options.boxes:
-      raise _Left(NEEDS_BOXES)
+      raise LeftOut(NEEDS_BOXES)
     _check_box(corners, fields, place)
     return self._decode(box(*corners)["polygons"], "bbox", fields, photo, place)
 
@@ -340,10 +337,10 @@ class _Reader:
     except OtherSize as error:
       raise place.error(key, f"{error}; is it the mask of another image?") from error
     except EmptySegmentation as error:
-      raise _Left(f"no mask ({error})") from error
+      raise LeftOut(f"no mask ({error})") from error
     except (ValueError, TypeError) as error:
       if key == "bbox":
-        raise _Left(f"invalid box ({error})") from error
+        raise LeftOut(f"invalid box ({error})") from error
       raise place.error(key, str(error)) from error
     corners = box_in(fields.get("bbox"))
     if corners and isinstance(value, list) and not isinstance(value[0], list | dict):
@@ -352,7 +349,7 @@ class _Reader:
       sides = min(value[::2]), min(value[1::2]), max(value[::2]), max(value[1::2])
       expected = x, y, x + width, y + height
       if max(abs(a - b) for a, b in zip(sides, expected, strict=True)) > _SAME_BOX:
-        raise _Left("polygon does not fill its box, so it is only part of the object")
+        raise LeftOut("polygon does not fill its box, so it is only part of the object")
     for note in notes:
       self.export.note(note, str(place))
     return masks
@@ -394,9 +391,8 @@ class _Reader:
       )
     if written.turned:
       self.export.note("image rotated by EXIF; masks are for the upright image", str(place))
-    path = f"{os.path.basename(images.folder)}/{written.path}"
-    self.export.embedded.add(path)
-    return dataclasses.replace(photo, name=path, size=written.size)
+    self.export.embedded.add(written.path)
+    return dataclasses.replace(photo, name=written.path, size=written.size)
 
   def _split(self, row: Mapping[str, Any], place: _Place) -> str | None:
     text = row.get("split")

@@ -14,7 +14,7 @@ from typing import Any
 
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
-from input_pipeline.custom.converters import archive, export_files, geometry
+from input_pipeline.custom.converters import export_files, geometry
 from input_pipeline.custom.converters.collect import CATEGORY, NEEDS_BOXES, Export, Options, rows_in
 from input_pipeline.custom.converters.gather import (
   MALFORMED,
@@ -44,7 +44,7 @@ def read(path: str, options: Options) -> Export:
   gatherer = Gatherer(path, options)
   found = False
   with export_files.ExportFiles(path) as files:
-    archive.note_images(files, gatherer.export)
+    export_files.note_images(files, gatherer.export)
     for name in files.names:
       if name.lower().endswith(".csv"):
         content = _csv_content(files.read_text(name), files.full_name(name))

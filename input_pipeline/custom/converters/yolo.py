@@ -14,7 +14,7 @@ from typing import Any
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import image_files
-from input_pipeline.custom.converters import archive, export_files, geometry
+from input_pipeline.custom.converters import export_files, geometry
 from input_pipeline.custom.converters.collect import (
   CATEGORY,
   NEEDS_BOXES,
@@ -62,7 +62,7 @@ def read(path: str, options: Options) -> Export:
     path = os.path.dirname(path) or "."
   gatherer = Gatherer(path, options)
   with export_files.ExportFiles(path) as files:
-    archive.note_images(files, gatherer.export)
+    export_files.note_images(files, gatherer.export)
     names = _category_names(files, path)
     labels = _label_files(files.names)
     if not labels:
