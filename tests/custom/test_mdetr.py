@@ -176,7 +176,7 @@ def test_masks_come_from_cocos_file_by_the_original_id(tmp_path):
   with pytest.raises(InputError, match=r"belongs to .*000043.jpg in .*, not to .*42.jpg"):
     read()
   coco["annotations"][0]["id"] = 901
-  with pytest.raises(InputError, match="its original_id 900 is not in "):
+  with pytest.raises(InputError, match="original_id 900 is not in "):
     read()
 
 
@@ -212,7 +212,7 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
     "skipped: row of images without a caption (1: image 3)",
     "skipped: caption whose annotations belong to different words, not one target (1: ",
     "skipped: annotation of an image that is not in the file (1: image 99)",
-    "note: caption without an annotation: refers to nothing (1: 5)",
+    "note: caption without an annotation, read as having no target (1: image 5)",
   ):
     assert reason in out
   lines = convert(tmp_path, content, "--boxes")

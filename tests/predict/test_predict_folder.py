@@ -306,7 +306,7 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
     (["--pairs", "fine.jsonl", "--images", "nowhere"], r"--images nowhere: no such folder"),
     (["--pairs", "fine.jsonl"], r"fine\.jsonl, line 1: image .*gone\.png: No such file"),
     (["--pairs", "masks.jsonl"], r"line 1: instances.*; --on_error skip"),
-    (["--pairs", "two.jsonl"], r"line 3: instances: differ from those of line 1 for the same"),
+    (["--pairs", "two.jsonl"], r"line 3: instances differ from those of line 1 for the same"),
     (["--pairs", "files.jsonl"], r"line 2: annotations: b\.json differs from an earlier"),
   ],
 )
