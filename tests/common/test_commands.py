@@ -277,7 +277,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
     ("--image", "refer", r"--out overlay\.png: for several images this is a folder"),
     ("--image", "cut.jpg", r"image cut\.jpg cannot be decoded.*is the file complete"),
     ("--image", "void.jpg", r"image void\.jpg is empty"),
-    ("--image", "text.jpg", r"image text\.jpg is not an image of a known"),
+    ("--image", "text.jpg", r"image text\.jpg is not an image in a known"),
     ("--text", "", r"expression '' is empty; write what to look for"),
     ("--text", " \t", r"expression ' \\t' is empty"),
     ("--checkpoint", "nowhere", r"--checkpoint nowhere: there is no .*give the --workdir"),

@@ -104,8 +104,8 @@ def test_every_dialect_of_a_segmentation_gives_its_pixels(segmentation, polygons
   [
     ([[HEIGHT * WIDTH - 35, 10, 5, 5, 5, 5, 5]], "looks like run lengths"),
     ([[HEIGHT * WIDTH - 5, 5, 0]], "looks like run lengths"),
-    ([[0.1, 0.2, 0.5, 0.2, 0.5, 0.9]], "shares of the sides"),
-    ([[-0.01, 0.2, 1.02, 0.2, 0.5, 0.9]], "shares of the sides"),
+    ([[0.1, 0.2, 0.5, 0.2, 0.5, 0.9]], "fractions of the sides"),
+    ([[-0.01, 0.2, 1.02, 0.2, 0.5, 0.9]], "fractions of the sides"),
     (runs_of(decode(SQUARE).T), r"size \[30, 20\], but the image has \[20, 30\]"),
     ([[2, 3, 60, 3, 60, 40]], "the image at another size"),
     ([[5, 5, 5, 5, 5, 5]], "mask covers no pixel"),
@@ -242,7 +242,7 @@ def test_a_size_of_zero_is_unknown():
   assert (polygon.size, runs.size) == (None, (HEIGHT, WIDTH))
   assert np.array_equal(pixels(polygon.mask), decode(SQUARE))
   assert np.array_equal(pixels(runs.mask), decode(SQUARE))
-  assert "shares of the sides" in next(iter(export.skipped))
+  assert "fractions of the sides" in next(iter(export.skipped))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def the_problem(folder, *rows):
 def test_shares_of_the_sides_are_asked_about(folder):
   for polygon in ([0.1, 0.2, 0.9, 0.2, 0.5, 0.7], [0, 0, 1, 0, 1, 1, 0, 1]):
     problem = the_problem(folder, line(target={"polygons": [polygon]}))
-    assert not problem.warning and "shares of the sides? Pixels are needed" in problem.message
+    assert not problem.warning and "fractions of the sides, multiply" in problem.message
   assert problems_of(folder, line(target={"polygons": [[0, 0, 2, 0, 2, 2, 0, 2]]})) == []
 
 

@@ -166,7 +166,9 @@ def test_one_name_of_two_images_is_ambiguous():
   ]
   given = [{"image": "0.jpg", "sentence": "cup", "mask": runs(PREDICTED[2])}]
   found = predictions.parse(json.dumps(given).encode(), "x.json")
-  with pytest.raises(InputError, match=r"^x\.json, entry 1: .*0\.jpg may be a/0\.jpg or b/0\.jpg"):
+  with pytest.raises(
+    InputError, match=r"^x\.json, entry 1: .*0\.jpg matches both a/0\.jpg and b/0\.jpg"
+  ):
     matching.match(found, twins, "x.json")
   found = predictions.parse(json.dumps([given[0] | {"image": "y/b/0.jpg"}]).encode(), "x.json")
   with pytest.raises(InputError, match=r"expression 'cup'; there it is 'dog'"):
@@ -263,7 +265,7 @@ def without(key: str, **changes: Any) -> dict[str, Any]:
       r"entry 1: segmentation is a list of rows of numbers; threshold probabilities",
     ),
     (entry(0, segmentation=TARGETS[0].astype(int).tolist()), r"a list of rows of numbers"),
-    (entry(0, segmentation="masks/0.png"), r"entry 1: segmentation: .*not str"),
+    (entry(0, segmentation="masks/0.png"), r"entry 1: segmentation: .*got str"),
     (entry(0, segmentation={"size": [20, 30]}), r"entry 1: segmentation: .*counts is missing"),
     (entry(0, no_target_probability=0.2), r"1 of 6 predictions have a no_target_probability"),
     (entry(0, no_target_probability=2), r"no_target_probability is 2; it must be between"),

@@ -156,7 +156,7 @@ def test_folders_tell_images_of_one_name_apart(open_coco):
   names = ["clip_a/frame_0.png", "clip_b/frame_0.png", "clip_b/frame_1.png"]
   coco = open_coco(content([image(n, name) for n, name in enumerate(names, 1)]))
   assert [coco.find_image(f"/data/{name}") for name in names] == [1, 2, 3]
-  with pytest.raises(AmbiguousImage, match=r"clip_a/frame_0\.png or clip_b/frame_0\.png"):
+  with pytest.raises(AmbiguousImage, match=r"clip_a/frame_0\.png and clip_b/frame_0\.png"):
     coco.find_image("frame_0.png")
   for other in ("clip_c/frame_0.png", "clip_a/frame_1.png"):
     with pytest.raises(ImageNotFound, match="no image named"):
@@ -377,7 +377,7 @@ def test_another_file_of_coco_is_told_as_what_it_is(open_coco, given, message):
 def test_results_in_place_of_annotations_are_told(tmp_path):
   path = tmp_path / "detections.json"
   path.write_text(json.dumps([annotation(score=0.5)]))
-  with pytest.raises(InputError, match=r"a list, .*for --instances results:.*detections\.json"):
+  with pytest.raises(InputError, match=r"a list, .*use --instances results:.*detections\.json"):
     CocoAnnotations(str(path))
 
 

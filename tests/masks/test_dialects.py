@@ -180,8 +180,8 @@ def test_what_encloses_nothing_is_an_error_of_its_own(value):
     ({"counts": "T1"}, "size is missing"),
     ({"size": [HEIGHT, WIDTH]}, "counts is missing"),
     ({}, "`size` and `counts`"),
-    ("[[1, 2, 3, 4, 5, 6]]", "not str"),
-    (7, "not int"),
+    ("[[1, 2, 3, 4, 5, 6]]", "got str"),
+    (7, "got int"),
     ([[1, 2, 3, 4, 5, None]], "not a list of numbers"),
     ({"size": [HEIGHT, WIDTH], "counts": "b'\\x'"}, r"write counts\.decode\(\)"),
   ],
@@ -212,12 +212,12 @@ def test_shares_of_the_sides_are_never_pixels(box):
   shares = rectangle(left / WIDTH, top / HEIGHT, right / WIDTH, bottom / HEIGHT)
   shares = [value * 1.09 - 0.04 for value in shares]  # a slip beyond the border
   for value in ([shares], shares, [pairs(shares)], [shares, [0.1, 0.1]]):
-    with pytest.raises(SegmentationError, match="shares of the sides"):
+    with pytest.raises(SegmentationError, match="fractions of the sides"):
       read_segmentation(value, HEIGHT, WIDTH)
 
 
 def test_the_whole_image_in_shares_is_asked_about_and_a_part_in_its_corner_is_not():
-  with pytest.raises(SegmentationError, match="shares"):
+  with pytest.raises(SegmentationError, match="fractions"):
     read_segmentation([rectangle(0, 0, 1, 1)], HEIGHT, WIDTH)
   read = read_segmentation([rectangle(0, 0, 1, 1), rectangle(*A)], HEIGHT, WIDTH)
   np.testing.assert_array_equal(read.mask(), MASK_A | pixels(0, 0, 1, 1))

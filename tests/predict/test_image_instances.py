@@ -129,5 +129,5 @@ def test_a_folder_gets_the_masks_of_its_images_and_what_is_missing_is_printed(
 def test_two_images_of_a_folder_do_not_get_the_same_masks(finished_run, photos, write, tmp_path):
   """Nor all of them those of the only image in a file."""
   spec = write(_coco("a_1.png"))
-  with pytest.raises(InputError, match=r"a_1\.png and .*a_1\.png have the same masks"):
+  with pytest.raises(InputError, match=r"a_1\.png and .*a_1\.png both match image"):
     _predict(finished_run, photos, spec, tmp_path / "out")

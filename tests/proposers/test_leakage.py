@@ -186,7 +186,7 @@ def test_ids_beside_names_that_are_not_cocos_are_doubted_aloud(tmp_path, capsys)
   rows = [{"id": i, "file_name": f"{i}.jpg"} for i in (7, 100)]
   assert leakage.read_ids(_list(tmp_path, rows)) == {7, 100}
   (line,) = capsys.readouterr().err.splitlines()
-  assert "2 of 2 images have names that are not COCO's (7.jpg); their ids are taken" in line
+  assert "2 of 2 images do not have a COCO name (7.jpg); their ids are read" in line
   assert "--trained_on other" in line
 
 
@@ -377,7 +377,7 @@ def test_a_list_is_told_to_be_of_no_use_without_a_detector(tmp_path):
   data_dir = tmp_path / "data"
   metadata, (line,) = _prepare(make_layout(tmp_path), data_dir, "none", "--trained_on", trained)
   assert line.startswith("warning: --trained_on trained.json, 1 image (sha256 ")
-  assert line.endswith("not used, since these instances are not from a detector")
+  assert line.endswith("ignored, since these instances are not from a detector")
   assert metadata["instances"] == {"from": "none", "trained_on": "nothing"}
   assert metadata["leakage"]["val"] == {"images": 1, "seen": 0, "warning": None}
 

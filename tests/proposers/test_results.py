@@ -84,7 +84,7 @@ def test_ground_truth_written_as_results_comes_back_as_coco_gives_it(tmp_path, r
     ({"detection": [_row()]}, "no detections"),
     ([_row(), {"image": "a.jpg"}, _row(None)], "2 rows without image_id"),
     ([[1, 2]], "results: expected an object, got list"),
-    ([_row(1.5)], "ids must be integers"),
+    ([_row(1.5)], "it must be an integer"),
     ([_row(segmentation=None)], "image 1: no row has a segmentation, and boxes are not enough"),
     ([_row(segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "image 1: invalid segmentation"),
     ([_row(segmentation={"size": [5, 5], "counts": [25]})], "image 1: invalid .*resized"),
@@ -172,7 +172,7 @@ def test_rows_with_file_names_are_found_by_them_and_never_those_of_another_image
   results = ResultsProposer(_write(tmp_path / "r.json", rows))
   paths = ["/data/clip_b/frame_0.png", "/data/clip_a/frame_0.png", "frame_1.png"]
   assert _scores(results, paths) == [2 / 8, 1 / 8, 3 / 8]
-  with pytest.raises(InputError, match=r"frame_0\.png may be clip_a/.* or clip_b/"):
+  with pytest.raises(InputError, match=r"frame_0\.png matches both clip_a/.* and clip_b/"):
     results.find_image("frame_0.png")
   with pytest.raises(UnknownImage, match=r"no detection of other\.png"):
     results.find_image("other.png", 3, "")
@@ -254,7 +254,7 @@ def test_what_is_left_out_of_detections_or_guessed_is_noted(tmp_path):
 def test_two_images_with_the_same_masks_are_named(tmp_path):
   proposer = open_proposer(f"results:{_write(tmp_path / 'r.json', _by_name(['photo', 'b']))}")
   check_images(proposer, [("x/photo.png", None, ""), ("b.jpg", None, "")], any_known=True)
-  with pytest.raises(InputError, match=r"photo\.png and .*photo\.jpg have the same masks"):
+  with pytest.raises(InputError, match=r"photo\.png and .*photo\.jpg both match image"):
     check_images(
       proposer, [("x/photo.png", 1, ""), ("b.jpg", 2, ""), ("x/photo.jpg", 3, "")], any_known=True
     )

@@ -188,7 +188,7 @@ def test_two_images_that_a_file_cannot_tell_apart_are_named(tmp_path):
   _lines(tmp_path, ["clip_a/0.png", "clip_b/0.png"])
   rows = [{"image_id": "0", "score": 1, "file_name": "0.png", "segmentation": [[1, 1, 9, 1, 9, 9]]}]
   (tmp_path / "r.json").write_text(json.dumps(rows))
-  with pytest.raises(InputError, match=r"clip_./0\.png and .*clip_./0\.png have the same masks"):
+  with pytest.raises(InputError, match=r"clip_./0\.png and .*clip_./0\.png both match image"):
     _source(tmp_path, f"results:{tmp_path}/r.json")
 
 
