@@ -339,6 +339,8 @@ class CocoImages:
     # Of images that are named otherwise: with their ids, and names alone.
     self._others: dict[int, str] = {}
     self._other_names: dict[str, None] = {}
+    # Ids that some row gives alone; they count even if another row has a name for them.
+    self._nameless: set[int] = set()
     self._renumbered: dict[int, str] = {}
 
   def add(self, image_id: Any, name: str | None = None) -> int:
@@ -356,6 +358,8 @@ class CocoImages:
       raise ValueError(f"{image_id!r} is not an image id")
     number = None if name is None else _coco_number(name)
     self._images[own, number] = None
+    if name is None:
+      self._nameless.add(own)
     if number is None and name is not None:
       self._others.setdefault(own, name)
     elif number is not None and number != own:
@@ -380,7 +384,7 @@ class CocoImages:
     has_names = self._has_names()
     found: dict[int, int | None] = {}
     for own, number in self._images:
-      if number is None and not (has_names and own in self._others):
+      if number is None and not (has_names and self._is_other(own)):
         number = own
       if found.setdefault(own, number) != number:
         raise InputError(
@@ -399,7 +403,7 @@ class CocoImages:
       raise ValueError(f"{next(iter(self._other_names))!r} is neither an image id nor a COCO name")
     numbers = {number for _, number in self._images if number is not None}
     own = (i for i, number in self._images if number is None)
-    return frozenset(numbers.union(i for i in own if not (numbers and i in self._others)))
+    return frozenset(numbers.union(i for i in own if not (numbers and self._is_other(i))))
 
   def notes(self) -> Iterator[str]:
     """Yields a line for each way in which the ids were not taken as they are."""
@@ -417,6 +421,9 @@ class CocoImages:
         else f"do not have a COCO name ({others[0]}); their ids are read as COCO ids. If no image "
         "is from COCO, declare `--trained_on other`"
       )
+
+  def _is_other(self, image_id: int) -> bool:
+    return image_id in self._others and image_id not in self._nameless
 
   def _has_names(self) -> bool:
     return any(number is not None for _, number in self._images)

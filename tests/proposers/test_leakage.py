@@ -133,6 +133,15 @@ _FORMS = {
       ]
     }
   ),
+  "twice.json": json.dumps(
+    {
+      "images": [
+        {"id": 7, "file_name": "COCO_train2014_000000000007.jpg"},
+        {"id": 100},
+        {"id": 100, "file_name": "b.png"},
+      ]
+    }
+  ),
   "train2017.txt": "./images/train2017/000000000100.jpg\nimages\\train2017\\000000000007.jpg\n",
   "refs_names.txt": "COCO_train2014_000000000100_3.jpg\nCOCO_train2014_000000000007_12.jpg",
   "with_others.txt": "mine/a.jpg\n000000000100.jpg\n7",
