@@ -1,4 +1,4 @@
-"""Images known by COCO's id, by their bytes and by their looks, to find copies of them.
+"""Finds copies of images by COCO id, by their bytes and by a perceptual hash.
 
 Equal bytes are the same file: data sets share COCO's photos, and COCO 2017 has the files of 2014.
 Looks are those of a copy that was resized, compressed again or slightly cropped: a perceptual hash
@@ -28,9 +28,9 @@ _SIDE = 16
 _WORDS = _SIDE * _SIDE // 64
 # The hash is made of an image of this side; JPEG is decoded at the smallest scale above it.
 _PIXELS = 4 * _SIDE
-# Levels of grey. The hash of a plain picture is that of its noise.
+# In grey levels. The hash of an almost uniform image would only reflect its noise.
 _MIN_CONTRAST = 4.0
-# Rows that are compared with all others at once.
+# Number of rows compared with all others at once.
 _BLOCK = 256
 
 
@@ -51,7 +51,7 @@ def hash_image(image_id: int, data: bytes, *, looks: bool = True) -> ImageHash:
   Args:
     image_id: its id.
     data: the bytes of its file.
-    looks: whether to hash what it looks like; not for generated images, which look alike.
+    looks: whether to compute the perceptual hash; not for generated images, which look alike.
 
   Raises:
     Exception: what Pillow or `preprocess.decode_image` raises for a damaged image.
@@ -60,7 +60,7 @@ def hash_image(image_id: int, data: bytes, *, looks: bool = True) -> ImageHash:
 
 
 def hash_looks(data: bytes) -> str:
-  """Returns the hash of what an image looks like upright; empty for one without structure."""
+  """Returns the perceptual hash of an upright image; empty for one without structure."""
   import imagehash  # with SciPy, which predicting does not need
 
   with preprocess.open_header(io.BytesIO(data)) as image:
@@ -84,10 +84,10 @@ def _shrink(image: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-  """Images of a split, by all that they are known by; row i of each array is image i."""
+  """Identifiers of the images of a split; row i of each array is image i."""
 
   coco_ids: Int64[np.ndarray, "n"]
-  """-1 for an image that is not COCO's, as far as is known."""
+  """-1 for an image that is not known to be COCO's."""
   contents: UInt64[np.ndarray, "n"]
   looks: UInt64[np.ndarray, "n 4"]
   """Zeros for an image without."""
@@ -121,14 +121,14 @@ def as_words(looks: Sequence[str]) -> UInt64[np.ndarray, "n 4"]:
 def nearest(
   looks: UInt64[np.ndarray, "n 4"], others: UInt64[np.ndarray, "m 4"]
 ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-  """Finds for each image the one that looks most like it.
+  """Finds the most similar image for each image.
 
   Args:
     looks: of the images.
     others: of those to compare with.
 
   Returns:
-    The index of the nearest of `others`, and the bits that differ; -1 and 256 without any.
+    The index of the nearest of `others` and the number of different bits; -1 and 256 without any.
   """
   index, distance = np.full(len(looks), -1), np.full(len(looks), 64 * _WORDS)
   there = np.flatnonzero(others.any(1))
@@ -181,7 +181,7 @@ def from_bytes(data: bytes, where: str) -> dict[str, ImageSet]:
 
   Args:
     data: the file.
-    where: what to call it in errors.
+    where: its name in error messages.
 
   Raises:
     InputError: it is damaged.
@@ -206,15 +206,15 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> ImageSet:
 
 
 def find_seen(trained_on: Mapping[str, ImageSet], images: ImageSet) -> dict[str, Any]:
-  """Compares the images of a split with those that a model was trained on.
+  """Compares the images of a split with a model's training images.
 
   Args:
     trained_on: by DATASET/SPLIT.
     images: of the split.
 
   Returns:
-    The number of `images`; how many were `seen`, by COCO's id or as the same file; how many others
-    are `similar` by their looks; and the names in `trained_on` that they are `from`.
+    The number of `images`; how many were `seen` (same COCO id or same file); how many others are
+    `similar`; and the keys of `trained_on` that they are `from`.
   """
   same = {name: _are_same(images, others) for name, others in trained_on.items()}
   seen = np.any([*same.values(), np.zeros(len(images), bool)], axis=0)

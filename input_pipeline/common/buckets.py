@@ -20,7 +20,7 @@ REWRITE_EVERY = 60.0
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Tells whether this is the address of a bucket rather than a local path."""
+  """Returns whether this is the address of a bucket rather than a local path."""
   return "://" in os.fspath(path)
 
 

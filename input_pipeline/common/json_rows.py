@@ -1,6 +1,6 @@
-"""Rows of large JSON files: the objects of arrays one by one, and the text around them unchanged.
+"""Streams large JSON files: the objects of arrays one by one, and the text around them unchanged.
 
-For files of any size, such as LVIS's annotations: memory grows with the longest row alone.
+Memory only grows with the longest row, so that files such as LVIS's annotations can be read.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
 
 MAX_ROW = 256 << 20
-"""Bytes of a row."""
+"""Size limit of a row in bytes."""
 _CHUNK = 1 << 20
 # A string, a bracket, or the start of a string that ends in a later chunk.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|"', re.DOTALL)
@@ -27,7 +27,7 @@ class Row:
   text: bytes
 
   def loads(self, name: str) -> dict[str, Any]:
-    """Returns the row; NaN and Infinity are None.
+    """Parses the row; NaN and Infinity become None.
 
     Args:
       name: of the file, for errors.
@@ -49,7 +49,7 @@ def chunks(file: BinaryIO) -> Iterator[bytes]:
 def split(text: Iterable[bytes], name: str, sections: Collection[str]) -> Iterator[Row | bytes]:
   """Yields the rows of arrays, and the text around these arrays, brackets included.
 
-  Without the rows, that text is JSON with empty arrays. It is not checked, except that it is whole.
+  Without the rows, that text is JSON with empty arrays. Only its completeness is checked.
 
   Args:
     text: JSON in UTF-8, in chunks of any size.
@@ -57,7 +57,7 @@ def split(text: Iterable[bytes], name: str, sections: Collection[str]) -> Iterat
     sections: keys of the arrays: of the file's object, or "" if the file is an array.
 
   Raises:
-    InputError: the file is not whole, nested too deeply, or an array has other values than objects.
+    InputError: the file is truncated or nested too deeply, or an array contains non-objects.
   """
   return _Splitter(name, frozenset(sections)).run(text)
 

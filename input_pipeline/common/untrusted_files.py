@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from .errors import InputError
 
 MAX_UNPACKED = 1 << 36
-"""Bytes that a compressed text may have when unpacked, unless its reader sets a limit."""
+"""Default limit of a decompressed text in bytes."""
 
 _CHUNK = 1 << 16
 
@@ -66,13 +66,13 @@ def open_text(
 ) -> io.BufferedReader:
   """Opens a text file to read it as UTF-8 without a byte order mark.
 
-  UTF-16 and UTF-32, which Windows writes, and gzip are recognised by the first bytes, since
-  browsers unpack and rename files.
+  UTF-16 and UTF-32 (as written on Windows) and gzip are recognised by the first bytes rather than
+  the extension, since browsers decompress and rename files.
 
   Args:
     path: of the file.
     name: of the file, for error messages.
-    max_bytes: that it may have, unpacked; by default any number, MAX_UNPACKED if it is compressed.
+    max_bytes: size limit after decompression; by default MAX_UNPACKED if compressed, else none.
 
   Raises:
     InputError: it cannot be opened, is a zip archive, or has more than `max_bytes`. Reading raises
@@ -119,7 +119,7 @@ def _unpack(file: io.BufferedReader, name: str, max_bytes: int) -> Iterator[byte
   left = max_bytes
   try:
     with gzip.GzipFile(fileobj=file) as packed:
-      # The unpacked size may be a thousand times larger.
+      # The decompressed size may be a thousand times larger.
       while data := packed.read(_CHUNK):
         left -= len(data)
         if left < 0:
@@ -130,7 +130,7 @@ def _unpack(file: io.BufferedReader, name: str, max_bytes: int) -> Iterator[byte
 
 
 def _recode(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
-  """Yields text of any encoding that JSON may have as UTF-8."""
+  """Converts text in any encoding of JSON to UTF-8."""
   first = next(chunks, b"")
   encoding = json.detect_encoding(first[:4])
   if encoding.startswith("utf-8"):
@@ -148,7 +148,7 @@ def _recode(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 
 class _Stream(io.RawIOBase):
-  """Chunks of bytes as a file, which has what typing.BinaryIO asks for."""
+  """A file object (typing.BinaryIO) over chunks of bytes."""
 
   mode, name = "rb", ""
 
@@ -172,7 +172,7 @@ class _Stream(io.RawIOBase):
     return count
 
   def close(self) -> None:
-    """Closes the file that the chunks are from."""
+    """Closes the underlying file."""
     self._file.close()
     super().close()
 
@@ -189,8 +189,8 @@ def resolve_inside(root: str, path: str, name: str, *, follow_links: bool = Fals
     root: a folder.
     path: relative to it.
     name: of the path, for error messages.
-    follow_links: whether links in the folder may lead out of it, because they are the user's. The
-      path returned is then in the folder.
+    follow_links: whether the user's links may lead out of the folder; the returned path is then
+      inside the folder.
 
   Raises:
     InputError: the path is absolute, leaves the folder by `..` or through a link, or is not a valid

@@ -33,7 +33,7 @@ def loads(
     name: of the text, for error messages.
     max_depth: nesting limit of objects and lists.
     max_bytes: longer text is refused unread.
-    nan_as_none: whether NaN and Infinity are None, as pandas means them: a missing value.
+    nan_as_none: whether NaN and Infinity become None, since pandas writes them for missing values.
 
   Raises:
     InputError: invalid JSON, a duplicate key in an object, NaN, Infinity or a number beyond a
@@ -65,7 +65,7 @@ def load_file(
   max_bytes: int = MAX_BYTES,
   nan_as_none: bool = False,
 ) -> Any:
-  """Parses a JSON file of any encoding, compressed by gzip or not; see `loads`."""
+  """Parses a JSON file in any encoding, gzipped or not; see `loads`."""
   data = untrusted_files.read_text(path, str(path), max_bytes)
   return loads(data, str(path), max_depth=max_depth, max_bytes=len(data), nan_as_none=nan_as_none)
 
@@ -95,7 +95,7 @@ def _finite(digits: str) -> float:
 
 
 def is_deeper(value: Any, max_depth: int) -> bool:
-  """Tells whether lists and objects are nested deeper, layer by layer, without recursion."""
+  """Returns whether lists and objects are nested deeper, layer by layer, without recursion."""
   layer = [value] if isinstance(value, dict | list) else []
   for _ in range(max_depth):
     layer = [

@@ -1,8 +1,8 @@
-"""Untrusted pickles: plain data, read without executing anything.
+"""Reads plain data from untrusted pickles without executing anything.
 
-A pickle is a program for a small virtual machine. This one knows only the instructions that make
-lists, dicts, text and numbers, and has nothing that it could call. Tuples are read as lists, and
-NumPy's scalars as numbers: they are recognised by the names in the file and decoded here.
+A pickle is a program for a small virtual machine. This one only implements the instructions that
+build lists, dicts, text and numbers; there is nothing it could call. Tuples become lists, and NumPy
+scalars numbers: they are recognised by the names in the file and decoded here.
 """
 
 import codecs
@@ -29,16 +29,16 @@ MAX_DEPTH = 20
 
 # In characters or bytes: far more than 64 bits need.
 _MAX_NUMBER = 32
-# Names that a pickled NumPy scalar consists of; `encode` makes its bytes in protocols 0 to 2.
+# Names in a pickled NumPy scalar; `encode` produces its bytes in protocols 0 to 2.
 _DTYPE, _ENCODE = ("numpy", "dtype"), ("_codecs", "encode")
 _SCALARS = (("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"))
 _NAMES = {_DTYPE, _ENCODE, *_SCALARS}
-# By kind and size in bytes: codes of `struct`.
+# Codes of `struct` by kind and size in bytes.
 _NUMBERS = {
   "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
   "f2": "e", "f4": "f", "f8": "d",
 }  # fmt: skip
-# Libraries whose objects their users can save as JSON instead.
+# Libraries whose objects can be saved as JSON instead.
 _DATA_LIBRARIES = re.compile(r"it refers to (numpy|pandas|collections|torch)\b|a NumPy scalar of")
 
 
@@ -47,7 +47,7 @@ class _Refused(ValueError):
 
 
 class _Name:
-  """What a pickle calls a function or a class, or a NumPy type; not hashable, so never a key."""
+  """The name of a function, class or NumPy type in a pickle; not hashable, so never a key."""
 
   __hash__ = None  # pyright: ignore[reportAssignmentType]
 
@@ -56,10 +56,10 @@ class _Name:
 
 
 def load(path: str | os.PathLike) -> Any:
-  """Returns the plain data of a pickle, with lists for tuples and numbers for NumPy's scalars.
+  """Returns the plain data of a pickle, with lists for tuples and numbers for NumPy scalars.
 
   Raises:
-    InputError: the file is missing, is not a pickle, holds more than plain data, or exceeds a
+    InputError: the file is missing, not a pickle, contains more than plain data, or exceeds a
       limit.
   """
   return loads(untrusted_files.read(path, str(path), MAX_BYTES), str(path))
@@ -99,7 +99,7 @@ class _Machine:
   """Executes the instructions of a pickle on a stack of plain data.
 
   Attributes:
-    has_names: whether the pickle names functions or classes, which must not be left in its value.
+    has_names: whether the pickle refers to functions or classes, which the value must not contain.
   """
 
   def __init__(self, data: bytes, encoding: str):
@@ -121,8 +121,8 @@ class _Machine:
     """Returns the value.
 
     Raises:
-      ValueError: an instruction is not known, or a limit is exceeded.
-      Exception: of any other type, the pickle is damaged.
+      ValueError: unknown instruction, or a limit is exceeded.
+      Exception: any other type means that the pickle is damaged.
     """
     data, instructions = self.data, _INSTRUCTIONS
     while self.position < len(data):
@@ -289,7 +289,7 @@ class _Machine:
 
 
 def _scalar(path: tuple[str, str], args: list[Any], encoding: str) -> Any:
-  """Returns what NumPy's names stand for: a type, bytes or a number."""
+  """Returns the type, bytes or number that a NumPy name stands for."""
   if path == _ENCODE:
     text, target = args
     if target != "latin1" or type(text) is not str:
@@ -310,9 +310,9 @@ def _scalar(path: tuple[str, str], args: list[Any], encoding: str) -> Any:
 
 
 def _check_value(value: Any, max_per_layer: int, has_names: bool) -> None:
-  """Refuses data that contains itself or a name, and repeated references that are endless to walk.
+  """Refuses data that contains itself, unresolved names or exponentially repeated references.
 
-  Goes layer by layer, without recursion; a layer may have `max_per_layer` lists and dicts.
+  Walks layer by layer, without recursion; a layer may have `max_per_layer` lists and dicts.
   """
   layer = [[value]]
   for _ in range(MAX_DEPTH + 1):

@@ -1,4 +1,4 @@
-"""Untrusted XML: without document types, hence without entities, and with limits."""
+"""Reads untrusted XML with limits; document types, and with them entities, are refused."""
 
 import collections
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ _CHUNK = 1 << 20
 
 
 def read_children(data: bytes, name: str) -> Iterator[ElementTree.Element]:
-  """Yields the root element, empty, and then each of its children as soon as it is complete.
+  """Yields the empty root element, then each of its children as soon as it is complete.
 
   Args:
     data: the XML text.
     name: of the text, for error messages.
 
   Raises:
-    InputError: it is not XML, has a document type, or is nested deeper than MAX_DEPTH.
+    InputError: invalid XML, has a document type, or is nested deeper than MAX_DEPTH.
   """
   parser = expat.ParserCreate()
   builder = ElementTree.TreeBuilder()

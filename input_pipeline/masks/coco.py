@@ -29,14 +29,14 @@ _SECTIONS = {name: f"{name}.item" for name in ("images", "annotations", "categor
 
 
 class ImageTable:
-  """The images of a file, found by their names."""
+  """The images of a file, looked up by name."""
 
   def __init__(self, names: Iterable[tuple[Id, str]], where: str):
-    """Takes the images.
+    """Stores the images.
 
     Args:
       names: the id and the name of each image, with or without folders.
-      where: what has them, for error messages.
+      where: their source, for error messages.
     """
     self._ids: dict[str, list[Id]] = {}
     for image_id, name in names:
@@ -46,15 +46,15 @@ class ImageTable:
     self._folders_matter = len(last) < len(self._ids)
 
   def find(self, path: str, name: str = "") -> Id:
-    """Returns the id of an image by its path: by its last part alone if no two images share it.
+    """Returns the id of an image by its path, or by its file name if file names are unique.
 
     Args:
       path: of the image.
-      name: its path in the folder of images, if that is known.
+      name: path relative to the folder of images, if known.
 
     Raises:
       ImageNotFound: no image has that name.
-      InputError: several may be meant.
+      InputError: several images match.
     """
     try:
       name = self._names.find(path)
@@ -72,7 +72,7 @@ class ImageTable:
     return first
 
   def agree(self, path: str, name: str, listed: str) -> bool:
-    """Tells whether an image, as in `find`, may be the one that has a name here."""
+    """Returns whether an image, given as in `find`, may be the one listed under a name."""
     number = coco_number(path)
     return (
       same_image(path, listed)
@@ -148,10 +148,10 @@ class CocoAnnotations:
     """Checks that an image is the one at a path; see `ImageTable.find`.
 
     Raises:
-      InputError: the file calls it differently.
+      InputError: the file lists it under another name.
     """
     listed = name_of_row(self.image(image_id) or {})
-    # The table is only made where it is needed.
+    # The table is only built if needed.
     if listed is None or same_image(path, listed) or self._images().agree(path, name, listed):
       return
     raise InputError(
@@ -187,7 +187,7 @@ class CocoAnnotations:
     return height, width
 
   def is_crowd(self, annotation: Mapping[str, Any]) -> bool:
-    """Tells whether an annotation of the file is a crowd; see `is_crowd`."""
+    """Returns whether an annotation of the file is a crowd; see `is_crowd`."""
     image_id = annotation.get("image_id")
     name = name_of_row(self.image(image_id) or {}) if image_id is not None else None
     return name is not None and is_crowd(annotation, image_id, name)
@@ -196,7 +196,7 @@ class CocoAnnotations:
     """Returns the parts of an annotation's mask.
 
     Raises:
-      EmptySegmentation: it has none.
+      EmptySegmentation: the annotation has no mask.
       InputError: the segmentation is malformed, or for an image of another size.
     """
     height, width = self.size(annotation["image_id"])
@@ -221,7 +221,7 @@ class CocoAnnotations:
 
 
 def _other_kind(image: Mapping[str, Any] | None, annotation: Mapping[str, Any] | None) -> str:
-  """Returns what is wrong with the first rows of a file; "" if it may be COCO's instances."""
+  """Returns what is wrong with the first rows of a file; "" if it may be a COCO instances file."""
   if annotation is not None and "segments_info" in annotation:
     return "it is a panoptic file, whose masks are in PNG files; use instances_*.json"
   if annotation is not None and "caption" in annotation and "segmentation" not in annotation:
@@ -237,13 +237,13 @@ def _other_kind(image: Mapping[str, Any] | None, annotation: Mapping[str, Any] |
 
 
 def has_iscrowd(annotation: Mapping[str, Any]) -> bool:
-  """Tells whether an annotation says that it is a crowd."""
+  """Returns whether an annotation says that it is a crowd."""
   value = annotation.get("iscrowd")
   return value is True or bool(whole_number(value))
 
 
 def is_crowd(annotation: Mapping[str, Any], image_id: Any, image_name: str) -> bool:
-  """Tells whether an annotation is a crowd: one mask for objects that nobody told apart.
+  """Returns whether an annotation is a crowd: one mask for several undistinguished objects.
 
   COCO marks them with `iscrowd` and gives them run lengths. Tools set `iscrowd` for what they write
   as run lengths, since pycocotools' documentation can be read so. Only in COCO's own files, where
@@ -251,7 +251,7 @@ def is_crowd(annotation: Mapping[str, Any], image_id: Any, image_name: str) -> b
 
   Args:
     annotation: of a COCO file.
-    image_id: of its image, in any spelling.
+    image_id: of its image, as a number or text.
     image_name: of its image.
   """
   return (

@@ -32,7 +32,7 @@ from input_pipeline.common import (
 from input_pipeline.common.errors import InputError
 
 Id = int | str
-"""Of an image or an annotation: a whole number, however it is written, or another text."""
+"""Id of an image or an annotation: an integer, in any notation, or other text."""
 
 # Format of the index; a new number invalidates all indices.
 _FORMAT = 2
@@ -42,7 +42,7 @@ _CHUNK = 1 << 14
 _SAFE_DEPTH = 5_000
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _WORDS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|NaN|-?Infinity', re.DOTALL)
-# Up to the start of a string that goes on in the next bytes.
+# Up to the start of a string that continues in the next bytes.
 _WHOLE = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 _NOT_FINITE = re.compile(rb"NaN|Infinity")
 
@@ -59,7 +59,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def first_character(path: str) -> str:
-  """Returns the first character of a JSON file, which tells an object from a list.
+  """Returns the first character of a JSON file, which distinguishes objects from lists.
 
   Raises:
     InputError: the file cannot be read.
@@ -187,7 +187,7 @@ def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:
 
 
 def _same_id(section: str, row_id: Id, rows: list[dict[str, Any]]) -> str:
-  """Returns what to say of two rows with the same id."""
+  """Returns the error message for two rows with the same id."""
   names = [image_names.name_of_row(row) or f"a row of image {row.get('image_id')}" for row in rows]
   return (
     f"`{section}` has two rows with the id {row_id!r} ({names[0]} and {names[1]}); if files were "
@@ -223,13 +223,13 @@ class _Shallow:
 
 
 class _NanAsNull:
-  """A JSON file in which NaN and Infinity, which Python writes, are null."""
+  """A JSON file in which NaN and Infinity, as written by Python, are replaced with null."""
 
   def __init__(self, file: "io.BufferedReader | _Shallow"):
     self._file, self._rest = file, b""
 
   def read(self, size: int = -1) -> bytes:
-    """Reads about `size` bytes, none only at the end."""
+    """Reads about `size` bytes; returns none only at the end."""
     while True:
       # More than the rest, so that a long string takes linear time.
       data = self._file.read(max(size, len(self._rest)) if size >= 0 else -1)
@@ -238,7 +238,7 @@ class _NanAsNull:
         whole = _WHOLE.match(text)
         assert whole is not None
         end = whole.end()
-        # A word may go on, too. Outside of strings there are only a few letters.
+        # A word may continue as well; outside strings, few letters occur.
         end = min(end, len(text[:end].rstrip(b"-NaInfity")))
         text, self._rest = text[:end], text[end:]
       if text or not data:
@@ -267,7 +267,7 @@ def _read(path: str, section: str, prefix: str) -> Iterator[tuple[str, Any, Any,
 
 
 class _NotFinite(Exception):
-  """The file has NaN or Infinity, which ijson does not read."""
+  """The file has NaN or Infinity, which ijson does not support."""
 
 
 def _parse(
@@ -296,17 +296,17 @@ def _parse(
   except (ijson.JSONError, ValueError) as error:
     if not nan_as_null and shallow is not None and _NOT_FINITE.search(shallow.recent):
       raise _NotFinite from error
-    # The lines after the first show the file's text, which may not be the reader's to see.
-    # Of bytes that are not UTF-8 the message is the text of bytes.
+    # Later lines of the message quote the file, which may be confidential. For bytes that are not
+    # UTF-8, the message is the string form of bytes.
     reason = re.split(r"\n|\\n", str(error))[0].removeprefix("b'")
     raise InputError(f"{path}: invalid or truncated JSON ({reason})") from error
 
 
 def _normal(row: Any, where: str) -> dict[str, Any]:
-  """Returns a row with ids in one form.
+  """Returns a row with normalised ids.
 
   Raises:
-    InputError: it is not an object, or an id is neither a whole number nor text.
+    InputError: the row is not an object, or an id is neither an integer nor text.
   """
   if not isinstance(row, dict):
     raise InputError(f"{where}: expected an object, got {type(row).__name__}")

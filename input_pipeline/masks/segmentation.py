@@ -24,23 +24,23 @@ MAX_BOUNDARY = 1_000_000
 MAX_COORDINATE = 1_000_000
 """Maximum absolute coordinate in pixels, far below the limit of C's integers."""
 
-# Share of a side by which polygons lie beyond the border.
+# Tolerated overshoot of polygons, as a fraction of the side.
 _SLIP = 0.05
 _SHARE_BEYOND = 0.05
-# Pixels beyond the border that are not worth a note: tools round.
+# Overshoot in pixels that is not worth a note: tools round.
 _ROUNDING = 1.0
-# COCO's strings have no quotes.
+# COCO's strings contain no quotes.
 _BYTES = re.compile(r"b'.*'|b\".*\"", re.DOTALL)
 _MAX_CHARACTERS = 6
 """Per run length in COCO's string: 30 bits. C shifts an int by five bits per character."""
 
 
 class SegmentationError(ValueError):
-  """A segmentation that cannot be read; the message says what is wrong and what to do."""
+  """An invalid segmentation; the message says what is wrong and how to fix it."""
 
 
 class EmptySegmentation(SegmentationError):
-  """A segmentation of which nothing is left: none was given, or no part encloses anything."""
+  """An empty segmentation: none was given, or no part has an area."""
 
 
 class OtherSize(SegmentationError):
@@ -48,7 +48,7 @@ class OtherSize(SegmentationError):
 
 
 class OutsideImage(SegmentationError):
-  """A polygon that lies too far beyond the border to be a slip of the hand."""
+  """A polygon that extends too far beyond the border to be imprecise drawing."""
 
 
 TOO_FEW_POINTS = "part with fewer than three points left out"
@@ -58,22 +58,22 @@ CLIPPED = "polygon beyond the border clipped"
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-  """A segmentation that was checked, in one form for all dialects."""
+  """A checked segmentation, in one form for all dialects."""
 
   parts: tuple[dict[str, Any], ...]
   """Each `{"polygons": [[x, y, x, y, ...]]}` in pixels, or `{"rle": {"size": [height, width],
   "counts": ...}}` with COCO's string or a list. The mask is their union."""
   notes: tuple[str, ...]
-  """What was left out or changed, one entry for each part: TOO_FEW_POINTS, EMPTY_PART, CLIPPED."""
+  """What was left out or changed, one entry per part: TOO_FEW_POINTS, EMPTY_PART or CLIPPED."""
   height: int
   width: int
 
   def mask(self) -> Bool[np.ndarray, "{self.height} {self.width}"]:
-    """Returns the pixels that the parts cover, as pycocotools rasterises them."""
+    """Returns the pixels covered by the parts, as rasterised by pycocotools."""
     return coco_mask.decode(self._runs()).astype(bool)
 
   def area(self) -> int:
-    """Counts the pixels that the parts cover; faster than `mask`."""
+    """Returns the number of pixels covered by the parts; faster than `mask`."""
     return int(coco_mask.area(self._runs()))
 
   def _runs(self) -> Any:
@@ -91,11 +91,11 @@ class Segmentation:
 
 
 def read_segmentation(value: Any, height: int, width: int) -> Segmentation:
-  """Reads the `segmentation` of a COCO annotation in every form that tools write.
+  """Reads the `segmentation` of a COCO annotation in every form written by tools.
 
-  These are polygons as lists of x, y, x, y, ... or of [x, y], one of them without the outer list,
-  run lengths as COCO's string or as a list, and lists of run lengths. A part that encloses nothing
-  is left out; what a polygon has beyond the border, within `tolerance`, is clipped.
+  These are polygons as lists of x, y, x, y, ... or of [x, y], a single polygon without the outer
+  list, run lengths as COCO's string or as a list, and lists of run lengths. Parts without an area
+  are left out; polygons are clipped at the border if they overshoot by less than `tolerance`.
 
   Args:
     value: the segmentation.
@@ -126,7 +126,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.n
   """Returns the mask of a segmentation; see `read_segmentation`.
 
   Raises:
-    ValueError: as there.
+    ValueError: see `read_segmentation`.
   """
   return read_segmentation(segmentation, height, width).mask()
 
@@ -145,7 +145,7 @@ def check_size(height: int, width: int) -> None:
 
 
 def tolerance(side: int) -> float:
-  """Returns by how many pixels a polygon may lie beyond the border: a slip of the hand."""
+  """Returns by how many pixels a polygon may extend beyond the border (imprecise drawing)."""
   return max(3.0, _SLIP * side)
 
 
@@ -154,10 +154,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _parts_of(value: Sequence[Any]) -> list[Any]:
-  """Returns the parts of a list, which may be a single part without its brackets."""
+  """Returns the parts of a list, which may itself be a single part."""
   if _is_number(value[0]):
     return [value]
-  # Points [x, y] of one polygon, since two numbers would be no polygon.
+  # Points [x, y] of one polygon: two numbers cannot be a polygon.
   pairs = all(isinstance(part, list | tuple) and len(part) == 2 for part in value)
   if pairs and all(_is_number(x) for part in value for x in part):
     return [value]
@@ -200,7 +200,7 @@ def _read_parts(values: list[Any], height: int, width: int) -> Segmentation:
 
 def _are_shares(polygons: list[np.ndarray], height: int, width: int) -> bool:
   inside = all(p.min() >= -_SLIP and p.max() <= 1 + _SLIP for p in polygons)
-  # Points in one place are a slip of the hand.
+  # A polygon with all points in one place is an accidental click.
   return inside and min(height, width) > 1 and any(p.max() > p.min() for p in polygons)
 
 
@@ -219,16 +219,16 @@ def _flat(part: Any) -> list[Any]:
 
 
 def _check_polygon(polygon: list[Any], height: int, width: int) -> Float64[np.ndarray, "n"]:
-  """Returns a polygon that is safe in C."""
+  """Returns a polygon that is safe to pass to pycocotools' C code."""
   numbers = np.asarray(polygon)
   if numbers.ndim != 1 or numbers.dtype.kind not in "iuf":
     raise SegmentationError(f"not a list of numbers: {polygon!r:.60}")
-  # Also true for NaN.
+  # Also rejects NaN.
   if not (numbers.min() >= -MAX_COORDINATE and numbers.max() <= MAX_COORDINATE):
     raise OutsideImage(f"a point far outside the image: {polygon!r:.60}")
   odd = len(numbers) % 2 == 1
   outside = _beyond(numbers, height, width, tolerated=True) > 0
-  # By chance, hardly any polygon of whole numbers adds up to the number of pixels.
+  # Hardly any polygon with integer coordinates adds up to the number of pixels by chance.
   adds_up = numbers.min() >= 0 and numbers.sum() == height * width
   if adds_up and (odd or outside or (numbers.dtype.kind != "f" and len(numbers) >= 16)):
     raise _runs_in_place(polygon, height, width)
@@ -246,7 +246,7 @@ def _check_polygon(polygon: list[Any], height: int, width: int) -> Float64[np.nd
 
 
 def _check_short(polygon: list[Any], height: int, width: int) -> None:
-  """Raises SegmentationError for the few run lengths of a simple mask."""
+  """Raises SegmentationError if a short list consists of run lengths of a simple mask."""
   lengths = len(polygon) > 1 and all(type(x) is int and x >= 0 for x in polygon)
   if lengths and sum(polygon) == height * width:
     raise _runs_in_place(polygon, height, width)
@@ -262,7 +262,7 @@ def _runs_in_place(polygon: list[Any], height: int, width: int) -> SegmentationE
 def _beyond(
   numbers: Shaped[np.ndarray, "n"], height: int, width: int, *, tolerated: bool = False
 ) -> float:
-  """Returns by how many pixels a polygon lies beyond the border, or beyond what is tolerated."""
+  """Returns by how many pixels a polygon exceeds the border, or the tolerance."""
   return max(
     max(-values.min(), values.max() - side) - (tolerance(side) if tolerated else 0)
     for values, side in ((numbers[::2], width), (numbers[1::2], height))
@@ -281,7 +281,7 @@ def _boundary(numbers: Float64[np.ndarray, "n"]) -> float:
 
 
 def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-  """Returns run lengths that are safe to decode for that size: `size` and `counts` alone."""
+  """Returns run lengths that are safe to decode at that size, with only `size` and `counts`."""
   missing = {"size", "counts"} - segmentation.keys()
   if missing:
     raise SegmentationError(f"run lengths need `size` and `counts`; {min(missing)} is missing")
@@ -313,7 +313,7 @@ def _check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dic
 
 
 def _bytes_in(text: str) -> bytes:
-  """Returns bytes that Python wrote as text: `str(counts)` in place of `counts.decode()`."""
+  """Returns the bytes in Python's string form: `str(counts)` instead of `counts.decode()`."""
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError) as error:

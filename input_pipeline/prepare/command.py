@@ -337,7 +337,7 @@ def _check_images(
 
 
 def _is_prepared(args: argparse.Namespace, described: dict[str, Any]) -> bool:
-  """Tells whether exactly this data set exists.
+  """Returns whether exactly this data set exists.
 
   Raises:
     InputError: another one of the same name exists.

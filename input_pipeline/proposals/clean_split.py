@@ -3,8 +3,9 @@ r"""Writes COCO annotations without evaluation images, to train a detector that 
 python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer \
     --out clean.json
 
-An image is removed if any data set of the RefCOCO family has it in a split other than train: by
-COCO's number in its file name or URL, or else by its id. All else is copied as it is.
+An image is removed if any data set of the RefCOCO family has it in a split other than train,
+identified by COCO's number in its file name or URL, or else by its id. Everything else is copied
+unchanged.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def evaluation_images(refer_root: str, allow_missing: bool = False) -> dict[str,
   images: dict[str, frozenset[int]] = {}
   for name, layout in (_REQUIRED | _OPTIONAL).items():
     folder = os.path.join(refer_root, layout.folder)
-    # The images of both count, if there is a pickle and a JSON file.
+    # If there are both a pickle and a JSON file, the images of both count.
     for path in refer.find_refs(layout, folder):
       images[name] = images.get(name, frozenset()) | _read_refs(name, path)
     if name in _REQUIRED and name not in images:
@@ -145,17 +146,17 @@ def _warn_if_incomplete(name: str, path: str, splits: list[str]) -> None:
 
 
 class Annotations:
-  """COCO annotations of any size; memory grows with the number of images alone.
+  """COCO annotations of any size; memory only grows with the number of images.
 
   Attributes:
-    coco_ids: the COCO id of each image by its id in the file; None if it is not COCO's.
+    coco_ids: the COCO id of each image by its id in the file; None if not a COCO image.
   """
 
   def __init__(self, path: str):
-    """Reads which images there are.
+    """Reads the list of images.
 
     Raises:
-      InputError: it is not a COCO file, or an id is that of two images.
+      InputError: not a COCO file, or two images share an id.
     """
     self._path = path
     images, around = leakage.CocoImages(path), bytearray()
@@ -178,20 +179,20 @@ class Annotations:
     self._notes = list(images.notes())
 
   def write_without(self, coco_ids: Collection[int], out: str) -> dict[str, tuple[int, int]]:
-    """Writes the file without some images and their annotations, whole or not at all.
+    """Writes the file atomically without some images and their annotations.
 
-    Warns if there is none of them, or if the ids in the file are not COCO's.
+    Warns if the file has none of them, or if its ids are not COCO's.
 
     Args:
       coco_ids: of the images to remove.
-      out: the file to write; the rest is copied byte for byte.
+      out: the output file; the remaining rows are copied byte for byte.
 
     Returns:
       For `images` and `annotations`, how many are kept, and of how many.
 
     Raises:
-      InputError: every image would be removed, an annotation's image is not in the file, or it
-        cannot be written.
+      InputError: all images would be removed, an annotation's image is not in the file, or the
+        output cannot be written.
     """
     removed = {own for own, number in self.coco_ids.items() if number in coco_ids}
     if len(removed) == len(self.coco_ids):

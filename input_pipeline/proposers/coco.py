@@ -39,11 +39,11 @@ class CocoProposer:
 
     Args:
       path: of the image.
-      image_id: its id, if it is known; it is checked that the file calls that image alike.
-      name: its path in the folder of images, if that is known.
+      image_id: its id, if known; the file must list it under a matching name.
+      name: path relative to the folder of images, if known.
 
     Raises:
-      InputError: no image has that name, several have it, or it has another id.
+      InputError: no or several images have that name, or the image has another id.
     """
     if image_id is None:
       return self._annotations.find_image(path, name)

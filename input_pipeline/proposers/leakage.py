@@ -41,10 +41,10 @@ _CLEAN = (
   "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train a "
   "new detector"
 )
-# A file's lists that have images; the rows of `annotations` are passed over.
+# The lists of a file that are read; rows of `annotations` are ignored.
 _SECTIONS = ("images", "refs", "annotations")
 _WHOLE = re.compile(r"\d{1,18}(\.0*)?", re.ASCII)
-# Bytes of a list of ids or names.
+# Size limit of a list of ids or names in bytes.
 _MAX_LIST = 256 << 20
 _DECLARE = "declare it with `prepare --trained_on` (docs/guides/proposals.md)"
 _FORMATS = (
@@ -106,12 +106,12 @@ def parse(value: str) -> TrainedOn:
 
 
 def of_proposer(proposer: Any, declared: TrainedOn | None) -> TrainedOn:
-  """Returns what the masks of a proposer were learned from.
+  """Returns the training data of a proposer.
 
   Args:
     proposer: a `Proposer`, which may have the attribute `trained_on`.
-    declared: the user's declaration, None without one. It takes precedence, except for proposers
-      that are known not to be detectors: a list of images is then told to be of no use.
+    declared: the user's declaration, if any. It takes precedence, except for proposers that are
+      known not to be detectors: a list of images is then ignored with a warning.
 
   Raises:
     InputError: the user declares training data for annotations or for masks without training; or
@@ -154,7 +154,7 @@ def check(
   """
   images, of_coco = len(image_ids), image_ids if coco_ids is None else coco_ids
   if trained_on.image_ids is not None:
-    # A tool may have made several images of one of COCO's.
+    # A tool may have derived several images from one COCO image.
     common = [i for i in of_coco if i in trained_on.image_ids]
     seen, warning = len(common), _warn_list(trained_on.text, common, images) if common else None
   else:
@@ -219,11 +219,11 @@ def provenance(
   splits: Mapping[str, Collection[int]],
   coco_ids: Mapping[str, Mapping[int, int]] | None = None,
 ) -> dict[str, Any]:
-  """Returns what the metadata of a data set records about its instance masks.
+  """Returns the metadata of a data set about its instance masks.
 
   Args:
     proposer: its name on the command line.
-    trained_on: what the masks were learned from.
+    trained_on: the training data.
     splits: image ids per split.
     coco_ids: per split, image id -> COCO id of the images that are COCO's; by default of all.
   """
@@ -266,16 +266,15 @@ def of_split(metadata: Mapping[str, Any], dataset: str, split: str) -> dict[str,
 def of_model(
   trained_on: Mapping[str, ImageSet] | None, images: ImageSet | None, split: str
 ) -> dict[str, Any]:
-  """Compares the images of a split with those that the model itself was trained on.
+  """Compares the images of a split with the model's own training images.
 
   Args:
-    trained_on: by DATASET/SPLIT; None if they are unknown.
-    images: of the split; None if they are unknown.
+    trained_on: by DATASET/SPLIT; None if unknown.
+    images: of the split; None if unknown.
     split: its name; for `train`, seen images are expected and cause no warning.
 
   Returns:
-    What `image_hashes.find_seen` returns, the counts None if they are unknown; and a `warning`,
-    None without any.
+    The result of `image_hashes.find_seen`, with counts None if unknown, and a `warning` or None.
   """
   if trained_on is None or images is None:
     unknown = (
@@ -321,10 +320,10 @@ def warnings(findings: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 class CocoImages:
-  """The images of a file, and which of COCO's they are.
+  """The images of a file and their COCO ids.
 
-  Many tools give images new numbers, so COCO's number in an image's name decides, if it has one.
-  In a file with such names, images with other names are not COCO's.
+  Many tools renumber images, so a COCO number in the name takes precedence over the id. In a file
+  with such names, images with other names are not COCO images.
   """
 
   def __init__(self, path: str):
@@ -334,9 +333,9 @@ class CocoImages:
       path: of the file, for messages.
     """
     self._path = path
-    # Id, and COCO's number in the name.
+    # Ids and COCO numbers in the names.
     self._images: dict[tuple[int, int | None], None] = {}
-    # Of images that are named otherwise: with their ids, and names alone.
+    # Images with other names: by id, and names without ids.
     self._others: dict[int, str] = {}
     self._other_names: dict[str, None] = {}
     # Ids that some row gives alone; they count even if another row has a name for them.
@@ -344,14 +343,14 @@ class CocoImages:
     self._renumbered: dict[int, str] = {}
 
   def add(self, image_id: Any, name: str | None = None) -> int:
-    """Adds an image, and returns its id as an integer.
+    """Adds an image and returns its id as an integer.
 
     Args:
-      image_id: a whole number, also as a float or as text.
-      name: of its file, if it is known.
+      image_id: an integer, possibly as a float or text.
+      name: of its file, if known.
 
     Raises:
-      ValueError: it is not an id.
+      ValueError: not an id.
     """
     own = whole_number(image_id)
     if own is None:
@@ -376,10 +375,10 @@ class CocoImages:
       self._other_names[text] = None
 
   def by_id(self) -> dict[int, int | None]:
-    """Returns the COCO id of each image by its id in the file; None if it is not COCO's.
+    """Returns the COCO id of each image by its id in the file; None if not a COCO image.
 
     Raises:
-      InputError: an id is that of several images.
+      InputError: several images share an id.
     """
     has_names = self._has_names()
     found: dict[int, int | None] = {}
@@ -397,7 +396,7 @@ class CocoImages:
     """Returns the COCO ids of the images.
 
     Raises:
-      ValueError: all there is are names, and none is COCO's.
+      ValueError: there are only names, none of them COCO's.
     """
     if self._other_names and not self._has_names():
       raise ValueError(f"{next(iter(self._other_names))!r} is neither an image id nor a COCO name")
@@ -406,7 +405,7 @@ class CocoImages:
     return frozenset(numbers.union(i for i in own if not (numbers and self._is_other(i))))
 
   def notes(self) -> Iterator[str]:
-    """Yields a line for each way in which the ids were not taken as they are."""
+    """Yields a line for each way in which ids were reinterpreted."""
     total = counted(len(self._images) + len(self._other_names), "image")
     if self._renumbered:
       own, name = next(iter(self._renumbered.items()))
@@ -430,15 +429,15 @@ class CocoImages:
 
 
 def _coco_number(name: str) -> int | None:
-  """Returns COCO's number in a name with or without its ending."""
+  """Returns COCO's number in a name with or without an extension."""
   number = image_names.coco_number(name)
   return image_names.coco_number(f"{name}.jpg") if number is None else number
 
 
 def whole_number(value: Any) -> int | None:
-  """Returns an id, also one that pandas wrote as 101.0 or "101", as an integer; None if it is none.
+  """Returns an id, possibly written as 101.0 or "101", as an integer; None for other values.
 
-  Ids are never rounded, nor is a boolean an id.
+  Ids are never rounded, and booleans are not ids.
   """
   if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
     value = float(value) if "." in value else int(value)
@@ -448,9 +447,9 @@ def whole_number(value: Any) -> int | None:
 
 
 def read_ids(path: str) -> frozenset[int]:
-  """Reads which of COCO's images a file lists; prints how it took ids that are not COCO's.
+  """Reads the COCO ids of the images that a file lists; prints how other ids were interpreted.
 
-  The file may be compressed by gzip, and of any size.
+  The file may be gzipped, and of any size.
 
   Args:
     path: a COCO file (all its images count, annotated or not), a JSON list of ids, of names or of
@@ -506,7 +505,7 @@ def _join(text: Iterable[bytes], path: str) -> bytes:
 
 
 def _read_rows(parts: Iterable[json_rows.Row | bytes], path: str, images: CocoImages) -> None:
-  """Adds the rows of a COCO file's images; of another file, its refs or its list of rows."""
+  """Adds the images of a COCO file, or the refs or rows of another file."""
   around = bytearray()
   for part in parts:
     if isinstance(part, bytes):

@@ -30,7 +30,7 @@ PROPOSERS = {
 """Name on the command line -> class; its module is only imported when it is used."""
 
 NO_MASKS = "image without masks in the file"
-"""The note on an image of which a proposer's file has no entry."""
+"""The note on an image without an entry in the proposer's file."""
 
 
 class UnknownImage(InputError):
@@ -42,10 +42,10 @@ class Proposer(Protocol):
   """Proposes instance masks for images.
 
   The constructor takes the text after the colon of `--instances NAME:ARGUMENT`. Two attributes are
-  optional: `trained_on` says what the masks were learned from, as one of `leakage.TRAINED_ON`;
-  `parallel` says that several processes may each have a proposer, as when it only reads files. One
-  that reads masks from a file may have the method `find_image(path, image_id, name)`: it returns
-  the id that the file has for an image; see `SelectingProposer.find_image`.
+  optional: `trained_on`, the training data, one of `leakage.TRAINED_ON`; and `parallel`, whether
+  several processes may each have a proposer, as when it only reads files. A proposer that reads
+  masks from a file may have the method `find_image(path, image_id, name)`, which returns the file's
+  id of an image; see `SelectingProposer.find_image`.
   """
 
   def propose(
@@ -84,16 +84,16 @@ class SelectingProposer:
     self._selection = selection
 
   def find_image(self, path: str, image_id: int | None = None, name: str = "") -> int | str:
-    """Returns the id that the proposer knows an image by.
+    """Returns the proposer's id of an image.
 
     Args:
       path: of the image.
-      image_id: its id in the data set, if it is known.
-      name: its path in the folder of images, if that is known.
+      image_id: its id in the data set, if known.
+      name: path relative to the folder of images, if known.
 
     Raises:
-      UnknownImage: the proposer reads masks from a file, which has no entry for it.
-      InputError: several images may be meant, or it is another one.
+      UnknownImage: the proposer reads masks from a file that has no entry for the image.
+      InputError: several images match, or the id belongs to another image.
     """
     find = getattr(self.proposer, "find_image", None)
     if find is not None:
@@ -127,15 +127,15 @@ class SelectingProposer:
 def check_images(
   proposer: SelectingProposer, images: Iterable[tuple[str, int | None, str]], *, any_known: bool
 ) -> None:
-  """Checks that a file has the masks of these images, and not the same ones for two of them.
+  """Checks that a file has masks of these images, and no two images share an entry.
 
   Args:
     proposer: one that reads masks from a file; others pass.
     images: the arguments of `find_image` for each image.
-    any_known: whether a file with masks must have those of any of the images.
+    any_known: whether a file with masks must contain at least one of the images.
 
   Raises:
-    InputError: it has not.
+    InputError: a check fails.
   """
   if not hasattr(proposer.proposer, "find_image"):
     return
@@ -145,7 +145,7 @@ def check_images(
     try:
       entry = proposer.find_image(path, image_id, name)
     except InputError as error:
-      errors.append(error)  # of that image alone, when its turn comes
+      errors.append(error)  # reported when the image itself is processed
       continue
     other = found.setdefault(entry, path)
     if other != path:
@@ -158,17 +158,17 @@ def check_images(
 
 
 def check_turn(proposer: SelectingProposer, path: str) -> None:
-  """Checks that it is known for which pixels the masks of a file are, if EXIF turns the image.
+  """Checks that the orientation of a file's masks is known if EXIF rotates the image.
 
-  Tools write masks for the pixels as they are stored or as they are seen. If the image is turned to
-  its side, its size tells; if it is mirrored, turned upside down or square, nothing does.
+  Some tools write masks for the stored pixels, others for the upright image. After a quarter turn
+  the size distinguishes them; for mirrored, upside-down or square images nothing does.
 
   Args:
     proposer: one that reads masks from a file; others pass.
-    path: of the image, which is used as it is seen.
+    path: of the image, which is used upright.
 
   Raises:
-    InputError: it cannot be known.
+    InputError: the orientation is ambiguous.
   """
   if not hasattr(proposer.proposer, "find_image") or not os.path.isfile(path):
     return

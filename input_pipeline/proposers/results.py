@@ -1,7 +1,7 @@
-"""A detector's masks from COCO results files, as Detectron2, MMDetection and others write them.
+"""Reads a detector's masks from COCO results files of Detectron2, MMDetection and others.
 
 A file is a list of rows `{"image_id", "category_id", "segmentation", "score"}`, or an object with
-that list, as FiftyOne writes it; segmentations are run lengths, compressed or not, or polygons.
+such a list, as in FiftyOne; segmentations are run lengths, compressed or not, or polygons.
 """
 
 import os
@@ -25,7 +25,7 @@ NO_MASK = "detection with an empty mask left out"
 
 # Scores are stored as float32.
 _MAX_SCORE = float(np.finfo(np.float32).max)
-# Where an object has the list of rows.
+# Keys of an object that may hold the list of rows.
 _KEYS = ("annotations", "predictions", "results", "detections")
 
 
@@ -58,28 +58,28 @@ class ResultsProposer:
 
   @property
   def is_empty(self) -> bool:
-    """Whether the files have no detection at all, as of a detector that found nothing."""
+    """Whether the files contain no detections at all."""
     return not self._entries
 
   @property
   def needs_ids(self) -> bool:
-    """Whether an image is found by its id alone, since the files do not name all of them."""
+    """Whether images can only be found by id, since the files do not name all of them."""
     return any(file.needs_ids for file in self._files)
 
   def find_image(self, path: str, image_id: Id | None = None, name: str = "") -> Id:
     """Returns the entry of an image in the files.
 
-    It is found by its name where rows or a list of images name it: ids that are text are names of
-    files. Otherwise its id is `image_id`, or the number at the end of its name as in COCO's.
+    It is found by name if rows or a list of images name it (ids that are text are file names).
+    Otherwise its id is `image_id`, or the number at the end of its name, as in COCO.
 
     Args:
       path: of the image.
-      image_id: its id in the data set, if it is known.
-      name: its path in the folder of images, if that is known.
+      image_id: its id in the data set, if known.
+      name: path relative to the folder of images, if known.
 
     Raises:
       UnknownImage: the files have no detection of it.
-      InputError: several images may be meant, or the name does not end with a number.
+      InputError: several images match, or the name does not end with a number.
     """
     found = [i for file in self._files if (i := file.find_by_name(path, name)) is not None]
     if len(found) > 1:
@@ -152,7 +152,7 @@ class ResultsProposer:
 
 
 class _ResultsFile:
-  """One file of results.
+  """A results file.
 
   Attributes:
     path: of the file.
@@ -168,7 +168,7 @@ class _ResultsFile:
       raise InputError(
         f"{path}: {counted(count, 'row')} without image_id, which every detection needs"
       )
-    # The ids of a file that lists its images are its own.
+    # Ids are private to a file that lists its images.
     names = list(self._listed()) or list(self._named_by_id())
     self.needs_ids = not names
     self._table = ImageTable(names, path)
@@ -178,14 +178,14 @@ class _ResultsFile:
     return self._index.of_image("results", image_id)
 
   def entry(self, image_id: Id) -> Id:
-    """Returns what an image is called among those of all files: ids beside names are the file's."""
+    """Returns the key of an image among all files; ids of files with names are private to them."""
     return image_id if self.needs_ids else f"{image_id} of {self.path}"
 
   def find_by_name(self, path: str, name: str) -> Id | None:
-    """Returns the entry of an image that the file names, None if it does not.
+    """Returns the entry of an image by its name; None if the file does not name it.
 
     Raises:
-      InputError: several may be meant.
+      InputError: several images match.
     """
     spellings = (str, _as_jpeg, _as_number)
     for spell in () if self.needs_ids else spellings:
@@ -202,20 +202,20 @@ class _ResultsFile:
         yield image_id, name
 
   def _named_by_id(self) -> Iterator[tuple[Id, str]]:
-    """Yields images that rows name, by `file_name` or by an id that is text."""
+    """Yields images named in rows, by `file_name` or by a text id."""
     first = next(self._index.rows("results"), {})
     if name_of_row(first) is None and all(type(image_id) is int for image_id in self.image_ids):
       return
     for row in self._index.first_of_images("results"):
-      # Beside names without their endings, a number is the name of a file too.
+      # Among names without extensions, a number is a file name as well.
       yield row["image_id"], name_of_row(row) or _as_jpeg(str(row["image_id"]))
 
 
 def _open(path: str) -> RowIndex:
-  """Opens a file, a list of rows or an object that has one.
+  """Opens a file with a list of rows or an object that contains one.
 
   Raises:
-    InputError: it has none.
+    InputError: there is no such list.
   """
   if first_character(path) != "{":
     return RowIndex(path, {"results": "item"})
@@ -230,13 +230,13 @@ def _open(path: str) -> RowIndex:
 
 
 def _as_jpeg(name: str) -> str:
-  """Returns a name with or without the ending of a picture as one with .jpg."""
+  """Returns a name with the extension .jpg in place of its image extension, if any."""
   stem, ending = os.path.splitext(name)
   return f"{stem if ending.lower() in preprocess.EXTENSIONS else name}.jpg"
 
 
 def _as_number(path: str) -> str:
-  """Returns a name that is a number without its zeros: tools write 007.png as 7."""
+  """Strips leading zeros from a numeric name: some tools write 007.png as 7."""
   folder, slash, last = path.rpartition("/")
   stem = os.path.splitext(last)[0]
   return f"{folder}{slash}{int(stem) if stem.isdecimal() else stem}.jpg"
