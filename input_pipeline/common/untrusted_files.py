@@ -208,7 +208,7 @@ def resolve_inside(root: str, path: str, name: str, *, follow_links: bool = Fals
 
 
 def stays_inside(path: str) -> bool:
-  """Tells from a path's text alone whether it stays inside the folder that it is relative to.
+  """Returns whether a relative path stays inside its folder, judging by its text alone.
 
   For buckets, and for folders that may have links: Hugging Face's caches consist of them.
   """

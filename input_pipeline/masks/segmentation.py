@@ -26,7 +26,6 @@ MAX_COORDINATE = 1_000_000
 
 # Tolerated overshoot of polygons, as a fraction of the side.
 _SLIP = 0.05
-_SHARE_BEYOND = 0.05
 # Overshoot in pixels that is not worth a note: tools round.
 _ROUNDING = 1.0
 # COCO's strings contain no quotes.

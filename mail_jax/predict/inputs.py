@@ -42,7 +42,7 @@ class PredictionInput:
     image: as the folder or the JSONL file names it.
     path: of its file.
     expressions: to segment.
-    output: path of its outputs relative to the output folder, without an ending.
+    output: path of its outputs relative to the output folder, without an extension.
     line: in the JSONL file, from 1; None for a folder.
     instances: masks that came with the line, in the form of the file; None without.
   """

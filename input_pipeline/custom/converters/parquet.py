@@ -335,7 +335,7 @@ class _Reader:
     try:
       masks, notes = masks_in(value, *size)
     except OtherSize as error:
-      raise place.error(key, f"{error}; is it the mask of another image?") from error
+      raise place.error(key, f"{error} (is it the mask of another image?)") from error
     except EmptySegmentation as error:
       raise LeftOut(f"no mask ({error})") from error
     except (ValueError, TypeError) as error:
