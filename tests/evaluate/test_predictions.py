@@ -208,7 +208,7 @@ def test_a_mask_of_another_size_is_an_error_with_both_sizes(n, change):
   for protocol in protocols.PROTOCOLS:
     with pytest.raises(InputError, match=f"entry {n + 1}: .*{sizes[0]}.*{sizes[1]}") as caught:
       judge(given, protocol)
-    assert ("turned" in str(caught.value)) == (change == "turn")
+    assert ("rotated" in str(caught.value)) == (change == "turn")
 
 
 def test_missing_predictions_are_counted_or_count_as_empty_masks():

@@ -95,7 +95,7 @@ def test_data_without_hashes_is_told_once(finished_run, shapes_data, tmp_path):
   data_dir = _without_hashes(shapes_data, "shapes", tmp_path / "data")
   content, warnings = _evaluate(finished_run, data_dir, "shapes/val", "shapes/testA")
   (line,) = warnings
-  assert line.startswith("warning: shapes/val, shapes/testA: whether the model has seen these")
+  assert line.startswith("warning: shapes/val, shapes/testA: the model may have seen these")
   assert "prepare them again with --overwrite" in line
   assert content["shapes/val"]["training_images"]["seen"] is None
 
@@ -156,7 +156,7 @@ def test_a_resumed_run_remembers_what_it_was_trained_on_before(finished_run, sha
 def test_a_model_without_a_record_of_its_images_is_told(mixed_data):
   images = storage.read_hashes(str(mixed_data), "mine", "val")
   finding = leakage.of_model(None, images, "val")
-  assert "not recorded" in finding["warning"]
+  assert "does not record" in finding["warning"]
   assert leakage.of_model(None, images, "train")["warning"] is None
 
 
