@@ -89,7 +89,7 @@ def _way_out(name: str, error: Exception) -> str:
   if isinstance(error, _Refused) and _DATA_LIBRARIES.search(str(error)):
     json_name = os.path.splitext(os.path.basename(name))[0] + ".json"
     return (
-      f"If you saved it yourself, save it as {json_name} beside it instead: "
+      f"If you saved it yourself, replace it with {json_name}: "
       "json.dump(refs, file, default=lambda value: value.tolist())"
     )
   return "Download it again from a source in docs/guides/datasets.md"

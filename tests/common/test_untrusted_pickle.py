@@ -140,7 +140,7 @@ def test_scalars_of_either_byte_order_and_of_numpy_1_are_read(module):
 def test_what_is_not_plain_is_refused_with_what_it_is(value, reason, protocol):
   with pytest.raises(InputError, match=reason) as caught:
     untrusted_pickle.loads(pickle.dumps([value], protocol), "data/refs(unc).p")
-  told = "save it as refs(unc).json beside it" in str(caught.value)
+  told = "replace it with refs(unc).json" in str(caught.value)
   assert told == isinstance(value, np.ndarray | np.datetime64)
 
 
