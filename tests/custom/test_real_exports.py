@@ -176,14 +176,14 @@ def test_label_studio_s_coco_of_polygons_comes_back(tmp_path):
 @pytest.mark.parametrize("crowd", [0, 1])
 def test_fiftyone_s_coco_comes_back(tmp_path, crowd):
   """It writes polygons, or run lengths where an object has `iscrowd`."""
-  fo = pytest.importorskip("fiftyone")
+  fiftyone = pytest.importorskip("fiftyone")
   write_photo(tmp_path / "a.png", (HEIGHT, WIDTH))
   objects = []
   for number, mask in enumerate(MASKS[:4]):
     rows, columns = np.nonzero(mask)
     (top, bottom), (left, right) = ((x.min(), x.max() + 1) for x in (rows, columns))
     box = [left / WIDTH, top / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT]
-    found = fo.Detection(label="x", bounding_box=box, mask=mask[top:bottom, left:right])
+    found = fiftyone.Detection(label="x", bounding_box=box, mask=mask[top:bottom, left:right])
     found["caption"], found["iscrowd"] = f"object {number}", crowd
     objects.append(found)
   import fiftyone.utils.coco  # pyright: ignore[reportMissingImports]
@@ -193,8 +193,8 @@ def test_fiftyone_s_coco_comes_back(tmp_path, crowd):
   )
   path = str(tmp_path / "a.png")
   with exporter:
-    size = fo.ImageMetadata.build_for(path)
-    exporter.export_sample(path, fo.Detections(detections=objects), metadata=size)
+    size = fiftyone.ImageMetadata.build_for(path)
+    exporter.export_sample(path, fiftyone.Detections(detections=objects), metadata=size)
   written = json.loads((tmp_path / "export.json").read_text())["annotations"]
   found = by_text(convert(tmp_path, "coco"))
   assert len(found) == len(written) == len(objects)
