@@ -26,7 +26,7 @@ from input_pipeline.common import (
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
-from input_pipeline.proposers import leakage
+from input_pipeline.proposers import image_lists
 from input_pipeline.sources import refer
 
 _REQUIRED = {
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
   """
   _check_out(args)
   excluded = evaluation_images(args.refer_root, args.allow_missing)
-  excluded |= {path: leakage.read_ids(path) for path in args.exclude}
+  excluded |= {path: image_lists.read_ids(path) for path in args.exclude}
   annotations = Annotations(args.annotations)
   counts = annotations.write_without(frozenset[int]().union(*excluded.values()), args.out)
   _print_table(excluded, frozenset(annotations.coco_ids.values()), counts)
@@ -117,7 +117,7 @@ def _read_refs(name: str, path: str) -> frozenset[int]:
   rows = _load_json(path) if path.endswith(".json") else untrusted_pickle.load(path)
   try:
     evaluated = [row for row in rows if row["split"] != "train"]
-    ids = [leakage.whole_number(row["image_id"]) for row in evaluated]
+    ids = [image_lists.whole_number(row["image_id"]) for row in evaluated]
     if None in ids:
       raise TypeError(f"image_id {evaluated[ids.index(None)]['image_id']!r} is not a whole number")
   except (KeyError, TypeError) as error:
@@ -159,7 +159,7 @@ class Annotations:
       InputError: not a COCO file, or two images share an id.
     """
     self._path = path
-    images, around = leakage.CocoImages(path), bytearray()
+    images, around = image_lists.CocoImages(path), bytearray()
     try:
       for part in self._parts():
         if isinstance(part, bytes):
@@ -238,7 +238,7 @@ class Annotations:
       yield from json_rows.split(json_rows.chunks(file), self._path, _SECTIONS)
 
   def _image_id(self, row: Mapping[str, Any], key: str) -> int:
-    image_id = leakage.whole_number(row.get(key))
+    image_id = image_lists.whole_number(row.get(key))
     if image_id is None:
       raise self._refusal(ValueError(f"{row.get(key)!r} is not an image id"))
     return image_id

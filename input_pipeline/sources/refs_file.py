@@ -68,7 +68,7 @@ class Rules:
 
 
 def read(path: str, rules: Rules) -> Refs:
-  """Reads and checks a file, except for its annotations.
+  """Reads a file and checks it, except for its annotations.
 
   Args:
     path: of a pickle or JSON.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from input_pipeline.common import untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.coco import CocoAnnotations
-from input_pipeline.proposers import leakage
+from input_pipeline.proposers import image_lists
 
 _values = st.recursive(
   st.one_of(
@@ -105,7 +105,7 @@ def test_a_list_compressed_a_thousand_times_is_refused(tmp_path, monkeypatch):
   path = tmp_path / "ids.gz"
   path.write_bytes(gzip.compress(b"1\n" * 500_000))
   with pytest.raises(InputError, match=r"ids\.gz: exceeds the limit of 100,000 bytes"):
-    leakage.read_ids(str(path))
+    image_lists.read_ids(str(path))
 
 
 @pytest.mark.parametrize(

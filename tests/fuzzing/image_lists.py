@@ -12,11 +12,11 @@ from input_pipeline import image_hashes
 from input_pipeline.common import image_names
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposals import clean_split
-from input_pipeline.proposers import leakage
+from input_pipeline.proposers import image_lists
 
 COVERED = (
   "input_pipeline/common/json_rows.py",
-  "input_pipeline/proposers/leakage.py",
+  "input_pipeline/proposers/image_lists.py",
   "input_pipeline/proposals/clean_split.py",
   "input_pipeline/image_hashes.py",
 )
@@ -61,7 +61,7 @@ def one_input(data: bytes) -> None:
 def _check_ids(path: str, data: bytes) -> None:
   try:
     with contextlib.redirect_stderr(io.StringIO()):
-      ids = leakage.read_ids(path)
+      ids = image_lists.read_ids(path)
   except InputError as error:
     assert "\n" not in str(error)
     return

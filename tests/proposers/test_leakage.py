@@ -19,7 +19,7 @@ from input_pipeline import records, storage
 from input_pipeline.common import fingerprint
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
-from input_pipeline.proposers import leakage
+from input_pipeline.proposers import image_lists, leakage
 from input_pipeline.tf import builder
 from mail_jax.evaluate import command as evaluate
 
@@ -182,7 +182,7 @@ def test_a_list_is_read_in_every_format(name, form, tmp_path):
 def test_ids_that_are_not_taken_as_they_are_are_told(name, note, tmp_path, capsys):
   path = tmp_path / name
   path.write_text(_FORMS[name])
-  leakage.read_ids(str(path))
+  image_lists.read_ids(str(path))
   told = capsys.readouterr().err.splitlines()
   if note is None:
     assert told == []
@@ -193,7 +193,7 @@ def test_ids_that_are_not_taken_as_they_are_are_told(name, note, tmp_path, capsy
 
 def test_ids_beside_names_that_are_not_cocos_are_doubted_aloud(tmp_path, capsys):
   rows = [{"id": i, "file_name": f"{i}.jpg"} for i in (7, 100)]
-  assert leakage.read_ids(_list(tmp_path, rows)) == {7, 100}
+  assert image_lists.read_ids(_list(tmp_path, rows)) == {7, 100}
   (line,) = capsys.readouterr().err.splitlines()
   assert "2 of 2 images do not have a COCO name (7.jpg); their ids are read" in line
   assert "--trained_on other" in line
@@ -215,7 +215,7 @@ def test_a_file_numbered_anew_names_the_same_images(tmp_path_factory, numbers, i
   ]
   path.write_text(json.dumps({"images": rows}))
   with contextlib.redirect_stderr(io.StringIO()):
-    assert leakage.read_ids(str(path)) == set(numbers)
+    assert image_lists.read_ids(str(path)) == set(numbers)
 
 
 _GZIP = gzip.compress(
@@ -469,4 +469,4 @@ def test_data_without_provenance_is_unknown(finished_run, tmp_path):
 
 def test_an_unreadable_list_names_its_path(tmp_path):
   with pytest.raises(InputError, match=r"nowhere\.json: No such file"):
-    leakage.read_ids(str(tmp_path / "nowhere.json"))
+    image_lists.read_ids(str(tmp_path / "nowhere.json"))
