@@ -91,7 +91,7 @@ class Export:
   """Normalised expressions of regions that were left out, by image."""
 
   def lose(self, image: str, texts: Iterable[str]) -> None:
-    """Records the expressions of a region that is left out; see `drop_incomplete`."""
+    """Remembers the expressions of a region that is left out; see `drop_incomplete`."""
     normalised = map(preprocess.normalise_text, filter(preprocess.is_expression, texts))
     self.lost.setdefault(image, set()).update(normalised)
 
