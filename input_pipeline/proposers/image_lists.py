@@ -1,4 +1,4 @@
-"""Lists of images, and which of COCO's they are, for any numbers and names that a tool gave them."""
+"""Lists of images, and which of COCO's they are, for any numbers and names by a tool."""
 
 import itertools
 import re
