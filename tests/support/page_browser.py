@@ -60,7 +60,7 @@ class Browser:
       if found:
         found[0].send_keys(str(path))
       with contextlib.suppress(TimeoutException):
-        self.until(lambda: not self.driver.find_elements(*inputs), 4)
+        self.until(lambda: not self.driver.find_elements(*inputs), 12)
         return
     raise AssertionError(f"{path} was not taken")
 
