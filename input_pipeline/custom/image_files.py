@@ -44,11 +44,6 @@ class Header:
     return self.orientation != 1 and self.size == self.stored_size
 
 
-def upright_size(path: str) -> tuple[int, int]:
-  """Returns height and width of an image after its EXIF rotation; see `read_header`."""
-  return read_header(path).size
-
-
 @functools.lru_cache(maxsize=4096)
 def read_header(path: str) -> Header:
   """Reads the header of an image file.

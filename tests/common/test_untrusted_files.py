@@ -51,7 +51,7 @@ def test_anything_but_a_regular_file_is_refused_at_once(no_file, reader):
 
 def test_custom_images_that_are_not_files_are_problems(no_file):
   with pytest.raises(LineError):
-    image_files.upright_size(no_file)
+    image_files.read_header(no_file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

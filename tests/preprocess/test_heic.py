@@ -35,7 +35,7 @@ def test_heic_is_read_upright_and_stored_as_png(tmp_path, orientation):
   assert np.abs(actual.astype(int) - expected).mean() < 10
   path = tmp_path / "a.heic"
   path.write_bytes(data)
-  assert image_files.upright_size(str(path)) == expected.shape[:2]
+  assert image_files.read_header(str(path)).size == expected.shape[:2]
   stored, stored_pixels = image_files.stored_upright(data, str(path))
   np.testing.assert_array_equal(stored_pixels, actual)
   with Image.open(io.BytesIO(stored)) as image:
