@@ -40,7 +40,7 @@ _FORMAT = 2
 _CHUNK = 1 << 14
 # ijson handled 10,000 nested lists, and crashed at 100,000.
 _SAFE_DEPTH = 5_000
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_INTEGER = re.compile(r"(-?[0-9]{1,18})(\.0*)?")
 _WORDS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|NaN|-?Infinity', re.DOTALL)
 # Up to the start of a string that continues in the next bytes.
 _WHOLE = re.compile(rb'(?:[^"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
@@ -48,13 +48,13 @@ _NOT_FINITE = re.compile(rb"NaN|Infinity")
 
 
 def whole_number(value: Any) -> int | None:
-  """Returns an integer that may be written as 1, 1.0 or "1"; None if it is anything else."""
+  """Returns an integer that may be written as 1, 1.0, "1" or "1.0"; None for anything else."""
   if isinstance(value, numbers.Integral) and not isinstance(value, bool):
     return int(value)
   if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
     return int(value)
-  if isinstance(value, str) and _INTEGER.fullmatch(value):
-    return int(value)
+  if isinstance(value, str) and (match := _INTEGER.fullmatch(value)):
+    return int(match[1])
   return None
 
 

@@ -117,7 +117,7 @@ def _read_refs(name: str, path: str) -> frozenset[int]:
   rows = _load_json(path) if path.endswith(".json") else untrusted_pickle.load(path)
   try:
     evaluated = [row for row in rows if row["split"] != "train"]
-    ids = [image_lists.whole_number(row["image_id"]) for row in evaluated]
+    ids = [image_lists.read_id(row["image_id"]) for row in evaluated]
     if None in ids:
       raise TypeError(f"image_id {evaluated[ids.index(None)]['image_id']!r} is not a whole number")
   except (KeyError, TypeError) as error:
@@ -238,7 +238,7 @@ class Annotations:
       yield from json_rows.split(json_rows.chunks(file), self._path, _SECTIONS)
 
   def _image_id(self, row: Mapping[str, Any], key: str) -> int:
-    image_id = image_lists.whole_number(row.get(key))
+    image_id = image_lists.read_id(row.get(key))
     if image_id is None:
       raise self._refusal(ValueError(f"{row.get(key)!r} is not an image id"))
     return image_id

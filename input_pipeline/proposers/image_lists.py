@@ -9,10 +9,10 @@ from typing import Any, BinaryIO
 from input_pipeline.common import image_names, json_rows, untrusted_files, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
+from input_pipeline.masks.row_index import whole_number
 
 # The lists of a file that are read; rows of `annotations` are ignored.
 _SECTIONS = ("images", "refs", "annotations")
-_WHOLE = re.compile(r"\d{1,18}(\.0*)?", re.ASCII)
 # Size limit of a list of ids or names in bytes.
 _MAX_LIST = 256 << 20
 _FORMATS = (
@@ -54,7 +54,7 @@ class CocoImages:
     Raises:
       ValueError: not an id.
     """
-    own = whole_number(image_id)
+    own = read_id(image_id)
     if own is None:
       raise ValueError(f"{image_id!r} is not an image id")
     number = None if name is None else _coco_number(name)
@@ -69,7 +69,7 @@ class CocoImages:
 
   def add_text(self, text: str) -> None:
     """Adds an image given by its id or by its file's name."""
-    if (own := whole_number(text)) is not None:
+    if (own := read_id(text)) is not None:
       self._images[own, None] = None
     elif (number := _coco_number(text)) is not None:
       self._images[number, number] = None
@@ -136,16 +136,10 @@ def _coco_number(name: str) -> int | None:
   return image_names.coco_number(f"{name}.jpg") if number is None else number
 
 
-def whole_number(value: Any) -> int | None:
-  """Returns an id, possibly written as 101.0 or "101", as an integer; None for other values.
-
-  Ids are never rounded, and booleans are not ids.
-  """
-  if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-    value = float(value) if "." in value else int(value)
-  if isinstance(value, float) and value.is_integer():
-    value = int(value)
-  return value if type(value) is int and value >= 0 else None
+def read_id(value: Any) -> int | None:
+  """Returns an id of an image in any notation; None for other values, among them negatives."""
+  number = whole_number(value)
+  return number if number is not None and number >= 0 else None
 
 
 def read_ids(path: str) -> frozenset[int]:
