@@ -16,6 +16,7 @@ class Chip:
   Attributes:
     name: as in the name of a topology, `v5e:4x4`.
     flops: bf16 operations per second; a multiply-add counts as two.
+    clock: cycles per second of the cores.
     memory: bytes of HBM that a program may use; the rest is reserved by the runtime. The limit in
       the compiler's error message in libtpu 0.0.50.1 ("exceeds available HBM (15.75G)").
     memory_published: bytes of HBM as published.
@@ -30,6 +31,7 @@ class Chip:
 
   name: str
   flops: float
+  clock: float
   memory: int
   memory_published: int
   bandwidth: float
@@ -41,27 +43,29 @@ class Chip:
   sources: tuple[str, ...]
 
 
-# All sources were read in November 2026. Which sides wrap around is from the scaling book.
+# All sources were read in November 2026. Which sides wrap around is from the scaling book, and so
+# are the clocks of v5e and v5p; that of v4 is in table 4 of the paper. v6e's follows from its peak,
+# at which it multiplies four times 256 x 256 numbers in a cycle.
 _BOOK = "https://jax-ml.github.io/scaling-book/tpus"
 CHIPS = {
   chip.name: chip
   for chip in (
     Chip(
-      "v4", 275e12, int(30.75 * _GIB), 32 * _GIB, 1200e9, 50e9, 3, 4, 2, 4,
+      "v4", 275e12, 1.05e9, int(30.75 * _GIB), 32 * _GIB, 1200e9, 50e9, 3, 4, 2, 4,
       # The links, 6 of 50 GB/s, are in table 4 of the paper.
       ("https://cloud.google.com/tpu/docs/v4", "https://arxiv.org/abs/2304.01433", _BOOK),
     ),
     # Published for both directions and all links: 400, 1200 and 800 GB/s over 4, 6 and 4 links.
     Chip(
-      "v5e", 197e12, int(15.75 * _GIB), 16 * _GIB, 819e9, 50e9, 2, 16, 1, 4,
+      "v5e", 197e12, 1.5e9, int(15.75 * _GIB), 16 * _GIB, 819e9, 50e9, 2, 16, 1, 4,
       ("https://cloud.google.com/tpu/docs/v5e", _BOOK),
     ),
     Chip(
-      "v5p", 459e12, int(95.73 * _GIB), 95 * _GIB, 2765e9, 100e9, 3, 4, 2, 4,
+      "v5p", 459e12, 1.75e9, int(95.73 * _GIB), 95 * _GIB, 2765e9, 100e9, 3, 4, 2, 4,
       ("https://cloud.google.com/tpu/docs/v5p", _BOOK),
     ),
     Chip(
-      "v6e", 918e12, int(31.24 * _GIB), 32 * _GIB, 1638e9, 100e9, 2, 16, 1, 4,
+      "v6e", 918e12, 1.75e9, int(31.24 * _GIB), 32 * _GIB, 1638e9, 100e9, 2, 16, 1, 4,
       ("https://cloud.google.com/tpu/docs/v6e", _BOOK),
     ),
   )

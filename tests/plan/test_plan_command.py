@@ -196,6 +196,9 @@ def test_published_figures_hold_together():
     assert all(source.startswith("https://") for source in chip.sources)
     # Each product of bf16 needs some hundred operations a byte to keep its chip busy.
     assert 150 < chip.flops / chip.bandwidth < 600
+    # Each core has units that multiply 4 x 128 x 128 numbers in a cycle; v6e's are twice as wide.
+    side = 256 if chip.name == "v6e" else 128
+    assert 2 * 4 * side**2 * chip.cores * chip.clock == pytest.approx(chip.flops, rel=0.003)
   both_ways = {c.name: 2 * 2 * c.dimensions * c.link_bandwidth / 1e9 for c in chips.CHIPS.values()}
   assert both_ways == {
     "v4": 600,
