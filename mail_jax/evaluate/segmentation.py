@@ -100,7 +100,8 @@ def count(
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
     return result | {"selected_iou": zero, "oracle_iou": zero}
-  iou = instances.instance_iou(output.masks, batch["target"])
+  masks = instances.unpack_bit_planes(output.planes, max_instances)
+  iou = instances.instance_iou(masks, batch["target"])
   selected_iou = jnp.take_along_axis(
     jnp.pad(iou, ((0, 0), (0, 1))), result["selected"][:, None], axis=1
   )[:, 0]

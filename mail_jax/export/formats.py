@@ -231,10 +231,9 @@ def output_specs(model: MaIL, config: ConfigDict, batch: int) -> dict[str, jax.S
 def as_output(model: MaIL, named: Named, batch: Mapping[str, jax.Array]) -> Output:
   """Completes the outputs of an exported model to those of the network itself."""
   valid = instances.count_valid(batch["num_instances"], model.max_instances)
-  masks = instances.unpack_bit_planes(batch["instances"], model.max_instances)
+  planes = instances.clear_slots(batch["instances"], valid)
   scores = named["selection_logits"]
   rho = jnp.zeros((scores.shape[0], 0))
   if model.max_instances:
     rho = select(scores[:, :-1], scores[:, -1], valid, model.options.selection)
-  shown = masks & valid[:, :, None, None]
-  return Output(named["logits"], rho, scores, shown, named.get("no_target"))
+  return Output(named["logits"], rho, scores, planes, named.get("no_target"))

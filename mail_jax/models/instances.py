@@ -14,6 +14,24 @@ def unpack_bit_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Arra
   return masks.reshape(batch, groups * PLANE_BITS, height, width)[:, :count].astype(bool)
 
 
+def clear_slots(
+  planes: UInt16[Array, "b g h w"], valid: Bool[Array, "b k"]
+) -> UInt16[Array, "b g h w"]:
+  """Empties the masks of slots that are not valid."""
+  groups = planes.shape[1]
+  flags = jnp.pad(valid, ((0, 0), (0, groups * PLANE_BITS - valid.shape[1])))
+  bits = 2 ** jnp.arange(PLANE_BITS, dtype=jnp.int32)
+  words = jnp.where(flags.reshape(-1, groups, PLANE_BITS), bits, 0).sum(2)
+  return planes & words.astype(planes.dtype)[:, :, None, None]
+
+
+def take_slot(planes: UInt16[Array, "b g h w"], slot: Int[Array, "b"]) -> Bool[Array, "b h w"]:
+  """Returns one mask of each example; a slot beyond the last is empty."""
+  slot = slot.astype(planes.dtype)[:, None, None, None]
+  plane = jnp.arange(planes.shape[1], dtype=planes.dtype)[:, None, None]
+  return ((slot // PLANE_BITS == plane) & (planes >> slot % PLANE_BITS & 1 == 1)).any(1)
+
+
 def patch_coverage(masks: Bool[Array, "b k h w"], patch_size: int) -> Float[Array, "b k n"]:
   """Returns the fraction of each patch that each instance covers; patches row by row.
 

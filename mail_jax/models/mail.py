@@ -24,14 +24,14 @@ class Output(NamedTuple):
     logits: one per pixel, positive inside the referent; as many examples as were decoded.
     rho: weight of each instance in the decoder, in [0, 1].
     selection_logits: one per instance, and the one of "none of them" last.
-    masks: the instance masks that the model saw.
+    planes: the instance masks that the model saw, as bit planes.
     no_target: positive where the expression has no target; None for a model without this output.
   """
 
   logits: Float[Array, "c h w"]
   rho: Float[Array, "b k"]
   selection_logits: Float[Array, "b j"]
-  masks: Bool[Array, "b k h w"]
+  planes: UInt16[Array, "b g h w"]
   no_target: Float[Array, "b"] | None = None
 
 
@@ -160,7 +160,8 @@ class MaIL(nn.Module):
     width = options.width
     rows, cols = (size // options.patch_size for size in image.shape[1:3])
     pixels = embeddings.normalise_image(image)
-    masks = instances.unpack_bit_planes(planes, self.max_instances) & valid[:, :, None, None]
+    planes = instances.clear_slots(planes, valid)
+    masks = instances.unpack_bit_planes(planes, self.max_instances)
     # All readers share the unpacked bytes; otherwise XLA unpacks them again, as floats, for each.
     masks = jax.lax.optimization_barrier(masks)
     coverage = instances.patch_coverage(masks, options.patch_size)
@@ -201,7 +202,7 @@ class MaIL(nn.Module):
     no_target = None
     if options.no_target:
       no_target = nn.Dense(1, name="no_target_logit")(summary.astype(jnp.float32))[..., 0]
-    return Output(logits, rho, selection_logits, masks, no_target)
+    return Output(logits, rho, selection_logits, planes, no_target)
 
   def _embed_masks(
     self,

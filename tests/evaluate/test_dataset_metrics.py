@@ -165,8 +165,8 @@ def test_each_data_set_has_its_own_metrics():
 def measure(variables, batch):
   """Counts for a model whose output is in the batch."""
   del variables
-  rho, choice, masks = jnp.zeros((2, 1)), jnp.zeros((2, 2)), jnp.zeros((2, 1, 8, 8), bool)
-  output = Output(batch["logits"], rho, choice, masks, batch["no_target"])
+  rho, choice, planes = jnp.zeros((2, 1)), jnp.zeros((2, 2)), jnp.zeros((2, 1, 8, 8), jnp.uint16)
+  output = Output(batch["logits"], rho, choice, planes, batch["no_target"])
   return count(output, batch, 1)
 
 

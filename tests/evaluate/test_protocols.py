@@ -20,6 +20,7 @@ from test_segmentation_evaluator import interpolate
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
+from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from mail_jax.evaluate import protocols
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summarise
@@ -189,7 +190,9 @@ def counted(judged: Judged, name: str, limit: int = CASES) -> dict[str, np.ndarr
     del variables
     logits = table[jax.numpy.maximum(batch["index"], 0)]
     none = jax.numpy.zeros((len(logits), 1))
-    output = Output(logits, none[:, :0], none, jax.numpy.zeros((len(logits), 0, SIDE, SIDE), bool))
+    output = Output(
+      logits, none[:, :0], none, jax.numpy.zeros((len(logits), 1, SIDE, SIDE), "uint16")
+    )
     return count(output, batch, 0, protocol)
 
   evaluator = SegmentationEvaluator(measure, lambda: open_batches(judged.data_dir, limit), protocol)
@@ -385,7 +388,7 @@ def judge(name: str, predicted: np.ndarray, truth: np.ndarray, selected: int) ->
   protocol, rows = protocols.find(name), len(truth)
   selection = np.zeros((rows, 3), np.float32)
   selection[:, selected] = 1
-  masks = np.stack([~truth, truth], 1)
+  planes = np.stack([bit_planes.packbits(np.stack([~mask, mask])) for mask in truth])
   logits = predicted.astype(np.float32)
   if predicted.dtype == bool:
     logits = 16 * logits - 8
@@ -394,7 +397,7 @@ def judge(name: str, predicted: np.ndarray, truth: np.ndarray, selected: int) ->
     "target": truth,
     "original_size": np.full((rows, 2), truth.shape[1], np.int32),
   }
-  arrays = [jax.numpy.asarray(x) for x in (logits, selection[:, :2], selection, masks)]
+  arrays = [jax.numpy.asarray(x) for x in (logits, selection[:, :2], selection, planes)]
   found = count(Output(*arrays), jax.tree.map(jax.numpy.asarray, batch), 2, protocol)
   return dict(summarise(jax.device_get(found), protocol))
 

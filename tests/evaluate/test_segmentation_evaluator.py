@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import InputError
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summarise
+from mail_jax.models.instances import pack_bit_planes
 from mail_jax.models.mail import Output
 
 SIDE, SLOTS, CASES = 24, 3, 200
@@ -100,7 +101,8 @@ def measure(variables: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
   """Counts for a model whose output is in the batch."""
   del variables
   rho = batch["selection_logits"][:, :-1]
-  output = Output(batch["logits"], rho, batch["selection_logits"], batch["masks"])
+  planes = pack_bit_planes(batch["masks"], 1)
+  output = Output(batch["logits"], rho, batch["selection_logits"], planes)
   return count(output, batch, SLOTS)
 
 

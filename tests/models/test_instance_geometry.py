@@ -203,3 +203,19 @@ def test_texture_tells_stripes_of_any_direction_from_dots_and_from_nothing():
     assert low == pytest.approx(0, abs=1e-3) and high > 1 and coherence == pytest.approx(3)
   low, high, coherence = actual["dots"]
   assert low > 1 and high > 1 and coherence < 1
+
+
+def test_a_slot_that_is_not_valid_is_cleared_and_the_others_stay():
+  drawn = np.random.default_rng(5).random((2, 19, 3, 5)) < 0.5
+  valid = np.random.default_rng(6).random((2, 19)) < 0.5
+  planes = np.stack([bit_planes.packbits(m) for m in drawn])
+  kept = np.stack([bit_planes.packbits(m) for m in drawn & valid[:, :, None, None]])
+  np.testing.assert_array_equal(jax.jit(instances.clear_slots)(planes, valid), kept)
+
+
+def test_a_slot_is_taken_from_its_plane_and_one_beyond_the_last_is_empty():
+  drawn = np.random.default_rng(7).random((4, 32, 3, 5)) < 0.5
+  planes = np.stack([bit_planes.packbits(m) for m in drawn])
+  taken = np.asarray(jax.jit(instances.take_slot)(planes, np.array([0, 15, 16, 32])))
+  np.testing.assert_array_equal(taken[:3], drawn[[0, 1, 2], [0, 15, 16]])
+  assert not taken[3].any()

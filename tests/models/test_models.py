@@ -47,7 +47,7 @@ def check_output(output: Output, inputs: Inputs, config: ConfigDict) -> None:
   assert output.logits.dtype == np.float32
   assert output.rho.shape == (count, slots)
   assert output.selection_logits.shape == (count, slots + 1)
-  assert output.masks.shape == (count, slots, size, size)
+  assert output.planes.shape == (count, bit_planes.num_planes(slots), size, size)
   assert all(np.isfinite(array).all() for array in jax.tree.leaves(output))
   assert (output.rho > -1e-6).all()
   assert (output.rho < 1 + 1e-6).all()
@@ -68,9 +68,9 @@ def test_instance_preset_gives_a_logit_a_pixel_and_a_weight_a_slot(config, input
 
 
 def test_masks_seen_are_those_of_the_slots_that_hold_an_instance(inputs, output):
-  for planes, valid, masks in zip(inputs["planes"], inputs["valid"], output.masks, strict=True):
+  for planes, valid, seen in zip(inputs["planes"], inputs["valid"], output.planes, strict=True):
     stored = bit_planes.unpackbits(planes, len(valid))
-    np.testing.assert_array_equal(masks, stored & valid[:, None, None])
+    np.testing.assert_array_equal(seen, bit_planes.packbits(stored & valid[:, None, None]))
 
 
 def test_paper_preset_selects_softly_and_its_text_padding_and_void_slots_change_nothing():
@@ -192,7 +192,7 @@ def test_decoding_every_second_example_leaves_out_the_logits_of_the_others(confi
     variables, **inputs, decode_every=2
   )
   np.testing.assert_allclose(half.logits, whole.logits[::2], atol=1e-5)
-  for name in ("rho", "selection_logits", "masks"):
+  for name in ("rho", "selection_logits", "planes"):
     np.testing.assert_allclose(getattr(half, name), getattr(whole, name), atol=1e-5)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from input_pipeline.common import drawing
 from mail_jax.distributed import processes, sharding
+from mail_jax.models import instances
 from mail_jax.models.build import INPUTS, apply_model
 from mail_jax.models.mail import MaIL, find_mask
 
@@ -144,12 +145,8 @@ def make_predict(model: MaIL, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
   ) -> tuple[Bool[Array, "b s s"], Bool[Array, "b s s"]]:
     output = apply_model(model, variables, batch)
     masks = find_mask(output.logits, output.no_target)
-    if not model.max_instances:
-      return masks, jnp.zeros_like(masks)
-    none = jnp.zeros_like(output.masks[:, :1])
-    instances = jnp.concatenate([output.masks, none], 1)
     best = jnp.argmax(output.selection_logits, 1)
-    return masks, jnp.take_along_axis(instances, best[:, None, None, None], 1)[:, 0]
+    return masks, instances.take_slot(output.planes, best)
 
   return jax.jit(sharding.traced_on(mesh, predict), out_shardings=sharding.replicated(mesh))
 
