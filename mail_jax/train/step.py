@@ -280,28 +280,31 @@ def make_train_step(
     state: TrainState, batch: Batch, lr: Float[Array, ""]
   ) -> tuple[TrainState, StepMetrics]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), state.step))
-    batch = sample_augmentation(
-      model,
-      jitter_batch(batch),
-      keys[0],
-      options.instance_dropout,
-      options.all_instances_dropout,
-    )
+    # `plan` tells the parts of a step by these names.
+    with jax.named_scope("augmentation"):
+      batch = sample_augmentation(
+        model,
+        jitter_batch(batch),
+        keys[0],
+        options.instance_dropout,
+        options.all_instances_dropout,
+      )
     grads, (metrics, batch_stats) = gradients(state.variables, batch, keys[1])
-    metrics["grad_norm"] = optax.global_norm(grads)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    metrics["skipped_steps"] = 1.0 - finite
+    with jax.named_scope("optimizer"):
+      metrics["grad_norm"] = optax.global_norm(grads)
+      finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+      metrics["skipped_steps"] = 1.0 - finite
 
-    def where_finite(new: Tree, old: Tree) -> Tree:
-      return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+      def where_finite(new: Tree, old: Tree) -> Tree:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-    # Part by part: choosing between whole states would keep one of them in memory for longer.
-    old = state.variables
-    updates, opt_state = optimizer.update(grads, state.opt_state, old["params"])
-    params = jax.tree.map(lambda p, u: p + lr * jnp.where(finite, u, 0), old["params"], updates)
-    variables = {"params": params, "batch_stats": where_finite(batch_stats, old["batch_stats"])}
-    averaged = average(state.averaged, variables, options.ema_decay, state.step, finite)
-    opt_state = where_finite(opt_state, state.opt_state)
+      # Part by part: choosing between whole states would keep one of them in memory for longer.
+      old = state.variables
+      updates, opt_state = optimizer.update(grads, state.opt_state, old["params"])
+      params = jax.tree.map(lambda p, u: p + lr * jnp.where(finite, u, 0), old["params"], updates)
+      variables = {"params": params, "batch_stats": where_finite(batch_stats, old["batch_stats"])}
+      averaged = average(state.averaged, variables, options.ema_decay, state.step, finite)
+      opt_state = where_finite(opt_state, state.opt_state)
     return TrainState(state.step + 1, variables, averaged, opt_state), metrics
 
   return train_step
