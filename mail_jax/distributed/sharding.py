@@ -1,5 +1,6 @@
 """The mesh of devices, and where arrays are placed on it; no other file knows the topology."""
 
+import collections
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -31,11 +33,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
 
   Args:
     data: number of copies of the model, each for its own examples.
-    fsdp: number of devices that share one copy, each for its own examples too.
+    fsdp: number of devices that share one copy, each for its own examples too; of one slice, if
+      there are several (TPU slices, or machines with GPUs), which only a slower network joins.
     devices: to use; all by default.
 
   Raises:
-    InputError: the product of the sizes is not the number of devices.
+    InputError: the product of the sizes is not the number of devices, or `fsdp` would be cut across
+      slices.
   """
   devices = jax.devices() if devices is None else devices
   count, sizes = len(devices), {"data": data, "fsdp": fsdp}
@@ -46,8 +50,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     raise InputError(
       f"config.mesh: data {data} x fsdp {fsdp} is not {count}, the number of devices; one may be -1"
     )
-  shape = (sizes["data"], sizes["fsdp"])
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+  return Mesh(_arrange(sizes["fsdp"], devices), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _arrange(fsdp: int, devices: Sequence[Any]) -> np.ndarray:
+  """Returns the devices as [data, fsdp], so that neighbours on the network are neighbours in it."""
+  # Devices of a single slice may not say so.
+  slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+  smallest, largest = min(slices.values()), max(slices.values())
+  if smallest < largest:
+    raise InputError(
+      f"config.mesh: the slices have {smallest} to {largest} devices; use slices of one size"
+    )
+  if smallest % fsdp:
+    raise InputError(
+      f"config.mesh: fsdp {fsdp} would be cut across {len(slices)} slices of {smallest} devices; "
+      f"set fsdp to {smallest} or a divisor of it, and data to -1"
+    )
+  # A side of the torus is split where no other arrangement fits.
+  options: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
+  within = (smallest // fsdp, fsdp)
+  if len(slices) == 1:
+    return mesh_utils.create_device_mesh(within, **options)
+  return mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1), **options)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,6 @@
 """Training gives the same results on every mesh: one device, eight of one process, eight of two."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -275,6 +276,51 @@ def test_minus_one_takes_what_is_left():
 def test_impossible_mesh_names_its_place_in_the_config(data, fsdp):
   with pytest.raises(InputError, match=rf"config\.mesh: data {data} x fsdp {fsdp} is not \d+"):
     make_mesh(data, fsdp)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+  """A device of one of several slices, which JAX has on large machines only."""
+
+  id: int
+  slice_index: int
+  process_index: int = 0
+  platform: str = "cpu"
+  device_kind: str = "cpu"
+
+
+def _devices(*slices: int) -> list[_Device]:
+  """Returns the devices of slices of these sizes, as JAX may list them: in any order."""
+  found = [_Device(8 * i + j, i) for i, size in enumerate(slices) for j in range(size)]
+  return list(np.random.default_rng(0).permutation(found))
+
+
+@pytest.mark.parametrize(
+  ("data", "fsdp", "shape"),
+  [(-1, 1, (8, 1)), (8, -1, (8, 1)), (-1, 2, (4, 2)), (4, 2, (4, 2)), (-1, 4, (2, 4))],
+)
+def test_data_goes_over_the_slices_and_fsdp_stays_within_one(data, fsdp, shape):
+  mesh = make_mesh(data, fsdp, _devices(4, 4))
+  assert mesh.devices.shape == shape
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  assert (slices == slices[:, :1]).all()  # A copy of the model is in one slice.
+  # The copies of a slice follow one another, so that their gradients are summed within it first.
+  assert slices[:, 0].tolist() == sorted(slices[:, 0])
+  assert sorted(slices[:, 0]) == [0] * (shape[0] // 2) + [1] * (shape[0] // 2)
+
+
+@pytest.mark.parametrize(
+  ("mesh", "slices", "message"),
+  [
+    ((-1, 8), (4, 4), "fsdp 8 would be cut across 2 slices of 4 devices; set fsdp to 4 or a div"),
+    ((1, -1), (4, 4), "fsdp 8 would be cut across 2 slices of 4 devices"),
+    ((-1, 3), (4, 4, 4), "fsdp 3 would be cut across 3 slices of 4 devices"),
+    ((-1, 1), (4, 2), "the slices have 2 to 4 devices; use slices of one size"),
+  ],
+)
+def test_a_mesh_that_would_cut_a_model_across_slices_is_refused(mesh, slices, message):
+  with pytest.raises(InputError, match=rf"config\.mesh: {message}"):
+    make_mesh(*mesh, devices=_devices(*slices))
 
 
 @pytest.mark.parametrize(
