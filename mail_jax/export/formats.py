@@ -236,4 +236,4 @@ def as_output(model: MaIL, named: Named, batch: Mapping[str, jax.Array]) -> Outp
   rho = jnp.zeros((scores.shape[0], 0))
   if model.max_instances:
     rho = select(scores[:, :-1], scores[:, -1], valid, model.options.selection)
-  return Output(named["logits"], rho, scores, planes, named.get("no_target"))
+  return Output(named["logits"][..., None], rho, scores, planes, named.get("no_target"))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from input_pipeline.common.errors import InputError
 
@@ -38,14 +38,14 @@ def upsample2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
   return x
 
 
-def space_to_depth(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b y x d"]:
+def space_to_depth(x: Shaped[Array, "b h w c"], factor: int) -> Shaped[Array, "b y x d"]:
   """Moves each factor x factor tile of pixels into the channels; nothing is lost."""
   batch, height, width, channels = x.shape
   tiles = x.reshape(batch, height // factor, factor, width // factor, factor, channels)
   return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // factor, width // factor, -1)
 
 
-def depth_to_space(x: Float[Array, "b y x d"], factor: int) -> Float[Array, "b h w c"]:
+def depth_to_space(x: Shaped[Array, "b y x d"], factor: int) -> Shaped[Array, "b h w c"]:
   """Undoes `space_to_depth`."""
   batch, rows, cols, depth = x.shape
   tiles = x.reshape(batch, rows, cols, factor, factor, depth // factor**2)

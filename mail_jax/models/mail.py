@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt16
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models import embeddings, instances
-from mail_jax.models.decoder import Decoder, coordinate_map
+from mail_jax.models.decoder import Decoder, coordinate_map, depth_to_space, space_to_depth
 from mail_jax.models.encoder import Encoder, pack
 from mail_jax.models.mask_selection import MaskSelection, pool_instances
 
@@ -21,18 +21,25 @@ class Output(NamedTuple):
   """The output of the model.
 
   Attributes:
-    logits: one per pixel, positive inside the referent; as many examples as were decoded.
+    tiles: one logit per pixel, positive inside the referent, with the tiles of the image in the
+      channels (`space_to_depth`); as many examples as were decoded.
     rho: weight of each instance in the decoder, in [0, 1].
     selection_logits: one per instance, and the one of "none of them" last.
     planes: the instance masks that the model saw, as bit planes.
     no_target: positive where the expression has no target; None for a model without this output.
   """
 
-  logits: Float[Array, "c h w"]
+  tiles: Float[Array, "c y x d"]
   rho: Float[Array, "b k"]
   selection_logits: Float[Array, "b j"]
   planes: UInt16[Array, "b g h w"]
   no_target: Float[Array, "b"] | None = None
+
+  @property
+  def logits(self) -> Float[Array, "c h w"]:
+    """The logits as a map of pixels."""
+    tiles = jnp.asarray(self.tiles)  # Outputs may be on the host.
+    return depth_to_space(tiles, math.isqrt(tiles.shape[-1]))[..., 0]
 
 
 class MaskTokens(NamedTuple):
@@ -150,7 +157,7 @@ class MaIL(nn.Module):
       tokens: ids of word pieces, padding last.
       num_tokens: word pieces that are not padding.
       train: dropout is on, and normalisation uses batch statistics.
-      decode_every: decodes the first of this many examples, and returns no logits for the others
+      decode_every: decodes the first of this many examples, and returns no tiles for the others
         (see `subsample`). For training: the decoder learns sooner than the selection and costs as
         much.
       target_instance: replaces the selected instance in the decoder, in training: its number, k for
@@ -199,10 +206,11 @@ class MaIL(nn.Module):
       chosen = add(subsample(rho, decode_every), subsample(masks, decode_every))
     grid = jnp.concatenate(maps, -1)
     logits = self._decode(grid, subsample(pixels, decode_every), chosen, train)
+    tiles = space_to_depth(logits[..., None], min(8, options.patch_size))
     no_target = None
     if options.no_target:
       no_target = nn.Dense(1, name="no_target_logit")(summary.astype(jnp.float32))[..., 0]
-    return Output(logits, rho, selection_logits, planes, no_target)
+    return Output(tiles, rho, selection_logits, planes, no_target)
 
   def _embed_masks(
     self,

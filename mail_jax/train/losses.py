@@ -7,23 +7,23 @@ from jaxtyping import Array, Bool, Float
 
 
 def binary_cross_entropy(
-  logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]
+  logits: Float[Array, "b *p"], target: Bool[Array, "b *p"]
 ) -> Float[Array, "b"]:
   """Returns the mean binary cross-entropy over the pixels of each example, in nats."""
   # -log sigmoid(x) = softplus(x) - x takes one logarithm per pixel instead of two.
-  return (jax.nn.softplus(logits) - jnp.where(target, logits, 0)).mean((1, 2))
+  return (jax.nn.softplus(logits) - jnp.where(target, logits, 0)).mean(range(1, logits.ndim))
 
 
-def dice(logits: Float[Array, "b h w"], target: Bool[Array, "b h w"]) -> Float[Array, "b"]:
+def dice(logits: Float[Array, "b *p"], target: Bool[Array, "b *p"]) -> Float[Array, "b"]:
   """Returns the Dice loss of each example, in [0, 1].
 
   As in V-Net (arXiv 1606.04797), with sums in the denominator. For an empty target it is
   s / (s + 1), where s is the sum of the probabilities: 0 if nothing is predicted.
   """
   probability = jax.nn.sigmoid(logits)
-  truth = target.astype(jnp.float32)
-  overlap = (probability * truth).sum((1, 2))
-  total = probability.sum((1, 2)) + truth.sum((1, 2))
+  truth, pixels = target.astype(jnp.float32), range(1, target.ndim)
+  overlap = (probability * truth).sum(pixels)
+  total = probability.sum(pixels) + truth.sum(pixels)
   return 1 - (2 * overlap + 1) / (total + 1)
 
 

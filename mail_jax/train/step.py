@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mail_jax.models import instances
 from mail_jax.models.build import Batch, Tree, Variables, init_variables
+from mail_jax.models.decoder import space_to_depth
 from mail_jax.models.mail import MaIL, subsample
 from mail_jax.train import losses
 
@@ -180,10 +181,11 @@ def make_loss(
       mutable=["batch_stats"], rngs={"dropout": key},
     )  # fmt: skip
 
-    target = subsample(batch["target"], decode_every)
+    target = subsample(batch["target"], decode_every)[..., None]
+    target = space_to_depth(target, target.shape[1] // output.tiles.shape[1])
     terms = {
-      "bce": losses.binary_cross_entropy(output.logits, target),
-      "dice": losses.dice(output.logits, target),
+      "bce": losses.binary_cross_entropy(output.tiles, target),
+      "dice": losses.dice(output.tiles, target),
     }
     if truth is not None and multi:
       terms["selection"] = losses.gate_cross_entropy(output.selection_logits, truth, valid)

@@ -41,7 +41,9 @@ def expected(pair: Pair) -> tuple[int, int]:
 def measure(logits: jax.Array, truth: jax.Array, size: jax.Array) -> dict[str, jax.Array]:
   """Counts for a model that predicts at the size of the image: no logit is resized."""
   none = jnp.zeros((len(logits), 1))
-  output = Output(logits, none[:, :0], none, jnp.zeros((len(logits), 1, 1, 1), jnp.uint16))
+  output = Output(
+    logits[..., None], none[:, :0], none, jnp.zeros((len(logits), 1, 1, 1), jnp.uint16)
+  )
   protocol = protocols.Protocol(
     "given", lambda logits, truth, size: (logits > 0, truth), boundary=True
   )
@@ -190,7 +192,7 @@ def test_the_canvas_changes_no_count():
 def test_the_protocols_of_papers_have_no_boundary():
   truth = jnp.ones((1, 64, 64), bool)
   none = jnp.zeros((1, 1))
-  output = Output(jnp.ones((1, 8, 8)), none[:, :0], none, jnp.zeros((1, 1, 8, 8), jnp.uint16))
+  output = Output(jnp.ones((1, 8, 8, 1)), none[:, :0], none, jnp.zeros((1, 1, 8, 8), jnp.uint16))
   batch = {"original_target": truth, "original_size": jnp.array([[64, 64]])}
   keys = {
     name: count(output, batch, 0, protocol).keys() for name, protocol in protocols.PROTOCOLS.items()

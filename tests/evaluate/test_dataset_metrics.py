@@ -166,7 +166,7 @@ def measure(variables, batch):
   """Counts for a model whose output is in the batch."""
   del variables
   rho, choice, planes = jnp.zeros((2, 1)), jnp.zeros((2, 2)), jnp.zeros((2, 1, 8, 8), jnp.uint16)
-  output = Output(batch["logits"], rho, choice, planes, batch["no_target"])
+  output = Output(batch["logits"][..., None], rho, choice, planes, batch["no_target"])
   return count(output, batch, 1)
 
 

@@ -191,7 +191,7 @@ def counted(judged: Judged, name: str, limit: int = CASES) -> dict[str, np.ndarr
     logits = table[jax.numpy.maximum(batch["index"], 0)]
     none = jax.numpy.zeros((len(logits), 1))
     output = Output(
-      logits, none[:, :0], none, jax.numpy.zeros((len(logits), 1, SIDE, SIDE), "uint16")
+      logits[..., None], none[:, :0], none, jax.numpy.zeros((len(logits), 1, SIDE, SIDE), "uint16")
     )
     return count(output, batch, 0, protocol)
 
@@ -397,7 +397,7 @@ def judge(name: str, predicted: np.ndarray, truth: np.ndarray, selected: int) ->
     "target": truth,
     "original_size": np.full((rows, 2), truth.shape[1], np.int32),
   }
-  arrays = [jax.numpy.asarray(x) for x in (logits, selection[:, :2], selection, planes)]
+  arrays = [jax.numpy.asarray(x) for x in (logits[..., None], selection[:, :2], selection, planes)]
   found = count(Output(*arrays), jax.tree.map(jax.numpy.asarray, batch), 2, protocol)
   return dict(summarise(jax.device_get(found), protocol))
 

@@ -102,7 +102,7 @@ def measure(variables: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
   del variables
   rho = batch["selection_logits"][:, :-1]
   planes = pack_bit_planes(batch["masks"], 1)
-  output = Output(batch["logits"], rho, batch["selection_logits"], planes)
+  output = Output(batch["logits"][..., None], rho, batch["selection_logits"], planes)
   return count(output, batch, SLOTS)
 
 
