@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks import contestants, paired
 from input_pipeline.common.errors import run_command
 from mail_jax.distributed import sharding
+from mail_jax.plan import hlo, parts
 from mail_jax.train.program import build_program
 
 STEPS = 3
@@ -32,16 +33,8 @@ KINDS = (
   ("reductions", r"reduce"),
   ("other fusions", r"fusion|loop|input|wrapped"),
 )
-# The first that is found in where a kernel is from decides: the path of the operation that it
-# computes, as JAX writes it into the program.
-PARTS = (
-  ("decoder", r"decode"),
-  ("encoder: products of qkv, out and the MLP", r"encoder.*/(qkv|out|mlp_\w+)/.*dot_general"),
-  ("encoder: attention and the rest", r"encode"),
-  ("instance masks and selection", r"mask|select|MaIL/(convert|bkyx|\w*->)"),
-  ("embeddings of image and text", r"/(image|text)/"),
-  ("optimizer, average and loss", r""),
-)
+# Parts of the encoder: its products, by the path of the operation, and what lies between them.
+PRODUCTS = r"/(qkv|out|mlp_\w+)/.*dot_general"
 
 
 def kind_of(kernel: str) -> str:
@@ -49,23 +42,17 @@ def kind_of(kernel: str) -> str:
   return next((kind for kind, pattern in KINDS if re.search(pattern, kernel.lower())), "others")
 
 
-def origins(program: str) -> dict[str, str]:
-  """Returns the origin of each kernel of a compiled program.
-
-  That is the path of its operation; empty if it has none.
-  """
-  named = re.findall(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", program, re.MULTILINE)
-  return {
-    name: match[1] if (match := re.search(r'op_name="([^"]*)"', rest)) else ""
-    for name, rest in named
-  }
-
-
-def part_of(origin: str) -> str:
-  """Returns the part of the model that a kernel belongs to."""
-  if not origin:
-    return "unknown (copies and fusions of the compiler)"
-  return next(part for part, pattern in PARTS if re.search(pattern, origin))
+def parts_of(program: str) -> dict[str, str]:
+  """Returns the part that each kernel of a compiled program belongs to, by its name."""
+  module = hlo.parse(program)
+  find, found = parts.finder(module), {}
+  for instruction, _ in module.walk(into_fusions=False):
+    part = find(instruction)
+    if part == "encoder":
+      product = re.search(PRODUCTS, instruction.attributes)
+      part += f": {'products of qkv, out and the MLP' if product else 'attention and the rest'}"
+    found[instruction.name] = part
+  return found
 
 
 def kernels(folder: str) -> dict[str, tuple[float, int]]:
@@ -103,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
   state, lr = program.create(), np.float32(config.optimizer.lr)
   for _ in range(2):
     state, _ = jax.block_until_ready(program.step(state, batch, lr))
-  came_from = origins(program.step.lower(state, batch, lr).compile().as_text())
+  part_of = parts_of(program.step.lower(state, batch, lr).compile().as_text())
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       for _ in range(STEPS):
@@ -111,7 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     totals = kernels(folder)
   groups: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
   for name, (seconds, calls) in totals.items():
-    group = groups[kind_of(name) if args.by == "kind" else part_of(came_from.get(name, ""))]
+    by_part = part_of.get(name, parts.UNATTRIBUTED)
+    group = groups[kind_of(name) if args.by == "kind" else by_part]
     group[0] += seconds / STEPS
     group[1] += calls / STEPS
   total = sum(seconds for seconds, _ in groups.values())

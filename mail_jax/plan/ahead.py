@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the training step for a TPU topology."""
+"""Ahead-of-time compilation for a TPU topology."""
 
 import contextlib
 import importlib.metadata
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
@@ -99,22 +98,22 @@ def make_program(config: ConfigDict, vocab_size: int, devices: list[Any]) -> Pro
   return build_program(config, vocab_size, sharding.make_mesh(**config.mesh, devices=devices))
 
 
-def compile_step(program: Program, effort: str = "full") -> tuple[jax.stages.Compiled, float]:
-  """Compiles the training step.
+def compile_lowered(
+  lowered: jax.stages.Lowered, effort: str = "full"
+) -> tuple[jax.stages.Compiled, float]:
+  """Compiles a program.
 
   Args:
-    program: on the devices of `open_topology`.
+    lowered: for the devices of `open_topology`.
     effort: `full` is the one of training; `quick` takes a quarter of the time, and makes a program
       that needs as much memory, but has more HBM traffic.
 
   Returns:
-    The compiled step, which cannot run here, and the seconds that compiling took.
+    The compiled program, which cannot run here, and the seconds that compiling took.
 
   Raises:
-    DoesNotFitError: the step needs more memory than a chip has.
+    DoesNotFitError: the program needs more memory than a chip has.
   """
-  rate = jax.ShapeDtypeStruct((), jnp.float32)
-  lowered = program.step.lower(program.shapes, program.batch, rate)
   began, usual = time.monotonic(), jax.config.values["jax_optimization_level"]
   jax.config.update("jax_optimization_level", EFFORTS[effort])
   try:

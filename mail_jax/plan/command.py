@@ -1,4 +1,4 @@
-"""Estimates memory and step time on TPUs, without TPUs, by compiling the step for them:
+"""Estimates memory and time on TPUs, without TPUs, by compiling a program for them:
 
 python -m mail_jax.plan --config refcoco:unc --topology v5e:4x4 --batch_per_chip 8
 
@@ -22,7 +22,8 @@ from input_pipeline.common.errors import InputError
 from mail_jax.config import add_config_argument, load_config
 from mail_jax.hardware import chips
 from mail_jax.plan import ahead
-from mail_jax.plan.estimate import Plan, make_plan, mesh_name, with_mesh
+from mail_jax.plan.estimate import Estimate, Plan, Wanted, make_plan, mesh_name, with_mesh
+from mail_jax.plan.programs import PROGRAMS
 
 _GIB = 2**30
 # Compilations for the largest batch.
@@ -36,16 +37,34 @@ def splits(topology: chips.Topology) -> list[int]:
 
 
 def cases(
-  config: ConfigDict, topologies: list[chips.Topology], batch_per_chip: int, sweep: bool
+  config: ConfigDict,
+  topologies: list[chips.Topology],
+  batch_per_chip: int,
+  sweep: bool,
+  program: str = "train",
 ) -> Iterator[tuple[ConfigDict, chips.Topology]]:
   """Yields the config for each slice, and with `sweep` for each way to split it."""
   for topology in topologies:
     batch_size = batch_per_chip * topology.chips or config.batch_size
+    if program == "evaluate":
+      batch_size += -batch_size % topology.chips  # as `evaluate` does
     if sweep:
       for fsdp in splits(topology):
         yield with_mesh(config, -1, fsdp, batch_size), topology
     else:
       yield with_mesh(config, config.mesh.data, config.mesh.fsdp, batch_size), topology
+
+
+def for_program(config: ConfigDict, program: str) -> ConfigDict:
+  """Returns a copy of a config whose batch size and mesh are those of a program."""
+  config = config.copy_and_resolve_references()
+  if program != "train":
+    config.grad_accum_steps, config.decode_every = 1, 1
+    config.batch_size = config.eval_batch_size
+  if program == "predict":
+    # Every process predicts by itself, with the whole model on one device.
+    config.mesh.data, config.mesh.fsdp = -1, 1
+  return config
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -60,10 +79,23 @@ def make_parser() -> argparse.ArgumentParser:
     help=f"a slice, such as v5e:4x4; chips: {', '.join(chips.CHIPS)}; repeatable",
   )
   parser.add_argument(
+    "--program",
+    choices=PROGRAMS,
+    default="train",
+    help="train (default): a step of training; evaluate: a step of an evaluation, of "
+    "config.eval_batch_size sentences; predict: a prediction, of one sentence per chip",
+  )
+  parser.add_argument(
+    "--canvas",
+    default="640x640",
+    metavar="HEIGHTxWIDTH",
+    help="size of the original images, for evaluate and predict (default: 640x640)",
+  )
+  parser.add_argument(
     "--batch_per_chip",
     type=int,
     default=0,
-    help="batch size per chip (default: config.batch_size over all chips)",
+    help="batch size per chip (default: that of the program over all chips)",
   )
   parser.add_argument(
     "--sweep",
@@ -83,6 +115,11 @@ def make_parser() -> argparse.ArgumentParser:
     help="full (default): as in training; quick: a quarter of the time, the same memory, more HBM "
     "traffic",
   )
+  parser.add_argument(
+    "--by",
+    choices=("part",),
+    help="also print a table of what each part of the model and of the step takes",
+  )
   parser.add_argument("--json", metavar="OUT", help="write the estimates to a file")
   return parser
 
@@ -99,6 +136,18 @@ def read_topologies(args: argparse.Namespace) -> list[chips.Topology]:
   return [chips.parse_topology(text) for text in args.topology]
 
 
+def read_canvas(text: str) -> tuple[int, int]:
+  """Returns the height and width of `--canvas`.
+
+  Raises:
+    InputError: it is not two positive numbers.
+  """
+  match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+  if not match:
+    raise InputError(f"--canvas {text}: write HEIGHTxWIDTH in pixels, such as 640x640")
+  return int(match[1]), int(match[2])
+
+
 def main(argv: list[str] | None = None) -> None:
   """Runs the command."""
   parser = make_parser()
@@ -106,15 +155,21 @@ def main(argv: list[str] | None = None) -> None:
   for extra in rest:
     if not extra.startswith("--config."):
       parser.error(f"unrecognized argument: {extra}")
-  topologies = read_topologies(args)
+  topologies, canvas = read_topologies(args), read_canvas(args.canvas)
+  if args.sweep and args.program == "predict":
+    raise InputError("--sweep: a prediction runs on one chip; leave it out")
   if args.json:
     atomic_files.check_folder(args.json)
-  config = load_config(args.config, rest)
+  config = for_program(load_config(args.config, rest), args.program)
   search = args.search if args.search is not None else (0 if args.sweep else _SEARCH)
+  wanted = Wanted(args.program, args.effort, search, canvas)
+  batch_per_chip = args.batch_per_chip or (args.program == "predict")
   plans = []
-  for case, topology in cases(config, topologies, args.batch_per_chip, args.sweep):
-    plans.append(make_plan(case, topology, args.effort, search))
+  for case, topology in cases(config, topologies, batch_per_chip, args.sweep, args.program):
+    plans.append(make_plan(case, topology, wanted))
     print(describe(plans[-1]), flush=True)
+    if args.by == "part" and plans[-1].estimate:
+      print(f"\n{table_of_parts(plans[-1].estimate)}\n", flush=True)
     # Written after each plan, so that a later failure does not lose the earlier ones.
     if args.json:
       _write(args, plans)
@@ -138,8 +193,8 @@ def _write(args: argparse.Namespace, plans: list[Plan]) -> None:
 def describe(plan: Plan) -> str:
   """Formats one plan in a few lines."""
   lines = [
-    f"{plan.topology}: {plan.chips} chips, {plan.hosts} hosts, {mesh_name(plan.mesh)}, "
-    f"batch {plan.batch_size} ({plan.batch_size / plan.chips:g} per chip), "
+    f"{plan.program} on {plan.topology}: {plan.chips} chips, {plan.hosts} hosts, "
+    f"{mesh_name(plan.mesh)}, batch {plan.batch_size} ({plan.batch_size / plan.chips:g} per chip), "
     f"{plan.parameters / 1e6:.1f} M parameters, {plan.dtype} multiplied as bf16"
   ]
   cost = plan.estimate
@@ -149,9 +204,15 @@ def describe(plan: Plan) -> str:
     lines += [*_memory_lines(plan), *_work_lines(plan)]
     seconds = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in cost.seconds.items())
     lines.append(
-      f"  lower bound on step time: {cost.seconds[cost.bound] * 1e3:.2f} ms ({cost.bound}); each "
+      f"  lower bound on its time: {cost.seconds[cost.bound] * 1e3:.2f} ms ({cost.bound}); each "
       f"alone, in ms: {seconds}"
     )
+    if cost.whole.seconds:
+      lines.append(
+        f"  estimated by the compiler: {cost.whole.seconds * 1e3:.2f} ms without collectives "
+        f"({cost.whole.cycles / 1e6:.1f} Mcycles), of which products "
+        f"{cost.whole.products_share:.0%}"
+      )
     lines.append(f"  compiled in {plan.compile_seconds:.0f} s ({plan.effort} effort)")
   if plan.largest_batch:
     lines.append(f"  largest batch: {_largest(plan)}")
@@ -223,8 +284,31 @@ def table(plans: list[Plan]) -> str:
     "bound",
     "largest per chip",
   ]
-  rows = [header, ["---"] * len(header), *(_row(plan) for plan in plans)]
-  widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+  return _markdown([header, *(_row(plan) for plan in plans)])
+
+
+def table_of_parts(cost: Estimate) -> str:
+  """Formats the parts of a program as a Markdown table."""
+  header = ["part", "Mcycles", "ms", "share", "TFLOP in products", "their share of the ms"]
+  rows = [
+    [
+      name,
+      f"{part.cycles / 1e6:.2f}",
+      "-" if part.seconds is None else f"{part.seconds * 1e3:.2f}",
+      f"{part.share:.1%}",
+      f"{part.flops / 1e12:.4f}",
+      "-" if part.products_share is None else f"{part.products_share:.0%}",
+      f"{part.hbm_bytes / 1e9:.2f}",
+    ]
+    for name, part in [*cost.parts.items(), ("all", cost.whole)]
+  ]
+  return _markdown([[*header, "HBM GB"], *rows])
+
+
+def _markdown(rows: list[list[str]]) -> str:
+  """Formats rows, of which the first is the header."""
+  rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
     "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
     for row in rows

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,13 +23,74 @@ _NO_TRAFFIC = frozenset((
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
   "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
 ))  # fmt: skip
+# Their time is that of the computations that they run.
+_RUN_OTHERS = ("while", "conditional", "call", "async-start")
 # These read as much of their first operand as they return.
 _PARTS = ("slice", "dynamic-slice", "gather", "slice-start", "copy-start")
+
+
+@dataclasses.dataclass
+class Work:
+  """What kernels do in one run of a program on a device.
+
+  Attributes:
+    cycles: the TPU compiler's estimate; 0 where it has none, as for collectives and for kernels
+      that are not its own.
+    flops: of products.
+    hbm_bytes: moved between the main memory of the device and its cores.
+  """
+
+  cycles: int = 0
+  flops: float = 0.0
+  hbm_bytes: int = 0
+
+  def __add__(self, other: "Work") -> "Work":
+    """Returns the sum."""
+    return Work(
+      self.cycles + other.cycles, self.flops + other.flops, self.hbm_bytes + other.hbm_bytes
+    )
+
+
+def kernels(module: Module) -> Iterator[tuple[Instruction, Work]]:
+  """Yields the instructions that run, fusions as one, with the work of all their iterations."""
+  for instruction, times in module.walk(into_fusions=False):
+    flops = _flops(module, instruction)
+    if instruction.opcode == "fusion":
+      flops = math.fsum(
+        n * _flops(module, i) for f in instruction.called for i, n in module.walk(start=f)
+      )
+    yield (
+      instruction,
+      Work(
+        times * estimated_cycles(instruction),
+        times * flops,
+        times * _moved(module, instruction, every_space=False),
+      ),
+    )
+
+
+def estimated_cycles(instruction: Instruction) -> int:
+  """Returns the TPU compiler's estimate of an instruction's time.
+
+  It is that of a chip: both cores of a megacore chip work on an instruction together. Half of an
+  asynchronous pair has it, and so has what a loop, a call or an asynchronous pair runs, not itself.
+  """
+  if instruction.opcode.endswith(("-done", "-update")) or (
+    instruction.called and instruction.opcode in _RUN_OTHERS
+  ):
+    return 0
+  estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+  return int(estimate[1]) if estimate else 0
 
 
 def product_flops(module: Module) -> float:
   """Returns the FLOPs of all products in one run of the program on a device."""
   return sum(times * _flops(module, instruction) for instruction, times in module.walk())
+
+
+def is_product(instruction: Instruction) -> bool:
+  """Returns whether an instruction is a matrix product or a convolution."""
+  return instruction.opcode in ("dot", "convolution")
 
 
 def flops_of_further_iterations(module: Module) -> float:

@@ -1,4 +1,4 @@
-"""Estimates a training step: memory per chip, a lower bound on its time, the largest batch."""
+"""Estimates a program: memory per chip, a lower bound on its time, the largest batch."""
 
 import dataclasses
 import math
@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import open_tokenizer
-from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead, costs, hlo
-from mail_jax.train.program import Program
+from mail_jax.hardware import chips
+from mail_jax.plan import ahead, costs, hlo, parts, programs
 
 # Word pieces of bert-base-uncased, which ViLT uses.
 _BERT_VOCABULARY = 30522
@@ -89,9 +88,9 @@ class Memory:
   """Memory on a chip, in bytes.
 
   Attributes:
-    arguments: the state and the chip's share of the batch.
+    arguments: the state or the variables, and the chip's share of the batch.
     temporaries: intermediate results.
-    output: the new state.
+    output: the results; in training, the new state.
     aliased: the part of the output that replaces arguments.
     code: the program.
     total: all of them together.
@@ -108,8 +107,29 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+  """The cost of a part of a program; see `parts.PARTS`.
+
+  Attributes:
+    cycles: estimated by the compiler, without collectives; 0 if it does not estimate.
+    seconds: that they take; None without them.
+    share: of the program's cycles; 0 without them.
+    flops: of products.
+    products_share: fraction of the seconds that the products take at peak; None without seconds.
+    hbm_bytes: traffic between HBM and the cores.
+  """
+
+  cycles: int
+  seconds: float | None
+  share: float
+  flops: float
+  products_share: float | None
+  hbm_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate:
-  """The cost of one training step on one chip.
+  """The cost of one run of a program on one chip.
 
   Attributes:
     memory: see `Memory`.
@@ -124,6 +144,8 @@ class Estimate:
     seconds: the least time that the products, the HBM traffic and the traffic between chips need,
       each alone.
     bound: the largest of them.
+    whole: cycles, seconds, products and traffic of the program by the compiler's estimate.
+    parts: the same of its parts.
   """
 
   memory: Memory
@@ -137,6 +159,8 @@ class Estimate:
   ridge: float
   seconds: dict[str, float]
   bound: str
+  whole: Part
+  parts: dict[str, Part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +168,7 @@ class Plan:
   """The estimate of a config on a slice.
 
   Attributes:
+    program: one of `programs.PROGRAMS`.
     topology, chips, hosts: the slice.
     mesh: sizes of its axes, `data` and `fsdp`.
     batch_size: over all chips.
@@ -151,11 +176,12 @@ class Plan:
     dtype: of its products.
     effort: of the compiler.
     compile_seconds: the time that compiling took.
-    refused: the compiler's message if the step does not fit; `estimate` is None then.
-    estimate: the cost of the step on a chip.
+    refused: the compiler's message if the program does not fit; `estimate` is None then.
+    estimate: the cost on a chip.
     largest_batch: per chip; None if it was not searched.
   """
 
+  program: str
   topology: str
   chips: int
   hosts: int
@@ -171,7 +197,7 @@ class Plan:
 
 
 def memory_of(compiled: jax.stages.Compiled, chip: chips.Chip) -> Memory:
-  """Returns the memory of a compiled step, from the compiler's analysis."""
+  """Returns the memory of a compiled program, from the compiler's analysis."""
   analysis: Any = compiled.memory_analysis()
   arguments, output = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
   temporaries, aliased = analysis.temp_size_in_bytes, analysis.alias_size_in_bytes
@@ -193,17 +219,18 @@ def _text(compiled: jax.stages.Compiled) -> str:
   return text
 
 
-def estimate_step(
-  program: Program, compiled: jax.stages.Compiled, topology: chips.Topology
+def estimate_cost(
+  kind: str, config: ConfigDict, compiled: jax.stages.Compiled, topology: chips.Topology
 ) -> Estimate:
-  """Estimates the cost of a compiled step from its text."""
-  config, chip = program.config, topology.chip
+  """Estimates the cost of a compiled program, one of `programs.PROGRAMS`, from its text."""
+  chip = topology.chip
   module = hlo.parse(_text(compiled))
-  ours = flops.train_step_flops(config) / topology.chips
+  ours = programs.flops_by_hand(kind, config) / topology.chips
   analysis: Any = compiled.cost_analysis()
   xla = analysis["flops"] + costs.flops_of_further_iterations(module)
-  moved = costs.memory_bytes(module)
-  done = costs.product_flops(module)
+  moved, done = costs.memory_bytes(module), costs.product_flops(module)
+  by_part = parts.by_part(module)
+  work = sum(by_part.values(), costs.Work())
   counted = costs.count_collectives(module, topology.chips)
   sent = math.fsum(kind.sent for kind in counted.values())
   peak = chips.peak_flops(chip, config.model.dtype)
@@ -225,6 +252,20 @@ def estimate_step(
     ridge=peak / chip.bandwidth,
     seconds=seconds,
     bound=max(seconds, key=seconds.__getitem__),
+    whole=_part(work, work, chip.clock, peak),
+    parts={name: _part(one, work, chip.clock, peak) for name, one in by_part.items()},
+  )
+
+
+def _part(work: costs.Work, whole: costs.Work, clock: float, peak: float) -> Part:
+  seconds = work.cycles / clock if work.cycles else None
+  return Part(
+    work.cycles,
+    seconds,
+    work.cycles / max(1, whole.cycles),
+    work.flops,
+    work.flops / peak / seconds if seconds else None,
+    work.hbm_bytes,
   )
 
 
@@ -247,14 +288,30 @@ def with_mesh(config: ConfigDict, data: int, fsdp: int, batch_size: int) -> Conf
   return changed.lock()
 
 
-def make_plan(config: ConfigDict, topology: chips.Topology, effort: str, search: int) -> Plan:
-  """Compiles the training step of a config for a slice, and searches for the largest batch.
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+  """What to compile.
+
+  Attributes:
+    program: one of `programs.PROGRAMS`.
+    effort: see `ahead.compile_lowered`.
+    search: the limit of compilations for the largest batch.
+    canvas: height and width of the original images, for evaluations and predictions.
+  """
+
+  program: str = "train"
+  effort: str = "full"
+  search: int = 0
+  canvas: tuple[int, int] = (640, 640)
+
+
+def make_plan(config: ConfigDict, topology: chips.Topology, wanted: Wanted) -> Plan:
+  """Compiles a program of a config for a slice, and searches for the largest batch.
 
   Args:
-    config: complete; its mesh is that of the slice.
+    config: complete; its mesh is that of the slice, and its batch size that of the program.
     topology: the slice.
-    effort: see `ahead.compile_step`.
-    search: the limit of compilations for the largest batch.
+    wanted: the program, and how to compile it.
 
   Raises:
     InputError: the config does not suit the slice, the slice is unknown, or libtpu is missing.
@@ -263,15 +320,19 @@ def make_plan(config: ConfigDict, topology: chips.Topology, effort: str, search:
   program = ahead.make_program(config, vocab_size(config), devices)
   parameters = sum(x.size for x in jax.tree.leaves(program.shapes.variables["params"]))
   mesh = dict(program.mesh.shape)
-  _log(f"compiling for {topology.name}, {mesh_name(mesh)}, batch {config.batch_size}")
+  _log(
+    f"compiling {wanted.program} for {topology.name}, {mesh_name(mesh)}, batch {config.batch_size}"
+  )
   refused, cost, seconds = "", None, 0.0
   try:
-    compiled, seconds = ahead.compile_step(program, effort)
-    cost = estimate_step(program, compiled, topology)
+    lowered = programs.lower(wanted.program, program, wanted.canvas)
+    compiled, seconds = ahead.compile_lowered(lowered, wanted.effort)
+    cost = estimate_cost(wanted.program, config, compiled, topology)
   except ahead.DoesNotFitError as error:
     refused = " ".join(str(error).split("\n\n")[0].split())
-  largest = _search(config, topology, devices, search) if search else None
+  largest = _search(config, topology, devices, wanted) if wanted.search else None
   return Plan(
+    wanted.program,
     topology.name,
     topology.chips,
     len({device.process_index for device in devices}),
@@ -279,7 +340,7 @@ def make_plan(config: ConfigDict, topology: chips.Topology, effort: str, search:
     config.batch_size,
     parameters,
     config.model.dtype,
-    effort,
+    wanted.effort,
     seconds,
     refused,
     cost,
@@ -288,7 +349,7 @@ def make_plan(config: ConfigDict, topology: chips.Topology, effort: str, search:
 
 
 def _search(
-  config: ConfigDict, topology: chips.Topology, devices: list[Any], budget: int
+  config: ConfigDict, topology: chips.Topology, devices: list[Any], wanted: Wanted
 ) -> LargestBatch:
   def needs(batch_per_chip: int) -> float | None:
     batch_size = batch_per_chip * topology.chips
@@ -296,14 +357,15 @@ def _search(
     candidate = with_mesh(config, config.mesh.data, config.mesh.fsdp, batch_size)
     program = ahead.make_program(candidate, vocab_size(candidate), devices)
     try:
-      compiled, _ = ahead.compile_step(program, "quick")
+      lowered = programs.lower(wanted.program, program, wanted.canvas)
+      compiled, _ = ahead.compile_lowered(lowered, "quick")
     except ahead.DoesNotFitError:
       return None
     return float(memory_of(compiled, topology.chip).total)
 
   unit = config.grad_accum_steps * config.decode_every
   start = max(unit, config.batch_size // topology.chips // unit * unit)
-  return find_largest(needs, float(topology.chip.memory), start, unit, budget)
+  return find_largest(needs, float(topology.chip.memory), start, unit, wanted.search)
 
 
 def _log(line: str) -> None:

@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
 from input_pipeline import preprocess
@@ -17,7 +17,8 @@ from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import model_inputs
 from mail_jax.export import load
-from mail_jax.models.mail import find_mask
+from mail_jax.models.build import Batch, Variables
+from mail_jax.models.mail import Output, find_mask
 from mail_jax.models.resize import resize_logits
 from mail_jax.predict.inputs import ImageInstances, InstancesLike
 
@@ -63,6 +64,32 @@ class Segmentation:
     return drawing.overlay(self.image, self.mask, selected=instance)
 
 
+def jit_predict(apply: Callable[[Variables, Batch], Output], selection: str) -> Any:
+  """Compiles a prediction: (variables, batch, canvas) -> what `Segmentation` shows of it.
+
+  Args:
+    apply: runs the model.
+    selection: `config.model.selection`.
+
+  Returns:
+    A function of the variables, a batch with `original_size`, and the height and width of the
+    results: the probability of each pixel, the mask, the probabilities of the instances with that
+    of "none" last, and that of no target.
+  """
+
+  def predict(variables: Variables, batch: Batch, canvas: tuple[int, int]):
+    output = apply(variables, batch)
+    logits = resize_logits(output.logits, batch["original_size"], canvas)
+    no_target = None if output.no_target is None else jax.nn.sigmoid(output.no_target)
+    mask, scores = find_mask(logits, output.no_target), output.selection_logits
+    # With `multi` each instance has its own gate, and "none" is right if all are closed.
+    multi = selection == "multi"
+    weights = jax.nn.sigmoid(scores - scores[:, -1:]) if multi else jax.nn.softmax(scores, -1)
+    return jax.nn.sigmoid(logits), mask, weights, no_target
+
+  return jax.jit(predict, static_argnames="canvas")
+
+
 class Segmenter:
   """A trained model, ready for images; thread-safe.
 
@@ -83,21 +110,7 @@ class Segmenter:
     self._compiled: set[tuple[int, int]] = set()
     self._compiler = threading.Lock()
 
-    def predict(variables, batch, canvas):
-      output = model.apply(variables, batch)
-      logits = resize_logits(output.logits, batch["original_size"], canvas)
-      no_target = None if output.no_target is None else jax.nn.sigmoid(output.no_target)
-      mask = find_mask(logits, output.no_target)
-      return jax.nn.sigmoid(logits), mask, self._weigh(output.selection_logits), no_target
-
-    self._predict = jax.jit(predict, static_argnames="canvas")
-
-  def _weigh(self, logits: Float[jax.Array, "b j"]) -> Float[jax.Array, "b j"]:
-    """Returns the probabilities of the instances, and of "none" last."""
-    if self._model.config.model.selection == "multi":
-      # Each instance has its own gate, and "none" is right if all are closed.
-      return jax.nn.sigmoid(logits - logits[:, -1:])
-    return jax.nn.softmax(logits, -1)
+    self._predict = jit_predict(model.apply, model.config.model.selection)
 
   @classmethod
   def load(cls, workdir: str, step: str | int = "best") -> "Segmenter":

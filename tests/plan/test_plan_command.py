@@ -13,9 +13,9 @@ import tiny_run
 from input_pipeline.common.errors import InputError
 from mail_jax.config import recipe
 from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead, estimate
+from mail_jax.plan import ahead, estimate, programs
 from mail_jax.plan import command as plan
-from mail_jax.plan.estimate import LargestBatch
+from mail_jax.plan.estimate import LargestBatch, Wanted
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run(*more: str, topology: str = "v5e:1x1", config: str = tiny_run.__file__) 
 
 def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
   smaller = ("--config.max_instances=0", "--config.batch_size=4")  # sooner compiled
-  run(*smaller, "--search", "0", "--json", str(tmp_path / "plan.json"))
+  run(*smaller, "--search", "0", "--by", "part", "--json", str(tmp_path / "plan.json"))
   printed = capsys.readouterr().out
   report = json.loads((tmp_path / "plan.json").read_text())
   (row,) = report["plans"]
@@ -55,17 +55,57 @@ def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
   assert actual["seconds"]["compute"] == actual["flops_compiled"] / 197e12
   assert actual["seconds"]["hbm"] == actual["hbm_bytes"] / 819e9
   assert actual["bound"] == max(actual["seconds"], key=actual["seconds"].get)
+  # A CPU's compiler has no estimate of time, but the parts have their products.
+  assert "estimated by the compiler" not in printed
+  by_part = {name: part["flops"] for name, part in actual["parts"].items()}
+  assert sum(by_part.values()) == pytest.approx(actual["flops_compiled"])
+  for part in ("encoder", "decoder"):
+    counted = [p for p in flops.products(config) if p.part.startswith(part)]
+    by_hand = 4 * sum(p.flops * (1 + p.gradients) for p in counted)
+    assert by_part[part] == pytest.approx(by_hand, rel=0.05)
+    assert re.search(rf"^\| {part} +\| 0.00 +\| - .*\| {by_hand / 1e12:.2f}", printed, re.M)
   assert "1 chips, 1 hosts, data 1 x fsdp 1, batch 4 (4 per chip)" in printed
   assert f"wrote {tmp_path / 'plan.json'}" in printed
 
 
+@pytest.mark.parametrize(
+  ("program", "rows", "more"), [("evaluate", 8, ["--batch_per_chip", "8"]), ("predict", 1, [])]
+)
+def test_evaluations_and_predictions_are_planned(one_chip, tmp_path, capsys, program, rows, more):
+  run("--program", program, *more, "--canvas", "48x64", "--search", "0",
+      "--config.max_instances=0", "--json", str(tmp_path / "plan.json"))  # fmt: skip
+  assert f"{program} on v5e:1x1" in capsys.readouterr().out
+  (row,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+  assert (row["program"], row["batch_size"]) == (program, rows)
+  config = tiny_run.get_config()
+  config.max_instances = 0
+  actual, forward = row["estimate"], rows * flops.forward_flops(config)
+  assert actual["flops"] == forward
+  # Logits are resized, columns and then rows, to the original images.
+  size = config.image_size
+  resized = rows * 2 * (size * size * 64 + 48 * size * 64)
+  assert actual["flops_compiled"] == pytest.approx(forward + resized, rel=0.01)
+  # No optimizer and no average; the photos and, to compare, the original targets.
+  inputs = rows * (size * size * 3 + (program == "evaluate") * 48 * 64)
+  expected = 4 * row["parameters"] + inputs
+  assert expected < actual["memory"]["arguments"] < 1.05 * expected
+
+
+def test_the_batch_of_an_evaluation_is_rounded_up_to_the_chips():
+  config = plan.for_program(tiny_run.get_config(), "evaluate")
+  topology = chips.parse_topology("v5e:4x16")
+  ((case, _),) = plan.cases(config, [topology], 0, False, "evaluate")
+  assert (case.eval_batch_size, case.batch_size) == (16, 64)
+
+
 def test_slices_and_splits_make_a_table(one_chip, monkeypatch, tmp_path, capsys):
-  def refuse(program, effort):
+  def refuse(lowered, effort):
     raise ahead.DoesNotFitError(
       "RESOURCE_EXHAUSTED: Used 17.25G of 15.75G hbm. Exceeded by 1.5G.\n\nMore"
     )
 
-  monkeypatch.setattr(ahead, "compile_step", refuse)
+  monkeypatch.setattr(programs, "lower", lambda kind, program, canvas: program)
+  monkeypatch.setattr(ahead, "compile_lowered", refuse)
   monkeypatch.setattr(ahead, "open_topology", lambda t: jax.devices()[:1] * t.chips)
   monkeypatch.setattr(ahead, "make_program", lambda config, vocab, devices: _program(config))
   run("--topology", "v4:2x2x1", "--sweep", "--json", str(tmp_path / "p.json"), topology="v5e:2x2")
@@ -110,7 +150,7 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
 ):
   asked = []
 
-  def compile_step(program, effort):
+  def compile_lowered(program, effort):
     asked.append((program.config.batch_size, effort))
     if program.config.batch_size > 10:
       raise ahead.DoesNotFitError("RESOURCE_EXHAUSTED")
@@ -120,14 +160,15 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
   class Total:
     total: int = 10**9
 
-  monkeypatch.setattr(ahead, "compile_step", compile_step)
+  monkeypatch.setattr(programs, "lower", lambda kind, program, canvas: program)
+  monkeypatch.setattr(ahead, "compile_lowered", compile_lowered)
   monkeypatch.setattr(ahead, "make_program", lambda config, vocab, devices: _program(config))
-  monkeypatch.setattr(estimate, "estimate_step", lambda *args: None)
+  monkeypatch.setattr(estimate, "estimate_cost", lambda *args: None)
   monkeypatch.setattr(estimate, "memory_of", lambda *args: Total())
   config = tiny_run.get_config()
   config.grad_accum_steps, config.batch_size = 2, 4
   actual = estimate.make_plan(
-    config.lock(), chips.parse_topology("v5e:1x1"), "full", 9
+    config.lock(), chips.parse_topology("v5e:1x1"), Wanted(search=9)
   ).largest_batch
   assert actual == LargestBatch(10, 12, len(asked) - 1)
   assert [effort for _, effort in asked] == ["full"] + ["quick"] * actual.compilations
@@ -159,6 +200,8 @@ def test_invalid_arguments_are_reported_at_once(arguments, message):
       ["--config.grad_accum_steps=3"],
       "config.batch_size 8 is not a multiple of 1 devices times config.grad_accum_steps 3",
     ),
+    (["--canvas", "640"], "--canvas 640: write HEIGHTxWIDTH in pixels, such as 640x640"),
+    (["--program", "predict", "--sweep"], "--sweep: a prediction runs on one chip; leave it out"),
     (["--json", "nowhere/plan.json"], "the folder nowhere does not exist"),
     (["--config.nothing=3"], "unknown key 'nothing'"),
   ],

@@ -13,9 +13,9 @@ import tiny_run
 from input_pipeline.common.errors import InputError
 from mail_jax.config import recipe
 from mail_jax.hardware import chips, flops
-from mail_jax.plan import ahead, costs, hlo
+from mail_jax.plan import ahead, costs, hlo, parts, programs
 from mail_jax.plan import command as plan
-from mail_jax.plan.estimate import estimate_step, make_plan, memory_of
+from mail_jax.plan.estimate import Wanted, estimate_cost, make_plan, memory_of
 
 _MISSING = not os.path.isfile(os.environ.get("TPU_LIBRARY_PATH", "")) and (
   importlib.util.find_spec("libtpu") is None
@@ -25,6 +25,7 @@ pytestmark = [
   pytest.mark.skipif(_MISSING, reason="needs libtpu, the TPU compiler: make plan"),
 ]
 SLICE = chips.parse_topology("v5e:2x2")
+CANVAS = (64, 64)
 
 
 def make_config(fsdp: int = 1, **model: Any):
@@ -37,7 +38,7 @@ def make_config(fsdp: int = 1, **model: Any):
 
 def _compile(fsdp: int, **model: Any) -> jax.stages.Compiled:
   program = ahead.make_program(make_config(fsdp, **model), 320, ahead.open_topology(SLICE))
-  return ahead.compile_step(program, "quick")[0]
+  return ahead.compile_lowered(programs.lower("train", program, CANVAS), "quick")[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,40 @@ def test_traffic_of_every_memory_is_what_xla_counts(copies):
   accessed = copies.cost_analysis()["bytes accessed"]
   assert costs.memory_bytes(module, every_space=True) == pytest.approx(accessed, rel=0.05)
   assert costs.memory_bytes(module) <= costs.memory_bytes(module, every_space=True)
+
+
+def test_cycles_of_the_parts_are_all_that_the_compiler_estimates(copies):
+  text = copies.as_text()
+  assert " while(" not in text  # a loop's would count as often as it goes round
+  by_part = parts.by_part(hlo.parse(text))
+  cycles = {name: work.cycles for name, work in by_part.items()}
+  total = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
+  assert sum(cycles.values()) == total
+  assert cycles.get(parts.UNATTRIBUTED, 0) < 0.05 * total
+  assert min(cycles["encoder"], cycles["decoder"], cycles["optimizer and average"]) > 0.05 * total
+  assert sum(work.hbm_bytes for work in by_part.values()) == costs.memory_bytes(hlo.parse(text))
+
+
+def test_products_of_a_part_are_those_counted_by_hand(copies):
+  by_part = parts.by_part(hlo.parse(copies.as_text()))
+  # The compiler computes some products of the decoder's last stages, of 8 channels, as sums.
+  for part, within in (("encoder", 0.01), ("decoder", 0.1)):
+    counted = [p for p in flops.products(make_config()) if p.part.startswith(part)]
+    by_hand = 64 / SLICE.chips * sum(p.flops * (1 + p.gradients) for p in counted)
+    assert by_part[part].flops == pytest.approx(by_hand, rel=within)
+
+
+@pytest.mark.parametrize("chip", chips.CHIPS.values(), ids=lambda chip: chip.name)
+def test_a_large_product_takes_little_more_than_its_time_at_peak(chip):
+  """So the clock is right, and so is the time of chips with two cores."""
+  (device, *_) = ahead.open_topology(chips.Topology(chip, (1,) * chip.dimensions))
+  at = jax.sharding.SingleDeviceSharding(device)
+  square = jax.ShapeDtypeStruct((8192, 8192), "bfloat16", sharding=at)
+  with ahead.without_flags():
+    compiled = jax.jit(lambda x, y: x @ y).lower(square, square).compile()
+  ((_, work),) = [k for k in costs.kernels(hlo.parse(compiled.as_text())) if k[1].flops]
+  assert work.flops == 2 * 8192**3
+  assert 1 < work.cycles / chip.clock / (work.flops / chip.flops) < 1.5
 
 
 def test_copies_of_the_model_sum_their_gradients(copies):
@@ -122,10 +157,12 @@ def _parameters() -> int:
 
 
 def test_an_estimate_of_a_slice(copies):
-  program = ahead.make_program(make_config(), 320, ahead.open_topology(SLICE))
-  actual = estimate_step(program, copies, SLICE)
+  actual = estimate_cost("train", make_config(), copies, SLICE)
   assert actual.memory.available == int(15.75 * 2**30)
   assert actual.seconds["compute"] == actual.flops_compiled / 197e12
+  assert actual.whole.seconds == actual.whole.cycles / 1.5e9
+  assert actual.whole.products_share == actual.seconds["compute"] / actual.whole.seconds
+  assert sum(part.share for part in actual.parts.values()) == pytest.approx(1)
   # Two links of 50 GB/s at each corner of the square.
   assert actual.seconds["interconnect"] == actual.sent_bytes / (2 * 50e9)
 
@@ -183,7 +220,7 @@ def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
     topology = chips.parse_topology(name)
     config = recipe("refcoco", "unc")
     config.batch_size = 8 * topology.chips
-    actual = make_plan(config.lock(), topology, "quick", 0).estimate
+    actual = make_plan(config.lock(), topology, Wanted(effort="quick")).estimate
     assert actual
     totals.append(actual.memory.total)
     assert 1 < actual.flops_xla / actual.flops < 1.05
