@@ -190,7 +190,7 @@ def _config_for_here(data: dict[str, Any], where: str) -> ConfigDict:
   """Returns a stored config, with an attention that runs on this machine."""
   config = from_json(data, where)
   if not runs_on(config.model.backend, jax.default_backend()):
-    config.model.backend = "xla"
+    config.model.backend = "auto"
   return config
 
 

@@ -1,6 +1,7 @@
 """Attention over a packed sequence: one function, several backends."""
 
-from typing import Literal, get_args
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from input_pipeline.common.errors import InputError
 
-Backend = Literal["xla", "cudnn", "tpu"]
-# Platforms of the kernels, by JAX's names; `xla` runs everywhere.
+# Words for `model.backend`.
+BACKENDS = ("auto", "xla", "cudnn", "tpu")
+# Platforms of the kernels, by JAX's names; the others run everywhere.
 _PLATFORM = {"cudnn": "gpu", "tpu": "tpu"}
+# What cuDNN's kernel takes: the compute capability from which GPUs have it, and sizes of a head.
+_CUDNN_CAPABILITY, _CUDNN_HEAD, _CUDNN_HEAD_MULTIPLE = 8, 128, 8
 # Lanes of a TPU's vectors; the kernel works on blocks of up to four times as many tokens.
 _LANES = 128
 # The kernel's block sizes; at our lengths there is a single row of blocks, so all are the same.
@@ -37,14 +41,13 @@ def attend(
     value: likewise.
     lengths: of the sequences without padding. Padding comes last, so that lengths are enough:
       cuDNN's fused kernel takes lengths, not masks.
-    backend: `xla` runs everywhere; `cudnn` is the fused kernel for NVIDIA GPUs, in bfloat16 and
-      float16; `tpu` is JAX's flash attention for TPUs, called by each device for its examples.
+    backend: from `choose_backend`. `xla` runs everywhere; `cudnn` is the fused kernel for NVIDIA
+      GPUs, in bfloat16; `tpu` is JAX's flash attention for TPUs, called by each device for its
+      examples.
 
   Returns:
     One vector per token and head; at padding it is finite and undefined.
   """
-  if backend not in get_args(Backend):
-    raise InputError(f"model.backend {backend!r} is not one of {', '.join(get_args(Backend))}")
   if backend == "xla":
     return _attend_xla(query, key, value, lengths)
   if backend == "tpu":
@@ -106,3 +109,50 @@ def _attend_tpu_alone(query, key, value, lengths):
 def runs_on(backend: str, platform: str) -> bool:
   """Returns whether a backend runs on a platform, such as `cpu`, `gpu` or `tpu`."""
   return _PLATFORM.get(backend, platform) == platform
+
+
+def choose_backend(word: str, device: Any, dtype: jnp.dtype, head_size: int) -> str:
+  """Resolves `model.backend`: `auto` is the fastest backend for a device.
+
+  That is cuDNN's kernel where it runs and XLA's attention elsewhere: a TPU's kernel works on
+  multiples of 128 tokens, more than our sequences have, and does not pay.
+
+  Args:
+    word: one of `BACKENDS`.
+    device: of JAX, or of a topology to compile for.
+    dtype: of queries, keys and values.
+    head_size: their components.
+
+  Raises:
+    InputError: the word is unknown, or names a kernel that does not run there.
+  """
+  if word not in BACKENDS:
+    raise InputError(f"model.backend {word!r} is not one of {', '.join(BACKENDS)}")
+  if not runs_on(word, device.platform):
+    raise InputError(
+      f"config.model.backend {word!r} does not run on {device.platform}; set it to 'auto'"
+    )
+  misses = _missing_for_cudnn(device, dtype, head_size)
+  if word == "cudnn" and misses:
+    raise InputError(f"config.model.backend 'cudnn' needs {misses}; set it to 'auto'")
+  if word != "auto":
+    return word
+  return "xla" if misses else "cudnn"
+
+
+def _missing_for_cudnn(device: Any, dtype: jnp.dtype, head_size: int) -> str:
+  """Returns what cuDNN's kernel lacks; empty if it runs (JAX's `check_is_flash_attention`)."""
+  if device.platform != "gpu":
+    return "an NVIDIA GPU"
+  # AMD's have a name, such as gfx90a.
+  capability = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
+  if not capability or int(capability[0]) < _CUDNN_CAPABILITY:
+    return f"an NVIDIA GPU of compute capability {_CUDNN_CAPABILITY}.0 or later"
+  if dtype != jnp.bfloat16:
+    return "config.model.dtype bfloat16"
+  if head_size % _CUDNN_HEAD_MULTIPLE or head_size > _CUDNN_HEAD:
+    return (
+      f"heads of at most {_CUDNN_HEAD} components, a multiple of {_CUDNN_HEAD_MULTIPLE}, where "
+      f"config.model.width / config.model.heads is {head_size}"
+    )
+  return ""

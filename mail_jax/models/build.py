@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.bit_planes import num_planes
-from mail_jax.models import instances
+from mail_jax.models import attention, instances
 from mail_jax.models.mail import MaIL, ModelOptions, Output
 
 Tree = Any
@@ -24,12 +24,14 @@ HostBatch = dict[str, Any]
 """Examples on the host, as NumPy arrays by the same names; `meta` describes them."""
 
 
-def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
+def make_model(config: ConfigDict, vocab_size: int, device: Any = None) -> MaIL:
   """Builds the model of a config.
 
   Args:
     config: a whole config.
     vocab_size: word pieces of the tokenizer (it may have fewer than `config.vocab_size`).
+    device: that the model will run on, which decides what `model.backend = "auto"` is; by default
+      JAX's first one.
 
   Raises:
     InputError: the options of the config do not fit together.
@@ -43,6 +45,12 @@ def make_model(config: ConfigDict, vocab_size: int) -> MaIL:
   if fields["dtype"] not in ("float32", "bfloat16"):
     raise InputError(f"config.model.dtype {fields['dtype']!r} is not one of float32, bfloat16")
   fields["dtype"] = jnp.dtype(fields["dtype"])
+  fields["backend"] = attention.choose_backend(
+    fields["backend"],
+    jax.devices()[0] if device is None else device,
+    fields["dtype"],
+    fields["width"] // fields["heads"],
+  )
   return MaIL(
     ModelOptions(**fields),
     vocab_size=vocab_size,

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import sharding
 from mail_jax.evaluate.segmentation import jit_measure
-from mail_jax.models.attention import runs_on
 from mail_jax.models.build import input_specs, make_model, path_name
 from mail_jax.models.mail import IN_DTYPE, MaIL
 from mail_jax.train.optim import make_optimizer_from
@@ -53,8 +52,8 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
       or a sharding rule does not fit.
   """
   _check_batch(config, mesh)
-  _check_backend(config, mesh)
-  model, optimizer = make_model(config, vocab_size), make_optimizer_from(config)
+  model = make_model(config, vocab_size, mesh.devices.flat[0])
+  optimizer = make_optimizer_from(config)
   create = functools.partial(create_state, model, optimizer, config)
   shapes = jax.eval_shape(create)
   placed = sharding.state_sharding(mesh, shapes, config.sharding_rules)
@@ -109,14 +108,6 @@ def _dtypes_read(model: MaIL, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
     lambda path, x: model.options.dtype if IN_DTYPE.match(path_name(path)) else x.dtype, params
   )
-
-
-def _check_backend(config: ConfigDict, mesh: Mesh) -> None:
-  platform = mesh.devices.flat[0].platform
-  if not runs_on(config.model.backend, platform):
-    raise InputError(
-      f"config.model.backend {config.model.backend!r} does not run on {platform}; set it to 'xla'"
-    )
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:

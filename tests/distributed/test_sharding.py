@@ -328,7 +328,7 @@ def test_a_mesh_that_would_cut_a_model_across_slices_is_refused(mesh, slices, me
   [
     (
       {"model": {"backend": "tpu"}},
-      r"config\.model\.backend 'tpu' does not run on cpu; set it to 'xla'",
+      r"config\.model\.backend 'tpu' does not run on cpu; set it to 'auto'",
     ),
     ({"model": {"backend": "cudnn"}}, r"config\.model\.backend 'cudnn' does not run on cpu"),
     (

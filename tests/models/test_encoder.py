@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import tiny_model
 import tpu_attention
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models.attention import runs_on
+from mail_jax.models.attention import choose_backend, runs_on
 from mail_jax.models.build import path_name
 from mail_jax.models.encoder import REMAT, STACK, Encoder, block_name, stack_blocks
 
@@ -162,6 +163,55 @@ def test_a_backend_runs_where_it_has_a_kernel():
   assert [runs_on(backend, "cpu") for backend in ("xla", "cudnn", "tpu")] == [True, False, False]
   assert runs_on("cudnn", "gpu")
   assert runs_on("tpu", "tpu")
+
+
+def device(platform: str, **more: str) -> Any:
+  return types.SimpleNamespace(platform=platform, **more)
+
+
+H100, V100 = device("gpu", compute_capability="9.0"), device("gpu", compute_capability="7.0")
+BLACKWELL, AMD = (
+  device("gpu", compute_capability="12.0"),
+  device("gpu", compute_capability="gfx942"),
+)
+
+
+@pytest.mark.parametrize(
+  ("where", "dtype", "head_size", "expected"),
+  [
+    (H100, "bfloat16", 64, "cudnn"),
+    (BLACKWELL, "bfloat16", 80, "cudnn"),
+    (H100, "float32", 64, "xla"),
+    (H100, "bfloat16", 24, "cudnn"),
+    (H100, "bfloat16", 12, "xla"),
+    (H100, "bfloat16", 136, "xla"),
+    (V100, "bfloat16", 64, "xla"),
+    (AMD, "bfloat16", 64, "xla"),
+    (device("cpu"), "bfloat16", 64, "xla"),
+    (device("tpu"), "bfloat16", 64, "xla"),
+  ],
+)
+def test_auto_is_the_kernel_of_cudnn_where_it_runs_and_xla_elsewhere(
+  where, dtype, head_size, expected
+):
+  assert choose_backend("auto", where, jnp.dtype(dtype), head_size) == expected
+  assert choose_backend("xla", where, jnp.dtype(dtype), head_size) == "xla"
+
+
+@pytest.mark.parametrize(
+  ("word", "where", "dtype", "head_size", "message"),
+  [
+    ("cudnn", H100, "float32", 64, r"backend 'cudnn' needs config\.model\.dtype bfloat16; set it"),
+    ("cudnn", H100, "bfloat16", 12, r"needs heads of at most 128 .* model\.heads is 12; set it"),
+    ("cudnn", AMD, "bfloat16", 64, r"needs an NVIDIA GPU of compute capability 8\.0 or later"),
+    ("cudnn", device("tpu"), "bfloat16", 64, r"'cudnn' does not run on tpu; set it to 'auto'"),
+    ("tpu", H100, "bfloat16", 64, r"'tpu' does not run on gpu; set it to 'auto'"),
+    ("cuda", H100, "bfloat16", 64, r"model\.backend 'cuda' is not one of auto, xla, cudnn, tpu"),
+  ],
+)
+def test_a_kernel_that_does_not_run_is_refused_by_name(word, where, dtype, head_size, message):
+  with pytest.raises(InputError, match=message):
+    choose_backend(word, where, jnp.dtype(dtype), head_size)
 
 
 @pytest.mark.parametrize(

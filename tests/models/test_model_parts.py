@@ -63,12 +63,6 @@ def test_attention_in_bfloat16_returns_bfloat16_near_the_exact_result():
     )
 
 
-def test_unknown_attention_backend_is_named():
-  x = jnp.zeros((1, 2, 1, 4))
-  with pytest.raises(InputError, match=r"model\.backend 'cuda' is not one of xla, cudnn, tpu"):
-    attend(x, x, x, jnp.array([2]), "cuda")
-
-
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=2, max_size=2))
 def test_packing_moves_padding_last_and_keeps_the_order_of_the_rest(valid):
   tokens = draw(2, 6, 3)
