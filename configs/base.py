@@ -119,7 +119,8 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.model.scan = False
   # Pads the sequence to a multiple of this many tokens.
   c.model.pad_to_multiple_of = 1
-  # Type of the matrix products: `float32`, or `bfloat16` for accelerators.
+  # Type of the activations: `float32`, or `bfloat16` for accelerators. Parameters, statistics,
+  # softmax and losses are float32.
   c.model.dtype = "float32"
 
   # Weights of the loss terms.

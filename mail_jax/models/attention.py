@@ -62,13 +62,45 @@ def attend(
   )
 
 
+@jax.custom_vjp
 def _attend_xla(query, key, value, lengths):
-  # On CPUs a sixth faster in training than `jax.nn.dot_product_attention`.
-  scale = query.shape[-1] ** -0.5
-  scores = jnp.einsum("btne,bsne->bnts", query * scale, key, preferred_element_type=jnp.float32)
+  return _attend_xla_forward(query, key, value, lengths)[0]
+
+
+def _attend_xla_forward(query, key, value, lengths):
+  # Weights are divided by their sum last, where they are fewest.
+  query = query * query.shape[-1] ** -0.5
+  scores = jnp.einsum("btne,bsne->bnst", query, key, preferred_element_type=jnp.float32)
   counts = jnp.arange(key.shape[1]) < lengths[:, None]
-  scores += jnp.where(counts, 0.0, -1e9)[:, None, None]
-  return jnp.einsum("bnts,bsne->btne", jax.nn.softmax(scores, -1).astype(value.dtype), value)
+  scores += jnp.where(counts, 0.0, -1e9)[:, None, :, None]
+  weights = jnp.exp(scores - scores.max(2, keepdims=True))
+  total = weights.sum(2).swapaxes(1, 2)[..., None]
+  # Without the barrier a TPU computes the products again for each use of the weights.
+  weights = jax.lax.optimization_barrier(weights)
+  out = (_weigh("bnst,bsne->btne", weights, value) / total).astype(value.dtype)
+  return out, (query, key, value, weights, total, out)
+
+
+def _attend_xla_backward(kept, gradient):
+  query, key, value, weights, total, out = kept
+  gradient = gradient / total
+  mean = (gradient * out).sum(-1).swapaxes(1, 2)[:, :, None]
+  gradient = gradient.astype(value.dtype)
+  of_weights = jnp.einsum("btne,bsne->bnst", gradient, value, preferred_element_type=jnp.float32)
+  of_scores = weights * (of_weights - mean)
+  of_query = _weigh("bnst,bsne->btne", of_scores, key) * query.shape[-1] ** -0.5
+  of_key = _weigh("bnst,btne->bsne", of_scores, query)
+  of_value = _weigh("bnst,btne->bsne", weights, gradient)
+  return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype), None
+
+
+def _weigh(einsum, weights, vectors):
+  """Sums vectors in float32, with weights rounded to their type."""
+  weights = weights.astype(vectors.dtype)
+  return jnp.einsum(einsum, weights, vectors, preferred_element_type=jnp.float32)
+
+
+_attend_xla.defvjp(_attend_xla_forward, _attend_xla_backward)
 
 
 def _attend_tpu(query, key, value, lengths):

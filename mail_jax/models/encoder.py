@@ -37,34 +37,36 @@ def pack(
 
 
 class Dense(nn.Module):
-  """A dense layer over the last axes, as one matrix product in both directions.
+  """A dense layer over the last axis, as one matrix product in both directions.
 
-  The parameters are those of `nn.DenseGeneral`, for which XLA transposes the whole kernel in the
-  backward pass.
+  The parameters are those of `nn.DenseGeneral`, which may have heads as an axis. Activations have
+  not: XLA would transpose the whole kernel in the backward pass, and a TPU pads the last two axes
+  to 8 x 128, which took longer for queries, keys and values than the product that makes them.
 
   Attributes:
-    features: sizes of the output's axes.
-    axes: number of input axes, the last ones.
+    inputs: sizes of the kernel's input axes.
+    features: sizes of its output axes.
     dtype: of the product; the parameters are float32.
   """
 
+  inputs: tuple[int, ...]
   features: tuple[int, ...]
-  axes: int = 1
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
-  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns an array with the leading axes of x, then `features`."""
-    leading, inputs = x.shape[: -self.axes], x.shape[-self.axes :]
-    kernel = self.param("kernel", self._init, (*inputs, *self.features))
-    bias = self.param("bias", nn.initializers.zeros_init(), self.features)
-    flat = kernel.reshape(math.prod(inputs), -1).astype(self.dtype)
-    y = x.reshape(*leading, -1).astype(self.dtype) @ flat + bias.reshape(-1).astype(self.dtype)
-    return y.reshape(*leading, *self.features)
+  def __call__(self, x: Float[Array, "... i"], parts: int = 1) -> list[Float[Array, "... o"]]:
+    """Returns the features of each vector as one axis, cut into equal parts."""
+    flat = math.prod(self.inputs), math.prod(self.features)
+    kernel = self.param("kernel", self._init, flat)
+    bias = self.param("bias", nn.initializers.zeros_init(), self.features).reshape(-1)
+    y = x.astype(self.dtype) @ kernel.reshape(flat).astype(self.dtype)
+    # Part by part, the sum that is the bias's gradient needs no pass of its own.
+    cut = zip(jnp.split(y, parts, -1), jnp.split(bias.astype(self.dtype), parts), strict=True)
+    return [y + bias for y, bias in cut]
 
-  def _init(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    inputs = math.prod(shape[: self.axes])
-    return nn.initializers.lecun_normal()(key, (inputs, math.prod(self.features))).reshape(shape)
+  def _init(self, key: jax.Array, flat: tuple[int, int]) -> jax.Array:
+    drawn = nn.initializers.lecun_normal()(key, flat)
+    return drawn.reshape(*self.inputs, *self.features)
 
 
 class Block(nn.Module):
@@ -75,7 +77,7 @@ class Block(nn.Module):
     mlp_ratio: hidden units of the MLP per unit of width.
     dropout: dropout rate of the outputs of the residual branches.
     backend: see `attention.attend`.
-    dtype: of the matrix products; parameters and statistics are float32.
+    dtype: of the activations; parameters and statistics are float32.
   """
 
   heads: int
@@ -89,19 +91,20 @@ class Block(nn.Module):
     self, x: Float[Array, "b t d"], lengths: Int[Array, "b"], train: bool = False
   ) -> Float[Array, "b t d"]:
     """Applies the block to packed sequences; see `attention.attend` for `lengths`."""
-    width = x.shape[-1]
+    width, size = x.shape[-1], x.shape[-1] // self.heads
     if width % self.heads:
       raise InputError(f"model.width {width} is not a multiple of model.heads {self.heads}")
     drop = nn.Dropout(self.dropout, deterministic=not train)
-    y = nn.LayerNorm(epsilon=1e-6, name="norm1")(x).astype(self.dtype)
-    qkv = Dense((3, self.heads, width // self.heads), dtype=self.dtype, name="qkv")(y)
-    y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], lengths, self.backend)
-    y = Dense((width,), axes=2, dtype=self.dtype, name="out")(y)
-    x = x + drop(y).astype(x.dtype)
-    y = nn.LayerNorm(epsilon=1e-6, name="norm2")(x).astype(self.dtype)
+    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
+    qkv = Dense((width,), (3, self.heads, size), self.dtype, name="qkv")(y, parts=3)
+    query, key, value = (part.reshape(*x.shape[:2], self.heads, size) for part in qkv)
+    y = attend(query, key, value, lengths, self.backend).reshape(x.shape)
+    [y] = Dense((self.heads, size), (width,), self.dtype, name="out")(y)
+    x = x + drop(y)
+    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
     y = nn.Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_in")(y)
     y = nn.Dense(width, dtype=self.dtype, name="mlp_out")(jax.nn.gelu(y, approximate=False))
-    return x + drop(y).astype(x.dtype)
+    return x + drop(y)
 
 
 class Encoder(nn.Module):
@@ -131,7 +134,8 @@ class Encoder(nn.Module):
   def __call__(
     self, x: Float[Array, "b t d"], lengths: Int[Array, "b"], train: bool = False
   ) -> Float[Array, "b t d"]:
-    """Encodes packed sequences; the output at padding is undefined."""
+    """Encodes packed sequences, in `dtype`; the output at padding is undefined."""
+    x = x.astype(self.dtype)
     if self.scan:
       stack = nn.scan(
         lambda block, x, _: (block(x, lengths, train), None),
@@ -143,7 +147,7 @@ class Encoder(nn.Module):
     else:
       for i in range(self.depth):
         x = self._block(block_name(i))(x, lengths, train)
-    return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+    return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
 
   def _block(self, name: str) -> Any:
     if self.remat not in REMAT:

@@ -245,7 +245,7 @@ class MaIL(nn.Module):
     batch, image_len, mask_len = v_image.shape[0], v_image.shape[1], v_mask.tokens.shape[1]
     text_valid = instances.count_valid(num_tokens, v_text.shape[1])
     valid = jnp.concatenate([jnp.ones((batch, image_len), bool), v_mask.valid, text_valid], 1)
-    joined = jnp.concatenate([v_image, v_mask.tokens, v_text], 1)
+    joined = jnp.concatenate([v_image, v_mask.tokens, v_text], 1).astype(options.dtype)
     more = -joined.shape[1] % options.pad_to_multiple_of
     packed, lengths, where = pack(
       jnp.pad(joined, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))

@@ -123,6 +123,34 @@ def test_a_stack_has_the_blocks_in_their_order():
     np.testing.assert_array_equal(actual[name], value)
 
 
+def test_in_bfloat16_all_activations_are_and_results_stay_near():
+  exact, gradients = loss_and_gradients(make_encoder(), parameters())
+  half = Encoder(DEPTH, 2, dtype=jnp.dtype("bfloat16"))
+  actual, found_gradients = loss_and_gradients(half, parameters())
+  np.testing.assert_allclose(actual, exact, rtol=0.05)
+  for found, expected in zip(*map(jax.tree.leaves, (found_gradients, gradients)), strict=True):
+    assert found.dtype == jnp.float32
+    assert jnp.linalg.norm(found - expected) < 0.05 * jnp.linalg.norm(expected) + 1e-3
+  _, seen = half.apply(
+    {"params": parameters()},
+    draw(2, TOKENS, WIDTH),
+    LENGTHS,
+    capture_intermediates=True,
+    mutable=["intermediates"],
+  )
+  assert {x.dtype for x in jax.tree.leaves(seen)} == {jnp.dtype("bfloat16")}
+
+
+def test_normalisation_in_bfloat16_has_statistics_in_float32():
+  """A mean of 100 leaves bfloat16 one digit of values that differ by 1."""
+  x = 100 + draw(2, TOKENS, WIDTH).round(0)
+  encoder = Encoder(0, 2, dtype=jnp.dtype("bfloat16"))
+  actual = encoder.apply(encoder.init(jax.random.key(0), x, LENGTHS), x, LENGTHS)
+  x = np.asarray(x.astype(jnp.bfloat16), np.float64)
+  expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=0.01, atol=0.01)
+
+
 def test_the_whole_model_says_the_same_however_it_is_compiled():
   config = tiny_model.make_config(depth=2, no_target=True)
   variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
@@ -202,7 +230,7 @@ def test_auto_is_the_kernel_of_cudnn_where_it_runs_and_xla_elsewhere(
   ("word", "where", "dtype", "head_size", "message"),
   [
     ("cudnn", H100, "float32", 64, r"backend 'cudnn' needs config\.model\.dtype bfloat16; set it"),
-    ("cudnn", H100, "bfloat16", 12, r"needs heads of at most 128 .* model\.heads is 12; set it"),
+    ("cudnn", H100, "bfloat16", 12, r"at most 128 components.* config\.model\.heads is 12; set"),
     ("cudnn", AMD, "bfloat16", 64, r"needs an NVIDIA GPU of compute capability 8\.0 or later"),
     ("cudnn", device("tpu"), "bfloat16", 64, r"'cudnn' does not run on tpu; set it to 'auto'"),
     ("tpu", H100, "bfloat16", 64, r"'tpu' does not run on gpu; set it to 'auto'"),

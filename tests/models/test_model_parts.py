@@ -52,6 +52,35 @@ def test_attention_does_not_see_padding_and_stays_finite_there():
   assert np.isfinite(after).all()
 
 
+def attend_plainly(query, key, value, lengths) -> jax.Array:
+  """Attention as its formula, which JAX differentiates."""
+  scores = jnp.einsum("btne,bsne->bnts", query, key) / query.shape[-1] ** 0.5
+  counts = jnp.arange(key.shape[1]) < lengths[:, None]
+  scores = jnp.where(counts[:, None, None], scores, -jnp.inf)
+  return jnp.einsum("bnts,bsne->btne", jax.nn.softmax(scores, -1), value)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_gradients_of_attention_are_those_of_its_formula(scale):
+  query, key, value, weight = (jnp.asarray(draw(3, 7, 2, 4, seed=seed)) for seed in range(4))
+  lengths = jnp.array(LENGTHS)
+  counts = (jnp.arange(7) < lengths[:, None])[..., None, None]
+
+  def gradients(attend):
+    def loss(query, key, value):
+      return (attend(scale * query, key, value, lengths) * weight * counts).sum()
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(query, key, value)
+
+  jax.tree.map(
+    lambda actual, expected: np.testing.assert_allclose(
+      actual, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max())
+    ),
+    gradients(attend),
+    gradients(attend_plainly),
+  )
+
+
 def test_attention_in_bfloat16_returns_bfloat16_near_the_exact_result():
   tensors = [jnp.asarray(draw(3, 7, 2, 4, seed=seed)) for seed in range(3)]
   exact = np.asarray(attention(*tensors, jnp.array(LENGTHS)))
