@@ -4,7 +4,7 @@ The boundary of a mask is the set of its pixels within d pixels of its contour; 
 image is contour as well. d is 2 % of the image's diagonal. docs/guides/evaluate.md has the
 definition.
 
-Masks are packed into bit planes, eight pixels per byte, which takes a fraction of the memory
+Masks are packed into bit planes, 32 pixels per word, which takes a fraction of the memory
 traffic: bit k of row j is the pixel of row k q + j, with q packed rows. Everything is exact.
 """
 
@@ -13,13 +13,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Int32, UInt8
+from jaxtyping import Array, Bool, Int, Int32, UInt32
 
 # 2 % of the diagonal, rounded, is at least k pixels where the diagonal is at least 50 k - 25.
 _DIAGONAL = 50
-_BITS = 8
-# Bits are counted in words of so many bytes.
-_BYTES = 4
+# TPUs compute in words of 32 bits.
+_BITS = 32
 
 
 def find_distance(size: Int[Array, "b 2"], farthest: int) -> Int32[Array, "b"]:
@@ -46,8 +45,8 @@ def farthest_on(rows: int, cols: int) -> int:
 
 
 def take_boundaries(
-  packed: UInt8[Array, "b m q w"], size: Int[Array, "b 2"], rows: int, cols: int
-) -> UInt8[Array, "b m q w"]:
+  packed: UInt32[Array, "b m q w"], size: Int[Array, "b 2"], rows: int, cols: int
+) -> UInt32[Array, "b m q w"]:
   """Keeps the pixels of each mask that lie at its contour.
 
   Args:
@@ -77,28 +76,24 @@ def _erode_rows(mask: Bool[np.ndarray, "h w"], distance: int) -> Bool[np.ndarray
   return rows
 
 
-def pack(masks: Bool[Array, "*n y x"]) -> UInt8[Array, "*n q w"]:
-  """Packs masks into bit planes, padded with zeros to multiples of eight rows and four columns."""
-  rows, cols = masks.shape[-2:]
-  pads = [(0, 0)] * (masks.ndim - 2) + [(0, -rows % _BITS), (0, -cols % _BYTES)]
-  masks = jnp.pad(masks, pads)
-  blocks = masks.reshape(*masks.shape[:-2], _BITS, -1, masks.shape[-1]).astype(jnp.uint8)
+def pack(masks: Bool[Array, "*n y x"]) -> UInt32[Array, "*n q w"]:
+  """Packs masks into bit planes, padded with zeros to a multiple of 32 rows."""
+  masks = jnp.pad(masks, [(0, 0)] * (masks.ndim - 2) + [(0, -masks.shape[-2] % _BITS), (0, 0)])
+  blocks = masks.reshape(*masks.shape[:-2], _BITS, -1, masks.shape[-1]).astype(jnp.uint32)
   packed = blocks[..., 0, :, :]
   for bit in range(1, _BITS):
     packed |= blocks[..., bit, :, :] << bit
   return packed
 
 
-def count_pixels(packed: UInt8[Array, "*n q w"]) -> Int32[Array, "*n"]:
+def count_pixels(packed: UInt32[Array, "*n q w"]) -> Int32[Array, "*n"]:
   """Counts the pixels of each mask."""
-  words = packed.reshape(*packed.shape[:-1], -1, _BYTES)
-  ones = jax.lax.population_count(jax.lax.bitcast_convert_type(words, jnp.uint32))
-  return ones.sum((-2, -1), dtype=jnp.int32)
+  return jax.lax.population_count(packed).sum((-2, -1), dtype=jnp.int32)
 
 
 def erode(
-  packed: UInt8[Array, "b m q w"], distance: Int[Array, "b"], farthest: int
-) -> UInt8[Array, "b m q w"]:
+  packed: UInt32[Array, "b m q w"], distance: Int[Array, "b"], farthest: int
+) -> UInt32[Array, "b m q w"]:
   """Keeps the pixels whose square neighbourhood lies in the mask; outside the canvas is background.
 
   Args:
@@ -113,7 +108,7 @@ def erode(
   return _erode_axis(_erode_axis(_with_rows_around(wide, reach), steps, axis=2), steps, axis=3)
 
 
-def _with_rows_around(packed: UInt8[Array, "b m q w"], count: int) -> UInt8[Array, "b m r w"]:
+def _with_rows_around(packed: UInt32[Array, "b m q w"], count: int) -> UInt32[Array, "b m r w"]:
   """Adds `count` rows above and below, in which each bit of the q rows finds its neighbours."""
   q = packed.shape[2]
   blocks = -(-count // q)
@@ -123,8 +118,8 @@ def _with_rows_around(packed: UInt8[Array, "b m q w"], count: int) -> UInt8[Arra
   return rows[:, :, blocks * q - count : blocks * q + q + count]
 
 
-def _steps(distance: Int[Array, "b"], farthest: int) -> list[tuple[int, UInt8[Array, "b 1 1 1"]]]:
-  """Returns steps that sum to the distance, each with 255 for images that skip it, else 0.
+def _steps(distance: Int[Array, "b"], farthest: int) -> list[tuple[int, UInt32[Array, "b 1 1 1"]]]:
+  """Returns steps that sum to the distance, each with all bits for images that skip it, else 0.
 
   No step is more than twice the sum of the earlier ones, plus 1, so that steps leave no gap: a
   pixel that has both neighbours at every step has all pixels in between.
@@ -141,9 +136,7 @@ def _steps(distance: Int[Array, "b"], farthest: int) -> list[tuple[int, UInt8[Ar
     used = rest >= step
     rest, left = rest - step * used, left - step
     steps.append((step, used))
-  return [
-    (step, jnp.where(used, 0, 255).astype(jnp.uint8)[:, None, None, None]) for step, used in steps
-  ]
+  return [(step, -(~used).astype(jnp.uint32)[:, None, None, None]) for step, used in steps]
 
 
 def _sum_of_thirds(step: int) -> int:
@@ -160,8 +153,8 @@ def _largest_sum_of_thirds(distance: int) -> int:
 
 
 def _erode_axis(
-  packed: UInt8[Array, "b m r c"], steps: list[tuple[int, UInt8[Array, "b 1 1 1"]]], axis: int
-) -> UInt8[Array, "b m q w"]:
+  packed: UInt32[Array, "b m r c"], steps: list[tuple[int, UInt32[Array, "b 1 1 1"]]], axis: int
+) -> UInt32[Array, "b m q w"]:
   """Erodes along one axis; every step shortens the result at both ends."""
   for step, skipped in steps:
     end = packed.shape[axis] - 2 * step

@@ -45,7 +45,7 @@ def measure(logits: jax.Array, truth: jax.Array, size: jax.Array) -> dict[str, j
     logits[..., None], none[:, :0], none, jnp.zeros((len(logits), 1, 1, 1), jnp.uint16)
   )
   protocol = protocols.Protocol(
-    "given", lambda logits, truth, size: (logits > 0, truth), boundary=True
+    "given", lambda tiles, truth, size: (tiles[..., 0] > 0, truth), boundary=True
   )
   return count(output, {"original_target": truth, "original_size": size}, 0, protocol)
 
