@@ -130,7 +130,7 @@ def draw_sheet(
   def predict(variables, batch):
     output = model.apply(variables, batch)
     shape = batch["original_target"].shape[1:]
-    logits = resize_logits(output.logits, batch["original_size"], shape)
+    logits = resize_logits(output.tiles, batch["original_size"], shape)
     return find_mask(logits, output.no_target), output.selection_logits.argmax(-1)
 
   tiles, captions = [], []

@@ -41,8 +41,8 @@ class Protocol:
 
   Attributes:
     name: as on the command line.
-    masks: (logits, targets on a common canvas, their sizes) -> predicted and true masks, of one
-      size; both are empty outside the image.
+    masks: (`Output.tiles`, targets on a common canvas, their sizes) -> predicted and true masks, of
+      one size; both are empty outside the image.
     fit: resizes a mask of the image's size, on the host, to the pixels that are compared.
     side: of the square that is compared; None for the image's size.
     strict: P@X counts an IoU above X; otherwise, of at least X.
@@ -70,23 +70,23 @@ class Protocol:
 
 
 def _original(
-  logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
+  tiles: Float[Array, "b r c d"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
 ) -> Masks:
   # Outside the image the resized logits are 0, so not positive.
-  return resize_logits(logits, size, (truth.shape[1], truth.shape[2])) > 0, truth
+  return resize_logits(tiles, size, (truth.shape[1], truth.shape[2])) > 0, truth
 
 
 def _cris(
-  logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
+  tiles: Float[Array, "b r c d"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
 ) -> Masks:
-  probability = resize_cubic(jax.nn.sigmoid(logits), size, (truth.shape[1], truth.shape[2]))
+  probability = resize_cubic(jax.nn.sigmoid(tiles), size, (truth.shape[1], truth.shape[2]))
   return probability > CRIS_THRESHOLD, truth
 
 
 def _lavt(
-  logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
+  tiles: Float[Array, "b r c d"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
 ) -> Masks:
-  predicted = _squash_logits(logits, size, LAVT_SIDE) > 0
+  predicted = _squash_logits(tiles, size, LAVT_SIDE) > 0
   return predicted, squash_masks(truth, size, LAVT_SIDE, pillow_nearest)
 
 
@@ -94,18 +94,18 @@ def _mmdetection(name: str, side: int) -> Protocol:
   """Returns the protocol of C3VG and of the models that share its code."""
 
   def masks(
-    logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
+    tiles: Float[Array, "b r c d"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
   ) -> Masks:
-    predicted = _squash_logits(logits, size, side) >= 0
+    predicted = _squash_logits(tiles, size, side) >= 0
     return predicted, squash_masks(truth, size, side, opencv_nearest)
 
   return Protocol(name, masks, functools.partial(_squash, opencv_nearest, side), side)
 
 
 def _squash_logits(
-  logits: Float[Array, "b h w"], size: Int[Array, "b 2"], side: int
+  tiles: Float[Array, "b r c d"], size: Int[Array, "b 2"], side: int
 ) -> Float[Array, "b {side} {side}"]:
-  return resize_logits(logits, jnp.full_like(size, side), (side, side))
+  return resize_logits(tiles, jnp.full_like(size, side), (side, side))
 
 
 def _squash(
@@ -121,10 +121,10 @@ def _indices(nearest: Callable[[int, int], np.ndarray], length: int, side: int) 
 
 
 def _oneref(
-  logits: Float[Array, "b h w"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
+  tiles: Float[Array, "b r c d"], truth: Bool[Array, "b y x"], size: Int[Array, "b 2"]
 ) -> Masks:
   # OneRef interpolates what exceeds one half, so that a pixel counts if any neighbour does.
-  excess = jax.nn.relu(jax.nn.sigmoid(logits) - 0.5)
+  excess = jax.nn.relu(jax.nn.sigmoid(tiles) - 0.5)
   inner = letterboxed_size(size, ONEREF_SIDE)
   predicted = resize_logits(excess, inner, (ONEREF_SIDE, ONEREF_SIDE)) > 0
   return predicted, letterbox_masks(truth, size, ONEREF_SIDE)

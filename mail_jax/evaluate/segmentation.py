@@ -83,7 +83,7 @@ def count(
     - If the protocol compares boundaries: `boundary_intersection` and `boundary_union`.
   """
   truth, size = batch["original_target"], batch["original_size"]
-  drawn, true = protocol.masks(output.logits, truth, size)
+  drawn, true = protocol.masks(output.tiles, truth, size)
   predicted = empty_without_target(drawn, output.no_target)
   result = {name: batch[name] for name in ("index", "total", "cut") if name in batch}
   result |= _compare(predicted, true, size, protocol) | {
@@ -100,8 +100,7 @@ def count(
   if not max_instances:
     zero = jnp.zeros(truth.shape[0])
     return result | {"selected_iou": zero, "oracle_iou": zero}
-  masks = instances.unpack_bit_planes(output.planes, max_instances)
-  iou = instances.instance_iou(masks, batch["target"])
+  iou = instances.instance_iou(output.planes, max_instances, batch["target"])
   selected_iou = jnp.take_along_axis(
     jnp.pad(iou, ((0, 0), (0, 1))), result["selected"][:, None], axis=1
   )[:, 0]

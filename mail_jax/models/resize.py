@@ -1,5 +1,6 @@
 """Resizes maps and masks on the device, with static shapes."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -50,29 +51,39 @@ def _within(
 
 
 def resize_logits(
-  logits: Float[Array, "b h w"], size: Int[Array, "b 2"], canvas: tuple[int, int]
+  tiles: Float[Array, "b r c d"], size: Int[Array, "b 2"], canvas: tuple[int, int]
 ) -> Float[Array, "b y x"]:
-  """Resizes each map to its own size (height, width) in pixels, padded with zeros to the canvas."""
-  rows = interpolation_matrix(size[:, 0], logits.shape[1], canvas[0])
-  cols = interpolation_matrix(size[:, 1], logits.shape[2], canvas[1])
-  return _apply(rows, cols, logits)
+  """Resizes each map to its own size (height, width) in pixels, padded with zeros to the canvas.
+
+  Args:
+    tiles: as in `Output.tiles`; the pixels of a map with an axis of size 1 at the end.
+    size: of the results.
+    canvas: height and width that all sizes fit into.
+  """
+  return _resize(tiles, size, canvas, interpolation_matrix)
 
 
 def resize_cubic(
-  values: Float[Array, "b h w"], size: Int[Array, "b 2"], canvas: tuple[int, int]
+  tiles: Float[Array, "b r c d"], size: Int[Array, "b 2"], canvas: tuple[int, int]
 ) -> Float[Array, "b y x"]:
   """Resizes like `resize_logits` but with `cubic_matrix`, for values that are 0 outside the map."""
-  rows = cubic_matrix(size[:, 0], values.shape[1], canvas[0])
-  cols = cubic_matrix(size[:, 1], values.shape[2], canvas[1])
-  return _apply(rows, cols, values)
+  return _resize(tiles, size, canvas, cubic_matrix)
 
 
-def _apply(
-  rows: Float[Array, "b y h"], cols: Float[Array, "b x w"], values: Float[Array, "b h w"]
+def _resize(
+  tiles: Float[Array, "b r c d"],
+  size: Int[Array, "b 2"],
+  canvas: tuple[int, int],
+  matrix: Callable[[Int[Array, "b"], int, int], Float[Array, "b canvas source"]],
 ) -> Float[Array, "b y x"]:
+  batch, height, width, depth = tiles.shape
+  fold = math.isqrt(depth)
+  pixels = tiles.reshape(batch, height, width, fold, fold)
+  rows = matrix(size[:, 0], height * fold, canvas[0]).reshape(batch, -1, height, fold)
+  cols = matrix(size[:, 1], width * fold, canvas[1]).reshape(batch, -1, width, fold)
   # The default precision of accelerators is too low for pixels near the threshold.
-  wide = jnp.einsum("bhw,bxw->bhx", values, cols, precision="highest")
-  return jnp.einsum("byh,bhx->byx", rows, wide, precision="highest")
+  wide = jnp.einsum("brcuv,bxcv->brux", pixels, cols, precision="highest")
+  return jnp.einsum("byru,brux->byx", rows, wide, precision="highest")
 
 
 def squash_masks(

@@ -79,7 +79,7 @@ def jit_predict(apply: Callable[[Variables, Batch], Output], selection: str) -> 
 
   def predict(variables: Variables, batch: Batch, canvas: tuple[int, int]):
     output = apply(variables, batch)
-    logits = resize_logits(output.logits, batch["original_size"], canvas)
+    logits = resize_logits(output.tiles, batch["original_size"], canvas)
     no_target = None if output.no_target is None else jax.nn.sigmoid(output.no_target)
     mask, scores = find_mask(logits, output.no_target), output.selection_logits
     # With `multi` each instance has its own gate, and "none" is right if all are closed.

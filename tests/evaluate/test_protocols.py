@@ -342,7 +342,7 @@ def test_a_given_mask_is_resized_like_the_target(name, size):
   mask = rng.random(size) < 0.5
   on_canvas = np.zeros((1, 640, 640), bool)
   on_canvas[0, : size[0], : size[1]] = mask
-  arrays = (np.zeros((1, 2, 2), np.float32), on_canvas, np.array([size], np.int32))
+  arrays = (np.zeros((1, 2, 2, 1), np.float32), on_canvas, np.array([size], np.int32))
   _, true = protocol.masks(*(jax.numpy.asarray(x) for x in arrays))
   fitted = protocol.fit(mask)
   assert protocol.side is None or fitted.shape == (protocol.side, protocol.side)

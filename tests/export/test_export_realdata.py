@@ -63,7 +63,8 @@ def _logits(model: load.LoadedModel, requests: list, batch_size: int) -> list[np
   canvas = tuple(max(pixels.shape[i] for pixels, _, _ in requests) for i in (0, 1))
   sizes = [np.array([pixels.shape[:2]], np.int32) for pixels, _, _ in requests]
   resized = [
-    np.asarray(resize(one[None], size, canvas)) for one, size in zip(found, sizes, strict=True)
+    np.asarray(resize(one[None, ..., None], size, canvas))
+    for one, size in zip(found, sizes, strict=True)
   ]
   return [r[0, : s[0, 0], : s[0, 1]] for r, s in zip(resized, sizes, strict=True)]
 

@@ -177,7 +177,8 @@ def test_a_photo_is_prepared_by_the_functions_of_the_loader():
 @given(height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 99))
 def test_masks_are_those_of_the_device_at_the_size_of_the_photo(height, width, seed):
   logits = np.random.default_rng(seed).normal(size=(16, 16)).astype(np.float32)
-  resized = RESIZE(logits[None], np.array([[height, width]]), (72, 80))[0, :height, :width]
+  tiles, size = logits[None, ..., None], np.array([[height, width]])
+  resized = RESIZE(tiles, size, (72, 80))[0, :height, :width]
   actual = preprocess.mask_from_logits(logits, height, width)
   wrong = actual != (np.asarray(resized) > 0)
   assert not (wrong & (np.abs(resized) > exported_models.MARGIN)).any()

@@ -30,7 +30,7 @@ def make_measure(model: load.LoadedModel):
   def measure(variables, batch):
     output = apply_model(model.model, variables, batch)
     canvas = batch["original_target"].shape[1:]
-    probability = jax.nn.sigmoid(resize_logits(output.logits, batch["original_size"], canvas))
+    probability = jax.nn.sigmoid(resize_logits(output.tiles, batch["original_size"], canvas))
     height, width = batch["original_size"][:, 0], batch["original_size"][:, 1]
     inside = (jnp.arange(canvas[0]) < height[:, None])[:, :, None]
     inside &= (jnp.arange(canvas[1]) < width[:, None])[:, None, :]

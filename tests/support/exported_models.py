@@ -50,7 +50,7 @@ def assert_alike(
   actual, expected = run(ours, batch), run(theirs, batch)
   np.testing.assert_allclose(actual.selection_logits, expected.selection_logits, atol=1e-4)
   np.testing.assert_allclose(actual.rho, expected.rho, atol=1e-4)
-  np.testing.assert_array_equal(actual.masks, expected.masks)
+  np.testing.assert_array_equal(actual.planes, expected.planes)
   assert actual.logits.shape == expected.logits.shape
   difference = float(np.abs(actual.logits - expected.logits).max())
   assert difference < 1e-4
