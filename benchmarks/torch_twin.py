@@ -283,7 +283,7 @@ def box_features(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def colour_and_texture(pixels: torch.Tensor, inside: torch.Tensor):
-  """Summarises the pixels inside, like `instances.colour_and_texture`."""
+  """Summarises the pixels inside, like `appearance.colour_and_texture`."""
   down = (pixels[:, :, 2:] - pixels[:, :, :-2])[..., 1:-1]
   right = (pixels[..., 2:] - pixels[..., :-2])[:, :, 1:-1]
   pairs = ((right, right), (down, down), (right, down))

@@ -109,6 +109,20 @@ def _reduce(op: str, through: Any = None) -> Row:
   return row
 
 
+def _reduce_or(graph: Graph, equation: Any, x: Value) -> str:
+  if _is_bool(equation.invars):
+    return _reduce("ReduceMax", np.uint8)(graph, equation, x)
+  sizes = equation.invars[0].aval.shape
+  for axis in equation.params["axes"]:
+    size = sizes[axis]
+    # Halves may overlap: a bit that counts twice is the same.
+    while size > 1:
+      half = -(-size // 2)
+      first, last = (_cut(graph, x, [axis], [start], [start + half]) for start in (0, size - half))
+      x, size = graph.add("BitwiseOr", first, last), half
+  return graph.add("Squeeze", x, np.array(equation.params["axes"], np.int64))
+
+
 def _argmax(graph: Graph, equation: Any, x: Value) -> str:
   (axis,) = equation.params["axes"]
   x = graph.cast(x, np.int32) if _is_bool(equation.invars) else x
@@ -347,7 +361,7 @@ TABLE: dict[str, Row] = {
   "reduce_and": _reduce("ReduceMin", np.uint8),
   "reduce_max": _reduce("ReduceMax"),
   "reduce_min": _reduce("ReduceMin"),
-  "reduce_or": _reduce("ReduceMax", np.uint8),
+  "reduce_or": _reduce_or,
   "reduce_sum": _reduce("ReduceSum"),
   # products
   "conv_general_dilated": _convolution,

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mail_jax.models.embeddings import SIDES, InstanceEmbedding, Neighbours
 
-# Lengths of what `instances.box_features` and `instances.colour_and_texture` return.
+# Lengths of what `instances.box_features` and `appearance.colour_and_texture` return.
 _BOX, _COLOUR, _TEXTURE = 67, 3, 6
 
 
@@ -92,13 +92,14 @@ def _instance_tokens(config: ConfigDict) -> Iterator[Product]:
   lines = _matmul(crop + frame, size, size)
   grids = _matmul(crop, size, crop) + _matmul(frame, size, frame)
   yield Product("mask/views", count * (lines + grids), gradients=0)
-  yield Product("mask/areas", _matmul(count, size**2, 1), gradients=0)
   features = crop**2 + frame**2 + _BOX
   if model.appearance:
     bins = InstanceEmbedding.pixel_bins
     seen = count * (_matmul(bins, size, 3 * size) + _matmul(3 * bins, size, bins))
-    # Averages inside each mask: colours, their squares and the structure tensor.
-    yield Product("mask/pixels", seen + _matmul(count, size**2, _COLOUR + _TEXTURE), gradients=0)
+    # Averages inside each mask: colours, their squares and the structure tensor, the last two in
+    # two parts if the dtype is a short one.
+    maps = _COLOUR + _TEXTURE * (1 if model.dtype == "float32" else 2)
+    yield Product("mask/pixels", seen + _matmul(count, size**2, maps), gradients=0)
     features += 3 * bins**2 + _COLOUR + _TEXTURE
   yield Product("mask/groups", _matmul(count, features, 2 * width), gradients=1)
   yield Product("mask/project", _matmul(count, 2 * width, width))

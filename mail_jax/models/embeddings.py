@@ -3,28 +3,45 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt16
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models import instances
+from mail_jax.models import appearance, instances
 
 _INIT = nn.initializers.truncated_normal(0.02)
 # Relations of two instances: left of, right of, above, below, smaller than, larger than.
 SIDES = 6
 
 
-def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b n p"]:
-  """Cuts images into flattened patches, row by row; pixels row by row, channels last."""
-  batch, height, width, channels = images.shape
-  if height % patch_size or width % patch_size:
-    raise InputError(
-      f"image_size {height} x {width} is not a multiple of model.patch_size {patch_size}"
+class PatchProjection(nn.Module):
+  """One linear projection of every patch: pixels row by row, channels last, and a bias.
+
+  Written as one product, in which compilers find the patches of planar maps by themselves: cutting
+  them out first costs more than the product.
+  """
+
+  width: int
+  patch_size: int
+  dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+
+  @nn.compact
+  def __call__(self, maps: Float[Array, "b c h w"]) -> Float[Array, "b n d"]:
+    """Returns one vector per patch, row by row, in float32."""
+    side = self.patch_size
+    batch, channels, height, width = maps.shape
+    if height % side or width % side:
+      raise InputError(
+        f"image_size {height} x {width} is not a multiple of model.patch_size {side}"
+      )
+    size = side * side * channels
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, self.width))
+    bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+    x = jnp.einsum(
+      "bciyjx,yxcd->bijd",
+      maps.reshape(batch, channels, height // side, side, width // side, side).astype(self.dtype),
+      kernel.reshape(side, side, channels, self.width).astype(self.dtype),
     )
-  rows, cols = height // patch_size, width // patch_size
-  tiles = images.reshape(batch, rows, patch_size, cols, patch_size, channels).transpose(
-    0, 1, 3, 2, 4, 5
-  )
-  return tiles.reshape(batch, rows * cols, patch_size * patch_size * channels)
+    return x.reshape(batch, -1, self.width).astype(jnp.float32) + bias
 
 
 def normalise_image(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -40,13 +57,12 @@ class ImageEmbedding(nn.Module):
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
-  def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
+  def __call__(self, image: UInt8[Array, "b h w 3"]) -> Float[Array, "b t d"]:
     """Returns the class token and one token per patch, t = 1 + n."""
-    x = nn.Dense(self.width, dtype=self.dtype, name="patches")(patchify(images, self.patch_size))
+    pixels = jnp.moveaxis(normalise_image(image), -1, 1)
+    x = PatchProjection(self.width, self.patch_size, self.dtype, name="patches")(pixels)
     cls = self.param("cls", _INIT, (1, 1, self.width))
-    x = jnp.concatenate(
-      [jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x.astype(jnp.float32)], 1
-    )
+    x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], 1)
     return x + self.param("position", _INIT, (x.shape[1], self.width))
 
 
@@ -141,6 +157,7 @@ class InstanceEmbedding(nn.Module):
 
   Attributes:
     width: of the tokens.
+    patch_size: of the patches whose coverage is returned.
     appearance: whether the token gets the image inside its mask.
     neighbours: whether it gets the numbers of similar instances on each side.
     crop_bins: resolution of the mask inside its box.
@@ -149,6 +166,7 @@ class InstanceEmbedding(nn.Module):
   """
 
   width: int
+  patch_size: int
   appearance: bool = True
   neighbours: bool = True
   crop_bins: int = 16
@@ -158,22 +176,36 @@ class InstanceEmbedding(nn.Module):
 
   @nn.compact
   def __call__(
-    self, masks: Bool[Array, "b k h w"], pixels: Float[Array, "b h w 3"]
-  ) -> Float[Array, "b k d"]:
-    """Returns one token per slot; the caller drops those of slots without an instance."""
-    batch, count, height, width = masks.shape
-    box = instances.boxes(masks)
-    crops, frames = instances.views(masks, box, self.crop_bins, self.frame_bins)
+    self,
+    planes: UInt16[Array, "b g h w"],
+    image: UInt8[Array, "b h w 3"],
+    count: int,
+  ) -> tuple[Float[Array, "b {count} d"], Float[Array, "b {count} n"]]:
+    """Returns one token per slot; the caller drops those of slots without an instance.
+
+    Args:
+      planes: instance masks as bit planes.
+      image: RGB bytes.
+      count: number of slots.
+
+    Returns:
+      The tokens, and the fraction of each patch that each instance covers.
+    """
+    batch, (height, width) = planes.shape[0], planes.shape[2:]
+    box = instances.boxes(planes, count)
+    bins = (self.crop_bins, self.frame_bins, self.patch_size)
+    crops, frames, coverage = instances.views(planes, box, bins, self.dtype)
     groups = {
       "crop": crops * 2 - 1,
       "frame": frames * 2 - 1,
       "box": instances.box_features(box, height, width),
     }
-    area = instances.areas(masks)
+    area = coverage.sum(-1) * self.patch_size**2
     if self.appearance:
-      colour, texture = instances.colour_and_texture(pixels, masks, area)
+      colours = appearance.centre_bytes(image, self.dtype)
+      colour, texture = appearance.colour_and_texture(colours, planes, area)
       groups |= {
-        "pixels": 2 * self._seen(crops, pixels, box),
+        "pixels": 2 * self._seen(crops, colours, box),
         "colour": 2 * colour,
         "texture": texture,
       }
@@ -188,13 +220,13 @@ class InstanceEmbedding(nn.Module):
     x = nn.Dense(self.width, dtype=self.dtype, name="project")(x).astype(jnp.float32)
     if self.neighbours:
       x += Neighbours(self.width, name="neighbours")(x, box, area)
-    return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+    return nn.LayerNorm(epsilon=1e-6, name="norm")(x), coverage
 
-  def _seen(self, crops, pixels, box):
+  def _seen(self, crops, colours, box):
     """Returns the image inside the mask, on a coarser grid than that of the mask's crop."""
     factor = self.crop_bins // self.pixel_bins
     inside = crops.reshape(*crops.shape[:2], self.pixel_bins, factor, self.pixel_bins, factor)
-    grid = instances.crop_pixels(pixels, box, self.pixel_bins)
+    grid = appearance.crop_pixels(colours, box, self.pixel_bins)
     return grid * inside.mean((3, 5))[..., None]
 
 
@@ -209,10 +241,8 @@ class StackedMaskEmbedding(nn.Module):
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
-  def __call__(self, masks: Bool[Array, "b k h w"]) -> Float[Array, "b n d"]:
-    """Returns one token per patch."""
-    channels_last = jnp.moveaxis(masks, 1, -1).astype(jnp.float32)
-    x = nn.Dense(self.width, dtype=self.dtype, name="patches")(
-      patchify(channels_last, self.patch_size)
-    )
-    return x.astype(jnp.float32) + self.param("position", _INIT, (x.shape[1], self.width))
+  def __call__(self, planes: UInt16[Array, "b g h w"], count: int) -> Float[Array, "b n d"]:
+    """Returns one token per patch, from the first `count` masks."""
+    masks = instances.unpack_bit_planes(planes, count, self.dtype)
+    x = PatchProjection(self.width, self.patch_size, self.dtype, name="patches")(masks)
+    return x + self.param("position", _INIT, (x.shape[1], self.width))

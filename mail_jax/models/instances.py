@@ -1,17 +1,25 @@
 """Geometry of instance masks on the device: bit planes, coverage of patches, boxes, crops."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt16
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt16
 
 from input_pipeline.preprocess.bit_planes import PLANE_BITS
 
+_BITS = 2 ** np.arange(PLANE_BITS, dtype=np.int32)
 
-def unpack_bit_planes(planes: UInt16[Array, "b g h w"], count: int) -> Bool[Array, "b {count} h w"]:
-  """Unpacks masks: instance k is bit k % 16 of plane k // 16."""
-  bits = jnp.arange(PLANE_BITS, dtype=planes.dtype)[:, None, None]
-  masks = (planes[:, :, None] >> bits) & jnp.uint16(1)
+
+def unpack_bit_planes(
+  planes: UInt16[Array, "b g h w"], count: int, dtype: DTypeLike = bool
+) -> Shaped[Array, "b {count} h w"]:
+  """Unpacks masks: instance k is bit k % 16 of plane k // 16.
+
+  Compilers for accelerators do this within the product that reads the masks.
+  """
+  masks = (planes.astype(jnp.int32)[:, :, None] & _BITS[:, None, None]) > 0
   batch, groups, _, height, width = masks.shape
-  return masks.reshape(batch, groups * PLANE_BITS, height, width)[:, :count].astype(bool)
+  return masks.reshape(batch, groups * PLANE_BITS, height, width)[:, :count].astype(dtype)
 
 
 def clear_slots(
@@ -20,8 +28,7 @@ def clear_slots(
   """Empties the masks of slots that are not valid."""
   groups = planes.shape[1]
   flags = jnp.pad(valid, ((0, 0), (0, groups * PLANE_BITS - valid.shape[1])))
-  bits = 2 ** jnp.arange(PLANE_BITS, dtype=jnp.int32)
-  words = jnp.where(flags.reshape(-1, groups, PLANE_BITS), bits, 0).sum(2)
+  words = jnp.where(flags.reshape(-1, groups, PLANE_BITS), _BITS, 0).sum(2)
   return planes & words.astype(planes.dtype)[:, :, None, None]
 
 
@@ -32,62 +39,75 @@ def take_slot(planes: UInt16[Array, "b g h w"], slot: Int[Array, "b"]) -> Bool[A
   return ((slot // PLANE_BITS == plane) & (planes >> slot % PLANE_BITS & 1 == 1)).any(1)
 
 
-def patch_coverage(masks: Bool[Array, "b k h w"], patch_size: int) -> Float[Array, "b k n"]:
-  """Returns the fraction of each patch that each instance covers; patches row by row.
+def sum_inside(
+  planes: UInt16[Array, "b g h w"], count: int, maps: Float[Array, "b m h w"]
+) -> Float[Array, "b {count} m"]:
+  """Returns the sum of each map over the pixels of each mask, in float32.
 
-  Computed as products with matrices that sum columns and rows, which is exact in any precision:
-  all factors are small integers. Columns come first: rows first would transpose every mask.
+  A matrix product in the dtype of the maps. It counts pixels exactly, below 2^24 of them.
   """
-  batch, count, height, width = masks.shape
-  rows, cols = (
-    jnp.repeat(jnp.eye(size // patch_size), patch_size, axis=1) for size in (height, width)
+  masks = unpack_bit_planes(planes, count, maps.dtype)
+  batch, number, height, width = maps.shape
+  # An einsum over rows and columns is many times slower on CPUs.
+  return product(
+    "bkp,bmp->bkm",
+    masks.reshape(batch, count, height * width),
+    maps.reshape(batch, number, height * width),
   )
-  lines = jnp.einsum("bkyx,jx->bkyj", masks.astype(jnp.float32), cols)
-  covered = jnp.einsum("iy,bkyj->bkij", rows, lines)
-  return covered.reshape(batch, count, len(rows) * len(cols)) / patch_size**2
 
 
-def areas(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k"]:
-  """Returns the number of pixels of each mask."""
-  return overlap(masks, jnp.ones((masks.shape[0], *masks.shape[2:]), bool))
+def areas_and_overlap(
+  planes: UInt16[Array, "b g h w"],
+  count: int,
+  other: Bool[Array, "b h w"],
+  dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "b {count}"], Float[Array, "b {count}"]]:
+  """Returns the number of pixels of each mask, and of those that it shares with another one.
 
-
-def overlap(masks: Bool[Array, "b k h w"], other: Bool[Array, "b h w"]) -> Float[Array, "b k"]:
-  """Returns the number of pixels that each mask shares with another one.
-
-  A matrix product is many times faster on CPUs than counting, and exact below 2^24 pixels.
+  Exact in any `dtype`, which is that of the product.
   """
-  batch, count, height, width = masks.shape
-  inside = masks.astype(jnp.float32).reshape(batch, count, height * width)
-  return (inside @ other.astype(jnp.float32).reshape(batch, height * width, 1))[..., 0]
+  # Not stacked: that would be an array in memory.
+  maps = other[:, None] | (jnp.arange(2) == 0)[:, None, None]
+  area, both = jnp.moveaxis(sum_inside(planes, count, maps.astype(dtype)), -1, 0)
+  return area, both
 
 
 def instance_iou(
-  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
-) -> Float[Array, "b k"]:
+  planes: UInt16[Array, "b g h w"],
+  count: int,
+  target: Bool[Array, "b h w"],
+  dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b {count}"]:
   """Returns the IoU of each instance mask with the target; 0 where both are empty."""
-  both = overlap(masks, target)
-  area = areas(masks) + target.sum((1, 2), dtype=jnp.float32)[:, None]
-  return both / jnp.maximum(area - both, 1)
+  area, both = areas_and_overlap(planes, count, target, dtype)
+  union = area + target.sum((1, 2), dtype=jnp.float32)[:, None] - both
+  return both / jnp.maximum(union, 1)
 
 
 def instance_share(
-  masks: Bool[Array, "b k h w"], target: Bool[Array, "b h w"]
-) -> Float[Array, "b k"]:
+  planes: UInt16[Array, "b g h w"],
+  count: int,
+  target: Bool[Array, "b h w"],
+  dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "b {count}"]:
   """Returns the fraction of each instance mask inside the target; 0 for an empty mask.
 
   With several targets each of them is inside, but none has a high IoU with all of them.
   """
-  return overlap(masks, target) / jnp.maximum(areas(masks), 1)
+  area, both = areas_and_overlap(planes, count, target, dtype)
+  return both / jnp.maximum(area, 1)
 
 
-def boxes(masks: Bool[Array, "b k h w"]) -> Float[Array, "b k 4"]:
+def boxes(planes: UInt16[Array, "b g h w"], count: int) -> Float[Array, "b {count} 4"]:
   """Returns bounding boxes in pixels: top, left, bottom, right, ends exclusive.
 
   The box of an empty mask is the whole image.
   """
   sides = []
-  for occupied in (masks.any(3), masks.any(2)):
+  for axis in (3, 2):
+    # The bits of 16 instances at once.
+    words = jnp.bitwise_or.reduce(planes, axis=axis)
+    occupied = unpack_bit_planes(words[:, :, None], count)[:, :, 0]
     size = occupied.shape[-1]
     first = jnp.argmax(occupied, -1)
     last = size - jnp.argmax(occupied[..., ::-1], -1)
@@ -127,92 +147,97 @@ def crop_weights(
   return jnp.maximum(overlap, 0) / step
 
 
+def patch_coverage(
+  planes: UInt16[Array, "b g h w"], count: int, patch_size: int, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "b {count} n"]:
+  """Returns the fraction of each patch that each instance covers; patches row by row.
+
+  Exact in any `dtype`, which is that of the products: all factors are small integers.
+  """
+  rows, cols = (_patch_sums(size, patch_size) for size in planes.shape[2:])
+  shared = jnp.broadcast_to(rows, (planes.shape[0], count, *rows.shape))
+  return _covered(_sum_rows(planes, shared, dtype), cols)
+
+
 def views(
-  masks: Bool[Array, "b k h w"], box: Float[Array, "b k 4"], crop_bins: int, frame_bins: int
-) -> tuple[
-  Float[Array, "b k {crop_bins} {crop_bins}"], Float[Array, "b k {frame_bins} {frame_bins}"]
-]:
+  planes: UInt16[Array, "b g h w"],
+  box: Float[Array, "b k 4"],
+  bins: tuple[int, int, int],
+  dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "b k i i"], Float[Array, "b k j j"], Float[Array, "b k n"]]:
   """Averages each mask over a grid on its box, and over a grid on the whole image.
 
-  Both in one pass over the pixels, which dominates the cost.
-  """
-  batch, count, height, width = masks.shape
-  whole = jnp.zeros((batch, count)), jnp.ones((batch, count))
-  rows = jnp.concatenate([
-    crop_weights(box[..., 0], box[..., 2], crop_bins, height),
-    crop_weights(whole[0], whole[1] * height, frame_bins, height),
-  ], 2)  # fmt: skip
-  lines = jnp.einsum("bkiy,bkyx->bkix", rows, masks.astype(jnp.float32))
-  cols = crop_weights(box[..., 1], box[..., 3], crop_bins, width)
-  frame_cols = crop_weights(jnp.zeros((1, 1)), jnp.full((1, 1), float(width)), frame_bins, width)[
-    0, 0
-  ]
-  crops = jnp.einsum("bkix,bkjx->bkij", lines[:, :, :crop_bins], cols)
-  return crops, jnp.einsum("bkix,jx->bkij", lines[:, :, crop_bins:], frame_cols)
+  In one pass over the pixels, which dominates the cost, with the coverage of patches.
 
-
-def crop_pixels(
-  pixels: Float[Array, "b h w c"], box: Float[Array, "b k 4"], bins: int
-) -> Float[Array, "b k {bins} {bins} c"]:
-  """Averages the image over a bins x bins grid on each box."""
-  height, width = pixels.shape[1:3]
-  rows = crop_weights(box[..., 0], box[..., 2], bins, height)
-  cols = crop_weights(box[..., 1], box[..., 3], bins, width)
-  lines = jnp.einsum("bkiy,byxc->bkixc", rows, pixels)
-  return jnp.einsum("bkixc,bkjx->bkijc", lines, cols)
-
-
-def colour_and_texture(
-  pixels: Float[Array, "b h w c"], masks: Bool[Array, "b k h w"], area: Float[Array, "b k"]
-) -> tuple[Float[Array, "b k c"], Float[Array, "b k c+3"]]:
-  """Summarises the pixels inside each mask at full resolution; `area` is that of each mask.
+  Args:
+    planes: the masks.
+    box: of each mask.
+    bins: along a side of the box, along a side of the image, and the size of a patch.
+    dtype: of the products.
 
   Returns:
-    The mean colour, and the texture, of about unit scale: the standard deviation of each colour,
-    and of the structure tensor the roots of both eigenvalues and the coherence, which is 1 for
-    stripes and 0 for dots. Zeros for an empty mask.
+    The averages over both grids, and `patch_coverage`.
   """
-  batch, count = masks.shape[:2]
-  channels = pixels.shape[-1]
-  down = (pixels[:, 2:] - pixels[:, :-2])[:, :, 1:-1]
-  right = (pixels[:, :, 2:] - pixels[:, :, :-2])[:, 1:-1]
-  # Channel by channel: a sum over so short an axis is slow on CPUs.
-  tensor = jnp.stack(
-    [
-      sum(a[..., c] * b[..., c] for c in range(channels))
-      for a, b in ((right, right), (down, down), (right, down))
-    ],
-    -1,
+  crop_bins, frame_bins, patch_size = bins
+  (height, width), shape = planes.shape[2:], box.shape[:2]
+  frame_rows, frame_cols = (_frame_weights(frame_bins, size) for size in (height, width))
+  patch_rows, patch_cols = (_patch_sums(size, patch_size) for size in (height, width))
+  shared = jnp.concatenate([frame_rows, patch_rows])
+  rows = [
+    crop_weights(box[..., 0], box[..., 2], crop_bins, height),
+    jnp.broadcast_to(shared, (*shape, *shared.shape)),
+  ]
+  lines = _sum_rows(planes, jnp.concatenate(rows, 2), dtype)
+  crop, frame, patch = jnp.split(lines, [crop_bins, crop_bins + frame_bins], 2)
+  cols = crop_weights(box[..., 1], box[..., 3], crop_bins, width)
+  return (
+    product("bkix,bkjx->bkij", crop, cols.astype(dtype)),
+    product("bkix,jx->bkij", frame, frame_cols.astype(dtype)),
+    _covered(patch, patch_cols),
   )
-  tensor = jnp.pad(tensor, ((0, 0), (1, 1), (1, 1), (0, 0)))  # no gradient at the border
-  maps = jnp.concatenate([pixels, pixels**2, tensor], -1).reshape(batch, -1, 2 * channels + 3)
-  inside = masks.astype(jnp.float32).reshape(batch, count, -1)
-  mean = inside @ maps / jnp.maximum(area[..., None], 1)
-  colour, square, tensor = jnp.split(mean, [channels, 2 * channels], -1)
-  deviation = jnp.sqrt(jnp.maximum(square - colour**2, 0))
-  xx, yy, xy = jnp.moveaxis(tensor, -1, 0)
-  half, gap = (xx + yy) / 2, jnp.sqrt(((xx - yy) / 2) ** 2 + xy**2)
-  low, high = jnp.sqrt(jnp.maximum(half - gap, 0)), jnp.sqrt(half + gap)
-  coherence = gap / jnp.maximum(half, 1e-6)
-  return colour, jnp.concatenate(
-    [4 * deviation, jnp.stack([2 * low, 2 * high, 3 * coherence], -1)], -1
-  )
+
+
+def _frame_weights(bins: int, size: int) -> Float[Array, "{bins} {size}"]:
+  return crop_weights(jnp.zeros((1, 1)), jnp.full((1, 1), float(size)), bins, size)[0, 0]
+
+
+def _patch_sums(size: int, patch_size: int) -> Float[Array, "patches {size}"]:
+  return jnp.repeat(jnp.eye(size // patch_size), patch_size, axis=1)
+
+
+def _sum_rows(
+  planes: UInt16[Array, "b g h w"], rows: Float[Array, "b k i h"], dtype: DTypeLike
+) -> Float[Array, "b k i w"]:
+  """Returns weighted sums of the rows of each mask, in the dtype."""
+  masks = unpack_bit_planes(planes, rows.shape[1], dtype)
+  return jnp.einsum("bkiy,bkyx->bkix", rows.astype(dtype), masks)
+
+
+def _covered(lines: Float[Array, "b k i w"], cols: Float[Array, "j w"]) -> Float[Array, "b k n"]:
+  covered = product("bkix,jx->bkij", lines, cols.astype(lines.dtype))
+  pixels = (cols.shape[1] // cols.shape[0]) ** 2
+  return covered.reshape(*lines.shape[:2], lines.shape[2] * cols.shape[0]) / pixels
+
+
+def product(letters: str, left: Array, right: Array) -> Float[Array, "..."]:
+  """Returns an einsum in float32, for operands of any dtype."""
+  return jnp.einsum(letters, left, right, preferred_element_type=jnp.float32)
 
 
 def weighted_sum(
-  weights: Float[Array, "b k"], masks: Bool[Array, "b k h w"]
+  weights: Float[Array, "b k"], planes: UInt16[Array, "b g h w"]
 ) -> Float[Array, "b h w"]:
   """Returns the sum over instances of weight times mask."""
-  batch, count, height, width = masks.shape
-  inside = masks.astype(jnp.float32).reshape(batch, count, height * width)
+  (batch, count), (height, width) = weights.shape, planes.shape[2:]
+  inside = unpack_bit_planes(planes, count, jnp.float32).reshape(batch, count, height * width)
   # An einsum is many times slower on CPUs; accelerators must not round the weights.
   total = jnp.matmul(weights[:, None], inside, precision="highest")
   return total.reshape(batch, height, width)
 
 
-def union(weights: Float[Array, "b k"], masks: Bool[Array, "b k h w"]) -> Float[Array, "b h w"]:
+def union(weights: Float[Array, "b k"], planes: UInt16[Array, "b g h w"]) -> Float[Array, "b h w"]:
   """Returns the weighted sum, at most 1; with weights of 0 and 1 it is the union of the masks."""
-  total = weighted_sum(weights, masks)
+  total = weighted_sum(weights, planes)
   # Not a minimum, which halves the gradient at 1.
   return jnp.where(total > 1, 1, total)
 
@@ -234,12 +259,3 @@ def likeness(
 def count_valid(num_instances: Int[Array, "b"], count: int) -> Bool[Array, "b {count}"]:
   """Returns which of `count` slots hold an instance: the first `num_instances`."""
   return jnp.arange(count) < num_instances[:, None]
-
-
-def pack_bit_planes(masks: Bool[Array, "b k h w"], groups: int) -> UInt16[Array, "b {groups} h w"]:
-  """Undoes `unpack_bit_planes`: instance k becomes bit k % 16 of plane k // 16."""
-  batch, count, height, width = masks.shape
-  masks = jnp.pad(masks, ((0, 0), (0, groups * PLANE_BITS - count), (0, 0), (0, 0)))
-  bits = jnp.arange(PLANE_BITS, dtype=jnp.uint16)[:, None, None]
-  tiles = masks.reshape(batch, groups, PLANE_BITS, height, width).astype(jnp.uint16)
-  return (tiles << bits).sum(2, dtype=jnp.uint16)

@@ -168,17 +168,13 @@ class MaIL(nn.Module):
     rows, cols = (size // options.patch_size for size in image.shape[1:3])
     pixels = embeddings.normalise_image(image)
     planes = instances.clear_slots(planes, valid)
-    masks = instances.unpack_bit_planes(planes, self.max_instances)
-    # All readers share the unpacked bytes; otherwise XLA unpacks them again, as floats, for each.
-    masks = jax.lax.optimization_barrier(masks)
-    coverage = instances.patch_coverage(masks, options.patch_size)
 
     types = self.param("type", nn.initializers.truncated_normal(0.5), (3, width))
     v_image = embeddings.ImageEmbedding(width, options.patch_size, options.dtype, name="image")(
-      pixels
+      image
     )
     v_text = embeddings.TextEmbedding(width, self.vocab_size, self.max_tokens, name="text")(tokens)
-    v_mask = self._embed_masks(masks, valid, pixels, coverage)
+    v_mask, coverage = self._embed_masks(planes, valid, image)
     z_image, z_mask = self._encode(
       v_image + types[0],
       v_mask._replace(tokens=v_mask.tokens + types[1]),
@@ -203,7 +199,7 @@ class MaIL(nn.Module):
     chosen = None
     if options.mask_path and self.max_instances:
       add = instances.union if options.selection == "multi" else instances.weighted_sum
-      chosen = add(subsample(rho, decode_every), subsample(masks, decode_every))
+      chosen = add(subsample(rho, decode_every), subsample(planes, decode_every))
     grid = jnp.concatenate(maps, -1)
     logits = self._decode(grid, subsample(pixels, decode_every), chosen, train)
     tiles = space_to_depth(logits[..., None], min(8, options.patch_size))
@@ -214,23 +210,33 @@ class MaIL(nn.Module):
 
   def _embed_masks(
     self,
-    masks: Bool[Array, "b k h w"],
+    planes: UInt16[Array, "b g h w"],
     valid: Bool[Array, "b k"],
-    pixels: Float[Array, "b h w 3"],
-    coverage: Float[Array, "b k n"],
-  ) -> MaskTokens:
-    options, batch = self.options, masks.shape[0]
+    image: UInt8[Array, "b h w 3"],
+  ) -> tuple[MaskTokens, Float[Array, "b k n"]]:
+    """Returns the tokens of the masks and the coverage of patches by instances."""
+    options, batch = self.options, planes.shape[0]
     if not self.max_instances:
-      return MaskTokens(jnp.zeros((batch, 0, options.width)), jnp.zeros((batch, 0), bool))
+      none, nowhere = jnp.zeros((batch, 0, options.width)), jnp.zeros((batch, 0), bool)
+      return MaskTokens(none, nowhere), jnp.zeros((batch, 0, 1))
     if options.mask_tokens == "instance":
       embed = embeddings.InstanceEmbedding(
-        options.width, options.appearance, options.neighbours, dtype=options.dtype, name="mask"
+        options.width,
+        options.patch_size,
+        options.appearance,
+        options.neighbours,
+        dtype=options.dtype,
+        name="mask",
       )
-      return MaskTokens(embed(masks, pixels), valid)
+      tokens, coverage = embed(planes, image, self.max_instances)
+      return MaskTokens(tokens, valid), coverage
+    coverage = instances.patch_coverage(
+      planes, self.max_instances, options.patch_size, options.dtype
+    )
     tokens = embeddings.StackedMaskEmbedding(
       options.width, options.patch_size, options.dtype, name="mask"
-    )(masks)
-    return MaskTokens(tokens, jnp.ones(tokens.shape[:2], bool), coverage)
+    )(planes, self.max_instances)
+    return MaskTokens(tokens, jnp.ones(tokens.shape[:2], bool), coverage), coverage
 
   def _encode(
     self,

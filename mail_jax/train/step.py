@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8, UInt16
 from ml_collections import ConfigDict
 
+from input_pipeline.preprocess.bit_planes import PLANE_BITS
 from mail_jax.models import instances
 from mail_jax.models.build import Batch, Tree, Variables, init_variables
 from mail_jax.models.decoder import space_to_depth
@@ -80,11 +81,11 @@ def permute_slots(
   order: Int[Array, "b k"], planes: UInt16[Array, "b g h w"], valid: Bool[Array, "b k"]
 ) -> tuple[UInt16[Array, "b g h w"], Bool[Array, "b k"]]:
   """Moves the instances to other slots: slot i gets instance order[i]."""
-  masks = jnp.take_along_axis(
-    instances.unpack_bit_planes(planes, valid.shape[1]), order[:, :, None, None], axis=1
-  )
-  permuted = instances.pack_bit_planes(masks, planes.shape[1])
-  return permuted, jnp.take_along_axis(valid, order, axis=1)
+  moved = [jnp.zeros_like(planes[:, 0]) for _ in range(planes.shape[1])]
+  for slot in range(valid.shape[1]):
+    mask = instances.take_slot(planes, order[:, slot]).astype(planes.dtype)
+    moved[slot // PLANE_BITS] |= mask << slot % PLANE_BITS
+  return jnp.stack(moved, 1), jnp.take_along_axis(valid, order, axis=1)
 
 
 def color_jitter(
@@ -113,7 +114,9 @@ def jitter_batch(batch: Batch) -> Batch:
   """Applies the `jitter_factors` of a batch, if it has any, to its images."""
   if "jitter_factors" not in batch:
     return batch
-  jittered = batch | {"image": color_jitter(batch["image"], batch["jitter_factors"])}
+  # All readers take the bytes; otherwise the compiler keeps the colours as floats for some of them.
+  image = jax.lax.optimization_barrier(color_jitter(batch["image"], batch["jitter_factors"]))
+  jittered = batch | {"image": image}
   del jittered["jitter_factors"]
   return jittered
 
@@ -169,9 +172,9 @@ def make_loss(
       planes, valid = permute_slots(batch["slots"], planes, valid)
     truth, target_instance = None, None
     if model.max_instances and selection != "none":
-      masks = instances.unpack_bit_planes(planes, model.max_instances) & valid[:, :, None, None]
       overlap = instances.instance_share if multi else instances.instance_iou
-      truth = overlap(masks, batch["target"])
+      seen = instances.clear_slots(planes, valid)
+      truth = overlap(seen, model.max_instances, batch["target"], model.options.dtype)
       if teacher_forcing:
         target_instance = truth > 0.5 if multi else match_target(truth)
     output, updated = model.apply(

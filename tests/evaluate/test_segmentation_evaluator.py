@@ -10,8 +10,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, count, summarise
-from mail_jax.models.instances import pack_bit_planes
 from mail_jax.models.mail import Output
 
 SIDE, SLOTS, CASES = 24, 3, 200
@@ -81,12 +81,14 @@ def make_batches(cases: list[Case], size: int) -> Iterator[dict[str, Any]]:
     truth = np.zeros((size, *canvas), bool)
     for row, case in zip(truth, rows, strict=False):
       row[: case.resized.shape[0], : case.resized.shape[1]] = case.original_target
-    stacked = {
+    columns = {
       name: np.stack([getattr(case, name) for case in [*rows, *rows[:1] * padding]])
       for name in ("logits", "target", "masks", "selection_logits")
     }
     shapes = [case.resized.shape for case in rows]
-    yield stacked | {
+    planes = np.stack([bit_planes.packbits(masks) for masks in columns.pop("masks")])
+    yield columns | {
+      "planes": planes,
       "original_target": truth,
       "original_size": np.array(shapes + [(1, 1)] * padding, np.int32),
       "weight": np.array([1] * len(rows) + [0] * padding, np.float32),
@@ -101,8 +103,7 @@ def measure(variables: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
   """Counts for a model whose output is in the batch."""
   del variables
   rho = batch["selection_logits"][:, :-1]
-  planes = pack_bit_planes(batch["masks"], 1)
-  output = Output(batch["logits"][..., None], rho, batch["selection_logits"], planes)
+  output = Output(batch["logits"][..., None], rho, batch["selection_logits"], batch["planes"])
   return count(output, batch, SLOTS)
 
 

@@ -1,20 +1,23 @@
 """Geometry of instance masks on the device, against loops over pixels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from input_pipeline.preprocess import bit_planes
-from mail_jax.models import instances
+from mail_jax.models import appearance, instances
 
 SIZE = 24
 
 # Compiling one program takes less time than one for each operation.
-boxes = jax.jit(instances.boxes)
-crop_pixels = jax.jit(instances.crop_pixels, static_argnums=2)
-pack_planes = jax.jit(instances.pack_bit_planes, static_argnums=1)
-patch_coverage = jax.jit(instances.patch_coverage, static_argnums=1)
+boxes = jax.jit(instances.boxes, static_argnums=1)
+centre_bytes = jax.jit(appearance.centre_bytes, static_argnums=1)
+colour_and_texture = jax.jit(appearance.colour_and_texture)
+crop_pixels = jax.jit(appearance.crop_pixels, static_argnums=2)
+patch_coverage = jax.jit(instances.patch_coverage, static_argnums=(1, 2, 3))
 unpack_planes = jax.jit(instances.unpack_bit_planes, static_argnums=1)
 views = jax.jit(instances.views, static_argnums=(2, 3))
 
@@ -29,6 +32,19 @@ def masks() -> np.ndarray:
   drawn[:, 2] = True
   drawn[0, 3, :, 4:6] = drawn[1, 3, 23:, :] = True
   return drawn
+
+
+@pytest.fixture(scope="module")
+def planes(masks) -> np.ndarray:
+  return pack(masks)
+
+
+def pack(masks: np.ndarray) -> np.ndarray:
+  return np.stack([bit_planes.packbits(each) for each in masks])
+
+
+def draw_photo(seed: int, shape: tuple[int, ...] = (2, SIZE, 20, 3)) -> np.ndarray:
+  return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def box_by_loop(mask: np.ndarray) -> list[int]:
@@ -52,28 +68,41 @@ def average_by_loop(image: np.ndarray, box: list[int], bins: int) -> np.ndarray:
   return result / (tall * wide)
 
 
-def test_a_frame_is_the_average_over_a_grid_on_the_whole_image(masks):
-  _, frames = views(masks, boxes(masks), 7, 4)
+def test_a_frame_is_the_average_over_a_grid_on_the_whole_image(masks, planes):
+  _, frames, _ = views(planes, boxes(planes, 5), (7, 4, 4))
   for actual, mask in zip(frames[0], masks[0], strict=True):
     expected = average_by_loop(mask[..., None], [0, 0, *mask.shape], 4)[..., 0]
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 16, 50, 64])
-def test_device_and_records_pack_and_unpack_the_same_bits(count):
+def test_device_and_records_unpack_the_same_bits(count):
   drawn = np.random.default_rng(count).random((2, count, 3, 5)) < 0.5
-  planes = np.stack([bit_planes.packbits(m) for m in drawn])
+  planes = pack(drawn)
   np.testing.assert_array_equal(unpack_planes(planes, count), drawn)
-  packed = np.asarray(pack_planes(drawn, planes.shape[1]))
-  np.testing.assert_array_equal(packed, planes)
-  for row, mask in zip(packed, drawn, strict=True):
+  for row, mask in zip(planes, drawn, strict=True):
     np.testing.assert_array_equal(bit_planes.unpackbits(row, count), mask)
 
 
-def test_coverage_is_the_share_of_each_patch_row_by_row(masks):
+@pytest.mark.parametrize("count", [0, 1, 19, 32])
+def test_counts_boxes_and_coverage_are_exact_for_any_number_of_instances(count):
+  drawn = np.random.default_rng(count).random((2, count, 8, 16)) < 0.1
+  planes, target = pack(drawn), np.random.default_rng(9).random((2, 8, 16)) < 0.5
+  area, both = jax.jit(instances.areas_and_overlap, static_argnums=1)(planes, count, target)
+  np.testing.assert_array_equal(area, drawn.sum((2, 3)))
+  np.testing.assert_array_equal(both, (drawn & target[:, None]).sum((2, 3)))
+  expected = [[box_by_loop(mask) for mask in example] for example in drawn]
+  np.testing.assert_array_equal(boxes(planes, count), np.reshape(expected, (2, count, 4)))
+  tiles = drawn.reshape(2, count, 2, 4, 4, 4).mean((3, 5)).reshape(2, count, 8)
+  for dtype in (jnp.float32, jnp.bfloat16):
+    np.testing.assert_array_equal(patch_coverage(planes, count, 4, dtype), tiles)
+
+
+def test_coverage_is_the_share_of_each_patch_row_by_row(masks, planes):
   patch = 4
-  coverage = np.asarray(patch_coverage(masks, patch))
+  coverage = np.asarray(patch_coverage(planes, 5, patch))
   assert coverage.shape == (2, 5, 30)
+  np.testing.assert_array_equal(views(planes, boxes(planes, 5), (5, 3, patch))[2], coverage)
   for b, k in np.ndindex(2, 5):
     for n in range(30):
       y, x = n // 5 * patch, n % 5 * patch
@@ -81,8 +110,8 @@ def test_coverage_is_the_share_of_each_patch_row_by_row(masks):
       assert coverage[b, k, n] == expected
 
 
-def test_box_is_the_extent_of_the_mask_and_the_full_frame_for_an_empty_one(masks):
-  actual = np.asarray(boxes(masks))
+def test_box_is_the_extent_of_the_mask_and_the_full_frame_for_an_empty_one(masks, planes):
+  actual = np.asarray(boxes(planes, 5))
   expected = [[box_by_loop(mask) for mask in example] for example in masks]
   np.testing.assert_array_equal(actual, expected)
   assert actual[0, 4].tolist() == [0, 0, 24, 20]
@@ -100,9 +129,9 @@ def test_box_features_are_fractions_of_the_image_around_zero_and_their_waves():
     np.testing.assert_allclose(actual, 1.5 * np.array(expected), atol=1e-5)
 
 
-def test_crops_and_frames_are_averages_over_areas(masks):
-  box = boxes(masks)
-  crops, frames = views(masks, box, 5, 3)
+def test_crops_and_frames_are_averages_over_areas(masks, planes):
+  box = boxes(planes, 5)
+  crops, frames, _ = views(planes, box, (5, 3, 4))
   for b, k in np.ndindex(2, 5):
     image = masks[b, k][..., None].astype(float)
     crop = average_by_loop(image, box_by_loop(masks[b, k]), 5)[..., 0]
@@ -111,26 +140,24 @@ def test_crops_and_frames_are_averages_over_areas(masks):
     np.testing.assert_allclose(frames[b, k], frame, atol=1e-5)
 
 
-def test_the_crop_of_a_filled_rectangle_is_full_whatever_its_size(masks):
-  box = boxes(masks)
-  crops, _ = views(masks, box, 16, 12)
+def test_the_crop_of_a_filled_rectangle_is_full_whatever_its_size(planes):
+  crops, _, _ = views(planes, boxes(planes, 5), (16, 12, 4))
   np.testing.assert_allclose(crops[:, 1:4], 1, atol=1e-5)
   np.testing.assert_array_equal(crops[:, 4], 0)
 
 
-def test_cropped_pixels_are_averages_over_areas(masks):
-  pixels = np.random.default_rng(1).normal(size=(2, SIZE, 20, 3)).astype(np.float32)
-  box = boxes(masks)
-  crops = crop_pixels(pixels, box, 4)
+def test_cropped_pixels_are_averages_over_areas(masks, planes):
+  photo = draw_photo(1)
+  crops = crop_pixels(centre_bytes(photo, jnp.float32), boxes(planes, 5), 4)
   for b, k in np.ndindex(2, 5):
-    expected = average_by_loop(pixels[b].astype(float), box_by_loop(masks[b, k]), 4)
+    expected = average_by_loop(photo[b] / 127.5 - 1, box_by_loop(masks[b, k]), 4)
     np.testing.assert_allclose(crops[b, k], expected, atol=1e-5)
 
 
-def test_weighted_sum_adds_masks_by_their_weights(masks):
+def test_weighted_sum_adds_masks_by_their_weights(masks, planes):
   weights = np.random.default_rng(2).normal(size=(2, 5)).astype(np.float32)
   expected = sum(weights[:, k, None, None].astype(float) * masks[:, k] for k in range(5))
-  actual = instances.weighted_sum(jnp.asarray(weights), jnp.asarray(masks))
+  actual = instances.weighted_sum(jnp.asarray(weights), jnp.asarray(planes))
   np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
@@ -156,31 +183,40 @@ def test_nothing_looks_like_an_empty_region(masks):
   assert not np.asarray(instances.likeness(pixels, jnp.asarray(masks[:, 4], float))).any()
 
 
-def colour_and_texture(pixels: np.ndarray, masks: np.ndarray):
-  area = jnp.asarray(masks.sum((2, 3)), jnp.float32)
-  return instances.colour_and_texture(jnp.asarray(pixels), jnp.asarray(masks), area)
+def summarise(photo: np.ndarray, masks: np.ndarray, dtype: Any = jnp.float32):
+  area = masks.sum((2, 3)).astype(np.float32)
+  return colour_and_texture(centre_bytes(photo, dtype), pack(masks), area)
 
 
-def test_colour_and_texture_are_statistics_of_the_pixels_inside(masks):
-  pixels = np.random.default_rng(4).normal(size=(2, SIZE, 20, 3)).astype(np.float32)
-  colour, texture = colour_and_texture(pixels, masks)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_colour_and_texture_are_statistics_of_the_pixels_inside(masks, dtype):
+  photo = draw_photo(4)
+  colour, texture = summarise(photo, masks, dtype)
   for b, k in np.ndindex(2, 5):
     inside = np.argwhere(masks[b, k])
     if not len(inside):
       assert not np.any(colour[b, k]) and not np.any(texture[b, k])
       continue
-    values = np.array([pixels[b, y, x] for y, x in inside], float)
+    pixels = photo[b] / 127.5 - 1
+    values = np.array([pixels[y, x] for y, x in inside])
     np.testing.assert_allclose(colour[b, k], values.mean(0), atol=1e-5)
     np.testing.assert_allclose(texture[b, k, :3], 4 * values.std(0), atol=1e-3)
     tensor = np.zeros((2, 2))
     for y, x in inside:
       if 0 < y < SIZE - 1 and 0 < x < 19:
-        right = pixels[b, y, x + 1].astype(float) - pixels[b, y, x - 1]
-        down = pixels[b, y + 1, x].astype(float) - pixels[b, y - 1, x]
+        right, down = pixels[y, x + 1] - pixels[y, x - 1], pixels[y + 1, x] - pixels[y - 1, x]
         tensor += [[right @ right, right @ down], [right @ down, down @ down]]
     low, high = np.linalg.eigvalsh(tensor / len(inside))
     expected = [2 * np.sqrt(max(low, 0)), 2 * np.sqrt(high), 3 * (high - low) / (high + low + 1e-9)]
     np.testing.assert_allclose(texture[b, k, 3:], expected, atol=2e-3)
+
+
+def test_a_plain_region_has_no_deviation_in_any_dtype():
+  photo = np.full((1, 96, 96, 3), (3, 100, 255), np.uint8)
+  for dtype in (jnp.float32, jnp.bfloat16):
+    colour, texture = summarise(photo, np.ones((1, 1, 96, 96), bool), dtype)
+    np.testing.assert_allclose(colour[0, 0], np.array([3, 100, 255]) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(texture, 0, atol=2e-3)
 
 
 def test_texture_tells_stripes_of_any_direction_from_dots_and_from_nothing():
@@ -192,10 +228,10 @@ def test_texture_tells_stripes_of_any_direction_from_dots_and_from_nothing():
     "slanted": (x + y) // 2 % 2,
     "dots": (x // 2 % 2) * (y // 2 % 2),
   }
-  pixels = np.stack([np.repeat(p[..., None], 3, -1) for p in patterns.values()]).astype(np.float32)
+  photo = 127 * np.stack([np.repeat(p[..., None], 3, -1) for p in patterns.values()])
   inside = np.zeros((len(patterns), 1, 32, 32), bool)
   inside[:, :, 4:28, 4:28] = True
-  _, texture = colour_and_texture(pixels, inside)
+  _, texture = summarise(photo.astype(np.uint8), inside)
   actual = dict(zip(patterns, np.asarray(texture)[:, 0, 3:], strict=True))
   assert not actual["plain"].any()
   for stripes in ("upright", "lying", "slanted"):
@@ -208,14 +244,14 @@ def test_texture_tells_stripes_of_any_direction_from_dots_and_from_nothing():
 def test_a_slot_that_is_not_valid_is_cleared_and_the_others_stay():
   drawn = np.random.default_rng(5).random((2, 19, 3, 5)) < 0.5
   valid = np.random.default_rng(6).random((2, 19)) < 0.5
-  planes = np.stack([bit_planes.packbits(m) for m in drawn])
-  kept = np.stack([bit_planes.packbits(m) for m in drawn & valid[:, :, None, None]])
+  planes = pack(drawn)
+  kept = pack(drawn & valid[:, :, None, None])
   np.testing.assert_array_equal(jax.jit(instances.clear_slots)(planes, valid), kept)
 
 
 def test_a_slot_is_taken_from_its_plane_and_one_beyond_the_last_is_empty():
   drawn = np.random.default_rng(7).random((4, 32, 3, 5)) < 0.5
-  planes = np.stack([bit_planes.packbits(m) for m in drawn])
+  planes = pack(drawn)
   taken = np.asarray(jax.jit(instances.take_slot)(planes, np.array([0, 15, 16, 32])))
   np.testing.assert_array_equal(taken[:3], drawn[[0, 1, 2], [0, 15, 16]])
   assert not taken[3].any()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from input_pipeline.preprocess import bit_planes
 from mail_jax.models import embeddings
 
 VARIANTS = [
@@ -50,12 +51,13 @@ def _largest_error(appearance: int, neighbours: int) -> float:
   rng = np.random.default_rng(0)
   coarse = rng.random((BATCH, COUNT, 6, 6)) < 0.3
   masks = coarse.repeat(SIZE // 6, axis=2).repeat(SIZE // 6, axis=3)
-  pixels = rng.uniform(-1, 1, (BATCH, SIZE, SIZE, 3)).astype(np.float32)
-  model = embeddings.InstanceEmbedding(32, bool(appearance), bool(neighbours))
-  variables = model.init(jax.random.key(0), masks[:1], pixels[:1])
-  masks, pixels = jax.numpy.asarray(masks), jax.numpy.asarray(pixels)
-  compiled = jax.jit(model.apply)(variables, masks, pixels)
-  return float(np.abs(compiled - model.apply(variables, masks, pixels)).max())
+  image = rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)
+  planes = np.stack([bit_planes.packbits(each) for each in masks])
+  model = embeddings.InstanceEmbedding(32, SIZE // 12, bool(appearance), bool(neighbours))
+  variables = model.init(jax.random.key(0), planes[:1], image[:1], COUNT)
+  planes, image = jax.numpy.asarray(planes), jax.numpy.asarray(image)
+  compiled, _ = jax.jit(model.apply, static_argnums=3)(variables, planes, image, COUNT)
+  return float(np.abs(compiled - model.apply(variables, planes, image, COUNT)[0]).max())
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from input_pipeline.preprocess import bit_planes
 from mail_jax.models import instances
 from mail_jax.train import losses
 
 binary_cross_entropy = jax.jit(losses.binary_cross_entropy)
 dice = jax.jit(losses.dice)
-instance_iou = jax.jit(instances.instance_iou)
+instance_iou = jax.jit(instances.instance_iou, static_argnums=1)
 selection_cross_entropy = jax.jit(losses.selection_cross_entropy)
 
 
@@ -62,7 +63,8 @@ def test_instance_iou_is_that_of_pycocotools():
   masks, target = rng.random((4, 6, 11, 13)) < 0.5, rng.random((4, 11, 13)) < 0.4
   masks[0, 0], masks[0, 1], masks[1, 2], target[3] = False, target[0], True, False
   masks[3, 0] = False
-  actual = np.asarray(instance_iou(masks, target))
+  planes = np.stack([bit_planes.packbits(each) for each in masks])
+  actual = np.asarray(instance_iou(planes, 6, target))
   for b in range(4):
     truth = coco_mask.encode(np.asfortranarray(target[b, :, :, None].astype(np.uint8)))
     guesses = coco_mask.encode(np.asfortranarray(np.moveaxis(masks[b], 0, -1).astype(np.uint8)))
@@ -73,7 +75,8 @@ def test_instance_iou_is_that_of_pycocotools():
 
 
 def test_instance_iou_has_no_column_without_slots():
-  assert instance_iou(np.zeros((2, 0, 4, 4), bool), np.ones((2, 4, 4), bool)).shape == (2, 0)
+  planes = np.zeros((2, 1, 4, 4), np.uint16)
+  assert instance_iou(planes, 0, np.ones((2, 4, 4), bool)).shape == (2, 0)
 
 
 def test_selection_is_right_at_instances_over_half_the_target_and_else_at_none():
@@ -104,7 +107,8 @@ def test_share_of_an_instance_is_what_lies_inside_the_target():
   rng = np.random.default_rng(4)
   masks, target = rng.random((3, 5, 9, 8)) < 0.5, rng.random((3, 9, 8)) < 0.5
   masks[0, 0], target[2] = False, False
-  actual = np.asarray(jax.jit(instances.instance_share)(masks, target))
+  planes = np.stack([bit_planes.packbits(each) for each in masks])
+  actual = np.asarray(jax.jit(instances.instance_share, static_argnums=1)(planes, 5, target))
   for b, k in np.ndindex(3, 5):
     expected = (masks[b, k] & target[b]).sum() / max(masks[b, k].sum(), 1)
     np.testing.assert_allclose(actual[b, k], expected, atol=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_model
 
+from input_pipeline.preprocess import bit_planes
 from mail_jax.distributed import sharding
 from mail_jax.train import step
 from mail_jax.train.program import build_program
@@ -28,6 +29,18 @@ def test_mean_is_over_the_examples_that_count_and_were_decoded():
   # Every second example: the first, third and fifth.
   assert mean(terms[::2], weight) == (1 + 5) / 2
   assert mean(np.ones(6, np.float32), np.zeros(6, np.float32)) == 0
+
+
+def test_slots_are_moved_with_their_masks():
+  rng = np.random.default_rng(0)
+  masks, valid = rng.random((2, 19, 4, 6)) < 0.5, rng.random((2, 19)) < 0.5
+  order = np.stack([rng.permutation(19) for _ in range(2)])
+  planes, moved = jax.jit(step.permute_slots)(
+    order, np.stack([bit_planes.packbits(each) for each in masks]), valid
+  )
+  for b in range(2):
+    np.testing.assert_array_equal(planes[b], bit_planes.packbits(masks[b][order[b]]))
+    np.testing.assert_array_equal(moved[b], valid[b][order[b]])
 
 
 def test_dropout_leaves_out_instances_and_whole_examples_as_often_as_told():
