@@ -239,7 +239,7 @@ class Twin(nn.Module):
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
-  """Doubles the resolution bilinearly, like `decoder.upsample2`."""
+  """Doubles the resolution bilinearly, like `folding.double_line` along both axes."""
   return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 

@@ -2,8 +2,9 @@
 
 A multiplication and an addition are two operations. Taps of a convolution beyond the edge of the
 map do not count, and neither do elementwise operations (normalisation, activations, resizing,
-losses, the optimizer), which do not run on units for matrix products. The size of the vocabulary
-has no effect: words are looked up.
+losses, the optimizer), which do not run on units for matrix products. The decoder counts as a
+network of pixels: the zeros that convolutions of tiles multiply (`models/folding.py`) are a price
+of the implementation. The size of the vocabulary has no effect: words are looked up.
 """
 
 import dataclasses
@@ -150,9 +151,6 @@ def _decoder(config: ConfigDict, side: int) -> Iterator[Product]:
   # The image, the chosen mask, and with both the similarity of pixels to the mask's inside.
   image, mask = model.image_path, model.mask_path and masked
   guides = 3 * image + mask + (image and mask)
-  if mask:
-    chosen = _matmul(1, config.max_instances, config.image_size**2)
-    yield Product("decoder/chosen", chosen, gradients=int(model.selection != "none"), decoded=True)
   channels, last = model.width * (1 + masked) + 8, len(model.decoder_widths) - 1
   for stage, width in enumerate(model.decoder_widths):
     channels += guides * (4 if stage == last else 1)

@@ -44,7 +44,7 @@ class PatchProjection(nn.Module):
     return x.reshape(batch, -1, self.width).astype(jnp.float32) + bias
 
 
-def normalise_image(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+def normalise_image(images: UInt8[Array, "*p"]) -> Float[Array, "*p"]:
   """Maps bytes to [-1, 1], as ViLT does."""
   return images.astype(jnp.float32) / 127.5 - 1
 

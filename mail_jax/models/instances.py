@@ -1,11 +1,13 @@
 """Geometry of instance masks on the device: bit planes, coverage of patches, boxes, crops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt16
 
 from input_pipeline.preprocess.bit_planes import PLANE_BITS
+from mail_jax.models.folding import fold_planes
 
 _BITS = 2 ** np.arange(PLANE_BITS, dtype=np.int32)
 
@@ -224,35 +226,47 @@ def product(letters: str, left: Array, right: Array) -> Float[Array, "..."]:
   return jnp.einsum(letters, left, right, preferred_element_type=jnp.float32)
 
 
-def weighted_sum(
-  weights: Float[Array, "b k"], planes: UInt16[Array, "b g h w"]
-) -> Float[Array, "b h w"]:
-  """Returns the sum over instances of weight times mask."""
-  (batch, count), (height, width) = weights.shape, planes.shape[2:]
-  inside = unpack_bit_planes(planes, count, jnp.float32).reshape(batch, count, height * width)
-  # An einsum is many times slower on CPUs; accelerators must not round the weights.
-  total = jnp.matmul(weights[:, None], inside, precision="highest")
-  return total.reshape(batch, height, width)
+def chosen_tiles(
+  planes: UInt16[Array, "b g h w"], weights: Float[Array, "b k"], tile: int
+) -> Float[Array, "b y x d"]:
+  """Returns the sum over instances of weight times mask, with tiles of pixels in the channels."""
+  groups = [fold_planes(planes[:, i : i + 1], tile) for i in range(planes.shape[1])]
+  # Otherwise XLA folds the bits, as floats, one by one.
+  groups = jax.lax.optimization_barrier(groups)
+  total = jnp.zeros(groups[0].shape)
+  for k, weight in enumerate(jnp.moveaxis(weights, 1, 0)):
+    bits = (groups[k // PLANE_BITS] >> k % PLANE_BITS & 1).astype(jnp.float32)
+    total += weight[:, None, None, None] * bits
+  return total
 
 
-def union(weights: Float[Array, "b k"], planes: UInt16[Array, "b g h w"]) -> Float[Array, "b h w"]:
-  """Returns the weighted sum, at most 1; with weights of 0 and 1 it is the union of the masks."""
-  total = weighted_sum(weights, planes)
+def union(total: Float[Array, "*p"]) -> Float[Array, "*p"]:
+  """Returns a sum of masks, at most 1; with weights of 0 and 1 it is their union."""
   # Not a minimum, which halves the gradient at 1.
   return jnp.where(total > 1, 1, total)
 
 
 def likeness(
-  pixels: Float[Array, "b h w c"], weights: Float[Array, "b h w"], sharpness: float = 4.0
-) -> Float[Array, "b h w 1"]:
+  pixels: Float[Array, "b y x e"], weights: Float[Array, "b y x d"], sharpness: float = 4.0
+) -> Float[Array, "b y x d"]:
   """Returns the similarity of pixels to a region: exp(-sharpness |pixel - mean colour|^2).
 
   A detector's mask is off by some pixels at its outline, where the colour changes; this shows a
   convolution on which side a pixel is. 0 everywhere for an empty region.
+
+  Args:
+    pixels: one plane after the other, in tiles (`fold_planes`).
+    weights: of the pixels, in the same tiles.
+    sharpness: of the decay with distance.
   """
-  area = weights.sum((1, 2))[:, None, None, None]
-  mean = (pixels * weights[..., None]).sum((1, 2), keepdims=True) / jnp.maximum(area, 1e-6)
-  distance = ((pixels - mean) ** 2).sum(-1, keepdims=True)
+
+  def total(x: Float[Array, "b y x d"]) -> Float[Array, "b 1 1 1"]:
+    return x.sum((1, 2, 3), keepdims=True)
+
+  area = total(weights)
+  distance = jnp.zeros(())
+  for plane in jnp.split(pixels, pixels.shape[-1] // weights.shape[-1], axis=-1):
+    distance += (plane - total(plane * weights) / jnp.maximum(area, 1e-6)) ** 2
   return jnp.exp(-sharpness * distance) * (area > 0)
 
 

@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt16
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models import embeddings, instances
-from mail_jax.models.decoder import Decoder, coordinate_map, depth_to_space, space_to_depth
+from mail_jax.models.decoder import Decoder, coordinate_map, find_tile
 from mail_jax.models.encoder import Encoder, pack
+from mail_jax.models.folding import depth_to_space, fold_planes
 from mail_jax.models.mask_selection import MaskSelection, pool_instances
 
 
@@ -72,7 +73,7 @@ def find_mask(
 
 def subsample(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
   """Returns the first of every `count` examples; a sharded batch stays on its devices."""
-  return x.reshape(-1, count, *x.shape[1:])[:, 0] if count > 1 else x
+  return x.reshape(x.shape[0] // count, count, *x.shape[1:])[:, 0] if count > 1 else x
 
 
 # Names of the parameters that the model only reads in its `dtype`: the kernels, except for those of
@@ -166,7 +167,6 @@ class MaIL(nn.Module):
     options = self.options
     width = options.width
     rows, cols = (size // options.patch_size for size in image.shape[1:3])
-    pixels = embeddings.normalise_image(image)
     planes = instances.clear_slots(planes, valid)
 
     types = self.param("type", nn.initializers.truncated_normal(0.5), (3, width))
@@ -196,13 +196,8 @@ class MaIL(nn.Module):
       maps = [features]
     maps = [subsample(x, decode_every).reshape(-1, rows, cols, width) for x in maps]
     maps.append(jnp.broadcast_to(coordinate_map(rows, cols), (*maps[0].shape[:3], 8)))
-    chosen = None
-    if options.mask_path and self.max_instances:
-      add = instances.union if options.selection == "multi" else instances.weighted_sum
-      chosen = add(subsample(rho, decode_every), subsample(planes, decode_every))
-    grid = jnp.concatenate(maps, -1)
-    logits = self._decode(grid, subsample(pixels, decode_every), chosen, train)
-    tiles = space_to_depth(logits[..., None], min(8, options.patch_size))
+    image, planes_decoded, rho_decoded = (subsample(x, decode_every) for x in (image, planes, rho))
+    tiles = self._decode(jnp.concatenate(maps, -1), image, planes_decoded, rho_decoded, train)
     no_target = None
     if options.no_target:
       no_target = nn.Dense(1, name="no_target_logit")(summary.astype(jnp.float32))[..., 0]
@@ -274,20 +269,30 @@ class MaIL(nn.Module):
   def _decode(
     self,
     grid: Float[Array, "c rows cols f"],
-    pixels: Float[Array, "c h w 3"],
-    chosen: Float[Array, "c h w"] | None,
+    image: UInt8[Array, "c h w 3"],
+    planes: UInt16[Array, "c g h w"],
+    rho: Float[Array, "c k"],
     train: bool,
-  ) -> Float[Array, "c h w"]:
+  ) -> Float[Array, "c y x d"]:
     options = self.options
-    guides = [pixels] if options.image_path else []
-    if chosen is not None:
-      guides.append(chosen[..., None])
-      if options.image_path:
-        guides.append(instances.likeness(pixels, jax.lax.stop_gradient(chosen)))
-    guide = jnp.concatenate(guides, -1) if guides else None
-    decoder = Decoder(options.decoder_widths, options.norm, options.dtype, name="decoder")
-    logits = decoder(grid, guide, train)
+    tile = find_tile(options.patch_size)
+    photo, chosen, guides, order = None, None, [], (0, 1, 2)
+    if options.image_path:
+      photo = embeddings.normalise_image(fold_planes(jnp.moveaxis(image, -1, 1), tile))
+      guides = [photo]
+    if options.mask_path and self.max_instances:
+      chosen = instances.chosen_tiles(planes, rho, tile)
+      if options.selection == "multi":
+        chosen = instances.union(chosen)
+      guides, order = [chosen], (0,)
+    if photo is not None and chosen is not None:
+      likeness = instances.likeness(photo, jax.lax.stop_gradient(chosen))
+      guides, order = [jnp.concatenate([photo, likeness], -1), chosen], (0, 1, 2, 4, 3)
+    decoder = Decoder(
+      options.decoder_widths, options.norm, options.dtype, order, tile, name="decoder"
+    )
+    tiles = decoder(grid, guides, train)
     if chosen is None:
-      return logits
+      return tiles
     gain = self.param("mask_gain", nn.initializers.constant(2.0), ())
-    return logits + gain * (chosen - 0.5)
+    return tiles + gain * (chosen - 0.5)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from input_pipeline.preprocess.bit_planes import PLANE_BITS
 from mail_jax.models import instances
 from mail_jax.models.build import Batch, Tree, Variables, init_variables
-from mail_jax.models.decoder import space_to_depth
+from mail_jax.models.folding import space_to_depth
 from mail_jax.models.mail import MaIL, subsample
 from mail_jax.train import losses
 

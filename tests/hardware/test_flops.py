@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import plain_decoder
 import pytest
 import tiny_model
 from ml_collections import ConfigDict
@@ -43,10 +44,37 @@ def traced(kind: str) -> Any:
   return program.step.trace(program.shapes, program.batch, rate)
 
 
-def count_products(jaxpr: Any) -> float:
-  """Counts the operations of all products in a jaxpr, those of loops for every iteration."""
+def count_decoder(kind: str, batch: int, train: bool) -> float:
+  """Counts the operations of the plain decoder, which multiplies no zeros."""
+  config = make_config(kind)
+  model, masked = config.model, config.max_instances > 0
+  side, mask = config.image_size // model.patch_size, model.mask_path and masked
+  guides = 3 * model.image_path + mask + (mask and model.image_path)
+  decoder = plain_decoder.Decoder(tuple(model.decoder_widths), model.norm)
+  x = jnp.zeros((batch, side, side, model.width * (1 + masked) + 8))
+  guide = jnp.zeros((batch, config.image_size, config.image_size, guides)) if guides else None
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0), x, guide)
+  variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+
+  def loss(params, x):
+    given = variables | {"params": params}
+    return decoder.apply(given, x, guide, train, mutable=["batch_stats"])[0].sum()
+
+  function = jax.grad(loss, (0, 1)) if train else loss
+  return count_products(jax.make_jaxpr(function)(variables["params"], x).jaxpr, "")
+
+
+def count_products(jaxpr: Any, without: str = "decoder") -> float:
+  """Counts the operations of all products in a jaxpr, those of loops for every iteration.
+
+  Args:
+    jaxpr: a program.
+    without: part of the model that does not count.
+  """
   total = 0.0
   for equation in jaxpr.eqns:
+    if without and without in str(equation.source_info.name_stack):
+      continue
     if equation.primitive.name == "dot_general":
       (contracted, _), _ = equation.params["dimension_numbers"]
       left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
@@ -57,7 +85,7 @@ def count_products(jaxpr: Any) -> float:
     for value in equation.params.values():
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
-        total += times * count_products(inner)
+        total += times * count_products(inner, without)
   return total
 
 
@@ -81,7 +109,7 @@ def count_convolution(equation: Any) -> float:
 
 @pytest.mark.parametrize("kind", ["instance", "paper", "bimodal", "plain tokens", "generalised"])
 def test_a_step_has_the_products_that_we_count(kind):
-  counted = count_products(traced(kind).jaxpr.jaxpr)
+  counted = count_products(traced(kind).jaxpr.jaxpr) + count_decoder(kind, 64, True)
   assert flops.train_step_flops(make_config(kind)) == pytest.approx(counted, rel=1e-9)
 
 
@@ -89,15 +117,17 @@ def test_what_training_does_not_need_is_not_counted():
   # Without a selection JAX still traces the scores, which the compiler drops.
   config = make_config("no selection")
   counted = count_products(traced("no selection").jaxpr.jaxpr)
+  counted += count_decoder("no selection", 64, True)
   unneeded = sum(p.flops for p in flops.products(config) if p.gradients < 0) * config.batch_size
   assert 0 < unneeded < 0.02 * counted
   assert flops.train_step_flops(config) < counted <= flops.train_step_flops(config) + unneeded
 
 
 @pytest.mark.parametrize("kind", ["instance", "paper", "bimodal"])
-def test_xla_counts_at_most_five_percent_more(kind):
+def test_xla_counts_at_most_a_tenth_more(kind):
+  """Of this small model; most of it are zeros that the decoder's convolutions of tiles multiply."""
   costs = traced(kind).lower().cost_analysis()
-  assert 1 <= costs["flops"] / flops.train_step_flops(make_config(kind)) < 1.05
+  assert 1 <= costs["flops"] / flops.train_step_flops(make_config(kind)) < 1.1
 
 
 @pytest.mark.parametrize("kind", ["instance", "no selection", "plain tokens"])
@@ -107,7 +137,8 @@ def test_a_forward_pass_has_the_products_that_we_count(kind):
   variables = tiny_model.shapes(config, VOCAB)
   inputs = tiny_model.make_inputs(config, 3)
   jaxpr = jax.make_jaxpr(lambda v, i: model.apply(v, **i))(variables, inputs)
-  assert 3 * flops.forward_flops(config) == pytest.approx(count_products(jaxpr.jaxpr), rel=1e-9)
+  counted = count_products(jaxpr.jaxpr) + count_decoder(kind, 3, False)
+  assert 3 * flops.forward_flops(config) == pytest.approx(counted, rel=1e-9)
 
 
 def test_a_step_grows_with_the_batch_and_decodes_one_of_so_many():

@@ -9,6 +9,7 @@ import pytest
 
 from input_pipeline.preprocess import bit_planes
 from mail_jax.models import appearance, instances
+from mail_jax.models.folding import depth_to_space, fold_planes, space_to_depth
 
 SIZE = 24
 
@@ -154,11 +155,17 @@ def test_cropped_pixels_are_averages_over_areas(masks, planes):
     np.testing.assert_allclose(crops[b, k], expected, atol=1e-5)
 
 
-def test_weighted_sum_adds_masks_by_their_weights(masks, planes):
-  weights = np.random.default_rng(2).normal(size=(2, 5)).astype(np.float32)
-  expected = sum(weights[:, k, None, None].astype(float) * masks[:, k] for k in range(5))
-  actual = instances.weighted_sum(jnp.asarray(weights), jnp.asarray(planes))
-  np.testing.assert_allclose(actual, expected, atol=1e-6)
+def test_chosen_tiles_add_masks_by_their_weights():
+  rng = np.random.default_rng(2)
+  masks, weights = rng.random((2, 18, 8, 12)) < 0.5, rng.normal(size=(2, 18)).astype(np.float32)
+  planes = jnp.asarray(pack(masks))
+  expected = sum(weights[:, k, None, None].astype(float) * masks[:, k] for k in range(18))
+  tiles = instances.chosen_tiles(planes, jnp.asarray(weights), 4)
+  assert tiles.shape == (2, 2, 3, 16)
+  np.testing.assert_allclose(depth_to_space(tiles, 4)[..., 0], expected, atol=1e-5)
+  # The gradient of a weight is that of the pixels that it covers.
+  at = jax.grad(lambda w: (instances.chosen_tiles(planes, w, 4) * tiles).sum())(weights)
+  np.testing.assert_allclose(at, np.einsum("bkyx,byx->bk", masks, expected), rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_slots_hold_the_instances():
@@ -170,7 +177,9 @@ def test_likeness_falls_with_the_distance_to_the_mean_colour_of_the_region(masks
   rng = np.random.default_rng(3)
   pixels = rng.normal(size=(2, SIZE, 20, 3)).astype(np.float32)
   weights = masks[:, 0] * rng.random((2, SIZE, 20)).astype(np.float32)
-  actual = np.asarray(instances.likeness(jnp.asarray(pixels), jnp.asarray(weights), 0.5))
+  weight_tiles = space_to_depth(jnp.asarray(weights)[..., None], 4)
+  tiles = fold_planes(jnp.moveaxis(pixels, -1, 1), 4), weight_tiles
+  actual = depth_to_space(instances.likeness(*tiles, sharpness=0.5), 4)
   assert actual.shape == (2, SIZE, 20, 1)
   for b in range(2):
     mean = np.average(pixels[b].reshape(-1, 3), axis=0, weights=weights[b].reshape(-1))
@@ -178,9 +187,9 @@ def test_likeness_falls_with_the_distance_to_the_mean_colour_of_the_region(masks
     np.testing.assert_allclose(actual[b, ..., 0], expected, rtol=1e-4)
 
 
-def test_nothing_looks_like_an_empty_region(masks):
-  pixels = jnp.zeros((2, SIZE, 20, 3))
-  assert not np.asarray(instances.likeness(pixels, jnp.asarray(masks[:, 4], float))).any()
+def test_nothing_looks_like_an_empty_region():
+  pixels = jnp.zeros((2, 4, 5, 3 * 16))
+  assert not np.asarray(instances.likeness(pixels, jnp.zeros((2, 4, 5, 16)))).any()
 
 
 def summarise(photo: np.ndarray, masks: np.ndarray, dtype: Any = jnp.float32):

@@ -52,6 +52,13 @@ def test_dice_is_one_minus_twice_the_overlap_over_the_sum(logits, target):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+def test_losses_of_pixels_do_not_depend_on_how_they_are_arranged(logits, target):
+  """The step computes them of tiles."""
+  for loss in (binary_cross_entropy, dice):
+    tiles = (np.moveaxis(x.reshape(3, 3, 3, 7, 1), 2, 3) for x in (logits, target))
+    np.testing.assert_allclose(loss(*tiles), loss(logits, target), rtol=1e-6)
+
+
 def test_dice_is_zero_for_the_perfect_answer_and_near_one_for_the_opposite(target):
   perfect = np.where(target, 100, -100).astype(np.float32)
   np.testing.assert_allclose(dice(perfect, target), 0, atol=1e-6)
