@@ -69,6 +69,30 @@ class Dense(nn.Module):
     return drawn.reshape(*self.inputs, *self.features)
 
 
+@jax.custom_vjp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Computes x times the normal distribution's share below x, in float32; returns the type of x.
+
+  For the backward pass it keeps x alone. `jax.nn.gelu` keeps two more arrays of the MLP's hidden
+  units, and computes each factor in the type of x.
+  """
+  return _gelu_and_slope(x)[0]
+
+
+def _gelu_and_slope(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+  y = x.astype(jnp.float32)
+  below = 0.5 * (1 + jax.lax.erf(y * 0.5**0.5))
+  slope = below + y * jnp.exp(-0.5 * y * y) * (2 * jnp.pi) ** -0.5
+  return (y * below).astype(x.dtype), slope
+
+
+def _gelu_backward(x: Float[Array, "..."], gradient: Float[Array, "..."]):
+  return ((gradient * _gelu_and_slope(x)[1]).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 class Block(nn.Module):
   """One pre-LN transformer block: x + attention(LN(x)), then x + MLP(LN(x)).
 
@@ -103,7 +127,7 @@ class Block(nn.Module):
     x = x + drop(y)
     y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
     y = nn.Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_in")(y)
-    y = nn.Dense(width, dtype=self.dtype, name="mlp_out")(jax.nn.gelu(y, approximate=False))
+    y = nn.Dense(width, dtype=self.dtype, name="mlp_out")(gelu(y))
     return x + drop(y)
 
 

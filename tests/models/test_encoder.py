@@ -1,6 +1,7 @@
 """Options of the encoder that must not change its output, and attention on a TPU."""
 
 import functools
+import math
 import os
 import pathlib
 import subprocess
@@ -18,7 +19,7 @@ import tpu_attention
 from input_pipeline.common.errors import InputError
 from mail_jax.models.attention import choose_backend, runs_on
 from mail_jax.models.build import path_name
-from mail_jax.models.encoder import REMAT, STACK, Encoder, block_name, stack_blocks
+from mail_jax.models.encoder import REMAT, STACK, Encoder, block_name, gelu, stack_blocks
 
 DEPTH, WIDTH, TOKENS = 3, 16, 10
 LENGTHS = jnp.array([10, 6])
@@ -121,6 +122,17 @@ def test_a_stack_has_the_blocks_in_their_order():
   assert actual.keys() == expected.keys() | rest.keys()
   for name, value in expected.items():
     np.testing.assert_array_equal(actual[name], value)
+
+
+def test_gelu_is_x_times_the_normal_distribution_and_its_slope_is_exact():
+  x = jnp.linspace(-6, 6, 97)
+  below = [0.5 * math.erfc(-v / 2**0.5) for v in x.tolist()]
+  density = [math.exp(-0.5 * v * v) / (2 * math.pi) ** 0.5 for v in x.tolist()]
+  values, gradient = jax.vmap(jax.value_and_grad(gelu))(x)
+  np.testing.assert_allclose(values, np.multiply(x, below), atol=1e-6)
+  np.testing.assert_allclose(gradient, below + np.multiply(x, density), atol=1e-6)
+  half = x.astype(jnp.bfloat16)
+  assert gelu(half).dtype == jax.grad(lambda x: gelu(x).sum())(half).dtype == jnp.bfloat16
 
 
 def test_in_bfloat16_all_activations_are_and_results_stay_near():
@@ -234,7 +246,13 @@ def test_auto_is_the_kernel_of_cudnn_where_it_runs_and_xla_elsewhere(
     ("cudnn", AMD, "bfloat16", 64, r"needs an NVIDIA GPU of compute capability 8\.0 or later"),
     ("cudnn", device("tpu"), "bfloat16", 64, r"'cudnn' does not run on tpu; set it to 'auto'"),
     ("tpu", H100, "bfloat16", 64, r"'tpu' does not run on gpu; set it to 'auto'"),
-    ("cuda", H100, "bfloat16", 64, r"model\.backend 'cuda' is not one of auto, xla, cudnn, tpu"),
+    (
+      "cuda",
+      H100,
+      "bfloat16",
+      64,
+      r"model\.backend 'cuda' is not one of auto, xla, cudnn, tpu",
+    ),
   ],
 )
 def test_a_kernel_that_does_not_run_is_refused_by_name(word, where, dtype, head_size, message):
