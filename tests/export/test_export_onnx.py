@@ -193,12 +193,16 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
     name: [(lambda x, f=f: f(x, axis=(1, 2)), [kind(B, 3, 4)]) for kind in kinds]
     for name, f, kinds in (
       ("reduce_and", jnp.all, [_bools]),
-      ("reduce_or", jnp.any, [_bools]),
       ("reduce_max", jnp.max, [_floats, _ints]),
       ("reduce_min", jnp.min, [_floats, _ints]),
       ("reduce_sum", jnp.sum, [_floats, _ints]),
     )
   },
+  "reduce_or": [
+    (lambda x: jnp.any(x, axis=(1, 2)), [_bools(B, 3, 4)]),
+    (lambda x: jnp.bitwise_or.reduce(x, axis=(1, 2)), [_words(B, 3, 4)]),
+    (lambda x: jnp.bitwise_or.reduce(x, axis=1), [_words(B, 1)]),
+  ],
   "sort": [
     (lambda x: jnp.argsort(x, axis=1, stable=True), [_bools(B, 9)]),
     (lambda x: jnp.sort(x, axis=1), [_floats(B, 9)]),
