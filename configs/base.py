@@ -179,11 +179,11 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.mesh = ConfigDict()
   # Copies of the parameters; -1 uses all remaining devices.
   c.mesh.data = -1
-  # Devices that share one copy of the parameters, the optimizer's state and the average.
+  # Devices of one slice that share a copy of the parameters, the optimizer's state and the average.
   c.mesh.fsdp = 1
-  # Ordered (regex, rule) for the parameters: `fsdp`, `replicate`, or an axis (or None) for each
-  # dimension.
-  c.sharding_rules = ((".*", "fsdp"),)
+  # Ordered (regex, rule) for parameters, optimizer state and average: `zero1` shards them over
+  # `data`, too, for the update; `fsdp`, `replicate`, or an axis (or None) for each dimension.
+  c.sharding_rules = ((".*", "zero1"),)
 
   # How training data is read.
   c.loader = ConfigDict()

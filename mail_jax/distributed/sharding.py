@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from input_pipeline.common.errors import InputError
 from mail_jax.models.build import Tree, path_name
 
-# "fsdp", "replicate", or an axis of the mesh (or None) for each dimension.
+# "fsdp", "zero1", "replicate", or an axis of the mesh (or None) for each dimension.
 Rule = str | tuple[str | None, ...]
 Rules = Sequence[tuple[str, Rule]]
 
@@ -24,6 +25,10 @@ Rules = Sequence[tuple[str, Rule]]
 AnyMesh = Mesh | AbstractMesh
 
 AXES = ("data", "fsdp")
+# The axes of a rule of one word.
+_SHARDED_BY = {"fsdp": ("fsdp",), "zero1": ("fsdp", "data")}
+# Instead of a dtype, for a parameter that is not sent: see `make_gather_and_scatter`.
+STAYS = object()
 # Bytes. Smaller arrays are replicated: sharding would save less memory than gathering costs time.
 _MIN_SHARDED_BYTES = 2**17
 
@@ -93,8 +98,9 @@ def state_sharding(mesh: AnyMesh, state: Tree, rules: Rules = ((".*", "fsdp"),))
     state: arrays or their shapes.
     rules: ordered (regex, rule); the first whose regex matches in the path of an array, such as
       `variables/params/encoder/block00/qkv/kernel` or `opt_state/1/mu/...`, applies. `fsdp` shards
-      the largest dimension that the axis divides, of arrays that are large enough; `replicate` does
-      not shard; a tuple names an axis, or None, for every dimension.
+      a dimension that the axis divides, of arrays that are large enough; `zero1` shards over
+      `data`, too, so that each device updates its own part of the model; `replicate` does not
+      shard; a tuple names an axis, or None, for every dimension.
 
   Raises:
     InputError: no rule matches an array, a rule is unknown, or does not fit an array.
@@ -103,8 +109,8 @@ def state_sharding(mesh: AnyMesh, state: Tree, rules: Rules = ((".*", "fsdp"),))
   def place(path, leaf) -> NamedSharding:
     name = path_name(path)
     rule = next((rule for pattern, rule in rules if re.search(pattern, name)), None)
-    if rule == "fsdp":
-      return NamedSharding(mesh, _shard_largest(leaf, mesh.shape["fsdp"]))
+    if isinstance(rule, str) and rule in _SHARDED_BY:
+      return NamedSharding(mesh, _shard(leaf, mesh, _SHARDED_BY[rule]))
     if rule == "replicate":
       return replicated(mesh)
     if rule is None:
@@ -116,19 +122,48 @@ def state_sharding(mesh: AnyMesh, state: Tree, rules: Rules = ((".*", "fsdp"),))
   return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _shard_largest(leaf, parts: int) -> P:
-  size = np.prod(leaf.shape, dtype=np.int64) * leaf.dtype.itemsize
-  if parts > 1 and size >= _MIN_SHARDED_BYTES:
-    for axis in sorted(range(leaf.ndim), key=lambda i: -leaf.shape[i]):
-      if leaf.shape[axis] % parts == 0:
-        return P(*(None,) * axis, "fsdp")
-  return P()
+def gathered_over_data(rules: Rules) -> Rules:
+  """Returns the rules by which variables that are only read are placed: `fsdp` for `zero1`."""
+  return [(pattern, "fsdp" if rule == "zero1" else rule) for pattern, rule in rules]
+
+
+def _shard(leaf, mesh: AnyMesh, axes: Sequence[str]) -> P:
+  """Shards over one axis after the other, each time the dimension that leaves the fullest tiles.
+
+  Of several such dimensions it takes the longest.
+  """
+  shape, names = list(leaf.shape), [[] for _ in leaf.shape]
+  if math.prod(shape) * leaf.dtype.itemsize < _MIN_SHARDED_BYTES:
+    return P()
+  for axis in axes:
+    parts = mesh.shape[axis]
+    shards = {
+      i: [*shape[:i], size // parts, *shape[i + 1 :]]
+      for i, size in enumerate(shape)
+      if size % parts == 0 and parts > 1
+    }
+    if shards:
+      best = min(shards, key=lambda i: (_padded(shards[i]), -shape[i]))
+      shape = shards[best]
+      names[best].append(axis)
+  while names and not names[-1]:
+    names.pop()
+  return P(*(tuple(of_one) or None for of_one in names))
+
+
+def _padded(shape: Sequence[int]) -> int:
+  """Returns the elements of an array in tiles of 8 x 128, the longest dimension along the tile.
+
+  TPUs store arrays so, and move no less than whole tiles.
+  """
+  *rest, second, longest = sorted([1, *shape])
+  return math.prod(rest) * (-(-second // 8) * 8) * (-(-longest // 128) * 128)
 
 
 def _explicit(name: str, leaf, rule: Rule, mesh: AnyMesh) -> P:
   if isinstance(rule, str) or any(axis not in (None, *AXES) for axis in rule):
     raise InputError(
-      f"config.sharding_rules: {rule!r} is neither 'fsdp', 'replicate' nor a tuple of "
+      f"config.sharding_rules: {rule!r} is neither 'fsdp', 'zero1', 'replicate' nor a tuple of "
       f"{', '.join(map(repr, AXES))} and None, one per dimension"
     )
   for length, axis in zip(leaf.shape, rule, strict=False):
@@ -150,9 +185,9 @@ def make_gather_and_scatter(
   Args:
     mesh: of all devices.
     placed: the sharding of each parameter.
-    dtypes: the dtype in which each parameter is sent to the other devices. Its gradient has that
-      dtype too, and is kept in float32; in which of the two it is summed over devices is the
-      compiler's choice.
+    dtypes: the dtype in which each parameter is sent to the other devices, or `STAYS` if what is
+      read of it is sent instead. Its gradient has that dtype too, and is kept in float32; in which
+      of the two it is summed over devices is the compiler's choice.
 
   Returns:
     Two functions to call in the traced program; they leave replicated parameters alone.
@@ -161,7 +196,7 @@ def make_gather_and_scatter(
 
   def gather(params: Tree) -> Tree:
     def gather_leaf(x: jax.Array, place: NamedSharding, dtype: Any) -> jax.Array:
-      if place == everywhere:
+      if place == everywhere or dtype is STAYS:
         return x
       if x.dtype != dtype:
         # Constrained twice: otherwise the compiler sends the wider dtype and converts it there.

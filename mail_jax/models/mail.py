@@ -79,6 +79,8 @@ def subsample(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
 # Names of the parameters that the model only reads in its `dtype`: the kernels, except for those of
 # products that are computed in float32. They can be passed in that type.
 IN_DTYPE = re.compile(r"^(encoder|image|mask(?!/neighbours)|decoder/stage\d+)/.*kernel$")
+# The parameter of which the model only reads the rows of its input's tokens.
+LOOKED_UP = "text/words/embedding"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -297,11 +297,17 @@ def count_collectives(module: Module, devices: int) -> dict[str, Collective]:
     devices: number of devices that run it.
   """
   by_kind: dict[str, Collective] = {}
-  scattered = _reduce_scatters(module)
+  scattered, begun = _reduce_scatters(module), set()
   for instruction, times in module.walk():
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
       continue
+    # On TPUs the kernels that a collective runs beside repeat it.
+    channel = re.search(r"channel_id=\d+", instruction.attributes)
+    if channel and instruction.computation.startswith(("async_collective", "fused_computation")):
+      if (kind, channel[0]) in begun:
+        continue
+      begun.add((kind, channel[0]))
     if kind == "all-reduce" and instruction.computation in scattered:
       kind = "reduce-scatter"
     size, sent = _cost(module, instruction, kind, group_size(instruction.attributes, devices))

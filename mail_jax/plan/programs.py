@@ -28,7 +28,7 @@ def lower(kind: str, program: Program, canvas: tuple[int, int]) -> jax.stages.Lo
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     return program.step.lower(program.shapes, program.batch, rate)
   config, mesh = program.config, program.mesh
-  variables = program.shapes.averaged if config.ema_decay else program.shapes.variables
+  variables = program.evaluated
   if kind == "evaluate":
     batch = _evaluated(config, canvas)
     spread = dict.fromkeys(batch, sharding.batch_sharding(mesh))

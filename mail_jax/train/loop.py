@@ -274,7 +274,8 @@ class Trainer:
     evaluator = SegmentationEvaluator(self._measure, batches)
     with self.goodput.spend("evaluation"):
       try:
-        metrics = dict(evaluator.run(eval_variables(self.state, self.config)))
+        variables = self.program.to_evaluate(self.state)
+        metrics = dict(evaluator.run(variables))
       except _Interrupted:
         return None
     metrics = dataset_metrics.with_own(metrics, self.config.dataset, evaluator.rows)
@@ -283,7 +284,7 @@ class Trainer:
     self.progress.line(f"step {step}  {terminal.evaluation(self.config.eval_split, metrics)}")
     if self.samples:
       with self.goodput.spend("evaluation"):
-        self.progress.pictures(step, self.samples.draw(eval_variables(self.state, self.config)))
+        self.progress.pictures(step, self.samples.draw(variables))
     return metrics
 
   def _evaluation_batches(self, step: int) -> Iterator[Any]:
@@ -348,8 +349,3 @@ def peak_rate(config: ConfigDict) -> float | None:
   if peak is None:
     return None
   return peak * jax.device_count() * config.batch_size / flops.train_step_flops(config)
-
-
-def eval_variables(state: TrainState, config: ConfigDict) -> Any:
-  """Returns the variables that are evaluated and exported: the moving average, if there is one."""
-  return state.averaged if config.ema_decay else state.variables

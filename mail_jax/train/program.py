@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import sharding
 from mail_jax.evaluate.segmentation import jit_measure
 from mail_jax.models.build import input_specs, make_model, path_name
-from mail_jax.models.mail import IN_DTYPE, MaIL
+from mail_jax.models.mail import IN_DTYPE, LOOKED_UP, MaIL
 from mail_jax.train.optim import make_optimizer_from
 from mail_jax.train.step import StepOptions, TrainState, create_state, make_train_step
 
@@ -31,6 +31,8 @@ class Program:
     batch: shapes and shardings of a global batch of training.
     create: () -> the new state.
     step: (state, batch, learning rate) -> (state, metrics); it donates the state.
+    evaluated: shapes and shardings of the variables that are evaluated.
+    to_evaluate: state -> those variables: the moving average, if there is one.
     measure: (variables, batch) -> counts of an evaluation, on every device.
   """
 
@@ -41,6 +43,8 @@ class Program:
   batch: dict[str, jax.ShapeDtypeStruct]
   create: Any
   step: Any
+  evaluated: Any
+  to_evaluate: Any
   measure: Any
 
 
@@ -58,8 +62,9 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   shapes = jax.eval_shape(create)
   placed = sharding.state_sharding(mesh, shapes, config.sharding_rules)
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  params = sharding.shapes_at(shapes.variables["params"], placed.variables["params"])
   gather, scatter = sharding.make_gather_and_scatter(
-    mesh, placed.variables["params"], _dtypes_read(model, shapes.variables["params"])
+    mesh, placed.variables["params"], _dtypes_sent(model, params, config)
   )
   options = StepOptions(
     seed=config.seed,
@@ -72,7 +77,13 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
     grad_accum_steps=config.grad_accum_steps,
   )
   step = make_train_step(model, optimizer, options, gather, scatter)
-  evaluated = placed.averaged if config.ema_decay else placed.variables
+
+  def to_evaluate(state: TrainState) -> Any:
+    return state.averaged if config.ema_decay else state.variables
+
+  # Gathered once per evaluation, not once per batch.
+  read = sharding.gathered_over_data(config.sharding_rules)
+  evaluated = to_evaluate(sharding.state_sharding(mesh, shapes, read))
   return Program(
     config,
     model,
@@ -86,6 +97,8 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
       out_shardings=(placed, same),
       donate_argnums=0,
     ),
+    evaluated=sharding.shapes_at(to_evaluate(shapes), evaluated),
+    to_evaluate=jax.jit(to_evaluate, out_shardings=evaluated),
     measure=jit_measure(model, mesh, evaluated),
   )
 
@@ -103,11 +116,25 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
   return specs
 
 
-def _dtypes_read(model: MaIL, params: Any) -> Any:
-  """Returns the type in which the model reads each of its parameters."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: model.options.dtype if IN_DTYPE.match(path_name(path)) else x.dtype, params
-  )
+def _dtypes_sent(model: MaIL, params: Any, config: ConfigDict) -> Any:
+  """Returns the type in which the model reads each of its parameters, which is sent in it."""
+
+  def dtype(path: Any, x: jax.ShapeDtypeStruct) -> Any:
+    name = path_name(path)
+    if name == LOOKED_UP and _is_sent_by_row(x, config):
+      return sharding.STAYS
+    return model.options.dtype if IN_DTYPE.match(name) else x.dtype
+
+  return jax.tree_util.tree_map_with_path(dtype, params)
+
+
+def _is_sent_by_row(table: jax.ShapeDtypeStruct, config: ConfigDict) -> bool:
+  """Returns whether the devices that share a table read fewer rows than it has."""
+  place = table.sharding
+  assert isinstance(place, NamedSharding)
+  share = math.prod(place.shard_shape(table.shape)) / math.prod(table.shape)
+  rows = config.batch_size * config.max_tokens / (share * place.mesh.size)
+  return rows < table.shape[0]
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:

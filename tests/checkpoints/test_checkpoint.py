@@ -400,7 +400,7 @@ def test_what_eight_devices_saved_is_bit_identical_on_one_and_on_two_times_four(
     error = process.communicate(timeout=_DEADLINE)[1]
   assert process.returncode == 0, error
   single = checkpoint_programs.shapes(sharding.make_mesh(1, 1, jax.devices()[:1]))
-  for saved in ("1x8", "8x1"):
+  for saved in ("1x8-fsdp", "8x1-fsdp", "8x1-zero1"):
     checkpoints = Checkpoints(str(tmp_path / saved), read_only=True)
     assert checkpoints.latest() == 1
     state = checkpoints.restore(1, single)

@@ -23,12 +23,14 @@ from mail_jax.config import recipe
 from mail_jax.distributed import sharding
 from mail_jax.distributed.sharding import make_mesh
 from mail_jax.models.build import make_model
+from mail_jax.plan import costs, hlo
 from mail_jax.train.optim import make_optimizer_from
 from mail_jax.train.program import build_program
 from mail_jax.train.step import create_state
 
 Results = dict[str, dict[str, np.ndarray]]
-MESHES = ("8x1", "2x4")
+# The last one resumes twice, on another mesh and with another rule.
+MESHES = ("8x1", "2x4", "8x1:zero1", "8x1,4x2:zero1,2x4")
 
 
 def _start(folder: pathlib.Path, root, devices: int, *arguments: str) -> subprocess.Popen:
@@ -152,10 +154,17 @@ def test_a_device_holds_its_share_of_what_is_cut_and_all_of_the_rest(results):
   held = {mesh: int(result["bytes"]) for mesh, result in results.items()}
   whole = held["one device"]
   assert held["one_process 8x1"] == whole
-  for mesh, parts in {"one_process 2x4": 4, "two_processes 1x8": 8}.items():
+  parts_of = {"one_process 2x4": 4, "two_processes 1x8": 8, "one_process 8x1:zero1": 8}
+  for mesh, parts in parts_of.items():
     assert held[mesh] < whole * (
       1 / parts + 0.15
     )  # Many arrays of so small a model are not worth sharding.
+
+
+def test_what_is_evaluated_is_gathered_over_data_once_and_for_all_batches(results):
+  held = {mesh: int(result["evaluated bytes"]) for mesh, result in results.items()}
+  assert held["one_process 8x1:zero1"] == held["one device"]
+  assert held["one_process 2x4"] < 0.5 * held["one device"]
 
 
 def test_the_program_contains_the_shardings_that_were_asked_for(results):
@@ -170,7 +179,8 @@ def test_the_program_contains_the_shardings_that_were_asked_for(results):
   assert len([place for place in arguments if '{"fsdp"}' in place]) == 4 * len(cut)
   assert len([place for place in outputs if '{"fsdp"}' in place]) == 4 * len(cut)
   constraints = re.findall(r"sdy\.sharding_constraint .*? <@mesh, (\[.*?\])>", body)
-  assert len(constraints) == 2 * len(cut)  # Gathered before use; gradients are scattered.
+  # Gathered before use, but for the word table, of which rows are sent; gradients are scattered.
+  assert len(constraints) == 2 * len(cut) - 1
   assert len([place for place in constraints if '{"fsdp"}' in place]) == len(cut)
   assert (
     head.count("tf.aliasing_output") == len(arguments) - len(batch) - 1
@@ -194,8 +204,26 @@ def test_parameters_that_are_cut_are_gathered_and_others_are_not(results):
     if mesh != "one device"
   }
   none_cut = gathered["one_process 8x1"]
-  assert gathered["one_process 2x4"] >= none_cut + len(_cut(4))
-  assert gathered["two_processes 1x8"] >= none_cut + len(_cut(8))
+  assert gathered["one_process 2x4"] >= none_cut + len(_cut(4)) - 1
+  assert gathered["two_processes 1x8"] >= none_cut + len(_cut(8)) - 1
+  assert gathered["one_process 8x1:zero1"] >= none_cut + len(_cut(8)) - 1
+
+
+def test_zero1_gathers_parameters_once_sums_gradients_once_and_sends_rows_of_the_word_table(
+  results,
+):
+  counted = {
+    mesh: costs.count_collectives(hlo.parse(str(results[f"one_process {mesh}"]["compiled"])), 8)
+    for mesh in ("8x1", "8x1:zero1")
+  }
+  assert counted["8x1"].keys() == {"all-reduce"}
+  words = 4 * mesh_training.VOCAB * mesh_training.make_config().model.width
+  sent = 4 * sum(math.prod(shape) for shape in _cut(8)) - words
+  rows = 0.1 * words
+  assert sent <= counted["8x1:zero1"]["all-gather"].bytes < sent + rows
+  # CPUs have no reduce-scatter.
+  summed = {mesh: kinds["all-reduce"].bytes for mesh, kinds in counted.items()}
+  assert -0.01 * words < summed["8x1:zero1"] - (summed["8x1"] - words) < rows
 
 
 def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_kept_in_float32():
@@ -220,14 +248,18 @@ def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_kept_in_float32
   }
 
 
-def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer():
+@pytest.mark.parametrize(
+  ("shape", "rule"), [((1, 8), "fsdp"), ((8, 1), "zero1"), ((2, 4), "zero1")]
+)
+def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer(shape, rule):
   """Allows 5 % more for arrays that are too small to shard."""
   config = recipe("refcoco")
   model, optimizer = make_model(config, vocab_size=30522), make_optimizer_from(config)
   state = jax.eval_shape(lambda: create_state(model, optimizer, config))
-  mesh = AbstractMesh((1, 8), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+  mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
   kept = (state.variables["params"], state.opt_state)
-  leaves = jax.tree.leaves(sharding.shapes_at(kept, sharding.state_sharding(mesh, kept)))
+  placed = sharding.state_sharding(mesh, kept, ((".*", rule),))
+  leaves = jax.tree.leaves(sharding.shapes_at(kept, placed))
   total = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
   held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
   assert total > 1.3e9
@@ -251,11 +283,25 @@ def test_the_first_rule_that_is_found_decides():
   }
 
 
+def test_zero1_shards_over_both_axes_the_dimension_that_is_the_longest_by_then():
+  places = _place(
+    ((".*", "zero1"),),
+    long=(4096, 64), wide=(512, 516), even=(511, 514), odd=(511, 513), small=(8, 8),
+  )  # fmt: skip
+  assert places == {
+    "long": P(("fsdp", "data")),
+    "wide": P("data", "fsdp"),
+    "even": P(None, "data"),
+    "odd": P(),
+    "small": P(),
+  }
+
+
 @pytest.mark.parametrize(
   ("rules", "message"),
   [
     ((("bias", "fsdp"),), r"no rule matches 'kernel'; end the list with \('\.\*', rule\)"),
-    (((".*", "tensor"),), r"'tensor' is neither 'fsdp', 'replicate' nor a tuple"),
+    (((".*", "tensor"),), r"'tensor' is neither 'fsdp', 'zero1', 'replicate' nor a tuple"),
     (((".*", ("model", None)),), r"\('model', None\) is neither"),
     (((".*", ("fsdp",)),), r"\('fsdp',\) does not fit 'kernel' of shape \(6, 8\)"),
     (((".*", ("fsdp", None)),), r"does not fit 'kernel'.*'fsdp': 4"),

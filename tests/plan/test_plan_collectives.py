@@ -107,6 +107,29 @@ def test_an_asynchronous_collective_counts_once():
   }
 
 
+def test_a_collective_that_several_kernels_run_beside_counts_once():
+  kernels = "".join(
+    f"""%{name} (input: bf16[8,8]) -> bf16[32,8] {{
+  %input.{i} = bf16[8,8]{{1,0}} parameter(0)
+  ROOT %all.{i} = bf16[32,8]{{1,0}} all-gather(%input.{i}), channel_id={channel}, \
+replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}
+}}
+
+"""
+    for i, (name, channel) in enumerate(
+      [("fused_computation", 7), ("async_collective_fusion", 7), ("async_collective_fusion.1", 8)]
+    )
+  )
+  module = _module(
+    "%p = bf16[8,8]{1,0} parameter(0)",
+    "%begun = bf16[32,8]{1,0} fusion(%p), kind=kCustom, calls=%fused_computation",
+    "%beside = bf16[32,8]{1,0} fusion(%p), kind=kCustom, calls=%async_collective_fusion",
+    "ROOT %other = bf16[32,8]{1,0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1",
+    before=kernels,
+  )
+  assert counted(module, 4) == {"all-gather": (2, 1024, 768)}
+
+
 def test_a_sum_of_which_a_kernel_keeps_a_part_is_a_reduce_scatter():
   kernel = """%all-reduce-scatter.1 (input: bf16[64,8]) -> bf16[16,8] {
   %input = bf16[64,8]{1,0} parameter(0)

@@ -33,6 +33,7 @@ def make_config(fsdp: int = 1, **model: Any):
   config = tiny_run.get_config()
   config.max_instances, config.batch_size, config.mesh.fsdp = 0, 64, fsdp
   config.model.update(width=256, norm="group", **model)
+  config.sharding_rules = ((".*", "fsdp"),)
   return config.lock()
 
 

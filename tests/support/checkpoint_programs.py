@@ -28,9 +28,10 @@ from mail_jax.train.step import TrainState
 VOCAB = 2**17
 
 
-def shapes(mesh: Mesh) -> TrainState:
+def shapes(mesh: Mesh, rule: str = "zero1") -> TrainState:
   """Returns shapes and shardings of the state of a tiny model."""
   config = tiny_model.make_config()
+  config.sharding_rules = ((".*", rule),)
   config.batch_size = config.eval_batch_size = 8
   return build_program(config, VOCAB, mesh).shapes
 
@@ -55,16 +56,16 @@ def differences(state: TrainState) -> list[str]:
 
 
 def save_on_eight(folder: pathlib.Path) -> None:
-  """Saves the same state from 1 x 8 and from 8 x 1 devices, and restores both on 2 x 4."""
+  """Saves the same state from 1 x 8 and from 8 x 1 devices, and restores all on 2 x 4."""
   other = shapes(sharding.make_mesh(2, 4))
-  for data, fsdp in ((1, 8), (8, 1)):
-    placed = shapes(sharding.make_mesh(data, fsdp))
+  for data, fsdp, rule, shards in ((1, 8, "fsdp", 8), (8, 1, "fsdp", 1), (8, 1, "zero1", 8)):
+    placed = shapes(sharding.make_mesh(data, fsdp), rule)
     state = jax.tree_util.tree_map_with_path(
       lambda path, x: jax.device_put(draw(path, x), x.sharding), placed
     )
     words = state.variables["params"]["text"]["words"]["embedding"]
-    assert len({str(shard.index) for shard in words.addressable_shards}) == fsdp
-    checkpoints = checkpoint.Checkpoints(str(folder / f"{data}x{fsdp}"))
+    assert len({str(shard.index) for shard in words.addressable_shards}) == shards
+    checkpoints = checkpoint.Checkpoints(str(folder / f"{data}x{fsdp}-{rule}"))
     checkpoints.save(1, state, {}, None)
     restored = checkpoints.restore(checkpoints.latest() or 0, other)
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, other)
