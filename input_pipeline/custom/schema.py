@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_json
@@ -303,8 +303,13 @@ def _check_split(value: Any, errors: list[LineError]) -> str:
   return value
 
 
+def is_id(value: Any) -> TypeGuard[int]:
+  """Returns whether a value can be the `image_id` or `ann_id` of a line: 64 bits, not negative."""
+  return _is_integer(value) and 0 <= value < _MAX_ID
+
+
 def _check_id(value: Any, errors: list[LineError]) -> int | None:
-  if _is_integer(value) and 0 <= value < _MAX_ID:
+  if is_id(value):
     return value
   errors.append(LineError("wrong type", f"must be a non-negative integer, not {_shorten(value)}"))
   return None

@@ -101,6 +101,21 @@ def test_the_caption_of_an_image_row_refers_to_its_annotation(tmp_path, export_f
   assert scan.scan(str(tmp_path / "mine.jsonl")).problems == []
 
 
+@pytest.mark.parametrize(
+  ("number", "kept"), [(0, 0), (2**63 - 1, 2**63 - 1), (2**63, None), (-1, None)]
+)
+def test_an_id_that_lines_cannot_hold_is_left_out(tmp_path, number, kept):
+  row = image(0, "the red patch") | {"original_id": number}
+  content = {
+    "images": [row],
+    "annotations": [annotation(0, 0)],
+    "categories": [{"id": 1, "name": "thing"}],
+  }
+  (line,) = convert(tmp_path, content, export_format="mdetr")
+  assert line.get("image_id") == kept
+  assert scan.scan(str(tmp_path / "mine.jsonl")).problems == []
+
+
 def test_grecs_targets_are_unions_and_its_empty_ones_are_none(tmp_path):
   runs = {"size": [HEIGHT, WIDTH], "counts": [0, 7, HEIGHT * WIDTH - 7]}
   content = {

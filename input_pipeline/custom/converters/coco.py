@@ -29,13 +29,12 @@ from input_pipeline.custom.converters.collect import (
   size_of_runs,
   texts_under,
 )
-from input_pipeline.custom.schema import Mask
+from input_pipeline.custom.schema import Mask, is_id
 from input_pipeline.masks.coco import is_crowd
 
 _NESTED = ("attributes", "metadata")
-# The line format stores categories in 32 bits and ids in 63 bits.
+# The line format stores categories in 32 bits.
 _MAX_CATEGORY = 2**31
-_MAX_ID = 2**63
 
 
 def read(path: str, options: Options) -> Export:
@@ -169,7 +168,7 @@ class _File:
         self.export.lose(name, texts)
       return None
     category = self._category(row, place)
-    number = image_id if isinstance(image_id, int) and 0 <= image_id < _MAX_ID else None
+    number = image_id if is_id(image_id) else None
     # An object with an expression is never a crowd.
     named = bool(texts) and CATEGORY not in self.options.text_keys
     crowd = is_crowd(row, image_id, name) and not named

@@ -23,7 +23,7 @@ from input_pipeline.custom.converters.collect import (
   rows_in,
   split_in,
 )
-from input_pipeline.custom.schema import Mask
+from input_pipeline.custom.schema import Mask, is_id
 from input_pipeline.masks.coco import CocoAnnotations
 
 HINT = (
@@ -139,7 +139,7 @@ class _Reader:
         name,
         mask,
         texts,
-        image_id=coco_id if type(coco_id) is int and coco_id >= 0 else None,
+        image_id=coco_id if is_id(coco_id) else None,
         size=size,
         ref=ref,
         split=self._split,

@@ -38,7 +38,7 @@ from input_pipeline.custom.converters.collect import (
   rows_in,
   split_in,
 )
-from input_pipeline.custom.schema import Mask
+from input_pipeline.custom.schema import Mask, is_id
 from input_pipeline.masks.segmentation import EmptySegmentation, OtherSize
 
 _LIST = "samples"
@@ -369,7 +369,7 @@ class _Reader:
     if not name and isinstance(inner, str):
       name = _photo_name(inner)
     number, given = image_names.coco_number(name), row.get("image_id")
-    image_id = given if type(given) is int and given >= 0 else None
+    image_id = given if is_id(given) else None
     if number is not None and image_id not in (None, number):
       self.export.note("image_id replaced by COCO's number in the file name", str(place))
     photo = _Photo(name, number, image_id if number is None else number, size)
