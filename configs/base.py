@@ -109,8 +109,8 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.model.mask_path = True
   # Whether the decoder sees the image at full resolution.
   c.model.image_path = True
-  # Implementation of the attention: `xla`, `blocks` (CPUs), `cudnn` (NVIDIA), `tpu`, or `auto`, the
-  # fastest one on the devices at hand.
+  # Implementation of the attention: `xla`, `cudnn` (NVIDIA), `tpu`, or `auto`, the fastest one that
+  # runs on the devices at hand.
   c.model.backend = "auto"
   # What the backward pass computes again to save memory: `none`, `products` (everything between the
   # matrix products) or `block` (everything).

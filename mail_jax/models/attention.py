@@ -11,9 +11,7 @@ from jaxtyping import Array, Float, Int
 from input_pipeline.common.errors import InputError
 
 # Words for `model.backend`.
-BACKENDS = ("auto", "xla", "blocks", "cudnn", "tpu")
-# Bytes of the scores that `blocks` computes at a time, which stay in a CPU's cache.
-_BLOCK_BYTES = 2 * 2**20
+BACKENDS = ("auto", "xla", "cudnn", "tpu")
 # Platforms of the kernels, by JAX's names; the others run everywhere.
 _PLATFORM = {"cudnn": "gpu", "tpu": "tpu"}
 # What cuDNN's kernel takes: the compute capability from which GPUs have it, and sizes of a head.
@@ -43,17 +41,15 @@ def attend(
     value: likewise.
     lengths: of the sequences without padding. Padding comes last, so that lengths are enough:
       cuDNN's fused kernel takes lengths, not masks.
-    backend: from `choose_backend`. `xla` runs everywhere; `blocks` is the same for a few examples
-      at a time, for CPUs; `cudnn` is the fused kernel for NVIDIA GPUs, in bfloat16; `tpu` is JAX's
-      flash attention for TPUs.
+    backend: from `choose_backend`. `xla` runs everywhere; `cudnn` is the fused kernel for NVIDIA
+      GPUs, in bfloat16; `tpu` is JAX's flash attention for TPUs, called by each device for its
+      examples.
 
   Returns:
     One vector per token and head; at padding it is finite and undefined.
   """
   if backend == "xla":
     return _attend_xla(query, key, value, lengths)
-  if backend == "blocks":
-    return _attend_in_blocks(query, key, value, lengths)
   if backend == "tpu":
     return _attend_tpu(query, key, value, lengths)
   return jax.nn.dot_product_attention(
@@ -107,39 +103,18 @@ def _weigh(einsum, weights, vectors):
 _attend_xla.defvjp(_attend_xla_forward, _attend_xla_backward)
 
 
-def _on_each_device(attend):
-  """Lets each device attend for its examples, by a function that XLA cannot partition.
-
-  A batch that the devices cannot share equally is left to XLA.
-  """
-
-  def spread(query, key, value, lengths):
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or query.shape[0] % mesh.size:
-      return attend(query, key, value, lengths)
-    rows = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(attend, in_specs=rows, out_specs=rows, check_vma=False)(
-      query, key, value, lengths
-    )
-
-  return spread
-
-
-@_on_each_device
-def _attend_in_blocks(query, key, value, lengths):
-  examples, tokens, heads, _ = query.shape
-  if not isinstance(examples, int):  # of an exported program
-    return _attend_xla(query, key, value, lengths)
-  fit = max(1, _BLOCK_BYTES // (4 * heads * tokens * tokens))
-  size = max(n for n in range(1, min(fit, examples) + 1) if examples % n == 0)
-  if size == examples:
-    return _attend_xla(query, key, value, lengths)
-  blocks = tuple(x.reshape(-1, size, *x.shape[1:]) for x in (query, key, value, lengths))
-  return jax.lax.map(lambda block: _attend_xla(*block), blocks).reshape(query.shape)
-
-
-@_on_each_device
 def _attend_tpu(query, key, value, lengths):
+  # XLA cannot partition the kernel, so each device calls it for its examples.
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return _attend_tpu_alone(query, key, value, lengths)
+  spread = PartitionSpec(mesh.axis_names)
+  return jax.shard_map(_attend_tpu_alone, in_specs=spread, out_specs=spread, check_vma=False)(
+    query, key, value, lengths
+  )
+
+
+def _attend_tpu_alone(query, key, value, lengths):
   # Other platforms may have no such kernel to import.
   from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
@@ -171,7 +146,7 @@ def runs_on(backend: str, platform: str) -> bool:
 def choose_backend(word: str, device: Any, dtype: jnp.dtype, head_size: int) -> str:
   """Resolves `model.backend`: `auto` is the fastest backend for a device.
 
-  That is `cudnn` where it runs, `blocks` on CPUs and `xla` elsewhere: a TPU's kernel works on
+  That is cuDNN's kernel where it runs and XLA's attention elsewhere: a TPU's kernel works on
   multiples of 128 tokens, more than our sequences have, and does not pay.
 
   Args:
@@ -194,9 +169,7 @@ def choose_backend(word: str, device: Any, dtype: jnp.dtype, head_size: int) -> 
     raise InputError(f"config.model.backend 'cudnn' needs {misses}; set it to 'auto'")
   if word != "auto":
     return word
-  if not misses:
-    return "cudnn"
-  return "blocks" if device.platform == "cpu" else "xla"
+  return "xla" if misses else "cudnn"
 
 
 def _missing_for_cudnn(device: Any, dtype: jnp.dtype, head_size: int) -> str:

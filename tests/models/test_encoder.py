@@ -227,7 +227,7 @@ BLACKWELL, AMD = (
     (H100, "bfloat16", 136, "xla"),
     (V100, "bfloat16", 64, "xla"),
     (AMD, "bfloat16", 64, "xla"),
-    (device("cpu"), "bfloat16", 64, "blocks"),
+    (device("cpu"), "bfloat16", 64, "xla"),
     (device("tpu"), "bfloat16", 64, "xla"),
   ],
 )
@@ -251,7 +251,7 @@ def test_auto_is_the_kernel_of_cudnn_where_it_runs_and_xla_elsewhere(
       H100,
       "bfloat16",
       64,
-      r"model\.backend 'cuda' is not one of auto, xla, blocks, cudnn, tpu",
+      r"model\.backend 'cuda' is not one of auto, xla, cudnn, tpu",
     ),
   ],
 )

@@ -81,25 +81,6 @@ def test_gradients_of_attention_are_those_of_its_formula(scale):
   )
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 6])
-def test_blocks_of_examples_say_what_the_whole_batch_says(size, monkeypatch):
-  """Six examples, of which some or all fit; five never do, but one by one."""
-  monkeypatch.setattr("mail_jax.models.attention._BLOCK_BYTES", size * 4 * 2 * 7 * 7)
-  for examples in (6, 5):
-    query, key, value, weight = (draw(examples, 7, 2, 4, seed=seed) for seed in range(4))
-    lengths = jnp.array((LENGTHS * 2)[:examples])
-
-    def results(backend, lengths=lengths, weight=weight):
-      return lambda *x: jax.vjp(lambda *x: attend(*x, lengths, backend), *x)[1](weight)
-
-    blocks, whole = (jax.jit(results(name))(query, key, value) for name in ("blocks", "xla"))
-    jax.tree.map(
-      lambda actual, expected: np.testing.assert_allclose(actual, expected, atol=1e-5),
-      blocks,
-      whole,
-    )
-
-
 def test_attention_in_bfloat16_returns_bfloat16_near_the_exact_result():
   tensors = [jnp.asarray(draw(3, 7, 2, 4, seed=seed)) for seed in range(3)]
   exact = np.asarray(attention(*tensors, jnp.array(LENGTHS)))

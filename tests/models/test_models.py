@@ -289,7 +289,7 @@ def test_recipes_make_models_with_a_logit_a_pixel(recipe):
     ({"mask_tokens": "boxes"}, r"model\.mask_tokens 'boxes' is not one of instance, stacked"),
     ({"pad_to_multiple_of": 0}, r"model\.pad_to_multiple_of is 0; it must be at least 1"),
     ({"selection": "first"}, r"model\.selection 'first' is not one of soft, hard, multi, none"),
-    ({"backend": "flash"}, r"model\.backend 'flash' is not one of auto, xla, blocks, cudnn, tpu"),
+    ({"backend": "flash"}, r"model\.backend 'flash' is not one of auto, xla, cudnn, tpu"),
     ({"norm": "layer"}, r"model\.norm 'layer' is not one of batch, group"),
     ({"dtype": "float31"}, r"config\.model\.dtype 'float31'"),
   ],
