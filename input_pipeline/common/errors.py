@@ -7,6 +7,10 @@ from collections.abc import Callable
 class InputError(ValueError):
   """Input that cannot be used; the message names the file, the field and the way out."""
 
+  def __str__(self) -> str:
+    """Returns the message on one line: names in it come from files, and may hold anything."""
+    return "".join(c if c.isprintable() else " " for c in super().__str__())
+
 
 def run_command(main: Callable[[], None], interrupted: str = "") -> None:
   """Runs a command; an `InputError` becomes one line on stderr and exit code 2.

@@ -285,3 +285,12 @@ def test_an_invalid_vilt_config_is_reported(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(InputError, match="num_attention_heads is missing"):
     vilt._heads(tmp_path / "config.json", 64)
+
+
+def test_a_message_is_one_line_for_any_names_in_it(capsys):
+  def main():
+    raise InputError("x.parquet: the columns are s\nen\x1b[2Jtences\u2028, ü")
+
+  with pytest.raises(SystemExit):
+    errors.run_command(main)
+  assert capsys.readouterr().err == "error: x.parquet: the columns are s en [2Jtences , ü\n"
