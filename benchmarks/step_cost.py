@@ -156,7 +156,7 @@ def head() -> str:
     return done.stdout.strip()
 
   return git("rev-parse", "--short=7", "HEAD") + (
-    "+" if git("status", "--porcelain", "-uno") else ""
+    "+" if git("status", "--porcelain", "-uno", "--", ":!benchmarks/results") else ""
   )
 
 
@@ -166,13 +166,15 @@ def main(argv: list[str] | None = None) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--all", action="store_true", help="also other chips and larger encoders")
+  parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
   parser.add_argument("--compare", metavar="COMMIT", help="print a table of its rows and the new")
   parser.add_argument("--results", type=pathlib.Path, default=RESULTS, metavar="FILE.jsonl")
   args = parser.parse_args(argv)
   commit = head()
   if args.compare and not any(r["commit"].startswith(args.compare) for r in read(args.results)):
     raise InputError(f"--compare {args.compare}: {args.results} has no row of this commit")
-  for case in (*CASES, *(MORE if args.all else ())):
+  cases = [c for c in (*CASES, *(MORE if args.all else ())) if args.only in c.name]
+  for case in cases:
     if commit.endswith("+") or find(read(args.results), case, commit) is None:
       measured = measure(case, commit)
       with args.results.open("a") as file:

@@ -208,9 +208,10 @@ def describe(plan: Plan) -> str:
       f"alone, in ms: {seconds}"
     )
     if cost.whole.seconds:
+      foreign = f" and {cost.foreign_kernels} kernels of Pallas" if cost.foreign_kernels else ""
       lines.append(
-        f"  estimated by the compiler: {cost.whole.seconds * 1e3:.2f} ms without collectives "
-        f"({cost.whole.cycles / 1e6:.1f} Mcycles), of which products "
+        f"  estimated by the compiler: {cost.whole.seconds * 1e3:.2f} ms without collectives"
+        f"{foreign} ({cost.whole.cycles / 1e6:.1f} Mcycles), of which products "
         f"{cost.whole.products_share:.0%}"
       )
     lines.append(f"  compiled in {plan.compile_seconds:.0f} s ({plan.effort} effort)")

@@ -83,6 +83,18 @@ def estimated_cycles(instruction: Instruction) -> int:
   return int(estimate[1]) if estimate else 0
 
 
+def foreign_kernels(module: Module) -> int:
+  """Counts the runs of kernels that are not the compiler's own, such as JAX's attention for TPUs.
+
+  It estimates no cycles for them, and their products are not counted.
+  """
+  return sum(
+    times
+    for instruction, times in module.walk(into_fusions=False)
+    if 'custom_call_target="tpu_custom_call"' in instruction.attributes
+  )
+
+
 def product_flops(module: Module) -> float:
   """Returns the FLOPs of all products in one run of the program on a device."""
   return sum(times * _flops(module, instruction) for instruction, times in module.walk())

@@ -146,6 +146,7 @@ class Estimate:
     bound: the largest of them.
     whole: cycles, seconds, products and traffic of the program by the compiler's estimate.
     parts: the same of its parts.
+    foreign_kernels: runs of kernels that the compiler does not estimate, besides collectives.
   """
 
   memory: Memory
@@ -161,6 +162,7 @@ class Estimate:
   bound: str
   whole: Part
   parts: dict[str, Part]
+  foreign_kernels: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +256,7 @@ def estimate_cost(
     bound=max(seconds, key=seconds.__getitem__),
     whole=_part(work, work, chip.clock, peak),
     parts={name: _part(one, work, chip.clock, peak) for name, one in by_part.items()},
+    foreign_kernels=costs.foreign_kernels(module),
   )
 
 

@@ -16,7 +16,8 @@ PARTS = (
   ("embeddings", r"/(image|text)/|MaIL\)*/(sub|mul)"),
   ("loss", r"jvp\(\)"),
   ("augmentation", r"/augmentation/"),
-  ("optimizer and average", r"/optimizer/"),
+  # And what gathers parameters for the model and spreads gradients for it.
+  ("optimizer and average", r"/optimizer/|\(train_step\)/(sharding_constraint|convert_element)"),
   ("other", r""),
 )
 UNATTRIBUTED = "unattributed"

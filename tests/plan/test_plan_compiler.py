@@ -130,6 +130,7 @@ def test_attention_of_tpus_is_a_kernel_on_each_chip():
   kernels = re.findall(r'custom_call_target="tpu_custom_call"', compiled.as_text())
   # Forward, gradients of the queries, gradients of keys and values.
   assert len(kernels) == 3 * make_config().model.depth
+  assert costs.foreign_kernels(hlo.parse(compiled.as_text())) == len(kernels)
   actual = costs.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)
   assert list(actual) == ["all-reduce"]
 

@@ -107,6 +107,7 @@ STEP = "jit(train_step)/"
     (STEP + "jvp()/reduce_sum", "loss"),
     (STEP + "augmentation/jit(_uniform)/shift_right_logical", "augmentation"),
     (STEP + "optimizer/add", "optimizer and average"),
+    (STEP + "sharding_constraint", "optimizer and average"),
     ("jit(measure)/byh,bhx->byx/dot_general", "other"),
     ("convert.25", "unattributed"),
     ("state.variables['params']['encoder']['block00']['qkv']['kernel']", "unattributed"),
