@@ -387,6 +387,21 @@ def test_contradictions_within_a_row_are_errors(tmp_path, change, message):
     convert(source)
 
 
+@pytest.mark.parametrize("value", [7, [1], True, 1.5])
+@pytest.mark.parametrize("column", ["raw_anns", "raw_image_info", "in samples"])
+def test_a_column_of_json_that_is_something_else_is_named(tmp_path, column, value):
+  row = jxu124(1, ["a"], [polygon(1, 2, 9, 9)])
+  if column == "in samples":
+    row = {"samples": [{"caption": "a", "raw_anns": value}], "image_path": row["image_path"]}
+    column = "raw_anns"
+  else:
+    row |= {column: value}
+  source = tmp_path / "val.parquet"
+  pq.write_table(pa.Table.from_pylist([row]), source)
+  with pytest.raises(InputError, match=f"row 1, column {column}: .* is not a JSON object"):
+    convert(source)
+
+
 def test_missing_columns_are_named_with_those_there_are(tmp_path):
   for gone, message in (
     ("answer", r"no column of expressions \(samples, .*; the columns are .*name it with --text"),

@@ -301,8 +301,9 @@ class _Reader:
     return texts
 
   def _masks(self, fields: Mapping[str, Any], photo: _Photo, place: _Place) -> list[Mask]:
-    annotation = fields.get("raw_anns")
-    if annotation:
+    if fields.get("raw_anns"):
+      # Not parsed yet where the row has a list of objects.
+      annotation = _json(fields["raw_anns"], "raw_anns", place)
       _check_same(annotation.get("id"), fields.get("ann_id"), "ann_id", place)
       _check_same(annotation.get("image_id"), fields.get("image_id"), "image_id", place)
       _check_same(annotation.get("image_id"), photo.number, "raw_anns", place)
@@ -450,14 +451,13 @@ def _check_same(value: Any, other: Any, column: str, place: _Place) -> None:
     raise place.error(column, f"{other!r:.40}, but the row also says {value!r:.40}")
 
 
-def _json(text: Any, column: str, place: _Place) -> Any:
+def _json(value: Any, column: str, place: _Place) -> Any:
   """Returns the JSON in a column: a COCO object or a segmentation."""
-  if not isinstance(text, str):
-    return text
-  try:
-    value = untrusted_json.loads(text, "the text", max_bytes=_MAX_JSON)
-  except InputError as error:
-    raise place.error(column, f"not JSON ({error})") from error
+  if isinstance(value, str):
+    try:
+      value = untrusted_json.loads(value, "the text", max_bytes=_MAX_JSON)
+    except InputError as error:
+      raise place.error(column, f"not JSON ({error})") from error
   if column in _JSON and not isinstance(value, dict):
-    raise place.error(column, f"{text!r:.40} is not a JSON object")
+    raise place.error(column, f"{value!r:.40} is not a JSON object")
   return value
