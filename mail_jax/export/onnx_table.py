@@ -380,6 +380,7 @@ TABLE: dict[str, Row] = {
   "stack": _stack,
   "squeeze": lambda g, e, x: g.add("Squeeze", x, np.array(e.params["dimensions"], np.int64)),
   "unstack": _unstack,
+  "tile": lambda g, e, x: g.add("Tile", x, np.array(e.params["reps"], np.int64)),
   "transpose": lambda g, e, x: g.add("Transpose", x, perm=e.params["permutation"]),
   # identities
   "copy": _same,

@@ -255,6 +255,7 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
   ],
   "unstack": [(lambda x: lax.unstack(x, 1)[2] - lax.unstack(x, 1)[0], [_floats(B, 3, 2)])],
   "squeeze": [(lambda x: lax.squeeze(x, (1,)), [_floats(B, 1, 3)])],
+  "tile": [(lambda x: jnp.tile(x, (1, 2, 3)), [_floats(B, 2, 3)])],
   "transpose": [(lambda x: x.transpose(0, 2, 1), [_floats(B, 2, 3)])],
   "optimization_barrier": [(lax.optimization_barrier, [_floats(B, 3)])],
   "stop_gradient": [(lax.stop_gradient, [_floats(B, 3)])],
@@ -263,7 +264,7 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
 
 
 # Another version of JAX uses other primitives for these.
-MAY_BE_ABSENT = {"stack", "square", "stop_gradient"}
+MAY_BE_ABSENT = {"stack", "square", "stop_gradient", "tile"}
 
 
 def _primitives(jaxpr: Any) -> set[str]:
