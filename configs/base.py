@@ -24,8 +24,11 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.max_instances = 12
   # Word pieces per expression; longer expressions are cut, and evaluations report how many.
   c.max_tokens = 16
-  # Pretrained weights: `vilt:PATH` is a ViLT checkpoint; empty starts from random weights.
+  # What a new run starts from: `run:WORKDIR` (or `run:WORKDIR@last`, `@STEP`; else the best) and
+  # `export:FOLDER` are models of ours, `vilt:PATH` is a ViLT checkpoint; empty is random weights.
   c.init = ""
+  # Regex of the parameters of `init` that are not taken over.
+  c.init_leave_out = ""
   # `wordpiece:VOCAB.txt` or `sentencepiece:FILE.model`. If empty: the vocabulary that comes with
   # `init`, or without `init` a SentencePiece model trained on the training expressions.
   c.tokenizer = ""
@@ -65,6 +68,12 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.max_nonfinite_steps = 10
   # Metric on `eval_split` that decides which checkpoint is the best.
   c.best_metric = "mIoU"
+  # Evaluations in a row without a better `best_metric` that end the run; 0 is no limit.
+  c.early_stop = 0
+
+  # Bit-identical repetitions on GPUs too, by slower kernels (docs/reports/reliability.md); CPUs and
+  # TPUs always repeat. Without it, GPUs round differently in every run.
+  c.deterministic = False
 
   # Where a run logs to, besides the terminal and `metrics.jsonl`.
   c.log = ConfigDict()
@@ -189,13 +198,11 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.loader = ConfigDict()
   # Keeps decoded images in memory.
   c.loader.cache = False
-  # Refs of an image that share one decoding per epoch, at most; not together with `cache`. Changes
-  # the order of the data.
+  # Refs of an image that share one decoding per epoch, at most; not together with `cache`. Above 1,
+  # the order of the data is another one, and depends on the number of processes.
   c.loader.refs_per_image = 1
   # Shorter lengths, such as (8, 12), for batches whose expressions all fit; single process only.
   c.loader.text_buckets = ()
-  # Refs in the shuffle buffer.
-  c.loader.shuffle_buffer = 4096
   # Threads of the input pipeline.
   c.loader.threads = 2
   # At a damaged record: `stop`, or `skip`, which reads all records before training and reports the

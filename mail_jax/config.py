@@ -15,6 +15,7 @@ def get_config():
 
 import argparse
 import ast
+import copy
 import functools
 import json
 import pathlib
@@ -32,20 +33,30 @@ _HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = next(f for f in (_HERE / "configs", _HERE.parent / "configs") if (f / "base.py").is_file())
 _BASE = "base"
 
-# Keys that may change when a run is resumed: where it runs, and how much it logs.
+# Keys that may change when a run is resumed, for they change no update: where it runs, how it is
+# judged, and how much it logs and saves.
 MAY_CHANGE = (
   "mesh.",
   "sharding_rules",
   "grad_accum_steps",
+  "deterministic",
+  "loader.cache",
   "loader.threads",
   "loader.on_error",
+  "eval_",
+  "save_every",
   "log_every",
+  "best_metric",
+  "early_stop",
   "max_nonfinite_steps",
   "model.backend",
   "model.remat",
   "model.pad_to_multiple_of",
   "log.",
 )
+
+# Keys that the first models that were kept lack; they get the base's value.
+_ADDED = ("deterministic", "early_stop", "init_leave_out")
 
 # The smallest and the largest sizes of a stored config; larger ones would take all memory.
 _SIZES = {
@@ -171,7 +182,8 @@ def from_json(data: Any, where: str = "the config") -> ConfigDict:
     where: the file, for errors.
 
   Raises:
-    InputError: a key of `configs/base.py` is missing, is of another type there, or is too large.
+    InputError: a key of `configs/base.py` is missing and not of `_ADDED`, is of another type there,
+      or is too large.
   """
 
   def with_tuples(value):
@@ -179,12 +191,25 @@ def from_json(data: Any, where: str = "the config") -> ConfigDict:
       return {k: with_tuples(v) for k, v in value.items()}
     return tuple(with_tuples(v) for v in value) if isinstance(value, list) else value
 
-  stored = data if isinstance(data, dict) else {}
+  stored = _with_added(data) if isinstance(data, dict) else {}
   for path, problem in _problems(_base(), stored):
     raise InputError(
       f"{where}: config.{path} {problem}; the file is damaged or of another version of mail_jax"
     )
   return ConfigDict({key: with_tuples(value) for key, value in stored.items()})
+
+
+def _with_added(stored: dict[str, Any]) -> dict[str, Any]:
+  """Returns a stored config with the keys of `_ADDED` that it lacks."""
+  stored = copy.deepcopy(stored)
+  for key in _ADDED:
+    *parents, name = key.split(".")
+    base, inner = _base(), stored
+    for parent in parents:
+      base, inner = base[parent], inner.get(parent) if isinstance(inner, dict) else None
+    if isinstance(inner, dict):
+      inner.setdefault(name, base[name])
+  return stored
 
 
 @functools.cache

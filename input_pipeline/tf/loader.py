@@ -5,10 +5,10 @@ that a run resumed at step n gets the batches that it would have got. TensorFlow
 pixels; text stays text until the batch is complete, and is tokenized on the host by a thread that
 keeps two batches ready.
 
-Training reads in one of two ways (`train_samples.py`). Streaming keeps a few thousand encoded
-samples in memory and decodes the image of each as it comes or, with `refs_per_image`, once for
-several of its refs. With `cache` every image is decoded and resized once, all of them stay in
-memory, and every epoch is a permutation of all refs.
+Every epoch is a permutation of all refs, for any number of processes (`train_samples.py`). The
+image of each is read and decoded as it comes or, with `cache`, once, and all of them stay in
+memory. With `refs_per_image` an image is decoded once for several of its refs: each process has a
+share of the images, whose groups of refs are permuted.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from input_pipeline.tf import (
   damaged_records,
   eval_rows,
   pipelines,
+  record_index,
   record_reader,
   train_samples,
 )
@@ -74,11 +75,9 @@ class TrainOptions:
     flip: mirrors half of the samples, and exchanges left and right in their text.
     jitter: brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter], which
       come with the batch.
-    cache: decodes and resizes every image once and keeps all in memory.
+    cache: decodes and resizes every image once and keeps all in memory, in every process.
     refs_per_image: samples of an image, at most, that share one decoding in an epoch; each is
-      augmented by itself. 1 spreads an image's samples over the whole shuffle buffer. Not with
-      `cache`.
-    shuffle_buffer: refs to shuffle among without `cache`; their images stay encoded.
+      augmented by itself. 1 spreads an image's samples over the whole epoch. Not with `cache`.
     text_buckets: shorter row lengths that a batch may have if its texts fit, such as (8, 12); each
       costs a compilation. With several processes all rows have `max_tokens`, for no process knows
       how long the others' texts are.
@@ -92,13 +91,12 @@ class TrainOptions:
   jitter: float = 0.0
   cache: bool = False
   refs_per_image: int = 1
-  shuffle_buffer: int = 4096
   text_buckets: Sequence[int] = ()
   threads: int = 2
   on_error: str = "stop"
 
   def __post_init__(self) -> None:
-    _check_positive(shuffle_buffer=self.shuffle_buffer, refs_per_image=self.refs_per_image)
+    _check_positive(refs_per_image=self.refs_per_image)
     _check_on_error(self.on_error)
     if self.cache and self.refs_per_image > 1:
       raise InputError(
@@ -147,13 +145,28 @@ def num_refs(data_dir: str, dataset: str, split: str, on_error: str = "stop") ->
   return record_reader.count_refs(_open_train(Split(data_dir, dataset, split), on_error))
 
 
+def fingerprint_of(data_dir: str, dataset: str, split: str) -> str:
+  """Returns a fingerprint of the records of a split, from their checksums; empty if unknown.
+
+  Raises:
+    InputError: the data set or the split does not exist.
+  """
+  source = record_reader.open_source(Split(data_dir, dataset, split))
+  return record_index.fingerprint_of(_on_this_machine(source).files)
+
+
+def _on_this_machine(source: Source) -> Source:
+  files = ((record_index.on_this_machine(path), skip, take) for path, skip, take in source.files)
+  return dataclasses.replace(source, files=tuple(files))
+
+
 def _open_train(split: Split, on_error: str) -> Source:
   """Opens a process's share of a split, without its damaged records if they are to be skipped."""
   _check_on_error(on_error)
-  source = record_reader.open_source(split)
+  source = _on_this_machine(record_reader.open_source(split))
   if on_error == "stop":
     return dataclasses.replace(source, way_out=_SKIP_HINT)
-  whole = record_reader.open_source(split.whole())
+  whole = _on_this_machine(record_reader.open_source(split.whole()))
   return damaged_records.without_damaged(source, damaged_records.survey(whole))
 
 
@@ -197,71 +210,78 @@ def train_batches(
       for the cache; or, maybe only when a batch is read, a record is damaged.
   """
   lengths = _row_lengths(options.text_buckets, shape.max_tokens, split.process_count)
-  source = _open_train(split, options.on_error)
-  key = train_samples.random_key(options.seed, split.process_index)
-  start = start_step * shape.batch_size
-  samples = _TrainSamples(source, shape.decoded(), options, key)
-  dataset = samples.augmented(start).batch(shape.batch_size).prefetch(2)
+  samples = _TrainSamples(split, shape, options)
+  dataset = samples.augmented(start_step).batch(shape.batch_size).prefetch(2)
 
   def blame(batch: int) -> None:
-    suspects = samples.suspects(start + batch * shape.batch_size, shape.batch_size)
-    record_reader.raise_undecodable(source, suspects, samples.decode)
+    suspects = samples.suspects(start_step + batch)
+    record_reader.raise_undecodable(samples.source, suspects, samples.decode)
 
   dataset = dataset.with_options(pipelines.options(options.threads))
-  batches = _iterate(dataset, source, blame)
+  batches = _iterate(dataset, samples.source, blame)
   return prefetch(
     _finish_train(batch, tokenizer, shape.max_instances, lengths, with_meta) for batch in batches
   )
 
 
-@dataclasses.dataclass(frozen=True)
 class _TrainSamples:
-  """The endless samples of a source, read in the way that the options choose."""
+  """The endless samples of a process, read in the way that the options choose."""
 
-  source: Source
-  shape: Shape
-  options: TrainOptions
-  key: int
+  def __init__(self, split: Split, shape: BatchShape, options: TrainOptions):
+    self._options, self._shape = options, shape.decoded()
+    self._share = train_samples.Share(shape.batch_size, split.process_index, split.process_count)
+    self._is_grouped = options.refs_per_image > 1
+    self.source = _open_train(split if self._is_grouped else split.whole(), options.on_error)
+    # Of a process that has images of its own, or of all.
+    own = split.process_index if self._is_grouped else 0
+    self._key = train_samples.random_key(options.seed, own)
 
-  def augmented(self, start: int) -> tf.data.Dataset:
-    """Returns decoded and augmented samples from number `start` on."""
-    numbers = train_samples.uniform_numbers(self.key, start)
+  def augmented(self, start_step: int) -> tf.data.Dataset:
+    """Returns decoded and augmented samples from a step on."""
     augment = functools.partial(
-      train_samples.augment, flip=self.options.flip, jitter=self.options.jitter
+      train_samples.augment, flip=self._options.flip, jitter=self._options.jitter
     )
-    samples = tf.data.Dataset.zip(self._decoded(start), numbers)
-    return samples.map(augment, num_parallel_calls=self.options.threads)
+    threads = self._options.threads
+    if self._is_grouped:
+      start = start_step * self._share.rows
+      numbers = train_samples.uniform_numbers(self._key, start)
+      samples = train_samples.grouped(self._groups(), start, self._shape)
+      return tf.data.Dataset.zip(samples, numbers).map(augment, num_parallel_calls=threads)
+    find = self._find()
+    order = train_samples.ordered(self._refs(), self._key, start_step, self._share)
+    return order.map(lambda ref, numbers: augment(find(ref), numbers), num_parallel_calls=threads)
 
-  def _decoded(self, start: int) -> tf.data.Dataset:
-    threads = self.options.threads
-    if self.options.cache:
-      cache = _load_cache(self.source, self.shape, threads)
-      return train_samples.cached(cache, self.key, start, threads)
-    if self.options.refs_per_image > 1:
-      return train_samples.grouped(self._groups(), start, self.shape)
-    return self._encoded(start).map(self.decode, num_parallel_calls=threads)
+  def _find(self) -> Callable[[tf.Tensor], Fields]:
+    """Returns the function that reads and decodes the sample of a ref."""
+    if self._options.cache:
+      cache = _load_cache(self.source, self._shape, self._options.threads)
+      return functools.partial(train_samples.cached, cache)
+    table = train_samples.load_table(self.source)
+    return lambda ref: self.decode(*train_samples.streamed(table, ref))
+
+  def _refs(self) -> int:
+    return record_reader.scan(self.source).refs
 
   def decode(self, record: Fields, ref: tf.Tensor) -> Fields:
     """Decodes one sample."""
-    return train_samples.decode(record, ref, self.shape)
+    return train_samples.decode(record, ref, self._shape)
 
-  def suspects(self, start: int, count: int) -> tf.data.Dataset:
-    """Returns the encoded samples that `count` samples from number `start` on may wait for."""
-    if self.options.refs_per_image > 1:
-      return train_samples.grouped_suspects(self._groups(), start, count)
-    return self._encoded(start).take(count)
-
-  def _encoded(self, start: int) -> tf.data.Dataset:
-    buffer, threads = self.options.shuffle_buffer, self.options.threads
-    return train_samples.streamed(self.source, self.key, start, buffer, threads)
+  def suspects(self, step: int) -> tf.data.Dataset:
+    """Returns the encoded samples that the batch of a step may wait for."""
+    rows = self._share.rows
+    if self._is_grouped:
+      return train_samples.grouped_suspects(self._groups(), step * rows, rows)
+    table = train_samples.load_table(self.source)
+    order = train_samples.ordered(self._refs(), self._key, step, self._share).take(rows)
+    return order.map(lambda ref, _: train_samples.streamed(table, ref))
 
   def _groups(self) -> train_samples.Groups:
     return train_samples.Groups(
-      self.source,
-      self.key,
-      self.options.refs_per_image,
-      self.options.shuffle_buffer,
-      self.options.threads,
+      train_samples.load_table(self.source),
+      self._key,
+      self._options.refs_per_image,
+      train_samples.window_of(self._share.rows),
+      self._options.threads,
     )
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from input_pipeline.tf import pipelines
 
-_HEADER, _FOOTER = 12, 4
+HEADER, FOOTER = 12, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _read_intact(path: str, position: int, offset: int, expected: int) -> tuple[
   try:
     # The checksums of skipped records are not verified.
     for record in read_range(path, position, expected - position):
-      count, offset = count + 1, offset + _HEADER + len(record.numpy()) + _FOOTER
+      count, offset = count + 1, offset + HEADER + len(record.numpy()) + FOOTER
   except tf.errors.DataLossError as error:
     if "truncated" not in str(error.message):
       return count, offset, "its bytes do not match their checksum"
@@ -94,11 +94,11 @@ def _find_next(path: str, offset: int) -> tuple[int | None, str]:
   with tf.io.gfile.GFile(path, "rb") as file:
     size = file.size()
     file.seek(offset)
-    header = file.read(_HEADER)
-    if len(header) < _HEADER or _masked_crc(header[:8]) != struct.unpack("<I", header[8:])[0]:
+    header = file.read(HEADER)
+    if len(header) < HEADER or _masked_crc(header[:8]) != struct.unpack("<I", header[8:])[0]:
       return None, ""
     (length,) = struct.unpack("<Q", header[:8])
-    end = offset + _HEADER + length + _FOOTER
+    end = offset + HEADER + length + FOOTER
     return (end if end < size else None), _image_of(file.read(min(length, size)))
 
 

@@ -70,13 +70,19 @@ class Source:
 class Sizes:
   """Sizes of a source's records."""
 
-  refs: int
+  refs_of: np.ndarray
+  """The number of refs of each record."""
   expressions: np.ndarray
   """Their number in each record."""
   height: int
   """Of the tallest image, in pixels."""
   width: int
   """Of the widest image, in pixels."""
+
+  @property
+  def refs(self) -> int:
+    """The number of refs of all records."""
+    return int(self.refs_of.sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,12 +184,6 @@ def count_refs(source: Source) -> int:
   return scan(source).refs if source.refs is None else source.refs
 
 
-def shards(source: Source) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Returns paths, records to skip and records to take of the shards, for `read_shard`."""
-  paths, skips, takes = zip(*source.files, strict=True)
-  return tf.constant(paths), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64)
-
-
 def read_shard(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
   """Returns the serialised records of a shard; too few of them are an error."""
   records_of_shard = tf.data.TFRecordDataset(path).skip(skip).take(take)
@@ -192,7 +192,9 @@ def read_shard(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dat
 
 def read(source: Source) -> tf.data.Dataset:
   """Returns the serialised records in stored order."""
-  return tf.data.Dataset.from_tensor_slices(shards(source)).flat_map(read_shard)
+  paths, skips, takes = zip(*source.files, strict=True)
+  shards = tf.constant(paths), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64)
+  return tf.data.Dataset.from_tensor_slices(shards).flat_map(read_shard)
 
 
 def parse(example: tf.Tensor) -> Fields:
@@ -259,7 +261,7 @@ def scan(source: Source) -> Sizes:
     raise_damaged(source, error)
   columns = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
   return Sizes(
-    refs=int(columns["refs"].sum()),
+    refs_of=columns["refs"].astype(np.int64),
     expressions=columns["expressions"],
     height=int(columns["height"].max()),
     width=int(columns["width"].max()),

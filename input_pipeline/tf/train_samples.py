@@ -1,9 +1,9 @@
 """The order of training samples, their random numbers, and their augmentation.
 
 All are pure functions of (seed, epoch, position). A sample is one ref: a record's image and planes,
-and the ref's target and expressions. `streamed` reads samples one by one, `cached` takes them from
-memory, and `grouped` decodes an image once for several of its refs; `augment` is the last step of
-all three.
+and the ref's target and expressions. `ordered` is the order of `streamed`, which reads samples one
+by one, and of `cached`, which takes them from memory; `grouped` decodes an image once for several
+of its refs, in an order of its own. `augment` is the last step of all three.
 """
 
 import dataclasses
@@ -15,16 +15,17 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.tf import pipelines, record_reader
+from input_pipeline.tf import pipelines, record_index, record_reader
 from input_pipeline.tf.record_reader import Fields, Shape, Source
 
 WINDOW = 64
-"""Groups whose samples are shuffled together: 74 MB of images of 480 x 480 pixels."""
+"""Groups whose samples are shuffled together, at least: 74 MB of images of 480 x 480 pixels."""
+WINDOW_PER_SAMPLE = 3
+"""Groups in a window per sample of a batch, so that a batch has many different images."""
 NUMBERS_PER_SAMPLE = 5
 """Random numbers: for the expression, the flip, brightness, contrast and saturation."""
 
 _SAMPLES_PER_BLOCK = 1024
-_OPEN_SHARDS = 16
 # Of the SplitMix64 generator, as are the constants in _mix.
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -35,26 +36,25 @@ def random_key(seed: int, process_index: int) -> int:
 
 
 def uniform_numbers(key: int, start: int) -> tf.data.Dataset:
-  """Returns `NUMBERS_PER_SAMPLE` numbers in [0, 1) for every sample from number `start` on.
-
-  The numbers of a sample depend on the key and its number alone: they are SplitMix64 of a counter,
-  computed for many samples at once, for a call per sample would cost more than a flip.
-  """
+  """Returns `NUMBERS_PER_SAMPLE` numbers in [0, 1) for every sample from number `start` on."""
 
   def block(first: tf.Tensor) -> tf.data.Dataset:
-    counters = (
-      first * NUMBERS_PER_SAMPLE
-      + tf.range(_SAMPLES_PER_BLOCK * NUMBERS_PER_SAMPLE, dtype=tf.int64)
-      + 1
-    )
-    bits = _mix(_uint64(key) + tf.cast(counters, tf.uint64) * _uint64(_GOLDEN))
-    # The upper 24 bits, as many as float32 holds.
-    numbers = tf.cast(tf.bitwise.right_shift(bits, _uint64(40)), tf.float32) * 2.0**-24
-    return tf.data.Dataset.from_tensor_slices(
-      tf.reshape(numbers, [_SAMPLES_PER_BLOCK, NUMBERS_PER_SAMPLE])
-    )
+    numbers = first + tf.range(_SAMPLES_PER_BLOCK, dtype=tf.int64)
+    return tf.data.Dataset.from_tensor_slices(uniform_of(key, numbers))
 
   return tf.data.Dataset.range(start, tf.int64.max, _SAMPLES_PER_BLOCK).flat_map(block)
+
+
+def uniform_of(key: int, samples: tf.Tensor) -> tf.Tensor:
+  """Returns the random numbers of samples, float32 [n, `NUMBERS_PER_SAMPLE`].
+
+  They depend on the key and the number of the sample alone: they are SplitMix64 of a counter,
+  computed for many samples at once, for a call per sample would cost more than a flip.
+  """
+  counters = samples[:, None] * NUMBERS_PER_SAMPLE + tf.range(NUMBERS_PER_SAMPLE, dtype=tf.int64)
+  bits = _mix(_uint64(key) + tf.cast(counters + 1, tf.uint64) * _uint64(_GOLDEN))
+  # The upper 24 bits, as many as float32 holds.
+  return tf.cast(tf.bitwise.right_shift(bits, _uint64(40)), tf.float32) * 2.0**-24
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
@@ -78,40 +78,92 @@ def _permutation(count: int, seed: tf.Tensor) -> tf.Tensor:
   return tf.random.experimental.stateless_shuffle(indices, tf.stack([seed, seed]))
 
 
-def streamed(source: Source, key: int, start: int, buffer: int, threads: int) -> tf.data.Dataset:
-  """Returns encoded samples from number `start` on: (record, index of the ref).
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """The rows of every batch that a process has."""
 
-  Each epoch has a random order of shards, whose samples pass through a shuffle buffer. Samples
-  before `start` in its epoch are read but not decoded.
+  rows: int
+  """Their number."""
+  index: int = 0
+  """Of the process."""
+  count: int = 1
+  """Of the processes; a batch has `rows` of each."""
+
+
+def ordered(refs: int, key: int, start_step: int, share: Share) -> tf.data.Dataset:
+  """Returns (ref, its random numbers) for the samples of a process from a step on.
+
+  Every epoch is a permutation of all refs, and the batches are cut from the sequence of the epochs,
+  so that the samples of a batch do not depend on the number of processes.
   """
-  # A run from the beginning needs no count.
-  first, skipped = divmod(start, record_reader.count_refs(source)) if start else (0, 0)
+  batch = share.rows * share.count
+  start = start_step * batch
 
   def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-    seed = epoch_seed(key, epoch)
-    samples = records_of_epoch(source, seed, threads).flat_map(by_refs)
-    samples = samples.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
-    return samples.skip(tf.where(epoch == first, tf.constant(skipped, tf.int64), 0))
+    positions = epoch * refs + tf.range(refs, dtype=tf.int64)
+    ours = (positions >= start) & (positions % batch // share.rows == share.index)
+    order = tf.boolean_mask(_permutation(refs, epoch_seed(key, epoch)), ours)
+    numbers = uniform_of(key, tf.boolean_mask(positions, ours))
+    return tf.data.Dataset.from_tensor_slices((order, numbers))
 
-  return tf.data.Dataset.range(first, tf.int64.max).flat_map(one_epoch)
+  return tf.data.Dataset.range(start // refs, tf.int64.max).flat_map(one_epoch)
 
 
-def records_of_epoch(source: Source, seed: tf.Tensor, threads: int) -> tf.data.Dataset:
-  """Returns all records, encoded, by shards in the epoch's order."""
-  order = _permutation(len(source.files), seed)
-  shards = [tf.gather(column, order) for column in record_reader.shards(source)]
-  examples = tf.data.Dataset.from_tensor_slices(tuple(shards)).interleave(
-    record_reader.read_shard, cycle_length=_OPEN_SHARDS, block_length=16
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Where the records of a source are, and which refs they have."""
+
+  path: tf.Tensor
+  """string, of every file."""
+  file: tf.Tensor
+  """int64 [n], the file of each record."""
+  offset: tf.Tensor
+  """int64 [n], where each record begins."""
+  length: tf.Tensor
+  """int64 [n], its bytes with their frame."""
+  refs_of: np.ndarray
+  """int64 [n], the number of its refs."""
+  record: tf.Tensor
+  """int64 [refs], the record of each ref."""
+  ref: tf.Tensor
+  """int64 [refs], its index in the record."""
+
+  @property
+  def refs(self) -> int:
+    """Number of refs of all records."""
+    return self.ref.shape[0]
+
+  def read(self, record: tf.Tensor) -> Fields:
+    """Reads and parses a record."""
+    path = self.path[self.file[record]]
+    example = record_index.read_at(path, self.offset[record], self.length[record])
+    return record_reader.parse(example)
+
+
+@functools.lru_cache(maxsize=4)
+def load_table(source: Source) -> Table:
+  """Reads a source once and finds its records.
+
+  Raises:
+    InputError: a record is damaged; the message names it.
+  """
+  refs_of = record_reader.scan(source).refs_of
+  found = [record_index.frames(path, skip + take)[0][skip:] for path, skip, take in source.files]
+  first = np.cumsum(refs_of) - refs_of
+  return Table(
+    path=tf.constant([path for path, _, _ in source.files]),
+    file=tf.constant(np.repeat(np.arange(len(found)), [len(ends) - 1 for ends in found])),
+    offset=tf.constant(np.concatenate([ends[:-1] for ends in found])),
+    length=tf.constant(np.concatenate([np.diff(ends) for ends in found])),
+    refs_of=refs_of,
+    record=tf.constant(np.repeat(np.arange(len(refs_of)), refs_of)),
+    ref=tf.constant(np.arange(refs_of.sum()) - np.repeat(first, refs_of)),
   )
-  return examples.map(record_reader.parse, num_parallel_calls=threads)
 
 
-def by_refs(record: Fields, step: int = 1) -> tf.data.Dataset:
-  """Repeats a record for every `step` of its refs, with the index of the first one."""
-  count = tf.size(record["ref_id"], out_type=tf.int64)
-  # The tensors are shared.
-  repeated = tf.data.Dataset.from_tensors(record).repeat()
-  return tf.data.Dataset.zip(repeated, tf.data.Dataset.range(0, count, step))
+def streamed(table: Table, ref: tf.Tensor) -> tuple[Fields, tf.Tensor]:
+  """Reads the record of a ref; returns it, encoded, and the index of the ref in it."""
+  return table.read(table.record[ref]), table.ref[ref]
 
 
 def decode(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
@@ -230,66 +282,72 @@ def _shared(array: np.ndarray) -> tf.Tensor:
   return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
-def cached(cache: Cache, key: int, start: int, threads: int) -> tf.data.Dataset:
-  """Returns decoded samples from number `start` on; each epoch is a permutation of all refs."""
-  refs, size = cache.record.shape[0], cache.image.shape[1]
+def cached(cache: Cache, ref: tf.Tensor) -> Fields:
+  """Returns the decoded sample of a ref."""
+  size, record, start = cache.image.shape[1], cache.record[ref], cache.start[ref]
   # The 8 pixels of every byte: a lookup is twice as fast as shifts.
   pixels = tf.constant(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(bool))
-  first, skipped = divmod(start, refs)
-
-  def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-    order = _permutation(refs, epoch_seed(key, epoch))
-    return tf.data.Dataset.from_tensor_slices(order[tf.where(epoch == first, skipped, 0) :])
-
-  def sample(ref: tf.Tensor) -> Fields:
-    record, start = cache.record[ref], cache.start[ref]
-    target = tf.reshape(tf.gather(pixels, tf.cast(cache.target[ref], tf.int32)), [-1])
-    return {
-      "image": cache.image[record],
-      "instances": cache.instances[record],
-      "num_instances": cache.num_instances[record],
-      "target": tf.reshape(target[: size * size], [size, size]),
-      "expressions": cache.expressions[start : start + cache.count[ref]],
-      "image_id": cache.image_id[record],
-      "ref_id": cache.ref_id[ref],
-    }
-
-  refs_in_order = tf.data.Dataset.range(first, tf.int64.max).flat_map(one_epoch)
-  return refs_in_order.map(sample, num_parallel_calls=threads)
+  target = tf.reshape(tf.gather(pixels, tf.cast(cache.target[ref], tf.int32)), [-1])
+  return {
+    "image": cache.image[record],
+    "instances": cache.instances[record],
+    "num_instances": cache.num_instances[record],
+    "target": tf.reshape(target[: size * size], [size, size]),
+    "expressions": cache.expressions[start : start + cache.count[ref]],
+    "image_id": cache.image_id[record],
+    "ref_id": cache.ref_id[ref],
+  }
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
   """How refs of the same image are grouped, and how the groups are shuffled."""
 
-  source: Source
+  table: Table
   key: int
   refs_per_image: int
   """Refs of an image that share one decoding, at most; at least 2."""
-  buffer: int
-  """Refs to shuffle among, at most; their images stay encoded."""
+  window: int
+  """Groups whose samples are shuffled together."""
   threads: int
+
+  def firsts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the record of every group, the index of its first ref there, and its size."""
+    counts = -(-self.table.refs_of // self.refs_per_image)
+    record = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = number * self.refs_per_image
+    return record, first, np.minimum(self.table.refs_of[record] - first, self.refs_per_image)
+
+
+def window_of(batch_size: int) -> int:
+  """Returns the groups of a window for batches of this size."""
+  return max(WINDOW, WINDOW_PER_SAMPLE * batch_size)
 
 
 def grouped(groups: Groups, start: int, shape: Shape) -> tf.data.Dataset:
   """Returns decoded samples from number `start` on, in epochs of groups.
 
-  Groups are shuffled as they are read, and the samples of `WINDOW` groups among themselves, so that
-  the samples of an image are spread although it is decoded once.
+  Every epoch is a permutation of the groups, and the samples of `window` groups are shuffled among
+  themselves, so that the samples of an image are spread although it is decoded once.
   """
   first, window, left = _locate(groups, start)
 
   def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
     at_first = epoch == first
     skipped = tf.where(at_first, tf.constant(window, tf.int64), 0)
+    remaining = _groups_of_epoch(groups, epoch, skipped * groups.window)
+
+    def share(record: tf.Tensor, ref: tf.Tensor, size: tf.Tensor) -> tuple:
+      fields = groups.table.read(record)
+      return fields | record_reader.decode_record(fields, shape), ref, size
+
+    # While a window is used up, the next one is decoded.
+    shared = remaining.map(share, num_parallel_calls=groups.threads)
+    windows = shared.window(groups.window).prefetch(1).enumerate(skipped)
     seed = epoch_seed(groups.key, epoch)
-    remaining = _groups_of_epoch(groups, seed).skip(skipped * WINDOW)
-    shared = remaining.map(
-      lambda record, ref: (record | record_reader.decode_record(record, shape), ref),
-      num_parallel_calls=groups.threads,
-    )
-    windows = shared.window(WINDOW).enumerate(skipped)
-    shuffle = functools.partial(_shuffle_window, refs_per_image=groups.refs_per_image, seed=seed)
+    buffer = groups.window * groups.refs_per_image
+    shuffle = functools.partial(_shuffle_window, buffer=buffer, seed=seed)
     return windows.flat_map(shuffle).skip(tf.where(at_first, tf.constant(left, tf.int64), 0))
 
   samples = tf.data.Dataset.range(first, tf.int64.max).flat_map(one_epoch)
@@ -302,61 +360,40 @@ def grouped_suspects(groups: Groups, start: int, count: int) -> tf.data.Dataset:
   first, window, _ = _locate(groups, start)
 
   def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-    skipped = tf.where(epoch == first, tf.constant(window * WINDOW, tf.int64), 0)
-    return _groups_of_epoch(groups, epoch_seed(groups.key, epoch)).skip(skipped)
+    skipped = tf.where(epoch == first, tf.constant(window * groups.window, tf.int64), 0)
+    found = _groups_of_epoch(groups, epoch, skipped)
+    return found.map(lambda record, ref, _: (groups.table.read(record), ref))
 
   epochs = tf.data.Dataset.range(first, tf.int64.max).flat_map(one_epoch)
-  return epochs.take(count + 2 * WINDOW)
+  return epochs.take(count + 2 * groups.window)
 
 
-def _groups_of_epoch(groups: Groups, seed: tf.Tensor, only_sizes: bool = False) -> tf.data.Dataset:
-  """Returns the encoded groups of an epoch, (record, index of the first ref), or their sizes."""
-  records = records_of_epoch(groups.source, seed, groups.threads)
-  encoded = records.flat_map(functools.partial(by_refs, step=groups.refs_per_image))
-  if only_sizes:
-    encoded = encoded.map(functools.partial(_size, refs_per_image=groups.refs_per_image))
-  # The order depends on the seed and on numbers, not on the elements.
-  buffer = max(1, groups.buffer // groups.refs_per_image)
-  return encoded.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
+def _groups_of_epoch(groups: Groups, epoch: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+  """Returns (record, index of the first ref, size) of the groups of an epoch after some."""
+  columns = [tf.constant(column) for column in groups.firsts()]
+  order = _permutation(columns[0].shape[0], epoch_seed(groups.key, epoch))[skipped:]
+  return tf.data.Dataset.from_tensor_slices(tuple(tf.gather(c, order) for c in columns))
 
 
-def _size(record: Fields, ref: tf.Tensor, refs_per_image: int) -> tf.Tensor:
-  return tf.minimum(tf.size(record["ref_id"], out_type=tf.int64) - ref, refs_per_image)
-
-
-def _shuffle_window(
-  number: tf.Tensor, window: tuple[Fields, tf.data.Dataset], refs_per_image: int, seed: tf.Tensor
-) -> tf.data.Dataset:
+def _shuffle_window(number: tf.Tensor, window: tuple, buffer: int, seed: tf.Tensor):
   """Returns the samples of a window, (record, ref), shuffled; decoded tensors are shared."""
 
-  def samples(record: Fields, ref: tf.Tensor) -> tf.data.Dataset:
-    size = _size(record, ref, refs_per_image)
+  def samples(record: Fields, ref: tf.Tensor, size: tf.Tensor) -> tf.data.Dataset:
     repeated = tf.data.Dataset.from_tensors(record).repeat(size)
     return tf.data.Dataset.zip(repeated, tf.data.Dataset.range(ref, ref + size))
 
-  return (
-    tf.data.Dataset.zip(window)
-    .flat_map(samples)
-    .shuffle(WINDOW * refs_per_image, seed=seed + 1 + number, reshuffle_each_iteration=False)
-  )
+  shuffled = tf.data.Dataset.zip(window).flat_map(samples)
+  return shuffled.shuffle(buffer, seed=seed + 1 + number, reshuffle_each_iteration=False)
 
 
 def _locate(groups: Groups, start: int) -> tuple[int, int, int]:
   """Returns the epoch and window of sample number `start`, and its position in the window."""
-  if not start:  # a run from the beginning needs no count
-    return 0, 0, 0
-  epoch, left = divmod(start, record_reader.count_refs(groups.source))
-  if not left:
-    return epoch, 0, 0
-  seed = epoch_seed(groups.key, tf.constant(epoch, tf.int64))
-  sizes = _groups_of_epoch(groups, seed, only_sizes=True).batch(WINDOW)
-  window = 0
-  for in_window in sizes.with_options(pipelines.options(groups.threads)).as_numpy_iterator():
-    if left < in_window.sum():
-      break
-    left -= int(in_window.sum())
-    window += 1
-  return epoch, window, left
+  epoch, left = divmod(start, groups.table.refs)
+  sizes = groups.firsts()[2]
+  order = _permutation(len(sizes), epoch_seed(groups.key, tf.constant(epoch, tf.int64))).numpy()
+  done = np.cumsum(sizes[order])[groups.window - 1 :: groups.window]
+  window = int(np.searchsorted(done, left, side="right"))
+  return epoch, window, left - int(done[window - 1] if window else 0)
 
 
 def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fields:

@@ -1,6 +1,7 @@
 """Training batches: order, augmentation, and agreement with the NumPy preparation."""
 
 import collections
+import dataclasses
 import itertools
 import re
 from typing import Any
@@ -16,7 +17,7 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
-from input_pipeline.tf import builder, loader, record_reader, train_samples
+from input_pipeline.tf import builder, loader, record_index, record_reader, train_samples
 
 _BATCH = 4
 
@@ -175,7 +176,26 @@ def test_impossible_lengths_of_text_are_refused(train, lengths):
     train(1, text_buckets=lengths)
 
 
-def test_processes_share_the_records_and_leave_none_out(train, data_dir):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_batches_are_the_same_whatever_processes_make_them_and_cached_or_not(train, run, processes):
+  options, whole = run
+  each = [
+    train(
+      len(whole),
+      **options | {"cache": index == 0},
+      batch_size=_BATCH // processes,
+      process_index=index,
+      process_count=processes,
+    )
+    for index in range(processes)
+  ]
+  for step, batch in enumerate(whole):
+    parts = [batches[step] for batches in each]
+    for key, value in batch.items():
+      np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
+
+
+def test_with_groups_processes_share_the_records_and_leave_none_out(train, data_dir):
   sources = [
     record_reader.open_source(record_reader.Split(data_dir, NAME, "train", i, 2)) for i in range(2)
   ]
@@ -183,27 +203,57 @@ def test_processes_share_the_records_and_leave_none_out(train, data_dir):
   assert sum(counts) == REFS
   seen = []
   for index, count in enumerate(counts):
-    options = {"process_index": index, "process_count": 2, "batch_size": 1, "cache": index == 0}
-    seen.append({ref_of(row) for row in rows_of(train(count, **options))})
+    share = {"process_index": index, "process_count": 2, "batch_size": 1, "refs_per_image": 2}
+    seen.append({ref_of(row) for row in rows_of(train(count, **share))})
     assert len(seen[-1]) == count
   assert not seen[0] & seen[1]
 
 
-def test_shards_and_their_records_are_shuffled_and_none_is_lost(data_dir):
+def _epochs(refs: int, count: int) -> np.ndarray:
+  stream = train_samples.ordered(refs, 3, 0, train_samples.Share(rows=1)).take(count * refs)
+  order = np.array([ref for ref, _ in stream.as_numpy_iterator()]).reshape(count, refs)
+  return np.argsort(order, axis=1)
+
+
+def test_the_order_of_an_epoch_says_nothing_of_the_next_one_nor_of_the_stored_one():
+  places = _epochs(4096, 4)
+  correlation = np.corrcoef([*places, np.arange(4096)])
+  # Of independent orders it is 0 with a deviation of 1 / 64.
+  assert np.abs(correlation - np.eye(5)).max() < 0.07
+
+
+def test_refs_of_an_image_are_as_far_apart_as_any():
+  places = _epochs(4096, 2)
+  apart = np.abs(places[:, ::2] - places[:, 1::2]).mean()
+  assert apart == pytest.approx(4096 / 3, rel=0.1)
+
+
+def test_a_table_finds_every_record_of_every_range_of_files(data_dir):
   whole = record_reader.open_source(record_reader.Split(data_dir, NAME, "train"))
-  (path, _, _) = whole.files[0]
-  source = record_reader.Source("test", ((path, 0, 4), (path, 4, 1), (path, 5, 4)), None, 0)
-  stream = train_samples.streamed(source, key=3, start=0, buffer=2, threads=1)
-  seen = [
-    (int(record["image_id"]), int(ref)) for record, ref in stream.take(2 * REFS).as_numpy_iterator()
-  ]
+  (path, _, count) = whole.files[0]
+  parts = ((path, 4, 3), (path, 0, 2), (path, 8, count - 8))
+  table = train_samples.load_table(dataclasses.replace(whole, files=parts, refs=None))
+  found = [int(table.read(tf.constant(n))["image_id"]) for n in range(len(table.refs_of))]
   stored = [
     int(record["image_id"])
     for record in tfds.as_numpy(builder.open_dataset(data_dir, NAME).as_dataset(split="train"))
   ]
-  assert len(set(seen[:REFS])) == len(set(seen[REFS:])) == REFS
-  assert seen[:REFS] != seen[REFS:]
-  assert [image_id for image_id, _ in seen[:REFS:2]] != stored
+  assert found == [stored[n] for n in (4, 5, 6, 0, 1, *range(8, count))]
+  assert [int(n) for n in table.record] == list(np.repeat(range(len(found)), table.refs_of))
+  assert [int(n) for n in table.ref] == [n for refs in table.refs_of for n in range(refs)]
+
+
+def test_the_fingerprint_of_records_is_that_of_their_contents(data_dir, tmp_path):
+  before = loader.fingerprint_of(data_dir, NAME, "train")
+  assert re.fullmatch("[0-9a-f]{16}", before)
+  write(str(tmp_path))
+  assert loader.fingerprint_of(str(tmp_path), NAME, "train") == before
+  assert loader.fingerprint_of(data_dir, NAME, "val") != before
+  (shard,) = tmp_path.glob("**/*-train.tfrecord*")
+  files = ((str(shard), 0, 9),)
+  assert record_index.fingerprint_of(files) == before
+  assert record_index.fingerprint_of(((str(shard), 1, 8),)) != before
+  assert record_index.fingerprint_of(((str(shard), 0, 10),)) == "", "there are nine records"
 
 
 def test_random_numbers_are_splitmix64():
@@ -259,9 +309,7 @@ def test_a_damaged_shard_is_named(data_dir, tokenizer, tmp_path, cache):
     "max_tokens": 8,
   }
   with pytest.raises(InputError, match=rf"refcoco_unc/train: .*{re.escape(str(shard.parent))}"):
-    batches = read_batches.train(
-      str(tmp_path), NAME, tokenizer, **options, seed=0, cache=cache, shuffle_buffer=1
-    )
+    batches = read_batches.train(str(tmp_path), NAME, tokenizer, **options, seed=0, cache=cache)
     list(itertools.islice(batches, REFS))
 
 
@@ -271,7 +319,7 @@ def test_a_missing_data_set_or_split_is_named(train, tokenizer, tmp_path):
   with pytest.raises(InputError, match=r"no split 'testC'; it has .*val"):
     train(1, split="testC")
   with pytest.raises(InputError, match="9 images are too few for 10 processes"):
-    train(1, process_count=10)
+    train(1, process_count=10, refs_per_image=2)
   with pytest.raises(InputError, match="batch_size is 0"):
     train(1, batch_size=0)
 

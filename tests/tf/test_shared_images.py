@@ -11,6 +11,7 @@ import half_records
 import numpy as np
 import pytest
 import read_batches
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -63,12 +64,12 @@ def tokenizer(data_dir) -> SentencePieceTokenizer:
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-  monkeypatch.setattr(train_samples, "WINDOW", 3)
+  monkeypatch.setattr(train_samples, "window_of", lambda batch_size: 3)
 
 
-def _groups(data_dir, most=3, key=5, buffer=12) -> train_samples.Groups:
+def _groups(data_dir, most=3, key=5, window=3) -> train_samples.Groups:
   source = record_reader.open_source(record_reader.Split(data_dir, NAME, "train"))
-  return train_samples.Groups(source, key, most, buffer, threads=2)
+  return train_samples.Groups(train_samples.load_table(source), key, most, window, threads=2)
 
 
 def _stream(groups, start, count) -> list[tuple[int, int]]:
@@ -125,7 +126,7 @@ def test_a_stream_from_anywhere_is_the_rest_of_the_whole_one(data_dir):
 
 def _batches(data_dir, tokenizer, count, **options):
   arguments = {"batch_size": 4, "image_size": SIZE, "max_instances": 16, "max_tokens": 24}
-  arguments |= {"seed": 1, "jitter": 0.2, "shuffle_buffer": 12, **options}
+  arguments |= {"seed": 1, "jitter": 0.2, **options}
   return list(itertools.islice(read_batches.train(data_dir, NAME, tokenizer, **arguments), count))
 
 
@@ -151,16 +152,26 @@ def test_every_sample_is_augmented_independently(data_dir, tokenizer):
   assert all(len(seen) > 1 for seen in factors.values())
 
 
-def test_one_ref_per_image_gives_the_earlier_order(data_dir, tokenizer):
-  """Images, refs and last words as commit 93f163d drew them with the same seed."""
-  rows = half_records.rows_of(_batches(data_dir, tokenizer, 5, jitter=0.0, refs_per_image=1))
-  images = [round(int(row["image"][0, 0, 0]) / 20) for row in rows]
-  texts = [tokenizer.decode(row["tokens"][: row["num_tokens"]]) for row in rows]
-  assert images == [4, 10, 4, 8, 4, 8, 4, 3, 5, 4, 9, 10, 6, 4, 7, 7, 4, 3, 9, 7]
-  assert [int(row["target"][:, 0].argmax()) for row in rows] == list(
-    map(int, "11304160020205130114")
+def test_a_large_batch_has_almost_as_many_images_as_without_groups(monkeypatch):
+  """2.5 refs an image, as in RefCOCO, and the recipe of large batches: 1,024 of 4 refs an image."""
+  monkeypatch.undo()
+  refs_of, batch = np.array([2, 3] * 8_000), 1024
+  record = np.repeat(np.arange(len(refs_of)), refs_of)
+  table = train_samples.Table(
+    *(tf.constant([0]),) * 4, refs_of, tf.constant(record), tf.constant(np.zeros_like(record))
   )
-  assert "".join(text.rpartition(" ")[2][0] for text in texts) == "pnnppnnnppnppppnpnnp"
+  window = train_samples.window_of(batch)
+  groups = train_samples.Groups(table, 5, 4, window, threads=1)
+  epoch = tf.constant(0, tf.int64)
+  order = [int(n) for n, _, _ in train_samples._groups_of_epoch(groups, epoch, epoch)]
+  rng = np.random.default_rng(0)
+  samples = [
+    rng.permutation(np.repeat(order[i : i + window], refs_of[order[i : i + window]]))
+    for i in range(0, len(order), window)
+  ]
+  stream = np.concatenate(samples)
+  distinct = [len(set(stream[i : i + batch])) for i in range(0, len(stream) - batch, batch)]
+  assert np.mean(distinct) > 905
 
 
 def test_an_image_is_decoded_once_for_its_samples(data_dir, monkeypatch):
