@@ -30,6 +30,9 @@ DATASETS = {
   "google": "refcocog_google",
 }
 
+# The parameters that ViLT's checkpoints have.
+PRETRAINED = "^(encoder|image|text|type)"
+
 
 def get_config(argument: str = "unc") -> ConfigDict:
   """Returns the recipe for a dataset, with `,large` for the large batch."""
@@ -60,7 +63,7 @@ def get_config(argument: str = "unc") -> ConfigDict:
 
   c.optimizer.lr = 5e-5
   # Pretrained parameters change slowly, new ones ten times as fast.
-  c.optimizer.lr_scale = (("^(encoder|image|text|type)", 1.0), (".*", 10.0))
+  c.optimizer.lr_scale = ((PRETRAINED, 1.0), (".*", 10.0))
   c.optimizer.warmup_steps = 2000
   c.optimizer.schedule = "polynomial"
   c.optimizer.final = 0.0
@@ -74,8 +77,10 @@ def get_config(argument: str = "unc") -> ConfigDict:
   if size == "large":
     c.batch_size = 1024
     c.eval_batch_size = 256
-    # With Adam the learning rate grows with the square root of the batch size.
+    # With Adam the learning rate grows with the square root of the batch size; that of new
+    # parameters only to 1e-3, above which the demo learns less (docs/reports/results.md).
     c.optimizer.lr = 5e-5 * 32**0.5
+    c.optimizer.lr_scale = ((PRETRAINED, 1.0), (".*", 1e-3 / c.optimizer.lr))
     c.optimizer.warmup_steps = 200
     c.eval_every = c.save_every = 100
     c.ema_decay = 0.99

@@ -3,7 +3,6 @@
 import collections
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models.build import Tree, path_name
+from mail_jax.models.rules import by_rule
 
 # "fsdp", "zero1", "replicate", or an axis of the mesh (or None) for each dimension.
 Rule = str | tuple[str | None, ...]
@@ -106,20 +106,14 @@ def state_sharding(mesh: AnyMesh, state: Tree, rules: Rules = ((".*", "fsdp"),))
     InputError: no rule matches an array, a rule is unknown, or does not fit an array.
   """
 
-  def place(path, leaf) -> NamedSharding:
-    name = path_name(path)
-    rule = next((rule for pattern, rule in rules if re.search(pattern, name)), None)
+  def place(path, leaf, rule) -> NamedSharding:
     if isinstance(rule, str) and rule in _SHARDED_BY:
       return NamedSharding(mesh, _shard(leaf, mesh, _SHARDED_BY[rule]))
     if rule == "replicate":
       return replicated(mesh)
-    if rule is None:
-      raise InputError(
-        f"config.sharding_rules: no rule matches {name!r}; end the list with ('.*', rule)"
-      )
-    return NamedSharding(mesh, _explicit(name, leaf, rule, mesh))
+    return NamedSharding(mesh, _explicit(path_name(path), leaf, rule, mesh))
 
-  return jax.tree_util.tree_map_with_path(place, state)
+  return jax.tree_util.tree_map_with_path(place, state, by_rule(state, rules, "sharding_rules"))
 
 
 def gathered_over_data(rules: Rules) -> Rules:
@@ -161,7 +155,7 @@ def _padded(shape: Sequence[int]) -> int:
 
 
 def _explicit(name: str, leaf, rule: Rule, mesh: AnyMesh) -> P:
-  if isinstance(rule, str) or any(axis not in (None, *AXES) for axis in rule):
+  if not isinstance(rule, tuple | list) or any(axis not in (None, *AXES) for axis in rule):
     raise InputError(
       f"config.sharding_rules: {rule!r} is neither 'fsdp', 'zero1', 'replicate' nor a tuple of "
       f"{', '.join(map(repr, AXES))} and None, one per dimension"

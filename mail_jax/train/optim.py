@@ -1,7 +1,6 @@
 """AdamW with rules for the learning rate and the weight decay of each parameter."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import jax
@@ -10,34 +9,28 @@ import optax
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models.build import Tree, path_name
+from mail_jax.models.build import Tree
+from mail_jax.models.rules import by_rule
 
 Rules = Sequence[tuple[str, float]]
 
 
-def by_rule(tree: Tree, rules: Rules, key: str) -> Tree:
-  """Returns, for every leaf, the value of the first rule whose regex is found in its name.
+def check_rules(config: ConfigDict, params: Tree) -> None:
+  """Checks the rules of a whole config.
 
   Args:
-    tree: of parameters.
-    rules: in order.
-    key: of the rules in `config.optimizer`, for errors.
+    config: with `lr_scale` and `decay_rules` in its `optimizer`.
+    params: or their shapes.
 
   Raises:
-    InputError: no rule matches a leaf.
+    InputError: a rule is invalid or matches nothing, a parameter has none, or a value is negative.
   """
-
-  def value(path, leaf):
-    del leaf
-    name = path_name(path)
-    for pattern, result in rules:
-      if re.search(pattern, name):
-        return result
-    raise InputError(
-      f"config.optimizer.{key}: no rule matches {name!r}; end the list with ('.*', value)"
-    )
-
-  return jax.tree_util.tree_map_with_path(value, tree)
+  for name in ("lr_scale", "decay_rules"):
+    key, rules = f"optimizer.{name}", config.optimizer[name]
+    by_rule(params, rules, key)
+    for pattern, value in rules:
+      if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InputError(f"config.{key}: the value of {pattern!r} is {value!r}, not a factor >= 0")
 
 
 def make_optimizer_from(config: ConfigDict) -> optax.GradientTransformation:
@@ -50,6 +43,17 @@ def learning_rate_from(config: ConfigDict, step: int, steps: int) -> float:
   """Returns the learning rate of a whole config; see `learning_rate`."""
   names = ("lr", "warmup_steps", "schedule", "power", "final")
   return learning_rate(step, steps, **{name: config.optimizer[name] for name in names})
+
+
+def warmup_problem(config: ConfigDict, steps: int) -> str:
+  """Returns a line about a warm-up that is not shorter than a run of `steps`; empty if it is."""
+  warmup = config.optimizer.warmup_steps
+  if not 0 < steps <= warmup:
+    return ""
+  return (
+    f"warning: config.optimizer.warmup_steps is {warmup}, and the run has {steps} steps: the "
+    f"learning rate ends at {steps / warmup:.1%} of its peak; set it to {max(1, steps // 10)} or so"
+  )
 
 
 def learning_rate(
@@ -112,11 +116,11 @@ def make_optimizer(
 
   def scale_by_rules(updates, params=None):
     del params
-    scales = by_rule(updates, lr_scale, "lr_scale")
+    scales = by_rule(updates, lr_scale, "optimizer.lr_scale")
     return jax.tree.map(lambda u, s: -s * u, updates, scales)
 
   def decay(updates, params):
-    rates = by_rule(params, decay_rules, "decay_rules")
+    rates = by_rule(params, decay_rules, "optimizer.decay_rules")
     return jax.tree.map(lambda u, p, r: u + weight_decay * r * p, updates, params, rates)
 
   def clip_by_global_norm(updates, params=None):

@@ -300,7 +300,9 @@ def test_zero1_shards_over_both_axes_the_dimension_that_is_the_longest_by_then()
 @pytest.mark.parametrize(
   ("rules", "message"),
   [
-    ((("bias", "fsdp"),), r"no rule matches 'kernel'; end the list with \('\.\*', rule\)"),
+    ((("bias", "fsdp"),), "'bias' matches no parameter; the parts are kernel"),
+    ((("^k$|rn", "fsdp"), ("(", "fsdp")), r"'\(' is not a regular expression"),
+    ((), r"no rule matches 'kernel'; end the list with \('\.\*', value\)"),
     (((".*", "tensor"),), r"'tensor' is neither 'fsdp', 'zero1', 'replicate' nor a tuple"),
     (((".*", ("model", None)),), r"\('model', None\) is neither"),
     (((".*", ("fsdp",)),), r"\('fsdp',\) does not fit 'kernel' of shape \(6, 8\)"),

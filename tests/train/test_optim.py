@@ -8,8 +8,17 @@ import pytest
 import tiny_model
 
 from input_pipeline.common.errors import InputError
+from mail_jax.config import load_config
 from mail_jax.models.build import path_name
-from mail_jax.train.optim import learning_rate, make_optimizer, make_optimizer_from
+from mail_jax.models.rules import by_rule
+from mail_jax.pretrained.vilt_names import rows
+from mail_jax.train.optim import (
+  check_rules,
+  learning_rate,
+  make_optimizer,
+  make_optimizer_from,
+  warmup_problem,
+)
 
 EVERYTHING = ((".*", 1.0),)
 SETTINGS = {"clip": 1.0, "b1": 0.9, "b2": 0.98, "weight_decay": 0.1}
@@ -122,3 +131,63 @@ def test_schedule_stays_at_the_peak_while_the_number_of_steps_is_not_known():
 def test_unknown_schedule_is_named():
   with pytest.raises(InputError, match=r"config\.optimizer\.schedule 'step' is not one of cosine"):
     learning_rate(5, 10, lr=1.0, warmup_steps=5, schedule="step")
+
+
+@pytest.mark.parametrize("argument", ["unc", "umd", "unc,large"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_vilts_checkpoint_gives_learns_at_the_plain_rate_and_the_rest_faster(argument, scan):
+  config = load_config(f"configs/refcoco.py:{argument}", [f"model.scan={scan}"])
+  narrow = tiny_model.make_config(scan=scan)
+  shapes = tiny_model.shapes(narrow)["params"]
+  rates = by_rule(shapes, config.optimizer.lr_scale, "optimizer.lr_scale")
+  rates = {path_name(path): rate for path, rate in jax.tree_util.tree_leaves_with_path(rates)}
+  # Independently: the table of names by which a checkpoint is converted.
+  given = {row.ours.replace("block00", "blocks" if scan else "block00") for row in rows(1)}
+  assert given < rates.keys()
+  new = {rate for name, rate in rates.items() if name not in given}
+  assert {rates[name] for name in given} == {1.0}
+  assert len(new) == 1 and new.pop() * config.optimizer.lr <= 1e-3 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("key", ["lr_scale", "decay_rules"])
+@pytest.mark.parametrize(
+  ("rules", "message"),
+  [
+    (
+      (("^backbone", 0.0), (".*", 1.0)),
+      r"'\^backbone' matches no parameter; the parts are decoder, encoder, image, mask, mask_gain, "
+      r"selection, text, type",
+    ),
+    (("^encoder", 0.0), r"rule 1 is '\^encoder', not a pair \(regex, value\)"),
+    ((("(", 1.0), (".*", 1.0)), r"'\(' is not a regular expression \(missing \)"),
+    ((("*", 1.0), (".*", 1.0)), r"'\*' is not a regular expression"),
+    (((".*", 1.0), ("^encoder", 0.0)), r"'\^encoder' decides nothing, for earlier rules"),
+    ((("^encoder", 1.0),), "no rule matches 'decoder/"),
+    (((".*", "fast"),), r"the value of '\.\*' is 'fast', not a factor >= 0"),
+    (((".*", -1.0),), r"the value of '\.\*' is -1\.0, not a factor >= 0"),
+    (((7, 1.0),), "7 is not a regular expression"),
+  ],
+)
+def test_rules_that_decide_nothing_are_refused_by_name(key, rules, message):
+  config = tiny_model.make_config()
+  config.optimizer[key] = rules
+  with pytest.raises(InputError, match=rf"config\.optimizer\.{key}: {message}"):
+    check_rules(config, tiny_model.shapes(config)["params"])
+
+
+def test_a_last_rule_for_everything_may_have_nothing_left():
+  config = tiny_model.make_config()
+  config.optimizer.lr_scale = (("^decoder", 4.0), ("^(?!decoder)", 1.0), (".*", 0.0))
+  check_rules(config, tiny_model.shapes(config)["params"])
+
+
+@pytest.mark.parametrize(
+  ("warmup", "steps", "said"),
+  [(300, 20, "ends at 6.7% of its peak; set it to 2 or so"), (20, 20, "100.0%"), (19, 20, "")],
+)
+def test_a_warm_up_that_is_not_shorter_than_the_run_is_told(warmup, steps, said):
+  config = tiny_model.make_config()
+  config.optimizer.warmup_steps = warmup
+  told = warmup_problem(config, steps)
+  assert said in told and bool(said) == bool(told)
+  assert warmup_problem(config, 0) == ""
