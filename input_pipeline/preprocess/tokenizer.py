@@ -86,6 +86,21 @@ class Tokenizer(abc.ABC):
       was_cut[row] = len(pieces) > len(kept)
     return ids, lengths, was_cut
 
+  def pieces(self) -> list[str]:
+    """Returns the text of every id, by which tokenizers of any kind can be compared.
+
+    `\u2581` begins a word, and the special tokens are `<pad>`, `<unk>`, `<s>` and `</s>`.
+    """
+    texts = self._texts()
+    special = (self.pad_id, self.unk_id, self.bos_id, self.eos_id)
+    for token, text in zip(special, ("<pad>", "<unk>", "<s>", "</s>"), strict=True):
+      texts[token] = text
+    return texts
+
+  @abc.abstractmethod
+  def _texts(self) -> list[str]:
+    """Returns the texts for `pieces`, with any texts for the special tokens."""
+
   @abc.abstractmethod
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
     """Returns the text of ids, without special tokens and padding."""
@@ -135,6 +150,7 @@ class WordPieceTokenizer(Tokenizer):
       lines = self._vocab.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
       raise InputError(f"tokenizer: {name} is not UTF-8 text, one word piece per line") from error
+    self._lines = lines
     ids = {piece: number for number, piece in enumerate(lines)}
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
     missing = [token for token in special if token not in ids]
@@ -153,6 +169,10 @@ class WordPieceTokenizer(Tokenizer):
     self._ascii_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     self._word_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     self._word_tokenizer.decoder = decoders.WordPiece(cleanup=False)
+
+  def _texts(self) -> list[str]:
+    marks = ((line.startswith("##"), line) for line in self._lines)
+    return [line[2:] if inside else _WORD_START + line for inside, line in marks]
 
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
     """Returns the text of ids, pieces joined to words, without special tokens and padding."""
@@ -273,6 +293,9 @@ class SentencePieceTokenizer(Tokenizer):
         tokens and the characters.
     """
     return cls(_train_model(sentences, vocab_size))
+
+  def _texts(self) -> list[str]:
+    return [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
 
   def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
     """Returns the normalised text of ids, without special tokens and padding."""

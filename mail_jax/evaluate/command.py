@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
   processes.initialize(args, saves_on_sigterm=False)
   if args.overlays and processes.is_main():
     drawing.check_writable(args.overlays)
-  model = load.load(args.checkpoint, args.step)
+  model = load.load(args.checkpoint, args.step, backend=args.backend)
   names = runner.find_splits(args.data_dir, args.data)
   results, rows = runner.evaluate(model, args.data_dir, names, args.batch_size, args.protocol)
   if processes.is_main():
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
   parser = command_parser("mail_jax.evaluate", __doc__)
   load.add_arguments(parser)
+  load.add_backend_argument(parser)
   runner.add_arguments(parser)
   parser.add_argument("--overlays", metavar="OUT.png", help="draw a contact sheet of predictions")
   parser.add_argument(

@@ -42,7 +42,12 @@ def make_measure(
 
 
 def jit_measure(
-  model: MaIL, mesh: Mesh, placed: Any, protocol: Protocol = ORIGINAL, apply: Any = None
+  model: MaIL,
+  mesh: Mesh,
+  placed: Any,
+  protocol: Protocol = ORIGINAL,
+  apply: Any = None,
+  compiler_options: dict[str, Any] | None = None,
 ) -> Any:
   """Compiles `make_measure` for a mesh: (variables, batch) -> counts, on every device.
 
@@ -52,11 +57,13 @@ def jit_measure(
     placed: sharding of the variables.
     protocol: that pixels are counted by.
     apply: runs instead of the network; see `make_measure`.
+    compiler_options: of XLA.
   """
   return jax.jit(
     sharding.traced_on(mesh, make_measure(model, protocol, apply)),
     in_shardings=(placed, sharding.batch_sharding(mesh)),
     out_shardings=sharding.replicated(mesh),
+    compiler_options=compiler_options,
   )
 
 

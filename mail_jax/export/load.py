@@ -21,8 +21,15 @@ from mail_jax.checkpoints import checkpoint
 from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
 from mail_jax.distributed import sharding
 from mail_jax.export import folder, formats
-from mail_jax.models.attention import runs_on
-from mail_jax.models.build import Variables, apply_model, init_variables, make_model, path_name
+from mail_jax.models.attention import BACKENDS
+from mail_jax.models.build import (
+  Variables,
+  apply_model,
+  choose_backend_from,
+  init_variables,
+  make_model,
+  path_name,
+)
 from mail_jax.models.mail import MaIL, Output
 
 
@@ -112,6 +119,16 @@ def add_step_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_backend_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds `--backend`, for a command that runs the model."""
+  parser.add_argument(
+    "--backend",
+    choices=BACKENDS,
+    default="",
+    help="implementation of the attention (default: as in training if it runs here, else auto)",
+  )
+
+
 def _parse_step(text: str) -> str | int:
   if text in ("best", "last"):
     return text
@@ -120,7 +137,9 @@ def _parse_step(text: str) -> str | int:
   raise argparse.ArgumentTypeError(f"{text!r} is not best, last or the number of a step")
 
 
-def load(workdir: str, step: str | int = "best") -> LoadedModel:
+def load(
+  workdir: str, step: str | int = "best", averaged: bool = True, backend: str = ""
+) -> LoadedModel:
   """Loads a checkpoint or an exported model.
 
   Args:
@@ -129,6 +148,8 @@ def load(workdir: str, step: str | int = "best") -> LoadedModel:
     step: `best` by the run's metric (the last one if none was evaluated), `last`, or the number of
       a step. If the best or the last checkpoint is damaged, the next best or the previous one is
       loaded, with a warning.
+    averaged: the moving average, if a run kept one, and not the parameters that it continues with.
+    backend: `config.model.backend` to run it with; empty for that of the run, if it runs here.
 
   Raises:
     InputError: no such folder, no intact checkpoint of that step, no intact exported model, or
@@ -137,19 +158,21 @@ def load(workdir: str, step: str | int = "best") -> LoadedModel:
   if step not in ("best", "last") and not isinstance(step, int):
     raise InputError(f"step {step!r} is not 'best', 'last' or the number of a step")
   exported = folder.find(buckets.folder(workdir, "--checkpoint"), workdir)
-  return _load_run(workdir, step) if exported is None else _load_exported(*exported, step)
+  if exported is None:
+    return _load_run(workdir, step, averaged, backend)
+  return _load_exported(*exported, step, backend)
 
 
-def _load_run(workdir: str, selected: str | int) -> LoadedModel:
+def _load_run(workdir: str, selected: str | int, averaged: bool, backend: str) -> LoadedModel:
   checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
   try:
     step = checkpoints.select(selected)
     meta = checkpoints.meta(step)
-    config = _config_for_here(meta["config"], f"--checkpoint {workdir}")
+    config = _config_for_here(meta["config"], f"--checkpoint {workdir}", backend)
     tokenizer = tokenizers.from_bytes(checkpoint.unpack_bytes(meta["tokenizer"]))
     model, variables = _describe(config, tokenizer.vocab_size, f"--checkpoint {workdir}")
     # Names of fields of `TrainState`.
-    field = "averaged" if config.ema_decay else "variables"
+    field = "averaged" if averaged and config.ema_decay else "variables"
     shapes = {field: variables}
     everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
     variables = checkpoints.restore(step, sharding.shapes_at(shapes, everywhere))[field]
@@ -161,11 +184,11 @@ def _load_run(workdir: str, selected: str | int) -> LoadedModel:
   return LoadedModel(config, model, variables, tokenizer, step, metrics, images=images)
 
 
-def _load_exported(place: epath.Path, form: str, wanted: str | int) -> LoadedModel:
+def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str) -> LoadedModel:
   about = folder.read_about(place)
   if isinstance(wanted, int) and wanted != about["step"]:
     raise InputError(f"--step {wanted}: {place} was exported from step {about['step']}")
-  config = _config_for_here(about["config"], str(place / folder.ABOUT))
+  config = _config_for_here(about["config"], str(place / folder.ABOUT), backend)
   kind, name = about["tokenizer"]["kind"], about["tokenizer"]["file"]
   tokenizer = tokenizers.from_file_bytes(
     kind, folder.read_file(place, about, name), str(place / name)
@@ -186,11 +209,21 @@ def _load_exported(place: epath.Path, form: str, wanted: str | int) -> LoadedMod
   return LoadedModel(config, model, variables, tokenizer, step, metrics, forward, files, images)
 
 
-def _config_for_here(data: dict[str, Any], where: str) -> ConfigDict:
-  """Returns a stored config, with an attention that runs on this machine."""
+def _config_for_here(data: dict[str, Any], where: str, backend: str) -> ConfigDict:
+  """Returns a stored config, with an attention that runs on this machine.
+
+  Raises:
+    InputError: the chosen one does not.
+  """
   config = from_json(data, where)
-  if not runs_on(config.model.backend, jax.default_backend()):
-    config.model.backend = "auto"
+  options = config.model
+  options.backend, stored = backend or options.backend, options.backend
+  try:
+    choose_backend_from(config)
+  except InputError as error:
+    if backend:
+      raise InputError(f"--backend {backend}: {error}") from error
+    options.backend = "auto" if stored in BACKENDS else stored
   return config
 
 

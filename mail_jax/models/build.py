@@ -42,20 +42,26 @@ def make_model(config: ConfigDict, vocab_size: int, device: Any = None) -> MaIL:
       f"{config.model.patch_size}"
     )
   fields = dict(config.model)
-  if fields["dtype"] not in ("float32", "bfloat16"):
-    raise InputError(f"config.model.dtype {fields['dtype']!r} is not one of float32, bfloat16")
+  fields["backend"] = choose_backend_from(config, device)
   fields["dtype"] = jnp.dtype(fields["dtype"])
-  fields["backend"] = attention.choose_backend(
-    fields["backend"],
-    jax.devices()[0] if device is None else device,
-    fields["dtype"],
-    fields["width"] // fields["heads"],
-  )
   return MaIL(
     ModelOptions(**fields),
     vocab_size=vocab_size,
     max_tokens=config.max_tokens,
     max_instances=config.max_instances,
+  )
+
+
+def choose_backend_from(config: ConfigDict, device: Any = None) -> str:
+  """Returns the attention of a whole config on a device; see `attention.choose_backend`."""
+  dtype = config.model.dtype
+  if dtype not in ("float32", "bfloat16"):
+    raise InputError(f"config.model.dtype {dtype!r} is not one of float32, bfloat16")
+  return attention.choose_backend(
+    config.model.backend,
+    jax.devices()[0] if device is None else device,
+    jnp.dtype(dtype),
+    config.model.width // config.model.heads,
   )
 
 

@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = command_parser("mail_jax.predict", __doc__)
   load.add_arguments(parser)
+  load.add_backend_argument(parser)
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--image", help="an image, or a folder of images")
   source.add_argument(
@@ -114,7 +115,7 @@ def _predict_one(args: argparse.Namespace) -> None:
   instances = ImageInstances()
   masks = instances.find(args.instances, pixels, args.image)
   _print_notes(instances)
-  result = Segmenter.load(args.checkpoint, args.step)(pixels, args.text[0], masks)
+  result = Segmenter.load(args.checkpoint, args.step, args.backend)(pixels, args.text[0], masks)
   if args.mask:
     drawing.save(Image.fromarray(result.mask.astype(np.uint8) * 255), args.mask)
   drawing.save(Image.fromarray(result.overlay()), args.out)
@@ -158,7 +159,7 @@ def _predict_many(args: argparse.Namespace) -> None:
     _check_apart(args.image, args.out)
     all_inputs = inputs.from_folder(args.image, args.text)
     _report_ignored(all_inputs.ignored)
-  model = load.load(args.checkpoint, args.step)
+  model = load.load(args.checkpoint, args.step, backend=args.backend)
   settings = {"model": model.fingerprint(), "instances": args.instances, **all_inputs.source}
   with outputs.open_writer(args.out, settings, args.overwrite) as writer:
     skipped = _predict_all(all_inputs, Segmenter(model), args, writer)

@@ -113,9 +113,9 @@ class Segmenter:
     self._predict = jit_predict(model.apply, model.config.model.selection)
 
   @classmethod
-  def load(cls, workdir: str, step: str | int = "best") -> "Segmenter":
+  def load(cls, workdir: str, step: str | int = "best", backend: str = "") -> "Segmenter":
     """Loads a checkpoint of a run, or an exported model; see `mail_jax.export.load.load`."""
-    return cls(load.load(workdir, step))
+    return cls(load.load(workdir, step, backend=backend))
 
   # A string is a sequence of strings, too.
   @overload

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -20,7 +21,10 @@ def vilt_path(init: str) -> str:
   """
   scheme, _, path = init.partition(":")
   if scheme != "vilt" or not path:
-    raise InputError(f"config.init {init!r} is not vilt:PATH, or empty for random weights")
+    raise InputError(
+      f"config.init {init!r} is not run:WORKDIR, export:FOLDER, vilt:PATH, or empty for random "
+      "weights"
+    )
   return path
 
 
@@ -101,14 +105,24 @@ def start_new_parts(
 
 
 def place(params: Tree, values: dict[str, np.ndarray]) -> Tree:
-  """Replaces parameters by values, with the same shardings; the others stay as they are."""
+  """Replaces parameters by values, with the same shardings.
+
+  The others, and what is masked in a masked array, stay as they are.
+  """
 
   def choose(path, leaf: jax.Array) -> jax.Array:
     value = values.get(path_name(path))
     if value is None:
       return leaf
-    value = np.asarray(value, leaf.dtype)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+    def spread(array: np.ndarray) -> jax.Array:
+      return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+    new = spread(np.ma.getdata(value).astype(leaf.dtype))
+    if not np.ma.is_masked(value):
+      return new
+    keep = jax.jit(jnp.where, out_shardings=leaf.sharding)
+    return keep(spread(np.ma.getmaskarray(value)), leaf, new)
 
   return jax.tree_util.tree_map_with_path(choose, params)
 
@@ -116,7 +130,7 @@ def place(params: Tree, values: dict[str, np.ndarray]) -> Tree:
 def summary(params: Tree, values: dict[str, np.ndarray]) -> str:
   """Returns one line: how many parameters were loaded, and which parts are new."""
   sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(params)}
-  loaded = sum(sizes[name] for name in values)
+  loaded = sum(int(np.ma.count(value)) for value in values.values())
   new = {name.partition("/")[0] for name in sizes.keys() - values.keys()}
   return (
     f"{loaded / 1e6:.2f} M of {sum(sizes.values()) / 1e6:.2f} M parameters loaded; "

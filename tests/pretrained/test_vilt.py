@@ -317,7 +317,7 @@ def test_masks_as_patches_start_at_the_positions_of_the_image(tiny_folder, shape
     ("model.depth=2", r"config\.model\.depth = 1"),
     ("model.heads=4", r"config\.model\.heads = 2"),
     ("max_tokens=41", "config.max_tokens 41.*40 tokens"),
-    ("init=clip:x", "is not vilt:PATH"),
+    ("init=clip:x", "is not run:WORKDIR, export:FOLDER, vilt:PATH"),
     ("tokenizer=wordpiece:missing.txt", "missing.txt: No such file"),
   ],
 )
