@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import itertools
+import json
 import logging
 import math
 import re
@@ -39,7 +40,9 @@ class Checkpoints:
   them must make the same calls in the same order; all get the same results.
   """
 
-  def __init__(self, workdir: str, best_metric: str = "mIoU", read_only: bool = False):
+  def __init__(
+    self, workdir: str, best_metric: str = "mIoU", read_only: bool = False, judged_on: str = ""
+  ):
     """Opens `workdir/checkpoints`.
 
     Args:
@@ -47,6 +50,8 @@ class Checkpoints:
       best_metric: name of the metric that decides which checkpoint is the best; higher is better.
         With `read_only` the name stored with the checkpoints is used.
       read_only: creates, moves and deletes nothing.
+      judged_on: what evaluations are made on; metrics on something else do not count for the best.
+        With `read_only` that of the last checkpoint is used.
 
     Raises:
       InputError: with `read_only`, no such folder or no checkpoint in it; otherwise, the folder
@@ -62,6 +67,7 @@ class Checkpoints:
     self._mirror = s3_mirror.S3Mirror(str(self._place)) if s3_mirror.is_needed(workdir) else None
     self._folder = self._place if self._mirror is None else self._mirror.local
     self._metrics: dict[int, Metrics] = {}
+    self._judged_on, self._judged = judged_on, {}
     # Of the steps that were checked.
     self._intact: dict[int, bool] = {}
     # The step that is being saved, and the size of its state.
@@ -158,6 +164,7 @@ class Checkpoints:
         self._add_metrics(step, metrics)
       return
     self._metrics[step], self._intact[step], self._saving = metrics or {}, True, step
+    self._judged[step] = self._judged_on
     self._bytes = sum(x.nbytes for x in jax.tree.leaves(state) if hasattr(x, "nbytes"))
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
     with self._storage_errors(self._unwritten(step)):
@@ -208,17 +215,22 @@ class Checkpoints:
 
   def _read_metrics(self) -> None:
     """Reads the metrics of all checkpoints on process 0 and shares them, so that all agree."""
-    read = [(step, manifest.read_about(self._path(step))) for step in self._steps()]
+    read = [(step, manifest.read_about(self._path(step))) for step in sorted(self._steps())]
     for step, about in processes.all_gather_object(read)[0]:
       self._metrics[step] = about.get("metrics", {})
+      self._judged[step] = about.get("judged_on", self._judged_on)
       if self._read_only:
         self._best_metric = about.get("best_metric", self._best_metric)
+        self._judged_on = about.get("judged_on", self._judged_on)
 
   def _about(self, step: int) -> dict[str, Any]:
-    return {"best_metric": self._best_metric, "metrics": self._metrics[step]}
+    metrics, judged_on = self._metrics[step], self._judged[step]
+    return {"best_metric": self._best_metric, "judged_on": judged_on, "metrics": metrics}
 
   def _score(self, step: int) -> float:
     """Returns a checkpoint's value of the best metric; minus infinity if it was not evaluated."""
+    if self._judged.get(step) != self._judged_on:
+      return -math.inf
     return self._metrics.get(step, {}).get(self._best_metric, -math.inf)
 
   def _path(self, step: int) -> epath.Path:
@@ -234,7 +246,7 @@ class Checkpoints:
 
   def _add_metrics(self, step: int, metrics: Metrics) -> None:
     """Adds metrics to a checkpoint that was saved before it was evaluated."""
-    self._metrics[step] = metrics
+    self._metrics[step], self._judged[step] = metrics, self._judged_on
     if processes.is_main():
       with self._storage_errors(self._unwritten(step)):
         manifest.replace_about(self._path(step), self._about(step))
@@ -316,6 +328,22 @@ def exists(workdir: str) -> bool:
     if step.name.isdigit()
   )
   return processes.all_gather_object(saved)[0]
+
+
+def read_tokenizer(workdir: str) -> bytes | None:
+  """Returns the serialised tokenizer of the run in a workdir, without checking the checkpoint.
+
+  None if there is no run there, or no checkpoint that can be read.
+  """
+  found = None
+  if processes.is_main():
+    path = buckets.folder(workdir, "--workdir") / FOLDER
+    steps = [step for step in path.iterdir() if step.name.isdigit()] if path.is_dir() else []
+    for step in sorted(steps, key=lambda step: -int(step.name)):
+      with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = found or json.loads((step / "meta" / "metadata").read_text())["tokenizer"]
+  found = processes.all_gather_object(found)[0]
+  return unpack_bytes(found) if isinstance(found, str) else None
 
 
 def move_aside(workdir: str) -> str:

@@ -13,7 +13,7 @@ from mail_jax.distributed import processes
 from mail_jax.train.data import open_data
 from mail_jax.train.logging import progress
 from mail_jax.train.loop import Trainer
-from mail_jax.train.resume import archive_existing, lock
+from mail_jax.train.resume import archive_existing, kept_tokenizer, lock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,6 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     action="store_true",
     help="move a run with other settings to WORKDIR.1, .2, ...",
   )
+  parser.add_argument(
+    "--changed_data",
+    action="store_true",
+    help="resume although the training data has changed, such as after adding images",
+  )
   processes.add_arguments(parser)
   args, rest = parser.parse_known_args(argv)
   for extra in rest:
@@ -40,8 +45,9 @@ def main(argv: list[str] | None = None) -> None:
   # Before the processes wait for each other.
   progress.check(config)
   processes.initialize(args)
-  data = open_data(config, args.data_dir)
+  data = open_data(config, args.data_dir, kept_tokenizer(args.workdir, config))
   if args.archive_existing:
     with lock(args.workdir):
-      archive_existing(args.workdir, config, data.tokenizer)
-  Trainer(config, args.workdir, data).run()
+      moved = archive_existing(args.workdir, config, data)
+    data = open_data(config, args.data_dir) if moved else data
+  Trainer(config, args.workdir, data, args.changed_data).run()

@@ -13,12 +13,11 @@ from input_pipeline.image_hashes import ImageSet
 from input_pipeline.preprocess.tokenizer import (
   SentencePieceTokenizer,
   Tokenizer,
-  WordPieceTokenizer,
   open_tokenizer,
 )
 from mail_jax.distributed import processes, sharding
 from mail_jax.models.build import HostBatch
-from mail_jax.pretrained import initialise
+from mail_jax.train import start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Data:
     describe: returns the samples of this process in the batches of steps, which count from 1; None
       if they are unknown.
     images: hashes of the images, by DATASET/SPLIT; None if they are unknown.
+    fingerprint: of the training data; empty if it is unknown.
+    exact_order: whether the order is the same for any number of processes.
   """
 
   tokenizer: Tokenizer
@@ -41,26 +42,36 @@ class Data:
   samples: int = 0
   describe: Callable[[list[int]], list[dict[str, Any]]] | None = None
   images: Mapping[str, ImageSet] | None = None
+  fingerprint: str = ""
+  exact_order: bool = False
+
+  def about(self) -> dict[str, Any]:
+    """Returns what a checkpoint notes of the training data."""
+    return {"fingerprint": self.fingerprint, "samples": self.samples}
 
 
 def make_tokenizer(config: ConfigDict, expressions: Callable[[], Iterable[str]]) -> Tokenizer:
   """Opens or trains the tokenizer of a whole config.
 
   Args:
-    config: `tokenizer` is a file; if empty, `init` has a vocabulary; without `init` it is trained.
+    config: `tokenizer` is a file; if empty, `init` comes with one; without `init` it is trained.
     expressions: returns the training expressions.
   """
   if config.tokenizer:
     return open_tokenizer(config.tokenizer)
-  if config.init:
-    return WordPieceTokenizer(
-      initialise.read_vocab(config.init), f"the vocabulary of {config.init}"
-    )
-  return SentencePieceTokenizer.train(expressions(), config.vocab_size)
+  return start.open_tokenizer(config.init) or SentencePieceTokenizer.train(
+    expressions(), config.vocab_size
+  )
 
 
-def open_data(config: ConfigDict, data_dir: str) -> Data:
-  """Opens the records that `input_pipeline.prepare` wrote."""
+def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = None) -> Data:
+  """Opens the records that `input_pipeline.prepare` wrote.
+
+  Args:
+    config: a whole config.
+    data_dir: the folder that was written.
+    tokenizer: of a run that is resumed; None opens or trains that of the config.
+  """
   # Imports TensorFlow, which other sources of data do not need.
   from input_pipeline.tf import loader
 
@@ -68,7 +79,7 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
   if on_error == "skip" and processes.is_main():
     for line in loader.describe_damage(data_dir, config.dataset):
       print(f"warning: {line}", file=sys.stderr, flush=True)
-  tokenizer = make_tokenizer(
+  tokenizer = tokenizer or make_tokenizer(
     config, lambda: loader.train_expressions(data_dir, config.dataset, on_error)
   )
   if config.eval_split:
@@ -130,6 +141,8 @@ def open_data(config: ConfigDict, data_dir: str) -> Data:
     samples,
     describe,
     None if hashes is None else {f"{config.dataset}/train": hashes},
+    loader.fingerprint_of(data_dir, config.dataset, "train"),
+    exact_order=config.loader.refs_per_image == 1,
   )
 
 

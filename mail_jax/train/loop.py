@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,38 +20,44 @@ from mail_jax.evaluate import dataset_metrics
 from mail_jax.evaluate.segmentation import SegmentationEvaluator
 from mail_jax.hardware import chips, flops
 from mail_jax.models.build import HostBatch
-from mail_jax.pretrained import initialise
 from mail_jax.train import resume
 from mail_jax.train.data import Data
+from mail_jax.train.early_stop import EarlyStop
 from mail_jax.train.goodput import Goodput, Rate
 from mail_jax.train.guards import NonFiniteGuard, Preemption
 from mail_jax.train.length import TrainingLength, count_steps
 from mail_jax.train.logging import progress, terminal
 from mail_jax.train.logging.progress import Progress
-from mail_jax.train.optim import learning_rate_from
+from mail_jax.train.optim import learning_rate_from, warmup_problem
 from mail_jax.train.program import build_program
+from mail_jax.train.start import Start, load_start
 from mail_jax.train.step import TrainState
 
 
 class Trainer:
   """A run: its compiled step, its state and its checkpoints."""
 
-  def __init__(self, config: ConfigDict, workdir: str, data: Data):
+  def __init__(
+    self, config: ConfigDict, workdir: str, data: Data, accept_changed_data: bool = False
+  ):
     """Builds or resumes the run.
 
     Args:
       config: a whole config.
       workdir: the folder of the checkpoints and `metrics.jsonl`.
       data: to train on.
+      accept_changed_data: resumes a run that was trained on other data.
 
     Raises:
-      InputError: the workdir holds a run with another config or tokenizer, or is in use by another
-        run, or the config is invalid.
+      InputError: the workdir holds a run with another config, tokenizer or data, or an exported
+        model, or is in use by another run; or the config is invalid.
     """
+    resume.check_workdir(workdir)
     progress.check(config)
+    self.early_stop = EarlyStop(config)
     self.goodput, self.preemption = Goodput(), Preemption()
     self.rate = Rate(self.goodput, config.batch_size)
-    self.config, self.data = config, data
+    self.config, self.data, self._accept_changed_data = config, data, accept_changed_data
     self.program = build_program(
       config, data.tokenizer.vocab_size, sharding.make_mesh(**config.mesh)
     )
@@ -62,56 +67,63 @@ class Trainer:
     learning_rate_from(config, config.optimizer.warmup_steps, self.length.steps)
     shapes = self.program.shapes
     new = not processes.broadcast_from_main(checkpoint.exists(workdir))
-    loaded = initialise.load(config, shapes.variables["params"]) if config.init and new else {}
+    start = load_start(config, shapes.variables, data.tokenizer) if new else None
     # The config is valid, and nothing has been written yet.
     with contextlib.ExitStack() as stack:
       stack.enter_context(resume.lock(workdir))
-      self._open(workdir, shapes, loaded)
+      self._open(workdir, shapes, start)
       # Until `run` ends.
       self._locked = stack.pop_all()
 
-  def _open(self, workdir: str, shapes: TrainState, loaded: dict[str, np.ndarray]) -> None:
+  def _open(self, workdir: str, shapes: TrainState, start: Start | None) -> None:
     """Opens the checkpoints and the log, and creates or restores the state."""
     config, data = self.config, self.data
-    self.checkpoints = checkpoint.Checkpoints(workdir, config.best_metric)
+    self.checkpoints = checkpoint.Checkpoints(
+      workdir, config.best_metric, judged_on=resume.judged_on(config)
+    )
     latest = self.checkpoints.latest()
     # Metrics since the last row of the log. A checkpoint keeps them for the next start.
     self.window: list[dict[str, jax.Array | float]] = []
     # The last update, which may still run, and whether it is skipped.
     self.pending: tuple[int, jax.Array] | None = None
     skipped: dict[str, int] = {}
-    trained_on = data.images
+    trained_on, notes = data.images, []
     if latest is None:
       self.state = self.program.create()
+      if start:
+        trained_on = image_hashes.union(start.images, trained_on)
+        variables, averaged = start.put_into(self.state.variables, self.state.averaged)
+        self.state = dataclasses.replace(self.state, variables=variables, averaged=averaged)
+        notes = [start.line]
     else:
       meta = self.checkpoints.meta(latest)
-      resume.check_resumable(meta, config, data.tokenizer, workdir)
-      self.length.steps, self.window = meta["steps"], meta["window"]
-      skipped = meta["skipped"]
+      notes = self._adapt_to(meta, latest, workdir)
+      self.window, skipped = meta["window"], meta["skipped"]
       trained_on = image_hashes.union(checkpoint.read_images(meta), trained_on)
       self.state = self.checkpoints.restore(latest, shapes)
     self.images = checkpoint.pack_images(trained_on)
     self.nonfinite = NonFiniteGuard(workdir, config.max_nonfinite_steps, skipped)
     self.start_step = latest or 0
     self.progress = Progress(workdir, self.start_step)
+    self.early_stop.update(self.progress.rows())
     if not self._is_finished():
       progress.open_sinks(config, workdir, self.start_step, self.progress)
     self.samples = progress.fixed_samples(config, self.program) if data.evaluate else None
     self.workdir = workdir
-    if loaded:
-      self._start_from(loaded)
+    for note in filter(None, notes):
+      self.progress.line(note)
     self._measure = lambda variables, batch: self.program.measure(
       variables, sharding.global_batch(self.program.mesh, batch)
     )
 
-  def _start_from(self, values: dict[str, np.ndarray]) -> None:
-    """Puts pretrained weights into the new state."""
-    params = initialise.place(self.state.variables["params"], values)
-    variables = {**self.state.variables, "params": params}
-    self.state = dataclasses.replace(
-      self.state, variables=variables, averaged=jax.tree.map(jnp.copy, variables)
-    )
-    self.progress.line(f"{self.config.init}: {initialise.summary(params, values)}")
+  def _adapt_to(self, meta: dict[str, Any], done: int, workdir: str) -> list[str]:
+    """Takes over what a checkpoint says of the run, if it goes on here; returns lines about it."""
+    config, data = self.config, self.data
+    resume.check_resumable(meta, config, data.tokenizer, workdir)
+    changed = resume.check_data(meta, data.about(), workdir, self._accept_changed_data)
+    steps = self.length.steps
+    self.length.steps, longer = resume.resumed_steps(meta, config, steps, done, workdir)
+    return [changed, longer, *resume.changes(meta, config, data.exact_order)]
 
   def run(self) -> dict[str, int | float]:
     """Trains to the end, or until SIGTERM; returns the metrics of the last evaluation."""
@@ -123,6 +135,11 @@ class Trainer:
       step, metrics = self.start_step, self._catch_up()
       if self.length.steps and step >= self.length.steps:
         self.progress.line(f"already finished: {self.length.steps} steps")
+      elif self.early_stop.reason:
+        self.progress.line(
+          f"already finished, at step {step}: {self.early_stop.reason}; a larger "
+          "--config.early_stop goes on"
+        )
       elif not self.preemption.asked:
         self._announce()
         step, metrics = self._train(metrics)
@@ -133,7 +150,8 @@ class Trainer:
           f"stopped by SIGTERM at step {step}; run the same command again to resume"
         )
       elif step > self.start_step:
-        self.progress.line(f"done: {step} steps")
+        why = f", ended early: {self.early_stop.reason}" if self.early_stop.reason else ""
+        self.progress.line(f"done: {step} steps{why}")
     if step > self.start_step:
       self.progress.line(f"{self.workdir}\n{self._final_table(step)}")
     return metrics or {}
@@ -154,7 +172,7 @@ class Trainer:
 
   def _is_finished(self) -> bool:
     done = self.length.steps > 0 and self.start_step >= self.length.steps
-    return done and not self._owes_evaluation()
+    return (done or bool(self.early_stop.reason)) and not self._owes_evaluation()
 
   def _is_due(self, step: int) -> bool:
     """Returns whether an evaluation follows this many steps."""
@@ -187,6 +205,7 @@ class Trainer:
       stop = self.preemption.reached()
       evaluated = None if stop or not self._is_due(step + 1) else self._evaluate(step + 1)
       metrics, stop = evaluated or metrics, self.preemption.asked
+      done = done or bool(self.early_stop.reason)
       # A checkpoint needs the number of steps.
       if done or stop or (length.steps and (evaluated or (step + 1) % config.save_every == 0)):
         self._save(step + 1, evaluated)
@@ -221,6 +240,8 @@ class Trainer:
       f"{parameters / 1e6:.2f} M parameters, {jax.device_count()} "
       f"{jax.devices()[0].platform} device(s){resumed}"
     )
+    if warning := warmup_problem(self.config, self.length.steps):
+      self.progress.line(warning)
 
   def _log(self, step: int, lr: float) -> None:
     with self.goodput.spend("step"):
@@ -282,6 +303,12 @@ class Trainer:
     row = {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()}
     self.progress.row(step, row | {"seconds": self.goodput.seconds()})
     self.progress.line(f"step {step}  {terminal.evaluation(self.config.eval_split, metrics)}")
+    self.early_stop.update(self.progress.rows())
+    if self.config.best_metric not in metrics:
+      self.progress.line(
+        f"warning: config.best_metric {self.config.best_metric!r} is not one of "
+        f"{', '.join(metrics)}; no checkpoint is the best"
+      )
     if self.samples:
       with self.goodput.spend("evaluation"):
         self.progress.pictures(step, self.samples.draw(variables))
@@ -312,6 +339,8 @@ class Trainer:
         "window": fetch(self.window),
         "skipped": self.nonfinite.meta(),
         "images": self.images,
+        "data": self.data.about(),
+        "processes": jax.process_count(),
       }
       self.progress.flush()
       self.checkpoints.save(step, self.state, meta, metrics)

@@ -15,8 +15,16 @@ from mail_jax.distributed import sharding
 from mail_jax.evaluate.segmentation import jit_measure
 from mail_jax.models.build import input_specs, make_model, path_name
 from mail_jax.models.mail import IN_DTYPE, LOOKED_UP, MaIL
-from mail_jax.train.optim import make_optimizer_from
+from mail_jax.train.optim import check_rules, make_optimizer_from
 from mail_jax.train.step import StepOptions, TrainState, create_state, make_train_step
+
+# For the same numbers in every run on GPUs: kernels are not chosen by measuring, and none adds in
+# the order in which its threads happen to arrive. Elsewhere they always are the same.
+DETERMINISTIC = {
+  "xla_gpu_autotune_level": 0,
+  "xla_gpu_deterministic_ops": True,
+  "xla_gpu_exclude_nondeterministic_ops": True,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +61,14 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
 
   Raises:
     InputError: the batch size is not a multiple of the devices, the attention does not run on them,
-      or a sharding rule does not fit.
+      or a rule does not fit.
   """
   _check_batch(config, mesh)
   model = make_model(config, vocab_size, mesh.devices.flat[0])
   optimizer = make_optimizer_from(config)
   create = functools.partial(create_state, model, optimizer, config)
   shapes = jax.eval_shape(create)
+  check_rules(config, shapes.variables["params"])
   placed = sharding.state_sharding(mesh, shapes, config.sharding_rules)
   spread, same = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   params = sharding.shapes_at(shapes.variables["params"], placed.variables["params"])
@@ -81,6 +90,7 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
   def to_evaluate(state: TrainState) -> Any:
     return state.averaged if config.ema_decay else state.variables
 
+  xla: Any = {"compiler_options": compiler_options(config, mesh.devices.flat[0].platform)}
   # Gathered once per evaluation, not once per batch.
   read = sharding.gathered_over_data(config.sharding_rules)
   evaluated = to_evaluate(sharding.state_sharding(mesh, shapes, read))
@@ -90,17 +100,23 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
     mesh,
     shapes=sharding.shapes_at(shapes, placed),
     batch=sharding.shapes_at(batch_shapes(config), dict.fromkeys(batch_shapes(config), spread)),
-    create=jax.jit(create, out_shardings=placed),
+    create=jax.jit(create, out_shardings=placed, **xla),
     step=jax.jit(
       sharding.traced_on(mesh, step),
       in_shardings=(placed, spread, same),
       out_shardings=(placed, same),
       donate_argnums=0,
+      **xla,
     ),
     evaluated=sharding.shapes_at(to_evaluate(shapes), evaluated),
-    to_evaluate=jax.jit(to_evaluate, out_shardings=evaluated),
-    measure=jit_measure(model, mesh, evaluated),
+    to_evaluate=jax.jit(to_evaluate, out_shardings=evaluated, **xla),
+    measure=jit_measure(model, mesh, evaluated, **xla),
   )
+
+
+def compiler_options(config: ConfigDict, platform: str) -> dict[str, Any] | None:
+  """Returns what `config.deterministic` asks of XLA on a platform."""
+  return DETERMINISTIC if config.deterministic and platform == "gpu" else None
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

@@ -104,6 +104,28 @@ def test_rows_pictures_and_config_arrive_and_a_resumed_run_is_the_same_one(offli
   assert all("offline, in" in line for line in lines) and len(lines) == 2
 
 
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_an_offline_start_repeats_the_rows_of_earlier_ones(is_offline, tmp_path, monkeypatch):
+  """Uploading its folder replaces the history; online the service has it already."""
+  sent = []
+
+  def begin(run, options):
+    log = lambda values, step: sent.append((step, values))  # noqa: E731
+    return types.SimpleNamespace(
+      id="x", offline=is_offline, url="", dir=str(tmp_path / "a" / "b"), log=log
+    )
+
+  monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+  monkeypatch.setattr(WandbRun, "_begin", begin)
+  rows = [{"step": 3, "loss": 0.5, "lr": 1.0}, {"step": 4, "val/mIoU": 0.25}]
+  run = WandbRun("project", str(tmp_path), {}, print, rows)
+  run.row(5, {"loss": 0.4, "lr": 1.0})
+  earlier = (
+    [(3, {"train/loss": 0.5, "train/lr": 1.0}), (4, {"val/mIoU": 0.25})] if is_offline else []
+  )
+  assert sent == [*earlier, (5, {"train/loss": 0.4, "train/lr": 1.0})]
+
+
 @pytest.mark.extras
 @pytest.mark.slow
 def test_a_whole_run_tells_it_what_is_in_its_log(offline, shapes_data, tmp_path):

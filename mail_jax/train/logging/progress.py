@@ -207,7 +207,8 @@ def open_sinks(config: ConfigDict, workdir: str, start_step: int, progress: Prog
   if config.log.tensorboard:
     progress.add(tensorboard.TensorBoard(workdir, start_step, plain, progress.rows()))
   if config.log.wandb:
-    progress.add(wandb.WandbRun(config.log.wandb, workdir, plain, progress.line))
+    run = wandb.WandbRun(config.log.wandb, workdir, plain, progress.line, progress.rows())
+    progress.add(run)
 
 
 def fixed_samples(config: ConfigDict, program: Program) -> FixedSamples | None:

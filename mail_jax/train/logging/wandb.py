@@ -37,7 +37,12 @@ class WandbRun:
   """A run of Weights & Biases; after a failure it logs nothing more, and training continues."""
 
   def __init__(
-    self, project: str, workdir: str, config: Mapping[str, Any], print_line: Callable[[str], None]
+    self,
+    project: str,
+    workdir: str,
+    config: Mapping[str, Any],
+    print_line: Callable[[str], None],
+    rows: Sequence[Mapping[str, Any]] = (),
   ):
     """Begins or resumes the run.
 
@@ -46,6 +51,8 @@ class WandbRun:
       workdir: of the training run, on a disk or in a bucket.
       config: of the run, plain data.
       print_line: prints a line.
+      rows: of the log so far. What is uploaded of an offline start replaces what earlier starts
+        have uploaded (wandb#5865), so an offline start repeats them.
     """
     self._print_line = print_line
     self._run: Any = None
@@ -69,6 +76,8 @@ class WandbRun:
       self._run = self._begin(options)
       file.write_text(json.dumps({"project": project, "id": self._run.id}) + "\n")
       self._print_line(f"wandb: {self._where()}")
+      for row in rows if self._run.offline else ():
+        self.row(row["step"], {key: value for key, value in row.items() if key != "step"})
     except Exception as error:
       self._give_up(error)
 

@@ -1,0 +1,123 @@
+r"""Measures what it is worth to start from a trained model on data of another distribution:
+
+  python -m benchmarks.fine_tune --pretrained runs/demo --workdir runs/fine_tune --seeds 0,1,2 \
+      --steps 500 --config demo --config.minutes=0.0
+
+The other data are scenes whose referents are the pairs of colour and shape that the training scenes
+of `shapes` leave out, seen by a detector with twice the errors. Each seed trains twice with the
+same recipe, on the same batches: from random weights, and from the pretrained run; `before` is that
+run on the other data without training. Runs that exist are resumed, or read if they are finished.
+Without --pretrained, a run on the scenes of `shapes` in --data_dir is trained first, for
+--pretrain_steps.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.common.terminal import text_table
+from input_pipeline.shapes.detector import DetectorNoise
+from input_pipeline.sources import scene_source
+from mail_jax.config import add_config_argument
+from mail_jax.evaluate import runner
+from mail_jax.export import load
+from mail_jax.train import command as train
+
+METRICS = ("mIoU", "oIoU", "selection_accuracy")
+
+
+class ShiftedMaker(scene_source.SceneMaker):
+  """Makes scenes of `testC`, under the name of any split."""
+
+  def __call__(self, task: Any) -> Any:
+    """Makes the scenes of a task; each split has its own."""
+    offset = 1_000_000 * ("train", "val").index(task["split"])
+    moved = {"split": "testC", "first": task["first"] + offset, "last": task["last"] + offset}
+    return super().__call__(moved)
+
+
+class ShiftedSource(scene_source.SceneSource):
+  """Generated scenes of another distribution than that of `shapes`."""
+
+  def __init__(self, train_scenes: int, eval_scenes: int):
+    super().__init__(train_scenes, eval_scenes, seed=1)
+    self.splits = {"train": train_scenes, "val": eval_scenes}
+    self.coco_ids = {split: {} for split in self.splits}
+    self.make = ShiftedMaker(1, scene_source.SIZE, DetectorNoise.parse("x2"))
+
+
+def prepare(data_dir: str, train_scenes: int, eval_scenes: int) -> None:
+  """Writes the shifted data set, unless it is there."""
+  from input_pipeline.tf import builder
+
+  if not os.path.isdir(data_dir):
+    source = ShiftedSource(train_scenes, eval_scenes)
+    builder.write_dataset(data_dir, "shapes", source, {"scenes": train_scenes})
+
+
+def train_run(args: argparse.Namespace, data_dir: str, name: str, *more: str) -> str:
+  """Trains a run, or what is left of it; returns its folder."""
+  workdir = os.path.join(args.workdir, name)
+  length = [] if any("config.steps=" in word for word in more) else [f"--config.steps={args.steps}"]
+  words = ["--config", args.config, "--data_dir", data_dir, "--workdir", workdir]
+  train.main([*words, *args.overrides, *length, *more])
+  return workdir
+
+
+def evaluate(workdir: str, data_dir: str) -> dict[str, float]:
+  """Returns the metrics of the last checkpoint of a run on the shifted `val`."""
+  metrics, _ = runner.evaluate_split(load.load(workdir, "last"), data_dir, "shapes/val")
+  return {name: float(metrics[name]) for name in METRICS}
+
+
+def measure(args: argparse.Namespace) -> list[list[str]]:
+  """Trains and evaluates all runs; returns a row for each."""
+  shifted = os.path.join(args.workdir, "data")
+  prepare(shifted, args.train_scenes, args.eval_scenes)
+  pretrained = args.pretrained
+  if not pretrained:
+    steps = f"--config.steps={args.pretrain_steps}"
+    pretrained = train_run(args, args.data_dir, "pretrained", steps)
+  results = {"before": [evaluate(pretrained, shifted)]}
+  for seed in args.seeds:
+    for name, init in (("from scratch", ""), ("fine-tuned", f"run:{pretrained}@last")):
+      options = [f"--config.seed={seed}", f"--config.init={init}"]
+      workdir = train_run(args, shifted, f"{name.replace(' ', '_')}_{seed}", *options)
+      results.setdefault(name, []).append(evaluate(workdir, shifted))
+  return [[name, *(_spread([row[key] for row in rows]) for key in METRICS)]
+          for name, rows in results.items()]  # fmt: skip
+
+
+def _spread(values: Sequence[float]) -> str:
+  """Returns a mean, and each value where there are several."""
+  each = f" ({', '.join(f'{value:.4f}' for value in values)})" if len(values) > 1 else ""
+  return f"{np.mean(values):.4f}{each}"
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs the command."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add_config_argument(parser)
+  parser.add_argument("--pretrained", default="", help="run to start from")
+  parser.add_argument("--data_dir", default="data", help="where `shapes` is, to pretrain on")
+  parser.add_argument("--workdir", required=True, help="folder of the shifted data and of all runs")
+  parser.add_argument("--seeds", default="0,1,2", help="separated by commas (default: 0,1,2)")
+  parser.add_argument("--steps", type=int, default=500, help="of each run (default: 500)")
+  parser.add_argument("--pretrain_steps", type=int, default=2000, help="(default: 2000)")
+  parser.add_argument("--train_scenes", type=int, default=1000, help="shifted (default: 1000)")
+  parser.add_argument("--eval_scenes", type=int, default=300, help="shifted (default: 300)")
+  args, args.overrides = parser.parse_known_args(argv)
+  if any(not word.startswith("--config.") for word in args.overrides):
+    raise InputError(f"unrecognized arguments: {' '.join(args.overrides)}")
+  args.seeds = [int(seed) for seed in args.seeds.split(",")]
+  print(text_table([["", *METRICS], *measure(args)]))
+
+
+if __name__ == "__main__":
+  run_command(main)
