@@ -73,7 +73,7 @@ def read_at(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     filenames=path[None], compression_type="", buffer_size=length, byte_offsets=offset[None]
   )
   records = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
-  return tf.data.experimental.get_single_element(records.take(1))
+  return records.take(1).get_single_element()
 
 
 def on_this_machine(path: str) -> str:
