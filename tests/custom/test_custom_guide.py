@@ -11,6 +11,8 @@ import sys
 import pytest
 
 from input_pipeline.custom import schema
+from mail_jax.config import load_config
+from mail_jax.train.optim import warmup_problem
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 PAGE = CHECKOUT / "docs" / "guides" / "custom-data.md"
@@ -43,6 +45,14 @@ def test_the_commands_of_the_guide_work_in_an_empty_folder(tmp_path):
   rows = (folder / "answers" / "predictions.jsonl").read_text().splitlines()
   lines_asked = (folder / "example" / "mine.jsonl").read_text().splitlines()
   assert len(rows) == sum(len(json.loads(line)["sentences"]) for line in lines_asked)
+
+
+def test_the_recipe_of_the_guide_warms_up_in_less_than_its_steps(tmp_path):
+  (written,) = re.findall(r"cat > mine\.py <<'END'\n(.*?)^END$", PAGE.read_text(), re.M | re.S)
+  (tmp_path / "mine.py").write_text(written)
+  config = load_config(str(tmp_path / "mine.py"))
+  assert 0 < config.optimizer.warmup_steps < config.steps / 2
+  assert warmup_problem(config, config.steps) == ""
 
 
 def test_the_example_lines_of_the_guide_are_valid():
