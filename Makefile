@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 BEAM := .venv-beam
 APP := .venv-app
 LIBTPU := .libtpu
+XLA_GPU := .xla_gpu
 RUN := runs/demo
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 READY := $(VENV)/.installed
@@ -88,14 +89,24 @@ app: $(APP)/.installed  ## run the tests of the web app, in .venv-app/
 page: $(APP)/.installed  ## open the demo's model in the browser
 	$(APP)/bin/python -m mail_jax.app --checkpoint $(RUN)
 
-# JAX searches for chips wherever it can import libtpu, so it is on the path for these tests only.
+# JAX searches for chips wherever it can import these, so they are on the path for their tests only.
 $(LIBTPU)/.installed: $(READY) requirements-plan.txt
 	@rm -rf $(LIBTPU)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target $(LIBTPU) -r requirements-plan.txt
 	@touch $@
 
-plan: $(LIBTPU)/.installed  ## run the tests with the TPU compiler, in .libtpu/ (700 MB)
+$(XLA_GPU)/.installed: $(READY) requirements-plan-gpu.txt
+	@rm -rf $(XLA_GPU)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target $(XLA_GPU) -r requirements-plan-gpu.txt
+	@touch $@
+
+plan: plan-tpu plan-gpu  ## run the tests with the compilers of TPUs and GPUs
+
+plan-tpu: $(LIBTPU)/.installed  ## the same with that of TPUs, in .libtpu/ (700 MB)
 	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -q -m "plan and not slow" $$(grep -rl --include="test_*.py" mark.plan tests)
+
+plan-gpu: $(XLA_GPU)/.installed  ## the same with that of GPUs, in .xla_gpu/ (1.3 GB)
+	PYTHONPATH=$(XLA_GPU) $(PY) -m pytest -q -m "plan and not slow" tests/plan/test_plan_gpus.py
 
 # With the newest versions that pyproject.toml allows, from a copy: the clone stays clean.
 package:  ## install the package as users do and run --help of every command
@@ -139,7 +150,7 @@ pins: $(READY)  ## pin the newest versions that pyproject.toml allows in require
 	done
 
 clean:  ## remove environments and caches; keeps data/ and runs/
-	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) site .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) $(XLA_GPU) site .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow coverage extras beam app page plan package lint docs demo pins clean
+.PHONY: help setup test test-slow coverage extras beam app page plan plan-tpu plan-gpu package lint docs demo pins clean

@@ -77,7 +77,7 @@ def row(case: Case, plan: estimate.Plan, commit: str) -> dict[str, Any]:
     "commit": commit,
     "date": datetime.date.today().isoformat(),
     "jax": jax.__version__,
-    "compiler": ahead.compiler_version(),
+    "compiler": ahead.compiler_versions().get("libtpu", ""),
     "effort": plan.effort,
     **dataclasses.asdict(case),
   }

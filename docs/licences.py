@@ -25,6 +25,7 @@ FILES = {
   "requirements-beam.txt": "beam",
   "requirements-fuzz.txt": "fuzz",
   "requirements-plan.txt": "plan",
+  "requirements-plan-gpu.txt": "plan",
   "requirements-tpu.txt": "tpu",
   "requirements-cuda.txt": "cuda",
 }

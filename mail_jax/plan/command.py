@@ -1,9 +1,8 @@
-"""Estimates memory and time on TPUs, without TPUs, by compiling a program for them:
+"""Estimates memory and time on TPUs and GPUs, without them, by compiling a program for them:
 
 python -m mail_jax.plan --config refcoco:unc --topology v5e:4x4 --batch_per_chip 8
 
-Needs neither data nor weights, only the package libtpu (`make plan`). A step takes minutes to
-compile.
+Needs neither data nor weights, only the compiler (`make plan`). A step takes minutes to compile.
 """
 
 import argparse
@@ -76,7 +75,8 @@ def make_parser() -> argparse.ArgumentParser:
     required=True,
     action="append",
     metavar="CHIP:SIDES",
-    help=f"a slice, such as v5e:4x4; chips: {', '.join(chips.CHIPS)}; repeatable",
+    help="a slice, such as v5e:4x4, several, 2*v5e:4x4, GPUs, h100:8, on several hosts, h100:4x8; "
+    f"chips: {', '.join(chips.CHIPS)}; repeatable",
   )
   parser.add_argument(
     "--program",
@@ -183,7 +183,7 @@ def _write(args: argparse.Namespace, plans: list[Plan]) -> None:
   report = {
     "config": args.config,
     "jax": jax.__version__,
-    "libtpu": ahead.compiler_version(),
+    "compilers": ahead.compiler_versions(),
     "chips": {name: dataclasses.asdict(chip) for name, chip in chips.CHIPS.items()},
     "plans": [dataclasses.asdict(plan) for plan in plans],
   }
@@ -195,7 +195,8 @@ def describe(plan: Plan) -> str:
   lines = [
     f"{plan.program} on {plan.topology}: {plan.chips} chips, {plan.hosts} hosts, "
     f"{mesh_name(plan.mesh)}, batch {plan.batch_size} ({plan.batch_size / plan.chips:g} per chip), "
-    f"{plan.parameters / 1e6:.1f} M parameters, {plan.dtype} multiplied as bf16"
+    f"{plan.parameters / 1e6:.1f} M parameters, {plan.dtype} multiplied as "
+    f"{'TF32' if _on_gpus(plan) and plan.dtype == 'float32' else 'bf16'}"
   ]
   cost = plan.estimate
   if cost is None:
@@ -215,19 +216,26 @@ def describe(plan: Plan) -> str:
         f"{cost.whole.products_share:.0%}"
       )
     lines.append(f"  compiled in {plan.compile_seconds:.0f} s ({plan.effort} effort)")
+    if _on_gpus(plan):
+      lines.append(f"  {ahead.UNTUNED}")
   if plan.largest_batch:
     lines.append(f"  largest batch: {_largest(plan)}")
   return "\n".join(lines)
 
 
+def _on_gpus(plan: Plan) -> bool:
+  return isinstance(chips.parse_topology(plan.topology).chip, chips.Gpu)
+
+
 def _memory_lines(plan: Plan) -> list[str]:
   assert plan.estimate
   memory = plan.estimate.memory
+  verdict = "" if memory.fits else ": does not fit"
   return [
     f"  memory per chip: {_gib(memory.total)} of {_gib(memory.available)} GiB "
-    f"({memory.total / memory.available:.0%}): arguments {_gib(memory.arguments)}, temporaries "
-    f"{_gib(memory.temporaries)}, output {_gib(memory.output)} of which {_gib(memory.aliased)} "
-    f"replace arguments, program {_gib(memory.code)}"
+    f"({memory.total / memory.available:.0%}{verdict}): arguments {_gib(memory.arguments)}, "
+    f"temporaries {_gib(memory.temporaries)}, output {_gib(memory.output)} of which "
+    f"{_gib(memory.aliased)} replace arguments, program {_gib(memory.code)}"
   ]
 
 
@@ -236,15 +244,25 @@ def _work_lines(plan: Plan) -> list[str]:
   assert cost
   lines = [
     f"  GFLOP per chip: {cost.flops / 1e9:.5g} in the model's products, counted by hand; "
-    f"{cost.flops_compiled / 1e9:.5g} in the program's; {cost.flops_xla / 1e9:.5g} in all its "
-    f"operations, counted by XLA ({cost.flops_xla / cost.flops - 1:+.1%})",
+    f"{cost.flops_compiled / 1e9:.5g} in the program's"
+    + (
+      f"; {cost.flops_xla / 1e9:.5g} in all its operations, counted by XLA "
+      f"({cost.flops_xla / cost.flops - 1:+.1%})"
+      if cost.flops_xla
+      else ""
+    ),
     f"  HBM traffic: {cost.hbm_bytes / 1e9:.4g} GB; {cost.intensity:.3g} FLOP per byte; from "
     f"{cost.ridge:.0f} on, the products are the bound",
   ]
+  if cost.libraries:
+    lines.append(
+      "  kernels not by XLA: " + ", ".join(f"{n} x {name}" for name, n in cost.libraries.items())
+    )
   for kind, total in cost.collectives.items():
+    far = f", and {total.sent_far / 1e6:.1f} MB over the network" if total.sent_far else ""
     lines.append(
       f"  {kind}: {total.count}, together {total.bytes / 1e6:.1f} MB; a chip sends "
-      f"{total.sent / 1e6:.1f} MB"
+      f"{total.sent / 1e6:.1f} MB{far}"
     )
   return lines
 
@@ -279,9 +297,11 @@ def table(plans: list[Plan]) -> str:
     "XLA",
     "HBM GB",
     "sent MB",
+    "network MB",
     "compute ms",
     "HBM ms",
     "links ms",
+    "network ms",
     "bound",
     "largest per chip",
   ]
@@ -323,14 +343,18 @@ def _row(plan: Plan) -> list[str]:
   if cost is None:
     needed = re.search(r"Used ([\d.]+)G of ([\d.]+)G|\(([\d.]+)G\).*\(([\d.]+)G\)", plan.refused)
     numbers = [text for text in needed.groups() if text] if needed else ["?", "?"]
-    row += [f"{numbers[0]}: does not fit", numbers[1], *["-"] * 9]
+    row += [f"{numbers[0]}: does not fit", numbers[1], *["-"] * 11]
   else:
     memory, seconds = cost.memory, cost.seconds
     row += [_gib(memory.total), _gib(memory.available)]
     row.append(f"{cost.flops / 1e12:.3f}")
-    row += [f"{count / cost.flops - 1:+.1%}" for count in (cost.flops_compiled, cost.flops_xla)]
+    row += [
+      f"{count / cost.flops - 1:+.1%}" if count else "-"
+      for count in (cost.flops_compiled, cost.flops_xla)
+    ]
     row += [f"{cost.hbm_bytes / 1e9:.1f}", f"{cost.sent_bytes / 1e6:.0f}"]
-    row += [f"{seconds[name] * 1e3:.2f}" for name in ("compute", "hbm", "interconnect")]
+    row.append(f"{cost.network_bytes / 1e6:.0f}")
+    row += [f"{seconds[name] * 1e3:.2f}" for name in ("compute", "hbm", "interconnect", "network")]
     row.append(cost.bound)
   row.append(str(plan.largest_batch.fits) if plan.largest_batch else "-")
   return row

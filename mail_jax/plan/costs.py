@@ -3,10 +3,11 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mail_jax.plan import products
 from mail_jax.plan.hlo import Instruction, Module, Shape, trip_count
 
 KINDS = (
@@ -21,10 +22,14 @@ KINDS = (
 # These name existing arrays, or stand for other instructions.
 _NO_TRAFFIC = frozenset((
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-  "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
+  "after-all", "async-start", "partition-id", "replica-id", "opt-barrier", "add-dependency",
+  "domain",
 ))  # fmt: skip
 # Their time is that of the computations that they run.
 _RUN_OTHERS = ("while", "conditional", "call", "async-start")
+# What the TPU compiler makes of a collective between slices: a transfer to the host and back.
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 # These read as much of their first operand as they return.
 _PARTS = ("slice", "dynamic-slice", "gather", "slice-start", "copy-start")
 
@@ -54,10 +59,10 @@ class Work:
 def kernels(module: Module) -> Iterator[tuple[Instruction, Work]]:
   """Yields the instructions that run, fusions as one, with the work of all their iterations."""
   for instruction, times in module.walk(into_fusions=False):
-    flops = _flops(module, instruction)
+    flops = products.flops(module, instruction)
     if instruction.opcode == "fusion":
       flops = math.fsum(
-        n * _flops(module, i) for f in instruction.called for i, n in module.walk(start=f)
+        n * products.flops(module, i) for f in instruction.called for i, n in module.walk(start=f)
       )
     yield (
       instruction,
@@ -97,12 +102,7 @@ def foreign_kernels(module: Module) -> int:
 
 def product_flops(module: Module) -> float:
   """Returns the FLOPs of all products in one run of the program on a device."""
-  return sum(times * _flops(module, instruction) for instruction, times in module.walk())
-
-
-def is_product(instruction: Instruction) -> bool:
-  """Returns whether an instruction is a matrix product or a convolution."""
-  return instruction.opcode in ("dot", "convolution")
+  return sum(times * products.flops(module, instruction) for instruction, times in module.walk())
 
 
 def flops_of_further_iterations(module: Module) -> float:
@@ -114,83 +114,12 @@ def flops_of_further_iterations(module: Module) -> float:
   for loop, times in module.walk():
     if loop.opcode == "while":
       inside = sum(
-        _flops(module, instruction)
+        products.flops(module, instruction)
         for name in loop.called
         for instruction, _ in module.walk(start=name)
       )
       total += times * ((trip_count(module, loop) or 1) - 1) * inside
   return total
-
-
-def _flops(module: Module, instruction: Instruction) -> float:
-  if instruction.opcode == "dot":
-    left = module.operands(instruction)[0].shapes[0].dims
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-    dims = [int(d) for d in contracted[1].split(",") if d] if contracted else []
-    return 2.0 * instruction.shapes[0].elements * math.prod(left[d] for d in dims)
-  if instruction.opcode == "convolution":
-    return _of_convolution(module, instruction)
-  return 0.0
-
-
-def _of_convolution(module: Module, instruction: Instruction) -> float:
-  """Counts two FLOPs per tap on the input; on TPUs, matrix products are convolutions, too."""
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-  if not labels:
-    return 0.0
-  data, kernel = (operand.shapes[0].dims for operand in module.operands(instruction)[:2])
-  result = instruction.shapes[0].dims
-  window = _window(instruction.attributes)
-  taps = 1
-  for i, axis in enumerate(sorted(set(labels[1]) - {"b", "f"})):
-    sizes = (
-      data[labels[1].index(axis)],
-      kernel[labels[2].index(axis)],
-      result[labels[3].index(axis)],
-    )
-    taps *= _taps(*sizes, **{name: values[i] for name, values in window.items()})
-  features = data[labels[1].index("f")] // _number(instruction.attributes, "feature_group_count")
-  batch = data[labels[1].index("b")] // _number(instruction.attributes, "batch_group_count")
-  return 2.0 * batch * features * result[labels[3].index("f")] * taps
-
-
-def _number(attributes: str, name: str) -> int:
-  match = re.search(rf"{name}=(\d+)", attributes)
-  return int(match[1]) if match else 1
-
-
-def _window(attributes: str) -> dict[str, list[int]]:
-  """Returns stride, leading padding, and dilation of input and kernel, for each axis."""
-  window = re.search(r"window=\{([^}]*)\}", attributes)
-  fields = dict(re.findall(r"(\w+)=(\S+)", window[1])) if window else {}
-  axes = len(fields.get("size", "").split("x")) if "size" in fields else 0
-
-  def numbers(name: str, default: int) -> list[int]:
-    if name not in fields:
-      return [default] * axes
-    return [int(part.split("_")[0]) for part in fields[name].split("x")]
-
-  return {
-    "stride": numbers("stride", 1),
-    "pad": numbers("pad", 0),
-    "input_dilation": numbers("lhs_dilate", 1),
-    "kernel_dilation": numbers("rhs_dilate", 1),
-  }
-
-
-def _taps(
-  data: int,
-  kernel: int,
-  result: int,
-  stride: int,
-  pad: int,
-  input_dilation: int,
-  kernel_dilation: int,
-) -> int:
-  """Counts the pairs of positions in the result and the kernel that fall on the input."""
-  place = np.arange(result)[:, None] * stride + np.arange(kernel) * kernel_dilation - pad
-  on_input = (place >= 0) & (place % input_dilation == 0) & (place // input_dilation < data)
-  return int(on_input.sum())
 
 
 def memory_bytes(module: Module, every_space: bool = False) -> int:
@@ -221,6 +150,8 @@ def _moved(module: Module, instruction: Instruction, every_space: bool) -> int:
   operands = module.operands(instruction)
   if opcode == "fusion" and instruction.called and instruction.called[0] in module.roots:
     return _of_fusion(module, instruction, operands, here)
+  if opcode in ("send", "recv"):
+    return here(instruction.shapes[:1])
   if opcode in _PARTS:
     # The result of `slice-start` begins with its operand.
     result = instruction.shapes[opcode == "slice-start"]
@@ -230,6 +161,8 @@ def _moved(module: Module, instruction: Instruction, every_space: bool) -> int:
     update = operands[1].shapes
     return here(update) + (sum(s.bytes_stored for s in update) if here(instruction.shapes) else 0)
   results = instruction.shapes
+  if products.library(instruction) and len(results) > 1 and results[-1].dtype in ("s8", "u8"):
+    results = results[:-1]  # what follows the results is scratch space
   if opcode.endswith("-start"):
     results = tuple(s for o in operands for s in o.shapes)
   return here(results) + sum(here(o.shapes) for o in operands)
@@ -293,40 +226,49 @@ class Collective:
   Attributes:
     count: the number that run; those in a loop count once per iteration.
     bytes: of the whole arrays on one device: the result of an all-gather, the input of the others.
-    sent: bytes that a device sends with the ring algorithm.
+    sent: bytes that a device sends to others of its island, with the ring algorithm.
+    sent_far: bytes that it sends to other islands, over the network. Devices of an island share
+      the work: each sends only its part, in a ring of islands, as the TPU compiler has it.
   """
 
   count: int = 0
   bytes: int = 0
   sent: float = 0.0
+  sent_far: float = 0.0
 
 
-def count_collectives(module: Module, devices: int) -> dict[str, Collective]:
+def count_collectives(module: Module, islands: Sequence[int]) -> dict[str, Collective]:
   """Counts the collectives of a program by kind.
 
   Args:
     module: the program.
-    devices: number of devices that run it.
+    islands: number of the slice or host of each device, in the order of the program's mesh.
   """
   by_kind: dict[str, Collective] = {}
   scattered, begun = _reduce_scatters(module), set()
   for instruction, times in module.walk():
     kind = instruction.opcode.removesuffix("-start")
-    if kind not in KINDS:
+    if transfer := _TRANSFER.search(instruction.attributes) if kind == "send" else None:
+      kind = transfer[1].lower().replace("_", "-")
+      size, near, far = _between_slices(module, instruction, kind)
+      kind += " between slices"
+    elif kind in KINDS:
+      # On TPUs the kernels that a collective runs beside repeat it.
+      channel = re.search(r"channel_id=\d+", instruction.attributes)
+      if channel and instruction.computation.startswith(("async_collective", "fused_computation")):
+        if (kind, channel[0]) in begun:
+          continue
+        begun.add((kind, channel[0]))
+      if kind == "all-reduce" and instruction.computation in scattered:
+        kind = "reduce-scatter"
+      size, near, far = _cost(module, instruction, kind, islands)
+    else:
       continue
-    # On TPUs the kernels that a collective runs beside repeat it.
-    channel = re.search(r"channel_id=\d+", instruction.attributes)
-    if channel and instruction.computation.startswith(("async_collective", "fused_computation")):
-      if (kind, channel[0]) in begun:
-        continue
-      begun.add((kind, channel[0]))
-    if kind == "all-reduce" and instruction.computation in scattered:
-      kind = "reduce-scatter"
-    size, sent = _cost(module, instruction, kind, group_size(instruction.attributes, devices))
     total = by_kind.setdefault(kind, Collective())
     total.count += times
     total.bytes += times * size
-    total.sent += times * sent
+    total.sent += times * near
+    total.sent_far += times * far
   return dict(sorted(by_kind.items()))
 
 
@@ -335,33 +277,89 @@ def _reduce_scatters(module: Module) -> set[str]:
   return {name for name in module.computations if name.startswith("all-reduce-scatter")}
 
 
-def _cost(module: Module, instruction: Instruction, kind: str, group: int) -> tuple[int, float]:
-  operand_bytes = sum(operand.bytes for operand in module.operands(instruction))
-  others = (group - 1) / group
-  if kind == "all-reduce":
-    return operand_bytes, 2 * others * operand_bytes
+def _between_slices(module: Module, send: Instruction, kind: str) -> tuple[int, float, float]:
+  """Returns the cost of what the hosts of TPUs do over the network with what a chip sends them."""
+  size = module.operands(send)[0].bytes
+  target = re.search(r'_xla_megascale_target="\{([^}]*)\}', send.attributes)
+  # Such as `1,2` or `1:4`.
+  ends = [_numbers(part) for part in target[1].split(",")] if target else [[1, 2]]
+  slices = sum(part[-1] - part[0] + 1 for part in ends)
+  rounds = {
+    "all-reduce": 2 * (slices - 1) / slices,
+    "reduce-scatter": (slices - 1) / slices,
+    "all-to-all": (slices - 1) / slices,
+    "all-gather": slices - 1,
+  }
+  return size, 0.0, float(rounds.get(kind, 1) * size)
+
+
+def _cost(
+  module: Module, instruction: Instruction, kind: str, islands: Sequence[int]
+) -> tuple[int, float, float]:
+  """Returns the bytes of the arrays, and those that a device sends in and beyond its island."""
+  size = sum(operand.bytes for operand in module.operands(instruction))
+  if pairs := re.search(r"source_target_pairs=\{([{}\d,]*)\}", instruction.attributes):
+    far = any(
+      islands[int(a)] != islands[int(b)] for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])
+    )
+    return size, 0.0 if far else float(size), float(size) if far else 0.0
+  groups = np.asarray(islands)[replica_groups(instruction.attributes, len(islands))]
+  group = groups.shape[1]
+  crossed = len(np.unique(groups[0]))
+  near = group // crossed
   if kind == "all-gather":
-    return group * operand_bytes, others * group * operand_bytes
-  if kind in ("collective-permute", "collective-broadcast"):
-    return operand_bytes, float(operand_bytes)
-  return operand_bytes, others * operand_bytes
+    size *= group
+  if kind == "collective-broadcast":
+    return size, float(size) if near > 1 else 0.0, float(size) if crossed > 1 else 0.0
+  if kind in ("all-to-all", "ragged-all-to-all"):
+    return size, (near - 1) / group * size, (group - near) / group * size
+  twice = 2 if kind == "all-reduce" else 1
+  return size, twice * (near - 1) / near * size, twice * (crossed - 1) / group * size
 
 
-def group_size(attributes: str, devices: int) -> int:
-  """Returns the number of devices in each group of a collective.
+def replica_groups(attributes: str, devices: int) -> np.ndarray:
+  """Returns the devices of each group of a collective, one group a row.
 
   Args:
     attributes: as in `replica_groups={{0,1},{2,3}}`, `replica_groups=[2,2]<=[4]` or
       `replica_groups=mesh['a'=2,'b'=2] {'b'}`; without groups, all devices are one.
     devices: number of all devices.
   """
-  if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-    return len(listed[1].split(","))
-  if counted := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", attributes):
-    return int(counted[1])
-  if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", meshed[1]))
-    # A part of an axis is written with the size outside it and its own size: 'a':(2)4.
-    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", meshed[2])
-    return math.prod(int(part or sizes[name]) for name, part in axes)
-  return devices
+  if listed := re.search(r"replica_groups=\{(\{[{}\d,]*\})\}", attributes):
+    return np.array([row.split(",") for row in re.findall(r"\{([\d,]+)\}", listed[1])], int)
+  if counted := re.search(r"replica_groups=\[([\d,]+)\]<=(\S*)", attributes):
+    return _enumerated(counted[2]).reshape(_numbers(counted[1]))
+  if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", attributes):
+    return _of_mesh(*meshed.groups())
+  return np.arange(devices)[None]
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _enumerated(text: str) -> np.ndarray:
+  """Returns the devices in the order of `[4,2]T(1,0)`."""
+  sides, _, order = text.partition("T")
+  numbered = np.arange(math.prod(_numbers(sides))).reshape(_numbers(sides))
+  return numbered.transpose(_numbers(order)) if order else numbered
+
+
+def _of_mesh(sizes: str, order: str, axes: str) -> np.ndarray:
+  """Returns the groups along axes, or along parts of them, as in `'a':(2)4` of 2 x 4 x rest."""
+  shape: list[int] = []
+  along: dict[tuple[str, int], int] = {}  # (axis, what is outside the part) -> dimension
+  parts = [(name, int(a or 1), int(b or 0)) for name, a, b in re.findall(_AXIS, axes)]
+  for name, size in re.findall(r"'([^']+)'=(\d+)", sizes):
+    before = 1
+    for _, outer, part in sorted(entry for entry in parts if entry[0] == name):
+      along[name, outer] = len(shape) + 1
+      shape += [outer // before, part or int(size)]
+      before = outer * (part or int(size))
+    shape.append(int(size) // before)
+  listed = re.search(r"device_ids=\((.*)\)", order)
+  every = _enumerated(listed[1]) if listed else np.arange(math.prod(shape))
+  chosen = [along[name, outer] for name, outer, _ in parts]
+  rest = [axis for axis in range(len(shape)) if axis not in chosen]
+  size = math.prod(shape[axis] for axis in chosen)
+  return every.reshape(shape).transpose([*rest, *chosen]).reshape(-1, size)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import open_tokenizer
 from mail_jax.hardware import chips
-from mail_jax.plan import ahead, costs, hlo, parts, programs
+from mail_jax.plan import ahead, costs, hlo, parts, products, programs
 
 # Word pieces of bert-base-uncased, which ViLT uses.
 _BERT_VOCABULARY = 30522
@@ -105,6 +105,11 @@ class Memory:
   total: int
   available: int
 
+  @property
+  def fits(self) -> bool:
+    """Whether it is enough; the compiler of GPUs does not refuse what does not fit."""
+    return self.total <= self.available
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -137,12 +142,15 @@ class Estimate:
     flops_compiled: of the products in the compiled program; more if it recomputes intermediate
       results.
     flops_xla: all operations that XLA counts, including elementwise ones; every iteration of loops.
+      None of GPUs.
     hbm_bytes: traffic between HBM and the cores.
     collectives: by kind: their number, bytes, and the bytes that a chip sends.
-    sent_bytes: by all collectives.
+    sent_bytes: by all collectives, over links.
+    network_bytes: by all collectives, over the network between slices or hosts.
+    libraries: number of kernels that are not XLA's own, by library.
     intensity: FLOPs per byte of HBM traffic; at `ridge`, both take equally long.
-    seconds: the least time that the products, the HBM traffic and the traffic between chips need,
-      each alone.
+    seconds: the least time that the products, the HBM traffic and the traffic over links and over
+      the network need, each alone.
     bound: the largest of them.
     whole: cycles, seconds, products and traffic of the program by the compiler's estimate.
     parts: the same of its parts.
@@ -152,10 +160,12 @@ class Estimate:
   memory: Memory
   flops: float
   flops_compiled: float
-  flops_xla: float
+  flops_xla: float | None
   hbm_bytes: int
   collectives: dict[str, costs.Collective]
   sent_bytes: float
+  network_bytes: float
+  libraries: dict[str, int]
   intensity: float
   ridge: float
   seconds: dict[str, float]
@@ -213,10 +223,10 @@ def _text(compiled: jax.stages.Compiled) -> str:
     text = compiled.as_text()
   except jax.errors.JaxRuntimeError as error:
     raise InputError(
-      f"JAX {jax.__version__} cannot read the output of libtpu {ahead.compiler_version()}; install "
-      f"the libtpu of requirements-plan.txt ({str(error).splitlines()[0]})"
+      f"JAX {jax.__version__} cannot read the output of {ahead.compiler_versions()}; install the "
+      f"versions of requirements-plan*.txt ({str(error).splitlines()[0]})"
     ) from error
-  # The TPU compiler always returns it.
+  # These compilers always return it.
   assert text is not None
   return text
 
@@ -229,27 +239,33 @@ def estimate_cost(
   module = hlo.parse(_text(compiled))
   ours = programs.flops_by_hand(kind, config) / topology.chips
   analysis: Any = compiled.cost_analysis()
-  xla = analysis["flops"] + costs.flops_of_further_iterations(module)
+  again = costs.flops_of_further_iterations(module)
   moved, done = costs.memory_bytes(module), costs.product_flops(module)
   by_part = parts.by_part(module)
   work = sum(by_part.values(), costs.Work())
-  counted = costs.count_collectives(module, topology.chips)
+  # A mesh keeps the chips of an island together, see `sharding.make_mesh`.
+  size = topology.chips // topology.islands
+  counted = costs.count_collectives(module, [i // size for i in range(topology.chips)])
   sent = math.fsum(kind.sent for kind in counted.values())
+  far = math.fsum(kind.sent_far for kind in counted.values())
   peak = chips.peak_flops(chip, config.model.dtype)
   links = topology.links * chip.link_bandwidth
   seconds = {
     "compute": done / peak,
     "hbm": moved / chip.bandwidth,
     "interconnect": sent / links if sent else 0.0,
+    "network": far / chip.network_bandwidth,
   }
   return Estimate(
     memory=memory_of(compiled, chip),
     flops=ours,
     flops_compiled=done,
-    flops_xla=xla,
+    flops_xla=analysis["flops"] + again if analysis else None,
     hbm_bytes=moved,
     collectives=counted,
     sent_bytes=sent,
+    network_bytes=far,
+    libraries=products.count_libraries(module),
     intensity=done / moved,
     ridge=peak / chip.bandwidth,
     seconds=seconds,
@@ -329,7 +345,7 @@ def make_plan(config: ConfigDict, topology: chips.Topology, wanted: Wanted) -> P
   refused, cost, seconds = "", None, 0.0
   try:
     lowered = programs.lower(wanted.program, program, wanted.canvas)
-    compiled, seconds = ahead.compile_lowered(lowered, wanted.effort)
+    compiled, seconds = ahead.compile_lowered(lowered, devices[0], wanted.effort)
     cost = estimate_cost(wanted.program, config, compiled, topology)
   except ahead.DoesNotFitError as error:
     refused = " ".join(str(error).split("\n\n")[0].split())
@@ -361,7 +377,7 @@ def _search(
     program = ahead.make_program(candidate, vocab_size(candidate), devices)
     try:
       lowered = programs.lower(wanted.program, program, wanted.canvas)
-      compiled, _ = ahead.compile_lowered(lowered, "quick")
+      compiled, _ = ahead.compile_lowered(lowered, devices[0], "quick")
     except ahead.DoesNotFitError:
       return None
     return float(memory_of(compiled, topology.chip).total)

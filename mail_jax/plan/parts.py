@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 
-from mail_jax.plan import costs
+from mail_jax.plan import costs, products
 from mail_jax.plan.hlo import Instruction, Module
 
 # The first that is found in the path of an operation decides, as JAX writes it into the program:
@@ -86,9 +86,9 @@ def _own(module: Module, instruction: Instruction) -> str:
   if instruction.opcode == "fusion":
     inside = [i for name in instruction.called for i, _ in module.walk(start=name)]
   # An update fused with the product of its gradient is there for the product.
-  products = _only(_part(i) for i in inside if costs.is_product(i))
-  if products != UNATTRIBUTED:
-    return products
+  multiplied = _only(_part(i) for i in inside if products.is_product(i))
+  if multiplied != UNATTRIBUTED:
+    return multiplied
   part = _part(instruction)
   return _only(map(_part, inside)) if part == UNATTRIBUTED else part
 

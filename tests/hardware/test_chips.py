@@ -13,6 +13,7 @@ from mail_jax.train import command as train
     ("NVIDIA H200", 989.4e12, 494.7e12),
     ("NVIDIA H100 80GB HBM3", 989.4e12, 494.7e12),
     ("NVIDIA A100-SXM4-40GB", 312e12, 156e12),
+    ("NVIDIA B200", 2250e12, 1125e12),
     ("NVIDIA L4", 121e12, 60e12),
     ("NVIDIA L40S", 362e12, 183e12),
     ("TPU v5 lite", 197e12, 197e12),
@@ -24,7 +25,9 @@ def test_a_device_has_the_peak_of_its_data_sheet(kind, half, single):
   assert chips.peak_flops_of(kind, "float32") == single
 
 
-@pytest.mark.parametrize("kind", ["cpu", "NVIDIA GeForce RTX 4090", "TPU v99"])
+@pytest.mark.parametrize(
+  "kind", ["cpu", "NVIDIA GeForce RTX 4090", "TPU v99", "TPU v4 lite", "NVIDIA L400"]
+)
 def test_of_an_unknown_device_no_peak_is_claimed(kind):
   assert chips.peak_flops_of(kind, "bfloat16") is None
 

@@ -1,6 +1,7 @@
 """`mail_jax.plan` as users run it, with this machine's CPU in place of a slice and its compiler."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import pathlib
@@ -116,7 +117,7 @@ def test_the_batch_of_an_evaluation_is_rounded_up_to_the_chips():
 
 
 def test_slices_and_splits_make_a_table(one_chip, monkeypatch, tmp_path, capsys):
-  def refuse(lowered, effort):
+  def refuse(lowered, device, effort):
     raise ahead.DoesNotFitError(
       "RESOURCE_EXHAUSTED: Used 17.25G of 15.75G hbm. Exceeded by 1.5G.\n\nMore"
     )
@@ -167,7 +168,7 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
 ):
   asked = []
 
-  def compile_lowered(program, effort):
+  def compile_lowered(program, device, effort):
     asked.append((program.config.batch_size, effort))
     if program.config.batch_size > 10:
       raise ahead.DoesNotFitError("RESOURCE_EXHAUSTED")
@@ -196,7 +197,12 @@ def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
   ("arguments", "message"),
   [
     ({"topology": "v5e"}, "--topology v5e: write CHIP:SIDES, such as v5e:4x4"),
-    ({"topology": "v9:2x2"}, "unknown chip 'v9'; known are v4, v5e, v5p, v6e"),
+    ({"topology": "v9:2x2"}, "unknown chip 'v9'; known are v4, v5e, v5p, v6e, a100, h100"),
+    ({"topology": "*v5e:2x2"}, "2*v5e:4x4 (two slices), h100:8 or h100:4x8 (four hosts)"),
+    ({"topology": "0*v5e:2x2"}, "such as v5e:4x4, or 2*v5e:4x4 for two slices"),
+    ({"topology": "h100:16"}, "a host has 1 to 8 GPUs: write h100:8, or h100:4x8 for four hosts"),
+    ({"topology": "h100:0x8"}, "a host has 1 to 8 GPUs"),
+    ({"topology": "h100:2x2x2"}, "a host has 1 to 8 GPUs"),
     ({"topology": "v5e:4x4x4"}, "a slice of v5e has 2 sides, such as v5e:4x4"),
     ({"topology": "v4:0x4x4"}, "a slice of v4 has 3 sides"),
     ({"config": "nowhere.py"}, "--config nowhere.py: not a file and not a recipe"),
@@ -235,6 +241,17 @@ def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
     run(topology="v5e:4x4")
 
 
+def test_without_the_compiler_of_gpus_as_well(monkeypatch):
+  def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+  monkeypatch.setattr(importlib.metadata, "version", missing)
+  with pytest.raises(
+    InputError, match=r"plan needs the GPU compiler, jax-cuda13-pjrt.*make plan.*\.xla_gpu"
+  ):
+    run(topology="h100:8")
+
+
 def test_the_vocabulary_is_that_of_the_tokenizer_or_the_weights(tmp_path):
   config = recipe("base")
   assert estimate.vocab_size(config) == 512
@@ -250,22 +267,43 @@ def test_the_vocabulary_is_that_of_the_tokenizer_or_the_weights(tmp_path):
   }
 
 
+def _of_kind(kind: type) -> list:
+  return [chip for chip in chips.CHIPS.values() if isinstance(chip, kind)]
+
+
 def test_published_figures_hold_together():
   for chip in chips.CHIPS.values():
-    assert 0.9 < chip.memory / chip.memory_published < 1.01
+    # The network is the slowest, then come links.
+    assert chip.network_bandwidth < chip.link_bandwidth < chip.bandwidth
     assert all(source.startswith("https://") for source in chip.sources)
+  for chip in _of_kind(chips.Tpu):
+    assert 0.9 < chip.memory / chip.memory_published < 1.01
     # Each product of bf16 needs some hundred operations a byte to keep its chip busy.
     assert 150 < chip.flops / chip.bandwidth < 600
     # Each core has units that multiply 4 x 128 x 128 numbers in a cycle; v6e's are twice as wide.
     side = 256 if chip.name == "v6e" else 128
     assert 2 * 4 * side**2 * chip.cores * chip.clock == pytest.approx(chip.flops, rel=0.003)
-  both_ways = {c.name: 2 * 2 * c.dimensions * c.link_bandwidth / 1e9 for c in chips.CHIPS.values()}
+  both_ways = {c.name: 2 * 2 * c.dimensions * c.link_bandwidth / 1e9 for c in _of_kind(chips.Tpu)}
   assert both_ways == {
     "v4": 600,
     "v5e": 400,
     "v5p": 1200,
     "v6e": 800,
   }  # Google's "bidirectional, per chip"
+  # A host of v5e or v6e has eight chips, and 2 x 100 or 4 x 200 Gbit/s.
+  network = {name: 8 * 8 * chips.CHIPS[name].network_bandwidth / 1e9 for name in ("v5e", "v6e")}
+  assert network == {"v5e": 200, "v6e": 800}
+
+
+def test_published_figures_of_gpus_hold_together():
+  for gpu in _of_kind(chips.Gpu):
+    assert gpu.memory / gpu.memory_published == pytest.approx(0.75)
+    assert gpu.flops / gpu.flops_float32 == pytest.approx(2, rel=0.02)
+    # A warp takes 32 lanes; a block has at most what is left of a kilobyte for the system.
+    assert gpu.lanes % 32 == 0
+    assert 99 * 1024 <= gpu.shared_memory - 1024 <= 227 * 1024
+  nvlink = {name: 2 * chips.CHIPS[name].link_bandwidth / 1e9 for name in ("a100", "h100", "b200")}
+  assert nvlink == {"a100": 600, "h100": 900, "b200": 1800}
 
 
 @pytest.mark.parametrize(
@@ -274,6 +312,8 @@ def test_published_figures_hold_together():
     ("v5e:1x1", 1, 0), ("v5e:2x4", 8, 2), ("v5e:4x4", 16, 2),
     ("v5e:16x16", 256, 4), ("v5e:8x16", 128, 3),
     ("v6e:16x16", 256, 4), ("v4:2x2x1", 4, 2), ("v4:4x4x4", 64, 6), ("v5p:4x4x8", 128, 6),
+    ("2*v5e:4x4", 32, 2), ("4*v5p:4x4x4", 256, 6),
+    ("h100:1", 1, 0), ("h100:8", 8, 1), ("h100:4x8", 32, 1), ("l40s:2x1", 2, 0),
   ],
 )  # fmt: skip
 def test_a_corner_has_one_link_a_line_and_two_a_ring(name, count, links):
@@ -282,5 +322,17 @@ def test_a_corner_has_one_link_a_line_and_two_a_ring(name, count, links):
 
 
 def test_splits_follow_the_sides_of_the_slice():
-  sizes = {t: plan.splits(chips.parse_topology(t)) for t in ("v5e:4x4", "v5p:4x4x8", "v4:2x2x1")}
-  assert sizes == {"v5e:4x4": [1, 4, 16], "v5p:4x4x8": [1, 4, 16, 128], "v4:2x2x1": [1, 2, 4]}
+  expected = {
+    "v5e:4x4": [1, 4, 16],
+    "v5p:4x4x8": [1, 4, 16, 128],
+    "v4:2x2x1": [1, 2, 4],
+    # Not across slices, or hosts of GPUs.
+    "2*v5e:4x4": [1, 4, 16],
+    "h100:4x8": [1, 8],
+  }
+  assert {name: plan.splits(chips.parse_topology(name)) for name in expected} == expected
+
+
+def test_one_slice_of_several_or_one_host_is_named_without_their_number():
+  assert chips.parse_topology("1*v5e:4x4").name == "v5e:4x4"
+  assert chips.parse_topology("1*h100:1x8").name == "h100:8"

@@ -38,8 +38,9 @@ def make_config(fsdp: int = 1, **model: Any):
 
 
 def _compile(fsdp: int, **model: Any) -> jax.stages.Compiled:
-  program = ahead.make_program(make_config(fsdp, **model), 320, ahead.open_topology(SLICE))
-  return ahead.compile_lowered(programs.lower("train", program, CANVAS), "quick")[0]
+  devices = ahead.open_topology(SLICE)
+  program = ahead.make_program(make_config(fsdp, **model), 320, devices)
+  return ahead.compile_lowered(programs.lower("train", program, CANVAS), devices[0], "quick")[0]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_a_large_product_takes_little_more_than_its_time_at_peak(chip):
 
 
 def test_copies_of_the_model_sum_their_gradients(copies):
-  actual = costs.count_collectives(hlo.parse(copies.as_text()), SLICE.chips)
+  actual = costs.count_collectives(hlo.parse(copies.as_text()), [0] * SLICE.chips)
   assert list(actual) == ["all-reduce"]
   parameters = _parameters()
   # In float32, or in the bf16 of the products that make them; folded kernels are larger.
@@ -141,7 +142,7 @@ def test_attention_of_tpus_is_a_kernel_on_each_chip():
   # Forward, gradients of the queries, gradients of keys and values.
   assert len(kernels) == 3 * make_config().model.depth
   assert costs.foreign_kernels(hlo.parse(compiled.as_text())) == len(kernels)
-  actual = costs.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)
+  actual = costs.count_collectives(hlo.parse(compiled.as_text()), [0] * SLICE.chips)
   assert list(actual) == ["all-reduce"]
 
 
@@ -149,7 +150,7 @@ def test_attention_of_tpus_is_a_kernel_on_each_chip():
 def test_parameters_travel_in_bfloat16_where_they_are_used_in_it(cut):
   half = _compile(fsdp=4, dtype="bfloat16")
   gathered = [
-    costs.count_collectives(hlo.parse(compiled.as_text()), SLICE.chips)["all-gather"].bytes
+    costs.count_collectives(hlo.parse(compiled.as_text()), [0] * SLICE.chips)["all-gather"].bytes
     for compiled in (half, cut)
   ]
   assert gathered[0] < 0.6 * gathered[1]
@@ -159,7 +160,7 @@ def test_a_model_that_is_cut_takes_a_quarter_and_is_gathered(copies, cut):
   whole, quarter = (memory_of(compiled, SLICE.chip).arguments for compiled in (copies, cut))
   batch = 64 // 4 * 32 * 32 * 4
   assert (quarter - batch) / (whole - batch) < 0.3
-  actual = costs.count_collectives(hlo.parse(cut.as_text()), SLICE.chips)
+  actual = costs.count_collectives(hlo.parse(cut.as_text()), [0] * SLICE.chips)
   assert actual["all-gather"].bytes > 1.5 * _parameters()
 
 
@@ -179,13 +180,34 @@ def test_an_estimate_of_a_slice(copies):
   assert actual.seconds["interconnect"] == actual.sent_bytes / (2 * 50e9)
 
 
-@pytest.mark.parametrize("name", ["v5e:1x1", "v5e:4x4", "v4:4x4x4", "v5p:4x4x8", "v6e:16x16"])
+def test_gradients_cross_the_network_once_a_quarter_of_them_from_each_chip_of_two_slices():
+  topology = chips.parse_topology("2*v5e:2x2")
+  devices = ahead.open_topology(topology)
+  program = ahead.make_program(make_config(), 320, devices)
+  assert [d.slice_index for d in program.mesh.devices.flat] == [0] * 4 + [1] * 4
+  lowered = programs.lower("train", program, CANVAS)
+  compiled, _ = ahead.compile_lowered(lowered, devices[0], "quick")
+  actual = estimate_cost("train", program.config, compiled, topology)
+  far = {kind: total for kind, total in actual.collectives.items() if total.sent_far}
+  assert list(far) == ["all-reduce between slices"]
+  # In float32, or in the bf16 of the products that make them; within a slice each goes twice.
+  assert 2 * _parameters() < 4 * actual.network_bytes < 4.2 * _parameters()
+  assert actual.sent_bytes == pytest.approx(2 * 3 / 4 * 4 * actual.network_bytes, rel=0.05)
+  assert actual.seconds["network"] == actual.network_bytes / 3.125e9
+  assert actual.bound == "network"
+
+
+@pytest.mark.parametrize(
+  "name", ["v5e:1x1", "v5e:4x4", "v4:4x4x4", "v5p:4x4x8", "v6e:16x16", "2*v5e:4x4", "4*v5p:4x4x4"]
+)
 def test_a_slice_has_a_device_a_chip_and_four_chips_a_host(name):
   topology = chips.parse_topology(name)
   devices = ahead.open_topology(topology)
   assert len(devices) == topology.chips
   hosts = {device.process_index for device in devices}
   assert len(hosts) == -(-topology.chips // topology.chip.chips_per_host)
+  if topology.islands > 1:
+    assert {device.slice_index for device in devices} == set(range(topology.islands))
 
 
 def test_a_slice_that_cannot_be_is_told():
@@ -193,9 +215,12 @@ def test_a_slice_that_cannot_be_is_told():
     ahead.open_topology(chips.parse_topology("v5e:3x3"))
 
 
-@pytest.mark.parametrize("name", list(chips.CHIPS))
+@pytest.mark.parametrize(
+  "name", [name for name, chip in chips.CHIPS.items() if isinstance(chip, chips.Tpu)]
+)
 def test_the_memory_of_a_chip_is_what_the_compiler_grants(name):
   chip = chips.CHIPS[name]
+  assert isinstance(chip, chips.Tpu)
   (device, *_) = ahead.open_topology(chips.Topology(chip, (1,) * chip.dimensions))
   at = jax.sharding.SingleDeviceSharding(device)
   shape = jax.ShapeDtypeStruct(
