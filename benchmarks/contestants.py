@@ -30,6 +30,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
 from mail_jax.config import load_config
 from mail_jax.hardware import chips
+from mail_jax.plan import costs, hlo
 
 VOCAB = 30522  # BERT's word pieces
 OURS, PEERS = "mail_jax", ("eager", "compiled", "oneDNN")
@@ -100,6 +101,7 @@ class Contest:
         runs = {c.name: functools.partial(c.ask, "run", repeats=args.repeats) for c in started}
         times = paired.interleave(runs, args.rounds)
         memory = {c.name: c.ask("memory") for c in started}
+        planned = started[0].ask("plan")
       finally:
         for contestant in started:
           contestant.close()
@@ -115,6 +117,7 @@ class Contest:
         "TFLOP/s": products / seconds / 1e12,
         "MFU": f"{products / seconds / peak:.1%}" if peak else None,
         "peak GB": memory[name] / 1e9,
+        **(planned if name == OURS else dict.fromkeys(planned)),
         "ours is so many times as fast": 1 / paired.ratio(times[OURS], times[name]),
       }
       for name, seconds in medians.items()
@@ -240,12 +243,42 @@ def open_peer(name: str, config: ConfigDict, folder: str) -> tuple[Any, Any, str
   return twin.to(device), batch, device, memory
 
 
+def plan_of(compiled: jax.stages.Compiled, dtype: str) -> dict[str, float | None]:
+  """Returns what `mail_jax.plan` says of a program that is compiled for the device at hand.
+
+  Args:
+    compiled: the program.
+    dtype: `config.model.dtype`.
+
+  Returns:
+    Columns of the table: memory, and the least times that the traffic and the products take, None
+    where the peaks of the device are unknown.
+  """
+  memory: Any = compiled.memory_analysis()
+  module = hlo.parse(compiled.as_text() or "")
+  moved, done = costs.memory_bytes(module), costs.product_flops(module)
+  chip = chips.chip_of(jax.devices()[0].device_kind)
+  kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return {
+    "planned GB": (kept + memory.temp_size_in_bytes) / 1e9,
+    "of them temporary": memory.temp_size_in_bytes / 1e9,
+    "traffic GB": moved / 1e9,
+    "traffic ms": moved / chip.bandwidth * 1e3 if chip else None,
+    "products ms": done / chips.peak_flops(chip, dtype) * 1e3 if chip else None,
+  }
+
+
 def serve(
-  start: Callable[[], Any], run: Callable[[], Any], finish: Callable[[Any], Any], memory: PeakMemory
+  start: Callable[[], Any],
+  run: Callable[[], Any],
+  finish: Callable[[Any], Any],
+  memory: PeakMemory,
+  plan: Callable[[], dict[str, float | None]] = dict,
 ) -> None:
   """Answers the commands of a `Contest`.
 
-  `start` returns the values to compare, `run` is timed, and `finish` waits for it.
+  `start` returns the values to compare, `run` is timed, `finish` waits for it, and `plan` returns
+  what was predicted, see `plan_of`.
   """
 
   def first() -> Any:
@@ -257,6 +290,7 @@ def serve(
     "start": first,
     "run": lambda repeats: time_repeats(run, finish, repeats),
     "memory": memory.bytes,
+    "plan": plan,
   })  # fmt: skip
 
 

@@ -6,7 +6,8 @@
 #   TINY=1 bash benchmarks/gpu.sh [OUT]       the same at a size for CPUs, to see that it runs to the end
 #
 # Needs jax, flax, optax, ml_collections, jaxtyping and etils; torch and transformers for the comparison. PYTHON is the
-# interpreter. OUT (default: gpu_benchmark/) gets one JSON file a table and table.md with all of them.
+# interpreter. Each row of ours also has what `mail_jax.plan` says of the very program that was measured: its memory, and
+# the least time that its traffic and its products take at the published peaks of the device. OUT (default: gpu_benchmark/) gets one JSON file a table and table.md with all of them.
 set -u
 PYTHON=${PYTHON:-python}
 OUT=${1:-gpu_benchmark}

@@ -36,12 +36,19 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
   contestants.write_variables(folder, jax.device_get(variables))
   batch = jax.device_put(contestants.make_batch(config, config.batch_size))
   predict = jax.jit(lambda variables, batch: apply_model(program.model, variables, batch).logits)
+  compiled = predict.lower(variables, batch).compile()
   memory = contestants.jax_memory()
 
   def run() -> jax.Array:
-    return jax.block_until_ready(predict(variables, batch))
+    return jax.block_until_ready(compiled(variables, batch))
 
-  contestants.serve(lambda: _some(np.asarray(run())), run, lambda _: None, memory)
+  contestants.serve(
+    lambda: _some(np.asarray(run())),
+    run,
+    lambda _: None,
+    memory,
+    lambda: contestants.plan_of(compiled, config.model.dtype),
+  )
 
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:

@@ -5,7 +5,8 @@ r"""Measures the time of a training step, and of the same network in PyTorch:
 
 Our program and each peer start from the same weights and get the same batch; their losses must
 agree before the measurement. Then they take turns (A B A B), and the figures are medians over the
-turns. A step includes everything: losses, gradients, clipping, AdamW and the moving average.
+turns. A step includes everything: losses, gradients, clipping, AdamW and the moving average. Beside
+them is what `mail_jax.plan` says of the program that ran.
 `--peers` are the twin of `benchmarks/torch_twin.py`, eager, compiled, and on CPUs with its linear
 layers through oneDNN. All of them use a GPU if there is one.
 """
@@ -35,17 +36,24 @@ def serve_ours(config: ConfigDict, folder: str) -> None:
   held: dict[str, Any] = {}
 
   def step() -> dict[str, Any]:
-    held["state"], metrics = program.step(held["state"], batch, lr)
+    held["state"], metrics = held["compiled"](held["state"], batch, lr)
     return metrics
 
   def start() -> float:
     held["state"] = program.create()
+    held["compiled"] = program.step.lower(held["state"], batch, lr).compile()
     contestants.write_variables(folder, jax.device_get(held["state"].variables))
     loss = float(step()["loss"])
     jax.block_until_ready(step())
     return loss
 
-  contestants.serve(start, step, lambda m: jax.block_until_ready((m, held["state"])), memory)
+  contestants.serve(
+    start,
+    step,
+    lambda m: jax.block_until_ready((m, held["state"])),
+    memory,
+    lambda: contestants.plan_of(held["compiled"], config.model.dtype),
+  )
 
 
 def serve_peer(name: str, config: ConfigDict, folder: str) -> None:
