@@ -1,7 +1,7 @@
-r"""Keeps what the TPU compiler estimates of a step, per commit:
+r"""Keeps what the compilers of TPUs and GPUs say of a step, per commit:
 
   PYTHONPATH=.libtpu python -m benchmarks.step_cost
-  PYTHONPATH=.libtpu python -m benchmarks.step_cost --all --compare 3037758
+  PYTHONPATH=.libtpu:.xla_gpu python -m benchmarks.step_cost --all --compare 3037758
 
 Compiles a fixed set of cases at full effort (minutes each) and appends a row for each to
 benchmarks/results/step_cost.jsonl; a row that is there is not compiled again. `--compare` prints
@@ -61,13 +61,21 @@ CASES = (
 )
 MORE = (
   Case(_RECIPE, "predict", "v5e:1x1", 1),
-  Case(_RECIPE, "train", "v5p:2x2x1", 8),
-  Case(_RECIPE, "train", "v6e:2x2", 8),
-  Case(_RECIPE, "train", "v4:2x2x1", 8),
-  Case(_LARGE, "train", "v5e:2x2", 8),
-  Case(_HUGE, "train", "v5e:2x2", 8),
-  Case(_LARGE, "train", "v5p:2x2x1", 8),
-  Case(_HUGE, "train", "v5p:2x2x1", 8),
+  *(Case(_RECIPE, "train", topology, 8) for topology in ("v5p:2x2x1", "v6e:2x2", "v4:2x2x1")),
+  *(
+    Case(config, "train", topology, 8)
+    for topology in ("v5e:2x2", "v5p:2x2x1", "h100:8")
+    for config in (_LARGE, _HUGE)
+  ),
+  *(
+    Case(_RECIPE, "train", f"{slices}*{topology}", 8)
+    for topology in ("v5e:16x16", "v5p:4x4x4")
+    for slices in (2, 4)
+  ),
+  Case(_RECIPE, "train", "h100:1", 32),
+  Case(_RECIPE, "train", "h200:1", 32),
+  Case(_RECIPE, "train", "h200:1", 128),
+  Case(_RECIPE, "train", "h100:4x8", 32),
 )
 
 
@@ -77,7 +85,7 @@ def row(case: Case, plan: estimate.Plan, commit: str) -> dict[str, Any]:
     "commit": commit,
     "date": datetime.date.today().isoformat(),
     "jax": jax.__version__,
-    "compiler": ahead.compiler_versions().get("libtpu", ""),
+    "compilers": ahead.compiler_versions(),
     "effort": plan.effort,
     **dataclasses.asdict(case),
   }
@@ -93,6 +101,9 @@ def row(case: Case, plan: estimate.Plan, commit: str) -> dict[str, Any]:
     "arguments_gb": round(cost.memory.arguments / 1e9, 3),
     "temporaries_gb": round(cost.memory.temporaries / 1e9, 3),
     "sent_mb": round(cost.sent_bytes / 1e6, 1),
+    "network_mb": round(cost.network_bytes / 1e6, 1),
+    "bound_ms": {name: round(1e3 * seconds, 3) for name, seconds in cost.seconds.items()},
+    "libraries": cost.libraries,
     "parts": {name: round(part.cycles / 1e6, 3) for name, part in cost.parts.items()},
     "parts_hbm_gb": {name: round(part.hbm_bytes / 1e9, 3) for name, part in cost.parts.items()},
   }
@@ -119,17 +130,17 @@ def find(rows: list[dict[str, Any]], case: Case, commit: str) -> dict[str, Any] 
 
 
 def compare(rows: list[dict[str, Any]], old: str, new: str) -> str:
-  """Formats the cases that both commits have as a Markdown table, old -> new."""
+  """Formats the cases of a commit as a Markdown table, old -> new where the other has them too."""
   table = []
   for case in (*CASES, *MORE):
     before, after = find(rows, case, old), find(rows, case, new)
-    if before is None or after is None:
+    if after is None:
       continue
+    both = (after,) if before is None else (before, after)
     cells: dict[str, object] = {"case": case.name}
     for title, read_cell, digits in _COLUMNS:
       cells[title] = " -> ".join(
-        "does not fit" if "refused" in one else f"{read_cell(one):.{digits}f}"
-        for one in (before, after)
+        "does not fit" if "refused" in one else f"{read_cell(one):.{digits}f}" for one in both
       )
     table.append(cells)
   return paired.table(table)
@@ -144,6 +155,7 @@ _COLUMNS = (
   ("masks", lambda r: r["parts"].get("masks", 0), 1),
   ("optimizer", lambda r: r["parts"].get("optimizer and average", 0), 1),
   ("HBM GB", lambda r: r["hbm_gb"], 1),
+  ("least ms", lambda r: max(r["bound_ms"].values()) if "bound_ms" in r else float("nan"), 1),
   ("temporaries GB", lambda r: r["temporaries_gb"], 2),
 )
 

@@ -9,7 +9,7 @@ from benchmarks import step_cost
 from input_pipeline.common.errors import InputError
 from mail_jax.hardware import chips
 
-FIRST, SECOND = step_cost.CASES[:2]
+FIRST, SECOND, THIRD = step_cost.CASES[:3]
 
 
 def _row(case: step_cost.Case, commit: str, mcycles: float, **parts: float) -> dict:
@@ -25,9 +25,11 @@ def test_the_newest_row_of_a_commit_stands_beside_that_of_the_other():
     _row(FIRST, "aaaaaaa", 106.5, decoder=58.0),
     _row(SECOND, "aaaaaaa", 325.0),
     _row(FIRST, "bbbbbbb", 45.0, decoder=9.5, masks=1.0),
+    _row(THIRD, "bbbbbbb", 30.0),
   ]
   table = step_cost.compare(rows, "aaaa", "bbbbbbb").splitlines()
-  assert len(table) == 3  # the second case was not compiled at both
+  assert len(table) == 4  # the second case was not compiled at the newer commit
+  assert "| 30.0 |" in table[3].replace("  ", "")
   cells = [cell.strip() for cell in table[2].strip("|").split("|")]
   assert cells[:3] == ["unc train v5e:2x2 8", "106.5 -> 45.0", "71.0 -> 30.0"]
   assert cells[4:7] == ["0.0 -> 0.0", "58.0 -> 9.5", "0.0 -> 1.0"]

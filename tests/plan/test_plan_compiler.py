@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import pytest
 import tiny_run
+from gradients import count_gradients, count_parameters
 
 from input_pipeline.common.errors import InputError
 from mail_jax.config import recipe
@@ -44,9 +45,15 @@ def _compile(fsdp: int, **model: Any) -> jax.stages.Compiled:
 
 
 @pytest.fixture(scope="module")
-def copies() -> jax.stages.Compiled:
-  """The step with a copy of the model on each of four chips."""
-  return _compile(fsdp=1)
+def copies_and_gradients() -> tuple[jax.stages.Compiled, int]:
+  """The step with a copy of the model on each of four chips, and its gradients' elements."""
+  with count_gradients(make_config()) as count:
+    return _compile(fsdp=1), count()
+
+
+@pytest.fixture(scope="module")
+def copies(copies_and_gradients) -> jax.stages.Compiled:
+  return copies_and_gradients[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,9 @@ def test_products_of_a_part_are_those_counted_by_hand(copies):
   assert by_part["encoder"].flops == pytest.approx(by_hand, rel=0.01)
 
 
-@pytest.mark.parametrize("chip", chips.CHIPS.values(), ids=lambda chip: chip.name)
+@pytest.mark.parametrize(
+  "chip", [c for c in chips.CHIPS.values() if isinstance(c, chips.Tpu)], ids=lambda chip: chip.name
+)
 def test_a_large_product_takes_little_more_than_its_time_at_peak(chip):
   """So the clock is right, and so is the time of chips with two cores."""
   (device, *_) = ahead.open_topology(chips.Topology(chip, (1,) * chip.dimensions))
@@ -112,28 +121,14 @@ def test_a_large_product_takes_little_more_than_its_time_at_peak(chip):
   assert 1 < work.cycles / chip.clock / (work.flops / chip.flops) < 1.5
 
 
-def test_copies_of_the_model_sum_their_gradients(copies):
-  actual = costs.count_collectives(hlo.parse(copies.as_text()), [0] * SLICE.chips)
-  assert list(actual) == ["all-reduce"]
-  parameters = _parameters()
-  # In float32, or in the bf16 of the products that make them; folded kernels are larger.
-  assert 2 * parameters < actual["all-reduce"].bytes < 6 * parameters
-  assert actual["all-reduce"].sent == pytest.approx(2 * 3 / 4 * actual["all-reduce"].bytes)
-
-
-def test_nothing_but_gradients_and_numbers_is_sent_between_copies(copies):
+def test_nothing_but_gradients_and_numbers_is_sent_between_copies(copies_and_gradients):
   """Activations are not sent: what holds a chip's share of the examples stays on its chip."""
-  module, leaves = hlo.parse(copies.as_text()), _parameters()
-  sent = [
-    operand
-    for instruction, _ in module.walk()
-    if instruction.opcode.startswith("all-reduce") and not instruction.opcode.endswith("-done")
-    for operand in module.operands(instruction)
-  ]
-  elements = sum(shape.elements for operand in sent for shape in operand.shapes)
-  # Each gradient once, but for those that are zero, and a handful of losses; those of the decoder's
-  # kernels while they are folded.
-  assert 0.999 * leaves < elements < 1.5 * leaves
+  compiled, gradients = copies_and_gradients
+  actual = costs.count_collectives(hlo.parse(compiled.as_text()), [0] * SLICE.chips)
+  assert list(actual) == ["all-reduce"]
+  # Each once, in float32, and a few losses.
+  assert actual["all-reduce"].bytes == pytest.approx(4 * gradients, rel=0.001)
+  assert actual["all-reduce"].sent == pytest.approx(2 * 3 / 4 * actual["all-reduce"].bytes)
 
 
 def test_attention_of_tpus_is_a_kernel_on_each_chip():
@@ -161,12 +156,7 @@ def test_a_model_that_is_cut_takes_a_quarter_and_is_gathered(copies, cut):
   batch = 64 // 4 * 32 * 32 * 4
   assert (quarter - batch) / (whole - batch) < 0.3
   actual = costs.count_collectives(hlo.parse(cut.as_text()), [0] * SLICE.chips)
-  assert actual["all-gather"].bytes > 1.5 * _parameters()
-
-
-def _parameters() -> int:
-  program = ahead.make_program(make_config(), 320, jax.devices()[:1])
-  return sum(x.size for x in jax.tree.leaves(program.shapes.variables["params"]))
+  assert actual["all-gather"].bytes > 1.5 * count_parameters(make_config())
 
 
 def test_an_estimate_of_a_slice(copies):
@@ -185,13 +175,14 @@ def test_gradients_cross_the_network_once_a_quarter_of_them_from_each_chip_of_tw
   devices = ahead.open_topology(topology)
   program = ahead.make_program(make_config(), 320, devices)
   assert [d.slice_index for d in program.mesh.devices.flat] == [0] * 4 + [1] * 4
-  lowered = programs.lower("train", program, CANVAS)
+  with count_gradients(program.config) as count:
+    lowered = programs.lower("train", program, CANVAS)
   compiled, _ = ahead.compile_lowered(lowered, devices[0], "quick")
   actual = estimate_cost("train", program.config, compiled, topology)
   far = {kind: total for kind, total in actual.collectives.items() if total.sent_far}
   assert list(far) == ["all-reduce between slices"]
-  # In float32, or in the bf16 of the products that make them; within a slice each goes twice.
-  assert 2 * _parameters() < 4 * actual.network_bytes < 4.2 * _parameters()
+  # In float32; within a slice each goes twice.
+  assert 4 * actual.network_bytes == pytest.approx(4 * count(), rel=0.001)
   assert actual.sent_bytes == pytest.approx(2 * 3 / 4 * 4 * actual.network_bytes, rel=0.05)
   assert actual.seconds["network"] == actual.network_bytes / 3.125e9
   assert actual.bound == "network"
