@@ -154,10 +154,11 @@ def _check_peers(config: ConfigDict) -> None:
       "or --peers without a name"
     )
   model = config.model
-  if model.mask_tokens != "instance" or model.scan or not config.max_instances:
+  other = model.mask_tokens != "instance" or model.experts != "shared"
+  if other or model.scan or not config.max_instances:
     raise InputError(
-      "--peers: the twin is the `instance` preset without `model.scan`; for others write --peers "
-      "without a name"
+      "--peers: the twin is the `instance` preset with shared experts, without `model.scan`; for "
+      "others write --peers without a name"
     )
 
 

@@ -34,7 +34,7 @@ KINDS = (
   ("other fusions", r"fusion|loop|input|wrapped"),
 )
 # Parts of the encoder: its products, by the path of the operation, and what lies between them.
-PRODUCTS = r"/(qkv|out|mlp_\w+)/.*dot_general"
+PRODUCTS = r"/(\w+_)?(qkv|out|mlp_in|mlp_out)/.*dot_general"
 
 
 def kind_of(kernel: str) -> str:

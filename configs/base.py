@@ -25,11 +25,12 @@ def get_config(preset: str = "instance") -> ConfigDict:
   # Word pieces per expression; longer expressions are cut, and evaluations report how many.
   c.max_tokens = 16
   # What a new run starts from: `run:WORKDIR` (or `run:WORKDIR@last`, `@STEP`; else the best) and
-  # `export:FOLDER` are models of ours, `vilt:PATH` is a ViLT checkpoint; empty is random weights.
+  # `export:FOLDER` are models of ours, `vilt:PATH` and `beit3:PATH` checkpoints of ViLT and BEiT-3;
+  # empty is random weights.
   c.init = ""
   # Regex of the parameters of `init` that are not taken over.
   c.init_leave_out = ""
-  # `wordpiece:VOCAB.txt` or `sentencepiece:FILE.model`. If empty: the vocabulary that comes with
+  # `wordpiece:VOCAB.txt`, `sentencepiece:FILE.model` or `beit3:beit3.spm`. If empty: the one beside
   # `init`, or without `init` a SentencePiece model trained on the training expressions.
   c.tokenizer = ""
   # Word pieces of a tokenizer that is trained.
@@ -94,8 +95,13 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.model.heads = 4
   # Hidden units of a block's MLP, as a multiple of `width`.
   c.model.mlp_ratio = 4.0
+  # Parameters of a block: `shared` by all tokens, as in ViLT, or `multiway`, as in BEiT-3: norms,
+  # projections and an MLP for each of image, masks and text.
+  c.model.experts = "shared"
   # Dropout rate of the encoder's residual branches.
   c.model.dropout = 0.0
+  # Probability that an example skips a residual branch of the last block; less in those before it.
+  c.model.drop_path = 0.0
   # Side of a patch in pixels, a power of two that divides `image_size`.
   c.model.patch_size = 32
   # Channels of the decoder's stages: log2(`patch_size`) of them.

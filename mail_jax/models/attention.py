@@ -1,4 +1,4 @@
-"""Attention over a packed sequence: one function, several backends."""
+"""Attention over sequences with padding: one function, several backends."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.common.errors import InputError
 
@@ -30,8 +30,9 @@ def attend(
   query: Float[Array, "b t n e"],
   key: Float[Array, "b t n e"],
   value: Float[Array, "b t n e"],
-  lengths: Int[Array, "b"],
+  valid: Bool[Array, "b t"],
   backend: str = "xla",
+  order: Int[Array, "b u"] | None = None,
 ) -> Float[Array, "b t n e"]:
   """Computes scaled dot-product attention with padding masked out.
 
@@ -39,40 +40,48 @@ def attend(
     query: one vector per token and head.
     key: likewise.
     value: likewise.
-    lengths: of the sequences without padding. Padding comes last, so that lengths are enough:
-      cuDNN's fused kernel takes lengths, not masks.
+    valid: False for padding; it comes last, unless `order` is given.
     backend: from `choose_backend`. `xla` runs everywhere; `cudnn` is the fused kernel for NVIDIA
       GPUs, in bfloat16; `tpu` is JAX's flash attention for TPUs, called by each device for its
       examples.
+    order: from `read_valid_first`; only `cudnn` needs it.
 
   Returns:
     One vector per token and head; at padding it is finite and undefined.
   """
   if backend == "xla":
-    return _attend_xla(query, key, value, lengths)
+    return _attend_xla(query, key, value, valid)
   if backend == "tpu":
-    return _attend_tpu(query, key, value, lengths)
-  return jax.nn.dot_product_attention(
-    query,
-    key,
-    value,
-    query_seq_lengths=lengths,
-    key_value_seq_lengths=lengths,
-    implementation="cudnn",
-  )
+    return _attend_tpu(query, key, value, valid)
+  return _attend_cudnn(query, key, value, valid, order)
+
+
+def read_valid_first(
+  valid: Bool[Array, "b t"], start: int, backend: str
+) -> Int[Array, "b u"] | None:
+  """Returns the order in which a backend reads keys and values whose padding does not come last.
+
+  Args:
+    valid: False for padding, which only occurs from `start` on.
+    start: number of tokens that keep their place.
+    backend: see `attend`.
+
+  Returns:
+    Indices of the tokens from `start` on, counted from there; None if the backend needs no order.
+  """
+  return jnp.argsort(~valid[:, start:], axis=1, stable=True) if backend == "cudnn" else None
 
 
 @jax.custom_vjp
-def _attend_xla(query, key, value, lengths):
-  return _attend_xla_forward(query, key, value, lengths)[0]
+def _attend_xla(query, key, value, valid):
+  return _attend_xla_forward(query, key, value, valid)[0]
 
 
-def _attend_xla_forward(query, key, value, lengths):
+def _attend_xla_forward(query, key, value, valid):
   # Weights are divided by their sum last, where they are fewest.
   query = query * query.shape[-1] ** -0.5
   scores = jnp.einsum("btne,bsne->bnst", query, key, preferred_element_type=jnp.float32)
-  counts = jnp.arange(key.shape[1]) < lengths[:, None]
-  scores += jnp.where(counts, 0.0, -1e9)[:, None, :, None]
+  scores += jnp.where(valid, 0.0, -1e9)[:, None, :, None]
   weights = jnp.exp(scores - scores.max(2, keepdims=True))
   total = weights.sum(2).swapaxes(1, 2)[..., None]
   # Without the barrier a TPU computes the products again for each use of the weights.
@@ -103,18 +112,41 @@ def _weigh(einsum, weights, vectors):
 _attend_xla.defvjp(_attend_xla_forward, _attend_xla_backward)
 
 
-def _attend_tpu(query, key, value, lengths):
-  # XLA cannot partition the kernel, so each device calls it for its examples.
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return _attend_tpu_alone(query, key, value, lengths)
-  spread = PartitionSpec(mesh.axis_names)
-  return jax.shard_map(_attend_tpu_alone, in_specs=spread, out_specs=spread, check_vma=False)(
-    query, key, value, lengths
+def _attend_cudnn(query, key, value, valid, order):
+  # The kernel takes lengths, not masks. The order of keys does not matter, so queries stay.
+  lengths = valid.sum(1, dtype=jnp.int32)
+  queries = lengths
+  if order is not None:
+    queries = jnp.full_like(lengths, query.shape[1])
+    key, value = (_reorder(x, order) for x in (key, value))
+  return jax.nn.dot_product_attention(
+    query,
+    key,
+    value,
+    query_seq_lengths=queries,
+    key_value_seq_lengths=lengths,
+    implementation="cudnn",
   )
 
 
-def _attend_tpu_alone(query, key, value, lengths):
+def _reorder(x: Float[Array, "b t n e"], order: Int[Array, "b u"]) -> Float[Array, "b t n e"]:
+  start = x.shape[1] - order.shape[1]
+  moved = jnp.take_along_axis(x[:, start:], order[..., None, None], axis=1)
+  return jnp.concatenate([x[:, :start], moved], 1)
+
+
+def _attend_tpu(query, key, value, valid):
+  # XLA cannot partition the kernel, so each device calls it for its examples.
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return _attend_tpu_alone(query, key, value, valid)
+  spread = PartitionSpec(mesh.axis_names)
+  return jax.shard_map(_attend_tpu_alone, in_specs=spread, out_specs=spread, check_vma=False)(
+    query, key, value, valid
+  )
+
+
+def _attend_tpu_alone(query, key, value, valid):
   # Other platforms may have no such kernel to import.
   from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 
@@ -126,7 +158,7 @@ def _attend_tpu_alone(query, key, value, lengths):
     for x in (query, key, value)
   )
   # Tokens attend within their segment. Padding is a separate segment, so that no row is empty.
-  segment = (jnp.arange(padded) < lengths[:, None]).astype(jnp.int32)
+  segment = jnp.pad(valid.astype(jnp.int32), ((0, 0), (0, padded - tokens)))
   out = tpu.flash_attention(
     query,
     key,

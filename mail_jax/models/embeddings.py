@@ -67,22 +67,25 @@ class ImageEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-  """Word + position embedding, LayerNorm (BERT, ViLT).
+  """Word + position embedding, and a LayerNorm (BERT, ViLT; BEiT-3 has none).
 
   Attributes:
     max_tokens: number of positions for word pieces; a call may have fewer.
+    norm: whether there is a LayerNorm.
   """
 
   width: int
   vocab_size: int
   max_tokens: int
+  norm: bool = True
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
     """Returns one token per word piece; position i is the i-th word piece."""
     words = nn.Embed(self.vocab_size, self.width, embedding_init=_INIT, name="words")(tokens)
     position = self.param("position", _INIT, (self.max_tokens, self.width))
-    return nn.LayerNorm(epsilon=1e-12, name="norm")(words + position[: tokens.shape[1]])  # BERT's
+    x = words + position[: tokens.shape[1]]
+    return nn.LayerNorm(epsilon=1e-12, name="norm")(x) if self.norm else x  # BERT's
 
 
 def on_side(box: Float[Array, "b k 4"], area: Float[Array, "b k"]) -> Float[Array, "b k k 6"]:

@@ -1,7 +1,8 @@
-"""The trimodal transformer encoder: pre-LN blocks as in ViT and ViLT."""
+"""The trimodal transformer encoder: pre-LN blocks as in ViT and ViLT, or multiway as in BEiT-3."""
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models.attention import attend
+from mail_jax.models.attention import attend, read_valid_first
 
 # What the backward pass may keep of a block, by `Encoder.remat`; it computes the rest again.
 _KEPT = {
@@ -21,6 +22,12 @@ _KEPT = {
 REMAT = ("none", *_KEPT)
 # Name of the parameters of all blocks with `Encoder.scan`; their first dimension is `depth`.
 STACK = "blocks"
+# Values of `model.experts`. With `shared` all tokens have the same parameters, and with `multiway`
+# those of an image, of masks and of a text have their own.
+EXPERTS = ("shared", "multiway")
+# The only expert of a shared encoder.
+SHARED = ""
+Parts = Sequence[Float[Array, "b _ d"]]
 
 
 def pack(
@@ -93,8 +100,23 @@ def _gelu_backward(x: Float[Array, "..."], gradient: Float[Array, "..."]):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
+def expert_part(expert: str, part: str) -> str:
+  """Returns the name of the parameters of one expert's part of a block, such as `image_qkv`."""
+  return f"{expert}_{part}" if expert else part
+
+
+def _norm(expert: str, part: str, dtype: jnp.dtype) -> nn.LayerNorm:
+  """Returns a LayerNorm with the epsilon of ViT, or of BEiT-3."""
+  epsilon = 1e-5 if expert else 1e-6
+  return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=expert_part(expert, part))
+
+
 class Block(nn.Module):
   """One pre-LN transformer block: x + attention(LN(x)), then x + MLP(LN(x)).
+
+  With several experts, each part of the sequence has its own norms, projections and MLP, while all
+  tokens attend to each other; and as in BEiT-3 (arXiv 2208.10442), attention and MLP have one more
+  LayerNorm each, before their last projection (arXiv 2210.06423).
 
   Attributes:
     heads: attention heads; the width must be a multiple of it.
@@ -102,6 +124,7 @@ class Block(nn.Module):
     dropout: dropout rate of the outputs of the residual branches.
     backend: see `attention.attend`.
     dtype: of the activations; parameters and statistics are float32.
+    experts: names of the experts, one per part of the sequence; only `SHARED` for ViT's block.
   """
 
   heads: int
@@ -109,26 +132,76 @@ class Block(nn.Module):
   dropout: float = 0.0
   backend: str = "xla"
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+  experts: tuple[str, ...] = (SHARED,)
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b t d"], lengths: Int[Array, "b"], train: bool = False
-  ) -> Float[Array, "b t d"]:
-    """Applies the block to packed sequences; see `attention.attend` for `lengths`."""
-    width, size = x.shape[-1], x.shape[-1] // self.heads
+    self,
+    parts: Parts,
+    valid: Bool[Array, "b t"],
+    train: bool = False,
+    order: Int[Array, "b u"] | None = None,
+    drop_path: Float[Array, ""] | None = None,
+  ) -> list[Float[Array, "b _ d"]]:
+    """Applies the block.
+
+    Args:
+      parts: of the sequence, one per expert.
+      valid: see `attention.attend`, as is `order`.
+      train: dropout is on.
+      order: see above.
+      drop_path: probability that an example skips the attention, and likewise the MLP.
+    """
+    width = parts[0].shape[-1]
     if width % self.heads:
       raise InputError(f"model.width {width} is not a multiple of model.heads {self.heads}")
-    drop = nn.Dropout(self.dropout, deterministic=not train)
-    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
-    qkv = Dense((width,), (3, self.heads, size), self.dtype, name="qkv")(y, parts=3)
-    query, key, value = (part.reshape(*x.shape[:2], self.heads, size) for part in qkv)
-    y = attend(query, key, value, lengths, self.backend).reshape(x.shape)
-    [y] = Dense((self.heads, size), (width,), self.dtype, name="out")(y)
-    x = x + drop(y)
-    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-    y = nn.Dense(int(width * self.mlp_ratio), dtype=self.dtype, name="mlp_in")(y)
-    y = nn.Dense(width, dtype=self.dtype, name="mlp_out")(gelu(y))
-    return x + drop(y)
+    projected = zip(*self._each(self._project, parts), strict=True)
+    query, key, value = (jnp.concatenate(x, 1) for x in projected)
+    y = attend(query, key, value, valid, self.backend, order).reshape(*valid.shape, width)
+    ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+    ys = self._each(self._join_heads, jnp.split(y, ends, 1))
+    parts = self._add(parts, ys, train, drop_path)
+    return self._add(parts, self._each(self._mlp, parts), train, drop_path)
+
+  def _each(self, function: Callable[[str, Any], Any], parts: Sequence[Any]) -> list[Any]:
+    return [function(expert, part) for expert, part in zip(self.experts, parts, strict=True)]
+
+  def _project(
+    self, expert: str, x: Float[Array, "b t d"]
+  ) -> list[Float[Array, "b t {self.heads} e"]]:
+    """Returns queries, keys and values."""
+    width = x.shape[-1]
+    size, name = width // self.heads, expert_part(expert, "qkv")
+    y = _norm(expert, "norm1", self.dtype)(x)
+    qkv = Dense((width,), (3, self.heads, size), self.dtype, name=name)(y, parts=3)
+    return [part.reshape(*x.shape[:2], self.heads, size) for part in qkv]
+
+  def _join_heads(self, expert: str, y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    width = y.shape[-1]
+    if expert:
+      y = _norm(expert, "inner_norm", self.dtype)(y)
+    heads, name = (self.heads, width // self.heads), expert_part(expert, "out")
+    return Dense(heads, (width,), self.dtype, name=name)(y)[0]
+
+  def _mlp(self, expert: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    width = x.shape[-1]
+    y = _norm(expert, "norm2", self.dtype)(x)
+    hidden, name = int(width * self.mlp_ratio), expert_part(expert, "mlp_in")
+    y = gelu(nn.Dense(hidden, dtype=self.dtype, name=name)(y))
+    if expert:
+      y = _norm(expert, "mlp_norm", self.dtype)(y)
+    return nn.Dense(width, dtype=self.dtype, name=expert_part(expert, "mlp_out"))(y)
+
+  def _add(
+    self, parts: Parts, branches: Parts, train: bool, drop_path: Float[Array, ""] | None
+  ) -> list[Float[Array, "b _ d"]]:
+    """Adds the outputs of a residual branch, which skipped examples lack."""
+    branches = [nn.Dropout(self.dropout, deterministic=not train)(y) for y in branches]
+    if drop_path is not None:
+      draw = jax.random.bernoulli(self.make_rng("dropout"), 1 - drop_path, (len(parts[0]), 1, 1))
+      kept = (draw / (1 - drop_path)).astype(self.dtype)
+      branches = [y * kept for y in branches]
+    return [x + y for x, y in zip(parts, branches, strict=True)]
 
 
 class Encoder(nn.Module):
@@ -136,13 +209,14 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: number of blocks.
-    heads, mlp_ratio, dropout, backend, dtype: see `Block`.
+    heads, mlp_ratio, dropout, backend, dtype, experts: see `Block`.
     remat: what the backward pass computes again instead of keeping it: `none`, `block` (everything
       but the input of each block: the least memory, a third more products), or `products`
       (everything between the matrix products).
     scan: compiles one block and runs it `depth` times, which takes the compile time of one block.
       The parameters are then stacked (`STACK`) instead of `block00`, `block01`, ...; see
       `stack_blocks`.
+    drop_path: see `Block`; of the last block. It grows linearly from 0 in the first one.
   """
 
   depth: int
@@ -153,25 +227,42 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
   remat: str = "none"
   scan: bool = False
+  experts: tuple[str, ...] = (SHARED,)
+  drop_path: float = 0.0
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b t d"], lengths: Int[Array, "b"], train: bool = False
-  ) -> Float[Array, "b t d"]:
-    """Encodes packed sequences, in `dtype`; the output at padding is undefined."""
-    x = x.astype(self.dtype)
+    self, parts: Parts, valid: Bool[Array, "b t"], train: bool = False
+  ) -> list[Float[Array, "b _ d"]]:
+    """Encodes the parts of sequences, in `dtype`; the output at padding is undefined.
+
+    Args:
+      parts: one per expert; a shared encoder has a single one.
+      valid: False for padding, of all parts together. With several parts, the first has none; with
+        a single one it comes last.
+      train: dropout is on.
+    """
+    parts = [part.astype(self.dtype) for part in parts]
+    order = None
+    if len(parts) > 1:
+      order = read_valid_first(valid, parts[0].shape[1], self.backend)
+    rates = jnp.linspace(0, self.drop_path, self.depth) if train and self.drop_path else None
     if self.scan:
       stack = nn.scan(
-        lambda block, x, _: (block(x, lengths, train), None),
+        lambda block, parts, rate: (block(parts, valid, train, order, rate), None),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         length=self.depth,
       )
-      x, _ = stack(self._block(STACK), x, None)
+      parts, _ = stack(self._block(STACK), parts, rates)
     else:
       for i in range(self.depth):
-        x = self._block(block_name(i))(x, lengths, train)
-    return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        rate = None if rates is None or i == 0 else rates[i]
+        parts = self._block(block_name(i))(parts, valid, train, order, rate)
+    return [
+      _norm(expert, "norm", self.dtype)(part)
+      for expert, part in zip(self.experts, parts, strict=True)
+    ]
 
   def _block(self, name: str) -> Any:
     if self.remat not in REMAT:
@@ -182,7 +273,9 @@ class Encoder(nn.Module):
       block = nn.remat(
         Block, policy=_KEPT[self.remat], prevent_cse=not self.scan, static_argnums=(3,)
       )
-    return block(self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, name=name)
+    return block(
+      self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, self.experts, name=name
+    )
 
 
 def block_name(index: int) -> str:

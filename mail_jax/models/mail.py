@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt16
 from input_pipeline.common.errors import InputError
 from mail_jax.models import embeddings, instances
 from mail_jax.models.decoder import Decoder, coordinate_map, find_tile
-from mail_jax.models.encoder import Encoder, pack
+from mail_jax.models.encoder import EXPERTS, SHARED, Encoder, pack
 from mail_jax.models.folding import depth_to_space, fold_planes
 from mail_jax.models.mask_selection import MaskSelection, pool_instances
 
@@ -93,7 +93,9 @@ class ModelOptions:
   patch_size: int
   decoder_widths: tuple[int, ...]
   mlp_ratio: float = 4.0
+  experts: str = "shared"
   dropout: float = 0.0
+  drop_path: float = 0.0
   mask_tokens: str = "instance"
   appearance: bool = True
   neighbours: bool = True
@@ -120,6 +122,10 @@ class ModelOptions:
       raise InputError(
         f"model.pad_to_multiple_of is {self.pad_to_multiple_of}; it must be at least 1"
       )
+    if self.experts not in EXPERTS:
+      raise InputError(f"model.experts {self.experts!r} is not one of {', '.join(EXPERTS)}")
+    if not 0 <= self.drop_path < 1:
+      raise InputError(f"model.drop_path is {self.drop_path}; it must be at least 0 and below 1")
     if self.mask_tokens not in ("instance", "stacked"):
       raise InputError(f"model.mask_tokens {self.mask_tokens!r} is not one of instance, stacked")
 
@@ -171,19 +177,19 @@ class MaIL(nn.Module):
     rows, cols = (size // options.patch_size for size in image.shape[1:3])
     planes = instances.clear_slots(planes, valid)
 
-    types = self.param("type", nn.initializers.truncated_normal(0.5), (3, width))
     v_image = embeddings.ImageEmbedding(width, options.patch_size, options.dtype, name="image")(
       image
     )
-    v_text = embeddings.TextEmbedding(width, self.vocab_size, self.max_tokens, name="text")(tokens)
+    shared = options.experts == "shared"
+    v_text = embeddings.TextEmbedding(
+      width, self.vocab_size, self.max_tokens, norm=shared, name="text"
+    )(tokens)
     v_mask, coverage = self._embed_masks(planes, valid, image)
-    z_image, z_mask = self._encode(
-      v_image + types[0],
-      v_mask._replace(tokens=v_mask.tokens + types[1]),
-      v_text + types[2],
-      num_tokens,
-      train,
-    )
+    if shared:
+      types = self.param("type", nn.initializers.truncated_normal(0.5), (3, width))
+      v_image, v_text = v_image + types[0], v_text + types[2]
+      v_mask = v_mask._replace(tokens=v_mask.tokens + types[1])
+    z_image, z_mask = self._encode(v_image, v_mask, v_text, num_tokens, train)
 
     summary, features = z_image[:, 0], z_image[:, 1:]
     m = z_mask if v_mask.share is None else pool_instances(z_mask, v_mask.share)
@@ -243,28 +249,37 @@ class MaIL(nn.Module):
     num_tokens: Int[Array, "b"],
     train: bool,
   ) -> tuple[Float[Array, "b t d"], Float[Array, "b m d"]]:
-    """Encodes [image | mask | text, padding last]; the decoder does not get z_L (paper: figure)."""
+    """Encodes [image | mask | text]; the decoder does not get z_L (paper: figure)."""
     options = self.options
     batch, image_len, mask_len = v_image.shape[0], v_image.shape[1], v_mask.tokens.shape[1]
+    more = -(image_len + mask_len + v_text.shape[1]) % options.pad_to_multiple_of
+    v_text = jnp.pad(v_text, ((0, 0), (0, more), (0, 0)))
     text_valid = instances.count_valid(num_tokens, v_text.shape[1])
     valid = jnp.concatenate([jnp.ones((batch, image_len), bool), v_mask.valid, text_valid], 1)
-    joined = jnp.concatenate([v_image, v_mask.tokens, v_text], 1).astype(options.dtype)
-    more = -joined.shape[1] % options.pad_to_multiple_of
-    packed, lengths, where = pack(
-      jnp.pad(joined, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
-    )
-    encoder = Encoder(
-      options.depth,
-      options.heads,
-      options.mlp_ratio,
-      options.dropout,
-      options.backend,
-      options.dtype,
-      options.remat,
-      options.scan,
-      name="encoder",
-    )
-    encoded = encoder(packed, lengths, train)
+    parts = {"image": v_image, "mask": v_mask.tokens, "text": v_text}
+    parts = {name: x.astype(options.dtype) for name, x in parts.items() if x.shape[1]}
+
+    def encoder(*experts: str) -> Encoder:
+      return Encoder(
+        options.depth,
+        options.heads,
+        options.mlp_ratio,
+        options.dropout,
+        options.backend,
+        options.dtype,
+        options.remat,
+        options.scan,
+        experts,
+        options.drop_path,
+        name="encoder",
+      )
+
+    if options.experts == "multiway":
+      z_image, *rest = encoder(*parts)(list(parts.values()), valid, train)
+      return z_image, rest[0] if mask_len else z_image[:, :0]
+    packed, lengths, where = pack(jnp.concatenate(list(parts.values()), 1), valid)
+    counts = jnp.arange(packed.shape[1]) < lengths[:, None]
+    [encoded] = encoder(SHARED)([packed], counts, train)
     where = where[:, image_len : image_len + mask_len]
     return encoded[:, :image_len], jnp.take_along_axis(encoded, where[..., None], axis=1)
 

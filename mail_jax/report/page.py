@@ -262,7 +262,7 @@ def _model(model: LoadedModel, prints: Mapping[str, str]) -> dict[str, str]:
   return {
     **({"parameters": f"{parameters:,}"} if parameters else {}),
     "step": f"{model.step:,}",
-    "encoder": f"{parts.depth} blocks of width {parts.width}, {parts.heads} heads",
+    "encoder": f"{parts.depth} blocks of width {parts.width}, {parts.heads} heads, {parts.experts}",
     "image": f"{config.image_size} x {config.image_size} pixels, patches of {parts.patch_size}",
     "instances": f"up to {config.max_instances}; tokens: {parts.mask_tokens}; selection: "
     + parts.selection,

@@ -28,6 +28,8 @@ def make_config(kind: str) -> ConfigDict:
     config.max_instances = 0
   if kind == "no selection":
     config.model.selection = "none"
+  if kind == "multiway":
+    config.model.update(experts="multiway", patch_size=16, decoder_widths=(24, 16, 8, 8))
   if kind == "generalised":
     config.model.update(selection="multi", no_target=True)
   if kind == "plain tokens":
@@ -113,6 +115,15 @@ def test_a_step_has_the_products_that_we_count(kind):
   assert flops.train_step_flops(make_config(kind)) == pytest.approx(counted, rel=1e-9)
 
 
+def test_a_multiway_step_has_the_same_products_but_for_the_text_in_the_last_block():
+  """Nothing reads what the last block makes of the text, so that has no gradient."""
+  config = make_config("multiway")
+  counted = count_products(traced("multiway").jaxpr.jaxpr) + count_decoder("multiway", 64, True)
+  width, hidden = config.model.width, config.model.width * config.model.mlp_ratio
+  unread = config.batch_size * 2 * config.max_tokens * (width**2 + 2 * width * hidden)
+  assert flops.train_step_flops(config) == pytest.approx(counted + 2 * unread, rel=1e-9)
+
+
 def test_what_training_does_not_need_is_not_counted():
   # Without a selection JAX still traces the scores, which the compiler drops.
   config = make_config("no selection")
@@ -130,7 +141,7 @@ def test_xla_counts_at_most_a_tenth_more(kind):
   assert 1 <= costs["flops"] / flops.train_step_flops(make_config(kind)) < 1.1
 
 
-@pytest.mark.parametrize("kind", ["instance", "no selection", "plain tokens"])
+@pytest.mark.parametrize("kind", ["instance", "no selection", "plain tokens", "multiway"])
 def test_a_forward_pass_has_the_products_that_we_count(kind):
   config = make_config(kind)
   model = tiny_model.make(config, VOCAB)

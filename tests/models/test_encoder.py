@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,16 @@ import numpy as np
 import pytest
 import tiny_model
 import tpu_attention
+from flax import linen as nn
 
 from input_pipeline.common.errors import InputError
-from mail_jax.models.attention import choose_backend, runs_on
+from input_pipeline.preprocess import bit_planes
+from mail_jax.models.attention import attend, choose_backend, read_valid_first, runs_on
 from mail_jax.models.build import path_name
-from mail_jax.models.encoder import REMAT, STACK, Encoder, block_name, gelu, stack_blocks
+from mail_jax.models.encoder import EXPERTS, REMAT, STACK, Encoder, block_name, gelu, stack_blocks
 
 DEPTH, WIDTH, TOKENS = 3, 16, 10
-LENGTHS = jnp.array([10, 6])
+VALID = jnp.arange(TOKENS) < jnp.array([10, 6])[:, None]
 NEAR: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -36,7 +39,7 @@ def draw(*shape: int, seed: int = 0) -> jax.Array:
 
 @functools.cache
 def parameters() -> dict[str, Any]:
-  return make_encoder().init(jax.random.key(1), draw(2, TOKENS, WIDTH), LENGTHS)["params"]
+  return make_encoder().init(jax.random.key(1), [draw(2, TOKENS, WIDTH)], VALID)["params"]
 
 
 def stacked(params: dict[str, Any]) -> dict[str, Any]:
@@ -47,11 +50,11 @@ def stacked(params: dict[str, Any]) -> dict[str, Any]:
 
 def loss_and_gradients(encoder: Encoder, params: dict[str, Any]) -> tuple[Any, Any]:
   x, weight = draw(2, TOKENS, WIDTH), draw(2, TOKENS, WIDTH, seed=1)
-  counts = (jnp.arange(TOKENS) < LENGTHS[:, None])[..., None]
 
   def loss(params):
-    out = encoder.apply({"params": params}, x, LENGTHS, True, rngs={"dropout": jax.random.key(0)})
-    return (out * weight * counts).sum()
+    rngs = {"dropout": jax.random.key(0)}
+    [out] = encoder.apply({"params": params}, [x], VALID, True, rngs=rngs)
+    return (out * weight * VALID[..., None]).sum()
 
   return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -68,6 +71,115 @@ def test_remat_and_scan_change_neither_loss_nor_gradients(remat, scan):
   jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), found_gradients, gradients)
 
 
+MULTIWAY = ("image", "mask", "text")
+SIZES = (5, 3, 2)
+# Padding is in the middle and at the end.
+HOLES = jnp.array([[True] * 5 + [True, False, True] + [True, False], [True] * 5 + [False] * 5])
+
+
+def multiway_loss_and_gradients(encoder: Encoder, params: dict[str, Any]) -> tuple[Any, Any]:
+  x, weight = draw(2, TOKENS, WIDTH), draw(2, TOKENS, WIDTH, seed=1)
+
+  def loss(params):
+    out = encoder.apply({"params": params}, jnp.split(x, (5, 8), 1), HOLES, True)
+    return (jnp.concatenate(out, 1) * weight * HOLES[..., None]).sum()
+
+  return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def multiway_parameters() -> dict[str, Any]:
+  x = jnp.split(draw(2, TOKENS, WIDTH), (5, 8), 1)
+  return make_encoder(experts=MULTIWAY).init(jax.random.key(1), x, HOLES)["params"]
+
+
+@pytest.mark.parametrize(("remat", "scan"), [("products", True), ("block", False), ("none", True)])
+def test_remat_and_scan_do_not_change_a_multiway_encoder(remat, scan):
+  params = multiway_parameters()
+  expected, gradients = multiway_loss_and_gradients(make_encoder(experts=MULTIWAY), params)
+  if scan:
+    blocks = [params[block_name(i)] for i in range(DEPTH)]
+    norms = {name: value for name, value in params.items() if "block" not in name}
+    gradients_of_blocks = [gradients.pop(block_name(i)) for i in range(DEPTH)]
+    params = norms | {STACK: jax.tree.map(lambda *rows: jnp.stack(rows), *blocks)}
+    gradients |= {STACK: jax.tree.map(lambda *rows: jnp.stack(rows), *gradients_of_blocks)}
+  encoder = make_encoder(experts=MULTIWAY, remat=remat, scan=scan)
+  actual, found = multiway_loss_and_gradients(encoder, params)
+  np.testing.assert_allclose(actual, expected, **NEAR)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), found, gradients)
+
+
+def test_padding_between_the_parts_has_no_effect_and_no_gradient():
+  params, x = multiway_parameters(), draw(2, TOKENS, WIDTH)
+  encoder = make_encoder(experts=MULTIWAY)
+
+  def run(x):
+    return jnp.concatenate(encoder.apply({"params": params}, jnp.split(x, (5, 8), 1), HOLES), 1)
+
+  expected = jnp.where(HOLES[..., None], run(x), 0)
+  noise = jnp.where(HOLES[..., None], x, draw(2, TOKENS, WIDTH, seed=3))
+  actual = jnp.where(HOLES[..., None], run(noise), 0)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
+  gradient = jax.grad(lambda x: (run(x) * HOLES[..., None]).sum())(x)
+  assert not jnp.abs(jnp.where(HOLES[..., None], 0, gradient)).max()
+
+
+def test_a_kernel_that_takes_lengths_reads_keys_whose_padding_is_moved_to_the_end(monkeypatch):
+  """Has JAX's own attention in the place of cuDNN's, whose interface it shares."""
+  plain = jax.nn.dot_product_attention
+
+  def on_cpu(*args, implementation: str, **kwargs):
+    assert implementation == "cudnn"
+    return plain(*args, implementation="xla", **kwargs)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
+  query, key, value = (draw(2, TOKENS, 2, 8, seed=i) for i in range(3))
+  order = read_valid_first(HOLES, 5, "cudnn")
+  assert read_valid_first(HOLES, 5, "xla") is None
+  counts = HOLES[..., None, None]
+
+  def run(backend, query, key, value):
+    own = order if backend == "cudnn" else None
+    return (jnp.sin(attend(query, key, value, HOLES, backend, own)) * counts).sum()
+
+  differentiate = jax.value_and_grad(run, argnums=(1, 2, 3))
+  actual, expected = (differentiate(name, query, key, value) for name in ("cudnn", "xla"))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, **NEAR), actual, expected)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_drop_path_skips_branches_of_whole_examples_more_often_in_later_blocks(scan):
+  """Blocks add 1 to each unit, 100 in the second and 10,000 in the third; MLPs add nothing."""
+  encoder = make_encoder(scan=scan, drop_path=0.6)
+  params = jax.tree.map(jnp.zeros_like, parameters())
+  for i in range(DEPTH):
+    params[block_name(i)]["out"]["bias"] += 100.0**i
+  examples, ones = 400, jnp.ones((400, TOKENS), bool)
+  params = stacked(params) if scan else params
+
+  def run(train):
+    with_norm = params | {"norm": jax.tree.map(jnp.ones_like, params["norm"])}
+    with mock.patch.object(nn.LayerNorm, "__call__", lambda self, x: x):
+      [out] = encoder.apply(
+        {"params": with_norm},
+        [jnp.zeros((examples, TOKENS, WIDTH))],
+        ones,
+        train,
+        rngs={"dropout": jax.random.key(0)},
+      )
+    return np.asarray(out)
+
+  out = run(True)
+  assert (out == out[:, :1, :1]).all()
+  out = out[:, 0, 0].astype(np.float64)
+  kept = [out % 50 > 0, out % 5000 > 50, out > 5000]
+  rates = [1 - np.mean(row) for row in kept]
+  assert rates[0] == 0
+  assert abs(rates[1] - 0.3) < 0.07 and abs(rates[2] - 0.6) < 0.07
+  # What is kept is scaled up, so that the mean stays.
+  np.testing.assert_allclose(np.mean(out), 10101, rtol=0.15)
+  np.testing.assert_allclose(run(False), 10101, rtol=1e-6)
+
+
 def test_remat_keeps_less_between_the_passes():
   """Compares the residuals that JAX lists for the backward pass."""
 
@@ -75,7 +187,7 @@ def test_remat_keeps_less_between_the_passes():
     encoder = make_encoder(remat=remat)
     _, backward = jax.eval_shape(
       lambda params, x: jax.vjp(
-        lambda params: encoder.apply({"params": params}, x, LENGTHS, True), params
+        lambda params: encoder.apply({"params": params}, [x], VALID, True), params
       ),
       parameters(),
       draw(2, TOKENS, WIDTH),
@@ -96,8 +208,8 @@ def test_dropout_differs_from_block_to_block_in_a_loop():
   zero["norm"]["scale"] += 1
   _, seen = encoder.apply(
     {"params": zero},
-    jnp.zeros((2, TOKENS, WIDTH)),
-    LENGTHS,
+    [jnp.zeros((2, TOKENS, WIDTH))],
+    VALID,
     True,
     rngs={"dropout": jax.random.key(0)},
     capture_intermediates=lambda module, _: module.name == "norm",
@@ -145,8 +257,8 @@ def test_in_bfloat16_all_activations_are_and_results_stay_near():
     assert jnp.linalg.norm(found - expected) < 0.05 * jnp.linalg.norm(expected) + 1e-3
   _, seen = half.apply(
     {"params": parameters()},
-    draw(2, TOKENS, WIDTH),
-    LENGTHS,
+    [draw(2, TOKENS, WIDTH)],
+    VALID,
     capture_intermediates=True,
     mutable=["intermediates"],
   )
@@ -157,19 +269,48 @@ def test_normalisation_in_bfloat16_has_statistics_in_float32():
   """A mean of 100 leaves bfloat16 one digit of values that differ by 1."""
   x = 100 + draw(2, TOKENS, WIDTH).round(0)
   encoder = Encoder(0, 2, dtype=jnp.dtype("bfloat16"))
-  actual = encoder.apply(encoder.init(jax.random.key(0), x, LENGTHS), x, LENGTHS)
+  [actual] = encoder.apply(encoder.init(jax.random.key(0), [x], VALID), [x], VALID)
   x = np.asarray(x.astype(jnp.bfloat16), np.float64)
   expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
   np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=0.01, atol=0.01)
 
 
-def test_the_whole_model_says_the_same_however_it_is_compiled():
-  config = tiny_model.make_config(depth=2, no_target=True)
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_the_whole_model_says_the_same_however_it_is_compiled(experts):
+  options = {"depth": 2, "no_target": True, "experts": experts}
+  config = tiny_model.make_config(**options)
   variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
   expected = tiny_model.run(config, variables, inputs)
-  rounded = tiny_model.make_config(depth=2, no_target=True, pad_to_multiple_of=64)
+  rounded = tiny_model.make_config(**options, pad_to_multiple_of=64)
   actual = tiny_model.run(rounded, variables, inputs)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("mask_tokens", ["instance", "stacked"])
+@pytest.mark.parametrize("slots", [0, 7, 18])
+def test_a_multiway_model_has_an_expert_for_each_kind_of_token(slots, mask_tokens):
+  if not slots and mask_tokens == "stacked":
+    pytest.skip("no masks, no tokens of them")
+  config = tiny_model.make_config(slots=slots, experts="multiway", mask_tokens=mask_tokens)
+  variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
+  names = {path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(variables["params"])}
+  found = {name.split("/")[-2].split("_")[0] for name in names if name.startswith("encoder/block")}
+  assert found == ({"image", "mask", "text"} if slots else {"image", "text"})
+  assert "type" not in names and "text/norm/scale" not in names
+  assert np.isfinite(tiny_model.run(config, variables, inputs).logits).all()
+
+
+def test_the_order_of_slots_changes_no_pixel_of_a_multiway_model():
+  config = tiny_model.make_config(experts="multiway", selection="soft")
+  variables, inputs = tiny_model.random_variables(config), tiny_model.make_inputs(config)
+  moved = dict(inputs)
+  order = np.random.default_rng(1).permutation(config.max_instances)
+  masks = [bit_planes.unpackbits(planes, config.max_instances) for planes in inputs["planes"]]
+  moved["planes"] = np.stack([bit_planes.packbits(of_image[order]) for of_image in masks])
+  moved["valid"] = inputs["valid"][:, order]
+  expected, actual = (tiny_model.run(config, variables, x) for x in (inputs, moved))
+  np.testing.assert_allclose(actual.logits, expected.logits, atol=2e-5)
+  np.testing.assert_allclose(actual.rho, expected.rho[:, order], atol=1e-5)
 
 
 def test_texts_may_have_fewer_places_than_there_are_positions():

@@ -13,6 +13,7 @@ from mail_jax.models.encoder import pack
 from mail_jax.models.mask_selection import pool_instances, select
 
 LENGTHS = (7, 4, 1)
+VALID = np.arange(7) < np.array(LENGTHS)[:, None]
 
 # Compiling one program takes less time than one for each operation.
 attention = jax.jit(attend, static_argnames="backend")
@@ -34,7 +35,7 @@ def attend_by_loop(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.
 
 def test_attention_is_softmax_of_scaled_products_over_the_tokens_that_count():
   query, key, value = (3 * draw(3, 7, 2, 4, seed=seed) for seed in range(3))
-  actual = np.asarray(attention(query, key, value, np.array(LENGTHS)))
+  actual = np.asarray(attention(query, key, value, VALID))
   for b, length in enumerate(LENGTHS):
     for head in range(2):
       expected = attend_by_loop(*(x[b, :length, head] for x in (query, key, value)))
@@ -43,32 +44,30 @@ def test_attention_is_softmax_of_scaled_products_over_the_tokens_that_count():
 
 def test_attention_does_not_see_padding_and_stays_finite_there():
   tensors = [draw(3, 7, 2, 4, seed=seed) for seed in range(3)]
-  padding = np.arange(7)[None, :] >= np.array(LENGTHS)[:, None]
-  before = np.asarray(attention(*tensors, np.array(LENGTHS)))
+  before = np.asarray(attention(*tensors, VALID))
   for x in tensors:
-    x[padding] = 1e4
-  after = np.asarray(attention(*tensors, np.array(LENGTHS)))
-  np.testing.assert_array_equal(after[~padding], before[~padding])
+    x[~VALID] = 1e4
+  after = np.asarray(attention(*tensors, VALID))
+  np.testing.assert_array_equal(after[VALID], before[VALID])
   assert np.isfinite(after).all()
 
 
-def attend_plainly(query, key, value, lengths) -> jax.Array:
+def attend_plainly(query, key, value, valid) -> jax.Array:
   """Attention as its formula, which JAX differentiates."""
   scores = jnp.einsum("btne,bsne->bnts", query, key) / query.shape[-1] ** 0.5
-  counts = jnp.arange(key.shape[1]) < lengths[:, None]
-  scores = jnp.where(counts[:, None, None], scores, -jnp.inf)
+  scores = jnp.where(valid[:, None, None], scores, -jnp.inf)
   return jnp.einsum("bnts,bsne->btne", jax.nn.softmax(scores, -1), value)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 def test_gradients_of_attention_are_those_of_its_formula(scale):
   query, key, value, weight = (jnp.asarray(draw(3, 7, 2, 4, seed=seed)) for seed in range(4))
-  lengths = jnp.array(LENGTHS)
-  counts = (jnp.arange(7) < lengths[:, None])[..., None, None]
+  # Padding may be anywhere.
+  valid = jnp.asarray(np.roll(VALID, 2, axis=1))
 
   def gradients(attend):
     def loss(query, key, value):
-      return (attend(scale * query, key, value, lengths) * weight * counts).sum()
+      return (attend(scale * query, key, value, valid) * weight * valid[..., None, None]).sum()
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(query, key, value)
 
@@ -83,8 +82,8 @@ def test_gradients_of_attention_are_those_of_its_formula(scale):
 
 def test_attention_in_bfloat16_returns_bfloat16_near_the_exact_result():
   tensors = [jnp.asarray(draw(3, 7, 2, 4, seed=seed)) for seed in range(3)]
-  exact = np.asarray(attention(*tensors, jnp.array(LENGTHS)))
-  actual = attention(*(x.astype(jnp.bfloat16) for x in tensors), jnp.array(LENGTHS))
+  exact = np.asarray(attention(*tensors, VALID))
+  actual = attention(*(x.astype(jnp.bfloat16) for x in tensors), VALID)
   assert actual.dtype == jnp.bfloat16
   for b, length in enumerate(LENGTHS):
     np.testing.assert_allclose(
