@@ -6,69 +6,24 @@ The file can be read without torch, and contains the vocabulary. A run can start
 `--config.init=vilt:vilt-b32-mlm` or `--config.init=vilt:vilt_b32.safetensors`.
 """
 
-import collections
 import dataclasses
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
 
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float32
 
-from input_pipeline.common import atomic_files, untrusted_json
+from input_pipeline.common import untrusted_json
 from input_pipeline.common.command_line import COMMANDS, command_parser
 from input_pipeline.common.errors import InputError, run_command
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
-from mail_jax.pretrained.vilt_names import BLOCK, ENCODER, POSITION_IDS, PREFIX, Row, rows
+from mail_jax.pretrained import conversion
+from mail_jax.pretrained.conversion import Parameters, Pretrained
+from mail_jax.pretrained.vilt_names import BLOCK, ENCODER, POSITION_IDS, PREFIX, rows
 from mail_jax.pretrained.weights import Weights, open_weights, read_metadata
 
 FORMAT = "mail_jax vilt 1"
 # Of ViT-B, for checkpoints without a config.json.
 _HEAD_WIDTH = 64
-
-Parameters = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """A converted checkpoint.
-
-  Attributes:
-    source: the file it was read from.
-    parameters: ours, by name; the grid of positions has the size it has in the checkpoint.
-    made_from: the names of the source tensors of each parameter.
-    unused: the checkpoint's other tensors: heads, the pooler, position ids.
-    heads: number of attention heads.
-    vocab: the BERT vocabulary beside the weights; None if there is none.
-  """
-
-  source: str
-  parameters: Parameters
-  made_from: dict[str, tuple[str, ...]]
-  unused: tuple[str, ...]
-  heads: int
-  vocab: bytes | None
-
-  def sizes(self) -> dict[str, int | float]:
-    """Returns the values that a config must have for the parameters to fit, by config key."""
-    width = self.parameters["image/patches/bias"].shape[0]
-    pixels = self.parameters["image/patches/kernel"].shape[0] // 3
-    return {
-      "model.width": width,
-      "model.depth": sum(name.endswith("norm1/scale") for name in self.parameters),
-      "model.heads": self.heads,
-      "model.patch_size": round(pixels**0.5),
-      "model.mlp_ratio": self.parameters["encoder/block00/mlp_in/bias"].shape[0] / width,
-    }
-
-  def report(self) -> str:
-    """Returns one line per parameter and per unused tensor."""
-    lines = [
-      f"converted  {name}  {list(value.shape)}  <- {', '.join(self.made_from[name])}"
-      for name, value in self.parameters.items()
-    ]
-    return "\n".join(lines + [f"unused     {name}" for name in self.unused])
 
 
 def load(path: str | pathlib.Path) -> Pretrained:
@@ -81,14 +36,14 @@ def load(path: str | pathlib.Path) -> Pretrained:
 
   Raises:
     InputError: the file does not exist; a tensor is missing, has an unexpected shape or is an
-      unknown part of the encoder; or torch is not installed for a `.bin` or `.ckpt`.
+      unknown part of the encoder.
   """
   path = pathlib.Path(path)
   file = _weights_file(path) if path.is_dir() else path
   if file.suffix == ".safetensors" and file.is_file():
     metadata = read_metadata(file)
     if "mail_jax" in metadata:
-      return _load_converted(file, metadata)
+      return conversion.load_converted(file, metadata, FORMAT)
   with open_weights(file) as weights:
     parameters, made_from, unused = convert(weights, str(file))
   heads = _heads(file.parent / "config.json", parameters["type"].shape[1])
@@ -103,7 +58,7 @@ def read_vocab(path: str | pathlib.Path) -> bytes | None:
     and path.is_file()
     and "vocab" in (metadata := read_metadata(path))
   ):
-    return metadata["vocab"].encode("utf-8")
+    return conversion.read_converted_vocab(metadata)
   vocab = (path if path.is_dir() else path.parent) / "vocab.txt"
   return vocab.read_bytes() if vocab.is_file() else None
 
@@ -130,7 +85,7 @@ def _heads(config: pathlib.Path, width: int) -> int:
 def convert(
   weights: Weights, source: str
 ) -> tuple[Parameters, dict[str, tuple[str, ...]], tuple[str, ...]]:
-  """Converts tensors with either set of names, and any prefix.
+  """Converts tensors with either set of names, and any prefix, to float32.
 
   Returns:
     Our parameters, the names of the source tensors of each, and the names of unused tensors.
@@ -146,53 +101,14 @@ def convert(
       "cls_token (original)"
     )
   numbers = {int(match[1]) for match in map(BLOCK.match, names) if match}
-  table = list(rows(max(numbers, default=0) + 1))
-  parameters, made_from = {}, {}
-  for row in table:
-    required = row.hugging_face if is_hf else row.original
-    for name in required:
-      if name not in names:
-        raise InputError(f"{source}: the tensor {name} is missing, the source of {row.ours}")
-    made_from[row.ours] = tuple(names[name] for name in required)
-    try:
-      parameter = row.make(*(weights[name] for name in made_from[row.ours]))
-    except (ValueError, IndexError) as error:
-      raise _unexpected(
-        weights, source, made_from[row.ours], f"cannot convert it to {row.ours}"
-      ) from error
-    parameters[row.ours] = np.ascontiguousarray(parameter, np.float32)
-  _check_shapes(table, parameters, made_from, weights, source)
-  used = {name for row in made_from.values() for name in row}
-  unused = tuple(name for name in weights if name not in used)
-  for name in unused:
-    bare = PREFIX.sub("", name)
-    if ENCODER.match(bare) and not POSITION_IDS.search(bare):
-      raise InputError(
-        f"{source}: the tensor {name} belongs to the encoder, but ViLT has no such part"
-      )
+  table = list(rows(max(numbers, default=0) + 1, is_hf))
+  parameters, made_from, unused = conversion.convert(weights, names, table, source, _is_ignored)
+  parameters = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
   return parameters, made_from, unused
 
 
-def _check_shapes(table: Sequence[Row], parameters: Parameters, made_from, weights, source) -> None:
-  """Checks the shapes; each letter of the table stands for the size that most parameters have."""
-  votes: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
-  for row in table:
-    for letter, size in zip(row.shape.split(), parameters[row.ours].shape, strict=False):
-      votes[letter][size] += 1
-  for row in table:
-    expected = [
-      int(letter) if letter.isdigit() else votes[letter].most_common(1)[0][0]
-      for letter in row.shape.split()
-    ]
-    shape = list(parameters[row.ours].shape)
-    if shape != expected:
-      reason = f"{row.ours} would be {shape} instead of {expected}"
-      raise _unexpected(weights, source, made_from[row.ours], reason)
-
-
-def _unexpected(weights: Weights, source: str, names: Sequence[str], reason: str) -> InputError:
-  shapes = ", ".join(f"{name} {list(weights.shapes[name])}" for name in names)
-  return InputError(f"{source}: unexpected shape of {shapes}: {reason}")
+def _is_ignored(name: str) -> bool:
+  return not ENCODER.match(name) or POSITION_IDS.search(name) is not None
 
 
 def resize_positions(
@@ -207,101 +123,13 @@ def resize_positions(
   Raises:
     InputError: the number of patches is not a square.
   """
-  side = round((len(position) - 1) ** 0.5)
-  if side * side != len(position) - 1:
-    raise InputError(
-      f"image/position: {len(position) - 1} positions are not a square grid of patches"
-    )
-  if (rows, cols) == (side, side):
-    return position
-  grid = position[1:].reshape(side, side, -1)
-  grid = np.einsum("ri,ijd->rjd", _align_corners(side, rows), grid)
-  grid = np.einsum("cj,rjd->rcd", _align_corners(side, cols), grid)
-  return np.concatenate([position[:1], grid.reshape(rows * cols, -1)])
+  return conversion.resize_grid(position, rows, cols, _align_corners)
 
 
 def _align_corners(length: int, size: int) -> Float32[np.ndarray, "{size} {length}"]:
   """Returns the weights of `length` samples in `size` new ones; the first and last stay fixed."""
   at = np.arange(size) * (length - 1) / max(1, size - 1)
   return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(length))).astype(np.float32)
-
-
-def fit(
-  pretrained: Pretrained,
-  shapes: Mapping[str, tuple[int, ...]],
-  grid: tuple[int, int],
-) -> Parameters:
-  """Fits the parameters to a model.
-
-  Args:
-    pretrained: of the same size as the model.
-    shapes: of the model's parameters, by name.
-    grid: rows and columns of the model's patches.
-
-  Returns:
-    The model's parameters that the checkpoint has.
-
-  Raises:
-    InputError: the model has more text positions, or another vocabulary, than the checkpoint.
-  """
-  source, fitted = pretrained.source, {}
-  for name, value in pretrained.parameters.items():
-    if name == "image/position":
-      value = resize_positions(value, *grid)
-    elif name == "text/position":
-      length = shapes[name][0]
-      if length > len(value):
-        raise InputError(
-          f"config.max_tokens {length}: {source} has positions for {len(value)} tokens"
-        )
-      value = value[:length]
-    elif name == "text/words/embedding" and len(value) != shapes[name][0]:
-      raise InputError(
-        f"config.tokenizer: has {shapes[name][0]} ids, but {source} has embeddings for {len(value)}"
-      )
-    # Splits off an axis for the heads.
-    fitted[name] = value.reshape(shapes[name])
-  return fitted
-
-
-def save(pretrained: Pretrained, path: str) -> None:
-  """Writes the converted parameters and the vocabulary as one `.safetensors` file, atomically."""
-  metadata = {
-    "mail_jax": FORMAT,
-    "source": pretrained.source,
-    "heads": str(pretrained.heads),
-    "made_from": json.dumps(pretrained.made_from),
-    "unused": json.dumps(pretrained.unused),
-  }
-  if pretrained.vocab is not None:
-    metadata["vocab"] = pretrained.vocab.decode("utf-8")
-  with atomic_files.whole_file(path) as temporary:
-    safetensors.numpy.save_file(pretrained.parameters, temporary, metadata)
-
-
-def _load_converted(path: pathlib.Path, metadata: dict[str, str]) -> Pretrained:
-  if metadata["mail_jax"] != FORMAT:
-    raise InputError(
-      f"{path}: has the format {metadata['mail_jax']!r}, this version reads {FORMAT!r}; convert it "
-      "again"
-    )
-  with open_weights(path) as weights:
-    parameters = dict(weights)
-  vocab = metadata.get("vocab")
-  try:
-    made_from = untrusted_json.loads(metadata["made_from"], str(path))
-    return Pretrained(
-      metadata["source"],
-      parameters,
-      {name: tuple(names) for name, names in made_from.items()},
-      tuple(untrusted_json.loads(metadata["unused"], str(path))),
-      int(metadata["heads"]),
-      None if vocab is None else vocab.encode("utf-8"),
-    )
-  except (KeyError, TypeError, AttributeError, ValueError) as error:
-    raise InputError(
-      f"{path}: metadata of a file that this version has not written ({error!r})"
-    ) from error
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -327,16 +155,8 @@ def main(argv: list[str] | None = None) -> None:
       raise InputError(f"--vocab {args.vocab}: {error.strerror}") from error
   if pretrained.vocab is not None:
     WordPieceTokenizer(pretrained.vocab, args.vocab or f"the vocabulary of {args.checkpoint}")
-  save(pretrained, args.out)
-  print(pretrained.report())
-  count = sum(value.size for value in pretrained.parameters.values())
-  vocab = "with" if pretrained.vocab is not None else "without a"
-  print(
-    f"wrote {args.out}: {count / 1e6:.1f} M parameters in {len(pretrained.parameters)} arrays, "
-    f"{vocab} vocabulary; {len(pretrained.unused)} tensors unused"
-  )
-  sizes = ", ".join(f"{key} = {value:g}" for key, value in pretrained.sizes().items())
-  print(f"start from it with --config.init=vilt:{args.out} and {sizes}")
+  conversion.save(pretrained, args.out, FORMAT)
+  print("\n".join(conversion.describe_saved(pretrained, args.out, "vilt")))
 
 
 if __name__ == "__main__":

@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mail_jax.pretrained.conversion import Row
+from mail_jax.pretrained.layouts import patches, qkv_bias, qkv_kernel, same, token, transposed
 
-class Row(NamedTuple):
-  """A row of the table.
+
+class Both(NamedTuple):
+  """A row of the table, with both sets of names.
 
   Attributes:
     ours: name of our parameter; `{i}` is the block.
     hugging_face: names of its source tensors in `transformers`, without `vilt.`.
     original: the same in the original Lightning checkpoints, without `transformer.`.
-    make: computes our parameter from the source tensors.
-    shape: of our parameter; a letter stands for the same number in all rows.
+    make: see `conversion.Row`.
+    shape: likewise.
   """
 
   ours: str
@@ -23,28 +26,6 @@ class Row(NamedTuple):
   original: tuple[str, ...]
   make: Callable[..., np.ndarray]
   shape: str
-
-
-def _same(x: np.ndarray) -> np.ndarray:
-  return x
-
-
-def _token(x: np.ndarray) -> np.ndarray:
-  if x.ndim != 3:
-    raise ValueError("expected a token of shape [1, 1, d]")
-  return x
-
-
-def _transposed(weight: np.ndarray) -> np.ndarray:
-  """Transposes [out, in], as PyTorch has it, to [in, out]."""
-  return weight.T
-
-
-def _patches(weight: np.ndarray) -> np.ndarray:
-  """Converts a convolution to a dense layer over patches, flattened with channels last."""
-  if weight.ndim != 4 or weight.shape[1] != 3 or weight.shape[2] != weight.shape[3]:
-    raise ValueError("not a convolution over square patches with three channels")
-  return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
 def _positions(position: np.ndarray) -> np.ndarray:
@@ -57,7 +38,7 @@ def _text_positions(position: np.ndarray, segments: np.ndarray) -> np.ndarray:
   """Adds the embedding of BERT's segment 0, which every token has, to the positions."""
   if segments.ndim != 2:
     raise ValueError("expected segment embeddings of shape [n, d]")
-  return position + segments[0]
+  return np.asarray(position, np.float32) + np.asarray(segments[0], np.float32)
 
 
 def _types(types: np.ndarray) -> np.ndarray:
@@ -66,69 +47,59 @@ def _types(types: np.ndarray) -> np.ndarray:
   return np.stack([image, image, text])
 
 
-def _qkv_kernel(*weights: np.ndarray) -> np.ndarray:
-  """Converts query, key and value, separate or stacked, to [in, 3, out]."""
-  weight = np.concatenate(weights)
-  return weight.reshape(3, -1, weight.shape[1]).transpose(2, 0, 1)
-
-
-def _qkv_bias(*biases: np.ndarray) -> np.ndarray:
-  return np.concatenate(biases).reshape(3, -1)
-
-
 _TEXT = "text_embeddings."
 _HF_BLOCK, _HF_ATTENTION = "encoder.layer.{i}.", "encoder.layer.{i}.attention.attention."
 _QKV = ("query", "key", "value")
 
 # fmt: off
 TABLE = (
-  Row("image/cls", ("embeddings.cls_token",), ("cls_token",), _token, "1 1 d"),
-  Row("image/position", ("embeddings.position_embeddings",), ("pos_embed",), _positions, "n d"),
-  Row("image/patches/kernel",
+  Both("image/cls", ("embeddings.cls_token",), ("cls_token",), token, "1 1 d"),
+  Both("image/position", ("embeddings.position_embeddings",), ("pos_embed",), _positions, "n d"),
+  Both("image/patches/kernel",
       ("embeddings.patch_embeddings.projection.weight",), ("patch_embed.proj.weight",),
-      _patches, "p d"),
-  Row("image/patches/bias", ("embeddings.patch_embeddings.projection.bias",),
-      ("patch_embed.proj.bias",), _same, "d"),
-  Row("text/words/embedding",
+      patches, "p d"),
+  Both("image/patches/bias", ("embeddings.patch_embeddings.projection.bias",),
+      ("patch_embed.proj.bias",), same, "d"),
+  Both("text/words/embedding",
       (f"embeddings.{_TEXT}word_embeddings.weight",), (f"{_TEXT}word_embeddings.weight",),
-      _same, "v d"),
-  Row("text/position",
+      same, "v d"),
+  Both("text/position",
       (f"embeddings.{_TEXT}position_embeddings.weight",
        f"embeddings.{_TEXT}token_type_embeddings.weight"),
       (f"{_TEXT}position_embeddings.weight", f"{_TEXT}token_type_embeddings.weight"),
       _text_positions, "l d"),
-  Row("text/norm/scale", (f"embeddings.{_TEXT}LayerNorm.weight",), (f"{_TEXT}LayerNorm.weight",),
-      _same, "d"),
-  Row("text/norm/bias", (f"embeddings.{_TEXT}LayerNorm.bias",), (f"{_TEXT}LayerNorm.bias",),
-      _same, "d"),
-  Row("type", ("embeddings.token_type_embeddings.weight",), ("token_type_embeddings.weight",),
+  Both("text/norm/scale", (f"embeddings.{_TEXT}LayerNorm.weight",), (f"{_TEXT}LayerNorm.weight",),
+      same, "d"),
+  Both("text/norm/bias", (f"embeddings.{_TEXT}LayerNorm.bias",), (f"{_TEXT}LayerNorm.bias",),
+      same, "d"),
+  Both("type", ("embeddings.token_type_embeddings.weight",), ("token_type_embeddings.weight",),
       _types, "3 d"),
-  Row("encoder/norm/scale", ("layernorm.weight",), ("norm.weight",), _same, "d"),
-  Row("encoder/norm/bias", ("layernorm.bias",), ("norm.bias",), _same, "d"),
+  Both("encoder/norm/scale", ("layernorm.weight",), ("norm.weight",), same, "d"),
+  Both("encoder/norm/bias", ("layernorm.bias",), ("norm.bias",), same, "d"),
 )
 BLOCK_TABLE = (
-  Row("norm1/scale", (_HF_BLOCK + "layernorm_before.weight",), ("blocks.{i}.norm1.weight",),
-      _same, "d"),
-  Row("norm1/bias", (_HF_BLOCK + "layernorm_before.bias",), ("blocks.{i}.norm1.bias",), _same, "d"),
-  Row("qkv/kernel", tuple(f"{_HF_ATTENTION}{x}.weight" for x in _QKV),
-      ("blocks.{i}.attn.qkv.weight",), _qkv_kernel, "d 3 d"),
-  Row("qkv/bias", tuple(f"{_HF_ATTENTION}{x}.bias" for x in _QKV), ("blocks.{i}.attn.qkv.bias",),
-      _qkv_bias, "3 d"),
-  Row("out/kernel",
+  Both("norm1/scale", (_HF_BLOCK + "layernorm_before.weight",), ("blocks.{i}.norm1.weight",),
+      same, "d"),
+  Both("norm1/bias", (_HF_BLOCK + "layernorm_before.bias",), ("blocks.{i}.norm1.bias",), same, "d"),
+  Both("qkv/kernel", tuple(f"{_HF_ATTENTION}{x}.weight" for x in _QKV),
+      ("blocks.{i}.attn.qkv.weight",), qkv_kernel, "d 3 d"),
+  Both("qkv/bias", tuple(f"{_HF_ATTENTION}{x}.bias" for x in _QKV), ("blocks.{i}.attn.qkv.bias",),
+      qkv_bias, "3 d"),
+  Both("out/kernel",
       (_HF_BLOCK + "attention.output.dense.weight",), ("blocks.{i}.attn.proj.weight",),
-      _transposed, "d d"),
-  Row("out/bias", (_HF_BLOCK + "attention.output.dense.bias",), ("blocks.{i}.attn.proj.bias",),
-      _same, "d"),
-  Row("norm2/scale", (_HF_BLOCK + "layernorm_after.weight",), ("blocks.{i}.norm2.weight",),
-      _same, "d"),
-  Row("norm2/bias", (_HF_BLOCK + "layernorm_after.bias",), ("blocks.{i}.norm2.bias",), _same, "d"),
-  Row("mlp_in/kernel", (_HF_BLOCK + "intermediate.dense.weight",), ("blocks.{i}.mlp.fc1.weight",),
-      _transposed, "d h"),
-  Row("mlp_in/bias", (_HF_BLOCK + "intermediate.dense.bias",), ("blocks.{i}.mlp.fc1.bias",),
-      _same, "h"),
-  Row("mlp_out/kernel", (_HF_BLOCK + "output.dense.weight",), ("blocks.{i}.mlp.fc2.weight",),
-      _transposed, "h d"),
-  Row("mlp_out/bias", (_HF_BLOCK + "output.dense.bias",), ("blocks.{i}.mlp.fc2.bias",), _same, "d"),
+      transposed, "d d"),
+  Both("out/bias", (_HF_BLOCK + "attention.output.dense.bias",), ("blocks.{i}.attn.proj.bias",),
+      same, "d"),
+  Both("norm2/scale", (_HF_BLOCK + "layernorm_after.weight",), ("blocks.{i}.norm2.weight",),
+      same, "d"),
+  Both("norm2/bias", (_HF_BLOCK + "layernorm_after.bias",), ("blocks.{i}.norm2.bias",), same, "d"),
+  Both("mlp_in/kernel", (_HF_BLOCK + "intermediate.dense.weight",), ("blocks.{i}.mlp.fc1.weight",),
+      transposed, "d h"),
+  Both("mlp_in/bias", (_HF_BLOCK + "intermediate.dense.bias",), ("blocks.{i}.mlp.fc1.bias",),
+      same, "h"),
+  Both("mlp_out/kernel", (_HF_BLOCK + "output.dense.weight",), ("blocks.{i}.mlp.fc2.weight",),
+      transposed, "h d"),
+  Both("mlp_out/bias", (_HF_BLOCK + "output.dense.bias",), ("blocks.{i}.mlp.fc2.bias",), same, "d"),
 )
 # fmt: on
 
@@ -142,12 +113,12 @@ ENCODER = re.compile(
 POSITION_IDS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")
 
 
-def rows(depth: int) -> Iterator[Row]:
-  """Yields the rows for a model with `depth` blocks."""
-  yield from TABLE
+def rows(depth: int, is_hf: bool) -> Iterator[Row]:
+  """Yields the rows for a model with `depth` blocks, with either set of names."""
+  for row in TABLE:
+    yield Row(row.ours, row.hugging_face if is_hf else row.original, row.make, row.shape)
   for i in range(depth):
     for row in BLOCK_TABLE:
-      hugging_face, original = (
-        tuple(name.format(i=i) for name in names) for names in (row.hugging_face, row.original)
-      )
-      yield Row(f"encoder/block{i:02d}/{row.ours}", hugging_face, original, row.make, row.shape)
+      sources = row.hugging_face if is_hf else row.original
+      ours = f"encoder/block{i:02d}/{row.ours}"
+      yield Row(ours, tuple(name.format(i=i) for name in sources), row.make, row.shape)
