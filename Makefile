@@ -53,6 +53,8 @@ coverage: $(READY)  ## list the lines that `make test` does not reach; takes twi
 
 $(EXTRAS): $(READY) requirements-extras.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt
+	@# torchscale asks for an old timm; its BEiT3 needs nothing of that.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps torchscale==0.3.0
 	@touch $@
 
 extras: $(EXTRAS)  ## run the tests that need optional packages (torch, transformers, ...)

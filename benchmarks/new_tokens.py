@@ -1,6 +1,6 @@
 """Measures how much new mask tokens change a pretrained encoder's output for image and text.
 
-  python -m benchmarks.new_tokens --checkpoint vilt-b32-mlm
+  python -m benchmarks.new_tokens --init vilt:vilt-b32-mlm
 
 One row per way to initialise them, on generated scenes with their instance masks, resized to
 --image_size. Compares z_I and z_L with and without mask tokens by the mean over tokens of
@@ -15,20 +15,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import preprocess
-from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.common.errors import run_command
 from input_pipeline.preprocess import bit_planes
-from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
+from input_pipeline.preprocess.tokenizer import Tokenizer
 from input_pipeline.shapes import scenes as shapes
 from mail_jax.config import recipe
 from mail_jax.models.build import make_model, path_name
 from mail_jax.models.encoder import Encoder
-from mail_jax.pretrained import initialise, vilt
+from mail_jax.pretrained import initialise
+from mail_jax.pretrained.conversion import Pretrained
 
 Values = dict[str, np.ndarray]
 MAX_TOKENS, MAX_INSTANCES = 20, 16
 
 
-def make_config(pretrained: vilt.Pretrained, preset: str, image_size: int) -> ConfigDict:
+def make_config(pretrained: Pretrained, preset: str, image_size: int) -> ConfigDict:
   """Returns the base recipe at the checkpoint's size; preset `none` has no mask tokens."""
   config = recipe("base", "paper" if preset == "stacked" else "instance")
   config.image_size, config.max_tokens = image_size, MAX_TOKENS
@@ -36,10 +37,11 @@ def make_config(pretrained: vilt.Pretrained, preset: str, image_size: int) -> Co
   for key, value in pretrained.sizes().items():
     name = key.partition(".")[2]
     config.model[name] = type(config.model[name])(value)
+  config.model.decoder_widths = (8,) * (config.model.patch_size.bit_length() - 1)
   return config
 
 
-def make_inputs(tokenizer: WordPieceTokenizer, count: int, size: int) -> dict[str, np.ndarray]:
+def make_inputs(tokenizer: Tokenizer, count: int, size: int) -> dict[str, np.ndarray]:
   """Makes inputs of generated scenes, each with its first expression."""
   scenes = [shapes.make_scene("val", 0, i) for i in range(count)]
   texts = [next(e.text for texts in s.expressions for e in texts) for s in scenes]
@@ -67,9 +69,11 @@ def encode(config: ConfigDict, vocab_size: int, values: Values, inputs: Any) -> 
     variables, **inputs,
     capture_intermediates=lambda module, _: isinstance(module, Encoder), mutable=["intermediates"],
   )  # fmt: skip
-  z = np.asarray(captured["intermediates"]["encoder"]["__call__"][0])
-  images = 1 + (config.image_size // config.model.patch_size) ** 2
-  if not config.max_instances:
+  parts = [np.asarray(part) for part in captured["intermediates"]["encoder"]["__call__"][0]]
+  z, images = np.concatenate(parts, 1), 1 + (config.image_size // config.model.patch_size) ** 2
+  if config.model.experts == "multiway":
+    masks = np.full(len(z), z.shape[1] - images - MAX_TOKENS)
+  elif not config.max_instances:
     masks = np.zeros(len(z), int)
   elif config.model.mask_tokens == "instance":
     masks = inputs["valid"].sum(1)
@@ -117,14 +121,11 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", required=True, help="as for mail_jax.pretrained.vilt")
+  parser.add_argument("--init", required=True, help="as config.init: vilt:PATH or beit3:PATH")
   parser.add_argument("--image_size", type=int, default=384)
   parser.add_argument("--count", type=int, default=8, help="scenes")
   args = parser.parse_args(argv)
-  pretrained = vilt.load(args.checkpoint)
-  if pretrained.vocab is None:
-    raise InputError(f"--checkpoint {args.checkpoint}: no vocab.txt beside the weights")
-  tokenizer = WordPieceTokenizer(pretrained.vocab)
+  pretrained, tokenizer = initialise.read(args.init), initialise.read_tokenizer(args.init)
   inputs = make_inputs(tokenizer, args.count, args.image_size)
 
   def shapes_of(config: ConfigDict) -> Any:

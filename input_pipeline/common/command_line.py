@@ -45,6 +45,7 @@ COMMANDS = {
   ),
   "tokenizer": Command("input_pipeline.tokenizer", "train a SentencePiece model"),
   "convert-vilt": Command("mail_jax.pretrained.vilt", "convert ViLT's weights to start from"),
+  "convert-beit3": Command("mail_jax.pretrained.beit3", "convert BEiT-3's weights to start from"),
   "train": Command("mail_jax.train", "train a model, or resume a run", several=True),
   "evaluate": Command(
     "mail_jax.evaluate", "compute metrics, or compare two evaluations", several=True

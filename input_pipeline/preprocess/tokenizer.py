@@ -1,6 +1,6 @@
-"""Text to token ids: BERT's WordPiece, or SentencePiece trained on a data set's expressions.
+"""Text to token ids: BERT's WordPiece, BEiT-3's SentencePiece, or one trained on expressions.
 
-The two libraries are imported where they are used: an exported model needs only that of its
+The libraries are imported where they are used: an exported model needs only that of its
 tokenizer.
 """
 
@@ -12,6 +12,7 @@ import pathlib
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Tokenizer(abc.ABC):
   Special tokens written out in a text are plain text.
 
   Attributes:
-    kind: `wordpiece` or `sentencepiece`.
+    kind: `wordpiece`, `sentencepiece` or `beit3`.
     pad_id: fills rows up to `max_tokens`.
     unk_id: the unknown token.
     bos_id: begins a row.
@@ -260,16 +261,8 @@ class SentencePieceTokenizer(Tokenizer):
     Raises:
       InputError: the bytes are not such a model, or its special tokens have other ids.
     """
-    import sentencepiece
-
     self._model = bytes(model)
-    try:
-      processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
-    except (RuntimeError, OSError) as error:
-      raise InputError(f"tokenizer: {name} is not a SentencePiece model") from error
-    if not self._model:
-      raise InputError(f"tokenizer: {name} is not a SentencePiece model but empty")
-    self._processor = processor
+    self._processor = processor = _open_model(self._model, name)
     self.pad_id, self.unk_id = processor.pad_id(), processor.unk_id()
     self.bos_id, self.eos_id = processor.bos_id(), processor.eos_id()
     if (self.pad_id, self.unk_id, self.bos_id, self.eos_id) != (_PAD, _UNK, _BOS, _EOS):
@@ -316,9 +309,93 @@ class SentencePieceTokenizer(Tokenizer):
     Raises:
       InputError: a text is empty.
     """
-    normal = [normalise_text(text) for text in texts]
-    threads = (os.cpu_count() or 1) if len(texts) >= _THREADED_BATCH else 1
-    return self._processor.encode(normal, out_type=int, num_threads=threads)
+    return _encode(self._processor, texts)
+
+
+class Beit3Tokenizer(Tokenizer):
+  """The tokenizer of BEiT-3's weights: its SentencePiece model, `beit3.spm`, with fairseq's ids.
+
+  A text becomes `<s> pieces </s>`, after `normalise_text` and the model's own normalisation, with
+  the ids of `transformers.XLMRobertaTokenizer` before 5.0.
+  """
+
+  kind = "beit3"
+  # Of fairseq, whose dictionary begins with them; other pieces are one after their own number.
+  bos_id, pad_id, eos_id, unk_id = range(4)
+  # BEiT-3's table has 64,010 words for 64,000 pieces: one more for padding, one for masked words,
+  # and eight that nothing uses.
+  _MORE_IDS = 10
+
+  def __init__(self, model: bytes, name: str = "beit3.spm"):
+    """Loads a serialised SentencePiece model.
+
+    Args:
+      model: bytes of `beit3.spm`.
+      name: of the file, for error messages.
+
+    Raises:
+      InputError: the bytes are not such a model, or its special tokens have other ids.
+    """
+    self._model = bytes(model)
+    self._processor = processor = _open_model(self._model, name)
+    special = (processor.unk_id(), processor.bos_id(), processor.eos_id(), processor.pad_id())
+    if special != (0, 1, 2, -1):
+      raise InputError(
+        f"tokenizer: {name} must have unk, bos, eos with the ids 0, 1, 2 and no pad, as the "
+        "beit3.spm of BEiT-3's weights; a model of your own is sentencepiece:FILE.model"
+      )
+    self._pieces = processor.vocab_size()
+    self.vocab_size = self._pieces + self._MORE_IDS
+
+  def decode(self, ids: Int32[np.ndarray, "l"]) -> str:
+    """Returns the normalised text of ids, without special tokens and padding."""
+    pieces = ids[(ids >= self.unk_id) & (ids <= self._pieces)]
+    return self._processor.decode(np.where(pieces == self.unk_id, 0, pieces - 1).tolist())
+
+  def _texts(self) -> list[str]:
+    known = [self._processor.id_to_piece(i) for i in range(self._pieces)]
+    more = [f"<beit3 {i}>" for i in range(1, self._MORE_IDS)]
+    # The first piece stands for what is unknown, and has another id.
+    return [known[0], *known, *more]
+
+  def to_bytes(self) -> bytes:
+    """Returns the model after a line with the tokenizer's kind."""
+    return _with_kind(self.kind, self._model)
+
+  def file_bytes(self) -> bytes:
+    """Returns the bytes of `beit3.spm`."""
+    return self._model
+
+  def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of each text, without begin, end and truncation.
+
+    Raises:
+      InputError: a text is empty.
+    """
+    rows = []
+    for text, pieces in zip(texts, _encode(self._processor, texts), strict=True):
+      if not pieces:
+        raise empty_text(text)
+      rows.append([piece + 1 if piece else self.unk_id for piece in pieces])
+    return rows
+
+
+def _open_model(model: bytes, name: str) -> Any:
+  import sentencepiece
+
+  if not model:
+    raise InputError(f"tokenizer: {name} is not a SentencePiece model but empty")
+  try:
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+  except (RuntimeError, OSError) as error:
+    raise InputError(f"tokenizer: {name} is not a SentencePiece model") from error
+
+
+def _encode(processor: Any, texts: Sequence[str]) -> list[list[int]]:
+  """Returns the numbers of the pieces of each text, after `normalise_text`."""
+  normal = [normalise_text(text) for text in texts]
+  threads = (os.cpu_count() or 1) if len(texts) >= _THREADED_BATCH else 1
+  return processor.encode(normal, out_type=int, num_threads=threads)
 
 
 def _train_model(sentences: Iterable[str], vocab_size: int) -> bytes:
@@ -386,7 +463,10 @@ def _without_seeds_path(model: bytes) -> bytes:
   return proto.SerializeToString(deterministic=True)
 
 
-_CLASSES = {tokenizer.kind: tokenizer for tokenizer in (WordPieceTokenizer, SentencePieceTokenizer)}
+_CLASSES = {
+  tokenizer.kind: tokenizer
+  for tokenizer in (WordPieceTokenizer, SentencePieceTokenizer, Beit3Tokenizer)
+}
 
 
 def _with_kind(kind: str, data: bytes) -> bytes:
@@ -423,7 +503,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
   """Opens a tokenizer from a file.
 
   Args:
-    spec: `wordpiece:VOCAB.txt` or `sentencepiece:FILE.model`.
+    spec: `wordpiece:VOCAB.txt`, `sentencepiece:FILE.model` or `beit3:beit3.spm`.
 
   Raises:
     InputError: unknown kind, no such file, or the file is not of this kind.
@@ -431,7 +511,8 @@ def open_tokenizer(spec: str) -> Tokenizer:
   kind, _, path = spec.partition(":")
   if kind not in _CLASSES:
     raise InputError(
-      f"config.tokenizer {spec!r} is not wordpiece:VOCAB.txt or sentencepiece:FILE.model"
+      f"config.tokenizer {spec!r} is not wordpiece:VOCAB.txt, sentencepiece:FILE.model or "
+      "beit3:beit3.spm"
     )
   try:
     data = pathlib.Path(path).read_bytes()

@@ -34,7 +34,7 @@ PLACES = {
 _KEYS = {"config": dict, "files": dict, "step": int, "metrics": dict, "tokenizer": dict}
 _COPY_AGAIN = "copy the whole folder again"
 IMAGES = "training_images.safetensors"
-TOKENIZERS = {"wordpiece": "vocab.txt", "sentencepiece": "tokenizer.model"}
+TOKENIZERS = {"wordpiece": "vocab.txt", "sentencepiece": "tokenizer.model", "beit3": "beit3.spm"}
 
 
 def find(place: epath.Path, named: str) -> tuple[epath.Path, str] | None:

@@ -15,8 +15,8 @@ from input_pipeline.preprocess.tokenizer import open_tokenizer
 from mail_jax.hardware import chips
 from mail_jax.plan import ahead, costs, hlo, parts, products, programs
 
-# Word pieces of bert-base-uncased, which ViLT uses.
-_BERT_VOCABULARY = 30522
+# Word pieces by the scheme of `config.init`: those of bert-base-uncased and of BEiT-3's table.
+_VOCABULARIES = {"vilt": 30522, "beit3": 64010}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +297,7 @@ def vocab_size(config: ConfigDict) -> int:
   """Returns the vocabulary size of training, as far as it is known without data or weights."""
   if pathlib.Path(config.tokenizer.partition(":")[2]).is_file():
     return open_tokenizer(config.tokenizer).vocab_size
-  return _BERT_VOCABULARY if config.init.startswith("vilt:") else config.vocab_size
+  return _VOCABULARIES.get(config.init.partition(":")[0], config.vocab_size)
 
 
 def with_mesh(config: ConfigDict, data: int, fsdp: int, batch_size: int) -> ConfigDict:

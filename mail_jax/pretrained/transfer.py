@@ -12,7 +12,7 @@ from input_pipeline.preprocess.tokenizer import Tokenizer
 from mail_jax.config import flatten, to_json
 from mail_jax.models.encoder import STACK, block_name
 from mail_jax.models.rules import matching, parts
-from mail_jax.pretrained.vilt import resize_positions
+from mail_jax.pretrained import beit3, vilt
 
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
@@ -50,7 +50,7 @@ def transfer(
 ) -> Transfer:
   """Fits parameters, or batch statistics, to a new model.
 
-  Positions are resized bilinearly, rows of the word embedding are found by the text of their word
+  Positions are resized as their encoder's are, ViLT's or BEiT-3's; rows of the word embedding are found by the text of their word
   piece, and positions of text and channels of stacked masks are taken as far as there are any.
 
   Args:
@@ -101,6 +101,8 @@ def _fit(
   name: str, value: np.ndarray, shape: tuple[int, ...], old: Side, new: Side
 ) -> tuple[np.ndarray | None, str]:
   """Returns a parameter in another shape, None if that is impossible, and what was changed."""
+  multiway = new.config.model.experts == "multiway"
+  resize_positions = beit3.resize_positions if multiway else vilt.resize_positions
   grids = f"{old.grid()} x {old.grid()} to {new.grid()} x {new.grid()} patches"
   if name == "text/words/embedding" and old.tokenizer.to_bytes() != new.tokenizer.to_bytes():
     return _by_text(value, shape, old.tokenizer, new.tokenizer)
@@ -154,7 +156,7 @@ def _misfit(
 ) -> InputError:
   """Returns the error for parameters that do not fit, with the keys that may be the reason."""
   name, before, after = names[0], flatten(to_json(old.model)), flatten(to_json(new.model))
-  keys = ("width", "depth", "heads", "mlp_ratio", "patch_size", "decoder_widths")
+  keys = ("width", "depth", "heads", "mlp_ratio", "experts", "patch_size", "decoder_widths")
   options = ("mask_tokens", "mask_path", "image_path", "appearance", "neighbours")
   differ = [
     f"config.model.{key}={before[key]!r}"

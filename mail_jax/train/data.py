@@ -10,11 +10,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import storage
 from input_pipeline.image_hashes import ImageSet
-from input_pipeline.preprocess.tokenizer import (
-  SentencePieceTokenizer,
-  Tokenizer,
-  open_tokenizer,
-)
+from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer, Tokenizer, open_tokenizer
 from mail_jax.distributed import processes, sharding
 from mail_jax.models.build import HostBatch
 from mail_jax.train import start

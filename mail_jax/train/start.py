@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline.common import buckets
 from input_pipeline.common.errors import InputError
 from input_pipeline.image_hashes import ImageSet
-from input_pipeline.preprocess.tokenizer import Tokenizer, WordPieceTokenizer
+from input_pipeline.preprocess.tokenizer import Tokenizer
 from mail_jax.checkpoints.checkpoint import FOLDER
 from mail_jax.export import folder, load
 from mail_jax.models.build import Tree, Variables, path_name
@@ -58,7 +58,7 @@ def open_tokenizer(init: str) -> Tokenizer | None:
     return None
   if _is_ours(init):
     return _load(init, averaged=True).tokenizer
-  return WordPieceTokenizer(initialise.read_vocab(init), f"the vocabulary of {init}")
+  return initialise.read_tokenizer(init)
 
 
 def load_start(config: ConfigDict, shapes: Variables, tokenizer: Tokenizer) -> Start | None:
@@ -83,6 +83,8 @@ def load_start(config: ConfigDict, shapes: Variables, tokenizer: Tokenizer) -> S
   if config.init_leave_out:
     values = {k: v for k, v in values.items() if not re.search(config.init_leave_out, k)}
   line = f"{config.init}: {initialise.summary(shapes['params'], values)}"
+  if warning := initialise.leakage(config.init):
+    line += f"\nwarning: {warning}"
   return Start({"params": values}, {"params": values}, line)
 
 

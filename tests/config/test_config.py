@@ -165,3 +165,16 @@ def test_what_the_config_says_of_reading_reaches_the_loader(shapes_data, monkeyp
   ((options, start_step),) = calls
   assert (options.refs_per_image, options.threads, options.cache) == (3, 5, False)
   assert start_step == 7
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize("name", ["unc", "refcoco+", "umd", "google"])
+def test_recipes_of_beit3_fit_its_weights(size, name):
+  config = load_config(f"refcoco_beit3:{size},{name}")
+  model = config.model
+  assert (model.experts, model.patch_size, 2 ** len(model.decoder_widths)) == ("multiway", 16, 16)
+  assert model.width == model.heads * 64 and config.image_size % 16 == 0
+  assert load_config(f"refcoco_beit3:{size},{name},480").image_size == 480
+  for wrong in (f"{size},{name},400", f"huge,{name}", size):
+    with pytest.raises(InputError, match="the arguments are base or large, then unc, refcoco"):
+      load_config(f"refcoco_beit3:{wrong}")

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 
+import beit3_weights
 import numpy as np
 import pytest
 import sentencepiece
@@ -14,6 +15,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import normalise_text
 from input_pipeline.preprocess import tokenizer as tokenizers
 from input_pipeline.preprocess.tokenizer import (
+  Beit3Tokenizer,
   SentencePieceTokenizer,
   Tokenizer,
   WordPieceTokenizer,
@@ -102,7 +104,7 @@ def test_other_bytes_are_refused(data):
     SentencePieceTokenizer(data)
   with pytest.raises(InputError, match=r"lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\]"):
     WordPieceTokenizer(data)
-  with pytest.raises(InputError, match="one of wordpiece, sentencepiece"):
+  with pytest.raises(InputError, match="one of wordpiece, sentencepiece, beit3"):
     tokenizers.from_bytes(data)
 
 
@@ -114,13 +116,63 @@ def test_a_vocabulary_in_another_encoding_is_refused():
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ("bpe:vocab.json", "is not wordpiece:VOCAB.txt or sentencepiece:FILE.model"),
+    ("bpe:vocab.json", "is not wordpiece:VOCAB.txt, sentencepiece:FILE.model or beit3:beit3"),
     ("wordpiece:missing.txt", "missing.txt: No such file"),
   ],
 )
 def test_a_tokenizer_that_cannot_be_opened_is_refused(spec, message):
   with pytest.raises(InputError, match=message):
     tokenizers.open_tokenizer(spec)
+
+
+def test_ids_of_beit3_are_those_of_fairseq():
+  model = beit3_weights.train_tokenizer()
+  pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+  tokenizer = Beit3Tokenizer(model)
+  texts = ["the left cup", "Red  DOG on the\tright", "zebra \u4e2d near \U0001f600 trees"]
+  ids, lengths, _ = tokenizer(texts, 40)
+  for row, length, text in zip(ids, lengths, texts, strict=True):
+    normal = " ".join(text.lower().split())
+    expected = [{0: 3}.get(i, i + 1) for i in pieces.encode(normal)]
+    assert row.tolist() == [0, *expected, 2] + [1] * (40 - length)
+    assert length == len(expected) + 2
+  assert 3 in ids[2]
+  assert tokenizer.vocab_size == pieces.vocab_size() + 10
+  texts_of_ids = tokenizer.pieces()
+  assert len(texts_of_ids) == len(set(texts_of_ids)) == tokenizer.vocab_size
+  assert texts_of_ids[:5] == ["<s>", "<pad>", "</s>", "<unk>", pieces.id_to_piece(3)]
+  assert tokenizer.decode(ids[1]) == "red dog on the right"
+  assert "\u2047" in tokenizer.decode(ids[2])  # SentencePiece's sign for what it does not know
+
+
+def test_the_tokenizer_of_beit3_survives_bytes_and_files(tmp_path):
+  model = beit3_weights.train_tokenizer()
+  (tmp_path / "beit3.spm").write_bytes(model)
+  first = tokenizers.open_tokenizer(f"beit3:{tmp_path / 'beit3.spm'}")
+  for again in (
+    tokenizers.from_bytes(first.to_bytes()),
+    tokenizers.from_file_bytes("beit3", first.file_bytes(), "beit3.spm"),
+  ):
+    assert again.kind == "beit3" and again.file_bytes() == model
+    np.testing.assert_array_equal(again(["the red cup"], 9)[0], first(["the red cup"], 9)[0])
+
+
+def test_a_model_that_is_not_of_beit3_is_refused(tokenizer):
+  with pytest.raises(InputError, match="must have unk, bos, eos with the ids 0, 1, 2 and no pad"):
+    Beit3Tokenizer(tokenizer.file_bytes())
+  with pytest.raises(InputError, match=r"pad, unk, bos, eos with the ids 0, 1, 2, 3"):
+    SentencePieceTokenizer(beit3_weights.train_tokenizer())
+
+
+@pytest.mark.extras
+def test_ids_of_beit3_are_those_of_transformers(tmp_path):
+  transformers = pytest.importorskip("transformers", reason="needs transformers: make extras")
+  (tmp_path / "beit3.spm").write_bytes(beit3_weights.train_tokenizer())
+  theirs = transformers.XLMRobertaTokenizer(str(tmp_path / "beit3.spm"))
+  ours = tokenizers.open_tokenizer(f"beit3:{tmp_path / 'beit3.spm'}")
+  texts = [*beit3_weights.SENTENCES, "a blue zebra, \u4e2d!", "dogs \u00bd cup 3"]
+  expected = theirs(texts, padding="max_length", max_length=48)["input_ids"]
+  np.testing.assert_array_equal(ours(texts, 48)[0], expected)
 
 
 def test_a_model_with_other_special_tokens_is_refused(tmp_path):

@@ -1,9 +1,6 @@
 """ViLT checkpoints: names, shapes, positions, files, and runs that start from them."""
 
-import sys
-
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -19,7 +16,6 @@ from mail_jax.config import load_config
 from mail_jax.export import load
 from mail_jax.models.build import path_name
 from mail_jax.pretrained import initialise, vilt
-from mail_jax.pretrained.weights import open_weights
 from mail_jax.train.data import open_data
 from mail_jax.train.loop import Trainer
 
@@ -40,15 +36,6 @@ def folder(tmp_path, weights):
 def tiny_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pretrained") / "tiny"
   return vilt_weights.write_folder(folder, vilt_weights.random_weights(**TINY), heads=2)
-
-
-@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
-def test_weights_in_half_precision_are_read_as_float32(tmp_path, kind):
-  values = np.linspace(-3, 3, 12).reshape(3, 4).astype(kind)
-  safetensors.numpy.save_file({"a": values}, tmp_path / "half.safetensors")
-  with open_weights(tmp_path / "half.safetensors") as opened:
-    assert opened["a"].dtype == np.float32
-    assert opened["a"].tolist() == [[float(value) for value in row] for row in values]
 
 
 def test_both_kinds_of_names_give_the_same_parameters(tmp_path, folder, weights):
@@ -136,13 +123,6 @@ def test_what_is_no_checkpoint_of_vilt_is_said_to_be_none(tmp_path):
   safetensors.numpy.save_file({"a": np.ones(3)}, tmp_path / "other.safetensors")
   with pytest.raises(InputError, match="not a ViLT checkpoint"):
     vilt.load(tmp_path / "other.safetensors")
-
-
-def test_files_of_torch_without_torch_name_the_extra(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "torch", None)
-  (tmp_path / "vilt.ckpt").write_bytes(b"")
-  with pytest.raises(InputError, match=r'pip install "mail_jax\[torch\]"'):
-    vilt.load(tmp_path / "vilt.ckpt")
 
 
 def test_half_precision_becomes_float32(tmp_path, weights):
@@ -317,7 +297,7 @@ def test_masks_as_patches_start_at_the_positions_of_the_image(tiny_folder, shape
     ("model.depth=2", r"config\.model\.depth = 1"),
     ("model.heads=4", r"config\.model\.heads = 2"),
     ("max_tokens=41", "config.max_tokens 41.*40 tokens"),
-    ("init=clip:x", "is not run:WORKDIR, export:FOLDER, vilt:PATH"),
+    ("init=clip:x", "is not run:WORKDIR, export:FOLDER, vilt:PATH, beit3:PATH"),
     ("tokenizer=wordpiece:missing.txt", "missing.txt: No such file"),
   ],
 )

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import beit3_weights
 import html_pages
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import vilt_weights
 from PIL import Image
 
 from input_pipeline import storage
+from input_pipeline.preprocess.tokenizer import Beit3Tokenizer
 from input_pipeline.sources import refer
+from input_pipeline.tf import loader
 from mail_jax.train import command as train
 
 pytestmark = pytest.mark.slow
@@ -147,6 +150,39 @@ def test_an_epoch_of_the_full_recipe_from_a_converted_checkpoint_lowers_the_loss
     "config.loader.threads": 2,
   }
   recipe = f"{tiny_run.CHECKOUT / 'configs' / 'refcoco.py'}:unc"
+  command = [f"--{key}={value}" for key, value in overrides.items()]
+  train.main(
+    ["--config", recipe, "--data_dir", data_dir, "--workdir", str(tmp_path / "run"), *command]
+  )
+  losses = [row["loss"] for row in tiny_run.log(tmp_path / "run") if "loss" in row]
+  quarter = len(losses) // 4
+  print(losses)
+  assert np.mean(losses[-quarter:]) < 0.9 * np.mean(losses[:quarter])
+
+
+def test_an_epoch_from_a_converted_beit3_lowers_the_loss(data_dir, tmp_path):
+  """Random weights of BEiT-3's width, with 3 of its 12 blocks and at 224 pixels to save time."""
+  expressions = loader.train_expressions(data_dir, "refcoco_unc")
+  vocab = beit3_weights.train_tokenizer(1000, expressions)
+  (tmp_path / "beit3.spm").write_bytes(vocab)
+  size = Beit3Tokenizer(vocab).vocab_size
+  weights = beit3_weights.as_new(beit3_weights.random_weights(width=768, depth=3, vocab=size))
+  half = {name: value.astype(np.float16) for name, value in weights.items()}
+  path = beit3_weights.save(tmp_path / "beit3_base_patch16_224.pth", half)
+  _run("mail_jax.pretrained.beit3", checkpoint=path, out=tmp_path / "beit3.safetensors")
+  overrides = {
+    "config.init": f"beit3:{tmp_path / 'beit3.safetensors'}",
+    "config.image_size": 224,
+    "config.model.depth": 3,
+    "config.epochs": 1.0,
+    "config.batch_size": 8,
+    "config.log_every": 5,
+    "config.optimizer.warmup_steps": 10,
+    "config.model.dtype": "float32",
+    "config.eval_split": "",
+    "config.loader.threads": 2,
+  }
+  recipe = f"{tiny_run.CHECKOUT / 'configs' / 'refcoco_beit3.py'}:base,unc"
   command = [f"--{key}={value}" for key, value in overrides.items()]
   train.main(
     ["--config", recipe, "--data_dir", data_dir, "--workdir", str(tmp_path / "run"), *command]

@@ -12,7 +12,11 @@ SCRIPTS = {
   "onnx": ("run_onnx.py", "onnxruntime"),
 }
 # The package that each kind of tokenizer needs.
-TOKENIZER_PACKAGES = {"wordpiece": "tokenizers", "sentencepiece": "sentencepiece"}
+TOKENIZER_PACKAGES = {
+  "wordpiece": "tokenizers",
+  "sentencepiece": "sentencepiece",
+  "beit3": "sentencepiece",
+}
 PREPROCESSING = "mail_preprocess"
 # Its parts, as paths in `input_pipeline`; they import only each other, by relative imports.
 _SHIPPED = (
