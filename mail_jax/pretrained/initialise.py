@@ -30,8 +30,8 @@ def split_init(init: str) -> tuple[str, str]:
   scheme, _, path = init.partition(":")
   if scheme not in _SCHEMES or not path:
     raise InputError(
-      f"config.init {init!r} is not run:WORKDIR, export:FOLDER, vilt:PATH, beit3:PATH, or empty for "
-      "random weights"
+      f"config.init {init!r} is not run:WORKDIR, export:FOLDER, vilt:PATH, beit3:PATH, or empty "
+      "for random weights"
     )
   return scheme, path
 

@@ -50,8 +50,9 @@ def transfer(
 ) -> Transfer:
   """Fits parameters, or batch statistics, to a new model.
 
-  Positions are resized as their encoder's are, ViLT's or BEiT-3's; rows of the word embedding are found by the text of their word
-  piece, and positions of text and channels of stacked masks are taken as far as there are any.
+  Positions are resized as those of ViLT, or in a multiway encoder of BEiT-3; rows of the word
+  embedding are found by the text of their word piece, and positions of text and channels of stacked
+  masks are taken as far as there are any.
 
   Args:
     trained: by name.
