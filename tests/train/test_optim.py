@@ -142,7 +142,9 @@ def test_what_vilts_checkpoint_gives_learns_at_the_plain_rate_and_the_rest_faste
   rates = by_rule(shapes, config.optimizer.lr_scale, "optimizer.lr_scale")
   rates = {path_name(path): rate for path, rate in jax.tree_util.tree_leaves_with_path(rates)}
   # Independently: the table of names by which a checkpoint is converted.
-  given = {row.ours.replace("block00", "blocks" if scan else "block00") for row in rows(1)}
+  given = {
+    row.ours.replace("block00", "blocks" if scan else "block00") for row in rows(1, is_hf=True)
+  }
   assert given < rates.keys()
   new = {rate for name, rate in rates.items() if name not in given}
   assert {rates[name] for name in given} == {1.0}
