@@ -297,7 +297,7 @@ def vocab_size(config: ConfigDict) -> int:
   """Returns the vocabulary size of training, as far as it is known without data or weights."""
   if pathlib.Path(config.tokenizer.partition(":")[2]).is_file():
     return open_tokenizer(config.tokenizer).vocab_size
-  return _VOCABULARIES.get(config.init.partition(":")[0], config.vocab_size)
+  return _VOCABULARIES.get(config.init.partition(":")[0], 0) or config.vocab_size
 
 
 def with_mesh(config: ConfigDict, data: int, fsdp: int, batch_size: int) -> ConfigDict:
