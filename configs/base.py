@@ -202,7 +202,7 @@ def get_config(preset: str = "instance") -> ConfigDict:
 
   # How training data is read.
   c.loader = ConfigDict()
-  # Keeps decoded images in memory.
+  # Keeps decoded images in memory, in every process.
   c.loader.cache = False
   # Refs of an image that share one decoding per epoch, at most; not together with `cache`. Above 1,
   # the order of the data is another one, and depends on the number of processes.

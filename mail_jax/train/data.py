@@ -94,6 +94,8 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     seed=config.seed, flip=config.augment.flip, jitter=config.augment.jitter, **config.loader
   )
 
+  exact_order = config.loader.refs_per_image == 1
+
   def train_batches(start_step: int, with_meta: bool = False) -> Iterator[HostBatch]:
     return loader.train_batches(
       share("train"),
@@ -108,8 +110,11 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     rows = []
     batches = train_batches(steps[0] - 1, with_meta=True)
     for step, batch in zip(range(steps[0], steps[-1] + 1), batches, strict=False):
-      # Each process numbers its own samples.
-      first = (step - 1) * len(batch["meta"])
+      # With groups each process numbers its own samples; otherwise all of them share one order.
+      before = step - 1
+      if exact_order:
+        before = before * jax.process_count() + jax.process_index()
+      first = before * len(batch["meta"])
       samples = [{"position": first + row} | sample for row, sample in enumerate(batch["meta"])]
       rows.append({"step": step, "process": jax.process_index(), "samples": samples})
     return rows
@@ -138,7 +143,7 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     describe,
     None if hashes is None else {f"{config.dataset}/train": hashes},
     loader.fingerprint_of(data_dir, config.dataset, "train"),
-    exact_order=config.loader.refs_per_image == 1,
+    exact_order=exact_order,
   )
 
 

@@ -138,15 +138,25 @@ def _metrics(workdir: pathlib.Path, step: int) -> dict[str, int | float]:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_mesh(finished_run, shapes_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("topology", "mesh"),
+  [
+    ("eight devices", ["--config.mesh.data=4", "--config.mesh.fsdp=2"]),
+    ("two processes", ["--config.loader.cache=True"]),
+  ],
+)
+def test_a_run_goes_on_with_another_mesh_or_number_of_processes(
+  topology, mesh, finished_run, shapes_data, tmp_path, monkeypatch
+):
   stop = 8
   with monkeypatch.context() as patch:
     _stop_at_call(patch, stop)
     train.main(tiny_run.arguments(shapes_data, tmp_path, "--config.eval_every=1000"))
   assert tiny_run.steps_kept(tmp_path)[-1] == stop
-  spread = ["--config.eval_every=1000", "--config.mesh.data=4", "--config.mesh.fsdp=2"]
-  printed = _finish(_start(shapes_data, tmp_path, "eight devices", *spread))
-  assert f"8 cpu device(s), resumed at step {stop}" in printed
+  spread = ["--config.eval_every=1000", *mesh]
+  printed = _finish(_start(shapes_data, tmp_path, topology, *spread))
+  devices = 8 if topology == "eight devices" else 2
+  assert f"{devices} cpu device(s), resumed at step {stop}" in printed
   losses = [
     {row["step"]: row["loss"] for row in tiny_run.log(folder) if "loss" in row}
     for folder in (tmp_path, finished_run)
