@@ -175,7 +175,7 @@ def test_without_a_terminal_a_run_prints_plain_lines_and_ends_with_a_table(
   table = printed[printed.index(f"{tmp_path}\n") :].splitlines()
   header, first = table[1].split(), table[2]
   assert first.startswith(f"val, step {best} (best")
-  cells = dict(zip(header, first[len(first) - len(table[1].lstrip()) :].split(), strict=False))
+  cells = dict(zip(header, first.split()[-len(header) :], strict=True))
   assert float(cells["mIoU"]) == pytest.approx(100 * scores[best]["val/mIoU"], abs=0.006)
   facts = "\n".join(table[3:])
   assert re.search(r"time +\d+ s  \d+ samples/s in training", facts)
