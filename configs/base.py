@@ -155,6 +155,9 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.augment.flip = True
   # Strength of random brightness, contrast and saturation; 0 is off.
   c.augment.jitter = 0.2
+  # Smallest and largest factor by which examples are zoomed; (1.0, 1.0) is off. The target is never
+  # cropped, nor anything where the expression counts.
+  c.augment.scale = (1.0, 1.0)
   # Probability that an instance is left out.
   c.augment.instance_dropout = 0.02
   # Probability that an example loses all its instances.
@@ -182,8 +185,8 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.optimizer.weight_decay = 0.02
   # Largest global norm of the gradient; larger gradients are scaled down to it.
   c.optimizer.clip = 5.0
-  # Learning rate of each parameter, as a multiple of `lr`; 0 freezes it. Ordered (regex, value)
-  # rules: the first regex found in the parameter's path decides.
+  # Learning rate of each parameter, as a multiple of `lr`; 0 freezes it, which saves memory.
+  # Ordered (regex, value) rules: the first regex found in the parameter's path decides.
   c.optimizer.lr_scale = (("^decoder|^mask_gain", 4.0), (".*", 1.0))
   # Weight decay of each parameter, as a multiple of `weight_decay`; rules as in `lr_scale`.
   c.optimizer.decay_rules = (("(kernel|words/embedding)$", 1.0), (".*", 0.0))

@@ -56,7 +56,14 @@ MAY_CHANGE = (
 )
 
 # Keys that the first models that were kept lack; they get the base's value.
-_ADDED = ("deterministic", "early_stop", "init_leave_out", "model.drop_path", "model.experts")
+_ADDED = (
+  "deterministic",
+  "early_stop",
+  "init_leave_out",
+  "model.drop_path",
+  "model.experts",
+  "augment.scale",
+)
 
 # The smallest and the largest sizes of a stored config; larger ones would take all memory.
 _SIZES = {

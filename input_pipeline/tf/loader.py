@@ -75,6 +75,7 @@ class TrainOptions:
     flip: mirrors half of the samples, and exchanges left and right in their text.
     jitter: brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter], which
       come with the batch.
+    scale: smallest and largest factor by which samples are zoomed; see `zoom.zoom`.
     cache: decodes and resizes every image once and keeps all in memory, in every process.
     refs_per_image: samples of an image, at most, that share one decoding in an epoch; each is
       augmented by itself. 1 spreads an image's samples over the whole epoch. Not with `cache`.
@@ -89,6 +90,7 @@ class TrainOptions:
   seed: int
   flip: bool = True
   jitter: float = 0.0
+  scale: tuple[float, ...] = (1.0, 1.0)
   cache: bool = False
   refs_per_image: int = 1
   text_buckets: Sequence[int] = ()
@@ -98,6 +100,11 @@ class TrainOptions:
   def __post_init__(self) -> None:
     _check_positive(refs_per_image=self.refs_per_image)
     _check_on_error(self.on_error)
+    if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+      raise InputError(
+        f"augment.scale is {self.scale}; it must be the smallest and the largest factor, above 0, "
+        "such as (0.7, 1.3)"
+      )
     if self.cache and self.refs_per_image > 1:
       raise InputError(
         f"refs_per_image is {self.refs_per_image}, but cache decodes every image once for all "
@@ -238,8 +245,9 @@ class _TrainSamples:
 
   def augmented(self, start_step: int) -> tf.data.Dataset:
     """Returns decoded and augmented samples from a step on."""
+    options = self._options
     augment = functools.partial(
-      train_samples.augment, flip=self._options.flip, jitter=self._options.jitter
+      train_samples.augment, flip=options.flip, jitter=options.jitter, scale=options.scale
     )
     threads = self._options.threads
     if self._is_grouped:

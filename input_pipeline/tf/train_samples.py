@@ -15,15 +15,15 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.errors import InputError
-from input_pipeline.tf import pipelines, record_index, record_reader
+from input_pipeline.tf import pipelines, record_index, record_reader, zoom
 from input_pipeline.tf.record_reader import Fields, Shape, Source
 
 WINDOW = 64
 """Groups whose samples are shuffled together, at least: 74 MB of images of 480 x 480 pixels."""
 WINDOW_PER_SAMPLE = 3
 """Groups in a window per sample of a batch, so that a batch has many different images."""
-NUMBERS_PER_SAMPLE = 5
-"""Random numbers: for the expression, the flip, brightness, contrast and saturation."""
+NUMBERS_PER_SAMPLE = 5 + zoom.NUMBERS
+"""Random numbers: for the expression, the flip, brightness, contrast, saturation and the zoom."""
 
 _SAMPLES_PER_BLOCK = 1024
 # Of the SplitMix64 generator, as are the constants in _mix.
@@ -396,8 +396,14 @@ def _locate(groups: Groups, start: int) -> tuple[int, int, int]:
   return epoch, window, left - int(done[window - 1] if window else 0)
 
 
-def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fields:
-  """Selects an expression, mirrors the sample, and draws factors for its colours.
+def augment(
+  sample: Fields,
+  numbers: tf.Tensor,
+  flip: bool,
+  jitter: float,
+  scale: tuple[float, ...] = (1.0, 1.0),
+) -> Fields:
+  """Selects an expression, mirrors and zooms the sample, and draws factors for its colours.
 
   Args:
     sample: `image`, `instances` and `target`, and all `expressions` of the ref.
@@ -405,6 +411,7 @@ def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fi
     flip: whether half of the samples are mirrored: image, planes and target. The text is left to
       the caller, who finds `flipped`.
     jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
+    scale: smallest and largest factor of the zoom; see `zoom.zoom`.
 
   Returns:
     The sample with one `expression`, `flipped` and, with jitter, the three `jitter_factors`,
@@ -421,8 +428,8 @@ def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fi
       lambda: (tf.reverse(image, [1]), tf.reverse(instances, [2]), tf.reverse(target, [1])),
       lambda: (image, instances, target),
     )
-  factors = {"jitter_factors": 1.0 + jitter * (2.0 * numbers[2:] - 1.0)} if jitter else {}
-  return factors | {
+  factors = {"jitter_factors": 1.0 + jitter * (2.0 * numbers[2:5] - 1.0)} if jitter else {}
+  augmented = factors | {
     "image": image,
     "instances": instances,
     "num_instances": sample["num_instances"],
@@ -431,3 +438,4 @@ def augment(sample: Fields, numbers: tf.Tensor, flip: bool, jitter: float) -> Fi
     "flipped": flipped,
     **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
   }
+  return augmented if scale == (1.0, 1.0) else zoom.zoom(augmented, numbers[5:], scale)

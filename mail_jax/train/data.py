@@ -91,7 +91,11 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     return loader.BatchShape(local, config.image_size, config.max_instances, config.max_tokens)
 
   options = loader.TrainOptions(
-    seed=config.seed, flip=config.augment.flip, jitter=config.augment.jitter, **config.loader
+    seed=config.seed,
+    flip=config.augment.flip,
+    jitter=config.augment.jitter,
+    scale=tuple(config.augment.scale),
+    **config.loader,
   )
 
   exact_order = config.loader.refs_per_image == 1
