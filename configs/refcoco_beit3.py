@@ -13,6 +13,10 @@ The arguments are the size, `base` or `large`; the dataset, `unc` (RefCOCO), `re
 `google` (RefCOCOg); and `480` for images of 480 pixels instead of 384: `large,umd,480`. Beside the
 weights has to be their tokenizer, `beit3.spm`.
 
+With `frozen`, such as `base,unc,frozen`, 10 epochs train what is new, and keep no gradients and no
+optimizer state of the rest. A run of all parameters continues from it with
+`--config.init=run:runs/frozen`: OneRef's two stages.
+
 After those who lead from these weights: C3VG (arXiv 2501.06710) and InstanceVG have a learning rate
 of 5e-5 for the encoder and ten times that for what is new, 3 epochs of warm-up, drop path 0.1 and
 batches of 32; OneRef (arXiv 2410.08021) mirrors no images, since it costs accuracy.
@@ -29,6 +33,8 @@ from ml_collections import ConfigDict
 from mail_jax import InputError
 from mail_jax.config import recipe
 
+# The parameters that BEiT-3's checkpoints have, and the experts of masks.
+PRETRAINED = "^(encoder|image|text)"
 DATASETS = {
   "unc": "refcoco_unc",
   "refcoco+": "refcoco+_unc",
@@ -40,18 +46,18 @@ SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 def get_config(argument: str = "base,unc") -> ConfigDict:
-  """Returns the recipe for a size and a dataset, with `,480` for larger images."""
+  """Returns the recipe for a size and a dataset, with `,480` for larger images and `,frozen`."""
   size, _, rest = argument.partition(",")
-  name, _, side = rest.partition(",")
-  if size not in SIZES or name not in DATASETS or side not in ("", "384", "480"):
+  name, *options = rest.split(",")
+  if size not in SIZES or name not in DATASETS or {*options} - {"384", "480", "frozen"}:
     raise InputError(
       f"configs/refcoco_beit3.py:{argument}: the arguments are base or large, then "
-      f"{', '.join(DATASETS)}, then perhaps 480, as in large,umd,480"
+      f"{', '.join(DATASETS)}, then perhaps 480 and frozen, as in large,umd,480"
     )
   c = recipe("base")
   c.dataset = DATASETS[name]
   c.init = f"beit3:beit3_{size}.safetensors"
-  c.image_size = int(side or 384)
+  c.image_size = 480 if "480" in options else 384
   c.max_instances = 16
   c.max_tokens = 64 if name in ("umd", "google") else 32
 
@@ -71,7 +77,7 @@ def get_config(argument: str = "base,unc") -> ConfigDict:
 
   c.optimizer.lr = 5e-5
   # Pretrained parameters change slowly, new ones ten times as fast.
-  c.optimizer.lr_scale = (("^(encoder|image|text)", 1.0), (".*", 10.0))
+  c.optimizer.lr_scale = ((PRETRAINED, 1.0), (".*", 10.0))
   # 3 epochs of RefCOCO.
   c.optimizer.warmup_steps = 4000
   c.optimizer.schedule = "cosine"
@@ -80,7 +86,15 @@ def get_config(argument: str = "base,unc") -> ConfigDict:
   c.optimizer.clip = 1.0
   c.ema_decay = 0.9995
   c.augment.flip = False
+  c.augment.scale = (0.7, 1.3)
   c.loader.threads = 8
   # RefCOCO has 2.5 refs per image.
   c.loader.refs_per_image = 4
+
+  if "frozen" in options:
+    c.epochs = 10.0
+    c.optimizer.lr = 2.5e-4
+    c.optimizer.lr_scale = ((PRETRAINED, 0.0), (".*", 1.0))
+    c.optimizer.warmup_steps = 500
+    c.model.drop_path = 0.0
   return c

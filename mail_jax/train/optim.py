@@ -39,6 +39,20 @@ def make_optimizer_from(config: ConfigDict) -> optax.GradientTransformation:
   return make_optimizer(**{name: config.optimizer[name] for name in names})
 
 
+def is_trained(params: Tree, lr_scale: Rules) -> Tree:
+  """Returns for each parameter whether its learning rate is above 0."""
+  return jax.tree.map(bool, by_rule(params, lr_scale, "optimizer.lr_scale"))
+
+
+def freeze(params: Tree, lr_scale: Rules) -> Tree:
+  """Returns the parameters without gradients of those whose learning rate is 0."""
+  return jax.tree.map(
+    lambda p, trained: p if trained else jax.lax.stop_gradient(p),
+    params,
+    is_trained(params, lr_scale),
+  )
+
+
 def learning_rate_from(config: ConfigDict, step: int, steps: int) -> float:
   """Returns the learning rate of a whole config; see `learning_rate`."""
   names = ("lr", "warmup_steps", "schedule", "power", "final")
@@ -109,7 +123,8 @@ def make_optimizer(
     clip: largest global norm of the gradient.
     b1, b2: of Adam.
     weight_decay: decoupled, times the factor of `decay_rules`.
-    lr_scale: rules for the learning rate of each parameter; 0 freezes it.
+    lr_scale: rules for the learning rate of each parameter; those with 0 are frozen and have no
+      state.
     decay_rules: rules for the weight decay of each parameter.
     eps: of Adam.
   """
@@ -117,7 +132,7 @@ def make_optimizer(
   def scale_by_rules(updates, params=None):
     del params
     scales = by_rule(updates, lr_scale, "optimizer.lr_scale")
-    return jax.tree.map(lambda u, s: -s * u, updates, scales)
+    return jax.tree.map(lambda u, s: -s * u if s else jnp.zeros_like(u), updates, scales)
 
   def decay(updates, params):
     rates = by_rule(params, decay_rules, "optimizer.decay_rules")
@@ -130,9 +145,12 @@ def make_optimizer(
     scale = clip / jnp.maximum(optax.global_norm(updates), clip)
     return jax.tree.map(lambda u: u * scale, updates)
 
+  adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
+  if any(scale == 0 for _, scale in lr_scale):
+    adam = optax.masked(adam, lambda params: is_trained(params, lr_scale))
   return optax.chain(
     optax.stateless(clip_by_global_norm),
-    optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
+    adam,
     optax.stateless(decay),
     optax.stateless(scale_by_rules),
   )

@@ -15,7 +15,7 @@ from mail_jax.distributed import sharding
 from mail_jax.evaluate.segmentation import jit_measure
 from mail_jax.models.build import input_specs, make_model, path_name
 from mail_jax.models.mail import IN_DTYPE, LOOKED_UP, MaIL
-from mail_jax.train.optim import check_rules, make_optimizer_from
+from mail_jax.train.optim import check_rules, freeze, make_optimizer_from
 from mail_jax.train.step import StepOptions, TrainState, create_state, make_train_step
 
 # For the same numbers in every run on GPUs: kernels are not chosen by measuring, and none adds in
@@ -85,7 +85,8 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
     teacher_forcing=config.teacher_forcing,
     grad_accum_steps=config.grad_accum_steps,
   )
-  step = make_train_step(model, optimizer, options, gather, scatter)
+  frozen = functools.partial(freeze, lr_scale=config.optimizer.lr_scale)
+  step = make_train_step(model, optimizer, options, gather, scatter, frozen)
 
   def to_evaluate(state: TrainState) -> Any:
     return state.averaged if config.ema_decay else state.variables

@@ -156,12 +156,16 @@ def split_batch(batch: Batch, parts: int, keep: int = 1) -> Batch:
 
 
 def make_loss(
-  model: MaIL, weights: Mapping[str, float], decode_every: int, teacher_forcing: bool
+  model: MaIL,
+  weights: Mapping[str, float],
+  decode_every: int,
+  teacher_forcing: bool,
+  freeze: Callable[[Tree], Tree] = lambda params: params,
 ) -> Callable[..., tuple[jax.Array, tuple[StepMetrics, Tree]]]:
   """Makes the loss: (params, batch_stats, batch, counted, key) -> (loss, (metrics, batch_stats)).
 
   `counted` is the result of `count_weights` for the whole batch, of which `batch` may be a part:
-  the losses of the parts sum to that of the whole.
+  the losses of the parts sum to that of the whole. `freeze` stops gradients of parameters.
   """
   selection = model.options.selection
   multi = selection == "multi"
@@ -178,7 +182,7 @@ def make_loss(
       if teacher_forcing:
         target_instance = truth > 0.5 if multi else match_target(truth)
     output, updated = model.apply(
-      {"params": params, "batch_stats": batch_stats},
+      {"params": freeze(params), "batch_stats": batch_stats},
       batch["image"], planes, valid, batch["tokens"], batch["num_tokens"],
       train=True, decode_every=decode_every, target_instance=target_instance,
       mutable=["batch_stats"], rngs={"dropout": key},
@@ -268,6 +272,7 @@ def make_train_step(
   options: StepOptions,
   gather: Callable[[Tree], Tree] = lambda params: params,
   scatter: Callable[[Tree], Tree] = lambda grads: grads,
+  freeze: Callable[[Tree], Tree] = lambda params: params,
 ) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, StepMetrics]]:
   """Makes the update (to be jitted): (state, batch, learning rate) -> (state, metrics).
 
@@ -276,9 +281,10 @@ def make_train_step(
     optimizer: for a learning rate of 1.
     options: see `StepOptions`.
     gather, scatter: see `sharding.make_gather_and_scatter`.
+    freeze: see `optim.freeze`.
   """
   decode_every = options.decode_every
-  loss_fn = make_loss(model, options.loss_weights, decode_every, options.teacher_forcing)
+  loss_fn = make_loss(model, options.loss_weights, decode_every, options.teacher_forcing, freeze)
   gradients = make_gradients(loss_fn, decode_every, options.grad_accum_steps, gather, scatter)
 
   def train_step(

@@ -175,6 +175,8 @@ def test_recipes_of_beit3_fit_its_weights(size, name):
   assert (model.experts, model.patch_size, 2 ** len(model.decoder_widths)) == ("multiway", 16, 16)
   assert model.width == model.heads * 64 and config.image_size % 16 == 0
   assert load_config(f"refcoco_beit3:{size},{name},480").image_size == 480
+  frozen = load_config(f"refcoco_beit3:{size},{name},480,frozen")
+  assert frozen.image_size == 480 and 0.0 in dict(frozen.optimizer.lr_scale).values()
   for wrong in (f"{size},{name},400", f"huge,{name}", size):
     with pytest.raises(InputError, match="the arguments are base or large, then unc, refcoco"):
       load_config(f"refcoco_beit3:{wrong}")

@@ -9,16 +9,19 @@ import tiny_model
 
 from input_pipeline.common.errors import InputError
 from mail_jax.config import load_config
+from mail_jax.distributed import sharding
 from mail_jax.models.build import path_name
 from mail_jax.models.rules import by_rule
 from mail_jax.pretrained.vilt_names import rows
 from mail_jax.train.optim import (
   check_rules,
+  freeze,
   learning_rate,
   make_optimizer,
   make_optimizer_from,
   warmup_problem,
 )
+from mail_jax.train.program import build_program
 
 EVERYTHING = ((".*", 1.0),)
 SETTINGS = {"clip": 1.0, "b1": 0.9, "b2": 0.98, "weight_decay": 0.1}
@@ -68,6 +71,46 @@ def test_first_matching_rule_scales_and_zero_freezes():
   np.testing.assert_array_equal(actual["words"], full["words"])
   halfway = (params["encoder"]["kernel"] + full["encoder"]["kernel"]) / 2
   np.testing.assert_allclose(actual["encoder"]["kernel"], halfway, atol=1e-7)
+
+
+def test_what_is_frozen_has_no_state():
+  rules = (("^encoder", 0.0), (".*", 1.0))
+  params, grads = draw(0), draw(1)
+  optimizer = make_optimizer(**SETTINGS, lr_scale=rules, decay_rules=EVERYTHING)
+  state = optimizer.init(params)
+  assert sorted(x.size for x in jax.tree.leaves(state)) == [1, 5, 5]
+  updates, _ = optimizer.update(grads, state, params)
+  assert not any(u.any() for u in jax.tree.leaves(updates["encoder"])) and updates["words"].any()
+
+
+def test_what_is_frozen_has_no_gradient_and_changes_nothing_else():
+  """Counts the products of a step, of which each frozen kernel's gradient was one."""
+  config = tiny_model.make_config(depth=2)
+  config.batch_size = 2
+  rules = config.optimizer.lr_scale
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+
+  def products(lr_scale) -> int:
+    config.optimizer.lr_scale = lr_scale
+    program = build_program(config, tiny_model.VOCAB, mesh)
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    traced = program.step.trace(program.shapes, program.batch, rate)
+    return str(traced.jaxpr).count("dot_general[")
+
+  assert products((("^encoder.*kernel$", 0.0), *rules)) == products(rules) - 2 * 4
+  # The embeddings of image and text, and what leads to them.
+  everything = (("^(encoder|image|text|type)", 0.0), *rules)
+  assert products(everything) < products(rules) - 2 * 4
+
+
+def test_a_step_leaves_what_is_frozen_as_it_was():
+  params = tiny_model.random_variables(tiny_model.make_config())["params"]
+  rules = (("^encoder", 0.0), (".*", 1.0))
+  gradients = jax.grad(lambda p: sum((x**2).sum() for x in jax.tree.leaves(freeze(p, rules))))(
+    params
+  )
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert bool(leaf.any()) != path_name(path).startswith("encoder")
 
 
 @pytest.mark.parametrize("preset", ["instance", "paper"])
