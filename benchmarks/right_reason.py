@@ -164,7 +164,11 @@ def judge(
   Raises:
     InputError: the two do not hold the same sentences.
   """
-  measure = jax.jit(make_measure(model.model, apply=model.apply))
+  compiled = jax.jit(make_measure(model.model, apply=model.apply))
+
+  def measure(variables: Any, batch: Any) -> Any:
+    return compiled(variables, model.complete(batch))
+
   marks = model.tokenizer.bos_id, model.tokenizer.eos_id
   result, plain = score(measure, model.variables, open_batches())
   yield "as it is", result

@@ -138,7 +138,7 @@ def draw_sheet(
   for name in names:
     for batch, rows in _spread(model, data_dir, name, count):
       meta = batch.pop("meta")
-      masks, selected = jax.device_get(predict(variables, batch))
+      masks, selected = jax.device_get(predict(variables, model.complete(batch)))
       for i in rows:
         tile, caption = _tile(batch, meta[i], masks[i], int(selected[i]), i)
         tiles.append(tile)

@@ -93,7 +93,9 @@ def compile_measure(
   """
   mesh = sharding.make_mesh()
   measure = jit_measure(model.model, mesh, sharding.replicated(mesh), protocol, model.apply)
-  return lambda variables, batch: measure(variables, sharding.global_batch(mesh, batch))
+  return lambda variables, batch: measure(
+    variables, sharding.global_batch(mesh, model.complete(batch))
+  )
 
 
 def summarise(

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from mail_jax.models.build import (
   INPUTS,
   Variables,
   apply_model,
-  init_variables,
   input_specs,
   path_name,
 )
@@ -121,12 +120,22 @@ def _import_onnx_model() -> Any:
   return onnx_model
 
 
-def open_forward(
-  form: str, place: epath.Path, config: ConfigDict, model: MaIL
-) -> Callable[[Variables, Mapping[str, jax.Array]], Output]:
-  """Opens a model that `write` wrote, as a function (variables, batch) -> Output.
+class Opened(NamedTuple):
+  """A model that `write` wrote.
 
-  The function ignores `variables`, and may be traced.
+  Attributes:
+    forward: (variables, batch) -> Output; ignores `variables`, and may be traced.
+    outside: batch -> outputs by name, computed by another library than JAX, which `forward` takes
+      from the batch. None if `forward` is the whole model. A compiled program that called the
+      library back could wait for ever on a single core (jax#24255).
+  """
+
+  forward: Callable[[Variables, Named], Output]
+  outside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+def open_forward(form: str, place: epath.Path, model: MaIL) -> Opened:
+  """Opens a model that `write` wrote.
 
   Raises:
     InputError: the model cannot be opened, or a package that runs it is not installed.
@@ -138,18 +147,17 @@ def open_forward(
   except Exception as error:  # Three libraries, each with its own errors.
     reason = str(error).strip().split("\n")[0]
     raise InputError(f"--checkpoint {place}: cannot be opened ({reason})") from error
+
+  def run(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return call(*(batch[name] for name in INPUTS))
+
   in_jax = form == "stablehlo"
 
-  def forward(variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
+  def forward(variables: Variables, batch: Named) -> Output:
     del variables  # The model contains them.
-    inputs = [batch[name] for name in INPUTS]
-    if in_jax:
-      named = call(*inputs)
-    else:
-      named = jax.pure_callback(call, output_specs(model, config, inputs[0].shape[0]), *inputs)
-    return as_output(model, named, batch)
+    return as_output(model, run(batch) if in_jax else batch, batch)
 
-  return forward
+  return Opened(forward, None if in_jax else run)
 
 
 def _open_stablehlo(place: epath.Path) -> Callable[..., Any]:
@@ -222,13 +230,7 @@ def without_loop(config: ConfigDict, variables: Variables) -> tuple[ConfigDict, 
   return config, variables | {"params": variables["params"] | {"encoder": encoder}}
 
 
-def output_specs(model: MaIL, config: ConfigDict, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes and dtypes of the outputs for a batch size."""
-  variables = jax.eval_shape(functools.partial(init_variables, model, config))
-  return jax.eval_shape(make_forward(model), variables, *input_specs(config, batch).values())
-
-
-def as_output(model: MaIL, named: Named, batch: Mapping[str, jax.Array]) -> Output:
+def as_output(model: MaIL, named: Named, batch: Named) -> Output:
   """Completes the outputs of an exported model to those of the network itself."""
   valid = instances.count_valid(batch["num_instances"], model.max_instances)
   planes = instances.clear_slots(batch["instances"], valid)

@@ -45,7 +45,8 @@ class LoadedModel:
     tokenizer: of the run.
     step: number of updates.
     metrics: of the evaluation during training, if there was one.
-    forward: runs in place of the network if it is not None; see `formats.open_forward`.
+    forward: runs in place of the network if it is not None; see `formats.Opened`.
+    outside: computes what `forward` finds in a batch; see `complete`.
     files: names and SHA-256 of the files that `forward` was read from.
     images: hashes of the images that it was trained on, by DATASET/SPLIT; None if they are unknown.
   """
@@ -57,19 +58,28 @@ class LoadedModel:
   step: int
   metrics: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
   forward: Callable[[Variables, Mapping[str, jax.Array]], Output] | None = None
+  outside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
   images: Mapping[str, ImageSet] | None = None
 
   def apply(self, variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
-    """Runs the model on a batch, as at test time; may be traced.
+    """Runs the model on a batch, as at test time; may be traced for a batch of `complete`.
 
     Args:
       variables: of this model, on any devices.
       batch: see docs/reference/formats.md.
     """
     if self.forward is not None:
-      return self.forward(variables, batch)
+      return self.forward(variables, batch if "logits" in batch else self.complete(batch))
     return apply_model(self.model, variables, dict(batch))
+
+  def complete(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds to a batch what a library other than JAX computes, if the model needs one.
+
+    Args:
+      batch: on the host or on devices of this process.
+    """
+    return {**batch, **(self.outside(batch) if self.outside else {})}
 
   def on_one_device(self) -> Variables:
     """Returns the variables on the first device of this process, for work it does alone."""
@@ -194,7 +204,7 @@ def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str
     kind, folder.read_file(place, about, name), str(place / name)
   )
   model, shapes = _describe(config, tokenizer.vocab_size, str(place / folder.ABOUT))
-  variables, forward, files = {}, None, {}
+  variables, forward, outside, files = {}, None, None, {}
   if form == "safetensors":
     name = folder.PLACES[form]
     data = folder.read_file(place, about, name)
@@ -202,11 +212,21 @@ def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str
     variables = sharding.on_every_device(sharding.make_mesh(), arrays)
   else:
     path = folder.check_place(place, about, form)
-    forward = formats.open_forward(form, path, config, model)
+    forward, outside = formats.open_forward(form, path, model)
     files = {name: about["files"][name][1] for name in folder.names_of(about, form)}
   images = folder.read_images(place, about)
-  step, metrics = about["step"], about["metrics"]
-  return LoadedModel(config, model, variables, tokenizer, step, metrics, forward, files, images)
+  return LoadedModel(
+    config,
+    model,
+    variables,
+    tokenizer,
+    about["step"],
+    about["metrics"],
+    forward,
+    outside,
+    files,
+    images,
+  )
 
 
 def _config_for_here(data: dict[str, Any], where: str, backend: str) -> ConfigDict:

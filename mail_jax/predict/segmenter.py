@@ -198,6 +198,7 @@ class Segmenter:
   def _run(self, batch: dict[str, Any], height: int, width: int) -> Any:
     """Runs the model; threads with a new size wait for the one that compiles it."""
     canvas = (-(-height // _CANVAS) * _CANVAS, -(-width // _CANVAS) * _CANVAS)
+    batch = self._model.complete(batch)
     with contextlib.nullcontext() if canvas in self._compiled else self._compiler:
       output = jax.device_get(self._predict(self._variables, batch, canvas))
     self._compiled.add(canvas)

@@ -98,6 +98,11 @@ def test_evaluate_gives_the_same_table_on_each_format(
   assert _table(place, shapes_data) == table_of_the_run
 
 
+def test_evaluate_ends_on_a_single_core(exported, table_of_the_run, shapes_data):
+  printed = exported_models.evaluate_on_one_core(exported / "saved_model", shapes_data)
+  assert printed.splitlines()[1:] == table_of_the_run
+
+
 def test_predict_takes_the_folder_and_a_format_in_it(exported, finished_run, tmp_path):
   exported_models.save_photo(tmp_path / "photo.png")
   masks = []
@@ -280,10 +285,10 @@ def test_a_model_of_several_or_no_referents_says_the_same_when_exported(form, tm
   network, variables = tiny_model.make(config), tiny_model.random_variables(config)
   place = tmp_path / folder.PLACES[form]
   formats.write(form, place, config, network, variables)
-  run = formats.open_forward(form, epath.Path(place), config, network)
+  forward, outside = formats.open_forward(form, epath.Path(place), network)
   batch = jax.tree.map(jnp.asarray, exported_models.random_batch(config, 3))
   actual, expected = (
-    run({}, batch),
+    forward({}, jax.tree.map(jnp.asarray, batch | (outside(batch) if outside else {}))),
     jax.jit(functools.partial(apply_model, network))(variables, batch),
   )
   assert expected.no_target is not None and np.ptp(expected.no_target) > 0.01

@@ -42,6 +42,11 @@ def test_onnx_gives_the_logits_of_the_checkpoint(exported_onnx, count):
   exported_models.assert_alike(load.load(str(exported_onnx / "model.onnx")), model, batch)
 
 
+def test_evaluate_ends_on_a_single_core(exported_onnx, shapes_data):
+  printed = exported_models.evaluate_on_one_core(exported_onnx / "model.onnx", shapes_data)
+  assert "mIoU" in printed
+
+
 def test_evaluate_gives_the_same_numbers_on_onnx(exported_onnx, shapes_data):
   actual, expected = (
     runner.evaluate(load.load(str(place)), shapes_data, ["shapes/val"])[0]

@@ -58,7 +58,7 @@ def _logits(model: load.LoadedModel, requests: list, batch_size: int) -> list[np
   for start in range(0, len(prepared), batch_size):
     rows = prepared[start : start + batch_size]
     batch = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    found.extend(np.asarray(apply(variables, batch)))
+    found.extend(np.asarray(apply(variables, model.complete(batch))))
   resize = jax.jit(resize_logits, static_argnums=2)
   canvas = tuple(max(pixels.shape[i] for pixels, _, _ in requests) for i in (0, 1))
   sizes = [np.array([pixels.shape[:2]], np.int32) for pixels, _, _ in requests]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import own_process
 import tiny_model
 from ml_collections import ConfigDict
 from PIL import Image
@@ -40,7 +41,7 @@ def random_batch(config: ConfigDict, count: int, seed: int = 0) -> dict[str, np.
 
 def run(model: load.LoadedModel, batch: dict[str, np.ndarray]) -> Output:
   """Returns the outputs of a model for a batch, on the host."""
-  return jax.device_get(jax.jit(model.apply)(model.on_one_device(), batch))
+  return jax.device_get(jax.jit(model.apply)(model.on_one_device(), model.complete(batch)))
 
 
 def assert_alike(
@@ -106,3 +107,18 @@ def run_script(script: pathlib.Path, *arguments: str, cwd: pathlib.Path) -> str:
 def sum_of(path: pathlib.Path) -> str:
   """Returns the SHA-256 of a file."""
   return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def evaluate_on_one_core(place: pathlib.Path, data_dir: str) -> str:
+  """Evaluates in a process that has one core, where XLA has one thread; returns what it printed.
+
+  A callback from a compiled program waits for ever there if its arguments are large (jax#24255).
+  """
+  code = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from mail_jax.evaluate import command
+command.main(sys.argv[1:])
+"""
+  options = ["--data_dir", data_dir, "--data", "shapes/val", "--batch_size", "64"]
+  return own_process.run(code, "--checkpoint", str(place), *options)
