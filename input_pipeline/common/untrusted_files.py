@@ -15,6 +15,7 @@ MAX_UNPACKED = 1 << 36
 """Default limit of a decompressed text in bytes."""
 
 _CHUNK = 1 << 16
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 # Opening a pipe must not wait for a writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -113,6 +114,20 @@ def read_text(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
       return file.read()
     except OSError as error:
       raise InputError(f"{name}: {error.strerror or error}") from error
+
+
+def check_pulled(path: str | os.PathLike, name: str) -> None:
+  """Checks that a file is not what Git LFS leaves in its place; see `check_no_pointer`."""
+  with open_file(path, name) as file:
+    check_no_pointer(file.read(len(_LFS_POINTER)), name)
+
+
+def check_no_pointer(data: bytes, name: str) -> None:
+  """Raises an `InputError` if a file, by its first bytes, is a pointer of Git LFS."""
+  if data.startswith(_LFS_POINTER):
+    raise InputError(
+      f"{name}: a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder"
+    )
 
 
 def _unpack(file: io.BufferedReader, name: str, max_bytes: int) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from etils import epath
 from input_pipeline import image_hashes
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.untrusted_files import check_no_pointer
 from input_pipeline.image_hashes import ImageSet
 from mail_jax.models.build import Tree, path_name
 
@@ -110,6 +111,7 @@ def read_file(folder: epath.Path, about: dict[str, Any], name: str) -> bytes:
     data = path.read_bytes()
   except OSError as error:
     raise InputError(f"{path}: {error.strerror or error}; {_COPY_AGAIN}") from error
+  check_no_pointer(data, str(path))
   if [len(data), hashlib.sha256(data).hexdigest()] != about["files"][name]:
     raise InputError(f"{path}: contents differ from what was exported; {_COPY_AGAIN}")
   return data

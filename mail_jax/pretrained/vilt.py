@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.command_line import COMMANDS, command_parser
 from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.common.untrusted_files import check_pulled
 from input_pipeline.preprocess.tokenizer import WordPieceTokenizer
 from mail_jax.pretrained import conversion
 from mail_jax.pretrained.conversion import Parameters, Pretrained
@@ -30,15 +31,17 @@ def load(path: str | pathlib.Path) -> Pretrained:
   """Loads a ViLT checkpoint.
 
   Args:
-    path: a folder of Hugging Face (`model.safetensors` or `pytorch_model.bin`, `config.json`,
-      `vocab.txt`), a file of weights with the names of Hugging Face or of the original Lightning
-      checkpoints, or a file written by this module.
+    path: a folder of Hugging Face (`model.safetensors` or `pytorch_model.bin`, whole or with an
+      index of several files, `config.json`, `vocab.txt` or `tokenizer.json`), a file of weights
+      with the names of Hugging Face or of the original Lightning checkpoints, or a file written by
+      this module.
 
   Raises:
     InputError: the file does not exist; a tensor is missing, has an unexpected shape or is an
       unknown part of the encoder.
   """
   path = pathlib.Path(path)
+  check_exists(path)
   file = _weights_file(path) if path.is_dir() else path
   if file.suffix == ".safetensors" and file.is_file():
     metadata = read_metadata(file)
@@ -50,25 +53,63 @@ def load(path: str | pathlib.Path) -> Pretrained:
   return Pretrained(str(file), parameters, made_from, unused, heads, read_vocab(file))
 
 
+def check_exists(path: pathlib.Path) -> None:
+  """Raises an `InputError` if there is no such folder or file, with the command that gets it."""
+  if not path.exists():
+    name = path.name if path.name.startswith("vilt-") else "vilt-b32-mlm"
+    raise InputError(
+      f"{path}: there is no such folder or file; `hf download dandelin/{name} --local-dir {path}` "
+      "(pip install huggingface_hub) gets the weights"
+    )
+
+
 def read_vocab(path: str | pathlib.Path) -> bytes | None:
-  """Returns the BERT vocabulary beside the weights or in a converted file, or None."""
+  """Returns the BERT vocabulary beside the weights or in a converted file, or None.
+
+  Raises:
+    InputError: there are no such weights, or the vocabulary is not BERT's.
+  """
   path = pathlib.Path(path)
+  check_exists(path)
   if (
     path.suffix == ".safetensors"
     and path.is_file()
     and "vocab" in (metadata := read_metadata(path))
   ):
     return conversion.read_converted_vocab(metadata)
-  vocab = (path if path.is_dir() else path.parent) / "vocab.txt"
-  return vocab.read_bytes() if vocab.is_file() else None
+  folder = path if path.is_dir() else path.parent
+  for name in ("vocab.txt", "tokenizer.json"):
+    if (folder / name).is_file():
+      return _read_vocab_file(folder / name)
+  return None
+
+
+def _read_vocab_file(path: pathlib.Path) -> bytes:
+  """Returns the word pieces in `vocab.txt` or `tokenizer.json`, one a line."""
+  check_pulled(path, str(path))
+  if path.suffix != ".json":
+    return path.read_bytes()
+  content = untrusted_json.load_file(path)
+  model = content.get("model") if isinstance(content, dict) else None
+  vocab = model.get("vocab") if isinstance(model, dict) else None
+  if not isinstance(vocab, dict) or sorted(map(str, vocab.values())) != sorted(
+    map(str, range(len(vocab)))
+  ):
+    raise InputError(f"{path}: its model is not WordPiece, BERT's; give a vocab.txt")
+  return "".join(f"{piece}\n" for piece in sorted(vocab, key=vocab.__getitem__)).encode()
 
 
 def _weights_file(folder: pathlib.Path) -> pathlib.Path:
-  names = ("model.safetensors", "pytorch_model.bin")
+  names = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+  )
   for name in names:
     if (folder / name).is_file():
       return folder / name
-  raise InputError(f"{folder}: has neither {' nor '.join(names)}")
+  raise InputError(f"{folder}: has none of {', '.join(names)}")
 
 
 def _heads(config: pathlib.Path, width: int) -> int:
@@ -150,7 +191,8 @@ def main(argv: list[str] | None = None) -> None:
   pretrained = load(args.checkpoint)
   if args.vocab:
     try:
-      pretrained = dataclasses.replace(pretrained, vocab=pathlib.Path(args.vocab).read_bytes())
+      vocab = _read_vocab_file(pathlib.Path(args.vocab))
+      pretrained = dataclasses.replace(pretrained, vocab=vocab)
     except OSError as error:
       raise InputError(f"--vocab {args.vocab}: {error.strerror}") from error
   if pretrained.vocab is not None:

@@ -5,15 +5,19 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it, in which safetensors may be
 import numpy as np
 import safetensors
 
+from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.untrusted_files import check_pulled, resolve_inside
 from mail_jax.pretrained.torch_files import Tensor, TorchFile, open_torch_file
 
 _TORCH_FILES = (".bin", ".ckpt", ".pt", ".pth", ".zip")
 # Where trainers put the weights in a file of PyTorch.
 _TORCH_KEYS = ("state_dict", "model", "module")
+_INDEX = ".index.json"
 
 
 class Weights(Mapping[str, np.ndarray]):
@@ -48,14 +52,19 @@ def open_weights(path: pathlib.Path) -> Iterator[Weights]:
   """Opens a file of weights while the context lasts.
 
   Args:
-    path: `.safetensors`, or PyTorch's `.bin`, `.ckpt`, `.pt`, `.pth`, `.zip`.
+    path: `.safetensors`, or PyTorch's `.bin`, `.ckpt`, `.pt`, `.pth`, `.zip`; or the `.index.json`
+      of Hugging Face, which lists several files.
 
   Raises:
-    InputError: the file does not exist, has another format or is damaged.
+    InputError: the file or one that it lists does not exist, has another format or is damaged.
   """
   if not path.is_file():
     raise InputError(f"{path}: no such file")
-  if path.suffix == ".safetensors":
+  check_pulled(path, str(path))
+  if path.name.endswith(_INDEX):
+    with contextlib.ExitStack() as stack:
+      yield _open_shards(path, stack)
+  elif path.suffix == ".safetensors":
     with _open_safetensors(path) as weights:
       yield weights
   elif path.suffix in _TORCH_FILES:
@@ -65,6 +74,25 @@ def open_weights(path: pathlib.Path) -> Iterator[Weights]:
     raise InputError(
       f"{path}: expected .safetensors, or a PyTorch file ({', '.join(_TORCH_FILES)})"
     )
+
+
+def _open_shards(index: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
+  """Opens the files that an index of Hugging Face lists."""
+  content = untrusted_json.load_file(index)
+  places = content.get("weight_map") if isinstance(content, dict) else None
+  if not isinstance(places, dict) or not places:
+    raise InputError(f"{index}: has no weight_map, which says in which file each tensor is")
+  files: dict[str, Weights] = {}
+  for name in dict.fromkeys(map(str, places.values())):
+    path = pathlib.Path(resolve_inside(str(index.parent), name, str(index), follow_links=True))
+    if not path.is_file() or path.name.endswith(_INDEX):
+      raise InputError(f"{index}: lists {name}, which is not beside it; download it as well")
+    files[name] = stack.enter_context(open_weights(path))
+  lost = next((name for name, file in places.items() if name not in files[str(file)]), None)
+  if lost is not None:
+    raise InputError(f"{index}: {places[lost]} has no tensor {lost}; download both again")
+  shapes = {name: files[str(file)].shapes[name] for name, file in places.items()}
+  return Weights(lambda name: files[str(places[name])][name], shapes)
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, str]:
@@ -78,6 +106,7 @@ def read_metadata(path: pathlib.Path) -> dict[str, str]:
 
 
 def _safe_open(path: pathlib.Path) -> Any:
+  check_pulled(path, str(path))
   try:
     return safetensors.safe_open(path, framework="np")
   except (OSError, safetensors.SafetensorError) as error:

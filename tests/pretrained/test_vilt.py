@@ -1,7 +1,13 @@
 """ViLT checkpoints: names, shapes, positions, files, and runs that start from them."""
 
+import json
+import pathlib
+import re
+
 import jax
+import ml_dtypes
 import numpy as np
+import own_process
 import pytest
 import safetensors.numpy
 import tiny_model
@@ -36,6 +42,17 @@ def folder(tmp_path, weights):
 def tiny_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pretrained") / "tiny"
   return vilt_weights.write_folder(folder, vilt_weights.random_weights(**TINY), heads=2)
+
+
+def test_the_command_reads_bfloat16_though_numpy_alone_does_not_know_it(tmp_path, weights):
+  halved = {name: value.astype(ml_dtypes.bfloat16) for name, value in weights.items()}
+  folder = vilt_weights.write_folder(tmp_path / "half", halved)
+  out = str(tmp_path / "vilt.safetensors")
+  code = "import sys; from mail_jax.pretrained import vilt; vilt.main(sys.argv[1:])"
+  own_process.run(code, "--checkpoint", str(folder), "--out", out)
+  np.testing.assert_array_equal(
+    vilt.load(out).parameters["encoder/norm/bias"], halved["layernorm.bias"].astype(np.float32)
+  )
 
 
 def test_both_kinds_of_names_give_the_same_parameters(tmp_path, folder, weights):
@@ -110,9 +127,9 @@ def test_a_tensor_of_the_encoder_that_nobody_knows_is_refused(tmp_path, weights)
 
 
 def test_what_is_no_checkpoint_of_vilt_is_said_to_be_none(tmp_path):
-  with pytest.raises(InputError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
+  with pytest.raises(InputError, match=r"has none of model\.safetensors, .*pytorch_model\.bin"):
     vilt.load(tmp_path)
-  with pytest.raises(InputError, match="no such file"):
+  with pytest.raises(InputError, match="there is no such folder or file"):
     vilt.load(tmp_path / "missing.safetensors")
   (tmp_path / "short.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
   with pytest.raises(InputError, match=r"short\.safetensors: not an intact"):
@@ -123,6 +140,89 @@ def test_what_is_no_checkpoint_of_vilt_is_said_to_be_none(tmp_path):
   safetensors.numpy.save_file({"a": np.ones(3)}, tmp_path / "other.safetensors")
   with pytest.raises(InputError, match="not a ViLT checkpoint"):
     vilt.load(tmp_path / "other.safetensors")
+
+
+def write_shards(
+  folder: pathlib.Path, weights: dict[str, np.ndarray], count: int = 3
+) -> dict[str, str]:
+  """Splits model.safetensors into several files with an index; returns the index."""
+  (folder / "model.safetensors").unlink()
+  names = sorted(weights)
+  places = {}
+  for number in range(count):
+    file = f"model-{number + 1:05}-of-{count:05}.safetensors"
+    part = {name: weights[name] for name in names[number::count]}
+    safetensors.numpy.save_file(part, folder / file)
+    places |= dict.fromkeys(part, file)
+  index = {"metadata": {"total_size": 1}, "weight_map": places}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+  return places
+
+
+def test_weights_in_several_files_are_those_in_one(tmp_path, folder, weights):
+  place = vilt_weights.write_folder(tmp_path / "parts", weights)
+  write_shards(place, weights)
+  ours, theirs = vilt.load(place), vilt.load(folder)
+  assert ours.parameters.keys() == theirs.parameters.keys() and ours.unused == theirs.unused
+  for name, value in ours.parameters.items():
+    np.testing.assert_array_equal(value, theirs.parameters[name], name)
+
+
+def test_an_index_whose_files_are_not_all_there_names_what_is_missing(tmp_path, weights):
+  place = vilt_weights.write_folder(tmp_path, weights)
+  places = write_shards(place, weights)
+  index = place / "model.safetensors.index.json"
+  part = place / "model-00002-of-00003.safetensors"
+  part.rename(place / "elsewhere")
+  with pytest.raises(InputError, match=r"lists model-00002-of-00003\.safetensors, which is not"):
+    vilt.load(place)
+  (place / "elsewhere").rename(part)
+  name, other = sorted(places)[:2]
+  index.write_text(json.dumps({"weight_map": places | {name: places[other]}}))
+  with pytest.raises(
+    InputError, match=f"{places[other]} has no tensor {re.escape(name)}; download"
+  ):
+    vilt.load(place)
+  index.write_text(json.dumps({"weight_map": {name: "../../etc/passwd"}}))
+  with pytest.raises(InputError, match="leaves the folder"):
+    vilt.load(place)
+  index.write_text("[]")
+  with pytest.raises(InputError, match="has no weight_map"):
+    vilt.load(place)
+
+
+def test_a_pointer_of_git_lfs_is_said_to_be_one(tmp_path, weights):
+  place = vilt_weights.write_folder(tmp_path, weights)
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
+  for name in ("vocab.txt", "model.safetensors"):
+    (place / name).write_text(pointer)
+    with pytest.raises(InputError, match=f"{name}: a pointer of Git LFS, .*git lfs pull"):
+      vilt.load(place)
+  (place / "model.safetensors").rename(place / "pytorch_model.bin")
+  with pytest.raises(InputError, match=r"pytorch_model\.bin: a pointer of Git LFS"):
+    vilt.load(place)
+
+
+def test_the_vocabulary_may_be_in_the_tokenizer_alone(tmp_path, weights):
+  place = vilt_weights.write_folder(tmp_path, weights)
+  expected = (place / "vocab.txt").read_bytes()
+  (place / "vocab.txt").unlink()
+  words = list(enumerate(vilt_weights.VOCABULARY))
+  vocab = {word: number for number, word in reversed(words)}
+  tokenizer = place / "tokenizer.json"
+  tokenizer.write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
+  assert vilt.read_vocab(place) == vilt.load(place).vocab == expected
+  for model in ({"type": "Unigram", "vocab": [["a", 0.0]]}, {"vocab": {"a": 0, "b": 2}}, None):
+    tokenizer.write_text(json.dumps({"model": model}))
+    with pytest.raises(InputError, match=r"tokenizer\.json: its model is not WordPiece"):
+      vilt.read_vocab(place)
+
+
+def test_a_folder_that_is_not_there_comes_with_the_command_that_gets_it(tmp_path):
+  command = r"`hf download dandelin/vilt-b32-finetuned-coco --local-dir .*vilt-b32-finetuned-coco`"
+  for read in (vilt.load, vilt.read_vocab):
+    with pytest.raises(InputError, match=command):
+      read(tmp_path / "vilt-b32-finetuned-coco")
 
 
 def test_half_precision_becomes_float32(tmp_path, weights):
