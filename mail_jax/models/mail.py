@@ -252,7 +252,9 @@ class MaIL(nn.Module):
     """Encodes [image | mask | text]; the decoder does not get z_L (paper: figure)."""
     options = self.options
     batch, image_len, mask_len = v_image.shape[0], v_image.shape[1], v_mask.tokens.shape[1]
-    more = -(image_len + mask_len + v_text.shape[1]) % options.pad_to_multiple_of
+    # JAX refuses odd lengths for cuDNN's kernel in training.
+    multiple = math.lcm(options.pad_to_multiple_of, 2 if options.backend == "cudnn" else 1)
+    more = -(image_len + mask_len + v_text.shape[1]) % multiple
     v_text = jnp.pad(v_text, ((0, 0), (0, more), (0, 0)))
     text_valid = instances.count_valid(num_tokens, v_text.shape[1])
     valid = jnp.concatenate([jnp.ones((batch, image_len), bool), v_mask.valid, text_valid], 1)

@@ -21,7 +21,7 @@ from flax import linen as nn
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
 from mail_jax.models.attention import attend, choose_backend, read_valid_first, runs_on
-from mail_jax.models.build import path_name
+from mail_jax.models.build import make_model, path_name
 from mail_jax.models.encoder import EXPERTS, REMAT, STACK, Encoder, block_name, gelu, stack_blocks
 
 DEPTH, WIDTH, TOKENS = 3, 16, 10
@@ -399,6 +399,21 @@ def test_auto_is_the_kernel_of_cudnn_where_it_runs_and_xla_elsewhere(
 def test_a_kernel_that_does_not_run_is_refused_by_name(word, where, dtype, head_size, message):
   with pytest.raises(InputError, match=message):
     choose_backend(word, where, jnp.dtype(dtype), head_size)
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_sequences_for_cudnn_have_an_even_length(monkeypatch, experts):
+  lengths = []
+
+  def attention(query, key, value, **_):
+    lengths.append(query.shape[1])
+    return value
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+  config = tiny_model.make_config(experts=experts, dtype="bfloat16", backend="cudnn")
+  model, inputs = make_model(config, tiny_model.VOCAB, H100), tiny_model.make_inputs(config, 1)
+  jax.eval_shape(model.init, jax.random.key(0), **inputs)
+  assert lengths == [1 + 16 + config.max_instances + config.max_tokens + 1]
 
 
 @pytest.mark.parametrize(
