@@ -343,19 +343,23 @@ def eval_batches(
   shape: BatchShape,
   *,
   limit: int | None = None,
+  multiple: int = 1,
   threads: int = 2,
 ) -> Iterator[Fields]:
   """Yields every expression of a split exactly once, in a fixed order.
 
-  Batches are full: rows of weight 0 pad the last one. The processes share the expressions evenly
-  and all yield the same number of batches, so that each is a part of one global batch. `index`
-  tells which expression a row has, on any process.
+  Photos of similar sizes come together, the smallest first, since the rows of a batch share a
+  canvas; those of up to 640 pixels are of one kind. The larger the canvas, the fewer the rows.
+  Batches are full: rows of weight 0 pad the last one of each kind. The processes share the
+  expressions of a kind evenly and yield equally many batches, so that each is a part of one global
+  batch. `index` tells which expression a row has, on any process.
 
   Args:
     split: which expressions, and this process's share of them.
     tokenizer: text to ids.
-    shape: sizes of a batch.
+    shape: sizes of a batch; `batch_size` is that of photos of up to 640 pixels, and the most.
     limit: number of expressions to stop after, over all processes.
+    multiple: of the rows of each batch: this process's devices.
     threads: worker threads of the pipeline.
 
   Returns:
@@ -370,31 +374,33 @@ def eval_batches(
   """
   _check_positive(limit=1 if limit is None else limit)
   source = record_reader.open_source(split.whole())
-  decoded, batch_size = shape.decoded(), shape.batch_size
-  sizes = record_reader.scan(source)
-  total = int(sizes.expressions.sum())
+  decoded = shape.decoded()
+  total = int(record_reader.scan(source).expressions.sum())
   total = total if limit is None else min(limit, total)
-  share = math.ceil(total / split.process_count)
-  first = min(split.process_index * share, total)
-  last = min(first + share, total)
-  # A global array has one shape on all processes.
-  canvas = (sizes.height, sizes.width) if split.process_count > 1 else (1, 1)
+  kinds = eval_rows.buckets(source, shape.image_size, shape.batch_size, multiple, total)
 
-  def batches() -> Iterator[Fields]:
+  def batches(bucket: eval_rows.Bucket) -> Iterator[Fields]:
+    share = math.ceil(len(bucket.numbers) / split.process_count)
+    first = min(split.process_index * share, len(bucket.numbers))
+    last = min(first + share, len(bucket.numbers))
+    read: Iterator[Fields] = iter(())
     if first < last:
-      rows = eval_rows.rows_dataset(source, decoded, batch_size, first, last, threads)
-      yield from _iterate(rows, source, lambda _: _blame_any_record(source, decoded))
-    for _ in range(math.ceil(share / batch_size) - math.ceil((last - first) / batch_size)):
-      yield eval_rows.no_rows(decoded)
+      rows = eval_rows.rows_dataset(source, decoded, bucket, first, last, threads)
+      read = _iterate(rows, source, lambda _: _blame_any_record(source, decoded))
+    for start in range(first, first + share, bucket.batch_size):
+      batch = next(read) if start < last else eval_rows.no_rows(decoded, bucket.canvas)
+      padded = eval_rows.pad(_finish_eval(batch, tokenizer, shape), bucket)
+      numbers = bucket.numbers[start : min(start + bucket.batch_size, last)]
+      yield eval_rows.number(padded, numbers, total)
 
-  return prefetch(
-    eval_rows.number(
-      eval_rows.pad(_finish_eval(batch, tokenizer, shape), batch_size, shape.image_size, canvas),
-      first + position * batch_size,
-      total,
-    )
-    for position, batch in enumerate(batches())
-  )
+  return prefetch(itertools.chain.from_iterable(map(batches, kinds)))
+
+
+def largest_photo(data_dir: str, dataset: str, split: str) -> tuple[int, int]:
+  """Returns height and width of the photo of a split that has the most pixels."""
+  sizes = record_reader.scan(record_reader.open_source(Split(data_dir, dataset, split)))
+  largest = int((sizes.height * sizes.width).argmax())
+  return int(sizes.height[largest]), int(sizes.width[largest])
 
 
 def _finish_eval(batch: Fields, tokenizer: Tokenizer, shape: BatchShape) -> Fields:
@@ -442,6 +448,8 @@ def _raise_input_error(
   error: tf.errors.OpError, source: Source, blame: Callable[[], None]
 ) -> NoReturn:
   """Raises an `InputError` if the input is at fault, else the error itself."""
+  if isinstance(error, tf.errors.ResourceExhaustedError):
+    raise error
   try:
     blame()
   except tf.errors.OpError as unreadable:

@@ -74,10 +74,10 @@ class Sizes:
   """The number of refs of each record."""
   expressions: np.ndarray
   """Their number in each record."""
-  height: int
-  """Of the tallest image, in pixels."""
-  width: int
-  """Of the widest image, in pixels."""
+  height: np.ndarray
+  """Of each record's image, in pixels."""
+  width: np.ndarray
+  """Likewise."""
 
   @property
   def refs(self) -> int:
@@ -263,8 +263,8 @@ def scan(source: Source) -> Sizes:
   return Sizes(
     refs_of=columns["refs"].astype(np.int64),
     expressions=columns["expressions"],
-    height=int(columns["height"].max()),
-    width=int(columns["width"].max()),
+    height=columns["height"],
+    width=columns["width"],
   )
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from input_pipeline.common import atomic_files, drawing
 from input_pipeline.common.command_line import command_parser
+from input_pipeline.common.errors import memory_errors
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     drawing.check_writable(args.overlays)
   model = load.load(args.checkpoint, args.step, backend=args.backend)
   names = runner.find_splits(args.data_dir, args.data)
-  results, rows = runner.evaluate(model, args.data_dir, names, args.batch_size, args.protocol)
+  with memory_errors(lambda: runner.ways_out_of_memory(model, args.batch_size, names)):
+    results, rows = runner.evaluate(model, args.data_dir, names, args.batch_size, args.protocol)
   if processes.is_main():
     _write(model, results, rows, args)
 

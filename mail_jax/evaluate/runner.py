@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import dataset_metrics, per_expression, protocols, segmentation
 from mail_jax.evaluate.segmentation import SegmentationEvaluator, jit_measure
 from mail_jax.export import load
+from mail_jax.hardware import memory
 
+# Of a photo alone, where its pixels are counted; a CPU reads it, too. Measured with 12 and 48
+# megapixels.
+_BYTES_PER_PIXEL, _BYTES_READ_PER_PIXEL = 13, 8
 Measure = Callable[[Any, dict[str, Any]], dict[str, jax.Array]]
 
 
@@ -75,12 +80,14 @@ def open_batches(
     raise InputError(f"--data {name}: write DATASET/SPLIT, such as refcoco_unc/val")
   config = model.config
   index, count = (0, 1) if alone else (jax.process_index(), jax.process_count())
-  rows = sharding.local_batch_size(sharding.make_mesh(), batch_size or config.eval_batch_size)
+  mesh = sharding.make_mesh()
+  rows = sharding.local_batch_size(mesh, batch_size or config.eval_batch_size)
   return loader.eval_batches(
     loader.Split(data_dir, dataset, split, index, count),
     model.tokenizer,
     loader.BatchShape(rows, config.image_size, config.max_instances, config.max_tokens),
     limit=limit,
+    multiple=len(mesh.local_devices),
   )
 
 
@@ -159,6 +166,8 @@ def evaluate_split(
   definition = protocols.find(protocol)
   measure = measure or compile_measure(model, definition)
   batches = open_batches(model, data_dir, name, limit, batch_size)
+  if (line := warn_of_large_photos(data_dir, name)) and processes.is_main():
+    print(line, file=sys.stderr, flush=True)
   evaluator = SegmentationEvaluator(measure, lambda: batches, definition)
   for _ in evaluator.run(model.variables):
     pass  # the metrics are computed from the rows below
@@ -166,6 +175,36 @@ def evaluate_split(
   meta = sorted((row for share in shares for row in share), key=lambda row: row["index"])
   rows = per_expression.make(name, evaluator.rows, meta, definition, model.config.max_instances)
   return summarise_rows(rows, definition, name), rows
+
+
+def warn_of_large_photos(data_dir: str, name: str) -> str:
+  """Returns a line if the largest photo of DATASET/SPLIT takes more memory than there is."""
+  from input_pipeline.tf import loader
+
+  dataset, _, split = name.rpartition("/")
+  height, width = loader.largest_photo(data_dir, dataset, split)
+  on_cpu = jax.default_backend() == "cpu"
+  needed = height * width * (_BYTES_PER_PIXEL + on_cpu * _BYTES_READ_PER_PIXEL)
+  free = memory.available()
+  if free is None or needed <= free:
+    return ""
+  return (
+    f"warning: {name}: a photo of {width} x {height} pixels takes about {needed / 1e9:.1f} GB to "
+    f"evaluate, and {free / 1e9:.1f} GB are free; make it smaller and prepare the data set again, "
+    "or use a machine with more memory"
+  )
+
+
+def ways_out_of_memory(model: load.LoadedModel, batch_size: int, names: Sequence[str]) -> list[str]:
+  """Returns what helps an evaluation of `names` that ran out of memory, best first."""
+  devices = jax.device_count()
+  size = batch_size or model.config.eval_batch_size
+  smaller = [f"--batch_size {max(devices, size // 4)} in place of {size}, which changes no metric"]
+  return [
+    *(smaller if size > devices else []),
+    f"leave out photos that are too large, or make them smaller ({', '.join(names)})",
+    "end other programs, or use a machine with more memory",
+  ]
 
 
 def evaluate(

@@ -8,8 +8,11 @@ saves before it ends.
 """
 
 from input_pipeline.common.command_line import command_parser
+from input_pipeline.common.errors import memory_errors
 from mail_jax.config import add_config_argument, load_config
 from mail_jax.distributed import processes
+from mail_jax.hardware import memory as hardware_memory
+from mail_jax.train import memory
 from mail_jax.train.data import open_data
 from mail_jax.train.logging import progress
 from mail_jax.train.loop import Trainer
@@ -50,4 +53,6 @@ def main(argv: list[str] | None = None) -> None:
     with lock(args.workdir):
       moved = archive_existing(args.workdir, config, data)
     data = open_data(config, args.data_dir) if moved else data
-  Trainer(config, args.workdir, data, args.changed_data).run()
+  free = hardware_memory.available()
+  with memory_errors(lambda: memory.ways_out(config, data.tokenizer.vocab_size, free)):
+    Trainer(config, args.workdir, data, args.changed_data).run()

@@ -129,6 +129,7 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
       tokenizer,
       shape(config.eval_batch_size),
       limit=config.eval_expressions or None,
+      multiple=len(mesh.local_devices),
     )
 
   samples = loader.num_refs(data_dir, config.dataset, "train", on_error)

@@ -1,15 +1,19 @@
 """Evaluation batches: every expression once, for any batch size and number of processes."""
 
+from unittest import mock
+
+import hypothesis
 import numpy as np
 import pytest
 import read_batches
 from half_records import NAME, RECORDS, SIZE, rows_of, write
+from hypothesis import strategies
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
-from input_pipeline.tf import builder, loader
+from input_pipeline.tf import builder, eval_rows, loader, record_reader
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +99,78 @@ def test_rows_have_the_content_of_the_record(evaluate):
     assert row["num_instances"] == min(16, len(record.instances.scores))
 
 
-def test_the_canvas_is_a_multiple_of_64_or_the_models_size(evaluate):
-  batches = evaluate(batch_size=1)
-  canvases = [batch["original_target"].shape[1:] for batch in batches]
-  for canvas, batch in zip(canvases, batches, strict=True):
-    size = batch["original_size"][0]
-    assert canvas == tuple(SIZE if side <= SIZE else 64 if side <= 64 else 128 for side in size)
-  assert {(32, 32), (64, 64)} < set(canvases)
-  large = evaluate(image_size=96)
-  assert {batch["original_target"].shape for batch in large} == {(5, 96, 96)}
+def test_photos_of_similar_sizes_share_a_canvas_of_multiples_of_64_or_the_models_size(evaluate):
+  assert {batch["original_target"].shape for batch in evaluate()} == {(5, 128, 128)}
+  large = evaluate(image_size=160)
+  assert {batch["original_target"].shape for batch in large} == {(5, 160, 160)}
+
+
+@pytest.fixture
+def small_photos_are_large(monkeypatch):
+  """Photos of more than 48 pixels count as larger than COCO's."""
+  monkeypatch.setattr(eval_rows, "_COCO_SIDE", 48)
+  eval_rows.buckets.cache_clear()
+  yield
+  eval_rows.buckets.cache_clear()
+
+
+@pytest.mark.parametrize(("process_count", "limit"), [(1, None), (2, 13), (3, None)])
+def test_larger_photos_come_in_smaller_batches(
+  evaluate, small_photos_are_large, process_count, limit
+):
+  shares = [
+    evaluate(process_index=index, process_count=process_count, limit=limit, batch_size=6)
+    for index in range(process_count)
+  ]
+  shapes = [[batch["original_target"].shape for batch in share] for share in shares]
+  assert shapes == shapes[:1] * process_count
+  assert {shape[0] for shape in shapes[0]} > {6} and len(set(shapes[0])) > 2
+  assert all(rows == 1 or rows * h * w <= 6 * 48**2 for rows, h, w in shapes[0])
+  rows = [row for share in shares for row in rows_of(share) if row["weight"]]
+  index = sorted(int(row["index"]) for row in rows)
+  assert index == list(range(limit or len(index)))
+  by_number = {int(row["index"]): row for row in rows_of(evaluate(batch_size=1, image_size=SIZE))}
+  for row in rows:
+    plain = by_number[int(row["index"])]
+    height, width = row["original_size"]
+    assert row["meta"] == plain["meta"] and (row["image"] == plain["image"]).all()
+    target = row["original_target"][:height, :width]
+    assert (target == plain["original_target"][:height, :width]).all()
+    assert row["original_target"].sum() == target.sum()
+
+
+@hypothesis.given(
+  sides=strategies.lists(
+    strategies.tuples(strategies.integers(1, 9000), strategies.integers(1, 9000)), min_size=1
+  ),
+  batch_size=strategies.integers(1, 8),
+  multiple=strategies.integers(1, 4),
+  image_size=strategies.sampled_from([64, 480, 1024]),
+)
+def test_no_batch_has_more_pixels_than_photos_of_coco_or_than_one_photo(
+  sides, batch_size, multiple, image_size
+):
+  heights, widths = np.array(sides).T
+  counts = np.arange(len(sides)) % 3 + (len(sides) == 1)
+  total = int(counts.sum())
+  hypothesis.assume(total)
+  sizes = record_reader.Sizes(counts, counts, heights, widths)
+  source = record_reader.Source("any", (), None, hash((tuple(sides), image_size)))
+  with mock.patch.object(record_reader, "scan", lambda _: sizes):
+    found = eval_rows.buckets(source, image_size, batch_size * multiple, multiple, total)
+  assert sorted(np.concatenate([bucket.numbers for bucket in found])) == list(range(total))
+  photo_of = np.repeat(np.arange(len(sides)), counts)
+  for bucket in found:
+    height, width = bucket.canvas
+    for photo in photo_of[bucket.numbers]:
+      assert heights[photo] <= height and widths[photo] <= width
+      for side, longest in ((heights[photo], height), (widths[photo], width)):
+        assert longest <= max(640, image_size, 1.5 * side + 64)
+    assert bucket.batch_size % multiple == 0 and multiple <= bucket.batch_size
+    per_device = bucket.batch_size // multiple
+    limit = batch_size * max(640, image_size) ** 2
+    assert per_device * height * width <= limit or per_device == 1
+    assert (per_device + 1) * height * width > limit or per_device == batch_size
 
 
 def test_truncated_text_is_reported(evaluate):
