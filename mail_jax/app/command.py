@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     "--root_path",
     default="",
     metavar="PATH",
-    help="the path at which a proxy serves the app, such as /mail, if not /",
+    help="where a proxy serves the app, if not at /: a path, such as /mail, or a whole address",
   )
   parser.add_argument(
     "--examples",
@@ -110,6 +111,11 @@ def _limits(args: argparse.Namespace) -> Limits:
   for name in ("max_megapixels", "max_upload_mb", "max_queue", "concurrency"):
     if not getattr(args, name) > 0:
       raise InputError(f"--{name} {getattr(args, name)}: it must be above 0")
+  if args.root_path and not re.fullmatch(r"(https?://[^/\s]+)?(/[^\s?#]*)?", args.root_path):
+    raise InputError(
+      f"--root_path {args.root_path}: write a path that begins with /, such as /mail, or the whole "
+      "address, such as https://example.org/mail"
+    )
   if not 0 < args.port < 65536:
     raise InputError(f"--port {args.port}: a port is a number from 1 to 65535")
   return Limits(
@@ -164,11 +170,13 @@ def _serve(
     note = f"Optional: without masks of your photo, {args.instances.partition(':')[0]} makes them."
   page = layout.build(handler, heading, offered, allowed, note)
   upload_bytes = int(allowed.upload_megabytes * 1e6)
+  root_path = args.root_path.rstrip("/")
+  _reach_without_proxy(args.host)
   try:
     page.launch(
       server_name=args.host,
       server_port=args.port,
-      root_path=args.root_path or None,
+      root_path=root_path or None,
       share=False,
       quiet=True,
       prevent_thread_lock=True,
@@ -190,7 +198,7 @@ def _serve(
       "use, set another --port"
     ) from error
   print(
-    f"The app is at http://{args.host}:{args.port}{args.root_path}; stop it with Ctrl-C", flush=True
+    f"The app is at {_address(args.host, args.port, root_path)}; stop it with Ctrl-C", flush=True
   )
   try:
     page.block_thread()
@@ -198,3 +206,19 @@ def _serve(
     pass
   finally:
     page.close(verbose=False)
+
+
+def _reach_without_proxy(host: str) -> None:
+  """Keeps the server's check of itself from the proxy that `http_proxy` names."""
+  for name in ("no_proxy", "NO_PROXY"):
+    own = ["localhost", "127.0.0.1", "::1", host]
+    os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), *own])
+
+
+def _address(host: str, port: int, root_path: str) -> str:
+  """Returns where a browser finds the page."""
+  if "://" in root_path:
+    return root_path
+  if host in ("0.0.0.0", "::"):
+    host = "127.0.0.1"
+  return f"http://{f'[{host}]' if ':' in host else host}:{port}{root_path}"

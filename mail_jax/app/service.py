@@ -18,7 +18,7 @@ from PIL import Image
 
 from input_pipeline import preprocess
 from input_pipeline.common import drawing
-from input_pipeline.common.errors import InputError
+from input_pipeline.common.errors import InputError, memory_errors
 from input_pipeline.proposers.registry import SelectingProposer
 from mail_jax.app import limits
 from mail_jax.app.examples import ExampleMasks
@@ -97,6 +97,12 @@ class RequestHandler:
     Raises:
       InputError: with one sentence that tells the visitor what to do.
     """
+    with memory_errors(lambda: ["a smaller photo", "fewer expressions at a time"]):
+      return self._answer(photo, text, masks_file)
+
+  def _answer(
+    self, photo: str | None, text: str | None, masks_file: str | None
+  ) -> list[Prediction]:
     path = limits.check_photo(photo, self._allowed)
     expressions = limits.read_expressions(text, self._allowed)
     self._remove_old()

@@ -7,9 +7,9 @@ With instance masks: --instances coco:instances.json (the image is found by its 
 only one in the file). Without them the model sees the image and the expression alone. --mask
 mask.png writes the mask, and --json - prints the result as JSON.
 
-Several images, from a folder or from JSONL lines with `image`, `sentences` and optionally
-`instances`, into a folder with an overlay per expression and predictions.jsonl. Run the same
-command again to resume.
+Several expressions, each with its own --text, or several images, from a folder or from JSONL lines
+with `image`, `sentences` and optionally `instances`, into a folder with an overlay per expression
+and predictions.jsonl. Run the same command again to resume.
 
 python -m mail_jax.predict --checkpoint runs/demo --image photos --text "the leftmost star" \
     --out stars
@@ -30,7 +30,7 @@ from PIL import Image
 from input_pipeline import preprocess
 from input_pipeline.common import atomic_files, drawing
 from input_pipeline.common.command_line import command_parser
-from input_pipeline.common.errors import InputError
+from input_pipeline.common.errors import InputError, memory_errors
 from input_pipeline.common.terminal import list_counts, progress_bar
 from mail_jax.export import load
 from mail_jax.predict import inputs, outputs
@@ -51,10 +51,13 @@ def main(argv: list[str] | None = None) -> None:
   for text in args.text or ():
     # Fails for an empty one before the model is loaded.
     preprocess.normalise_text(text)
-  if args.pairs or os.path.isdir(args.image):
-    _predict_many(args)
-  else:
-    _predict_one(args)
+  with memory_errors(
+    lambda: ["smaller photos", "end other programs", "a machine with more memory"]
+  ):
+    if args.pairs or os.path.isdir(args.image) or len(args.text) > 1:
+      _predict_many(args)
+    else:
+      _predict_one(args)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,9 +69,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   source.add_argument(
     "--pairs", metavar="FILE.jsonl", help="images and expressions, one JSON object per line"
   )
-  parser.add_argument(
-    "--text", action="append", help="the expression; repeatable for a folder of images"
-  )
+  parser.add_argument("--text", action="append", help="the expression; repeatable")
   parser.add_argument(
     "--images",
     metavar="FOLDER",
@@ -80,7 +81,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     help="source of instance masks, such as coco:FILE (default: those in --pairs, or none)",
   )
   parser.add_argument(
-    "--out", required=True, help="the image with the mask drawn on it; for several images, a folder"
+    "--out",
+    required=True,
+    help="the image with the mask drawn on it; for several images or expressions, a folder",
   )
   parser.add_argument("--mask", help="the mask alone, white on black, at the size of the image")
   parser.add_argument(
@@ -104,8 +107,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _predict_one(args: argparse.Namespace) -> None:
-  if len(args.text) > 1:
-    raise InputError("--text: a single image takes one; use a folder or --pairs for several")
   for path in (args.out, args.mask):
     if path:
       drawing.check_writable(path)
@@ -146,15 +147,19 @@ def _summarise(result: Segmentation) -> str:
 def _predict_many(args: argparse.Namespace) -> None:
   if args.out.lower().endswith(preprocess.EXTENSIONS):
     raise InputError(
-      f"--out {args.out}: for several images this is a folder; name one, such as answers"
+      f"--out {args.out}: for several images or expressions this is a folder; name one, such as "
+      "answers"
     )
   for option in ("mask", "json"):
     if getattr(args, option):
       raise InputError(
-        f"--{option} is for a single image; for several, predictions.jsonl in --out has it"
+        f"--{option} is for a single image and expression; for several, predictions.jsonl in --out "
+        "has it"
       )
   if args.pairs:
     all_inputs = inputs.from_jsonl(args.pairs, args.images)
+  elif not os.path.isdir(args.image):
+    all_inputs = inputs.from_photo(args.image, args.text)
   else:
     _check_apart(args.image, args.out)
     all_inputs = inputs.from_folder(args.image, args.text)
@@ -196,7 +201,7 @@ def _predict_all(
   """Predicts the remaining expressions; returns the number of skipped images."""
   total, skipped = sum(len(item.expressions) for item in all_inputs.items), 0
   remaining, instances = inputs.remaining(all_inputs, writer.done), ImageInstances()
-  if args.instances is not None:
+  if args.instances is not None and (args.pairs or os.path.isdir(args.image)):
     if not inputs.is_spec(args.instances):
       # A plain path would be read as a file of a single image.
       args.instances = f"coco:{args.instances}"

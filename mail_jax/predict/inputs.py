@@ -129,6 +129,13 @@ def from_folder(folder: str, expressions: Sequence[str]) -> PredictionInputs:
   return PredictionInputs({"expressions": list(expressions)}, items, ignored=others)
 
 
+def from_photo(path: str, expressions: Sequence[str]) -> PredictionInputs:
+  """Combines one image with several expressions."""
+  stem = os.path.splitext(os.path.basename(path))[0]
+  source = {"image": path, "expressions": list(expressions)}
+  return PredictionInputs(source, [PredictionInput(path, path, tuple(expressions), stem)])
+
+
 def _refuse(path: str) -> str | None:
   """Returns why a file is not used; None for an image, even if it seems damaged."""
   try:

@@ -288,3 +288,26 @@ def test_a_port_in_use_is_reported_in_one_line(server, finished_run):
   assert f"--port {port}" in done.stderr
   with pytest.raises(InputError, match="--max_queue 0"):
     app.main(["--checkpoint", str(finished_run), "--max_queue", "0"])
+
+
+@pytest.mark.parametrize("root_path", ["mail", "ftp://host/mail", "https://", "/a b", "/mail?x"])
+def test_a_wrong_root_path_is_one_line(finished_run, root_path):
+  from mail_jax.app import command
+
+  with pytest.raises(InputError, match=r"--root_path .*: write a path that begins with /"):
+    command.main(["--checkpoint", str(finished_run), "--root_path", root_path])
+
+
+@pytest.mark.parametrize(
+  ("host", "root_path", "address"),
+  [
+    ("127.0.0.1", "", "http://127.0.0.1:80"),
+    ("::1", "/mail", "http://[::1]:80/mail"),
+    ("::", "", "http://127.0.0.1:80"),
+    ("example.org", "https://example.net/a", "https://example.net/a"),
+  ],
+)
+def test_the_address_is_one_for_a_browser(host, root_path, address):
+  from mail_jax.app import command
+
+  assert command._address(host, 80, root_path) == address

@@ -87,6 +87,29 @@ def test_lines_are_predicted_with_their_own_instances(segmenter, example, answer
   assert len({row["overlay"] for row in actual}) == len(actual)
 
 
+def test_a_photo_gets_every_expression(finished_run, segmenter, example, tmp_path):
+  photo = example / "photos" / sorted(os.listdir(example / "photos"))[0]
+  texts = ("the star", "red", "the large ring")
+  words = [word for text in texts for word in ("--text", text)]
+  run(finished_run, tmp_path / "out", "--image", photo, *words)
+  actual = rows_of(tmp_path / "out")
+  assert [(row["image"], row["expression"]) for row in actual] == [(str(photo), t) for t in texts]
+  for number, row in enumerate(actual, 1):
+    np.testing.assert_array_equal(mask_of(row), segmenter(photo, row["expression"]).mask)
+    assert row["overlay"] == f"{photo.stem}-{number}.png"
+    assert (tmp_path / "out" / row["overlay"]).is_file()
+  # Another photo of that name would overwrite the pictures.
+  (tmp_path / photo.name).write_bytes(photo.read_bytes())
+  with pytest.raises(InputError, match="--overwrite"):
+    run(finished_run, tmp_path / "out", "--image", tmp_path / photo.name, *words)
+  for more, message in (
+    (("--out", tmp_path / "o.png"), "for several images or expressions this is a folder"),
+    (("--json", "-"), "--json is for a single image and expression"),
+  ):
+    with pytest.raises(InputError, match=message):
+      run(finished_run, tmp_path / "out", "--image", photo, *words, *more)
+
+
 def test_every_image_of_a_folder_gets_every_expression(finished_run, segmenter, example, tmp_path):
   photos = tmp_path / "photos"
   (photos / "more").mkdir(parents=True)
@@ -294,7 +317,6 @@ def test_a_photo_that_cannot_be_read_stops_or_is_skipped(finished_run, example, 
       ["--image", "photos", "--text", "red", "--out", "photos/o"],
       r"is inside the folder of images",
     ),
-    (["--image", "photos/a.png", "--text", "a", "--text", "b"], r"a single image takes one"),
     (["--pairs", "nowhere.jsonl"], r"nowhere\.jsonl: No such file"),
     (["--pairs", "void.jsonl"], r"void\.jsonl: the file is empty"),
     (

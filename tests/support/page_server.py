@@ -23,9 +23,10 @@ _START = 180  # seconds
 class Server:
   """A running page."""
 
-  def __init__(self, port: int, process: subprocess.Popen):
+  def __init__(self, port: int, process: subprocess.Popen, printed: str = ""):
     self.url = f"http://127.0.0.1:{port}"
     self.process = process
+    self.printed = printed
 
   def ask(self, path: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
     """Returns status and body of any response."""
@@ -52,7 +53,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(checkpoint: pathlib.Path, temporary: pathlib.Path, *more: str) -> Iterator[Server]:
+def running(
+  checkpoint: pathlib.Path, temporary: pathlib.Path, *more: str, **environment: str
+) -> Iterator[Server]:
   """Starts the page on a free port, its temporary files in a folder, and ends it by SIGTERM."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -63,7 +66,7 @@ def running(checkpoint: pathlib.Path, temporary: pathlib.Path, *more: str) -> It
     process = subprocess.Popen(
       [*command, "--port", str(port), *more],
       cwd=CHECKOUT,
-      env={**os.environ, "TMPDIR": str(temporary)},
+      env={**os.environ, "TMPDIR": str(temporary), **environment},
       stdout=output,
       stderr=subprocess.STDOUT,
     )
@@ -72,7 +75,7 @@ def running(checkpoint: pathlib.Path, temporary: pathlib.Path, *more: str) -> It
     while "The app is at" not in log.read_text():
       assert process.poll() is None and time.monotonic() < end, log.read_text()
       time.sleep(0.1)
-    yield Server(port, process)
+    yield Server(port, process, log.read_text())
   finally:
     process.terminate()
     process.wait(30)
