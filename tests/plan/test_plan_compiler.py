@@ -170,25 +170,6 @@ def test_an_estimate_of_a_slice(copies):
   assert actual.seconds["interconnect"] == actual.sent_bytes / (2 * 50e9)
 
 
-def test_gradients_cross_the_network_once_a_quarter_of_them_from_each_chip_of_two_slices():
-  topology = chips.parse_topology("2*v5e:2x2")
-  devices = ahead.open_topology(topology)
-  program = ahead.make_program(make_config(), 320, devices)
-  assert [d.slice_index for d in program.mesh.devices.flat] == [0] * 4 + [1] * 4
-  with count_gradients(program.config) as count:
-    lowered = programs.lower("train", program, CANVAS)
-  compiled, _ = ahead.compile_lowered(lowered, devices[0], "quick")
-  actual = estimate_cost("train", program.config, compiled, topology)
-  far = {kind: total for kind, total in actual.collectives.items() if total.sent_far}
-  assert list(far) == ["all-reduce between slices"]
-  # In float32, over the network as they lie in memory: small folded kernels are padded to 128.
-  assert 4 * count() < 4 * actual.network_bytes < 1.5 * 4 * count()
-  # Within a slice each goes twice.
-  assert actual.sent_bytes == pytest.approx(2 * 3 / 4 * 4 * actual.network_bytes, rel=0.1)
-  assert actual.seconds["network"] == actual.network_bytes / 3.125e9
-  assert actual.bound == "network"
-
-
 @pytest.mark.parametrize(
   "name", ["v5e:1x1", "v5e:4x4", "v4:4x4x4", "v5p:4x4x8", "v6e:16x16", "2*v5e:4x4", "4*v5p:4x4x4"]
 )
@@ -252,6 +233,13 @@ def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
     actual = make_plan(config.lock(), topology, Wanted(effort="quick")).estimate
     assert actual
     totals.append(actual.memory.total)
-    assert 1 < actual.flops_xla / actual.flops < 1.05
-    assert actual.flops_compiled == pytest.approx(actual.flops, rel=0.01)
+    # Without the decoder, whose folded kernels multiply zeros, too.
+    by_hand = 8 * sum(
+      product.flops * (1 + product.gradients)
+      for product in flops.products(config)
+      if not product.part.startswith("decoder")
+    )
+    folded = actual.parts["decoder"].flops
+    assert actual.flops_compiled - folded == pytest.approx(by_hand, rel=0.01)
+    assert 1 < (actual.flops_xla - folded) / by_hand < 1.1
   assert totals[1] == pytest.approx(totals[0], rel=0.05)

@@ -57,7 +57,8 @@ def test_the_same_seed_gives_the_same_numbers_bit_for_bit(
 ):
   train.main(tiny_run.arguments(shapes_data, tmp_path))
   # In all of its epochs, evaluations and checkpoints.
-  assert compilations == [f"jit({name})" for name in ("create_state", "train_step", "measure")]
+  names = ("create_state", "train_step", "to_evaluate", "measure")
+  assert compilations == [f"jit({name})" for name in names]
   assert tiny_run.log(tmp_path) == tiny_run.log(finished_run)
   assert _same_parameters(tmp_path, finished_run)
 
