@@ -241,5 +241,5 @@ def test_bytes_a_chip_stay_from_16_to_256_chips_and_xla_counts_what_we_do():
     )
     folded = actual.parts["decoder"].flops
     assert actual.flops_compiled - folded == pytest.approx(by_hand, rel=0.01)
-    assert 1 < (actual.flops_xla - folded) / by_hand < 1.1
+    assert 1 < (actual.flops_xla - folded) / by_hand < 1.05
   assert totals[1] == pytest.approx(totals[0], rel=0.05)

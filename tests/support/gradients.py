@@ -14,6 +14,8 @@ from mail_jax.plan import ahead
 
 def count_parameters(config: Any, *names: str) -> int:
   """Counts the parameters with all of the names in their path."""
+  config = config.copy_and_resolve_references()
+  config.mesh.fsdp = 1
   program = ahead.make_program(config, 320, jax.devices()[:1])
   flat = flatten_dict(program.shapes.variables["params"])
   return sum(x.size for path, x in flat.items() if set(names) <= set(path))
