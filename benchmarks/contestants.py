@@ -28,7 +28,7 @@ from benchmarks import paired
 from input_pipeline.common import parallel
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
-from mail_jax.config import load_config
+from mail_jax.config import load_config, parse_overrides
 from mail_jax.hardware import chips
 from mail_jax.plan import costs, hlo
 
@@ -138,10 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[Any, ConfigDict]:
   """Parses the arguments and the config, without instance dropout, which the peers lack."""
-  args, rest = parser.parse_known_args(argv)
-  for extra in rest:
-    if not extra.startswith("--config."):
-      parser.error(f"unrecognized argument: {extra}")
+  args, rest = parse_overrides(parser, argv)
   still = ["augment.instance_dropout=0.0", "augment.all_instances_dropout=0.0"]
   return args, load_config(args.config, [*still, *rest])
 

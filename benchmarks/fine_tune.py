@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.common.errors import InputError, run_command
+from input_pipeline.common.errors import run_command
 from input_pipeline.common.terminal import text_table
 from input_pipeline.shapes.detector import DetectorNoise
 from input_pipeline.sources import scene_source
-from mail_jax.config import add_config_argument
+from mail_jax.config import add_config_argument, parse_overrides
 from mail_jax.evaluate import runner
 from mail_jax.export import load
 from mail_jax.train import command as train
@@ -112,9 +112,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--pretrain_steps", type=int, default=2000, help="(default: 2000)")
   parser.add_argument("--train_scenes", type=int, default=1000, help="shifted (default: 1000)")
   parser.add_argument("--eval_scenes", type=int, default=300, help="shifted (default: 300)")
-  args, args.overrides = parser.parse_known_args(argv)
-  if any(not word.startswith("--config.") for word in args.overrides):
-    raise InputError(f"unrecognized arguments: {' '.join(args.overrides)}")
+  args, args.overrides = parse_overrides(parser, argv)
   args.seeds = [int(seed) for seed in args.seeds.split(",")]
   print(text_table([["", *METRICS], *measure(args)]))
 

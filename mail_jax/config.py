@@ -90,6 +90,21 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def parse_overrides(
+  parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """Parses a command line with `--config.KEY=VALUE`, and returns those words apart.
+
+  Exits with code 2, like argparse, on any other word that the parser does not know.
+  """
+  args, rest = parser.parse_known_args(argv)
+  for before, word in zip(["", *rest], rest, strict=False):
+    if not word.startswith("--config."):
+      key = before if before.startswith("--config.") and "=" not in before else ""
+      parser.error(f"unrecognized argument: {word}" + (f"; write {key}={word}" if key else ""))
+  return args, rest
+
+
 def recipe_names() -> list[str]:
   """Returns the names of the recipes that come with mail_jax."""
   return sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", _BASE})

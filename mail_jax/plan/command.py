@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from mail_jax.config import add_config_argument, load_config
+from mail_jax.config import add_config_argument, load_config, parse_overrides
 from mail_jax.hardware import chips
 from mail_jax.plan import ahead
 from mail_jax.plan.estimate import Estimate, Plan, Wanted, make_plan, mesh_name, with_mesh
@@ -151,10 +151,7 @@ def read_canvas(text: str) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> None:
   """Runs the command."""
   parser = make_parser()
-  args, rest = parser.parse_known_args(argv)
-  for extra in rest:
-    if not extra.startswith("--config."):
-      parser.error(f"unrecognized argument: {extra}")
+  args, rest = parse_overrides(parser, argv)
   topologies, canvas = read_topologies(args), read_canvas(args.canvas)
   if args.sweep and args.program == "predict":
     raise InputError("--sweep: a prediction runs on one chip; leave it out")

@@ -9,7 +9,7 @@ saves before it ends.
 
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import memory_errors
-from mail_jax.config import add_config_argument, load_config
+from mail_jax.config import add_config_argument, load_config, parse_overrides
 from mail_jax.distributed import processes
 from mail_jax.hardware import memory as hardware_memory
 from mail_jax.train import memory
@@ -40,10 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     help="resume although the training data has changed, such as after adding images",
   )
   processes.add_arguments(parser)
-  args, rest = parser.parse_known_args(argv)
-  for extra in rest:
-    if not extra.startswith("--config."):
-      parser.error(f"unrecognized argument: {extra}")
+  args, rest = parse_overrides(parser, argv)
   config = load_config(args.config, rest)
   # Before the processes wait for each other.
   progress.check(config)

@@ -1,12 +1,20 @@
 """Recipes, overrides and stored configs; errors name the known keys."""
 
+import argparse
+
 import pytest
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 from input_pipeline.tf import loader
 from mail_jax.checkpoints import checkpoint
-from mail_jax.config import from_json, load_config, to_json
+from mail_jax.config import (
+  add_config_argument,
+  from_json,
+  load_config,
+  parse_overrides,
+  to_json,
+)
 from mail_jax.train import data, resume
 
 DEMO = "configs/demo.py"
@@ -76,6 +84,22 @@ def test_argument_of_the_recipe_chooses_the_preset():
 def test_wrong_override_is_named(override, message):
   with pytest.raises(InputError, match=message):
     load_config(DEMO, [override])
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--config.steps", "700"], "unrecognized argument: 700; write --config.steps=700"),
+    (["--config.steps=1", "700"], "unrecognized argument: 700\n"),
+    (["--steps=700"], "unrecognized argument: --steps=700\n"),
+  ],
+)
+def test_a_word_that_is_no_override_is_named_with_the_way_out(words, message, capsys):
+  parser = argparse.ArgumentParser()
+  add_config_argument(parser)
+  with pytest.raises(SystemExit):
+    parse_overrides(parser, ["--config", "demo", *words])
+  assert message in capsys.readouterr().err
 
 
 def test_loaded_recipe_takes_no_new_key():

@@ -62,8 +62,8 @@ def workdir(data_dir, tmp_path_factory) -> pathlib.Path:
   """Trains a model that memorises the train split of RefCOCO."""
   folder = tmp_path_factory.mktemp("runs") / "refcoco_small"
   # Steps, not the recipe's minutes: a machine with other work to do must not learn less.
-  length = {"config.minutes": "0", "config.steps": "700"}
-  printed = _run("mail_jax.train", config=RECIPE, data_dir=data_dir, workdir=folder, **length)
+  length = ["--config.minutes=0", "--config.steps=700"]
+  printed = _run("mail_jax.train", *length, config=RECIPE, data_dir=data_dir, workdir=folder)
   print(printed[-2000:])
   return folder
 
