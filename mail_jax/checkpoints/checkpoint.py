@@ -434,13 +434,28 @@ def is_full(error: Exception) -> bool:
 
 
 def silence_tracebacks() -> None:
-  """Stops Orbax from logging the exceptions that it raises anyway.
+  """Stops Orbax and TensorStore from printing the exceptions that Orbax raises anyway.
 
-  It logs each of them several times with a traceback. If several writes fail at once it raises the
-  first, and asyncio logs the others when they are garbage-collected.
+  Orbax logs each of them several times with a traceback. If several writes fail at once it raises
+  the first; asyncio logs the others when they are garbage-collected, and TensorStore prints that
+  the event loop, to which they belong, is closed.
   """
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(_is_not_orbax_traceback)
+  if not isinstance(sys.unraisablehook, _ClosedLoops):
+    sys.unraisablehook = _ClosedLoops(sys.unraisablehook)
+
+
+class _ClosedLoops:
+  """A hook for exceptions that nobody can catch, which leaves out those of closed event loops."""
+
+  def __init__(self, others: Callable[[Any], Any]):
+    self._others = others
+
+  def __call__(self, unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+      self._others(unraisable)
 
 
 def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_process
 import pytest
 import small_disk
 
@@ -151,3 +152,40 @@ def test_concurrent_writes_of_orbax_that_fail_are_reported_once(path, count, cap
     asyncio.run(forget())
     gc.collect()
   assert sum("never retrieved" in record.message for record in caplog.records) == count
+
+
+def test_a_write_that_ends_after_the_first_one_failed_prints_nothing():
+  code = """
+import asyncio
+import sys
+import threading
+import tensorstore
+from mail_jax.checkpoints import checkpoint
+
+sys.stderr = sys.stdout
+promise, write = tensorstore.Promise.new()
+
+async def wait():
+  await write
+
+async def wait_a_moment():
+  await asyncio.wait([asyncio.ensure_future(wait())], timeout=0.01)
+
+checkpoint.silence_tracebacks()
+checkpoint.silence_tracebacks()
+loop = asyncio.new_event_loop()
+loop.run_until_complete(wait_a_moment())
+loop.close()
+thread = threading.Thread(target=promise.set_result, args=(None,))
+thread.start()
+thread.join()
+
+class Other:
+  def __del__(self):
+    raise RuntimeError("something else")
+
+Other()
+"""
+  printed = own_process.run(code)
+  assert "Event loop is closed" not in printed
+  assert printed.count("RuntimeError: something else") == 1
