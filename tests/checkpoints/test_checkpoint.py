@@ -233,7 +233,8 @@ def test_a_model_is_loaded_from_the_next_best_checkpoint_where_the_best_is_damag
   shutil.copytree(finished_run, workdir)
   before = tiny_run.STEPS - tiny_run.SAVE_EVERY
   best = workdir / "checkpoints" / str(before)
-  manifest.replace_about(epath.Path(best), {"best_metric": "mIoU", "metrics": {"mIoU": 2.0}})
+  about = manifest.read_about(epath.Path(best)) | {"metrics": {"mIoU": 2.0}}
+  manifest.replace_about(epath.Path(best), about)
   assert load.load(str(workdir)).step == before
   _flip(best / "state" / "manifest.ocdbt")
   assert load.load(str(workdir)).step == load.load(str(finished_run)).step != before

@@ -274,7 +274,7 @@ def _refused(main, arguments: list[str], message: str) -> None:
   ("option", "value", "message"),
   [
     ("--image", "nowhere.jpg", r"image nowhere\.jpg: No such file"),
-    ("--image", "refer", r"--out overlay\.png: for several images this is a folder"),
+    ("--image", "refer", r"--out overlay\.png: for several images or expressions this is a folder"),
     ("--image", "cut.jpg", r"image cut\.jpg cannot be decoded.*is the file complete"),
     ("--image", "void.jpg", r"image void\.jpg is empty"),
     ("--image", "text.jpg", r"image text\.jpg is not an image in a known"),

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+import beit3_weights
 import help_pages
 import phrasecut_layout
 import pytest
@@ -68,6 +69,9 @@ def folder(finished_run, shapes_data, tmp_path_factory) -> pathlib.Path:
   phrasecut_layout.make_layout(home / "PhraseCutDataset")
   (home / "vilt-b32-mlm").mkdir()
   vilt_weights.write_folder(home / "vilt-b32-mlm", vilt_weights.random_weights())
+  weights = beit3_weights.random_weights()
+  beit3_weights.save(home / "beit3_base_patch16_224.pth", weights)
+  (home / "beit3.spm").write_bytes(beit3_weights.train_tokenizer())
   _write_exports(home)
   _write_masks(home)
   return home

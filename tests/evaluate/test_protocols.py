@@ -103,8 +103,14 @@ def judged(tmp_path_factory) -> Judged:
   prepare.main(layout.arguments(folder / "data"))
   sizes = {row["id"]: (row["height"], row["width"]) for row in images}
   masks = {row["id"]: _runs(row["segmentation"], *sizes[row["image_id"]]) for row in annotations}
-  batches = open_batches(str(folder / "data"))
-  meta = [row for batch in batches for row in batch["meta"] if row is not None]
+  numbered = [
+    (index, row)
+    for batch in open_batches(str(folder / "data"))
+    for index, row in zip(batch["index"].tolist(), batch["meta"], strict=True)
+    if row is not None
+  ]
+  # Larger photos come in batches of their own.
+  meta = [row for _, row in sorted(numbered, key=lambda pair: pair[0])]
   truth = [masks[row["ref_id"]] for row in meta]
   logits = [draw_logits(rng, runs, i) for i, runs in enumerate(truth)]
   return Judged(str(folder / "data"), meta, truth, np.stack(logits))
