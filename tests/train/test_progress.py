@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import os
 import re
 import signal
@@ -235,3 +236,29 @@ def test_a_negative_number_of_images_is_refused():
   config.log.images = -1
   with pytest.raises(InputError, match=r"config\.log\.images is -1"):
     sinks.check(config)
+
+
+def test_a_drawing_that_is_interrupted_is_removed(monkeypatch):
+  """A signal can come between what is written and tqdm's note of its length."""
+
+  class Device(io.StringIO):
+    interrupted = False
+
+    def isatty(self):
+      return True
+
+    def flush(self):
+      if self.getvalue().endswith("samples/s") and not self.interrupted:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+  device = Device()
+  with monkeypatch.context() as patched:
+    patched.setattr(terminal, "_columns", lambda: 79)
+    patched.setenv("TERM", "xterm")
+    patched.setattr(sys, "stdout", device)
+    changing = Terminal()
+    with pytest.raises(KeyboardInterrupt):
+      changing.show("step 1/2", "10 samples/s", 1, 2)
+    changing.close()
+  assert not any("samples" in line for line in seen(device.getvalue()))

@@ -92,6 +92,8 @@ class Terminal:
   def close(self) -> None:
     """Removes the changing line; other lines can follow."""
     if self._bar is not None:
+      # tqdm erases what it knows to have drawn, and does not know of an interrupted drawing.
+      sys.stdout.write(f"\r{' ' * _columns()}\r")
       self._bar.close()
       self._bar = None
 
