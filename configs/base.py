@@ -69,7 +69,7 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.max_nonfinite_steps = 10
   # Metric on `eval_split` that decides which checkpoint is the best.
   c.best_metric = "mIoU"
-  # Evaluations in a row without a better `best_metric` that end the run; 0 is no limit.
+  # The run ends after so many evaluations in a row without a better `best_metric`; 0: never.
   c.early_stop = 0
 
   # Bit-identical repetitions on GPUs too, by slower kernels (docs/reports/reliability.md); CPUs and

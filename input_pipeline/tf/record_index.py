@@ -82,7 +82,7 @@ def on_this_machine(path: str) -> str:
   Records are read in any order, for which a bucket is too slow. A local file is not copied.
 
   Raises:
-    InputError: there is no room for the copy.
+    InputError: the copy does not fit on the disk.
   """
   return path if not buckets.is_remote(path) else _copy(path, tf.io.gfile.stat(path).mtime_nsec)
 

@@ -333,7 +333,7 @@ def exists(workdir: str) -> bool:
 def read_tokenizer(workdir: str) -> bytes | None:
   """Returns the serialised tokenizer of the run in a workdir, without checking the checkpoint.
 
-  None if there is no run there, or no checkpoint that can be read.
+  None without a run there, or without a readable checkpoint.
   """
   found = None
   if processes.is_main():
