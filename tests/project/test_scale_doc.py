@@ -105,7 +105,7 @@ def test_there_are_recipes_for_every_way_to_run():
   assert len(_commands()) >= 8
   assert {command[0] for command in _commands()} >= {"mail_jax.train", "mail_jax.evaluate"}
   titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-  assert {"One GPU", "Several GPUs in one machine", "Slurm", "Cloud TPU slice"} < set(titles)
+  assert {"GPUs in one machine", "Slurm", "Cloud TPU slice"} < set(titles)
   assert "**have not been run on such clusters**" in PAGE
   assert {name for name in FILES if f"(clusters/{name})" in PAGE} == FILES.keys()
 
