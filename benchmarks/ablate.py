@@ -9,7 +9,7 @@ Trains the rows of tables, and writes the tables into docs/reports/results.md.
 
 Each run uses one core, and there is one run per core at a time. A finished run has a line in
 benchmarks/results/ablation.jsonl and is not repeated; an interrupted run is resumed. Rows with the
-same config share a run. `--again RUN` repeats a run in another folder and compares its line with
+same overrides share a run. `--again RUN` repeats a run in another folder and compares its line with
 the earlier one.
 """
 

@@ -9,11 +9,8 @@ from typing import Any
 
 from benchmarks.ablation.tables import TABLES, Row
 from input_pipeline.common.errors import InputError
-from mail_jax.config import MAY_CHANGE, flatten, load_config, to_json
+from mail_jax.config import load_config
 
-# Keys added to the config after the results, with the value that reproduces them; such a key does
-# not change the name of a run.
-ADDED: dict[str, Any] = {}
 # A run is evaluated at its end, and earlier only if its row says so.
 ALWAYS = ("minutes=0.0", "eval_every=1000000", "eval_expressions=64")
 
@@ -46,7 +43,8 @@ class Run:
   """A training run and its evaluations.
 
   Attributes:
-    name: a hash of the config; see `ADDED`.
+    name: a hash of the recipe's name and the overrides, which later keys of the config leave as it
+      is; remove a run's line to run it again with a changed recipe.
     overrides: of the recipe, with the seed and the number of steps.
     tests: splits of its data, or of data with the masks of another detector, such as `x2/val`.
     until: see `tables.Row`.
@@ -62,14 +60,8 @@ def of_row(row: Row, seed: int, budget: Budget) -> Run:
   """Returns the run of a row with a seed."""
   steps = max(1, round(budget.samples * row.share / load_config(budget.recipe).batch_size))
   overrides = (*ALWAYS, f"steps={steps}", f"seed={seed}", *row.overrides)
-  settings = flatten(to_json(load_config(budget.recipe, overrides)))
-  settings = {
-    key: value
-    for key, value in settings.items()
-    if not key.startswith(MAY_CHANGE) and not (key in ADDED and ADDED[key] == value)
-  }
-  settings |= {"until": row.until} if row.until else {}
-  name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+  changed = sorted({*overrides} - {*ALWAYS})
+  name = hashlib.sha256(json.dumps([budget.recipe, changed, row.until]).encode()).hexdigest()[:12]
   tests = () if row.until else (f"{row.noise}/val",) if row.noise else SPLITS
   return Run(name, overrides, tests, row.until)
 

@@ -54,6 +54,7 @@ _ALONE = ("model.appearance=False", "model.neighbours=False")
 # decoder trains it, all are decoded: otherwise three of four samples would be wasted.
 _DECODES_ALL = "decode_every=1"
 _UNSELECTED = ("model.selection=none", "teacher_forcing=False", _DECODES_ALL)
+_MULTIWAY = "model.experts=multiway"
 _SOFT = ("model.selection=soft", "teacher_forcing=False")
 
 
@@ -152,6 +153,20 @@ TABLES = {
       Row("without the raw image in the decoder", ("model.image_path=False",)),
       Row("2 layers instead of 4, four times the samples", ("model.depth=2",), share=4, seeds=1),
       Row("4 layers, four times the samples", share=4, seeds=1),
+    ),
+  ),
+  "experts": Table(
+    "Experts, drop path, scale",
+    "Parts of BEiT-3's encoder and of its recipe, from scratch: experts per modality in norms, "
+    "projections and MLPs, with sub-LayerNorms; residual branches dropped in training; image, "
+    "masks and target scaled at random.",
+    (
+      Row("shared: the default"),
+      Row("multiway", (_MULTIWAY,)),
+      Row("shared, patches of 16", _patches(16, 64, 32, 16, 8)),
+      Row("multiway, patches of 16", (_MULTIWAY, *_patches(16, 64, 32, 16, 8))),
+      Row("shared, drop path 0.1", ("model.drop_path=0.1",)),
+      Row("shared, scale 0.75 to 1.33", ("augment.scale=(0.75,1.33)",)),
     ),
   ),
   "size": Table(

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shlex
 from xml.etree import ElementTree
 
 import numpy as np
@@ -90,16 +91,20 @@ def test_a_training_that_is_judged_on_many_detectors_is_one_run():
   assert set(default.tests) == {*runs.SPLITS, *(f"{noise}/val" for noise in NOISES if noise)}
 
 
-def test_a_key_that_is_added_to_the_config_changes_no_name(monkeypatch):
-  before = runs.of_row(Row(""), 0, BUDGET).name
-  assert "max_tokens" not in runs.ADDED
-  monkeypatch.setitem(runs.ADDED, "max_tokens", config.load_config("demo").max_tokens)
-  after = runs.of_row(Row(""), 0, BUDGET).name
-  assert after != before  # the key mattered earlier; from now on its earlier value does not
-  assert runs.of_row(Row("", ("max_tokens=24",)), 0, BUDGET).name != after
-  monkeypatch.setitem(runs.ADDED, "log.wandb", "")
-  monkeypatch.setitem(runs.ADDED, "mesh.data", -1)
-  assert runs.of_row(Row(""), 0, BUDGET).name == after
+def test_names_tell_overrides_and_recipes_apart_and_are_those_of_the_results():
+  name = runs.of_row(Row("", ("max_tokens=24", "model.heads=2")), 0, BUDGET).name
+  assert name == runs.of_row(Row("", ("model.heads=2", "max_tokens=24")), 0, BUDGET).name
+  others = [
+    runs.of_row(Row(""), 0, BUDGET), runs.of_row(Row("", ("max_tokens=24",)), 0, BUDGET),
+    runs.of_row(Row("", ("max_tokens=24", "model.heads=2")), 1, BUDGET),
+    runs.of_row(Row("", ("max_tokens=24", "model.heads=2"), until=0.8), 0, BUDGET),
+    runs.of_row(Row("", ("max_tokens=24", "model.heads=2")), 0, TINY),
+  ]  # fmt: skip
+  assert len({name, *(run.name for run in others)}) == 6
+  known = {run.name: run for run in runs.planned(list(TABLES), BUDGET)}
+  for found, line in runs.read(ablate.RESULTS).items():
+    words = shlex.split(line["command"])
+    assert sorted(words[words.index("--") + 1 :]) == sorted(known[found].overrides)
 
 
 def test_what_has_a_whole_line_is_not_run_again(tmp_path):
