@@ -3,8 +3,9 @@
 `make extras` installs torch, torchscale and timm, and runs these tests.
 """
 
+import importlib.abc
+import importlib.machinery
 import importlib.metadata
-import re
 import sys
 import types
 
@@ -43,28 +44,39 @@ def import_torchscale():
   return EncoderConfig, BEiT3
 
 
+class _Any(type):
+  """A class that has every attribute, each a class of its own."""
+
+  def __getattr__(cls, name: str):
+    if name.startswith("__"):
+      raise AttributeError(name)
+    return _Any(name, (), {})
+
+
+class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+  """Imports modules of torchvision that have every name, for the transforms that timm derives."""
+
+  def find_spec(self, name, path=None, target=None):
+    found = name.split(".")[0] == "torchvision"
+    return importlib.machinery.ModuleSpec(name, self, is_package=True) if found else None
+
+  def exec_module(self, module):
+    vars(module)["__getattr__"] = _Any("names", (), {}).__getattr__
+
+
 def import_timm():
-  """Imports timm, which needs nothing that torchvision compiles."""
+  """Imports timm, whose models need nothing of torchvision."""
   try:
     importlib.metadata.version("timm")
   except importlib.metadata.PackageNotFoundError:
     pytest.skip("needs timm: make extras")
-  # A torchvision for another build of torch cannot be imported unless its operators are declared.
-  library = torch.library.Library("torchvision", "FRAGMENT")
-  for _ in range(9):
-    try:
-      import timm
-      from timm.models.vision_transformer import checkpoint_filter_fn
-    except RuntimeError as error:
-      missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-      if missing is None:
-        raise
-      library.define(f"{missing[1]}(Tensor x) -> Tensor")
-      for name in [name for name in sys.modules if name.split(".")[0] in ("timm", "torchvision")]:
-        del sys.modules[name]
-    else:
-      return timm, checkpoint_filter_fn
-  pytest.fail("torchvision still cannot be imported")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, "meta_path", [_Torchvision(), *sys.meta_path])
+    import timm
+    from timm.models.vision_transformer import checkpoint_filter_fn
+  for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+    del sys.modules[name]
+  return timm, checkpoint_filter_fn
 
 
 def make_reference(weights: dict[str, np.ndarray], size: int, heads: int):
