@@ -105,5 +105,9 @@ print(own_process.peak_kilobytes())
       *("--batch_size", batch_size, "--per_expression", str(out)),
     )
     assert int(printed.splitlines()[-1]) < 2e9 / 1024
-    rows.append(out.read_bytes())
-  assert rows[0] == rows[1] and len(rows[0].splitlines()) == len(sizes) * sentences
+    rows.append([json.loads(line) for line in out.read_text().splitlines()])
+  assert len(rows[0]) == len(rows[1]) == len(sizes) * sentences
+  for row, alone in zip(*rows, strict=True):
+    # The network rounds differently in a batch of another size, which may turn pixels on the edge.
+    for name in ("intersection", "union", "boundary_intersection", "boundary_union"):
+      assert abs(row[name] - alone[name]) <= 5
