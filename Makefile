@@ -53,9 +53,10 @@ coverage: $(READY)  ## list the lines that `make test` does not reach; takes twi
 
 $(EXTRAS): $(READY) requirements-extras.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-extras.txt
-	@# torchscale asks for an old timm, and timm for torchvision, which fits one build of torch only. What
-	@# the tests compare with needs neither.
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps torchscale==0.3.0 timm==1.0.31
+	@# torchscale asks for an old timm; its BEiT3 needs nothing of that.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps torchscale==0.3.0
+	@# Where transformers finds timm it asks for torchvision, which fits one build of torch only.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --upgrade --target $(VENV)/timm timm==1.0.31
 	@touch $@
 
 extras: $(EXTRAS)  ## run the tests that need optional packages (torch, transformers, ...)
