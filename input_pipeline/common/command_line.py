@@ -47,6 +47,11 @@ COMMANDS = {
   "convert-vilt": Command("mail_jax.pretrained.vilt", "convert ViLT's weights to start from"),
   "convert-beit3": Command("mail_jax.pretrained.beit3", "convert BEiT-3's weights to start from"),
   "train": Command("mail_jax.train", "train a model, or resume a run", several=True),
+  "sweep": Command(
+    "mail_jax.sweep",
+    "train with every combination of some settings",
+    "interrupted; run the same command again to go on",
+  ),
   "evaluate": Command(
     "mail_jax.evaluate", "compute metrics, or compare two evaluations", several=True
   ),

@@ -187,9 +187,9 @@ def best_and_last(
     metric: decides which is the best; of equal ones the latest.
   """
   rows = [row for row in evaluations if f"{split}/{metric}" in row]
-  if not rows:
+  best = best_row(rows, split, metric)
+  if best is None:
     return {}
-  best = max(rows, key=lambda row: (row[f"{split}/{metric}"], row["step"]))
   last = max(rows, key=lambda row: row["step"])
   if best is last:
     return {f"{split}, step {best['step']} (best and last)": _metrics(best, split)}
@@ -197,6 +197,14 @@ def best_and_last(
     f"{split}, step {best['step']} (best {metric})": _metrics(best, split),
     f"{split}, step {last['step']} (last)": _metrics(last, split),
   }
+
+
+def best_row(
+  evaluations: Sequence[Mapping[str, Any]], split: str, metric: str
+) -> Mapping[str, Any] | None:
+  """Returns the best evaluation; see `best_and_last`."""
+  rows = [row for row in evaluations if f"{split}/{metric}" in row]
+  return max(rows, key=lambda row: (row[f"{split}/{metric}"], row["step"]), default=None)
 
 
 def _metrics(row: Mapping[str, Any], split: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Command: trains a recipe once for each combination of some settings."""
