@@ -22,6 +22,7 @@ from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from mail_jax.config import to_json
 from mail_jax.export import folder, formats, load, model_card, scripts
+from mail_jax.export import precision as precisions
 from mail_jax.models.build import make_model
 
 # Packages whose versions the model card lists.
@@ -35,6 +36,7 @@ def export(
   step: str | int = "best",
   metrics: str | None = None,
   overwrite: bool = False,
+  precision: str = "float32",
 ) -> dict[str, int]:
   """Exports a trained model.
 
@@ -45,6 +47,7 @@ def export(
     step: which checkpoint of a run: `best`, `last` or the number of a step.
     metrics: a file written by `mail_jax.evaluate --json`, for the model card.
     overwrite: replaces an earlier export.
+    precision: of the weights in `safetensors`, `onnx` and `tensorrt`: see `precision.PRECISIONS`.
 
   Returns:
     Bytes per format.
@@ -53,6 +56,7 @@ def export(
     InputError: an argument is invalid, a package is missing, or `out` cannot be written.
   """
   _check(out, names, overwrite)
+  _check_precision(precision, names)
   splits = model_card.read_metrics(metrics) if metrics else {}
   model = load.load(checkpoint, step)
   if model.forward is not None:
@@ -62,13 +66,14 @@ def export(
   variables = jax.device_get(model.on_one_device())
   with atomic_files.whole_folder(out, overwrite) as target:
     for name in names:
-      _write_format(name, target, model, variables)
+      _write_format(name, target, model, variables, precision)
     tokenizer_file = folder.TOKENIZERS[model.tokenizer.kind]
     (target / tokenizer_file).write_bytes(model.tokenizer.file_bytes())
     if model.images is not None:
       (target / folder.IMAGES).write_bytes(image_hashes.to_bytes(model.images))
     scripts.copy(names, target)
-    about = _describe(model, variables, names, target)
+    about: dict[str, Any] = _describe(model, variables, names, target)
+    about["precision"] = precision
     (target / folder.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     package = scripts.TOKENIZER_PACKAGES[model.tokenizer.kind]
     (target / folder.README).write_text(model_card.write(about, package, splits))
@@ -94,20 +99,40 @@ def _check(out: str, names: tuple[str, ...], overwrite: bool) -> None:
     folder.read_about(epath.Path(target))  # only an earlier export is ever replaced
 
 
-def _write_format(name: str, target: pathlib.Path, model: load.LoadedModel, variables: Any) -> None:
+def _check_precision(precision: str, names: tuple[str, ...]) -> None:
+  if precision not in precisions.PRECISIONS:
+    raise InputError(
+      f"--precision {precision!r}: expected one of {', '.join(precisions.PRECISIONS)}"
+    )
+  able = {"float32": tuple(folder.PLACES), "int8": ("safetensors", "onnx")}
+  able = able.get(precision, ("safetensors", "onnx", "tensorrt"))
+  if unable := [name for name in names if name not in able]:
+    raise InputError(
+      f"--precision {precision}: not for {', '.join(unable)}, only for {', '.join(able)}; export "
+      "the others to another folder"
+    )
+
+
+def _write_format(
+  name: str, target: pathlib.Path, model: load.LoadedModel, variables: Any, precision: str
+) -> None:
   path = target / folder.PLACES[name]
   if name == "safetensors":
-    path.write_bytes(folder.variables_to_bytes(variables))
+    folder.write_variables(path, variables, precision)
     return
   config = copy.deepcopy(model.config)
   # The attention that runs on every platform.
   config.model.backend = "xla"
-  if name == "onnx":
-    # ONNX runtimes support bfloat16 poorly; parameters are float32 in any case.
+  if name in ("onnx", "tensorrt"):
+    # What is computed in fewer bits is decided there.
     config.model.dtype = "float32"
     config, variables = formats.without_loop(config, variables)
+  if name == "saved_model":
+    # TensorFlow Serving takes a folder of numbered versions.
+    path /= str(model.step)
+    path.parent.mkdir()
   network = make_model(config, model.tokenizer.vocab_size)
-  formats.write(name, path, config, network, variables)
+  formats.write(name, path, config, network, variables, precision)
 
 
 def _describe(
@@ -154,6 +179,12 @@ def main(argv: list[str] | None = None) -> None:
     help=f"one or more of {', '.join(folder.PLACES)} (default: safetensors, which mail_jax loads)",
   )
   parser.add_argument(
+    "--precision",
+    default="float32",
+    choices=precisions.PRECISIONS,
+    help="of the weights, for safetensors and onnx (tensorrt: not int8); default: float32",
+  )
+  parser.add_argument(
     "--metrics",
     metavar="JSON",
     help="a file written by mail_jax.evaluate --json, for the model card",
@@ -161,7 +192,9 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
   args = parser.parse_args(argv)
   names = tuple(dict.fromkeys(filter(None, args.format.replace(" ", "").split(","))))
-  sizes = export(args.checkpoint, args.out, names, args.step, args.metrics, args.overwrite)
+  sizes = export(
+    args.checkpoint, args.out, names, args.step, args.metrics, args.overwrite, args.precision
+  )
   print(
     f"wrote {args.out}: {', '.join(f'{name} {size / 1e6:.1f} MB' for name, size in sizes.items())}"
   )

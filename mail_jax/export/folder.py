@@ -4,9 +4,11 @@ import hashlib
 import json
 import pathlib
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -17,6 +19,7 @@ from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.untrusted_files import check_no_pointer
 from input_pipeline.image_hashes import ImageSet
+from mail_jax.export import precision as precisions
 from mail_jax.models.build import Tree, path_name
 
 ABOUT = "config.json"
@@ -30,10 +33,15 @@ PLACES = {
   "stablehlo": "model.stablehlo",
   "saved_model": "saved_model",
   "onnx": "model.onnx",
+  "tensorrt": "model_tensorrt.onnx",
 }
 # The keys of `config.json` that are read, apart from the format; the others are for people.
 _KEYS = {"config": dict, "files": dict, "step": int, "metrics": dict, "tokenizer": dict}
 _COPY_AGAIN = "copy the whole folder again"
+_PART = 2**24
+_SCALE = "scale_of_int8"
+# Of arrays in safetensors, by the names there.
+_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "I8": np.int8}
 IMAGES = "training_images.safetensors"
 TOKENIZERS = {"wordpiece": "vocab.txt", "sentencepiece": "tokenizer.model", "beit3": "beit3.spm"}
 
@@ -58,7 +66,7 @@ def find(place: epath.Path, named: str) -> tuple[epath.Path, str] | None:
     return None
   if beside:
     return place.parent, formats[place.name]
-  if place.is_file() or (place / "saved_model.pb").is_file():
+  if place.is_file() or any(place.glob("*/saved_model.pb")):
     raise InputError(
       f"--checkpoint {named}: {ABOUT} is missing beside it; an exported model is a whole folder"
     )
@@ -104,17 +112,26 @@ def read_file(folder: epath.Path, about: dict[str, Any], name: str) -> bytes:
   Raises:
     InputError: it is missing, or its contents are not those that were exported.
   """
-  path = folder / name
+  return b"".join(_read_parts(folder, about, name))
+
+
+def _read_parts(folder: epath.Path, about: dict[str, Any], name: str) -> Iterator[bytes]:
+  """Yields a file of the folder part by part, and checks it at the end."""
+  path, size, digest = folder / name, 0, hashlib.sha256()
   if name not in about["files"]:
     raise InputError(f"{path}: not listed in {ABOUT}; {_formats(folder, about)}")
   try:
-    data = path.read_bytes()
+    with path.open("rb") as file:
+      while part := file.read(_PART):
+        if not size:
+          check_no_pointer(part, str(path))
+        size += len(part)
+        digest.update(part)
+        yield part
   except OSError as error:
     raise InputError(f"{path}: {error.strerror or error}; {_COPY_AGAIN}") from error
-  check_no_pointer(data, str(path))
-  if [len(data), hashlib.sha256(data).hexdigest()] != about["files"][name]:
+  if [size, digest.hexdigest()] != about["files"][name]:
     raise InputError(f"{path}: contents differ from what was exported; {_COPY_AGAIN}")
-  return data
 
 
 def read_images(folder: epath.Path, about: dict[str, Any]) -> dict[str, ImageSet] | None:
@@ -138,14 +155,21 @@ def check_place(folder: epath.Path, about: dict[str, Any], form: str) -> epath.P
   if not names:
     raise InputError(f"{folder / place}: not exported; {_formats(folder, about)}")
   for name in names:
-    read_file(folder, about, name)
+    for _ in _read_parts(folder, about, name):
+      pass  # Weights may be larger than memory allows for twice.
   return folder / place
+
+
+def beside(name: str) -> str:
+  """Returns the name of the file with the weights that are too large for a model's own file."""
+  return f"{name}.data"
 
 
 def names_of(about: dict[str, Any], form: str) -> list[str]:
   """Returns the names of the files of a format's model."""
   place = PLACES[form]
-  return [name for name in about["files"] if name == place or name.startswith(f"{place}/")]
+  files = (place, beside(place))
+  return [name for name in about["files"] if name in files or name.startswith(f"{place}/")]
 
 
 def _formats(folder: epath.Path, about: dict[str, Any]) -> str:
@@ -162,20 +186,33 @@ def list_files(folder: pathlib.Path) -> dict[str, list[Any]]:
   for path in sorted(folder.rglob("*")):
     name = path.relative_to(folder).as_posix()
     if path.is_file() and name not in (README, ABOUT):
-      data = path.read_bytes()
-      entries[name] = [len(data), hashlib.sha256(data).hexdigest()]
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+      entries[name] = [path.stat().st_size, digest]
   return entries
 
 
-def variables_to_bytes(variables: Tree) -> bytes:
-  """Returns the bytes of a `.safetensors` file, by paths such as `params/encoder/norm/scale`."""
-  leaves = jax.tree_util.tree_leaves_with_path(variables)
-  arrays = {path_name(path): np.array(leaf, order="C") for path, leaf in leaves}
-  return safetensors.numpy.save(arrays, {"format": FORMAT})
+def write_variables(place: pathlib.Path, variables: Tree, precision: str = "float32") -> None:
+  """Writes a `.safetensors` file, by paths such as `params/encoder/norm/scale`.
+
+  Matrices and kernels are in the precision; as `int8`, they have scales, `PATH/scale_of_int8`, to
+  multiply them with.
+  """
+  arrays = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    name, array = path_name(path), np.array(leaf, order="C")
+    if precision == "float32" or not precisions.is_reduced(array):
+      arrays[name] = array
+    elif precision == "int8":
+      axes = precisions.leading_axes(array.shape)
+      arrays[name], arrays[f"{name}/{_SCALE}"] = precisions.to_int8(array, axes)
+    else:
+      arrays[name] = precisions.to_half(array, precision, name)
+  safetensors.numpy.save_file(arrays, place, {"format": FORMAT})
 
 
 def variables_from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:
-  """Undoes `variables_to_bytes`.
+  """Undoes `write_variables`; all are float32 again.
 
   Args:
     data: the file.
@@ -186,7 +223,10 @@ def variables_from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:
     InputError: not an intact `.safetensors` file, or one with other variables.
   """
   try:
-    arrays = safetensors.numpy.load(data)
+    arrays = {
+      path: np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"])
+      for path, entry in safetensors.deserialize(data)
+    }
   except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
     raise InputError(f"{name}: not an intact .safetensors file ({error})") from error
 
@@ -197,6 +237,11 @@ def variables_from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:
       raise InputError(
         f"{name}: {path_name(path)} {problem}; config.json describes one of shape {leaf.shape}"
       )
+    if array.dtype == np.int8:
+      scale = arrays.pop(f"{path_name(path)}/{_SCALE}", None)
+      if scale is None or np.broadcast_shapes(scale.shape, leaf.shape) != leaf.shape:
+        raise InputError(f"{name}: {path_name(path)} has no scales that fit; {_COPY_AGAIN}")
+      array = array.astype(np.float32) * scale
     return array.astype(leaf.dtype, copy=False)
 
   variables = jax.tree_util.tree_map_with_path(take, shapes)

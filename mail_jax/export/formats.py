@@ -17,6 +17,7 @@ from jaxlib.mlir.dialects import stablehlo
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
+from input_pipeline.preprocess import bit_planes
 from mail_jax.export import folder as folders
 from mail_jax.models import instances
 from mail_jax.models.build import (
@@ -37,11 +38,20 @@ _STABLEHLO = "1.8.0"
 # Inlines composites and calls, whose shapes older readers cannot infer, and removes the paths of
 # our source files.
 _PASSES = "builtin.module(func.func(stablehlo-legalize-composite-to-call),inline,strip-debuginfo)"
+# Bytes of weights in a file; StableHLO and ONNX are in formats that are limited to 2 GiB.
+MAX_BYTES = 2**31 - 2**27
+# Formats that are ONNX files.
+_ONNX = ("onnx", "tensorrt")
 _INSTALL = 'pip install "mail_jax[export]"'
 
 
 def write(
-  form: str, place: pathlib.Path, config: ConfigDict, model: MaIL, variables: Variables
+  form: str,
+  place: pathlib.Path,
+  config: ConfigDict,
+  model: MaIL,
+  variables: Variables,
+  precision: str = "float32",
 ) -> None:
   """Writes a model in any format of `folder.PLACES` but `safetensors`.
 
@@ -51,23 +61,46 @@ def write(
     config: a whole config.
     model: of the config, with an attention that runs on every platform.
     variables: of the model, on the host.
+    precision: of the weights, for `onnx` and `tensorrt`.
 
   Raises:
-    InputError: a package that writes this format is not installed.
+    InputError: a package that writes this format is not installed, or a weight is too large for the
+      precision.
   """
   specs = input_specs(config, export.symbolic_shape("b")[0])
   forward = make_forward(model)
   if form == "stablehlo":
-    with_weights = jax.jit(functools.partial(forward, variables))
-    exported = export.export(with_weights, platforms=PLATFORMS)(*specs.values())
-    module = _for_older_readers(exported.mlir_module_serialized)
-    place.write_bytes(dataclasses.replace(exported, mlir_module_serialized=module).serialize())
+    _write_stablehlo(place, forward, variables, specs)
   elif form == "saved_model":
     _write_saved_model(place, forward, variables, specs)
-  elif form == "onnx":
-    place.write_bytes(_import_onnx_model().build(forward, variables, specs))
+  elif form in _ONNX:
+    onnx_model, tensorrt = _import_onnx_model(), form == "tensorrt"
+    if tensorrt:
+      specs["instances"] = as_masks(specs["instances"], config.max_instances)
+    options = onnx_model.Options(precision, tensorrt)
+    onnx_model.write(place, forward, variables, specs, options, MAX_BYTES)
   else:
     raise InputError(f"--format {form!r} is not one of {', '.join(folders.PLACES)}")
+
+
+def _write_stablehlo(
+  place: pathlib.Path, forward: Callable[..., Any], variables: Variables, inputs: dict[str, Any]
+) -> None:
+  """Writes the program with its weights, or beside them, `.data`, if they are too large for it."""
+  beside = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) >= MAX_BYTES
+  program = jax.jit(forward if beside else functools.partial(forward, variables))
+  arguments = [variables] if beside else []
+  exported = export.export(program, platforms=PLATFORMS)(*arguments, *inputs.values())
+  module = _for_older_readers(exported.mlir_module_serialized)
+  place.write_bytes(dataclasses.replace(exported, mlir_module_serialized=module).serialize())
+  if beside:
+    folders.write_variables(place.with_name(folders.beside(place.name)), variables)
+
+
+def as_masks(planes: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
+  """Returns shape and dtype of instance masks one by one, as bytes."""
+  shape = (planes.shape[0], max(1, count), *planes.shape[2:])
+  return jax.ShapeDtypeStruct(shape, jnp.uint8)
 
 
 def _write_saved_model(
@@ -106,7 +139,7 @@ def check_installed(form: str) -> None:
   Raises:
     InputError: one is missing.
   """
-  if form == "onnx":
+  if form in _ONNX:
     _import_onnx_model()
   elif form == "saved_model":
     from input_pipeline.tf import saved_model  # noqa: F401
@@ -116,7 +149,7 @@ def _import_onnx_model() -> Any:
   try:
     from mail_jax.export import onnx_model
   except ImportError as error:
-    raise InputError(f"--format onnx needs the package onnx: {_INSTALL}") from error
+    raise InputError(f"--format onnx and tensorrt need the package onnx: {_INSTALL}") from error
   return onnx_model
 
 
@@ -124,7 +157,8 @@ class Opened(NamedTuple):
   """A model that `write` wrote.
 
   Attributes:
-    forward: (variables, batch) -> Output; ignores `variables`, and may be traced.
+    forward: (variables, batch) -> Output, may be traced; `variables` are those beside a StableHLO
+      program that are too large for it.
     outside: batch -> outputs by name, computed by another library than JAX, which `forward` takes
       from the batch. None if `forward` is the whole model. A compiled program that called the
       library back could wait for ever on a single core (jax#24255).
@@ -154,8 +188,10 @@ def open_forward(form: str, place: epath.Path, model: MaIL) -> Opened:
   in_jax = form == "stablehlo"
 
   def forward(variables: Variables, batch: Named) -> Output:
-    del variables  # The model contains them.
-    return as_output(model, run(batch) if in_jax else batch, batch)
+    if not in_jax:
+      return as_output(model, batch, batch)
+    inputs = [batch[name] for name in INPUTS]
+    return as_output(model, call(*([variables] if variables else []), *inputs), batch)
 
   return Opened(forward, None if in_jax else run)
 
@@ -167,6 +203,9 @@ def _open_stablehlo(place: epath.Path) -> Callable[..., Any]:
 def _open_saved_model(place: epath.Path) -> Callable[..., Any]:
   from input_pipeline.tf import saved_model
 
+  if not (place / "saved_model.pb").is_file():
+    # As TensorFlow Serving does: the largest number.
+    place = max((p for p in place.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
   return _with_numpy_inputs(saved_model.load(str(place), INPUTS))
 
 
@@ -175,11 +214,19 @@ def _open_onnx(place: epath.Path) -> Callable[..., Any]:
     import onnxruntime  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise InputError(f"--checkpoint {place}: needs onnxruntime: {_INSTALL}") from error
-  session = onnxruntime.InferenceSession(place.read_bytes())
+  # By its path, for weights may be in a file beside it.
+  local = pathlib.Path(place).is_file()
+  session = onnxruntime.InferenceSession(str(place) if local else place.read_bytes())
   names = [output.name for output in session.get_outputs()]
+  kinds = {x.name: (x.type, x.shape) for x in session.get_inputs()}
 
   def run(*inputs: np.ndarray) -> dict[str, Any]:
-    return dict(zip(names, session.run(names, dict(zip(INPUTS, inputs, strict=True))), strict=True))
+    named = dict(zip(INPUTS, inputs, strict=True))
+    kind, shape = kinds["instances"]
+    if kind == "tensor(uint8)":
+      masks = [bit_planes.unpackbits(planes, shape[1]) for planes in named["instances"]]
+      named["instances"] = np.array(masks, np.uint8)
+    return dict(zip(names, session.run(names, named), strict=True))
 
   return _with_numpy_inputs(run)
 
@@ -189,7 +236,12 @@ def _with_numpy_inputs(run: Callable[..., dict[str, Any]]) -> Callable[..., dict
   return lambda *inputs: run(*map(np.asarray, inputs))
 
 
-_OPEN = {"stablehlo": _open_stablehlo, "saved_model": _open_saved_model, "onnx": _open_onnx}
+_OPEN = {
+  "stablehlo": _open_stablehlo,
+  "saved_model": _open_saved_model,
+  "onnx": _open_onnx,
+  "tensorrt": _open_onnx,
+}
 
 
 def make_forward(model: MaIL) -> Callable[..., dict[str, jax.Array]]:

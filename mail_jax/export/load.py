@@ -206,14 +206,14 @@ def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str
   model, shapes = _describe(config, tokenizer.vocab_size, str(place / folder.ABOUT))
   variables, forward, outside, files = {}, None, None, {}
   if form == "safetensors":
-    name = folder.PLACES[form]
-    data = folder.read_file(place, about, name)
-    arrays = folder.variables_from_bytes(data, shapes, str(place / name))
-    variables = sharding.on_every_device(sharding.make_mesh(), arrays)
+    variables = _read_variables(place, about, folder.PLACES[form], shapes)
   else:
     path = folder.check_place(place, about, form)
     forward, outside = formats.open_forward(form, path, model)
     files = {name: about["files"][name][1] for name in folder.names_of(about, form)}
+    beside = folder.beside(folder.PLACES[form])
+    if form == "stablehlo" and beside in files:
+      variables = _read_variables(place, about, beside, shapes)
   images = folder.read_images(place, about)
   return LoadedModel(
     config,
@@ -227,6 +227,13 @@ def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str
     files,
     images,
   )
+
+
+def _read_variables(place: epath.Path, about: Any, name: str, shapes: Variables) -> Variables:
+  """Reads safetensors of an exported folder, onto every device."""
+  data = folder.read_file(place, about, name)
+  arrays = folder.variables_from_bytes(data, shapes, str(place / name))
+  return sharding.on_every_device(sharding.make_mesh(), arrays)
 
 
 def _config_for_here(data: dict[str, Any], where: str, backend: str) -> ConfigDict:

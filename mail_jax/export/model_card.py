@@ -80,6 +80,7 @@ mask of what the expression refers to, and a score per instance. A model of mail
 - {millions:.2f} M parameters, {model["depth"]} layers of width {model["width"]}
 - images of {size} x {size} pixels in patches of {model["patch_size"]} x {model["patch_size"]}
 - up to {config["max_instances"]} instances and {config["max_tokens"]} tokens
+- weights in {about.get("precision", "float32")}
 - trained for {about["step"]} updates, each with {config["batch_size"]} expressions"""
 
 
@@ -113,7 +114,7 @@ result.mask  # at the size of the image
     "The models take `image` uint8 [b, s, s, 3], `instances` uint16 [b, g, s, s] (bit k % 16 of",
     "plane k // 16 is instance k), `num_instances`, `tokens` and `num_tokens` int32, and return",
     "`logits` [b, s, s] and `selection_logits` [b, k + 1] (the last one: none of the instances),",
-    "for any batch size b.",
+    "for any batch size b (ONNX: also 0).",
     f"`{scripts.PREPROCESSING}` makes these inputs from a photo, and a mask from these outputs.",
   ])  # fmt: skip
 

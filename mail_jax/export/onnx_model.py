@@ -1,5 +1,7 @@
 """Converts a JAX function to ONNX: walks its jaxpr, primitive by primitive, with `onnx_table`."""
 
+import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,10 +9,11 @@ import jax
 import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
 from jax.extend import core
-from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
+from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
-from input_pipeline.common.errors import InputError
-from mail_jax.export.onnx_table import TABLE, Graph, Value
+from mail_jax.export.folder import beside
+from mail_jax.export.onnx_graph import Graph, Options, Value
+from mail_jax.export.onnx_table import TABLE
 from mail_jax.models.build import path_name
 
 # From JAX 0.12 on, another name of `core.Jaxpr`.
@@ -19,8 +22,10 @@ ClosedJaxpr = core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
 # The oldest operator set that has everything the table uses, and the IR version that came with it:
 # an older version runs on more runtimes.
 _OPSET, _IR_VERSION = 18, 8
-# Bytes of a protocol buffer.
-_MAX_BYTES = 2**31
+# Bytes of an array that is always in the file, and elements of one that is stored repeated.
+_SMALL = 1024
+# Of arrays beside the file, so that they can be mapped into memory.
+_ALIGNMENT = 4096
 # Candidate batch sizes while a function is traced: primes, one of which divides no other size.
 # With JAX's symbolic sizes a slice would become a gather with computed indices.
 _BATCH_SIZES = (8191, 7919, 7907, 7901)
@@ -37,50 +42,53 @@ _CALLS = {
 }
 
 
-def build(
+def write(
+  place: pathlib.Path,
   function: Callable[..., dict[str, jax.Array]],
   variables: Any,
   inputs: Mapping[str, jax.ShapeDtypeStruct],
-) -> bytes:
-  """Builds the ONNX model of a function (variables, *inputs) -> outputs by name.
+  options: Options,
+  max_bytes: int = 2**30,
+) -> None:
+  """Writes the ONNX model of a function (variables, *inputs) -> outputs by name.
 
   Args:
+    place: the `.onnx` file. Weights that do not fit into it go into a file beside it, `.onnx.data`.
     function: to convert.
     variables: a tree of arrays, stored in the model.
     inputs: shapes and dtypes by name; the first axis is the batch, and may be symbolic.
-
-  Returns:
-    The bytes of a `.onnx` file that passes `onnx.checker`.
+    options: what the model is made for.
+    max_bytes: of weights in the file itself.
 
   Raises:
-    InputError: the file would be larger than the format allows.
+    InputError: a weight is too large for the precision.
     NotImplementedError: the table lacks a primitive, or a way of using it.
   """
   leaves = jax.tree_util.tree_leaves_with_path(variables)
   arrays = [np.asarray(leaf) for _, leaf in leaves]
-  if sum(array.nbytes for array in arrays) >= _MAX_BYTES:
-    raise InputError(
-      "--format onnx: the weights are larger than 2 GB, the limit of a single .onnx file"
-    )
   specs, batch_size = _specs_for_tracing([array.shape for array in arrays], inputs)
   closed, shapes = jax.make_jaxpr(function, return_shape=True)(variables, *specs.values())
-  graph = Graph(next(iter(inputs)), batch_size)
+  graph = Graph(batch_size, options)
   for (path, _), array in zip(leaves, arrays, strict=True):
-    graph.keep(path_name(path), array)
-  results = convert(graph, closed, [*arrays, *inputs])
+    graph.label(array, path_name(path))
+  values = [graph.add_input(name, spec.dtype) for name, spec in specs.items()]
+  # Arrays that are known now are computed here, and on any machine in the same way.
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    results = convert(graph, closed, [*arrays, *values])
   names = sorted(shapes)  # the order in which JAX flattens a dictionary
   output_nodes = [
-    helper.make_node("Identity", [graph.name(value)], [name])
+    helper.make_node("Identity", [graph.name(value)], [name], f"output/{name}")
     for name, value in zip(names, results, strict=True)
   ]
   nodes = _reachable([*graph.nodes, *output_nodes], names)
   used = {name for node in nodes for name in node.input}
+  weights = {name: array for name, array in graph.weights.items() if name in used}
   onnx_graph = helper.make_graph(
     nodes,
     "mail_jax",
     [_declare(name, spec, batch_size) for name, spec in specs.items()],
     [_declare(name, shapes[name], batch_size) for name in names],
-    [numpy_helper.from_array(a, name) for name, a in graph.weights.items() if name in used],
+    _store(weights, place, max_bytes),
   )
   model = helper.make_model(
     onnx_graph,
@@ -88,8 +96,30 @@ def build(
     ir_version=_IR_VERSION,
     producer_name="mail_jax",
   )
-  onnx.checker.check_model(model, full_check=True)
-  return model.SerializeToString()
+  place.write_bytes(model.SerializeToString())
+  onnx.checker.check_model(str(place), full_check=True)
+
+
+def _store(weights: Mapping[str, np.ndarray], place: pathlib.Path, max_bytes: int) -> list[Any]:
+  """Returns the weights as tensors of a model, which are in a file beside it if they are large."""
+  if sum(array.nbytes for array in weights.values()) < max_bytes:
+    return [numpy_helper.from_array(array, name) for name, array in weights.items()]
+  tensors, data = [], place.with_name(beside(place.name))
+  with data.open("wb") as file:
+    for name, array in weights.items():
+      if array.nbytes < _SMALL:
+        tensors.append(numpy_helper.from_array(array, name))
+        continue
+      file.write(bytes(-file.tell() % _ALIGNMENT))
+      kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+      tensor = TensorProto(name=name, data_type=kind, dims=array.shape)
+      tensor.data_location = TensorProto.EXTERNAL
+      where = {"location": data.name, "offset": file.tell(), "length": array.nbytes}
+      for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
+      file.write(array.tobytes())
+      tensors.append(tensor)
+  return tensors
 
 
 def _specs_for_tracing(
@@ -127,8 +157,19 @@ def _reachable(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
   return kept[::-1]
 
 
-def convert(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
-  """Adds the operations of a jaxpr to a graph and returns its results."""
+def convert(
+  graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value], outer: str = ""
+) -> list[Value]:
+  """Adds the operations of a jaxpr to a graph and returns its results.
+
+  What depends on weights alone is computed here.
+
+  Args:
+    graph: to add to.
+    closed: the jaxpr.
+    arguments: its inputs.
+    outer: the part of the network that it belongs to.
+  """
   values: dict[Any, Value] = dict(
     zip(closed.jaxpr.constvars, map(np.asarray, closed.consts), strict=True)
   )
@@ -139,8 +180,11 @@ def convert(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> li
 
   for equation in closed.jaxpr.eqns:
     operands, name = [read(atom) for atom in equation.invars], equation.primitive.name
+    graph.scope = f"{outer}/{_part(equation)}".strip("/")
     if name in _CALLS:
-      results = convert(graph, _closed(equation.params[_CALLS[name]]), operands)
+      results = convert(graph, _closed(equation.params[_CALLS[name]]), operands, graph.scope)
+    elif _is_known(graph, equation, operands):
+      results = _compute(graph, equation, operands)
     elif name in TABLE:
       results = TABLE[name](graph, equation, *operands)
     else:
@@ -148,6 +192,35 @@ def convert(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Value]) -> li
     results = [results] if isinstance(results, str | np.ndarray) else results
     values |= dict(zip(equation.outvars, results, strict=True))
   return [read(atom) for atom in closed.jaxpr.outvars]
+
+
+def _part(equation: Any) -> str:
+  """Returns the module of the network that an operation is in, as in `encoder/block00/qkv`."""
+  parts = str(equation.source_info.name_stack).split("/")
+  # The first is the whole network; methods have a dot, and einsums are formulas.
+  return "/".join(part for part in parts[1:] if part.isidentifier())
+
+
+def _is_known(graph: Graph, equation: Any, operands: Sequence[Value]) -> bool:
+  """Returns whether the results can be computed now, and are not much larger than the operands."""
+  if any(isinstance(x, str) for x in operands):
+    return False
+  shapes = [atom.aval.shape for atom in equation.outvars]
+  if any(graph.is_batch(size) for shape in shapes for size in shape):
+    return False
+  repeats = equation.primitive.name in ("broadcast_in_dim", "iota")
+  return not repeats or math.prod(shapes[0]) <= max(_SMALL, *(np.size(x) for x in operands), 0)
+
+
+def _compute(graph: Graph, equation: Any, operands: Sequence[Any]) -> list[np.ndarray]:
+  name, parameters = equation.primitive.name, equation.params
+  if name in ("reshape", "squeeze"):
+    results = [np.reshape(operands[0], equation.outvars[0].aval.shape)]  # Not a copy.
+  else:
+    found = equation.primitive.bind(*operands, **parameters)
+    results = [np.asarray(x) for x in (found if equation.primitive.multiple_results else [found])]
+  named = [graph.label_of(x) for x in operands if graph.label_of(x)]
+  return [graph.label(x, named[0]) for x in results] if len(named) == 1 else results
 
 
 def _dtype(atom: Any) -> Any:

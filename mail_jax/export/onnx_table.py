@@ -3,75 +3,15 @@
 Where an operator of onnxruntime lacks a type, the value is cast to the next wider type it has.
 """
 
-import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from onnx import helper  # pyright: ignore[reportMissingImports]
 
-# The name of a tensor in the graph, or an array that is known when the graph is built.
-Value = str | np.ndarray
+from mail_jax.export.onnx_graph import Graph, Value
+
 Row = Callable[..., Any]
-
-
-class Graph:
-  """An ONNX graph under construction.
-
-  Attributes:
-    nodes: in the order in which they were added.
-    weights: arrays stored in the model, by name.
-  """
-
-  def __init__(self, batch_input: str, batch_size: int):
-    """Makes an empty graph.
-
-    Args:
-      batch_input: the input whose first axis is the batch.
-      batch_size: the size that stands for the batch in the traced function.
-    """
-    self.nodes: list[Any] = []
-    self.weights: dict[str, np.ndarray] = {}
-    self._batch_input, self._batch_size, self._batch = batch_input, batch_size, ""
-    # Holds the arrays too, so that no other object gets the id of one.
-    self._stored: dict[int, tuple[str, np.ndarray]] = {}
-
-  def add(self, op: str, *inputs: Value, outputs: int = 1, **attributes: Any) -> Any:
-    """Adds a node and returns the name of its output, or a list of names if it has several."""
-    names = [f"{op.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
-    self.nodes.append(helper.make_node(op, [self.name(x) for x in inputs], names, **attributes))
-    return names[0] if outputs == 1 else names
-
-  def cast(self, x: Value, dtype: Any) -> str:
-    """Adds a conversion to another dtype."""
-    return self.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-  def name(self, x: Value) -> str:
-    """Returns the name of a value; an array is stored in the model first."""
-    return x if isinstance(x, str) else self.keep(f"constant_{len(self.weights)}", x)
-
-  def keep(self, name: str, array: np.ndarray) -> str:
-    """Stores an array in the model, once, and returns its name."""
-    if id(array) not in self._stored:
-      self._stored[id(array)] = name, array
-      self.weights[name] = array
-    return self._stored[id(array)][0]
-
-  def shape(self, dims: Sequence[int]) -> Value:
-    """Returns a shape as a tensor whose batch size is read when the model runs."""
-    if self._batch_size not in dims:
-      return np.array(dims, np.int64)
-    self._batch = self._batch or self.add("Shape", self._batch_input, start=0, end=1)
-    parts = [
-      self._batch if size == self._batch_size else np.array([size], np.int64) for size in dims
-    ]
-    return self.add("Concat", *parts, axis=0)
-
-  def reshape(self, x: Value, dims: Sequence[int]) -> str:
-    """Adds a change of shape."""
-    # An axis that is a multiple of the batch size follows from the others.
-    sizes = [-1 if size and size % self._batch_size == 0 else size for size in dims]
-    return self.add("Reshape", x, np.array(sizes, np.int64))
 
 
 def _named(op: str) -> Row:
@@ -123,9 +63,20 @@ def _reduce_or(graph: Graph, equation: Any, x: Value) -> str:
   return graph.add("Squeeze", x, np.array(equation.params["axes"], np.int64))
 
 
+def _without_ties(graph: Graph, equation: Any, x: Value, axis: int, backwards: bool) -> Value:
+  """Returns flags as integers, no two of them equal: TensorRT does not say which it takes first."""
+  x, shape = graph.cast(x, np.int32), equation.invars[0].aval.shape
+  if not graph.options.tensorrt:
+    return x
+  place = np.arange(shape[axis], dtype=np.int32)[:: -1 if backwards else 1]
+  place = place.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+  return graph.add("Add", graph.add("Mul", x, np.array(shape[axis], np.int32)), place)
+
+
 def _argmax(graph: Graph, equation: Any, x: Value) -> str:
   (axis,) = equation.params["axes"]
-  x = graph.cast(x, np.int32) if _is_bool(equation.invars) else x
+  if _is_bool(equation.invars):
+    x = _without_ties(graph, equation, x, axis, backwards=True)
   return graph.cast(graph.add("ArgMax", x, axis=axis, keepdims=0), _dtype(equation))
 
 
@@ -134,7 +85,8 @@ def _sort(graph: Graph, equation: Any, *inputs: Value) -> list[str]:
   axis, key = equation.params["dimension"], inputs[0]
   if equation.params["num_keys"] != 1:
     raise NotImplementedError(f"onnx: sorting by several keys: {equation}")
-  key = graph.cast(key, np.int32) if _is_bool(equation.invars) else key
+  if _is_bool(equation.invars):
+    key = _without_ties(graph, equation, key, axis, backwards=False)
   size = np.array([equation.invars[0].aval.shape[axis]], np.int64)
   _, order = graph.add("TopK", key, size, outputs=2, axis=axis, largest=0, sorted=1)
   return [graph.add("GatherElements", x, order, axis=axis) for x in inputs]
@@ -221,15 +173,17 @@ def _unstack(graph: Graph, equation: Any, x: Value) -> list[str]:
   return [graph.add("Gather", x, np.array(i), axis=axis) for i in range(len(equation.outvars))]
 
 
-def _pad(graph: Graph, equation: Any, x: Value, value: Value) -> str:
+def _pad(graph: Graph, equation: Any, x: Value, value: Value) -> Value:
   low, high, interior = zip(*equation.params["padding_config"], strict=True)
   if any(interior):
     raise NotImplementedError(f"onnx: interior padding: {equation}")
-  return (
-    graph.add("Pad", x, np.array([*low, *high], np.int64), value)
-    if any(low + high)
-    else graph.add("Identity", x)
-  )
+  if not any(low + high):
+    return x
+  ends = np.array([*low, *high], np.int64)
+  if not _is_bool(equation.invars):
+    return graph.add("Pad", x, ends, value)
+  flags = [graph.cast(flag, np.int32) for flag in (x, value)]
+  return graph.cast(graph.add("Pad", flags[0], ends, flags[1]), bool)
 
 
 def _split(graph: Graph, equation: Any, x: Value) -> Any:
@@ -261,47 +215,65 @@ def _integer_pow(graph: Graph, equation: Any, x: Value) -> str:
   )
 
 
-def _dot_general(graph: Graph, equation: Any, x: Value, y: Value) -> str:
-  """Adds a MatMul, which runtimes optimise best, where the axes allow it; otherwise an Einsum."""
+def _product(graph: Graph, op: str, x: Value, y: Value, **attributes: Any) -> str:
+  """Adds a product, in float16 if y are weights and those are wanted in float16."""
+  if graph.options.precision != "float16" or isinstance(x, np.ndarray) or isinstance(y, str):
+    return graph.add(op, x, y, **attributes)
+  narrow = graph.add(op, graph.cast(x, np.float16), graph.half(y), **attributes)
+  return graph.cast(narrow, np.float32)
+
+
+def _dot_general(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
+  """Adds a MatMul, which runtimes optimise best; onnxruntime's Einsum fails on empty batches."""
   (contract_x, contract_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
-  rank_x, rank_y = (len(atom.aval.shape) for atom in equation.invars)
+  shape_x, shape_y = (atom.aval.shape for atom in equation.invars)
   if equation.invars[0].aval.dtype != np.float32:
     raise NotImplementedError(f"onnx: a product of other types than float32: {equation}")
-  is_last = len(contract_x) == 1 and contract_x[0] == rank_x - 1
-  if is_last and rank_y == 2 and contract_y == (0,) and not batch_x:
-    return graph.add("MatMul", x, y)
-  same_batch = batch_x == batch_y == tuple(range(rank_y - 2)) and rank_x == rank_y
-  if is_last and same_batch and contract_y == (rank_y - 2,):
-    return graph.add("MatMul", x, y)
-  letters = iter(string.ascii_lowercase)
-  letters_x = [next(letters) for _ in range(rank_x)]
-  letters_y = [next(letters) for _ in range(rank_y)]
-  for i, j in zip((*contract_x, *batch_x), (*contract_y, *batch_y), strict=True):
-    letters_y[j] = letters_x[i]
-  out = [letters_x[i] for i in batch_x]
-  out += [c for i, c in enumerate(letters_x) if i not in (*batch_x, *contract_x)]
-  out += [c for j, c in enumerate(letters_y) if j not in (*batch_y, *contract_y)]
-  return graph.add(
-    "Einsum", x, y, equation=f"{''.join(letters_x)},{''.join(letters_y)}->{''.join(out)}"
-  )
+  free_x = [i for i in range(len(shape_x)) if i not in (*contract_x, *batch_x)]
+  free_y = [i for i in range(len(shape_y)) if i not in (*contract_y, *batch_y)]
+  last = len(shape_y) - 1
+  if not batch_x and len(shape_x) == 2 and contract_y == (last - 1,) and last > 1:
+    # A matrix times many: the axes of the many come first.
+    left = graph.arrange(x, shape_x, [free_x, contract_x])
+    return graph.transpose(graph.add("MatMul", left, y), [last - 1, *range(last - 1), last])
+  rows = [*([i] for i in batch_x), free_x] if batch_x else [[i] for i in free_x]
+  left = graph.arrange(x, shape_x, [*rows, contract_x])
+  right = graph.arrange(y, shape_y, [*([i] for i in batch_y), contract_y, free_y])
+  found = _product(graph, "MatMul", left, right)
+  merges = len(free_y) != 1 or (batch_x and len(free_x) != 1)
+  return graph.reshape(found, equation.outvars[0].aval.shape) if merges else found
 
 
-def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> str:
+def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
   parameters = equation.params
   numbers = parameters["dimension_numbers"]
   if set(parameters["lhs_dilation"]) != {1} or parameters["batch_group_count"] != 1:
     raise NotImplementedError(f"onnx: a transposed or batch-grouped convolution: {equation}")
   low, high = zip(*parameters["padding"], strict=True)
-  result = graph.add(
+  result = _product(
+    graph,
     "Conv",
-    graph.add("Transpose", x, perm=numbers.lhs_spec),
-    graph.add("Transpose", kernel, perm=numbers.rhs_spec),
+    graph.transpose(x, numbers.lhs_spec),
+    graph.transpose(kernel, numbers.rhs_spec),
     strides=parameters["window_strides"],
     pads=[*low, *high],
     dilations=parameters["rhs_dilation"],
     group=parameters["feature_group_count"],
   )
-  return graph.add("Transpose", result, perm=[int(i) for i in np.argsort(numbers.out_spec)])
+  return graph.transpose(result, np.argsort(numbers.out_spec).tolist())
+
+
+def _pow(graph: Graph, equation: Any, x: Value, y: Value) -> str:
+  """Adds a power; TensorRT has none of integers."""
+  exponent = equation.invars[1].aval.dtype
+  return graph.add("Pow", x, y if exponent == _dtype(equation) else graph.cast(y, _dtype(equation)))
+
+
+def _reduce_precision(graph: Graph, equation: Any, x: Value) -> str:
+  bits = equation.params["exponent_bits"], equation.params["mantissa_bits"]
+  if bits != (8, 7):
+    raise NotImplementedError(f"onnx: rounding to {bits} bits: {equation}")
+  return graph.cast(graph.cast(x, jnp.bfloat16), _dtype(equation))
 
 
 def _dtype(equation: Any) -> Any:
@@ -327,6 +299,7 @@ TABLE: dict[str, Row] = {
   "logistic": _named("Sigmoid"),
   "neg": _named("Neg"),
   "not": _logical("Not", "BitwiseNot"),
+  "reduce_precision": _reduce_precision,
   "rsqrt": lambda g, e, x: g.add("Reciprocal", g.add("Sqrt", x)),
   "sign": _named("Sign"),
   "sin": _named("Sin"),
@@ -348,7 +321,7 @@ TABLE: dict[str, Row] = {
   "mul": _named("Mul"),
   "ne": lambda g, e, x, y: g.add("Not", g.add("Equal", x, y)),
   "or": _logical("Or", "BitwiseOr"),
-  "pow": _named("Pow"),
+  "pow": _pow,
   "rem": lambda g, e, x, y: g.add("Mod", x, y, fmod=1),
   "shift_right_logical": _shift_right,
   "sub": _named("Sub"),
@@ -381,7 +354,7 @@ TABLE: dict[str, Row] = {
   "squeeze": lambda g, e, x: g.add("Squeeze", x, np.array(e.params["dimensions"], np.int64)),
   "unstack": _unstack,
   "tile": lambda g, e, x: g.add("Tile", x, np.array(e.params["reps"], np.int64)),
-  "transpose": lambda g, e, x: g.add("Transpose", x, perm=e.params["permutation"]),
+  "transpose": lambda g, e, x: g.transpose(x, e.params["permutation"]),
   # identities
   "copy": _same,
   "optimization_barrier": _same,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8, UInt16
+from jaxtyping import Array, Float, UInt, UInt8
 
 from mail_jax.models.instances import crop_weights, product, sum_inside
 
@@ -45,7 +45,7 @@ def crop_pixels(
 
 
 def colour_and_texture(
-  colours: Float[Array, "b 3 h w"], planes: UInt16[Array, "b g h w"], area: Float[Array, "b k"]
+  colours: Float[Array, "b 3 h w"], planes: UInt[Array, "b g h w"], area: Float[Array, "b k"]
 ) -> tuple[Float[Array, "b k 3"], Float[Array, "b k 6"]]:
   """Summarises the pixels inside each mask.
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, UInt8, UInt16
+from jaxtyping import Array, Float, Int, UInt, UInt8
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models import appearance, instances
@@ -180,7 +180,7 @@ class InstanceEmbedding(nn.Module):
   @nn.compact
   def __call__(
     self,
-    planes: UInt16[Array, "b g h w"],
+    planes: UInt[Array, "b g h w"],
     image: UInt8[Array, "b h w 3"],
     count: int,
   ) -> tuple[Float[Array, "b {count} d"], Float[Array, "b {count} n"]]:
@@ -244,7 +244,7 @@ class StackedMaskEmbedding(nn.Module):
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
 
   @nn.compact
-  def __call__(self, planes: UInt16[Array, "b g h w"], count: int) -> Float[Array, "b n d"]:
+  def __call__(self, planes: UInt[Array, "b g h w"], count: int) -> Float[Array, "b n d"]:
     """Returns one token per patch, from the first `count` masks."""
     masks = instances.unpack_bit_planes(planes, count, self.dtype)
     x = PatchProjection(self.width, self.patch_size, self.dtype, name="patches")(masks)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt16
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
 from input_pipeline.preprocess.bit_planes import PLANE_BITS
 from mail_jax.models.folding import fold_planes
@@ -12,29 +12,39 @@ from mail_jax.models.folding import fold_planes
 _BITS = 2 ** np.arange(PLANE_BITS, dtype=np.int32)
 
 
+def masks_per_plane(planes: UInt[Array, "..."]) -> int:
+  """Returns 16, or 1 where planes are masks as bytes: some runtimes have no operations on bits."""
+  return PLANE_BITS if planes.dtype == jnp.uint16 else 1
+
+
 def unpack_bit_planes(
-  planes: UInt16[Array, "b g h w"], count: int, dtype: DTypeLike = bool
+  planes: UInt[Array, "b g h w"], count: int, dtype: DTypeLike = bool
 ) -> Shaped[Array, "b {count} h w"]:
   """Unpacks masks: instance k is bit k % 16 of plane k // 16.
 
   Compilers for accelerators do this within the product that reads the masks.
   """
+  if masks_per_plane(planes) == 1:
+    return (planes[:, :count] > 0).astype(dtype)
   masks = (planes.astype(jnp.int32)[:, :, None] & _BITS[:, None, None]) > 0
   batch, groups, _, height, width = masks.shape
   return masks.reshape(batch, groups * PLANE_BITS, height, width)[:, :count].astype(dtype)
 
 
 def clear_slots(
-  planes: UInt16[Array, "b g h w"], valid: Bool[Array, "b k"]
-) -> UInt16[Array, "b g h w"]:
+  planes: UInt[Array, "b g h w"], valid: Bool[Array, "b k"]
+) -> UInt[Array, "b g h w"]:
   """Empties the masks of slots that are not valid."""
   groups = planes.shape[1]
+  if masks_per_plane(planes) == 1:
+    flags = jnp.pad(valid, ((0, 0), (0, groups - valid.shape[1])))
+    return jnp.where(flags[:, :, None, None], planes, 0)
   flags = jnp.pad(valid, ((0, 0), (0, groups * PLANE_BITS - valid.shape[1])))
   words = jnp.where(flags.reshape(-1, groups, PLANE_BITS), _BITS, 0).sum(2)
   return planes & words.astype(planes.dtype)[:, :, None, None]
 
 
-def take_slot(planes: UInt16[Array, "b g h w"], slot: Int[Array, "b"]) -> Bool[Array, "b h w"]:
+def take_slot(planes: UInt[Array, "b g h w"], slot: Int[Array, "b"]) -> Bool[Array, "b h w"]:
   """Returns one mask of each example; a slot beyond the last is empty."""
   slot = slot.astype(planes.dtype)[:, None, None, None]
   plane = jnp.arange(planes.shape[1], dtype=planes.dtype)[:, None, None]
@@ -42,7 +52,7 @@ def take_slot(planes: UInt16[Array, "b g h w"], slot: Int[Array, "b"]) -> Bool[A
 
 
 def sum_inside(
-  planes: UInt16[Array, "b g h w"], count: int, maps: Float[Array, "b m h w"]
+  planes: UInt[Array, "b g h w"], count: int, maps: Float[Array, "b m h w"]
 ) -> Float[Array, "b {count} m"]:
   """Returns the sum of each map over the pixels of each mask, in float32.
 
@@ -59,7 +69,7 @@ def sum_inside(
 
 
 def areas_and_overlap(
-  planes: UInt16[Array, "b g h w"],
+  planes: UInt[Array, "b g h w"],
   count: int,
   other: Bool[Array, "b h w"],
   dtype: DTypeLike = jnp.float32,
@@ -75,7 +85,7 @@ def areas_and_overlap(
 
 
 def instance_iou(
-  planes: UInt16[Array, "b g h w"],
+  planes: UInt[Array, "b g h w"],
   count: int,
   target: Bool[Array, "b h w"],
   dtype: DTypeLike = jnp.float32,
@@ -87,7 +97,7 @@ def instance_iou(
 
 
 def instance_share(
-  planes: UInt16[Array, "b g h w"],
+  planes: UInt[Array, "b g h w"],
   count: int,
   target: Bool[Array, "b h w"],
   dtype: DTypeLike = jnp.float32,
@@ -100,7 +110,7 @@ def instance_share(
   return both / jnp.maximum(area, 1)
 
 
-def boxes(planes: UInt16[Array, "b g h w"], count: int) -> Float[Array, "b {count} 4"]:
+def boxes(planes: UInt[Array, "b g h w"], count: int) -> Float[Array, "b {count} 4"]:
   """Returns bounding boxes in pixels: top, left, bottom, right, ends exclusive.
 
   The box of an empty mask is the whole image.
@@ -108,7 +118,8 @@ def boxes(planes: UInt16[Array, "b g h w"], count: int) -> Float[Array, "b {coun
   sides = []
   for axis in (3, 2):
     # The bits of 16 instances at once.
-    words = jnp.bitwise_or.reduce(planes, axis=axis)
+    reduce = jnp.max if masks_per_plane(planes) == 1 else jnp.bitwise_or.reduce
+    words = reduce(planes, axis=axis)
     occupied = unpack_bit_planes(words[:, :, None], count)[:, :, 0]
     size = occupied.shape[-1]
     first = jnp.argmax(occupied, -1)
@@ -150,7 +161,7 @@ def crop_weights(
 
 
 def patch_coverage(
-  planes: UInt16[Array, "b g h w"], count: int, patch_size: int, dtype: DTypeLike = jnp.float32
+  planes: UInt[Array, "b g h w"], count: int, patch_size: int, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "b {count} n"]:
   """Returns the fraction of each patch that each instance covers; patches row by row.
 
@@ -162,7 +173,7 @@ def patch_coverage(
 
 
 def views(
-  planes: UInt16[Array, "b g h w"],
+  planes: UInt[Array, "b g h w"],
   box: Float[Array, "b k 4"],
   bins: tuple[int, int, int],
   dtype: DTypeLike = jnp.float32,
@@ -208,7 +219,7 @@ def _patch_sums(size: int, patch_size: int) -> Float[Array, "patches {size}"]:
 
 
 def _sum_rows(
-  planes: UInt16[Array, "b g h w"], rows: Float[Array, "b k i h"], dtype: DTypeLike
+  planes: UInt[Array, "b g h w"], rows: Float[Array, "b k i h"], dtype: DTypeLike
 ) -> Float[Array, "b k i w"]:
   """Returns weighted sums of the rows of each mask, in the dtype."""
   masks = unpack_bit_planes(planes, rows.shape[1], dtype)
@@ -227,7 +238,7 @@ def product(letters: str, left: Array, right: Array) -> Float[Array, "..."]:
 
 
 def chosen_tiles(
-  planes: UInt16[Array, "b g h w"], weights: Float[Array, "b k"], tile: int
+  planes: UInt[Array, "b g h w"], weights: Float[Array, "b k"], tile: int
 ) -> Float[Array, "b y x d"]:
   """Returns the sum over instances of weight times mask, with tiles of pixels in the channels."""
   groups = [fold_planes(planes[:, i : i + 1], tile) for i in range(planes.shape[1])]
@@ -235,8 +246,11 @@ def chosen_tiles(
   groups = jax.lax.optimization_barrier(groups)
   total = jnp.zeros(groups[0].shape)
   for k, weight in enumerate(jnp.moveaxis(weights, 1, 0)):
-    bits = (groups[k // PLANE_BITS] >> k % PLANE_BITS & 1).astype(jnp.float32)
-    total += weight[:, None, None, None] * bits
+    if masks_per_plane(planes) == 1:
+      bits = groups[k]
+    else:
+      bits = groups[k // PLANE_BITS] >> k % PLANE_BITS & 1
+    total += weight[:, None, None, None] * bits.astype(jnp.float32)
   return total
 
 

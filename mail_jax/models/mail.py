@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8, UInt16
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt, UInt8
 
 from input_pipeline.common.errors import InputError
 from mail_jax.models import embeddings, instances
@@ -33,7 +33,7 @@ class Output(NamedTuple):
   tiles: Float[Array, "c y x d"]
   rho: Float[Array, "b k"]
   selection_logits: Float[Array, "b j"]
-  planes: UInt16[Array, "b g h w"]
+  planes: UInt[Array, "b g h w"]
   no_target: Float[Array, "b"] | None = None
 
   @property
@@ -149,7 +149,7 @@ class MaIL(nn.Module):
   def __call__(
     self,
     image: UInt8[Array, "b h w 3"],
-    planes: UInt16[Array, "b g h w"],
+    planes: UInt[Array, "b g h w"],
     valid: Bool[Array, "b k"],
     tokens: Int[Array, "b l"],
     num_tokens: Int[Array, "b"],
@@ -213,7 +213,7 @@ class MaIL(nn.Module):
 
   def _embed_masks(
     self,
-    planes: UInt16[Array, "b g h w"],
+    planes: UInt[Array, "b g h w"],
     valid: Bool[Array, "b k"],
     image: UInt8[Array, "b h w 3"],
   ) -> tuple[MaskTokens, Float[Array, "b k n"]]:
@@ -289,7 +289,7 @@ class MaIL(nn.Module):
     self,
     grid: Float[Array, "c rows cols f"],
     image: UInt8[Array, "c h w 3"],
-    planes: UInt16[Array, "c g h w"],
+    planes: UInt[Array, "c g h w"],
     rho: Float[Array, "c k"],
     train: bool,
   ) -> Float[Array, "c y x d"]:

@@ -228,4 +228,5 @@ def _compare(
       process.terminate()
       raise
   names = (trials[0].name, trials[1].name)
-  print(compare.text(compare.report(*map(per_expression.read, map(str, files)), names)))
+  first, second = (per_expression.read(str(rows)) for rows in files)
+  print(compare.text(compare.report(first, second, names)))

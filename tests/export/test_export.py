@@ -23,7 +23,7 @@ from etils import epath
 from input_pipeline.common.errors import InputError
 from mail_jax.evaluate import command as evaluate
 from mail_jax.export import command as export
-from mail_jax.export import folder, formats, load
+from mail_jax.export import folder, formats, load, scripts
 from mail_jax.models.build import apply_model
 from mail_jax.predict import command as predict
 
@@ -161,7 +161,7 @@ def _spoil(exported: pathlib.Path, tmp_path: pathlib.Path, how: str) -> str:
   place = tmp_path / "spoiled"
   shutil.copytree(exported, place)
   name, _, what = how.partition(" ")
-  path = place / name
+  path = next(place.glob(name), place / name)
   if what == "gone":
     path.unlink()
   elif what == "flipped":
@@ -193,7 +193,7 @@ def _spoil(exported: pathlib.Path, tmp_path: pathlib.Path, how: str) -> str:
     ),
     ("model.safetensors cut", "", r"model\.safetensors: contents differ"),
     ("model.stablehlo flipped", "model.stablehlo", r"model\.stablehlo: contents differ"),
-    ("saved_model/saved_model.pb cut", "saved_model", r"saved_model\.pb: contents differ"),
+    ("saved_model/*/saved_model.pb cut", "saved_model", r"saved_model\.pb: contents differ"),
     ("tokenizer.model gone", "", r"tokenizer\.model: No such file"),
     ("config.json foreign", "", r"config\.json: not a model exported by mail_jax"),
     ("config.json no json", "", r"config\.json: not a model exported by mail_jax"),
@@ -296,3 +296,64 @@ def test_a_model_of_several_or_no_referents_says_the_same_when_exported(form, tm
     np.testing.assert_allclose(
       getattr(actual, name), getattr(expected, name), atol=1e-4, err_msg=name
     )
+
+
+@pytest.mark.parametrize("form", ["stablehlo", pytest.param("onnx", marks=pytest.mark.extras)])
+def test_weights_beyond_the_limit_of_a_file_are_beside_it(exported, tmp_path, monkeypatch, form):
+  if form == "onnx":
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+  monkeypatch.setattr(formats, "MAX_BYTES", 10_000)
+  out, place = tmp_path / "out", folder.PLACES[form]
+  export.export(str(exported), str(out), (form,))
+  beside = out / f"{place}.data"
+  model = load.load(str(exported))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.variables))
+  assert beside.stat().st_size > 0.9 * size > 5 * (out / place).stat().st_size / 10
+  batch = exported_models.random_batch(model.config, 3)
+  exported_models.assert_alike(load.load(str(out / place)), model, batch)
+  _check_script_runs(out, form, tmp_path)
+  data = bytearray(beside.read_bytes())
+  data[len(data) // 2] ^= 1
+  beside.write_bytes(bytes(data))
+  with pytest.raises(InputError, match=rf"{place}\.data: contents differ"):
+    load.load(str(out / place))
+
+
+def _check_script_runs(out: pathlib.Path, form: str, tmp_path: pathlib.Path) -> None:
+  exported_models.save_photo(tmp_path / "photo.png")
+  script = out / scripts.SCRIPTS[form][0]
+  exported_models.run_script(script, "photo.png", "the star", "mask.png", cwd=tmp_path)
+  assert (tmp_path / "mask.png").is_file()
+
+
+_GIGABYTES = 3e9
+
+
+@pytest.mark.slow
+@pytest.mark.extras
+@pytest.mark.parametrize("form", ["onnx", "stablehlo", "saved_model"])
+def test_a_model_of_three_gigabytes_is_exported_and_runs(form, tmp_path):
+  """Memory for about three copies of the weights, and as much disk as one."""
+  pytest.importorskip("onnx")
+  pytest.importorskip("onnxruntime")
+  config = tiny_model.make_config(slots=2, width=2048, depth=15, heads=8)
+  network = tiny_model.make(config)
+  rng = np.random.default_rng(0)
+
+  def draw(leaf: Any) -> np.ndarray:
+    noise = rng.standard_normal(leaf.shape, np.float32)
+    return noise / max(np.prod(leaf.shape[:-1]), 16) ** 0.5
+
+  variables = jax.tree.map(draw, tiny_model.shapes(config))
+  assert sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) > _GIGABYTES
+  batch = exported_models.random_batch(config, 2)
+  expected = jax.device_get(jax.jit(functools.partial(apply_model, network))(variables, batch))
+  jax.clear_caches()
+  place = tmp_path / folder.PLACES[form]
+  formats.write(form, place, config, network, variables)
+  opened = formats.open_forward(form, epath.Path(place), network)
+  complete = batch | (opened.outside(batch) if opened.outside else {})
+  actual = jax.jit(opened.forward)(variables if form == "stablehlo" else {}, complete)
+  assert np.std(expected.logits) > 1e-3
+  np.testing.assert_allclose(actual.logits, expected.logits, atol=1e-3)

@@ -1,5 +1,8 @@
 """ONNX: the model, its variants and each primitive, in onnxruntime and in JAX."""
 
+import pathlib
+import re
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +24,15 @@ B = "b"  # Stands for any batch size.
 
 
 def _build(
-  function: Callable[..., dict[str, Any]], variables: Any, inputs: dict[str, Any]
+  function: Callable[..., dict[str, Any]], variables: Any, inputs: dict[str, Any], **options: Any
 ) -> bytes:
   pytest.importorskip("onnx")
   from mail_jax.export import onnx_model
 
-  return onnx_model.build(function, variables, inputs)
+  with tempfile.TemporaryDirectory() as folder:
+    place = pathlib.Path(folder) / "model.onnx"
+    onnx_model.write(place, function, variables, inputs, onnx_model.Options(**options))
+    return place.read_bytes()
 
 
 def _run(model: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -103,6 +109,7 @@ def test_every_variant_of_the_model_is_the_same_in_onnx(name):
   plain, plain_variables = formats.without_loop(config, variables)
   written = formats.make_forward(tiny_model.make(plain))
   model = _build(written, plain_variables, specs)
+  _check_names(model, config)
   for count in (1, 3):
     batch = exported_models.random_batch(config, count, seed=count)
     expected = jax.jit(run)(variables, *(batch[key] for key in formats.INPUTS))
@@ -110,6 +117,22 @@ def test_every_variant_of_the_model_is_the_same_in_onnx(name):
     assert set(actual) == set(expected)
     for key, value in expected.items():
       np.testing.assert_allclose(actual[key], value, atol=1e-4, rtol=1e-5)
+  # onnxruntime's Einsum ended the process here.
+  nothing = _run(model, {key: value[:0] for key, value in batch.items()})
+  assert {key: value.shape for key, value in nothing.items()} == {
+    key: (0, *value.shape[1:]) for key, value in expected.items()
+  }
+
+
+def _check_names(model: bytes, config: Any) -> None:
+  """Checks that nodes have names of their own, with the part of the network that they belong to."""
+  onnx = pytest.importorskip("onnx")
+  nodes = onnx.load_from_string(model).graph.node
+  assert len({node.name for node in nodes}) == len(nodes)
+  for layer in ("qkv", "out", "mlp_in", "mlp_out"):
+    names = [node.name for node in nodes if node.op_type == "MatMul" and f"/{layer}/" in node.name]
+    assert len(names) == config.model.depth
+  assert not [node.name for node in nodes if not re.fullmatch(r"[\w/]+_\d+|output/\w+", node.name)]
 
 
 def _floats(*shape: Any) -> tuple[tuple[Any, ...], Any]:
@@ -170,7 +193,11 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
     for name in ("max", "min", "lt", "le", "gt", "ge", "eq", "ne")
   },
   "integer_pow": [(lambda x, y=y: lax.integer_pow(x, y), [_floats(B, 3)]) for y in (2, 3, -1)],
-  "pow": [(lambda x, y: lax.pow(jnp.abs(x) + 0.1, y), [_floats(B, 3), _floats(B, 3)])],
+  "pow": [
+    (lambda x, y: lax.pow(jnp.abs(x) + 0.1, y), [_floats(B, 3), _floats(B, 3)]),
+    (lambda x, y: lax.pow(jnp.abs(x) + 0.1, y % 3), [_floats(B, 3), _ints(B, 3)]),
+  ],
+  "reduce_precision": [(lambda x: lax.reduce_precision(x, 8, 7), [_floats(B, 9)])],
   "rem": [(lambda x: lax.rem(x, jnp.int32(5)), [_ints(B, 3)])],
   "not": [(lax.bitwise_not, [_bools(B, 3)]), (lax.bitwise_not, [_ints(B, 3)])],
   "and": [(lax.bitwise_and, [_bools(B, 3)] * 2), (lax.bitwise_and, [_words(B, 3)] * 2)],
@@ -224,6 +251,8 @@ CASES: dict[str, list[tuple[Callable[..., Any], list[Any]]]] = {
     (lambda x, y: jnp.einsum("btne,bsne->bnts", x, y), [_floats(B, 3, 2, 4), _floats(B, 5, 2, 4)]),
     (lambda x, y: jnp.einsum("iy,bkyx->bkix", x, y), [_floats(2, 3), _floats(B, 4, 3, 5)]),
     (lambda x, y: jnp.einsum("bkiy,byxc->bkixc", x, y), [_floats(B, 2, 3, 4), _floats(B, 4, 5, 6)]),
+    (lambda x, y: jnp.einsum("bij,cjid->bcd", x, y), [_floats(B, 3, 2), _floats(4, 2, 3, 5)]),
+    (lambda x, y: jnp.einsum("bi,i->b", x, y), [_floats(B, 3), _floats(3)]),
   ],
   "conv_general_dilated": [
     (
@@ -360,3 +389,120 @@ def test_the_file_is_one_and_passes_the_checker(exported_onnx):
   ]
   assert {o.name for o in model.graph.output} == {"logits", "selection_logits"}
   assert any(w.name == "params/encoder/block00/qkv/kernel" for w in model.graph.initializer)
+
+
+def _as_masks(batch: dict[str, np.ndarray], slots: int) -> dict[str, np.ndarray]:
+  """Returns a batch with masks one by one, as bytes: bit k % 16 of plane k // 16."""
+  planes = batch["instances"]
+  masks = [planes[:, k // 16] >> np.uint16(k % 16) & 1 for k in range(max(slots, 1))]
+  return batch | {"instances": np.stack(masks, 1).astype(np.uint8)}
+
+
+# The operators and types of TensorRT 10 (github.com/onnx/onnx-tensorrt, docs/operators.md of
+# release 10.1), of those that we use. "N" is what it has as a number, "B" flags.
+_OPERATORS = {
+  "N": "Add Div Mul Sub Max Min Abs Neg Sign ArgMax TopK Pad Mod Equal Greater GreaterOrEqual Less "
+  "LessOrEqual ReduceMax ReduceMin ReduceSum",
+  "F": "Ceil Conv Cos Erf Exp Floor Log MatMul Pow Reciprocal Sigmoid Sin Sqrt Tanh",
+  "NB": "Concat Expand Gather GatherElements GatherND Identity Reshape Shape Slice Split Squeeze "
+  "Tile Transpose Where",
+  "B": "And Not Or",
+  "NBU": "Cast",
+}
+_TENSORRT = {name: kinds for kinds, names in _OPERATORS.items() for name in names.split()}
+_NUMBERS = "FLOAT FLOAT16 BFLOAT16 INT32 INT64"
+_KINDS = {"N": _NUMBERS, "F": "FLOAT FLOAT16 BFLOAT16", "B": "BOOL", "U": "UINT8"}
+_COMPARE = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+
+
+def _check_tensorrt(model: bytes) -> None:
+  """Checks each node of a model against what TensorRT has: operator, types, and their limits."""
+  onnx = pytest.importorskip("onnx")
+  graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), strict_mode=True).graph
+  values = [*graph.value_info, *graph.input, *graph.output]
+  kinds = {value.name: value.type.tensor_type.elem_type for value in values}
+  kinds |= {weight.name: weight.data_type for weight in graph.initializer}
+  name_of = onnx.TensorProto.DataType.Name
+  assert {name_of(kinds[value.name]) for value in graph.input} == {"UINT8", "INT32"}
+  for node in graph.node:
+    assert node.op_type in _TENSORRT, f"{node.name}: TensorRT has no {node.op_type}"
+    allowed = {t for kind in _TENSORRT[node.op_type] for t in _KINDS[kind].split()}
+    read = {name_of(kinds[name]) for name in node.input}
+    # Comparisons give flags, and conditions are flags.
+    written = {"BOOL"} if node.op_type in _COMPARE else {name_of(kinds[n]) for n in node.output}
+    used = read | (set() if node.op_type in _COMPARE else written)
+    assert used <= allowed, f"{node.name}: {node.op_type} of {used - allowed}"
+    if "UINT8" in used:
+      assert node.input[0] in {value.name for value in graph.input}  # bytes are inputs only
+  # Tensors have at most 8 dimensions, and axes, kernels and counts are constants.
+  assert max(len(value.type.tensor_type.shape.dim) for value in values) <= 8
+  constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
+  computed = {node.output[0]: node.op_type for node in graph.node}
+  for node in graph.node:
+    if node.op_type in ("Squeeze", "ReduceSum", "ReduceMax", "ReduceMin", "TopK", "Conv"):
+      stored = node.input[1] in constants or computed[node.input[1]] == "Cast"
+      assert stored, f"{node.name}: computes its {node.input[1]}"
+    if node.op_type == "TopK":
+      assert constants[node.input[1]] < 3840
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    n if n in ("several or no targets", "no instances") else pytest.param(n, marks=pytest.mark.slow)
+    for n in VARIANTS
+  ],
+)
+def test_the_variant_for_tensorrt_has_its_operators_and_types_only_and_the_same_outputs(name):
+  preset, slots, model = VARIANTS[name]
+  config = tiny_model.make_config(preset, slots, **model)
+  network, variables = tiny_model.make(config), tiny_model.random_variables(config)
+  specs = build.input_specs(config, jax.export.symbolic_shape("b")[0])
+  specs["instances"] = formats.as_masks(specs["instances"], slots)
+  plain, plain_variables = formats.without_loop(config, variables)
+  written = formats.make_forward(tiny_model.make(plain))
+  model = _build(written, plain_variables, specs, tensorrt=True)
+  _check_tensorrt(model)
+  batch = exported_models.random_batch(config, 3)
+  run = jax.jit(formats.make_forward(network))
+  expected = run(variables, *(batch[key] for key in formats.INPUTS))
+  for key, value in _run(model, _as_masks(batch, slots)).items():
+    np.testing.assert_allclose(value, expected[key], atol=1e-4, rtol=1e-5)
+
+
+def test_equal_flags_keep_their_order_without_help_of_the_runtime():
+  """TensorRT does not say which of equal values comes first, so none are equal."""
+  onnx = pytest.importorskip("onnx")
+  spec = {"x": jax.ShapeDtypeStruct((jax.export.symbolic_shape("b")[0], 6), np.bool_)}
+  model = _build(
+    lambda _, x: {
+      "first": lax.argmax(x, 1, jnp.int32),
+      "order": jnp.argsort(x, axis=1, stable=True),
+    },
+    {},
+    spec,
+    tensorrt=True,
+  )
+  keys = onnx.load_from_string(model)
+  for node in list(keys.graph.node):
+    if node.op_type in ("TopK", "ArgMax"):
+      keys.graph.output.append(onnx.ValueInfoProto(name=node.input[0]))
+  flags = np.random.default_rng(0).random((50, 6)) < 0.5
+  flags[0], flags[1] = False, True
+  actual = _run(keys.SerializeToString(), {"x": flags})
+  np.testing.assert_array_equal(actual.pop("first"), flags.argmax(1))
+  np.testing.assert_array_equal(actual.pop("order"), np.argsort(flags, axis=1, kind="stable"))
+  assert len(actual) == 2
+  for found in actual.values():
+    assert all(len(set(row)) == 6 for row in found.tolist())
+
+
+def test_the_exported_variant_for_tensorrt_runs_with_mail_jax(exported, tmp_path):
+  pytest.importorskip("onnx")
+  pytest.importorskip("onnxruntime")
+  export.export(str(exported), str(tmp_path / "out"), ("tensorrt",))
+  model = load.load(str(exported))
+  batch = exported_models.random_batch(model.config, 3)
+  exported_models.assert_alike(
+    load.load(str(tmp_path / "out" / "model_tensorrt.onnx")), model, batch
+  )

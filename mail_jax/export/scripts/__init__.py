@@ -7,7 +7,7 @@ import input_pipeline
 
 # For each format the script, and the package that it needs besides NumPy, Pillow and a tokenizer.
 SCRIPTS = {
-  "stablehlo": ("run_stablehlo.py", "jax"),
+  "stablehlo": ("run_stablehlo.py", "jax, safetensors"),
   "saved_model": ("run_saved_model.py", "tensorflow"),
   "onnx": ("run_onnx.py", "onnxruntime"),
 }

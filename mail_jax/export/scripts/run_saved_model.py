@@ -26,7 +26,7 @@ vocabulary = here / about["tokenizer"]["file"]
 tokenizer = from_file_bytes(about["tokenizer"]["kind"], vocabulary.read_bytes(), vocabulary.name)
 inputs, _ = prepare(pixels, [expression], masks, tokenizer, **about["inputs"])
 
-model = tf.saved_model.load(str(here / "saved_model"))
+model = tf.saved_model.load(str(here / "saved_model" / str(about["step"])))
 run = model.signatures["serving_default"]
 outputs = {k: v.numpy() for k, v in run(**{k: tf.constant(v) for k, v in inputs.items()}).items()}
 

@@ -11,6 +11,7 @@ import sys
 
 import jax
 import jax.export
+import safetensors.numpy
 from mail_preprocess.preprocess import mask_from_logits, open_image, read_masks  # pyright: ignore
 from mail_preprocess.preprocess.model_inputs import prepare  # pyright: ignore
 from mail_preprocess.preprocess.tokenizer import from_file_bytes  # pyright: ignore
@@ -28,8 +29,13 @@ tokenizer = from_file_bytes(about["tokenizer"]["kind"], vocabulary.read_bytes(),
 inputs, _ = prepare(pixels, [expression], masks, tokenizer, **about["inputs"])
 
 model = jax.export.deserialize(bytearray((here / "model.stablehlo").read_bytes()))
-order = ("image", "instances", "num_instances", "tokens", "num_tokens")
-outputs = jax.device_get(model.call(*(inputs[name] for name in order)))
+arguments = [inputs[n] for n in ("image", "instances", "num_instances", "tokens", "num_tokens")]
+weights = here / "model.stablehlo.data"
+if weights.is_file():  # too large for the program: its first argument
+  arrays = safetensors.numpy.load_file(weights)
+  arguments = [*(arrays[path] for path in sorted(arrays, key=lambda p: p.split("/"))), *arguments]
+arguments, _ = jax.tree.unflatten(model.in_tree, arguments)
+outputs = jax.device_get(model.call(*arguments))
 
 mask = mask_from_logits(outputs["logits"][0], height, width, outputs.get("no_target", [None])[0])
 Image.fromarray(mask).convert("L").save(out)  # white: the referent
