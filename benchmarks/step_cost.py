@@ -54,6 +54,7 @@ _RECIPE, _LARGE, _HUGE = (
   "configs/scale.py:vit_l",
   "configs/scale.py:vit_h",
 )
+_BEIT3 = "configs/refcoco_beit3.py"
 CASES = (
   Case(_RECIPE, "train", "v5e:2x2", 8),
   Case(_RECIPE, "train", "v5e:2x2", 32),
@@ -71,6 +72,11 @@ MORE = (
     Case(_RECIPE, "train", f"{slices}*{topology}", 8)
     for topology in ("v5e:16x16", "v5p:4x4x4")
     for slices in (2, 4)
+  ),
+  *(
+    Case(f"{_BEIT3}:{name}", "train", topology, 8)
+    for topology in ("v5e:4x4", "v5p:2x2x4", "h100:8")
+    for name in ("base,unc", "base,unc,480", "large,unc")
   ),
   Case(_RECIPE, "train", "h100:1", 32),
   Case(_RECIPE, "train", "h200:1", 32),
