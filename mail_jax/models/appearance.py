@@ -60,14 +60,16 @@ def colour_and_texture(
     for stripes and 0 for dots. Zeros for an empty mask.
   """
 
-  def average(*parts: Float[Array, "b 3 h w"]) -> Float[Array, "b k 3"]:
-    sums = (sum_inside(planes, area.shape[1], maps.astype(colours.dtype)) for maps in parts)
-    return sum(sums, jnp.zeros(())) / jnp.maximum(area[..., None], 1)
-
   exact = colours.astype(jnp.float32)
-  centred = average(exact)
-  square = average(*_parts(exact**2, colours.dtype)) / HALF_RANGE**2
-  tensor = average(*_parts(_structure_tensor(exact), colours.dtype)) / HALF_RANGE**2
+  of_squares = _parts(exact**2, colours.dtype)
+  of_tensor = _parts(_structure_tensor(exact), colours.dtype)
+  # One product, so that the masks are unpacked once.
+  parts = [exact, *of_squares, *of_tensor]
+  maps = jnp.concatenate(parts, 1).astype(colours.dtype)
+  sums = sum_inside(planes, area.shape[1], maps) / jnp.maximum(area[..., None], 1)
+  centred, *means = jnp.split(sums, len(parts), -1)
+  square = sum(means[: len(of_squares)], jnp.zeros(())) / HALF_RANGE**2
+  tensor = sum(means[len(of_squares) :], jnp.zeros(())) / HALF_RANGE**2
   deviation = jnp.sqrt(jnp.maximum(square - (centred / HALF_RANGE) ** 2, 0))
   xx, yy, xy = jnp.moveaxis(tensor, -1, 0)
   half, gap = (xx + yy) / 2, jnp.sqrt(((xx - yy) / 2) ** 2 + xy**2)
