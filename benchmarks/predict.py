@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import contestants
 from input_pipeline.common.errors import run_command
-from mail_jax.distributed import sharding
+from mail_jax.export import load
 from mail_jax.hardware import flops
-from mail_jax.models.build import apply_model
-from mail_jax.train.program import build_program
+from mail_jax.models.build import apply_model, init_variables, make_model, prepare_variables
 
 # Largest difference of two logits: float32 on CPUs, TF32 on GPUs, and with bf16 inside.
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
@@ -30,12 +29,12 @@ def _some(logits: np.ndarray) -> list[float]:
 
 def serve_ours(config: ConfigDict, folder: str) -> None:
   """Serves our network, as `mail_jax.predict` runs it."""
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  program = build_program(config, contestants.VOCAB, mesh)
-  variables = program.create().variables
+  model = make_model(config, contestants.VOCAB, operands=load.choose_operands(config))
+  variables = jax.jit(lambda: init_variables(model, config))()
   contestants.write_variables(folder, jax.device_get(variables))
+  variables = prepare_variables(model, variables)
   batch = jax.device_put(contestants.make_batch(config, config.batch_size))
-  predict = jax.jit(lambda variables, batch: apply_model(program.model, variables, batch).logits)
+  predict = jax.jit(lambda variables, batch: apply_model(model, variables, batch).logits)
   compiled = predict.lower(variables, batch).compile()
   memory = contestants.jax_memory()
 

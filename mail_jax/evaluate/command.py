@@ -127,7 +127,7 @@ def draw_sheet(
     names: DATASET/SPLIT each.
     count: expressions per split, evenly spread over its refs.
   """
-  variables = model.on_one_device()
+  variables = model.prepare(model.on_one_device())
 
   @jax.jit
   def predict(variables, batch):

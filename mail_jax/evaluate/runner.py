@@ -169,7 +169,7 @@ def evaluate_split(
   if (line := warn_of_large_photos(data_dir, name)) and processes.is_main():
     print(line, file=sys.stderr, flush=True)
   evaluator = SegmentationEvaluator(measure, lambda: batches, definition)
-  for _ in evaluator.run(model.variables):
+  for _ in evaluator.run(model.prepare(model.variables)):
     pass  # the metrics are computed from the rows below
   shares = processes.all_gather_object(evaluator.meta)
   meta = sorted((row for share in shares for row in share), key=lambda row: row["index"])

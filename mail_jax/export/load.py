@@ -21,6 +21,7 @@ from mail_jax.checkpoints import checkpoint
 from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
 from mail_jax.distributed import sharding
 from mail_jax.export import folder, formats
+from mail_jax.hardware import processor
 from mail_jax.models.attention import BACKENDS
 from mail_jax.models.build import (
   Variables,
@@ -29,6 +30,7 @@ from mail_jax.models.build import (
   init_variables,
   make_model,
   path_name,
+  prepare_variables,
 )
 from mail_jax.models.mail import MaIL, Output
 
@@ -39,7 +41,7 @@ class LoadedModel:
 
   Attributes:
     config: of the run, with an attention that runs on this machine.
-    model: the network.
+    model: the network, in the fastest dtypes of this machine; see `choose_operands`.
     variables: {"params", "batch_stats"}, the moving average if the run kept one, on every device;
       empty if `forward` holds them.
     tokenizer: of the run.
@@ -80,6 +82,10 @@ class LoadedModel:
       batch: on the host or on devices of this process.
     """
     return {**batch, **(self.outside(batch) if self.outside else {})}
+
+  def prepare(self, variables: Variables) -> Variables:
+    """Returns variables that `apply` has less to convert of; see `build.prepare_variables`."""
+    return prepare_variables(self.model, variables) if self.forward is None else variables
 
   def on_one_device(self) -> Variables:
     """Returns the variables on the first device of this process, for work it does alone."""
@@ -254,6 +260,17 @@ def _config_for_here(data: dict[str, Any], where: str, backend: str) -> ConfigDi
   return config
 
 
+def choose_operands(config: ConfigDict) -> str | None:
+  """Returns the fastest dtype of products on this machine that is no less exact than the config's.
+
+  CPUs compute activations fastest in float32, and with their instructions for it products of
+  bfloat16.
+  """
+  if jax.default_backend() != "cpu" or config.model.dtype == "float32":
+    return None
+  return "bfloat16" if processor.multiplies_bfloat16() else "float32"
+
+
 def _describe(config: ConfigDict, vocab_size: int, where: str) -> tuple[MaIL, Variables]:
   """Returns the model of a stored config, and the shapes of its variables.
 
@@ -261,7 +278,7 @@ def _describe(config: ConfigDict, vocab_size: int, where: str) -> tuple[MaIL, Va
     InputError: the config describes no model.
   """
   try:
-    model = make_model(config, vocab_size)
+    model = make_model(config, vocab_size, operands=choose_operands(config))
     return model, jax.eval_shape(functools.partial(init_variables, model, config))
   except InputError as error:
     raise InputError(f"{where}: {error}") from error

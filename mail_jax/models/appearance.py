@@ -59,7 +59,6 @@ def colour_and_texture(
     colour, and of the structure tensor the roots of both eigenvalues and the coherence, which is 1
     for stripes and 0 for dots. Zeros for an empty mask.
   """
-
   exact = colours.astype(jnp.float32)
   of_squares = _parts(exact**2, colours.dtype)
   of_tensor = _parts(_structure_tensor(exact), colours.dtype)

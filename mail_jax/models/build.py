@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess.bit_planes import num_planes
 from mail_jax.models import attention, instances
-from mail_jax.models.mail import MaIL, ModelOptions, Output
+from mail_jax.models.mail import IN_OPERANDS, MaIL, ModelOptions, Output
 
 Tree = Any
 """A nest of arrays, as JAX has them."""
@@ -24,7 +25,9 @@ HostBatch = dict[str, Any]
 """Examples on the host, as NumPy arrays by the same names; `meta` describes them."""
 
 
-def make_model(config: ConfigDict, vocab_size: int, device: Any = None) -> MaIL:
+def make_model(
+  config: ConfigDict, vocab_size: int, device: Any = None, operands: DTypeLike | None = None
+) -> MaIL:
   """Builds the model of a config.
 
   Args:
@@ -32,6 +35,8 @@ def make_model(config: ConfigDict, vocab_size: int, device: Any = None) -> MaIL:
     vocab_size: word pieces of the tokenizer (it may have fewer than `config.vocab_size`).
     device: that the model will run on, which decides what `model.backend = "auto"` is; by default
       JAX's first one.
+    operands: dtype of the operands of the encoder's matrix products, while all else is float32; by
+      default, `config.model.dtype` is the dtype of both.
 
   Raises:
     InputError: the options of the config do not fit together.
@@ -44,6 +49,8 @@ def make_model(config: ConfigDict, vocab_size: int, device: Any = None) -> MaIL:
   fields = dict(config.model)
   fields["backend"] = choose_backend_from(config, device)
   fields["dtype"] = jnp.dtype(fields["dtype"])
+  if operands is not None:
+    fields |= {"dtype": jnp.dtype(jnp.float32), "operands": jnp.dtype(operands)}
   return MaIL(
     ModelOptions(**fields),
     vocab_size=vocab_size,
@@ -96,6 +103,22 @@ def init_variables(model: MaIL, config: ConfigDict) -> Variables:
     jnp.ones((1,), jnp.int32),
   )
   return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def prepare_variables(model: MaIL, variables: Variables) -> Variables:
+  """Returns variables with the kernels in the dtype in which the model multiplies them.
+
+  Where that is not their own, it would convert them for every batch.
+  """
+  operands = model.options.operands
+  if operands is None:
+    return variables
+
+  def convert(path: tuple, x: jax.Array) -> jax.Array:
+    return x.astype(operands) if IN_OPERANDS.match(path_name(path)) else x
+
+  params = jax.tree_util.tree_map_with_path(convert, variables["params"])
+  return {**variables, "params": params}
 
 
 def apply_model(model: MaIL, variables: Variables, batch: Mapping[str, jax.Array]) -> Output:

@@ -53,12 +53,14 @@ class Dense(nn.Module):
   Attributes:
     inputs: sizes of the kernel's input axes.
     features: sizes of its output axes.
-    dtype: of the product; the parameters are float32.
+    dtype: of the result; the parameters are float32.
+    operands: dtype of what is multiplied; None for that of the result.
   """
 
   inputs: tuple[int, ...]
   features: tuple[int, ...]
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+  operands: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "... i"], parts: int = 1) -> list[Float[Array, "... o"]]:
@@ -66,7 +68,8 @@ class Dense(nn.Module):
     flat = math.prod(self.inputs), math.prod(self.features)
     kernel = self.param("kernel", self._init, flat)
     bias = self.param("bias", nn.initializers.zeros_init(), self.features).reshape(-1)
-    y = x.astype(self.dtype) @ kernel.reshape(flat).astype(self.dtype)
+    left, right = (z.astype(self.operands or self.dtype) for z in (x, kernel.reshape(flat)))
+    y = jnp.matmul(left, right, preferred_element_type=self.dtype)
     # Part by part, the sum that is the bias's gradient needs no pass of its own.
     cut = zip(jnp.split(y, parts, -1), jnp.split(bias.astype(self.dtype), parts), strict=True)
     return [y + bias for y, bias in cut]
@@ -124,6 +127,7 @@ class Block(nn.Module):
     dropout: dropout rate of the outputs of the residual branches.
     backend: see `attention.attend`.
     dtype: of the activations; parameters and statistics are float32.
+    operands: see `Dense`.
     experts: names of the experts, one per part of the sequence; only `SHARED` for ViT's block.
   """
 
@@ -132,6 +136,7 @@ class Block(nn.Module):
   dropout: float = 0.0
   backend: str = "xla"
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+  operands: jnp.dtype | None = None
   experts: tuple[str, ...] = (SHARED,)
 
   @nn.compact
@@ -173,7 +178,7 @@ class Block(nn.Module):
     width = x.shape[-1]
     size, name = width // self.heads, expert_part(expert, "qkv")
     y = _norm(expert, "norm1", self.dtype)(x)
-    qkv = Dense((width,), (3, self.heads, size), self.dtype, name=name)(y, parts=3)
+    qkv = self._dense((width,), (3, self.heads, size), name)(y, parts=3)
     return [part.reshape(*x.shape[:2], self.heads, size) for part in qkv]
 
   def _join_heads(self, expert: str, y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -181,16 +186,19 @@ class Block(nn.Module):
     if expert:
       y = _norm(expert, "inner_norm", self.dtype)(y)
     heads, name = (self.heads, width // self.heads), expert_part(expert, "out")
-    return Dense(heads, (width,), self.dtype, name=name)(y)[0]
+    return self._dense(heads, (width,), name)(y)[0]
 
   def _mlp(self, expert: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
     width = x.shape[-1]
     y = _norm(expert, "norm2", self.dtype)(x)
     hidden, name = int(width * self.mlp_ratio), expert_part(expert, "mlp_in")
-    y = gelu(nn.Dense(hidden, dtype=self.dtype, name=name)(y))
+    y = gelu(self._dense((width,), (hidden,), name)(y)[0])
     if expert:
       y = _norm(expert, "mlp_norm", self.dtype)(y)
-    return nn.Dense(width, dtype=self.dtype, name=expert_part(expert, "mlp_out"))(y)
+    return self._dense((hidden,), (width,), expert_part(expert, "mlp_out"))(y)[0]
+
+  def _dense(self, inputs: tuple[int, ...], features: tuple[int, ...], name: str) -> Dense:
+    return Dense(inputs, features, self.dtype, self.operands, name=name)
 
   def _add(
     self, parts: Parts, branches: Parts, train: bool, drop_path: Float[Array, ""] | None
@@ -209,7 +217,7 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: number of blocks.
-    heads, mlp_ratio, dropout, backend, dtype, experts: see `Block`.
+    heads, mlp_ratio, dropout, backend, dtype, operands, experts: see `Block`.
     remat: what the backward pass computes again instead of keeping it: `none`, `block` (everything
       but the input of each block: the least memory, a third more products), or `products`
       (everything between the matrix products).
@@ -225,6 +233,7 @@ class Encoder(nn.Module):
   dropout: float = 0.0
   backend: str = "xla"
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+  operands: jnp.dtype | None = None
   remat: str = "none"
   scan: bool = False
   experts: tuple[str, ...] = (SHARED,)
@@ -274,7 +283,14 @@ class Encoder(nn.Module):
         Block, policy=_KEPT[self.remat], prevent_cse=not self.scan, static_argnums=(3,)
       )
     return block(
-      self.heads, self.mlp_ratio, self.dropout, self.backend, self.dtype, self.experts, name=name
+      self.heads,
+      self.mlp_ratio,
+      self.dropout,
+      self.backend,
+      self.dtype,
+      self.operands,
+      self.experts,
+      name=name,
     )
 
 

@@ -79,13 +79,19 @@ def subsample(x: Shaped[Array, "b ..."], count: int) -> Shaped[Array, "c ..."]:
 # Names of the parameters that the model only reads in its `dtype`: the kernels, except for those of
 # products that are computed in float32. They can be passed in that type.
 IN_DTYPE = re.compile(r"^(encoder|image|mask(?!/neighbours)|decoder/stage\d+)/.*kernel$")
+# Those that it only reads in `ModelOptions.operands`.
+IN_OPERANDS = re.compile(r"^encoder/.*kernel$")
 # The parameter of which the model only reads the rows of its input's tokens.
 LOOKED_UP = "text/words/embedding"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-  """The section `model` of a config; `configs/base.py` describes every key."""
+  """The section `model` of a config, of which `configs/base.py` describes every key.
+
+  Attributes:
+    operands: dtype of the operands of the encoder's matrix products; None for `dtype`.
+  """
 
   width: int
   depth: int
@@ -109,6 +115,7 @@ class ModelOptions:
   scan: bool = False
   pad_to_multiple_of: int = 1
   dtype: jnp.dtype = jnp.float32  # pyright: ignore[reportAssignmentType]
+  operands: jnp.dtype | None = None
 
   def __post_init__(self):
     """Raises InputError if options do not fit together."""
@@ -269,6 +276,7 @@ class MaIL(nn.Module):
         options.dropout,
         options.backend,
         options.dtype,
+        options.operands,
         options.remat,
         options.scan,
         experts,

@@ -105,7 +105,7 @@ class Segmenter:
   def __init__(self, model: load.LoadedModel):
     """Prepares a model that `load.load` returned."""
     self._model = model
-    self._variables = model.on_one_device()
+    self._variables = model.prepare(model.on_one_device())
     self._instances = ImageInstances()
     self._compiled: set[tuple[int, int]] = set()
     self._compiler = threading.Lock()
