@@ -125,6 +125,7 @@ class Bench:
     return [
       "python", "-m", "benchmarks.ablation.one_run", "--config", self.args.config,
       "--data_dir", data_dir, "--workdir", place, "--tests_dir", tests,
+      *(["--train_dir", f"{tests}/train-{run.trained}"] if run.trained else []),
       "--tests", *run.tests, *(["--until", str(run.until)] if run.until else []),
       "--out", f"{place}/{RESULT}", "--", *run.overrides,
     ]  # fmt: skip
@@ -154,12 +155,15 @@ def tests_dir(args: argparse.Namespace) -> pathlib.Path:
 
 
 def prepare_tests(args: argparse.Namespace, queue: Sequence[runs.Run]) -> None:
-  """Prepares the scenes with the masks that runs need, unless that is done already."""
+  """Prepares the scenes with the masks of other detectors, unless that is done already."""
   for noise in sorted({test.rpartition("/")[0] for run in queue for test in run.tests} - {""}):
     where = str(tests_dir(args) / noise)
     prepare.main(
       ["--dataset", "shapes", "--data_dir", where, "--train_scenes", "1", "--noise", noise]
     )
+  for noise in sorted({run.trained for run in queue} - {""}):
+    where = str(tests_dir(args) / f"train-{noise}")
+    prepare.main(["--dataset", "shapes", "--data_dir", where, "--noise", noise])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -63,6 +63,7 @@ _ADDED = (
   "model.drop_path",
   "model.experts",
   "augment.scale",
+  "augment.mask_noise",
 )
 
 # The smallest and the largest sizes of a stored config; larger ones would take all memory.

@@ -51,23 +51,25 @@ def measure(
   tests: list[str],
   tests_dir: str,
   until: float = 0.0,
+  train_dir: str = "",
 ) -> dict[str, Any]:
   """Trains and evaluates a run; returns the fields of its line.
 
   Args:
     recipe: of the config.
     overrides: of the recipe.
-    data_dir: to train on.
+    data_dir: to train on, and to evaluate on.
     workdir: of the run; a finished run is only evaluated.
     tests: splits, or DETECTOR/SPLIT of the data in the folder DETECTOR of `tests_dir`.
     tests_dir: see `tests`.
     until: ends the run at an evaluation with this mIoU; 0 trains all steps.
+    train_dir: to train on instead of `data_dir`, if it is not empty.
 
   Raises:
     InputError: the run was stopped before its end.
   """
   config = load_config(recipe, overrides)
-  curve = _train(config, open_data(config, data_dir), workdir, until)
+  curve = _train(config, open_data(config, train_dir or data_dir), workdir, until)
   model = load.load(workdir, "last")
   if model.step < model.config.steps and not (until and crossing(curve, until)):
     raise InputError(
@@ -117,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument("--config", default="demo", help="recipe")
   parser.add_argument("--data_dir", required=True)
+  parser.add_argument("--train_dir", default="", help="data to train on (default: --data_dir)")
   parser.add_argument("--workdir", required=True)
   parser.add_argument(
     "--tests_dir", default="", help="folder of the data of other detectors, one folder each"
@@ -141,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
       args.tests,
       args.tests_dir,
       args.until,
+      args.train_dir,
     )
   finally:
     seconds = _spent(args.out + ".seconds")

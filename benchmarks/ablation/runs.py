@@ -47,13 +47,14 @@ class Run:
       is; remove a run's line to run it again with a changed recipe.
     overrides: of the recipe, with the seed and the number of steps.
     tests: splits of its data, or of data with the masks of another detector, such as `x2/val`.
-    until: see `tables.Row`.
+    until, trained: see `tables.Row`.
   """
 
   name: str
   overrides: tuple[str, ...]
   tests: tuple[str, ...]
   until: float = 0.0
+  trained: str = ""
 
 
 def of_row(row: Row, seed: int, budget: Budget) -> Run:
@@ -61,9 +62,10 @@ def of_row(row: Row, seed: int, budget: Budget) -> Run:
   steps = max(1, round(budget.samples * row.share / load_config(budget.recipe).batch_size))
   overrides = (*ALWAYS, f"steps={steps}", f"seed={seed}", *row.overrides)
   changed = sorted({*overrides} - {*ALWAYS})
-  name = hashlib.sha256(json.dumps([budget.recipe, changed, row.until]).encode()).hexdigest()[:12]
+  settings = [budget.recipe, changed, row.until, *filter(None, (row.trained,))]
+  name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
   tests = () if row.until else (f"{row.noise}/val",) if row.noise else SPLITS
-  return Run(name, overrides, tests, row.until)
+  return Run(name, overrides, tests, row.until, row.trained)
 
 
 def seeds_of(row: Row, budget: Budget) -> range:

@@ -18,6 +18,7 @@ class Row:
     noise: detector of the masks at test time (`prepare --noise`); empty for that of training.
     until: ends the run at an evaluation with this mIoU, without further evaluations.
     seeds: at most this many; None for as many as the other rows.
+    trained: detector of the masks in training, likewise.
   """
 
   name: str
@@ -26,6 +27,7 @@ class Row:
   noise: str = ""
   until: float = 0.0
   seeds: int | None = None
+  trained: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,18 @@ TABLES = {
         ),
         strict=True,
       )
+    ),
+  ),
+  "training": Table(
+    "Masks in training",
+    "Training on exact masks, on exact masks with the errors of `augment.mask_noise`, and on the "
+    "detector's; all judged on the masks of the detector.",
+    (
+      Row("exact masks", trained="oracle"),
+      Row("exact masks, noise 0.5", ("augment.mask_noise=0.5",), trained="oracle"),
+      Row("exact masks, noise 1", ("augment.mask_noise=1.0",), trained="oracle"),
+      Row("the detector's masks: the default"),
+      Row("the detector's masks, noise 0.5", ("augment.mask_noise=0.5",), seeds=1),
     ),
   ),
   "slots": Table(

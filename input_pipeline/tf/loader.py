@@ -76,6 +76,7 @@ class TrainOptions:
     jitter: brightness, contrast and saturation change by factors in [1 - jitter, 1 + jitter], which
       come with the batch.
     scale: smallest and largest factor by which samples are zoomed; see `zoom.zoom`.
+    mask_noise: strength of the errors that instance masks get, 0 to 1; see `masks/noise.py`.
     cache: decodes and resizes every image once and keeps all in memory, in every process.
     refs_per_image: samples of an image, at most, that share one decoding in an epoch; each is
       augmented by itself. 1 spreads an image's samples over the whole epoch. Not with `cache`.
@@ -91,6 +92,7 @@ class TrainOptions:
   flip: bool = True
   jitter: float = 0.0
   scale: tuple[float, ...] = (1.0, 1.0)
+  mask_noise: float = 0.0
   cache: bool = False
   refs_per_image: int = 1
   text_buckets: Sequence[int] = ()
@@ -104,6 +106,10 @@ class TrainOptions:
       raise InputError(
         f"augment.scale is {self.scale}; it must be the smallest and the largest factor, above 0, "
         "such as (0.7, 1.3)"
+      )
+    if not 0 <= self.mask_noise <= 1:
+      raise InputError(
+        f"augment.mask_noise is {self.mask_noise}; it must be a strength from 0, no noise, to 1"
       )
     if self.cache and self.refs_per_image > 1:
       raise InputError(
@@ -236,6 +242,7 @@ class _TrainSamples:
 
   def __init__(self, split: Split, shape: BatchShape, options: TrainOptions):
     self._options, self._shape = options, shape.decoded()
+    self._max_instances = shape.max_instances
     self._share = train_samples.Share(shape.batch_size, split.process_index, split.process_count)
     self._is_grouped = options.refs_per_image > 1
     self.source = _open_train(split if self._is_grouped else split.whole(), options.on_error)
@@ -247,7 +254,12 @@ class _TrainSamples:
     """Returns decoded and augmented samples from a step on."""
     options = self._options
     augment = functools.partial(
-      train_samples.augment, flip=options.flip, jitter=options.jitter, scale=options.scale
+      train_samples.augment,
+      flip=options.flip,
+      jitter=options.jitter,
+      scale=options.scale,
+      mask_noise=options.mask_noise,
+      most=self._max_instances,
     )
     threads = self._options.threads
     if self._is_grouped:

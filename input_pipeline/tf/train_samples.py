@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.errors import InputError
+from input_pipeline.masks import noise
 from input_pipeline.tf import pipelines, record_index, record_reader, zoom
 from input_pipeline.tf.record_reader import Fields, Shape, Source
 
@@ -402,6 +403,8 @@ def augment(
   flip: bool,
   jitter: float,
   scale: tuple[float, ...] = (1.0, 1.0),
+  mask_noise: float = 0.0,
+  most: int = 0,
 ) -> Fields:
   """Selects an expression, mirrors and zooms the sample, and draws factors for its colours.
 
@@ -412,6 +415,8 @@ def augment(
       the caller, who finds `flipped`.
     jitter: brightness, contrast and saturation change by a factor in [1 - jitter, 1 + jitter].
     scale: smallest and largest factor of the zoom; see `zoom.zoom`.
+    mask_noise: strength of the errors of the instance masks; see `noise.add_noise`.
+    most: masks that a noised sample has, at most.
 
   Returns:
     The sample with one `expression`, `flipped` and, with jitter, the three `jitter_factors`,
@@ -438,4 +443,26 @@ def augment(
     "flipped": flipped,
     **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
   }
-  return augmented if scale == (1.0, 1.0) else zoom.zoom(augmented, numbers[5:], scale)
+  if scale != (1.0, 1.0):
+    augmented = zoom.zoom(augmented, numbers[5:], scale)
+  return _with_noise(augmented, numbers, mask_noise, most) if mask_noise and most else augmented
+
+
+def _with_noise(sample: Fields, numbers: tf.Tensor, strength: float, most: int) -> Fields:
+  """Adds the errors of a detector to the planes, drawn from the bits of the sample's numbers."""
+
+  def noised(planes: np.ndarray, count: np.ndarray, drawn: np.ndarray) -> tuple:
+    rng = np.random.default_rng(drawn.view(np.uint32))
+    planes, left = noise.add_noise(planes, int(count), most, strength, rng)
+    return planes, np.int32(left)
+
+  planes, count = tf.numpy_function(
+    noised,
+    [sample["instances"], sample["num_instances"], numbers],
+    (tf.uint16, tf.int32),
+    stateful=False,
+  )
+  return sample | {
+    "instances": tf.ensure_shape(planes, sample["instances"].shape),
+    "num_instances": tf.ensure_shape(count, []),
+  }

@@ -95,6 +95,7 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     flip=config.augment.flip,
     jitter=config.augment.jitter,
     scale=tuple(config.augment.scale),
+    mask_noise=config.augment.mask_noise,
     **config.loader,
   )
 

@@ -43,7 +43,7 @@ def test_the_default_is_one_run_in_all_tables():
     runs.of_row(row, 0, BUDGET).name
     for table in TABLES.values()
     for row in table.rows
-    if "default" in row.name or (not row.overrides and row.share == 1)
+    if "default" in row.name or (not row.overrides and row.share == 1 and not row.trained)
   ]
   assert len(named) > 6 and len(set(named)) == 1
 
@@ -105,6 +105,15 @@ def test_names_tell_overrides_and_recipes_apart_and_are_those_of_the_results():
   for found, line in runs.read(ablate.RESULTS).items():
     words = shlex.split(line["command"])
     assert sorted(words[words.index("--") + 1 :]) == sorted(known[found].overrides)
+
+
+def test_a_row_trained_on_other_masks_is_a_run_of_its_own_on_data_of_its_own(tmp_path):
+  plain, exact = (runs.of_row(Row("", trained=name), 0, BUDGET) for name in ("", "oracle"))
+  assert plain.name != exact.name and plain.tests == exact.tests
+  bench = ablate.Bench(ablate._parser().parse_args(["--workdir", str(tmp_path)]))
+  words = bench._words(exact, "data", "place", "tests")
+  assert words[words.index("--train_dir") + 1] == "tests/train-oracle"
+  assert "--train_dir" not in bench._words(plain, "data", "place", "tests")
 
 
 def test_what_has_a_whole_line_is_not_run_again(tmp_path):

@@ -132,6 +132,30 @@ def test_zoomed_batches_depend_on_the_seed_and_the_position_alone(train, options
   assert targets[0].any(axis=(1, 2)).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"cache": True}, {"refs_per_image": 2}], ids=str)
+def test_noise_changes_the_instances_alone_and_depends_on_the_position_alone(train, options):
+  noised = options | {"mask_noise": 0.8, "scale": (0.8, 1.2), "jitter": 0.2}
+  batches = train(2 * REFS // _BATCH, **noised)
+  assert _same(batches[3:6], train(3, start_step=3, **noised))
+  plain = train(len(batches), **noised | {"mask_noise": 0.0})
+  pairs = list(zip(batches, plain, strict=True))
+  same = [key for key in batches[0] if all(np.array_equal(a[key], b[key]) for a, b in pairs)]
+  assert set(same) == batches[0].keys() - {"instances", "num_instances"}
+  assert not _same(batches, train(len(batches), **noised | {"mask_noise": 0.4}))
+
+
+@pytest.mark.parametrize("most", [0, 1, 16])
+def test_a_noised_sample_has_no_more_instances_than_others(train, most):
+  for row in rows_of(train(12, mask_noise=1.0, max_instances=most)):
+    assert row["num_instances"] <= most
+    assert not (row["instances"] >> row["num_instances"]).any() or not most
+
+
+def test_a_noise_of_another_strength_is_refused(train):
+  with pytest.raises(InputError, match=r"augment\.mask_noise is 1\.5; .*from 0, no noise, to 1"):
+    train(1, mask_noise=1.5)
+
+
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (1.5, 0.5), (1.0,)])
 def test_a_scale_that_cannot_be_is_refused(train, scale):
   with pytest.raises(InputError, match=r"augment\.scale is .*smallest and the largest factor"):
