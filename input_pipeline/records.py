@@ -20,7 +20,7 @@ from input_pipeline.preprocess import bit_planes, images
 
 @dataclasses.dataclass(frozen=True)
 class Instances:
-  """Instance masks of one image, sorted by score, best first. They may overlap."""
+  """Instance masks of one image, best first (`proposers/ranking.py`). They may overlap."""
 
   masks: Bool[np.ndarray, "k h w"]
   """At the size of the image."""

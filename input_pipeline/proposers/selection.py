@@ -1,4 +1,4 @@
-"""Which proposals are kept as instances, and in which order; the same for every proposer."""
+"""Which proposals are kept as instances; the same for every proposer."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import ranking
 
 MAX_INSTANCES = 16
 """Instances kept per image by default: one bit plane."""
@@ -16,11 +17,13 @@ class Selection:
   """Which proposals are kept."""
 
   max_instances: int = MAX_INSTANCES
-  """Maximum number per image, 1 to 64; the best are kept."""
+  """Maximum number per image, 1 to 64; the first are kept."""
   min_area: float = 0.0002
   """Minimum area as a fraction of the image, in [0, 1); by default 8 x 8 pixels at 640 x 480."""
   nms_iou: float = 0.9
-  """A mask whose IoU with a better one exceeds this is dropped; 1 keeps all."""
+  """A mask whose IoU with an earlier one exceeds this is dropped; 1 keeps all."""
+  rank: str = "score"
+  """Which come first, of `ranking.RANKS`."""
 
   def __post_init__(self):
     """Raises InputError if a value is out of range."""
@@ -37,23 +40,18 @@ class Selection:
 def select(
   instances: records.Instances, selection: Selection, trained_on: str = "unknown"
 ) -> records.Instances:
-  """Keeps the best proposals.
-
-  They are sorted by score, highest first; ties by area, largest first, then by the order in which
-  they were proposed. Empty masks are dropped.
+  """Keeps the first proposals of a ranking; empty masks are dropped.
 
   Args:
     instances: all proposals, in any order.
     selection: which ones are kept.
     trained_on: what the masks were learned from, for the record.
   """
-  count = len(instances.masks)
   pixels = instances.masks.shape[1] * instances.masks.shape[2]
   areas = np.array([np.count_nonzero(mask) for mask in instances.masks], np.int64)
-  order = np.lexsort((np.arange(count), -areas, -instances.scores.astype(np.float64)))
   bits = [np.packbits(mask) for mask in instances.masks]
   kept: list[int] = []
-  for k in order:
+  for k in ranking.RANKS[selection.rank](instances.masks, instances.scores):
     if len(kept) == selection.max_instances:
       break
     if areas[k] == 0 or areas[k] < selection.min_area * pixels:
@@ -62,7 +60,7 @@ def select(
       _iou(bits[k], bits[other], int(areas[k] + areas[other])) <= selection.nms_iou
       for other in kept
     ):
-      kept.append(int(k))
+      kept.append(k)
   return records.Instances(
     masks=instances.masks[kept],
     scores=instances.scores[kept],

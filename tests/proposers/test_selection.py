@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from scipy import ndimage
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
+from input_pipeline.proposers import ranking
 from input_pipeline.proposers.registry import open_proposer
 from input_pipeline.proposers.selection import Selection, select
 
@@ -92,6 +94,55 @@ def test_the_order_of_proposals_of_different_scores_changes_nothing():
 def test_values_out_of_range_are_named(values, message):
   with pytest.raises(InputError, match=message):
     Selection(**values)
+
+
+def _plain_cover(masks, scores):
+  """Returns the order by definition, with scipy's morphology."""
+  window, merits = np.ones((3, 3)), []
+  for mask, score in zip(masks, scores, strict=True):
+    eroded = ndimage.binary_erosion(mask, window, border_value=1).sum()
+    dilated = ndimage.binary_dilation(mask, window).sum()
+    merits.append(float(score) * (eroded / max(dilated, 1)) * float(mask.sum()) ** 0.5)
+  order, seen = [], np.zeros(masks.shape[1:], bool)
+  while len(order) < len(masks):
+    rest = [k for k in range(len(masks)) if k not in order]
+    gains = [merits[k] * ((masks[k] & ~seen).sum() / max(masks[k].sum(), 1)) for k in rest]
+    order.append(rest[int(np.argmax(gains))])
+    seen |= masks[order[-1]]
+  return order
+
+
+@settings(max_examples=100)
+@given(proposals())
+def test_the_order_by_cover_is_that_of_a_plain_loop(given_instances):
+  masks, scores = given_instances.masks, given_instances.scores
+  assert list(ranking.by_cover(masks, scores)) == _plain_cover(masks, scores)
+
+
+def test_by_cover_an_object_comes_before_the_parts_of_another():
+  masks = np.zeros((5, 60, 60), bool)
+  masks[0, 5:35, 5:35] = True
+  for part, (top, left) in zip(masks[1:4], ((5, 5), (5, 20), (20, 5)), strict=True):
+    part[top : top + 15, left : left + 15] = True
+  masks[4, 45:55, 45:55] = True
+  instances = records.Instances(
+    masks, np.linspace(0.9, 0.8, 5, dtype=np.float32), np.arange(5, dtype=np.int32), "test"
+  )
+  kept = {rank: select(instances, Selection(2, rank=rank)) for rank in ranking.RANKS}
+  assert kept["score"].categories.tolist() == [0, 1]
+  assert kept["cover"].categories.tolist() == [0, 4]
+  assert kept["cover"].scores[1] == instances.scores[4]
+
+
+def test_large_masks_are_ranked_by_fewer_pixels_in_the_same_order():
+  rng = np.random.default_rng(0)
+  masks = np.zeros((30, 400, 500), bool)
+  for mask in masks:
+    top, left, height, width = rng.integers((0, 0, 40, 40), (300, 400, 100, 100))
+    mask[top : top + height, left : left + width] = True
+  scores = rng.uniform(0.5, 1, 30).astype(np.float32)
+  ranked = [list(ranking.by_cover(m, scores))[:8] for m in (masks, masks[:, ::3, ::3])]
+  assert ranked[0] == ranked[1]
 
 
 class WrongSize:
