@@ -19,6 +19,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 from input_pipeline import storage
@@ -26,7 +27,7 @@ from input_pipeline.common import buckets, fingerprint, parallel
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted, list_counts, text_table
-from input_pipeline.proposers import custom, leakage, registry
+from input_pipeline.proposers import custom, folds, leakage, ranking, registry
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, jsonl, readers, refer, scene_source
 from input_pipeline.sources.source import Source
@@ -40,6 +41,7 @@ _CUSTOM_DEFAULT = "custom, or none without instances"
 _COUNTS = ("records", "refs", "expressions")
 # Prefixes of data sets given by path.
 _BY_PATH = (refer.PREFIX, jsonl.PREFIX)
+_SELECTION = ("max_instances", "rank", "min_area", "nms_iou")
 _SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
 
 
@@ -89,7 +91,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     metavar="DATA",
     help=f"the detector's training data: {', '.join(leakage.TRAINED_ON)}, or a FILE listing it",
   )
+  masks.add_argument(
+    "--folds",
+    type=int,
+    metavar="N",
+    help="masks of training images from a detector that was trained without them: {fold} in "
+    "--instances and --trained_on is 1 to N for these, all for the other splits",
+  )
   masks.add_argument("--max_instances", type=int, help="masks per image, 1 to 64 (default: 16)")
+  masks.add_argument(
+    "--rank",
+    choices=sorted(ranking.RANKS),
+    help="which masks come first: `score`, the proposer's best, or `cover`, large and stable ones "
+    f"that show what others do not (default: {Selection.rank})",
+  )
   masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
   masks.add_argument(
     "--nms_iou", type=float, help="IoU above which the worse of two masks goes (default: 0.9)"
@@ -214,11 +229,18 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _describe_instances(args: argparse.Namespace, spec: str) -> dict[str, Any]:
+  trained_on = _default(args.trained_on, "as the proposer says")
+  folds.check_number(args.folds, spec, "--instances")
+  if folds.PLACE in trained_on:
+    folds.check_number(args.folds, trained_on, "--trained_on")
   proposer, _, argument = spec.partition(":")
-  files = ",".join(_identify(part) for part in argument.split(","))
+  names = folds.names(args.folds)
+  files = dict.fromkeys(part for name in names for part in folds.fill(argument, name).split(","))
+  lists = dict.fromkeys(folds.fill(trained_on, name) for name in names)
   return {
-    "instances": f"{proposer}:{files}" if argument else proposer,
-    "trained_on": _identify(_default(args.trained_on, "as the proposer says")),
+    "instances": f"{proposer}:{','.join(map(_identify, files))}" if argument else proposer,
+    "trained_on": ",".join(map(_identify, lists)),
+    **({"folds": args.folds} if args.folds else {}),
     **dataclasses.asdict(_selection(args)),
     "categories": _identify(args.categories) if args.categories else "",
     "allow_empty": bool(args.allow_empty),
@@ -227,7 +249,7 @@ def _describe_instances(args: argparse.Namespace, spec: str) -> dict[str, Any]:
 
 
 def _selection(args: argparse.Namespace) -> Selection:
-  given = {name: getattr(args, name) for name in ("max_instances", "min_area", "nms_iou")}
+  given = {name: getattr(args, name) for name in _SELECTION}
   return Selection(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -245,25 +267,45 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
   """Returns the source for `builder.write_dataset`; checks all that can be checked early."""
   if args.dataset == "shapes":
     return scene_source.SceneSource(**described, workers=args.workers)
-  declared = None if args.trained_on is None else leakage.parse(args.trained_on)
+  declared = {
+    name: None if args.trained_on is None else leakage.parse(folds.fill(args.trained_on, name))
+    for name in folds.names(args.folds)
+  }
   reader = _open_reader(args)
   spec = _instances(args, reader)
   for warning in reader.warnings():
     print(f"warning: {warning}", file=sys.stderr)
+  texts = {name: known.text if known else "" for name, known in declared.items()}
   make = annotated_images.RecordMaker(
     spec,
     _selection(args),
-    declared.text if declared else "",
+    texts.get("", ""),
+    texts if args.folds else {},
     categories=_categories(spec, args.categories, reader),
     allow_empty=bool(args.allow_empty),
     skip=args.on_error == "skip",
   )
-  proposer = make.proposer().proposer
-  _check_images(spec, make.proposer(), reader, described["images"])
-  trained_on = leakage.of_proposer(proposer, declared)
+  coco_ids = reader.coco_ids()
+  for name in folds.names(args.folds):
+    images = {
+      image_id
+      for split, ids in reader.splits.items()
+      for image_id in ids
+      if folds.fold_of(split, image_id, coco_ids, make.num_folds) == name
+    }
+    _check_images(spec, make.proposer(name), reader, described["images"], images)
+  trained_on = {
+    name: leakage.of_proposer(make.proposer(name).proposer, known)
+    for name, known in declared.items()
+  }
+  evaluated_by = folds.names(args.folds)[-1]
   provenance = leakage.provenance(
-    spec.partition(":")[0], trained_on, reader.splits, reader.coco_ids()
+    spec.partition(":")[0], trained_on[evaluated_by], reader.splits, coco_ids
   )
+  if args.folds:
+    finding = folds.check_unseen(trained_on, reader.splits.get(leakage.TRAIN, ()), coco_ids)
+    provenance["leakage"][leakage.TRAIN] = dataclasses.asdict(finding)
+    provenance["instances"]["folds"] = args.folds
   provenance |= reader.more_metadata()
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
@@ -272,7 +314,7 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     described["images"],
     make,
     provenance,
-    _default(args.workers, _useful_workers(proposer, reader)),
+    _default(args.workers, _useful_workers(make.proposer(evaluated_by).proposer, reader)),
     _default(args.batch_size, readers.BATCH_SIZE),
   )
   for warning in source.warnings:
@@ -316,7 +358,11 @@ def _useful_workers(proposer: Any, reader: readers.Reader) -> int:
 
 
 def _check_images(
-  spec: str, proposer: registry.SelectingProposer, reader: readers.Reader, folder: str
+  spec: str,
+  proposer: registry.SelectingProposer,
+  reader: readers.Reader,
+  folder: str,
+  image_ids: Collection[int],
 ) -> None:
   """Checks that the masks of a file are those of these images, and not of another data set."""
   has_ids = not isinstance(reader, jsonl.JsonlReader) or reader.has_ids
@@ -326,7 +372,7 @@ def _check_images(
       "add image_id to the lines, or `file_name` to the rows of that file"
     )
   images: list[tuple[str, int | None, str]] = []
-  for image_id in sorted({image_id for ids in reader.splits.values() for image_id in ids}):
+  for image_id in sorted(image_ids):
     with contextlib.suppress(InputError):  # `readers.ImageSource` reports missing images
       path = reader.image_path(folder, image_id)
       images.append((path, image_id if has_ids else None, os.path.relpath(path, folder)))

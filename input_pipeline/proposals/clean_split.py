@@ -3,6 +3,9 @@ r"""Writes COCO annotations without evaluation images, to train a detector that 
 python -m input_pipeline.proposals clean-split --annotations FILE --refer_root refer \
     --out clean.json
 
+With `--folds 5 --out clean_{fold}.json`, it writes a file for each fold, for masks of training
+images from a detector that has not seen them (`prepare --folds`).
+
 An image is removed if any data set of the RefCOCO family has it in a split other than train,
 identified by COCO's number in its file name or URL, or else by its id. Everything else is copied
 unchanged.
@@ -26,7 +29,7 @@ from input_pipeline.common import (
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
-from input_pipeline.proposers import image_lists
+from input_pipeline.proposers import folds, image_lists
 from input_pipeline.sources import refer
 
 _REQUIRED = {
@@ -61,6 +64,13 @@ def add_parser(subparsers: Any) -> None:
     help="list of further images to remove; can be repeated",
   )
   parser.add_argument(
+    "--folds",
+    type=int,
+    metavar="N",
+    help="write N + 1 files for `prepare --folds`: with {fold} in --out, 1 to N, each also without "
+    "the images of that fold, and all",
+  )
+  parser.add_argument(
     "--allow_missing", action="store_true", help="continue if the refs of a data set are missing"
   )
   parser.set_defaults(run=run)
@@ -72,13 +82,21 @@ def run(args: argparse.Namespace) -> None:
   Raises:
     InputError: a file is missing, malformed, or would be overwritten; nothing is written.
   """
-  _check_out(args)
+  folds.check_number(args.folds, args.out, "--out")
+  outs = {name: folds.fill(args.out, name) for name in folds.names(args.folds)}
+  for out in outs.values():
+    _check_out(args, out)
   excluded = evaluation_images(args.refer_root, args.allow_missing)
   excluded |= {path: image_lists.read_ids(path) for path in args.exclude}
   annotations = Annotations(args.annotations)
-  counts = annotations.write_without(frozenset[int]().union(*excluded.values()), args.out)
-  _print_table(excluded, frozenset(annotations.coco_ids.values()), counts)
-  print(f"wrote {args.out}")
+  images = frozenset(annotations.coco_ids.values())
+  evaluated = frozenset[int]().union(*excluded.values())
+  for fold, out in outs.items():
+    own = {i for i in images if i is not None and folds.name_of(i, args.folds) == fold}
+    counts = annotations.write_without(evaluated | (own if args.folds else set()), out)
+    if fold in (folds.ALL, ""):
+      _print_table(excluded, images, counts)
+    print(f"wrote {out}")
 
 
 def evaluation_images(refer_root: str, allow_missing: bool = False) -> dict[str, frozenset[int]]:
@@ -257,17 +275,17 @@ def _load_json(path: str) -> Any:
     raise InputError(f"{error}; docs/guides/datasets.md says where to get it") from error
 
 
-def _check_out(args: argparse.Namespace) -> None:
+def _check_out(args: argparse.Namespace, out: str) -> None:
   refs = [
     path
     for layout in (_REQUIRED | _OPTIONAL).values()
     for path in refer.find_refs(layout, os.path.join(args.refer_root, layout.folder))
   ]
   for path in (args.annotations, *args.exclude, *refs):
-    if os.path.realpath(path) == os.path.realpath(args.out):
-      raise InputError(f"--out {args.out}: this is an input file; name another one")
-  if os.path.isdir(args.out):
-    raise InputError(f"--out {args.out}: this is a folder; name a file in it")
+    if os.path.realpath(path) == os.path.realpath(out):
+      raise InputError(f"--out {out}: this is an input file; name another one")
+  if os.path.isdir(out):
+    raise InputError(f"--out {out}: this is a folder; name a file in it")
 
 
 def _print_table(

@@ -29,7 +29,7 @@ TRAINED_ON = {
 }
 """What a detector may have been trained on, if it is not a list of images."""
 
-_TRAIN = "train"
+TRAIN = "train"
 _CLEAN = (
   "`python -m input_pipeline.proposals clean-split` writes annotations without them, to train a "
   "new detector"
@@ -149,7 +149,7 @@ def check(
       "coco": (len(of_coco), _warn_coco(len(of_coco), images)),
       "other": (0, None),
     }[trained_on.text]
-  return Finding(images, seen, warning if split != _TRAIN else None)
+  return Finding(images, seen, warning if split != TRAIN else None)
 
 
 def _warn_unknown(of_coco: int, images: int) -> str:
@@ -271,7 +271,7 @@ def of_model(
   else:
     finding = image_hashes.find_seen(trained_on, images)
     warning = _warn_seen(finding)
-  return finding | {"warning": None if split == _TRAIN else warning}
+  return finding | {"warning": None if split == TRAIN else warning}
 
 
 def _warn_seen(finding: Mapping[str, Any]) -> str | None:

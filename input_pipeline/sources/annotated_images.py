@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from input_pipeline.masks.segmentation import (
   decode_phrasecut,
   read_segmentation,
 )
-from input_pipeline.proposers import custom
+from input_pipeline.proposers import custom, folds
 from input_pipeline.proposers.registry import (
   NO_MASKS,
   SelectingProposer,
@@ -63,6 +63,8 @@ class AnnotatedImage:
   """The image's own instances for `CustomProposer`; None without any."""
   error: str = ""
   """Why the file cannot be used, such as a missing file; empty if no problem is known."""
+  fold: str = ""
+  """Whose detector makes its masks, of `folds.names`; empty without folds."""
 
 
 class ImageFinder:
@@ -106,6 +108,8 @@ class RecordMaker:
   selection: Selection = dataclasses.field(default_factory=Selection)
   trained_on: str = ""
   """What the masks were learned from, if the user declares it."""
+  of_folds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  """What each fold's detector was trained on, like `trained_on`; empty without folds."""
   categories: str = ""
   """A COCO file whose `categories` the instances must have; they are not checked without one."""
   allow_empty: bool = False
@@ -113,13 +117,22 @@ class RecordMaker:
   skip: bool = False
   """Whether an invalid image or ref is left out; otherwise it is an error."""
 
-  def proposer(self) -> SelectingProposer:
+  @property
+  def num_folds(self) -> int:
+    """The number of folds of train; 0 without folds."""
+    return max(len(self.of_folds) - 1, 0)
+
+  def proposer(self, fold: str = "") -> SelectingProposer:
     """Returns this process's proposer, which equal makers share, since some hold a network.
+
+    Args:
+      fold: a key of `of_folds`, if there are any.
 
     Raises:
       InputError: there is no such proposer, or its argument is invalid.
     """
-    return _open_proposer(self.instances, self.selection, self.trained_on)
+    trained_on = self.of_folds[fold] if fold else self.trained_on
+    return _open_proposer(folds.fill(self.instances, fold), self.selection, trained_on)
 
   def __call__(self, task: Task) -> TaskResult:
     """Makes the records of a task.
@@ -167,7 +180,9 @@ class RecordMaker:
   def _propose(
     self, pixels: list[UInt8[np.ndarray, "_ _ 3"]], images: list[AnnotatedImage]
   ) -> list[records.Instances]:
-    proposer = self.proposer()
+    if len({image.fold for image in images}) > 1:
+      return self._propose_each(pixels, images)
+    proposer = self.proposer(images[0].fold)
     if isinstance(proposer.proposer, custom.CustomProposer):
       given = {image.image_id: image.instances or [] for image in images}
       proposer = SelectingProposer(
@@ -189,12 +204,15 @@ class RecordMaker:
       if len(images) == 1:
         nothing = records.no_instances(images[0].height, images[0].width)
         return [dataclasses.replace(nothing, notes=(NO_MASKS,))]
-      return [
-        self._propose([array], [image])[0] for array, image in zip(pixels, images, strict=True)
-      ]
+      return self._propose_each(pixels, images)
     for image_id, instances in zip(ids, proposals, strict=True):
       self._check_categories(image_id, instances)
     return proposals
+
+  def _propose_each(
+    self, pixels: list[UInt8[np.ndarray, "_ _ 3"]], images: list[AnnotatedImage]
+  ) -> list[records.Instances]:
+    return [self._propose([array], [image])[0] for array, image in zip(pixels, images, strict=True)]
 
   def _check_categories(self, image_id: int | str, instances: records.Instances) -> None:
     known = _category_ids(self.categories) if self.categories else frozenset()

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
+from input_pipeline.proposers import folds
 from input_pipeline.sources import phrasecut, refer
 from input_pipeline.sources.annotated_images import AnnotatedImage, RecordMaker
 from input_pipeline.sources.source import Task
@@ -189,5 +190,9 @@ class ImageSource:
     image_ids = self._reader.splits[split]
     for first in range(0, len(image_ids), self._batch_size):
       batch = image_ids[first : first + self._batch_size]
-      images = [self._reader.annotated_image(split, image_id, self._images) for image_id in batch]
-      yield {"images": [dict(vars(image)) for image in images]}
+      yield {"images": [self._fields(split, image_id) for image_id in batch]}
+
+  def _fields(self, split: str, image_id: int) -> dict[str, Any]:
+    image = self._reader.annotated_image(split, image_id, self._images)
+    fold = folds.fold_of(split, image_id, self.coco_ids, self.make.num_folds)
+    return vars(image) | {"fold": fold}
