@@ -17,11 +17,16 @@ NOTE = (
   "exceed it."
 )
 THRESHOLDS = (0.5, 0.75, 0.9)
+RECALL_AT = (8, 16, 32, 64)
+"""Numbers of instances, the first ones, among which a target is looked for."""
+RECALLED = 0.5
+"""IoU of an instance that finds a target."""
 HEADER = (
   "",
   "refs",
   "mIoU",
   *(f"P@{x}" for x in THRESHOLDS),
+  *(f"R@{k}" for k in RECALL_AT),
   "images",
   "instances/image",
   "without",
@@ -29,7 +34,8 @@ HEADER = (
 )
 LEGEND = (
   "percent; every ref counts once; P@X: share of refs whose best instance has an IoU of at least "
-  "X; small, medium, large: area of the target below 32 x 32, below 96 x 96, and larger, in pixels "
+  f"X; R@K: share of refs of which one of the first K instances has an IoU of at least {RECALLED}; "
+  "small, medium, large: area of the target below 32 x 32, below 96 x 96, and larger, in pixels "
   "of the image; without: images without instances; s/image: time to compute the proposals"
 )
 _SIZE_INDENT = "  "
@@ -45,6 +51,8 @@ class Match:
   """Its index, the first of equals; None if no instance overlaps the target."""
   area: int
   """Area of the target in pixels; 0 without a target."""
+  found_at: int | None = None
+  """The first instance whose IoU is at least RECALLED; None if there is none."""
 
 
 def match_refs(record: records.ImageRecord) -> list[Match]:
@@ -66,7 +74,8 @@ def _match(
     return Match(0.0, None, area)
   ious = intersections / (areas + area - intersections)
   best = int(ious.argmax())
-  return Match(float(ious[best]), best, area)
+  found = np.flatnonzero(ious >= RECALLED)
+  return Match(float(ious[best]), best, area, int(found[0]) if len(found) else None)
 
 
 def _count_bits(bits: UInt8[np.ndarray, "k bytes"]) -> Int64[np.ndarray, "k"]:
@@ -80,20 +89,24 @@ class OracleGroup:
     self._refs = 0
     self._sum = 0.0
     self._reached = dict.fromkeys(THRESHOLDS, 0)
+    self._recalled = dict.fromkeys(RECALL_AT, 0)
 
-  def add(self, iou: float) -> None:
+  def add(self, match: Match) -> None:
     """Adds a ref."""
     self._refs += 1
-    self._sum += iou
+    self._sum += match.iou
     for threshold in THRESHOLDS:
-      self._reached[threshold] += iou >= threshold
+      self._reached[threshold] += match.iou >= threshold
+    for count in RECALL_AT:
+      self._recalled[count] += match.found_at is not None and match.found_at < count
 
   def metrics(self) -> dict[str, int | float | None]:
-    """Returns `refs`, `mIoU` and `P@X`, the share of refs with an IoU of at least X.
+    """Returns `refs`, `mIoU`, `P@X`, the share of refs with an IoU of at least X, and `R@K`.
 
-    The metrics of an empty group are None.
+    `R@K` is the recall among the first K instances. The metrics of an empty group are None.
     """
     sums = {"mIoU": self._sum} | {f"P@{x}": count for x, count in self._reached.items()}
+    sums |= {f"R@{k}": count for k, count in self._recalled.items()}
     means = {name: total / self._refs if self._refs else None for name, total in sums.items()}
     return {"refs": self._refs, **means}
 
@@ -115,8 +128,8 @@ class OracleMetrics:
     self._origins[instances.source, instances.trained_on] += 1
     for match in matches:
       if match.area:
-        self._groups["all"].add(match.iou)
-        self._groups[object_size(match.area)].add(match.iou)
+        self._groups["all"].add(match)
+        self._groups[object_size(match.area)].add(match)
       else:
         self._counts["refs_without_target"] += 1
 

@@ -37,11 +37,22 @@ def test_the_metrics_are_those_of_a_loop_over_pycocotools():
     for threshold in THRESHOLDS:
       reached = sum(iou >= threshold for iou in ious) / len(ious)
       assert metrics[group][f"P@{threshold}"] == pytest.approx(reached)
+  for count in (8, 16, 32, 64):
+    first = [best_by_pycocotools(keep_first(record, count)) for record in rows]
+    found = [iou >= 0.5 for pairs in first for iou, _ in pairs]
+    assert metrics["all"][f"R@{count}"] == pytest.approx(sum(found) / len(found))
   assert len({round(metrics["all"][f"P@{threshold}"], 3) for threshold in THRESHOLDS}) == 3
   assert metrics["images"] == 60
   counts = [len(record.instances.masks) for record in rows]
   assert metrics["instances_per_image"] == pytest.approx(sum(counts) / 60)
   assert metrics["images_without_instances"] == counts.count(0) > 0
+
+
+def keep_first(record: records.ImageRecord, count: int) -> records.ImageRecord:
+  instances = record.instances
+  columns = ("masks", "scores", "categories")
+  first = {name: getattr(instances, name)[:count] for name in columns}
+  return dataclasses.replace(record, instances=dataclasses.replace(instances, **first))
 
 
 def test_the_instance_named_is_the_one_that_fits_best():
@@ -62,14 +73,17 @@ def test_targets_that_are_instances_reach_1_in_everything():
     masks = make_boxes(rng, 18, 120, 140)
     rows.append(make_record(image_id, masks, masks[[17, 3]]))
   metrics = measure_records(rows)
+  # In every image one of the two is beyond the first 16.
+  recall = {"R@8": 0.5, "R@16": 0.5, "R@32": 1.0, "R@64": 1.0}
   expected = {"refs": 10, "mIoU": 1.0, "P@0.5": 1.0, "P@0.75": 1.0, "P@0.9": 1.0}
-  assert metrics["all"] == expected
+  assert metrics["all"] == expected | recall
 
 
 def test_a_target_without_instances_counts_0():
   masks = make_boxes(np.random.default_rng(0), 1, 50, 60)
   metrics = measure_records([make_record(1, masks, masks), make_record(2, masks[:0], masks)])
-  assert metrics["all"] == {"refs": 2, "mIoU": 0.5, "P@0.5": 0.5, "P@0.75": 0.5, "P@0.9": 0.5}
+  assert metrics["all"].pop("refs") == 2
+  assert set(metrics["all"].values()) == {0.5}
   assert (metrics["images_without_instances"], metrics["instances_per_image"]) == (1, 0.5)
 
 
@@ -111,9 +125,10 @@ def test_the_sizes_are_those_of_coco(area, size):
 
 def test_a_size_that_no_target_has_gives_no_metrics():
   masks = np.ones((1, 50, 60), bool)
-  empty = {"refs": 0, "mIoU": None, "P@0.5": None, "P@0.75": None, "P@0.9": None}
   metrics = measure_records([make_record(1, masks, masks)])
-  assert [metrics["small"], metrics["large"]] == [empty, empty]
+  for size in ("small", "large"):
+    assert metrics[size].pop("refs") == 0
+    assert set(metrics[size].values()) == {None}
   assert metrics["medium"]["refs"] == 1
 
 

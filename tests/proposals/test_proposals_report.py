@@ -27,6 +27,8 @@ from input_pipeline.proposals.oracle import OracleMetrics, match_refs
 from input_pipeline.proposals.report import Gallery
 from input_pipeline.tf import record_reader
 
+RECALLS = ("R@8", "R@16", "R@32", "R@64")
+
 
 def test_stored_records_are_what_was_written(tmp_path):
   half_records.write(str(tmp_path))
@@ -99,7 +101,7 @@ def test_the_table_the_json_and_the_page_agree(shapes_report):
       label, *values = next(lines).split()
       assert label == (name if group == "all" else group)
       row = figures[group]
-      shares = [row[key] for key in ("mIoU", "P@0.5", "P@0.75", "P@0.9")]
+      shares = [row[key] for key in ("mIoU", "P@0.5", "P@0.75", "P@0.9", *RECALLS)]
       expected = [str(row["refs"]), *("-" if x is None else f"{100 * x:.2f}" for x in shares)]
       if group == "all":
         counts = figures["images"], figures["images_without_instances"]
