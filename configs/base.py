@@ -135,7 +135,7 @@ def get_config(preset: str = "instance") -> ConfigDict:
   # Pads the sequence to a multiple of this many tokens.
   c.model.pad_to_multiple_of = 1
   # Type of the activations: `float32`, or `bfloat16` for accelerators. Parameters, statistics,
-  # softmax and losses are float32.
+  # softmax and losses are float32; on CPUs, activations of a trained model are, too.
   c.model.dtype = "float32"
 
   # Weights of the loss terms.
