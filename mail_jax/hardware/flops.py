@@ -9,12 +9,19 @@ of the implementation. The size of the vocabulary has no effect: words are looke
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
 from mail_jax.models.embeddings import SIDES, InstanceEmbedding, Neighbours
+from mail_jax.models.encoder import STACK, block_name
 
+# Parts of products of two results.
+_WITHOUT_PARAMETERS = frozenset((
+  "encoder/attention", "mask/neighbours/counts", "selection/masks", "selection/inside",
+  "selection/spread",
+))  # fmt: skip
 # Lengths of what `instances.box_features` and `appearance.colour_and_texture` return.
 _BOX, _COLOUR, _TEXTURE = 67, 3, 6
 
@@ -27,7 +34,7 @@ class Product:
     part: of the model, by the name of its parameters.
     flops: operations per example.
     gradients: number of factors whose gradient training needs; each costs as much again. -1 if
-      training does not need the product.
+      training does not need the product. One less if its parameters are frozen.
     decoded: whether training only computes it for decoded examples (`config.decode_every`).
   """
 
@@ -47,11 +54,29 @@ def train_step_flops(config: ConfigDict) -> float:
   total = 0.0
   for product in products(config):
     share = 1 / config.decode_every if product.decoded else 1.0
-    total += product.flops * (1 + product.gradients) * share
+    factors = 1 + product.gradients - _frozen(config, product)
+    total += product.flops * factors * share
   if config.max_instances and config.model.selection != "none":
     # Overlap of the instances with the target, and their areas.
     total += 2 * _matmul(config.max_instances, config.image_size**2, 1)
   return total * config.batch_size
+
+
+def _frozen(config: ConfigDict, product: Product) -> float:
+  """Returns the share of a product's parameters that training leaves as they are.
+
+  A rule for one expert of a multiway encoder counts for all.
+  """
+  if product.gradients < 1 or product.part in _WITHOUT_PARAMETERS:
+    return 0.0
+  part = product.part
+  names = [f"{part}/kernel" if "/" in part else f"{part}/patches/kernel"]
+  if part.startswith("encoder/"):
+    blocks = [STACK if config.model.scan else block_name(i) for i in range(config.model.depth)]
+    names = [part.replace("encoder", f"encoder/{block}") + "/kernel" for block in blocks]
+  rules = config.optimizer.lr_scale
+  scales = [next((x for rule, x in rules if re.search(rule, name)), 1.0) for name in names]
+  return sum(scale == 0 for scale in scales) / len(scales)
 
 
 def products(config: ConfigDict) -> Iterator[Product]:

@@ -30,6 +30,11 @@ def make_config(kind: str) -> ConfigDict:
     config.model.selection = "none"
   if kind == "multiway":
     config.model.update(experts="multiway", patch_size=16, decoder_widths=(24, 16, 8, 8))
+  if kind == "frozen":
+    config.optimizer.lr_scale = (("^(encoder|image|text)", 0.0), (".*", 1.0))
+  if kind == "half frozen":
+    config.model.depth = 2
+    config.optimizer.lr_scale = (("^encoder/block00", 0.0), (".*", 1.0))
   if kind == "generalised":
     config.model.update(selection="multi", no_target=True)
   if kind == "plain tokens":
@@ -109,7 +114,10 @@ def count_convolution(equation: Any) -> float:
   return 2.0 * taps * batch * width * kernel[numbers.rhs_spec[1]]
 
 
-@pytest.mark.parametrize("kind", ["instance", "paper", "bimodal", "plain tokens", "generalised"])
+@pytest.mark.parametrize(
+  "kind",
+  ["instance", "paper", "bimodal", "plain tokens", "generalised", "frozen", "half frozen"],
+)
 def test_a_step_has_the_products_that_we_count(kind):
   counted = count_products(traced(kind).jaxpr.jaxpr) + count_decoder(kind, 64, True)
   assert flops.train_step_flops(make_config(kind)) == pytest.approx(counted, rel=1e-9)
