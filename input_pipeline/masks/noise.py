@@ -6,7 +6,7 @@ neighbour, found twice or missed. The target is not changed.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, UInt16
+from jaxtyping import Bool, Float, Int32, Int64, UInt16
 
 from input_pipeline.preprocess.bit_planes import PLANE_BITS
 
@@ -114,9 +114,10 @@ def _distort(
     source = (pixels - moved[axis]) / factor[axis] + centre[axis]
     places.append(np.floor(source).astype(np.int64).clip(0, size - 1))
     corners.append(first)
-  planes_of = (planes[k // PLANE_BITS].take(places[0], 0).take(places[1], 1) for k in slots)
-  bits = (np.uint16(1 << k % PLANE_BITS) for k in slots)
-  mask = np.logical_or.reduce([cut & bit > 0 for cut, bit in zip(planes_of, bits, strict=True)])
+  masks = [
+    _take(planes[k // PLANE_BITS], *places) & np.uint16(1 << k % PLANE_BITS) > 0 for k in slots
+  ]
+  mask = np.logical_or.reduce(masks)
   if radius:
     inner = mask.shape[0] - 2 * radius, mask.shape[1] - 2 * radius
     level = (numbers[5] + _spread(numbers[9:].reshape(_PLACES, _PLACES), *inner)) / 2
@@ -124,6 +125,14 @@ def _distort(
   if numbers[6] < strength * CUT:
     _cut(mask, int(4 * numbers[7]), float(numbers[8]) * CUT_DEPTH)
   return mask, corners[0], corners[1]
+
+
+def _take(
+  plane: UInt16[np.ndarray, "h w"], rows: Int64[np.ndarray, "y"], columns: Int64[np.ndarray, "x"]
+) -> UInt16[np.ndarray, "y x"]:
+  """Returns some rows and columns, both ascending."""
+  near = plane[rows[0] : rows[-1] + 1]
+  return near.take(columns, 1).take(rows - rows[0], 0)
 
 
 def move_outline(
@@ -139,22 +148,34 @@ def move_outline(
     level: the share of each pixel, in [0, 1).
   """
   side = 2 * radius + 1
-  sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
-  np.cumsum(np.cumsum(mask, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
-  lines = sums[side:] - sums[:-side]
-  return lines[:, side:] - lines[:, :-side] > level * side**2
+  covered = _sums(_sums(mask.astype(np.int32), side).T, side).T
+  return covered > level * side**2
+
+
+def _sums(values: Int32[np.ndarray, "n m"], count: int) -> Int32[np.ndarray, "_ m"]:
+  """Returns the sums of `count` rows one after the other, in a fourth of the time of `cumsum`."""
+  total, first, width, length = np.int32(0), 0, 1, len(values) - count + 1
+  while True:
+    # Each row is now the sum of `width` rows.
+    if count & width:
+      total = total + values[first : first + length]
+      first += width
+    if 2 * width > count:
+      return total  # pyright: ignore[reportReturnType]
+    values, width = values[:-width] + values[width:], 2 * width
 
 
 def _spread(
   grid: Float[np.ndarray, "n n"], height: int, width: int
 ) -> Float[np.ndarray, "{height} {width}"]:
   """Interpolates numbers on a grid over a rectangle."""
+  places = np.arange(len(grid), dtype=np.float32)[:, None]
   rows, columns = (
-    np.maximum(0, 1 - abs(np.linspace(0, len(grid) - 1, size)[:, None] - np.arange(len(grid))))
+    np.maximum(0, 1 - abs(np.linspace(0, len(grid) - 1, size, dtype=np.float32) - places))
     for size in (height, width)
   )
   # Not a matrix product, whose library would start threads of its own.
-  return np.einsum("yi,xi->yx", np.einsum("yj,ji->yi", rows, grid), columns)
+  return np.einsum("yj,jx->yx", np.einsum("iy,ij->yj", rows, grid), columns)
 
 
 def _cut(mask: Bool[np.ndarray, "y x"], side: int, depth: float) -> None:
