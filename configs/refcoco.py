@@ -70,6 +70,8 @@ def get_config(argument: str = "unc") -> ConfigDict:
   c.optimizer.weight_decay = 0.01
   c.optimizer.clip = 1.0
   c.ema_decay = 0.9995
+  # Masks of the training photos are better than those at test time, even a detector's.
+  c.augment.mask_noise = 0.5
   c.loader.threads = 8
   # RefCOCO has 2.5 refs per image.
   c.loader.refs_per_image = 4

@@ -87,6 +87,8 @@ def get_config(argument: str = "base,unc") -> ConfigDict:
   c.ema_decay = 0.9995
   c.augment.flip = False
   c.augment.scale = (0.7, 1.3)
+  # Masks of the training photos are better than those at test time, even a detector's.
+  c.augment.mask_noise = 0.5
   c.loader.threads = 8
   # RefCOCO has 2.5 refs per image.
   c.loader.refs_per_image = 4
