@@ -16,8 +16,16 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c = ConfigDict()
   # Seed of the initial parameters, the order of the data, augmentation and dropout.
   c.seed = 0
-  # Name of the dataset, as `mail-jax prepare --dataset` takes it.
+  # Name of the dataset, as `mail-jax prepare --dataset` takes it, or a mixture: NAME,NAME by size,
+  # NAME:WEIGHT,NAME:WEIGHT by samples. `NAME:WEIGHT:multi:no_target` says that expressions of this
+  # dataset may have several targets or none; only these then teach it.
   c.dataset = "shapes"
+  # A mixture by size takes each dataset in proportion to its refs to the power of 1 / this.
+  c.mixture_temperature = 1.0
+  # Training leaves out the images of the evaluation splits of these datasets (NAME or NAME/SPLIT),
+  # wherever they are in its data. `auto` is every dataset of a mixture, and nothing for a single
+  # one, which is used as it was published. () leaves out none.
+  c.exclude = ("auto",)
   # Side in pixels of the square that images are resized to.
   c.image_size = 96
   # Instances per image, the ones with the highest scores; 0 is the bimodal baseline without masks.
@@ -54,7 +62,8 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.teacher_forcing = True
   # Expressions per batch of an evaluation, over all devices.
   c.eval_batch_size = 64
-  # Split that training evaluates on; empty for none.
+  # Split that training evaluates on, or several, such as refcoco_unc/val,refcocog_umd/val; of a
+  # mixture, `val` is that of every dataset. Empty for none.
   c.eval_split = "val"
   # Steps between evaluations.
   c.eval_every = 1000
@@ -67,7 +76,7 @@ def get_config(preset: str = "instance") -> ConfigDict:
   # An update whose loss or gradient is not finite is skipped; this many in a row end the run. 0 is
   # no limit.
   c.max_nonfinite_steps = 10
-  # Metric on `eval_split` that decides which checkpoint is the best.
+  # Metric on `eval_split` that decides which checkpoint is the best; of several, their mean.
   c.best_metric = "mIoU"
   # The run ends after so many evaluations in a row without a better `best_metric`; 0: never.
   c.early_stop = 0

@@ -91,6 +91,8 @@ class ImageSet:
   contents: UInt64[np.ndarray, "n"]
   looks: UInt64[np.ndarray, "n 4"]
   """Zeros for an image without."""
+  image_ids: Int64[np.ndarray, "n"] | None = None
+  """As in the records of the split; None for images of several splits."""
 
   @classmethod
   def of(cls, hashes: Sequence[ImageHash], coco_ids: Mapping[int, int]) -> "ImageSet":
@@ -105,7 +107,12 @@ class ImageSet:
       np.array([coco_ids.get(row.image_id, -1) for row in hashes], np.int64),
       np.array([int(row.content, 16) for row in hashes], np.uint64),
       as_words([row.looks for row in hashes]),
+      np.array([row.image_id for row in hashes], np.int64),
     )
+
+  def take(self, rows: Bool[np.ndarray, "n"]) -> "ImageSet":
+    """Returns some of the images, without their ids."""
+    return ImageSet(self.coco_ids[rows], self.contents[rows], self.looks[rows])
 
   def __len__(self) -> int:
     return len(self.contents)
@@ -153,25 +160,24 @@ def union(*sets: Mapping[str, ImageSet] | None) -> dict[str, ImageSet] | None:
   known = [named for named in sets if named is not None]
   joined: dict[str, ImageSet] = {}
   for name, images in (item for named in known for item in named.items()):
-    joined[name] = _join(joined[name], images) if name in joined else images
+    joined[name] = join([joined[name], images]) if name in joined else images
   return joined if known else None
 
 
-def _join(first: ImageSet, second: ImageSet) -> ImageSet:
-  rows = [
-    np.column_stack([s.coco_ids.astype(np.uint64), s.contents, s.looks]) for s in (first, second)
-  ]
+def join(sets: Sequence[ImageSet]) -> ImageSet:
+  """Returns the images of at least one set, each once."""
+  rows = [np.column_stack([s.coco_ids.astype(np.uint64), s.contents, s.looks]) for s in sets]
   unique = np.unique(np.concatenate(rows), axis=0)
   return ImageSet(unique[:, 0].astype(np.int64), unique[:, 1], unique[:, 2:])
 
 
 def to_bytes(sets: Mapping[str, ImageSet]) -> bytes:
-  """Returns the bytes of a `.safetensors` file: SPLIT:coco_ids, SPLIT:contents, SPLIT:looks."""
+  """Returns the bytes of a `.safetensors` file: SPLIT:coco_ids, SPLIT:contents and so on."""
   arrays = {
     f"{name}:{field}": np.ascontiguousarray(value)  # safetensors stores other layouts wrongly
     for name, images in sets.items()
     for field, value in vars(images).items()
-    if field != "looks" or value.any()
+    if value is not None and (field != "looks" or value.any())
   }
   return safetensors.numpy.save(arrays)
 
@@ -197,12 +203,30 @@ def from_bytes(data: bytes, where: str) -> dict[str, ImageSet]:
 def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> ImageSet:
   contents, coco_ids = arrays[f"{name}:contents"], arrays[f"{name}:coco_ids"]
   looks = arrays.get(f"{name}:looks", np.zeros((len(contents), _WORDS), np.uint64))
-  right = (contents.dtype, coco_ids.dtype, looks.dtype) == (np.uint64, np.int64, np.uint64)
-  shapes = (contents.shape, coco_ids.shape, looks.shape)
+  image_ids = arrays.get(f"{name}:image_ids")
+  known = coco_ids if image_ids is None else image_ids
+  types = (contents.dtype, coco_ids.dtype, looks.dtype, known.dtype)
+  shapes = (contents.shape, coco_ids.shape, looks.shape, known.shape)
   count = contents.size
-  if not right or shapes != ((count,), (count,), (count, _WORDS)):
+  right = types == (np.uint64, np.int64, np.uint64, np.int64)
+  if not right or shapes != ((count,), (count,), (count, _WORDS), (count,)):
     raise ValueError(f"{name} has arrays of {shapes}")
-  return ImageSet(coco_ids, contents, looks)
+  return ImageSet(coco_ids, contents, looks, image_ids)
+
+
+def find_copies(
+  images: ImageSet, others: ImageSet
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+  """Finds the images that are among others.
+
+  Returns:
+    Which of the images have the same COCO id or the same bytes as one of the others; and which of
+    the rest look the same.
+  """
+  same = _are_same(images, others)
+  alike = np.zeros(len(images), bool)
+  alike[~same] = nearest(images.looks[~same], others.looks)[1] <= MAX_DISTANCE
+  return same, alike
 
 
 def find_seen(trained_on: Mapping[str, ImageSet], images: ImageSet) -> dict[str, Any]:
@@ -216,18 +240,15 @@ def find_seen(trained_on: Mapping[str, ImageSet], images: ImageSet) -> dict[str,
     The number of `images`; how many were `seen` (same COCO id or same file); how many others are
     `similar`; and the keys of `trained_on` that they are `from`.
   """
-  same = {name: _are_same(images, others) for name, others in trained_on.items()}
-  seen = np.any([*same.values(), np.zeros(len(images), bool)], axis=0)
-  rest = images.looks[~seen]
-  alike = {
-    name: nearest(rest, others.looks)[1] <= MAX_DISTANCE for name, others in trained_on.items()
-  }
-  similar = np.any([*alike.values(), np.zeros(len(rest), bool)], axis=0)
+  found = {name: find_copies(images, others) for name, others in trained_on.items()}
+  nothing = np.zeros(len(images), bool)
+  seen = np.any([nothing, *(same for same, _ in found.values())], axis=0)
+  similar = np.any([nothing, *(alike for _, alike in found.values())], axis=0) & ~seen
   return {
     "images": len(images),
     "seen": int(seen.sum()),
     "similar": int(similar.sum()),
-    "from": [name for name in trained_on if same[name].any() or alike[name].any()],
+    "from": [n for n, (same, alike) in found.items() if same.any() or (alike & ~seen).any()],
   }
 
 

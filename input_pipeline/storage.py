@@ -137,11 +137,20 @@ def read_hashes(data_dir: str, name: str, split: str) -> ImageSet | None:
   Raises:
     InputError: the file is damaged.
   """
+  return read_all_hashes(data_dir, name).get(split)
+
+
+def read_all_hashes(data_dir: str, name: str) -> dict[str, ImageSet]:
+  """Returns the hashes of the images of all splits, by split; empty if not written.
+
+  Raises:
+    InputError: the file is damaged.
+  """
   path = open_dir(data_dir, name) / _HASHES
   if not path.is_file():
-    return None
+    return {}
   try:
-    return image_hashes.from_bytes(path.read_bytes(), str(path)).get(split)
+    return image_hashes.from_bytes(path.read_bytes(), str(path))
   except (OSError, InputError) as error:
     raise InputError(f"{path} cannot be read ({error}); prepare {name} again") from error
 

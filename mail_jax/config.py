@@ -64,6 +64,8 @@ _ADDED = (
   "model.experts",
   "augment.scale",
   "augment.mask_noise",
+  "exclude",
+  "mixture_temperature",
 )
 
 # The smallest and the largest sizes of a stored config; larger ones would take all memory.

@@ -16,6 +16,16 @@ ON_ERROR = ("stop", "skip")
 _SHAPE = Shape(8, 1)
 
 
+def check_on_error(on_error: str) -> None:
+  """Checks `config.loader.on_error`.
+
+  Raises:
+    InputError: it is not one of ON_ERROR.
+  """
+  if on_error not in ON_ERROR:
+    raise InputError(f"on_error is {on_error!r}; it must be one of {', '.join(ON_ERROR)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Survey:
   """Which records of a split are damaged, and which are intact."""

@@ -5,12 +5,13 @@ that a run resumed at step n gets the batches that it would have got. TensorFlow
 pixels; text stays text until the batch is complete, and is tokenized on the host by a thread that
 keeps two batches ready.
 
-Every epoch is a permutation of all refs, for any number of processes (`train_samples.py`). The
-image of each is read and decoded as it comes or, with `cache`, once, and all of them stay in
-memory. With `refs_per_image` an image is decoded once for several of its refs: each process has a
-share of the images, whose groups of refs are permuted.
+Every epoch is a permutation of all refs, or a mixture of several such sequences, for any number of
+processes (`sample_order.py`). The image of each is read and decoded as it comes or, with `cache`,
+once, and all of them stay in memory. With `refs_per_image` an image is decoded once for several of
+its refs: each process has a share of the images, whose groups of refs are permuted.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -29,14 +30,13 @@ from input_pipeline.tf import (
   damaged_records,
   eval_rows,
   pipelines,
-  record_index,
   record_reader,
+  sample_order,
   train_samples,
 )
 from input_pipeline.tf.pipelines import prefetch
 from input_pipeline.tf.record_reader import Fields, Shape, Source, Split
-
-_SKIP_HINT = ", or train without it: config.loader.on_error = 'skip'"
+from input_pipeline.tf.training_set import TrainingSet, open_training_set
 
 # Accelerators belong to the model.
 tf.config.set_visible_devices([], "GPU")
@@ -84,8 +84,6 @@ class TrainOptions:
       costs a compilation. With several processes all rows have `max_tokens`, for no process knows
       how long the others' texts are.
     threads: worker threads of the pipeline.
-    on_error: `stop` at a damaged record, or `skip` all of them: every record is read and decoded
-      once at the start, and the samples are those of the others, in an order of their own.
   """
 
   seed: int
@@ -97,11 +95,9 @@ class TrainOptions:
   refs_per_image: int = 1
   text_buckets: Sequence[int] = ()
   threads: int = 2
-  on_error: str = "stop"
 
   def __post_init__(self) -> None:
     _check_positive(refs_per_image=self.refs_per_image)
-    _check_on_error(self.on_error)
     if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
       raise InputError(
         f"augment.scale is {self.scale}; it must be the smallest and the largest factor, above 0, "
@@ -123,20 +119,13 @@ def train_expressions(data_dir: str, dataset: str, on_error: str = "stop") -> li
 
   Args:
     data_dir: the folder that `prepare` wrote to.
-    dataset: such as `refcoco_unc`.
-    on_error: see `TrainOptions`.
+    dataset: such as `refcoco_unc`, or a mixture.
+    on_error: see `TrainingSet`.
 
   Raises:
     InputError: the data set or its train split does not exist, or one of its records is damaged.
   """
-  source = _open_train(Split(data_dir, dataset, "train"), on_error)
-  examples = record_reader.read(source)
-  texts = examples.map(lambda example: record_reader.parse(example)["normalised"]).unbatch()
-  batches = texts.batch(1024).with_options(pipelines.options(threads=1))
-  try:
-    return [text.decode() for batch in batches.as_numpy_iterator() for text in batch]
-  except record_reader.DAMAGED as error:
-    record_reader.raise_damaged(source, error)
+  return open_training_set(data_dir, dataset, on_error=on_error).expressions()
 
 
 def describe_damage(data_dir: str, dataset: str, split: str = "train") -> list[str]:
@@ -150,12 +139,12 @@ def describe_damage(data_dir: str, dataset: str, split: str = "train") -> list[s
 
 
 def num_refs(data_dir: str, dataset: str, split: str, on_error: str = "stop") -> int:
-  """Returns how many refs a split has: the samples of one epoch.
+  """Returns how many refs a split has.
 
   Raises:
     InputError: the data set or the split does not exist.
   """
-  return record_reader.count_refs(_open_train(Split(data_dir, dataset, split), on_error))
+  return open_training_set(data_dir, dataset, split=split, on_error=on_error).refs
 
 
 def fingerprint_of(data_dir: str, dataset: str, split: str) -> str:
@@ -164,23 +153,7 @@ def fingerprint_of(data_dir: str, dataset: str, split: str) -> str:
   Raises:
     InputError: the data set or the split does not exist.
   """
-  source = record_reader.open_source(Split(data_dir, dataset, split))
-  return record_index.fingerprint_of(_on_this_machine(source).files)
-
-
-def _on_this_machine(source: Source) -> Source:
-  files = ((record_index.on_this_machine(path), skip, take) for path, skip, take in source.files)
-  return dataclasses.replace(source, files=tuple(files))
-
-
-def _open_train(split: Split, on_error: str) -> Source:
-  """Opens a process's share of a split, without its damaged records if they are to be skipped."""
-  _check_on_error(on_error)
-  source = _on_this_machine(record_reader.open_source(split))
-  if on_error == "stop":
-    return dataclasses.replace(source, way_out=_SKIP_HINT)
-  whole = _on_this_machine(record_reader.open_source(split.whole()))
-  return damaged_records.without_damaged(source, damaged_records.survey(whole))
+  return open_training_set(data_dir, dataset, split=split).fingerprint()
 
 
 def splits(data_dir: str, dataset: str) -> list[str]:
@@ -195,23 +168,28 @@ def splits(data_dir: str, dataset: str) -> list[str]:
 
 
 def train_batches(
-  split: Split,
+  data: TrainingSet,
   tokenizer: Tokenizer,
   shape: BatchShape,
   options: TrainOptions,
   *,
+  process_index: int = 0,
+  process_count: int = 1,
   start_step: int = 0,
   with_meta: bool = False,
 ) -> Iterator[Fields]:
   """Yields batches without end: every ref once per epoch, with a random one of its expressions.
 
-  An epoch need not end with a batch: the next one continues in the same batch.
+  An epoch need not end with a batch: the next one continues in the same batch. In a mixture, each
+  data set has epochs of its own.
 
   Args:
-    split: which refs, and this process's share of them.
+    data: the refs.
     tokenizer: text to ids.
     shape: sizes of a batch.
     options: how samples are read and augmented.
+    process_index: which process reads; each reads its own rows of every batch.
+    process_count: how many processes there are.
     start_step: the first batch, as in a run from the beginning.
     with_meta: adds `meta` to a batch, a list that names the sample of each row.
 
@@ -219,40 +197,43 @@ def train_batches(
     Batches as in docs/reference/formats.md; `weight` is 1. Some arrays are read-only.
 
   Raises:
-    InputError: the data set or split does not exist, is too small for the processes or too large
-      for the cache; or, maybe only when a batch is read, a record is damaged.
+    InputError: a data set or split does not exist, is too small for the processes or too large for
+      the cache; or, maybe only when a batch is read, a record is damaged.
   """
-  lengths = _row_lengths(options.text_buckets, shape.max_tokens, split.process_count)
-  samples = _TrainSamples(split, shape, options)
+  lengths = _row_lengths(options.text_buckets, shape.max_tokens, process_count)
+  share = sample_order.Share(shape.batch_size, process_index, process_count)
+  samples = _TrainSamples(data, shape, options, share)
   dataset = samples.augmented(start_step).batch(shape.batch_size).prefetch(2)
 
   def blame(batch: int) -> None:
-    suspects = samples.suspects(start_step + batch)
-    record_reader.raise_undecodable(samples.source, suspects, samples.decode)
+    for source, suspects in samples.suspects(start_step + batch):
+      record_reader.raise_undecodable(source, suspects, samples.decode)
 
   dataset = dataset.with_options(pipelines.options(options.threads))
-  batches = _iterate(dataset, samples.source, blame)
+  batches = _iterate(dataset, samples.sources, blame)
+  names = data.names if with_meta else ()
   return prefetch(
-    _finish_train(batch, tokenizer, shape.max_instances, lengths, with_meta) for batch in batches
+    _finish_train(batch, tokenizer, shape.max_instances, lengths, names) for batch in batches
   )
 
 
 class _TrainSamples:
   """The endless samples of a process, read in the way that the options choose."""
 
-  def __init__(self, split: Split, shape: BatchShape, options: TrainOptions):
-    self._options, self._shape = options, shape.decoded()
+  def __init__(
+    self, data: TrainingSet, shape: BatchShape, options: TrainOptions, share: sample_order.Share
+  ):
+    self._options, self._shape, self._share = options, shape.decoded(), share
     self._max_instances = shape.max_instances
-    self._share = train_samples.Share(shape.batch_size, split.process_index, split.process_count)
     self._is_grouped = options.refs_per_image > 1
-    self.source = _open_train(split if self._is_grouped else split.whole(), options.on_error)
     # Of a process that has images of its own, or of all.
-    own = split.process_index if self._is_grouped else 0
-    self._key = train_samples.random_key(options.seed, own)
+    own = share.index if self._is_grouped else 0
+    self.sources = data.sources(own, share.count) if self._is_grouped else data.whole
+    self._order = data.order(options.seed, self.sources, own)
 
   def augmented(self, start_step: int) -> tf.data.Dataset:
     """Returns decoded and augmented samples from a step on."""
-    options = self._options
+    options, threads = self._options, self._options.threads
     augment = functools.partial(
       train_samples.augment,
       flip=options.flip,
@@ -261,48 +242,64 @@ class _TrainSamples:
       mask_noise=options.mask_noise,
       most=self._max_instances,
     )
-    threads = self._options.threads
     if self._is_grouped:
       start = start_step * self._share.rows
-      numbers = train_samples.uniform_numbers(self._key, start)
-      samples = train_samples.grouped(self._groups(), start, self._shape)
+      numbers = sample_order.uniform_numbers(self._order.keys[0], start)
+      samples = train_samples.mixed(self._groups(), self._order, start, self._shape)
       return tf.data.Dataset.zip(samples, numbers).map(augment, num_parallel_calls=threads)
-    find = self._find()
-    order = train_samples.ordered(self._refs(), self._key, start_step, self._share)
-    return order.map(lambda ref, numbers: augment(find(ref), numbers), num_parallel_calls=threads)
+    find, name = self._find(), self._dataset_of()
+    order = sample_order.ordered(self._order, start_step, self._share)
+    return order.map(
+      lambda ref, numbers: augment(find(ref) | name(ref), numbers), num_parallel_calls=threads
+    )
 
   def _find(self) -> Callable[[tf.Tensor], Fields]:
     """Returns the function that reads and decodes the sample of a ref."""
     if self._options.cache:
-      cache = _load_cache(self.source, self._shape, self._options.threads)
+      cache = _load_cache(self.sources, self._shape, self._options.threads)
       return functools.partial(train_samples.cached, cache)
-    table = train_samples.load_table(self.source)
+    table = train_samples.load_table(*self.sources)
     return lambda ref: self.decode(*train_samples.streamed(table, ref))
 
-  def _refs(self) -> int:
-    return record_reader.scan(self.source).refs
+  def _dataset_of(self) -> Callable[[tf.Tensor], Fields]:
+    """Returns the function that tells the number of a ref's data set, of a mixture."""
+    if not self._order.is_mixture:
+      return lambda ref: {}
+    sizes = self._order.sizes
+    numbers = tf.constant(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+    return lambda ref: {"dataset": numbers[ref]}
 
   def decode(self, record: Fields, ref: tf.Tensor) -> Fields:
     """Decodes one sample."""
     return train_samples.decode(record, ref, self._shape)
 
-  def suspects(self, step: int) -> tf.data.Dataset:
-    """Returns the encoded samples that the batch of a step may wait for."""
+  def suspects(self, step: int) -> Iterator[tuple[Source, tf.data.Dataset]]:
+    """Yields the encoded samples that the batch of a step may wait for, by source."""
     rows = self._share.rows
     if self._is_grouped:
-      return train_samples.grouped_suspects(self._groups(), step * rows, rows)
-    table = train_samples.load_table(self.source)
-    order = train_samples.ordered(self._refs(), self._key, step, self._share).take(rows)
-    return order.map(lambda ref, _: train_samples.streamed(table, ref))
+      starts = self._order.counts_until(step * rows)
+      for source, groups, start in zip(self.sources, self._groups(), starts, strict=True):
+        yield source, train_samples.grouped_suspects(groups, start, rows)
+      return
+    table = train_samples.load_table(*self.sources)
+    order = sample_order.ordered(self._order, step, self._share).take(rows)
+    ends = np.cumsum(self._order.sizes)
+    for source, first, end in zip(self.sources, [0, *ends], ends, strict=False):
+      own = order.filter(lambda ref, _: (ref >= first) & (ref < end))  # noqa: B023
+      yield source, own.map(lambda ref, _: train_samples.streamed(table, ref))
 
-  def _groups(self) -> train_samples.Groups:
-    return train_samples.Groups(
-      train_samples.load_table(self.source),
-      self._key,
-      self._options.refs_per_image,
-      train_samples.window_of(self._share.rows),
-      self._options.threads,
-    )
+  def _groups(self) -> list[train_samples.Groups]:
+    weights = self._order.weights
+    return [
+      train_samples.Groups(
+        train_samples.load_table(source),
+        key,
+        self._options.refs_per_image,
+        train_samples.window_of(math.ceil(self._share.rows * weight / sum(weights))),
+        self._options.threads,
+      )
+      for source, key, weight in zip(self.sources, self._order.keys, weights, strict=False)
+    ]
 
 
 def _row_lengths(
@@ -316,17 +313,22 @@ def _row_lengths(
   return (*(sorted(text_buckets) if process_count == 1 else ()), max_tokens)
 
 
-def _load_cache(source: Source, shape: Shape, threads: int) -> train_samples.Cache:
+def _load_cache(sources: Sequence[Source], shape: Shape, threads: int) -> train_samples.Cache:
   try:
-    return train_samples.load_cache(source, shape, threads)
+    return train_samples.load_cache(sources, shape, threads)
   except tf.errors.OpError as error:
-    blame = functools.partial(_blame_any_record, source, shape)
-    _raise_input_error(error, source, blame)
+    blame = functools.partial(_blame_any_record, sources, shape)
+    _raise_input_error(error, sources, blame)
 
 
 def _finish_train(
-  batch: Fields, tokenizer: Tokenizer, max_instances: int, lengths: Sequence[int], with_meta: bool
+  batch: Fields,
+  tokenizer: Tokenizer,
+  max_instances: int,
+  lengths: Sequence[int],
+  names: Sequence[str],
 ) -> Fields:
+  """Completes a batch on the host; adds `meta` if there are `names` of data sets."""
   texts = [text.decode() for text in batch.pop("expression")]
   flipped = batch.pop("flipped")
   texts = [
@@ -334,8 +336,10 @@ def _finish_train(
     for text, mirrored in zip(texts, flipped, strict=True)
   ]
   ids = {name: batch.pop(name).tolist() for name in ("image_id", "ref_id")}
-  if with_meta:
+  if names:
     columns = ids | {"expression": texts, "flipped": flipped.tolist()}
+    if "dataset" in batch:
+      columns |= {"dataset": [names[number] for number in batch["dataset"]]}
     batch["meta"] = [
       dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
     ]
@@ -398,7 +402,7 @@ def eval_batches(
     read: Iterator[Fields] = iter(())
     if first < last:
       rows = eval_rows.rows_dataset(source, decoded, bucket, first, last, threads)
-      read = _iterate(rows, source, lambda _: _blame_any_record(source, decoded))
+      read = _iterate(rows, [source], lambda _: _blame_any_record([source], decoded))
     for start in range(first, first + share, bucket.batch_size):
       batch = next(read) if start < last else eval_rows.no_rows(decoded, bucket.canvas)
       padded = eval_rows.pad(_finish_eval(batch, tokenizer, shape), bucket)
@@ -434,15 +438,8 @@ def _check_positive(**numbers: int) -> None:
       raise InputError(f"{name} is {number}; it must be at least 1")
 
 
-def _check_on_error(on_error: str) -> None:
-  if on_error not in damaged_records.ON_ERROR:
-    raise InputError(
-      f"on_error is {on_error!r}; it must be one of {', '.join(damaged_records.ON_ERROR)}"
-    )
-
-
 def _iterate(
-  dataset: tf.data.Dataset, source: Source, blame: Callable[[int], None]
+  dataset: tf.data.Dataset, sources: Sequence[Source], blame: Callable[[int], None]
 ) -> Iterator[Fields]:
   """Yields batches; if one cannot be read, `blame(number)` looks for the reason."""
   iterator = pipelines.iterate(dataset)
@@ -452,12 +449,12 @@ def _iterate(
     except StopIteration:
       return
     except tf.errors.OpError as error:
-      _raise_input_error(error, source, lambda: blame(number))  # noqa: B023
+      _raise_input_error(error, sources, lambda: blame(number))  # noqa: B023
     yield batch
 
 
 def _raise_input_error(
-  error: tf.errors.OpError, source: Source, blame: Callable[[], None]
+  error: tf.errors.OpError, sources: Sequence[Source], blame: Callable[[], None]
 ) -> NoReturn:
   """Raises an `InputError` if the input is at fault, else the error itself."""
   if isinstance(error, tf.errors.ResourceExhaustedError):
@@ -467,11 +464,15 @@ def _raise_input_error(
   except tf.errors.OpError as unreadable:
     error = unreadable
   if isinstance(error, record_reader.DAMAGED):
-    record_reader.raise_damaged(source, error)
+    for source in sources:
+      # Raised itself if the source is intact.
+      with contextlib.suppress(tf.errors.OpError):
+        record_reader.raise_damaged(source, error)
   raise error
 
 
-def _blame_any_record(source: Source, shape: Shape) -> None:
-  records = record_reader.read(source).map(record_reader.parse)
+def _blame_any_record(sources: Sequence[Source], shape: Shape) -> None:
   decode = functools.partial(record_reader.decode_all, shape=shape)
-  record_reader.raise_undecodable(source, records, decode)
+  for source in sources:
+    records = record_reader.read_used(source).map(record_reader.parse)
+    record_reader.raise_undecodable(source, records, decode)

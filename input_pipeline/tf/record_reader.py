@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
-from input_pipeline.tf import builder, pipelines, record_frames
+from input_pipeline.tf import builder, pipelines, record_frames, record_index
 from input_pipeline.tf.record_frames import Damage
 
 Fields = dict[str, Any]
@@ -64,6 +64,8 @@ class Source:
   """Changes when the data set is prepared again."""
   way_out: str = ""
   """End of a message about a damaged record: what to do besides preparing the data set again."""
+  left_out: tuple[int, ...] = ()
+  """Ids of the images that are not used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Sizes:
   """Sizes of a source's records."""
 
   refs_of: np.ndarray
-  """The number of refs of each record."""
+  """The number of refs of each record; 0 if its image is left out."""
   expressions: np.ndarray
   """Their number in each record."""
   height: np.ndarray
@@ -81,7 +83,7 @@ class Sizes:
 
   @property
   def refs(self) -> int:
-    """The number of refs of all records."""
+    """The number of refs of all records that are used."""
     return int(self.refs_of.sum())
 
 
@@ -123,6 +125,12 @@ def open_source(split: Split) -> Source:
     refs=counts.get("refs") if split.process_count == 1 else None,
     stamp=max(tf.io.gfile.stat(path).mtime_nsec for path, _, _ in files),
   )
+
+
+def on_this_machine(source: Source) -> Source:
+  """Returns a source whose files are on this machine; see `record_index.on_this_machine`."""
+  files = ((record_index.on_this_machine(path), skip, take) for path, skip, take in source.files)
+  return dataclasses.replace(source, files=tuple(files))
 
 
 def _check_readable(path: str, dataset: str) -> None:
@@ -180,8 +188,10 @@ def _to_python(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_refs(source: Source) -> int:
-  """Returns how many refs the records of a source have."""
-  return scan(source).refs if source.refs is None else source.refs
+  """Returns how many refs the records of a source have, without images that are left out."""
+  if source.refs is None or source.left_out:
+    return scan(source).refs
+  return source.refs
 
 
 def read_shard(path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
@@ -195,6 +205,15 @@ def read(source: Source) -> tf.data.Dataset:
   paths, skips, takes = zip(*source.files, strict=True)
   shards = tf.constant(paths), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64)
   return tf.data.Dataset.from_tensor_slices(shards).flat_map(read_shard)
+
+
+def read_used(source: Source) -> tf.data.Dataset:
+  """Returns the serialised records in stored order, without images that are left out."""
+  if not source.left_out:
+    return read(source)
+  used = tf.data.Dataset.from_tensor_slices(scan(source).refs_of > 0)
+  both = tf.data.Dataset.zip(read(source), used).filter(lambda _, used: used)
+  return both.map(lambda example, _: example)
 
 
 def parse(example: tf.Tensor) -> Fields:
@@ -252,6 +271,7 @@ def scan(source: Source) -> Sizes:
       "expressions": tf.reduce_sum(record["count"]),
       "height": record["height"],
       "width": record["width"],
+      "image_id": record["image_id"],
     }
 
   dataset = read(source).map(sizes).batch(1024).with_options(pipelines.options(threads=1))
@@ -260,8 +280,9 @@ def scan(source: Source) -> Sizes:
   except DAMAGED as error:
     raise_damaged(source, error)
   columns = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+  used = ~np.isin(columns["image_id"], np.array(source.left_out, np.int64))
   return Sizes(
-    refs_of=columns["refs"].astype(np.int64),
+    refs_of=columns["refs"].astype(np.int64) * used,
     expressions=columns["expressions"],
     height=columns["height"],
     width=columns["width"],

@@ -1,15 +1,17 @@
-"""The order of training samples, their random numbers, and their augmentation.
+"""Training samples: reading, decoding and augmenting them.
 
-All are pure functions of (seed, epoch, position). A sample is one ref: a record's image and planes,
-and the ref's target and expressions. `ordered` is the order of `streamed`, which reads samples one
-by one, and of `cached`, which takes them from memory; `grouped` decodes an image once for several
-of its refs, in an order of its own. `augment` is the last step of all three.
+A sample is one ref: a record's image and planes, and the ref's target and expressions. `streamed`
+reads samples one by one and `cached` takes them from memory, both in the order of
+`sample_order.ordered`; `grouped` decodes an image once for several of its refs, in an order of its
+own. `augment` is the last step of all three.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,101 +20,17 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.masks import noise
 from input_pipeline.tf import pipelines, record_index, record_reader, zoom
 from input_pipeline.tf.record_reader import Fields, Shape, Source
+from input_pipeline.tf.sample_order import Order, epoch_seed, permutation
 
 WINDOW = 64
 """Groups whose samples are shuffled together, at least: 74 MB of images of 480 x 480 pixels."""
 WINDOW_PER_SAMPLE = 3
 """Groups in a window per sample of a batch, so that a batch has many different images."""
-NUMBERS_PER_SAMPLE = 5 + zoom.NUMBERS
-"""Random numbers: for the expression, the flip, brightness, contrast, saturation and the zoom."""
-
-_SAMPLES_PER_BLOCK = 1024
-# Of the SplitMix64 generator, as are the constants in _mix.
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-def random_key(seed: int, process_index: int) -> int:
-  """Returns 64 bits that seed all random choices of a process."""
-  return int(np.random.SeedSequence([seed, process_index]).generate_state(1, np.uint64)[0])
-
-
-def uniform_numbers(key: int, start: int) -> tf.data.Dataset:
-  """Returns `NUMBERS_PER_SAMPLE` numbers in [0, 1) for every sample from number `start` on."""
-
-  def block(first: tf.Tensor) -> tf.data.Dataset:
-    numbers = first + tf.range(_SAMPLES_PER_BLOCK, dtype=tf.int64)
-    return tf.data.Dataset.from_tensor_slices(uniform_of(key, numbers))
-
-  return tf.data.Dataset.range(start, tf.int64.max, _SAMPLES_PER_BLOCK).flat_map(block)
-
-
-def uniform_of(key: int, samples: tf.Tensor) -> tf.Tensor:
-  """Returns the random numbers of samples, float32 [n, `NUMBERS_PER_SAMPLE`].
-
-  They depend on the key and the number of the sample alone: they are SplitMix64 of a counter,
-  computed for many samples at once, for a call per sample would cost more than a flip.
-  """
-  counters = samples[:, None] * NUMBERS_PER_SAMPLE + tf.range(NUMBERS_PER_SAMPLE, dtype=tf.int64)
-  bits = _mix(_uint64(key) + tf.cast(counters + 1, tf.uint64) * _uint64(_GOLDEN))
-  # The upper 24 bits, as many as float32 holds.
-  return tf.cast(tf.bitwise.right_shift(bits, _uint64(40)), tf.float32) * 2.0**-24
-
-
-def _mix(x: tf.Tensor) -> tf.Tensor:
-  x = (x ^ tf.bitwise.right_shift(x, _uint64(30))) * _uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ tf.bitwise.right_shift(x, _uint64(27))) * _uint64(0x94D049BB133111EB)
-  return x ^ tf.bitwise.right_shift(x, _uint64(31))
-
-
-def _uint64(value: int) -> tf.Tensor:
-  return tf.constant(value, tf.uint64)
-
-
-def epoch_seed(key: int, epoch: tf.Tensor) -> tf.Tensor:
-  """Returns the seed of an epoch's order."""
-  mixed = _mix(_uint64(key) + tf.cast(epoch, tf.uint64) * _uint64(_GOLDEN))
-  return tf.cast(tf.bitwise.right_shift(mixed, _uint64(1)), tf.int64)
-
-
-def _permutation(count: int, seed: tf.Tensor) -> tf.Tensor:
-  indices = tf.range(count, dtype=tf.int64)
-  return tf.random.experimental.stateless_shuffle(indices, tf.stack([seed, seed]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-  """The rows of every batch that a process has."""
-
-  rows: int
-  """Their number."""
-  index: int = 0
-  """Of the process."""
-  count: int = 1
-  """Of the processes; a batch has `rows` of each."""
-
-
-def ordered(refs: int, key: int, start_step: int, share: Share) -> tf.data.Dataset:
-  """Returns (ref, its random numbers) for the samples of a process from a step on.
-
-  Every epoch is a permutation of all refs, and the batches are cut from the sequence of the epochs,
-  so that the samples of a batch do not depend on the number of processes.
-  """
-  batch = share.rows * share.count
-  start = start_step * batch
-
-  def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-    positions = epoch * refs + tf.range(refs, dtype=tf.int64)
-    ours = (positions >= start) & (positions % batch // share.rows == share.index)
-    order = tf.boolean_mask(_permutation(refs, epoch_seed(key, epoch)), ours)
-    numbers = uniform_of(key, tf.boolean_mask(positions, ours))
-    return tf.data.Dataset.from_tensor_slices((order, numbers))
-
-  return tf.data.Dataset.range(start // refs, tf.int64.max).flat_map(one_epoch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Where the records of a source are, and which refs they have."""
+  """Where the records of one or several sources are, and which refs they have."""
 
   path: tf.Tensor
   """string, of every file."""
@@ -123,7 +41,7 @@ class Table:
   length: tf.Tensor
   """int64 [n], its bytes with their frame."""
   refs_of: np.ndarray
-  """int64 [n], the number of its refs."""
+  """int64 [n], the number of its refs; 0 if it is left out."""
   record: tf.Tensor
   """int64 [refs], the record of each ref."""
   ref: tf.Tensor
@@ -141,18 +59,19 @@ class Table:
     return record_reader.parse(example)
 
 
-@functools.lru_cache(maxsize=4)
-def load_table(source: Source) -> Table:
-  """Reads a source once and finds its records.
+@functools.lru_cache(maxsize=16)
+def load_table(*sources: Source) -> Table:
+  """Reads sources once and finds their records, one source after the other.
 
   Raises:
     InputError: a record is damaged; the message names it.
   """
-  refs_of = record_reader.scan(source).refs_of
-  found = [record_index.frames(path, skip + take)[0][skip:] for path, skip, take in source.files]
+  refs_of = np.concatenate([record_reader.scan(source).refs_of for source in sources])
+  files = [file for source in sources for file in source.files]
+  found = [record_index.frames(path, skip + take)[0][skip:] for path, skip, take in files]
   first = np.cumsum(refs_of) - refs_of
   return Table(
-    path=tf.constant([path for path, _, _ in source.files]),
+    path=tf.constant([path for path, _, _ in files]),
     file=tf.constant(np.repeat(np.arange(len(found)), [len(ends) - 1 for ends in found])),
     offset=tf.constant(np.concatenate([ends[:-1] for ends in found])),
     length=tf.constant(np.concatenate([np.diff(ends) for ends in found])),
@@ -187,7 +106,7 @@ def select_ref(record: Fields, ref: tf.Tensor, shape: Shape) -> Fields:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """All records of a source, decoded and resized: about 45 kB per image of 96 x 96 pixels."""
+  """Records, decoded and resized: about 45 kB per image of 96 x 96 pixels."""
 
   image: tf.Tensor
   """uint8 [n, s, s, 3]."""
@@ -211,21 +130,21 @@ class Cache:
   """int64 [refs]."""
 
 
-def load_cache(source: Source, shape: Shape, threads: int) -> Cache:
-  """Decodes all records into memory.
+def load_cache(sources: Sequence[Source], shape: Shape, threads: int) -> Cache:
+  """Decodes all records of sources into memory, except those that are left out.
 
   Raises:
     InputError: they do not fit into memory.
     tf.errors.OpError: one of them cannot be decoded.
   """
-  sizes = record_reader.scan(source)
-  count, size = len(sizes.expressions), shape.image_size
+  refs_of = np.concatenate([record_reader.scan(source).refs_of for source in sources])
+  count, refs, size = int((refs_of > 0).sum()), int(refs_of.sum()), shape.image_size
   target_bytes = math.ceil(size * size / 8)
-  _check_memory(source, count * size * size * (3 + 2 * shape.planes) + sizes.refs * target_bytes)
+  _check_memory(sources, count * size * size * (3 + 2 * shape.planes) + refs * target_bytes)
   image = _aligned_empty((count, size, size, 3), np.uint8)
   instances = _aligned_empty((count, shape.planes, size, size), np.uint16)
   num_instances = np.empty(count, np.int32)
-  targets = _aligned_empty((sizes.refs, target_bytes), np.uint8)
+  targets = _aligned_empty((refs, target_bytes), np.uint8)
   counts, expressions, image_ids, ref_ids = [], [], [], []
 
   def decoded(example: tf.Tensor) -> Fields:
@@ -233,10 +152,12 @@ def load_cache(source: Source, shape: Shape, threads: int) -> Cache:
     texts = {key: record[key] for key in ("normalised", "count", "image_id", "ref_id")}
     return record_reader.decode_all(record, shape) | texts
 
-  dataset = record_reader.read(source).map(decoded, num_parallel_calls=threads).prefetch(threads)
-  dataset = dataset.with_options(pipelines.options(threads))
+  def read(source: Source) -> Iterator[Fields]:
+    dataset = record_reader.read_used(source).map(decoded, num_parallel_calls=threads)
+    return pipelines.iterate(dataset.prefetch(threads).with_options(pipelines.options(threads)))
+
   done = 0
-  for row, record in enumerate(pipelines.iterate(dataset)):
+  for row, record in enumerate(itertools.chain.from_iterable(map(read, sources))):
     image[row], instances[row] = record["image"], record["instances"]
     num_instances[row] = record["num_instances"]
     bits = record["target"].reshape(len(record["target"]), -1)
@@ -261,12 +182,12 @@ def load_cache(source: Source, shape: Shape, threads: int) -> Cache:
   )
 
 
-def _check_memory(source: Source, need: int) -> None:
+def _check_memory(sources: Sequence[Source], need: int) -> None:
   memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   if need > 0.7 * memory:
     raise InputError(
-      f"{source.name}: cache needs {need / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB; "
-      "set cache to False"
+      f"{', '.join(source.name for source in sources)}: cache needs {need / 1e9:.1f} GB, this "
+      f"machine has {memory / 1e9:.1f} GB; set cache to False"
     )
 
 
@@ -356,6 +277,28 @@ def grouped(groups: Groups, start: int, shape: Shape) -> tf.data.Dataset:
   return samples.map(select, num_parallel_calls=groups.threads)
 
 
+def mixed(groups: Sequence[Groups], order: Order, start: int, shape: Shape) -> tf.data.Dataset:
+  """Returns decoded samples from number `start` on; those of a mixture with their `dataset`.
+
+  Args:
+    groups: of each data set.
+    order: that chooses the data set of each sample.
+    start: number of the first sample.
+    shape: that samples are resized to.
+  """
+  if not order.is_mixture:
+    return grouped(groups[0], start, shape)
+
+  def with_number(number: int, samples: tf.data.Dataset) -> tf.data.Dataset:
+    return samples.map(lambda sample: sample | {"dataset": tf.constant(number)})
+
+  each = [
+    with_number(number, grouped(own, done, shape))
+    for number, (own, done) in enumerate(zip(groups, order.counts_until(start), strict=True))
+  ]
+  return tf.data.Dataset.choose_from_datasets(each, order.choices(start))
+
+
 def grouped_suspects(groups: Groups, start: int, count: int) -> tf.data.Dataset:
   """Returns the encoded groups that `count` samples from number `start` on may wait for."""
   first, window, _ = _locate(groups, start)
@@ -372,7 +315,7 @@ def grouped_suspects(groups: Groups, start: int, count: int) -> tf.data.Dataset:
 def _groups_of_epoch(groups: Groups, epoch: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
   """Returns (record, index of the first ref, size) of the groups of an epoch after some."""
   columns = [tf.constant(column) for column in groups.firsts()]
-  order = _permutation(columns[0].shape[0], epoch_seed(groups.key, epoch))[skipped:]
+  order = permutation(columns[0].shape[0], epoch_seed(groups.key, epoch))[skipped:]
   return tf.data.Dataset.from_tensor_slices(tuple(tf.gather(c, order) for c in columns))
 
 
@@ -391,7 +334,7 @@ def _locate(groups: Groups, start: int) -> tuple[int, int, int]:
   """Returns the epoch and window of sample number `start`, and its position in the window."""
   epoch, left = divmod(start, groups.table.refs)
   sizes = groups.firsts()[2]
-  order = _permutation(len(sizes), epoch_seed(groups.key, tf.constant(epoch, tf.int64))).numpy()
+  order = permutation(len(sizes), epoch_seed(groups.key, tf.constant(epoch, tf.int64))).numpy()
   done = np.cumsum(sizes[order])[groups.window - 1 :: groups.window]
   window = int(np.searchsorted(done, left, side="right"))
   return epoch, window, left - int(done[window - 1] if window else 0)
@@ -441,7 +384,7 @@ def augment(
     "target": target,
     "expression": expressions[choice],
     "flipped": flipped,
-    **{name: sample[name] for name in ("image_id", "ref_id") if name in sample},
+    **{name: sample[name] for name in ("image_id", "ref_id", "dataset") if name in sample},
   }
   if scale != (1.0, 1.0):
     augmented = zoom.zoom(augmented, numbers[5:], scale)

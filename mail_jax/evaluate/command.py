@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from input_pipeline import left_out
 from input_pipeline.common import atomic_files, drawing
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import memory_errors
@@ -92,11 +93,12 @@ def _write(
   args: argparse.Namespace,
 ) -> None:
   """Prints the metrics and writes the requested files."""
-  print(runner.heading(f"{args.checkpoint}, step {model.step}", args.protocol))
+  print(runner.heading(f"{args.checkpoint}, step {model.step}", args.protocol, model))
   print(table.metrics(results))
   origins = {name: runner.recall_instances(args.data_dir, name) for name in results}
   seen = {name: runner.find_seen(model, args.data_dir, name) for name in results}
-  for line in [*leakage.warnings(origins), *leakage.warnings(seen)]:
+  noted = left_out.describe(model.left_out)
+  for line in [*leakage.warnings(origins), *leakage.warnings(seen), *noted]:
     print(line)
   print(f"\n{table.groups(results)}")
   if args.per_expression:

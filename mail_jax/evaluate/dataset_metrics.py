@@ -9,7 +9,7 @@ Pure functions of the columns that `segmentation.count` returns, one value per e
 docs/guides/evaluate.md names the code that each definition follows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -114,6 +114,24 @@ def with_own(metrics: dict[str, int | float], dataset: str, rows: Rows) -> dict[
   replaced = any(name.startswith("P@") for name in own)
   kept = {k: v for k, v in metrics.items() if not (replaced and k.startswith("P@"))}
   return kept | own
+
+
+def mean(results: Sequence[Mapping[str, int | float]]) -> dict[str, int | float]:
+  """Returns the mean over splits of each metric that all of them have; counts are added.
+
+  Args:
+    results: the metrics of each split, of at least one.
+  """
+  first, *others = results
+  columns = {
+    name: [of_split[name] for of_split in results]
+    for name in first
+    if all(name in other for other in others)
+  }
+  return {
+    name: sum(values) if isinstance(values[0], int) else sum(values) / len(values)
+    for name, values in columns.items()
+  }
 
 
 def _pixels(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline import storage
+from input_pipeline import left_out, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes, sharding
@@ -48,9 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--per_expression", metavar="OUT.jsonl", help="write one row per expression")
 
 
-def heading(what: str, protocol: str) -> str:
-  """Returns the line above the metrics."""
-  return f"{what}{'' if protocol == 'original' else f', protocol {protocol}'}; percent"
+def heading(what: str, protocol: str, model: load.LoadedModel | None = None) -> str:
+  """Returns the line above the metrics.
+
+  Args:
+    what: was judged.
+    protocol: by which.
+    model: that was judged, if it is one of ours.
+  """
+  note = "" if model is None else left_out.heading(model.left_out)
+  return f"{what}{'' if protocol == 'original' else f', protocol {protocol}'}{note}; percent"
 
 
 def open_batches(
@@ -277,6 +284,7 @@ def describe(
       "protocol": protocol,
       "instances": recall_instances(data_dir, name),
       "step": model.step,
+      "left_out": model.left_out,
       "fingerprints": prints | {"data": data},
     }
   return about

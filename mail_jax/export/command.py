@@ -150,6 +150,7 @@ def _describe(
     "inputs": {key: config[key] for key in ("image_size", "max_instances", "max_tokens")},
     "tokenizer": {"kind": kind, "file": folder.TOKENIZERS[kind]},
     "metrics": dict(model.metrics),
+    "left_out": model.left_out,
     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     "versions": _versions(),
     "config": config,

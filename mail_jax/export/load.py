@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from input_pipeline import left_out
 from input_pipeline.common import buckets, fingerprint
 from input_pipeline.common.errors import InputError
 from input_pipeline.image_hashes import ImageSet
@@ -51,6 +52,7 @@ class LoadedModel:
     outside: computes what `forward` finds in a batch; see `complete`.
     files: names and SHA-256 of the files that `forward` was read from.
     images: hashes of the images that it was trained on, by DATASET/SPLIT; None if they are unknown.
+    left_out: of `left_out.note`, by the last run; None if nothing is to be said.
   """
 
   config: ConfigDict
@@ -63,6 +65,7 @@ class LoadedModel:
   outside: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
   images: Mapping[str, ImageSet] | None = None
+  left_out: Mapping[str, Any] | None = None
 
   def apply(self, variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
     """Runs the model on a batch, as at test time; may be traced for a batch of `complete`.
@@ -193,11 +196,15 @@ def _load_run(workdir: str, selected: str | int, averaged: bool, backend: str) -
     everywhere = jax.tree.map(lambda _: sharding.replicated(sharding.make_mesh()), shapes)
     variables = checkpoints.restore(step, sharding.shapes_at(shapes, everywhere))[field]
     metrics, images = checkpoints.metrics(step), checkpoint.read_images(meta)
+    data = meta.get("data") or {}
+    noted = left_out.from_json(data.get("left_out"), f"--checkpoint {workdir}")
   except (KeyError, FileNotFoundError) as error:
     raise InputError(f"--checkpoint {workdir}: the checkpoint is incomplete ({error})") from error
   finally:
     checkpoints.close()
-  return LoadedModel(config, model, variables, tokenizer, step, metrics, images=images)
+  return LoadedModel(
+    config, model, variables, tokenizer, step, metrics, images=images, left_out=noted
+  )
 
 
 def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str) -> LoadedModel:
@@ -232,6 +239,7 @@ def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str
     outside,
     files,
     images,
+    left_out.from_json(about.get("left_out"), str(place / folder.ABOUT)),
   )
 
 

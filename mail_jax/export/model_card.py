@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from input_pipeline import left_out, mixture
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import leakage
 from mail_jax.export import folder, scripts
@@ -132,9 +133,11 @@ def _metrics(about: Mapping[str, Any], splits: Splits) -> str:
     limit = config["eval_expressions"]
     part = f"at most {limit} expressions" if limit else "all expressions"
     numbers = ", ".join(f"{name} {_cell(name, value)}" for name, value in _numbers(metrics).items())
-    parts.append(
-      f"During training, on {part} of `{config['dataset']}/{config['eval_split']}`: {numbers}."
-    )
+    names = mixture.evaluated(config["dataset"], config["eval_split"]).values()
+    splits_evaluated = " and ".join(f"`{name}`" for name in names)
+    mean = ", the mean over them" * (len(names) > 1)
+    note = left_out.heading(about.get("left_out"))
+    parts.append(f"During training, on {part} of {splits_evaluated}{mean}{note}: {numbers}.")
   if not splits and not metrics:
     parts.append("Unknown: the checkpoint was not evaluated, and was exported without `--metrics`.")
   return "\n".join(parts).rstrip()
@@ -161,13 +164,17 @@ def _origin(about: Mapping[str, Any], splits: Splits) -> str:
   versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
   return "\n".join([
     "## Origin\n",
-    f"- Data: the training split of `{config['dataset']}`.{_seen(splits)}",
+    f"- Data: the training split of `{config['dataset']}`.{_seen(splits)}{_left_out(about)}",
     f"- Start: {start}; seed {config['seed']}.",
     f"- Instance masks: {_instances(splits)}",
     f"- Tokenizer: {about['tokenizer']['kind']}, `{about['tokenizer']['file']}`.",
     f"- `{folder.ABOUT}` has the whole config and the SHA-256 of every file.",
     f"- Exported on {about['date']} from step {about['step']} with {versions}.",
   ])  # fmt: skip
+
+
+def _left_out(about: Mapping[str, Any]) -> str:
+  return "".join(f"\n  - {line}" for line in left_out.describe(about.get("left_out")))
 
 
 def _seen(splits: Splits) -> str:

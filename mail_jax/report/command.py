@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from input_pipeline import left_out, mixture
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     predictions=drawn,
     facts=page.facts(model, args.data_dir, described, written),
     config=page.config_text(model),
-    notes=notes,
+    notes=[*left_out.describe(model.left_out), *notes],
   )
   text = page.write(report)
   atomic_files.write_whole(out, text)
@@ -114,17 +115,17 @@ def _output_path(workdir: str, out: str | None) -> str:
 
 def _evaluate(args: argparse.Namespace, model: load.LoadedModel) -> list[SplitResults]:
   """Runs the model on every expression."""
-  names = runner.find_splits(args.data_dir, args.data or [_eval_split(model)])
+  names = runner.find_splits(args.data_dir, args.data or _eval_splits(model))
   results, rows = runner.evaluate(model, args.data_dir, names)
   by_split = _by_split(rows)
   return [_results(model, args.data_dir, name, results[name], by_split[name]) for name in names]
 
 
-def _eval_split(model: load.LoadedModel) -> str:
+def _eval_splits(model: load.LoadedModel) -> list[str]:
   config = model.config
   if not config.eval_split:
     raise InputError("the run has no config.eval_split; set --data DATASET/SPLIT")
-  return f"{config.dataset}/{config.eval_split}"
+  return list(mixture.evaluated(config.dataset, config.eval_split).values())
 
 
 def _read_rows(path: str, names: Sequence[str] | None) -> dict[str, list[Row]]:

@@ -20,6 +20,7 @@ _LOSSES = ("loss", "bce", "dice", "selection", "no_target")
 _LOSS_TEXT = (
   "The loss and its unweighted terms; a point is the mean over the steps since the previous point."
 )
+_DATASETS_TEXT = "The loss of the examples of each data set of the mixture."
 _METRICS = ("mIoU", "oIoU", "gIoU", "P@0.5", "P@0.9", "selection_accuracy", "oracle_mIoU")
 _METRICS_TEXT = "On the expressions evaluated during training, perhaps part of the split. Percent."
 _TIME = {
@@ -127,6 +128,11 @@ def _panels(curves: Mapping[str, Curve], spent: Mapping[str, float], step: int) 
   losses = {name: curves[name] for name in _LOSSES if name in curves}
   if losses:
     yield _panel("Loss", losses, step, _LOSS_TEXT)
+  of_datasets = {
+    name.partition("/")[2]: curve for name, curve in curves.items() if name.startswith("loss/")
+  }
+  if of_datasets:
+    yield _panel("Loss by data set", of_datasets, step, _DATASETS_TEXT)
   for split, metrics in _by_split(curves).items():
     yield _panel(f"Metrics on {split}", metrics, step, _METRICS_TEXT, _percent)
   alone = {

@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from input_pipeline import mixture
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
   found = [result for result in found if result]
   if found:
     config = configs[trials[0]]
-    print(results.text(found, config.best_metric, f"{config.dataset}/{config.eval_split}"))
+    print(results.text(found, config.best_metric, _evaluated(config)))
     lines = [json.dumps(row) + "\n" for row in results.to_rows(found)]
     atomic_files.write_whole(str(place / "sweep.jsonl"), "".join(lines))
     print(f"wrote {place / 'sweep.jsonl'}")
@@ -203,6 +204,10 @@ def _last_line(log: pathlib.Path) -> str:
   return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
+def _evaluated(config: ConfigDict) -> list[str]:
+  return list(mixture.evaluated(config.dataset, config.eval_split).values())
+
+
 def _compare(
   args: argparse.Namespace,
   place: pathlib.Path,
@@ -218,8 +223,8 @@ def _compare(
     if rows.is_file():
       continue
     config, log = configs[trial], place / f"{trial.name}.log"
-    data = args.data or f"{config.dataset}/{config.eval_split}"
-    words = ["--checkpoint", str(place / trial.name), "--data_dir", args.data_dir, "--data", data]
+    words = ["--checkpoint", str(place / trial.name), "--data_dir", args.data_dir]
+    words += [f"--data={name}" for name in ([args.data] if args.data else _evaluated(config))]
     process = start("mail_jax.evaluate", [*words, "--per_expression", str(rows)], log, place)
     try:
       if process.wait():

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from input_pipeline import mixture
 from input_pipeline.common.terminal import text_table
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import to_json
@@ -53,12 +54,15 @@ def read(trial: Trial, workdir: pathlib.Path, config: ConfigDict) -> Result | No
   """Returns the best evaluation of a run; None if it has none."""
   path = workdir / _LOG
   rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-  split, metric = config.eval_split, config.best_metric
+  split = mixture.judged(mixture.evaluated(config.dataset, config.eval_split))
+  metric = config.best_metric
   best = terminal.best_row(rows, split, metric)
   if best is None:
     return None
   metrics = {
-    key.partition("/")[2]: value for key, value in best.items() if key.startswith(f"{split}/")
+    key.removeprefix(f"{split}/"): value
+    for key, value in best.items()
+    if key.startswith(f"{split}/")
   }
   return Result(trial, metrics[metric], best["step"], metrics)
 
@@ -75,8 +79,14 @@ def _mean(group: Sequence[Result]) -> float:
   return statistics.fmean(result.score for result in group)
 
 
-def text(results: Sequence[Result], metric: str, split: str) -> str:
-  """Formats the table, in percent: a row per setting, the mean and the range over its seeds."""
+def text(results: Sequence[Result], metric: str, splits: Sequence[str]) -> str:
+  """Formats the table, in percent: a row per setting, the mean and the range over its seeds.
+
+  Args:
+    results: of all runs.
+    metric: that decides.
+    splits: DATASET/SPLIT, of which it is the mean.
+  """
   rows = [["", "runs", metric, "lowest", "highest", "oIoU", "P@0.5", "best step"]]
   for group in by_setting(results):
     scores = [result.score for result in group]
@@ -89,7 +99,8 @@ def text(results: Sequence[Result], metric: str, split: str) -> str:
     numbers = [_mean(group), min(scores), max(scores), *means]
     steps = ", ".join(f"{result.step:,}" for result in group)
     rows.append([group[0].trial.setting, str(len(group)), *map(_percent, numbers), steps])
-  return f"{split}, percent; the best evaluation of each run, means over seeds\n{text_table(rows)}"
+  names = ", ".join(splits)
+  return f"{names}, percent; the best evaluation of each run, means over seeds\n{text_table(rows)}"
 
 
 def _percent(value: float | None) -> str:

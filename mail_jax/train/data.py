@@ -1,14 +1,16 @@
-"""The data of a run: the records of a config's dataset, or another source of batches."""
+"""The data of a run: the records of a config's data sets, or another source of batches."""
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline import storage
+from input_pipeline import mixture, storage
+from input_pipeline.common.errors import InputError
 from input_pipeline.image_hashes import ImageSet
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer, Tokenizer, open_tokenizer
 from mail_jax.distributed import processes, sharding
@@ -23,27 +25,32 @@ class Data:
   Attributes:
     tokenizer: of the tokens.
     train: yields batches without end, from a step on; batch n depends on n alone.
-    evaluate: starts one pass over the expressions of an evaluation; None for no evaluation.
+    evaluate: starts one pass over the expressions of an evaluation, by the names of
+      `mixture.evaluated`; empty for no evaluation.
     samples: per epoch; needed by configs with `epochs`.
     describe: returns the samples of this process in the batches of steps, which count from 1; None
       if they are unknown.
     images: hashes of the images, by DATASET/SPLIT; None if they are unknown.
     fingerprint: of the training data; empty if it is unknown.
     exact_order: whether the order is the same for any number of processes.
+    left_out: of `left_out.note`; None if nothing is to be said.
+    notes: lines about the data, to print at the start.
   """
 
   tokenizer: Tokenizer
   train: Callable[[int], Iterator[HostBatch]]
-  evaluate: Callable[[], Iterable[Any]] | None = None
+  evaluate: Mapping[str, Callable[[], Iterable[Any]]] = dataclasses.field(default_factory=dict)
   samples: int = 0
   describe: Callable[[list[int]], list[dict[str, Any]]] | None = None
   images: Mapping[str, ImageSet] | None = None
   fingerprint: str = ""
   exact_order: bool = False
+  left_out: Mapping[str, Any] | None = None
+  notes: Sequence[str] = ()
 
   def about(self) -> dict[str, Any]:
     """Returns what a checkpoint notes of the training data."""
-    return {"fingerprint": self.fingerprint, "samples": self.samples}
+    return {"fingerprint": self.fingerprint, "samples": self.samples, "left_out": self.left_out}
 
 
 def make_tokenizer(config: ConfigDict, expressions: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -71,20 +78,25 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
   # Imports TensorFlow, which other sources of data do not need.
   from input_pipeline.tf import loader
 
-  on_error = config.loader.on_error
-  if on_error == "skip" and processes.is_main():
-    for line in loader.describe_damage(data_dir, config.dataset):
-      print(f"warning: {line}", file=sys.stderr, flush=True)
-  tokenizer = tokenizer or make_tokenizer(
-    config, lambda: loader.train_expressions(data_dir, config.dataset, on_error)
+  _check_options(config)
+  reading = dict(config.loader)
+  found = loader.open_training_set(
+    data_dir,
+    config.dataset,
+    on_error=reading.pop("on_error"),
+    exclude=config.exclude,
+    temperature=config.mixture_temperature,
   )
-  if config.eval_split:
-    # Checks the name.
-    loader.num_refs(data_dir, config.dataset, config.eval_split)
+  if found.on_error == "skip" and processes.is_main():
+    for name in found.names:
+      for line in loader.describe_damage(data_dir, name):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+  tokenizer = tokenizer or make_tokenizer(config, found.expressions)
+  evaluated = mixture.evaluated(config.dataset, config.eval_split)
+  for name in evaluated.values():
+    dataset, _, split = name.rpartition("/")
+    loader.num_refs(data_dir, dataset, split)  # checks the name
   mesh = sharding.make_mesh(**config.mesh)
-
-  def share(split: str) -> loader.Split:
-    return loader.Split(data_dir, config.dataset, split, jax.process_index(), jax.process_count())
 
   def shape(batch_size: int) -> loader.BatchShape:
     local = sharding.local_batch_size(mesh, batch_size)
@@ -96,17 +108,19 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     jitter=config.augment.jitter,
     scale=tuple(config.augment.scale),
     mask_noise=config.augment.mask_noise,
-    **config.loader,
+    **reading,
   )
 
   exact_order = config.loader.refs_per_image == 1
 
   def train_batches(start_step: int, with_meta: bool = False) -> Iterator[HostBatch]:
     return loader.train_batches(
-      share("train"),
+      found,
       tokenizer,
       shape(config.batch_size),
       options,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
       start_step=start_step,
       with_meta=with_meta,
     )
@@ -124,36 +138,60 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
       rows.append({"step": step, "process": jax.process_index(), "samples": samples})
     return rows
 
-  def eval_batches() -> Iterator[HostBatch]:
+  def eval_batches(name: str) -> Iterator[HostBatch]:
+    dataset, _, split = name.rpartition("/")
     return loader.eval_batches(
-      share(config.eval_split),
+      loader.Split(data_dir, dataset, split, jax.process_index(), jax.process_count()),
       tokenizer,
       shape(config.eval_batch_size),
       limit=config.eval_expressions or None,
       multiple=len(mesh.local_devices),
     )
 
-  samples = loader.num_refs(data_dir, config.dataset, "train", on_error)
-  if _lacks_targets(config, data_dir) and not config.model.no_target and processes.is_main():
-    print(
-      f"warning: {config.dataset} has expressions without a target; this model can only output an "
-      "empty mask for them. --config.model.no_target=True adds an output for them",
-      flush=True,
-    )
-  hashes = storage.read_hashes(data_dir, config.dataset, "train")
+  if processes.is_main():
+    for line in _lacking_targets(config, data_dir):
+      print(f"warning: {line}", flush=True)
   return Data(
     tokenizer,
     train_batches,
-    eval_batches if config.eval_split else None,
-    samples,
+    {label: functools.partial(eval_batches, name) for label, name in evaluated.items()},
+    found.refs,
     describe,
-    None if hashes is None else {f"{config.dataset}/train": hashes},
-    loader.fingerprint_of(data_dir, config.dataset, "train"),
+    found.images(),
+    found.fingerprint(),
     exact_order=exact_order,
+    left_out=found.note(),
+    notes=list(found.describe()),
   )
 
 
-def _lacks_targets(config: ConfigDict, data_dir: str) -> bool:
-  """Returns whether training expressions lack a target; the metadata says so."""
-  counts = (storage.read_metadata(data_dir, config.dataset) or {}).get("no_targets", {})
-  return counts.get("train", 0) > 0
+def _check_options(config: ConfigDict) -> None:
+  """Checks that the model has what the data sets of a mixture ask for."""
+  model = config.model
+  able = {"multi": model.selection == "multi", "no_target": model.no_target}
+  ways = {"multi": "model.selection='multi'", "no_target": "model.no_target=True"}
+  for part in mixture.parse(config.dataset):
+    for option in sorted(part.options):
+      if not able[option]:
+        raise InputError(
+          f"config.dataset: {part.name} has the option {option}, which needs {ways[option]}"
+        )
+
+
+def _lacking_targets(config: ConfigDict, data_dir: str) -> Iterator[str]:
+  """Yields the data sets with training expressions without a target that teach no output for it."""
+  parts = mixture.parse(config.dataset)
+  for part in parts:
+    counts = (storage.read_metadata(data_dir, part.name) or {}).get("no_targets", {})
+    if not counts.get("train", 0):
+      continue
+    if not config.model.no_target:
+      yield (
+        f"{part.name} has expressions without a target; this model can only output an empty mask "
+        "for them. --config.model.no_target=True adds an output for them"
+      )
+    elif len(parts) > 1 and "no_target" not in part.options:
+      yield (
+        f"{part.name} has expressions without a target; they teach the output for them only with "
+        "the option no_target in config.dataset"
+      )

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import processes
 
@@ -16,14 +14,18 @@ class EarlyStop:
     reason: why the run ends; empty if it goes on.
   """
 
-  def __init__(self, config: ConfigDict):
-    """Checks the keys of a whole config.
+  def __init__(self, limit: int, split: str, metric: str):
+    """Checks the limit.
+
+    Args:
+      limit: `config.early_stop`, evaluations.
+      split: name in the log of what decides; see `mixture.judged`. Empty if nothing is evaluated.
+      metric: of it; higher is better.
 
     Raises:
       InputError: `early_stop` is negative, or nothing is evaluated.
     """
-    self._limit, self._split = config.early_stop, config.eval_split
-    self._metric, self.reason = config.best_metric, ""
+    self._limit, self._split, self._metric, self.reason = limit, split, metric, ""
     if self._limit < 0:
       raise InputError(f"config.early_stop is {self._limit}; it must be 0 or more")
     if self._limit and not self._split:

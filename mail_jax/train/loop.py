@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import image_hashes
+from input_pipeline import image_hashes, left_out, mixture
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import to_json
 from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import dataset_metrics
 from mail_jax.evaluate.segmentation import SegmentationEvaluator
 from mail_jax.hardware import chips, flops
-from mail_jax.models.build import HostBatch
+from mail_jax.models.build import HostBatch, Variables
 from mail_jax.train import resume
 from mail_jax.train.data import Data
 from mail_jax.train.early_stop import EarlyStop
@@ -54,7 +54,9 @@ class Trainer:
     """
     resume.check_workdir(workdir)
     progress.check(config)
-    self.early_stop = EarlyStop(config)
+    self.splits = mixture.evaluated(config.dataset, config.eval_split) if data.evaluate else {}
+    self.judged = mixture.judged(self.splits)
+    self.early_stop = EarlyStop(config.early_stop, self.judged, config.best_metric)
     self.goodput, self.preemption = Goodput(), Preemption()
     self.rate = Rate(self.goodput, config.batch_size)
     self.config, self.data, self._accept_changed_data = config, data, accept_changed_data
@@ -108,9 +110,9 @@ class Trainer:
     self.early_stop.update(self.progress.rows())
     if not self._is_finished():
       progress.open_sinks(config, workdir, self.start_step, self.progress)
-    self.samples = progress.fixed_samples(config, self.program) if data.evaluate else None
+    self.samples = progress.fixed_samples(config, self.program, list(self.splits))
     self.workdir = workdir
-    for note in filter(None, notes):
+    for note in filter(None, [*notes, *data.notes, *left_out.describe(data.left_out)]):
       self.progress.line(note)
     self._measure = lambda variables, batch: self.program.measure(
       variables, sharding.global_batch(self.program.mesh, batch)
@@ -176,7 +178,7 @@ class Trainer:
 
   def _is_due(self, step: int) -> bool:
     """Returns whether an evaluation follows this many steps."""
-    return self.data.evaluate is not None and (
+    return bool(self.data.evaluate) and (
       step == self.length.steps or step % self.config.eval_every == 0
     )
 
@@ -257,7 +259,8 @@ class Trainer:
   def _print_progress(self, step: int, values: dict[str, int | float]) -> None:
     left = self._seconds_left(step, values["samples_per_second"])
     position = terminal.position(step, self.length.steps)
-    losses = terminal.losses(values, sorted(self.config.loss)) + terminal.skipped(values)
+    losses = terminal.losses(values, sorted(self.config.loss))
+    losses += terminal.by_dataset(values) + terminal.skipped(values)
     speed, wait = terminal.speed(values), terminal.data_wait(values)
     self.progress.trained(
       f"{position}  {losses}  {speed}  {wait}  {terminal.time_left(left)}",
@@ -279,8 +282,9 @@ class Trainer:
     return step * self.config.batch_size / self.data.samples if self.data.samples else None
 
   def _final_table(self, step: int) -> str:
+    parts = list(self.splits) if len(self.splits) > 1 else []
     return terminal.final_table(
-      terminal.best_and_last(self.progress.rows(), self.config.eval_split, self.config.best_metric),
+      terminal.best_and_last(self.progress.rows(), self.judged, self.config.best_metric, parts),
       step=step,
       start_step=self.start_step,
       batch_size=self.config.batch_size,
@@ -291,18 +295,19 @@ class Trainer:
 
   def _evaluate(self, step: int) -> dict[str, int | float] | None:
     """Evaluates the model; returns None if the run has to end before the evaluation does."""
-    batches = functools.partial(self._evaluation_batches, step)
-    evaluator = SegmentationEvaluator(self._measure, batches)
     with self.goodput.spend("evaluation"):
       try:
         variables = self.program.to_evaluate(self.state)
-        metrics = dict(evaluator.run(variables))
+        results = {split: self._evaluate_split(step, split, variables) for split in self.splits}
       except _Interrupted:
         return None
-    metrics = dataset_metrics.with_own(metrics, self.config.dataset, evaluator.rows)
-    row = {f"{self.config.eval_split}/{k}": v for k, v in metrics.items()}
+    metrics = dataset_metrics.mean(list(results.values()))
+    results[self.judged] = metrics
+    row = {f"{split}/{k}": v for split, of_split in results.items() for k, v in of_split.items()}
     self.progress.row(step, row | {"seconds": self.goodput.seconds()})
-    self.progress.line(f"step {step}  {terminal.evaluation(self.config.eval_split, metrics)}")
+    note = left_out.heading(self.data.left_out)
+    for split, of_split in results.items():
+      self.progress.line(f"step {step}  {terminal.evaluation(split, of_split)}{note}")
     self.early_stop.update(self.progress.rows())
     if self.config.best_metric not in metrics:
       self.progress.line(
@@ -311,22 +316,26 @@ class Trainer:
       )
     if self.samples:
       with self.goodput.spend("evaluation"):
-        self.progress.pictures(step, self.samples.draw(variables))
+        drawn = [picture for of in self.samples.values() for picture in of.draw(variables)]
+        self.progress.pictures(step, drawn)
     return metrics
 
-  def _evaluation_batches(self, step: int) -> Iterator[Any]:
-    assert self.data.evaluate is not None
+  def _evaluate_split(self, step: int, split: str, variables: Variables) -> dict[str, int | float]:
+    batches = functools.partial(self._evaluation_batches, step, split)
+    evaluator = SegmentationEvaluator(self._measure, batches)
+    metrics = dict(evaluator.run(variables))
+    return dataset_metrics.with_own(metrics, self.splits[split].rpartition("/")[0], evaluator.rows)
+
+  def _evaluation_batches(self, step: int, split: str) -> Iterator[Any]:
     done = 0
-    for batch in self.data.evaluate():
+    for batch in self.data.evaluate[split]():
       if self.preemption.reached():
         raise _Interrupted
       if self.samples:
-        self.samples.watch(batch)
+        self.samples[split].watch(batch)
       yield batch
       done += int((batch["index"] >= 0).sum()) * jax.process_count()
-      self.progress.evaluating(
-        step, self.config.eval_split, done, int(np.max(batch.get("total", done)))
-      )
+      self.progress.evaluating(step, split, done, int(np.max(batch.get("total", done))))
 
   def _save(self, step: int, metrics: dict[str, int | float] | None) -> None:
     with self.goodput.spend("checkpoint"):
@@ -361,10 +370,21 @@ def fetch(window: list[dict[str, Any]]) -> list[dict[str, float | None]]:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, int | float]:
-  """Returns the means over the steps that were not skipped, and the number of `skipped_steps`."""
+  """Returns the means over the steps that were not skipped, and the number of `skipped_steps`.
+
+  The loss of a data set of a mixture, `loss/NAME`, is the mean over its examples, of which there
+  were `samples/NAME`.
+  """
   updates = [row for row in rows if not row.pop("skipped_steps")]
   names = updates[0] if updates else ()
-  means = {name: float(np.mean([row[name] for row in updates])) for name in names}
+  means = {
+    name: float(np.mean([row[name] for row in updates])) for name in names if "/" not in name
+  }
+  for name in (key.partition("/")[2] for key in names if key.startswith("samples/")):
+    samples = sum(row[f"samples/{name}"] for row in updates)
+    if samples:
+      means[f"loss/{name}"] = sum(row[f"loss/{name}"] for row in updates) / samples
+    means[f"samples/{name}"] = round(samples)
   return means | {"skipped_steps": len(rows) - len(updates)}
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from input_pipeline import mixture
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import sharding
 from mail_jax.evaluate.segmentation import jit_measure
@@ -84,6 +85,7 @@ def build_program(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Program:
     decode_every=config.decode_every,
     teacher_forcing=config.teacher_forcing,
     grad_accum_steps=config.grad_accum_steps,
+    datasets=mixture.several(config.dataset),
   )
   frozen = functools.partial(freeze, lr_scale=config.optimizer.lr_scale)
   step = make_train_step(model, optimizer, options, gather, scatter, frozen)
@@ -130,6 +132,8 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
   }
   if config.augment.jitter:
     specs["jitter_factors"] = jax.ShapeDtypeStruct((rows, 3), jnp.float32)
+  if mixture.several(config.dataset):
+    specs["dataset"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
   return specs
 
 

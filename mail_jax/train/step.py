@@ -1,7 +1,7 @@
 """One update: state and batch in, state and metrics out."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8, UInt16
 from ml_collections import ConfigDict
 
+from input_pipeline.mixture import OPTIONS, Part
 from input_pipeline.preprocess.bit_planes import PLANE_BITS
 from mail_jax.models import instances
 from mail_jax.models.build import Batch, Tree, Variables, init_variables
@@ -52,6 +53,8 @@ class StepOptions:
   decode_every: int = 1
   teacher_forcing: bool = False
   grad_accum_steps: int = 1
+  datasets: tuple[Part, ...] = ()
+  """Of a mixture; the `dataset` of an example is a number of them."""
 
 
 def create_state(
@@ -161,14 +164,20 @@ def make_loss(
   decode_every: int,
   teacher_forcing: bool,
   freeze: Callable[[Tree], Tree] = lambda params: params,
+  datasets: Sequence[Part] = (),
 ) -> Callable[..., tuple[jax.Array, tuple[StepMetrics, Tree]]]:
   """Makes the loss: (params, batch_stats, batch, counted, key) -> (loss, (metrics, batch_stats)).
 
   `counted` is the result of `count_weights` for the whole batch, of which `batch` may be a part:
   the losses of the parts sum to that of the whole. `freeze` stops gradients of parameters.
+  `datasets` are those of a mixture, whose options say what their examples teach.
   """
   selection = model.options.selection
   multi = selection == "multi"
+  lacking = {name: any(name not in part.options for part in datasets) for name in OPTIONS}
+
+  def may(option: str, batch: Batch) -> Bool[Array, "b"]:
+    return jnp.array([option in part.options for part in datasets])[batch["dataset"]]
 
   def loss_fn(params, batch_stats: Tree, batch: Batch, counted: dict[int, jax.Array], key):
     planes, valid = batch["instances"], batch["valid"]
@@ -179,6 +188,12 @@ def make_loss(
       overlap = instances.instance_share if multi else instances.instance_iou
       seen = instances.clear_slots(planes, valid)
       truth = overlap(seen, model.max_instances, batch["target"], model.options.dtype)
+      if multi and lacking["multi"]:
+        iou = instances.instance_iou(
+          seen, model.max_instances, batch["target"], model.options.dtype
+        )
+        only = jax.nn.one_hot(match_target(iou), model.max_instances, dtype=truth.dtype)
+        truth = jnp.where(may("multi", batch)[:, None], truth, only)
       if teacher_forcing:
         target_instance = truth > 0.5 if multi else match_target(truth)
     output, updated = model.apply(
@@ -200,9 +215,14 @@ def make_loss(
       terms["selection"] = losses.selection_cross_entropy(output.selection_logits, truth)
     if output.no_target is not None:
       terms["no_target"] = losses.no_target_cross_entropy(output.no_target, batch["target"])
+      if lacking["no_target"]:
+        terms["no_target"] = terms["no_target"] * may("no_target", batch)
     metrics = {name: weighted_mean(term, batch["weight"], counted) for name, term in terms.items()}
     loss = sum((weights[name] * value for name, value in metrics.items()), jnp.zeros(()))
-    return loss, (metrics | {"loss": loss}, updated.get("batch_stats", {}))
+    metrics |= {"loss": loss}
+    if datasets:
+      metrics |= sum_by_dataset(terms, weights, batch, [part.name for part in datasets])
+    return loss, (metrics, updated.get("batch_stats", {}))
 
   return loss_fn
 
@@ -227,6 +247,33 @@ def weighted_mean(
   """
   every = weight.shape[0] // terms.shape[0]
   return (terms * subsample(weight, every)).sum() / counted[every]
+
+
+def sum_by_dataset(
+  terms: Mapping[str, Float[Array, "_"]],
+  weights: Mapping[str, float],
+  batch: Batch,
+  names: Sequence[str],
+) -> StepMetrics:
+  """Sums the loss and the examples of each data set, as `loss/NAME` and `samples/NAME`.
+
+  A term that was computed for the first of every few examples counts that many times, so that the
+  sums of all data sets are the loss of the batch times its examples.
+
+  Args:
+    terms: of the examples that they were computed for.
+    weights: of the terms in the loss.
+    batch: with the number of each example's data set in `dataset`.
+    names: of the data sets.
+  """
+  weight = batch["weight"]
+  inside = (batch["dataset"][:, None] == jnp.arange(len(names))) * weight[:, None]
+  loss = jnp.zeros(len(names))
+  for name, term in terms.items():
+    every = weight.shape[0] // term.shape[0]
+    loss += weights[name] * every * (term[:, None] * subsample(inside, every)).sum(0)
+  sums = {"loss": loss, "samples": inside.sum(0)}
+  return {f"{key}/{name}": x[i] for key, x in sums.items() for i, name in enumerate(names)}
 
 
 def make_gradients(
@@ -284,7 +331,9 @@ def make_train_step(
     freeze: see `optim.freeze`.
   """
   decode_every = options.decode_every
-  loss_fn = make_loss(model, options.loss_weights, decode_every, options.teacher_forcing, freeze)
+  loss_fn = make_loss(
+    model, options.loss_weights, decode_every, options.teacher_forcing, freeze, options.datasets
+  )
   gradients = make_gradients(loss_fn, decode_every, options.grad_accum_steps, gather, scatter)
 
   def train_step(

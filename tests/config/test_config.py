@@ -171,14 +171,14 @@ def test_recipes_for_several_targets_have_a_gate_an_instance(recipe):
   assert config.model.selection == "multi"
   assert config.model.no_target == (recipe == "grefcoco")
   assert load_config(f"configs/{recipe}.py:large").batch_size == 1024
-  with pytest.raises(InputError, match=rf"configs/{recipe}\.py:unc: the only argument is large"):
+  with pytest.raises(InputError, match=rf"configs/{recipe}\.py:unc: the .*argument.* large"):
     load_config(f"configs/{recipe}.py:unc")
 
 
 def test_what_the_config_says_of_reading_reaches_the_loader(shapes_data, monkeypatch):
   calls = []
 
-  def train_batches(split, tokenizer, shape, options, start_step, **_):
+  def train_batches(found, tokenizer, shape, options, *, start_step, **_):
     calls.append((options, start_step))
     return iter([])
 

@@ -170,7 +170,7 @@ def make_run(tmp_path) -> tuple[Trainer, SentencePieceTokenizer, list[dict]]:
         "total": np.full(64, 256, np.int32),
       }
     )
-  data = Data(tokenizer, train, lambda: iter(test))
+  data = Data(tokenizer, train, {"val": lambda: iter(test)})
   return Trainer(config, str(tmp_path), data), tokenizer, test
 
 

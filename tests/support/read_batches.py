@@ -11,11 +11,12 @@ from input_pipeline.tf import loader, record_reader
 def train(
   data_dir: str, dataset: str, tokenizer: Tokenizer, split: str = "train", **options: Any
 ) -> Iterator[dict[str, Any]]:
-  """Yields batches of training; options are fields of Split, BatchShape and TrainOptions too."""
-  share = record_reader.Split(data_dir, dataset, split, **_pop(options, record_reader.Split))
+  """Yields batches of training; options are fields of BatchShape and TrainOptions too."""
+  opening = {k: options.pop(k) for k in ("on_error", "exclude", "temperature") if k in options}
+  found = loader.open_training_set(data_dir, dataset, split=split, **opening)
   shape = loader.BatchShape(**_pop(options, loader.BatchShape))
   train_options = loader.TrainOptions(**_pop(options, loader.TrainOptions))
-  return loader.train_batches(share, tokenizer, shape, train_options, **options)
+  return loader.train_batches(found, tokenizer, shape, train_options, **options)
 
 
 def evaluation(

@@ -69,7 +69,7 @@ def _result(lr: str, seed: str, score: float) -> results.Result:
 
 def test_the_table_has_a_row_per_setting_the_best_mean_first():
   found = [_result("1", "0", 0.5), _result("1", "1", 0.7), _result("2", "0", 0.65)]
-  lines = results.text([*found, _result("2", "1", 0.61)], "mIoU", "shapes/val").splitlines()
+  lines = results.text([*found, _result("2", "1", 0.61)], "mIoU", ["shapes/val"]).splitlines()
   assert [line.split()[:6] for line in lines[-2:]] == [
     ["optimizer.lr=2", "2", "63.00", "61.00", "65.00", "31.50"],
     ["optimizer.lr=1", "2", "60.00", "50.00", "70.00", "30.00"],

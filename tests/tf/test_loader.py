@@ -17,7 +17,14 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
-from input_pipeline.tf import builder, loader, record_index, record_reader, train_samples
+from input_pipeline.tf import (
+  builder,
+  loader,
+  record_index,
+  record_reader,
+  sample_order,
+  train_samples,
+)
 
 _BATCH = 4
 
@@ -253,7 +260,8 @@ def test_with_groups_processes_share_the_records_and_leave_none_out(train, data_
 
 
 def _epochs(refs: int, count: int) -> np.ndarray:
-  stream = train_samples.ordered(refs, 3, 0, train_samples.Share(rows=1)).take(count * refs)
+  order = sample_order.Order.of([refs], [1], seed=3)
+  stream = sample_order.ordered(order, 0, sample_order.Share(rows=1)).take(count * refs)
   order = np.array([ref for ref, _ in stream.as_numpy_iterator()]).reshape(count, refs)
   return np.argsort(order, axis=1)
 
@@ -308,14 +316,14 @@ def test_random_numbers_are_splitmix64():
     4593380528125082431,
     16408922859458223821,
   )
-  first = next(train_samples.uniform_numbers(1234567, 0).as_numpy_iterator())
+  first = next(sample_order.uniform_numbers(1234567, 0).as_numpy_iterator())
   numbers = [(value >> 40) / 2**24 for value in published]
   np.testing.assert_array_equal(first[: len(numbers)], numbers)
 
 
 def test_random_numbers_depend_on_the_samples_number_alone_and_are_uniform():
-  numbers = np.array(list(train_samples.uniform_numbers(5, 0).take(3000).as_numpy_iterator()))
-  later = np.array(list(train_samples.uniform_numbers(5, 1700).take(1300).as_numpy_iterator()))
+  numbers = np.array(list(sample_order.uniform_numbers(5, 0).take(3000).as_numpy_iterator()))
+  later = np.array(list(sample_order.uniform_numbers(5, 1700).take(1300).as_numpy_iterator()))
   np.testing.assert_array_equal(later, numbers[1700:])
   assert np.abs(np.histogram(numbers, 10, (0, 1))[0] / (numbers.size / 10) - 1).max() < 0.12
   assert np.abs(np.corrcoef(numbers.T) - np.eye(numbers.shape[1])).max() < 0.08

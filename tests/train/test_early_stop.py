@@ -4,15 +4,10 @@ import pytest
 import tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
 from mail_jax.train import command as train
 from mail_jax.train.early_stop import EarlyStop
-
-
-def _config(limit: int, split: str = "val") -> ConfigDict:
-  return ConfigDict({"early_stop": limit, "eval_split": split, "best_metric": "mIoU"})
 
 
 def _row(step: int, value: float, expressions: int = 9) -> dict[str, float]:
@@ -25,13 +20,13 @@ def test_it_ends_after_that_many_evaluations_that_are_not_better(limit, values):
   best, since = 0.0, 0
   for value in values:
     best, since = (value, 0) if value > best else (best, since + 1)
-  stop = EarlyStop(_config(limit))
+  stop = EarlyStop(limit, "val", "mIoU")
   stop.update([_row(i, value) for i, value in enumerate(values)])
   assert bool(stop.reason) == (since >= limit)
 
 
 def test_rows_of_training_and_of_other_metrics_and_splits_do_not_count():
-  stop = EarlyStop(_config(1))
+  stop = EarlyStop(1, "val", "mIoU")
   stop.update([_row(1, 0.5), {"step": 2, "loss": 1.0}, {"step": 3, "test/mIoU": 0.1}])
   assert not stop.reason
   stop.update([_row(1, 0.5), _row(2, 0.4)])
@@ -39,7 +34,7 @@ def test_rows_of_training_and_of_other_metrics_and_splits_do_not_count():
 
 
 def test_evaluations_on_another_number_of_expressions_do_not_compare():
-  stop = EarlyStop(_config(1))
+  stop = EarlyStop(1, "val", "mIoU")
   stop.update([_row(1, 0.5, 40), _row(2, 0.4, 200)])
   assert not stop.reason
 
@@ -49,7 +44,7 @@ def test_evaluations_on_another_number_of_expressions_do_not_compare():
 )
 def test_limits_that_cannot_be_are_refused(limit, split, message):
   with pytest.raises(InputError, match=rf"config\.early_stop is {limit}.*{message}"):
-    EarlyStop(_config(limit, split))
+    EarlyStop(limit, split, "mIoU")
 
 
 @pytest.mark.slow

@@ -211,9 +211,12 @@ def open_sinks(config: ConfigDict, workdir: str, start_step: int, progress: Prog
     progress.add(run)
 
 
-def fixed_samples(config: ConfigDict, program: Program) -> FixedSamples | None:
-  """Returns the samples to draw at every evaluation; None without a sink."""
-  if not config.log.images or not (config.log.tensorboard or config.log.wandb):
-    return None
+def fixed_samples(
+  config: ConfigDict, program: Program, splits: Sequence[str]
+) -> dict[str, FixedSamples]:
+  """Returns the samples to draw at every evaluation, by split; none without a sink."""
+  if not splits or not config.log.images or not (config.log.tensorboard or config.log.wandb):
+    return {}
   predict = samples.make_predict(program.model, program.mesh)
-  return FixedSamples(predict, program.mesh, config.eval_split, config.log.images, config.seed)
+  each = -(-config.log.images // len(splits))
+  return {split: FixedSamples(predict, program.mesh, split, each, config.seed) for split in splits}

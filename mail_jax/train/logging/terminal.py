@@ -140,6 +140,13 @@ def losses(values: Mapping[str, Any], terms: Sequence[str]) -> str:
   return f"loss {values['loss']:.4f}" + (f" ({', '.join(known)})" if len(known) > 1 else "")
 
 
+def by_dataset(values: Mapping[str, Any]) -> str:
+  """Formats the loss of each data set of a mixture, after two spaces; empty without a mixture."""
+  names = [key.partition("/")[2] for key in values if key.startswith("samples/")]
+  known = [f"{n} {values[f'loss/{n}']:.3f}" for n in names if f"loss/{n}" in values]
+  return f"  of {', '.join(known)}" if known else ""
+
+
 def speed(values: Mapping[str, Any]) -> str:
   """Formats the samples per second, and the MFU if the device is known."""
   mfu = f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
@@ -177,25 +184,28 @@ def seconds_left(
 
 
 def best_and_last(
-  evaluations: Sequence[Mapping[str, Any]], split: str, metric: str
+  evaluations: Sequence[Mapping[str, Any]], split: str, metric: str, parts: Sequence[str] = ()
 ) -> dict[str, Mapping[str, Any]]:
   """Returns the metrics of the best and of the last evaluation, by their headings.
 
   Args:
     evaluations: rows of the log, with `step` and the metrics as `SPLIT/NAME`.
-    split: the evaluated split.
+    split: the evaluated split, or the mean of several.
     metric: decides which is the best; of equal ones the latest.
+    parts: the splits that it is the mean of.
   """
   rows = [row for row in evaluations if f"{split}/{metric}" in row]
   best = best_row(rows, split, metric)
   if best is None:
     return {}
   last = max(rows, key=lambda row: row["step"])
+  names = [split, *parts]
   if best is last:
-    return {f"{split}, step {best['step']} (best and last)": _metrics(best, split)}
+    return {f"{name}, step {best['step']} (best and last)": _metrics(best, name) for name in names}
   return {
-    f"{split}, step {best['step']} (best {metric})": _metrics(best, split),
-    f"{split}, step {last['step']} (last)": _metrics(last, split),
+    f"{name}, step {row['step']} ({which})": _metrics(row, name)
+    for row, which in ((best, f"best {metric}"), (last, "last"))
+    for name in names
   }
 
 
