@@ -7,9 +7,10 @@ r"""RefCOCO, RefCOCO+ and RefCOCOg from ViLT-B/32 at 480 pixels: 40 epochs, batc
   python -m mail_jax.evaluate --checkpoint runs/refcoco_unc --data_dir data \
       --data refcoco_unc/val --data refcoco_unc/testA --data refcoco_unc/testB
 
-The argument is the dataset: `unc` (RefCOCO), `refcoco+`, `umd` or `google` (RefCOCOg). `unc,large`
-has batches of 1024 for a pod. `config.init` takes a Hugging Face folder, an original checkpoint, or
-the output of `mail_jax.pretrained.vilt`.
+The argument is the dataset: `unc` (RefCOCO), `refcoco+`, `umd` or `google` (RefCOCOg); or `mixed`,
+RefCOCO, RefCOCO+ and RefCOCOg (umd) by size for 20 epochs, without the images that any of them
+evaluates on. `unc,large` has batches of 1024 for a pod. `config.init` takes a Hugging Face folder,
+an original checkpoint, or the output of `mail_jax.pretrained.vilt`.
 
 The paper's overall IoU, in percent: RefCOCO 70.13 (val), 71.71 (testA), 66.92 (testB); RefCOCO+
 62.23, 65.92, 56.06; RefCOCOg 62.45 (val, umd), 62.87 (test, umd), 61.81 (val, google). Not
@@ -28,6 +29,7 @@ DATASETS = {
   "refcoco+": "refcoco+_unc",
   "umd": "refcocog_umd",
   "google": "refcocog_google",
+  "mixed": "refcoco_unc,refcoco+_unc,refcocog_umd",
 }
 
 # The parameters that ViLT's checkpoints have.
@@ -48,9 +50,10 @@ def get_config(argument: str = "unc") -> ConfigDict:
   c.image_size = 480
   c.max_instances = 16
   # At most 1 in 1,000 expressions is longer (docs/reports/results.md); ViLT has 40 positions.
-  c.max_tokens = 40 if name in ("umd", "google") else 20
+  c.max_tokens = 20 if name in ("unc", "refcoco+") else 40
 
-  c.epochs = 40.0
+  # An epoch of the mixture is as long as three.
+  c.epochs = 20.0 if name == "mixed" else 40.0
   c.batch_size = 32
   c.eval_batch_size = 32
   c.eval_every = 2000

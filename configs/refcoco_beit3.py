@@ -10,8 +10,9 @@ r"""RefCOCO, RefCOCO+ and RefCOCOg from BEiT-3 at 384 or 480 pixels: 30 epochs, 
       --data refcoco_unc/val --data refcoco_unc/testA --data refcoco_unc/testB --protocol oneref
 
 The arguments are the size, `base` or `large`; the dataset, `unc` (RefCOCO), `refcoco+`, `umd` or
-`google` (RefCOCOg); and `480` for images of 480 pixels instead of 384: `large,umd,480`. Beside the
-weights has to be their tokenizer, `beit3.spm`.
+`google` (RefCOCOg), or `mixed`, all three without the images that any of them evaluates on; and
+`480` for images of 480 pixels instead of 384: `large,umd,480`. Beside the weights has to be their
+tokenizer, `beit3.spm`.
 
 With `frozen`, such as `base,unc,frozen`, 10 epochs train what is new, and keep no gradients and no
 optimizer state of the rest. A run of all parameters continues from it with
@@ -40,6 +41,7 @@ DATASETS = {
   "refcoco+": "refcoco+_unc",
   "umd": "refcocog_umd",
   "google": "refcocog_google",
+  "mixed": "refcoco_unc,refcoco+_unc,refcocog_umd",
 }
 # Width, depth and heads.
 SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -59,7 +61,7 @@ def get_config(argument: str = "base,unc") -> ConfigDict:
   c.init = f"beit3:beit3_{size}.safetensors"
   c.image_size = 480 if "480" in options else 384
   c.max_instances = 16
-  c.max_tokens = 64 if name in ("umd", "google") else 32
+  c.max_tokens = 32 if name in ("unc", "refcoco+") else 64
 
   c.epochs = 30.0
   c.batch_size = 32
@@ -92,6 +94,11 @@ def get_config(argument: str = "base,unc") -> ConfigDict:
   c.loader.threads = 8
   # RefCOCO has 2.5 refs per image.
   c.loader.refs_per_image = 4
+
+  if name == "mixed":
+    # Epochs are three times as long.
+    c.eval_every = 6000
+    c.optimizer.warmup_steps = 12_000
 
   if "frozen" in options:
     c.epochs = 10.0

@@ -10,17 +10,23 @@ r"""A small model on real images, from random weights on a CPU: checks the path 
 
 For a few hundred images, which it memorises; it does not generalise to new ones. Results:
 docs/reports/results.md.
+
+`configs/refcoco_small.py:mixed` trains on RefCOCO, RefCOCO+ and RefCOCOg (umd) together, without
+the images that any of them evaluates on.
 """
 
 from ml_collections import ConfigDict
 
+from mail_jax import InputError
 from mail_jax.config import recipe
 
 
-def get_config() -> ConfigDict:
-  """Returns the recipe."""
+def get_config(data: str = "") -> ConfigDict:
+  """Returns the recipe, with `mixed` for three data sets."""
+  if data not in ("", "mixed"):
+    raise InputError(f"configs/refcoco_small.py:{data}: the only argument is mixed")
   c = recipe("base")
-  c.dataset = "refcoco_unc"
+  c.dataset = "refcoco_unc,refcoco+_unc,refcocog_umd" if data else "refcoco_unc"
   c.minutes = 15.0
   c.image_size = 224
   c.max_instances = 16

@@ -5,6 +5,7 @@ import sys
 import pytest
 import tiny_run
 
+from input_pipeline import mixture
 from input_pipeline.common.errors import InputError
 from mail_jax.config import load_config, recipe, recipe_names, to_json
 
@@ -73,6 +74,26 @@ def test_an_argument_reaches_the_recipe_that_another_one_starts_from():
     InputError, match=r"configs/base\.py:papre: the presets are instance and paper"
   ):
     recipe("base", "papre")
+
+
+@pytest.mark.parametrize(
+  ("spec", "single"),
+  [
+    ("refcoco:mixed", "refcoco:umd"),
+    ("refcoco:mixed,large", "refcoco:umd,large"),
+    ("refcoco_beit3:base,mixed", "refcoco_beit3:base,umd"),
+    ("refcoco_small:mixed", "refcoco_small"),
+    ("grefcoco:mixed", "grefcoco"),
+    ("grefcoco:mixed,large", "grefcoco:large"),
+  ],
+)
+def test_mixed_recipes_are_those_of_one_data_set_with_others_and_clean(spec, single):
+  config, other = load_config(spec), load_config(single)
+  names = [part.name for part in mixture.several(config.dataset)]
+  assert {"refcoco_unc", "refcoco+_unc", "refcocog_umd"} <= set(names)
+  assert other.dataset in names and config.exclude == other.exclude == ("auto",)
+  assert config.model == other.model
+  assert config.max_tokens >= other.max_tokens
 
 
 @pytest.mark.parametrize("importable", [False, True])
