@@ -5,7 +5,8 @@ r"""Measures the training samples per second of the loader and of an equal PyTor
   python -m benchmarks.input --data_dir data --dataset refcoco_unc --vocab vocab.txt \
       --annotations instances.json
 
-`--dataset shapes` reads generated scenes. The peer is `benchmarks/torch_input.py`; it needs torch,
+`--dataset shapes` reads generated scenes; with `--mixture A,B,C` our loaders read that, too, in
+turns with the data set. The peer is `benchmarks/torch_input.py`; it needs torch,
 opencv-python-headless and transformers, and without them only our loader is measured. It reads the
 same images as files, targets as polygons of --annotations or as run lengths, and instance masks as
 run lengths. Before the measurement the two must agree: exactly in tokens, and in masks and targets
@@ -41,6 +42,7 @@ MASK_TOLERANCE = 0.01
 WARM_UP = 5
 """Batches read before each measurement: more than any of them prepares in advance."""
 PEER = "PyTorch DataLoader"
+MIXED = ", mixture"
 
 
 def cpu_seconds() -> float:
@@ -68,12 +70,16 @@ def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
   from input_pipeline.tf import loader
 
   tokenizer = WordPieceTokenizer(pathlib.Path(args.vocab).read_bytes(), args.vocab)
-  split = loader.Split(args.data_dir, args.dataset, "train")
+  found = {
+    name: loader.open_training_set(args.data_dir, name)
+    for name in (args.dataset, args.mixture)
+    if name
+  }
   shape = loader.BatchShape(args.batch_size, args.image_size, args.max_instances, args.max_tokens)
 
-  def make(**chosen: Any) -> Iterator[Any]:
+  def make(name: str, **chosen: Any) -> Iterator[Any]:
     options = loader.TrainOptions(seed=0, threads=args.workers, **chosen)
-    return loader.train_batches(split, tokenizer, shape, options)
+    return loader.train_batches(found[name], tokenizer, shape, options)
 
   plain, most = {"flip": False, "jitter": 0.0}, args.refs_per_image
   options: dict[str, dict[str, Any]] = {
@@ -83,7 +89,10 @@ def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
   }
   if not args.no_cache:
     options["ours, cache"] = plain | {"cache": True}
-  return {name: make(**option) for name, option in options.items()}
+  loaders = {name: make(args.dataset, **option) for name, option in options.items()}
+  if args.mixture:
+    loaders |= {name + MIXED: make(args.mixture, **option) for name, option in options.items()}
+  return loaders
 
 
 def stored(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[tuple[dict, Any]]:
@@ -200,11 +209,13 @@ def compare(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
       "apart on average"
     )
   cpu: dict[str, list[float]] = {name: [] for name in loaders}
+  resident: list[float] = []
 
   def run(name: str) -> Callable[[], float]:
     def rate() -> float:
       samples, milliseconds = measure(loaders[name], args.batches, args.batch_size)
       cpu[name].append(milliseconds)
+      resident.append(psutil.Process().memory_info().rss / 1e6)
       return samples
 
     return rate
@@ -217,6 +228,7 @@ def compare(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
       "samples per second": statistics.median(values),
       "CPU ms per sample": statistics.median(cpu[name]),
       "times the peer": None if missing else paired.ratio(values, rates[PEER]),
+      "times the single data set": _times_single(name, rates),
     }
     for name, values in rates.items()
   ]
@@ -226,8 +238,15 @@ def compare(args: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     "rows": rows,
     "rates": rates,
     "cpu_ms": cpu,
+    "resident_mb": resident[len(rates) - 1 :: len(rates)],
     "photos_apart": apart,
   }
+
+
+def _times_single(name: str, rates: dict[str, list[float]]) -> float | None:
+  """Returns the rate of a mixture as a multiple of that of a single data set."""
+  single = name.removesuffix(MIXED)
+  return paired.ratio(rates[name], rates[single]) if single != name else None
 
 
 _PATHS = ("data_dir", "vocab", "annotations", "json")
@@ -240,6 +259,7 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument("--data_dir", required=True, help="folder that prepare wrote")
   parser.add_argument("--dataset", required=True, help="such as refcoco_unc or shapes")
+  parser.add_argument("--mixture", default="", help="as config.dataset; measured in turns with it")
   parser.add_argument("--vocab", required=True, metavar="VOCAB.txt", help="BERT's vocabulary")
   parser.add_argument("--annotations", metavar="FILE", help="COCO's instances.json: polygons")
   parser.add_argument("--image_size", type=int, default=480)
@@ -258,6 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     result = compare(args, pathlib.Path(folder))
   print(f"{paired.machine()}; {args.image_size} pixels, {args.max_instances} instances\n")
   print(paired.table(result["rows"]))
+  rounds = ", ".join(f"{megabytes:,.0f}" for megabytes in result["resident_mb"])
+  print(f"\nresident memory after each round, MB: {rounds}")
   paired.write_json(args.json, result)
 
 

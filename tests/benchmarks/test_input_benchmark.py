@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 
+import mixed_photos
 import numpy as np
 import pytest
 
@@ -37,6 +38,22 @@ def test_without_torch_only_ours_is_measured(shapes_data, vocab, tmp_path, monke
   assert all(row["times the peer"] is None for row in record["rows"])
   assert all(len(values) == 2 and min(values) > 0 for values in record["rates"].values())
   assert shapes_data not in json.dumps(record)
+
+
+def test_a_mixture_is_compared_with_the_single_data_set(vocab, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  data_dir, out = mixed_photos.write(tmp_path / "photos"), tmp_path / "r.json"
+  more = ["--dataset", "one", "--mixture", "one,two,three", "--json", str(out), "--no_cache"]
+  benchmark.main(_command(data_dir, vocab, *more))
+  assert "resident memory after each round" in capsys.readouterr().out
+  record = json.loads(out.read_text())
+  times = {row["loader"]: row["times the single data set"] for row in record["rows"]}
+  assert len(times) == 6 and len(record["resident_mb"]) == 2
+  for name, value in times.items():
+    assert (value is None) == (not name.endswith(benchmark.MIXED))
+    if value is not None:
+      mixed, single = record["rates"][name], record["rates"][name.removesuffix(benchmark.MIXED)]
+      assert value == pytest.approx(np.median(np.divide(mixed, single)))
 
 
 def test_the_peer_gives_what_ours_does(shapes_data, vocab, tmp_path):
