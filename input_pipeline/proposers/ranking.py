@@ -15,27 +15,32 @@ def by_score(masks: Bool[np.ndarray, "k h w"], scores: Float[np.ndarray, "k"]) -
   yield from np.lexsort((np.arange(len(masks)), areas, -scores.astype(np.float64))).tolist()
 
 
-def by_cover(masks: Bool[np.ndarray, "k h w"], scores: Float[np.ndarray, "k"]) -> Iterator[int]:
-  """Yields masks so that the first ones are good, large, and show what others do not.
+def by_distinction(
+  masks: Bool[np.ndarray, "k h w"], scores: Float[np.ndarray, "k"]
+) -> Iterator[int]:
+  """Yields masks so that the first ones are good, large, and unlike each other.
 
-  Each is the one with the largest product of its score, its `stability`, the root of its area and
-  the share of it that is new.
+  Each is the one with the largest product of its score, its `stability`, the fourth root of its
+  area and 1 - its highest IoU with an earlier one. The area that is not covered yet would be wrong
+  for masks of wholes and of their parts: the first one may be the whole image
+  (docs/reports/results.md).
   """
   step = max(1, max(masks.shape[1:]) // _SIDE)
   small = masks[:, ::step, ::step]
   bits = np.packbits(small.reshape(len(small), small[0].size if len(small) else 0), axis=1)
-  areas, covered = _count(bits), np.zeros_like(bits[:1])
-  merits = scores.astype(np.float64) * stability(small) * np.sqrt(areas)
+  areas, highest = _count(bits), np.zeros(len(masks))
+  merits = scores.astype(np.float64) * stability(small) * areas**0.25
   left = np.arange(len(masks))
   while len(left):
-    new = _count(bits[left] & ~covered) / np.maximum(areas[left], 1)
-    best = int((merits[left] * new).argmax())
-    yield int(left[best])
-    covered |= bits[left[best]]
-    left = np.delete(left, best)
+    best = int((merits[left] * (1 - highest[left])).argmax())
+    k, left = int(left[best]), np.delete(left, best)
+    yield k
+    shared = _count(bits[left] & bits[k])
+    union = np.maximum(areas[left] + areas[k] - shared, 1)
+    highest[left] = np.maximum(highest[left], shared / union)
 
 
-RANKS: dict[str, Callable[..., Iterator[int]]] = {"cover": by_cover, "score": by_score}
+RANKS: dict[str, Callable[..., Iterator[int]]] = {"distinct": by_distinction, "score": by_score}
 """Name on the command line -> order."""
 
 

@@ -96,42 +96,49 @@ def test_values_out_of_range_are_named(values, message):
     Selection(**values)
 
 
-def _plain_cover(masks, scores):
+def _plain_order(masks, scores):
   """Returns the order by definition, with scipy's morphology."""
   window, merits = np.ones((3, 3)), []
   for mask, score in zip(masks, scores, strict=True):
     eroded = ndimage.binary_erosion(mask, window, border_value=1).sum()
     dilated = ndimage.binary_dilation(mask, window).sum()
-    merits.append(float(score) * (eroded / max(dilated, 1)) * float(mask.sum()) ** 0.5)
-  order, seen = [], np.zeros(masks.shape[1:], bool)
+    merits.append(float(score) * (eroded / max(dilated, 1)) * float(mask.sum()) ** 0.25)
+  order: list[int] = []
   while len(order) < len(masks):
     rest = [k for k in range(len(masks)) if k not in order]
-    gains = [merits[k] * ((masks[k] & ~seen).sum() / max(masks[k].sum(), 1)) for k in rest]
+    likeness = [
+      max(
+        ((masks[k] & masks[j]).sum() / max((masks[k] | masks[j]).sum(), 1) for j in order),
+        default=0.0,
+      )
+      for k in rest
+    ]
+    gains = [merits[k] * (1 - like) for k, like in zip(rest, likeness, strict=True)]
     order.append(rest[int(np.argmax(gains))])
-    seen |= masks[order[-1]]
   return order
 
 
 @settings(max_examples=100)
 @given(proposals())
-def test_the_order_by_cover_is_that_of_a_plain_loop(given_instances):
+def test_the_order_by_distinction_is_that_of_a_plain_loop(given_instances):
   masks, scores = given_instances.masks, given_instances.scores
-  assert list(ranking.by_cover(masks, scores)) == _plain_cover(masks, scores)
+  assert list(ranking.by_distinction(masks, scores)) == _plain_order(masks, scores)
 
 
-def test_by_cover_an_object_comes_before_the_parts_of_another():
+def test_an_object_comes_before_near_copies_of_a_better_one():
   masks = np.zeros((5, 60, 60), bool)
   masks[0, 5:35, 5:35] = True
-  for part, (top, left) in zip(masks[1:4], ((5, 5), (5, 20), (20, 5)), strict=True):
-    part[top : top + 15, left : left + 15] = True
+  for k in range(1, 4):
+    masks[k] = masks[0]
+    masks[k, 5 : 5 + 2 * k] = False
   masks[4, 45:55, 45:55] = True
   instances = records.Instances(
     masks, np.linspace(0.9, 0.8, 5, dtype=np.float32), np.arange(5, dtype=np.int32), "test"
   )
   kept = {rank: select(instances, Selection(2, rank=rank)) for rank in ranking.RANKS}
-  assert kept["score"].categories.tolist() == [0, 1]
-  assert kept["cover"].categories.tolist() == [0, 4]
-  assert kept["cover"].scores[1] == instances.scores[4]
+  assert kept["score"].categories.tolist() == [0, 2]  # 1 is a duplicate
+  assert kept["distinct"].categories.tolist() == [0, 4]
+  assert kept["distinct"].scores[1] == instances.scores[4]
 
 
 def test_large_masks_are_ranked_by_fewer_pixels_in_the_same_order():
@@ -141,7 +148,7 @@ def test_large_masks_are_ranked_by_fewer_pixels_in_the_same_order():
     top, left, height, width = rng.integers((0, 0, 40, 40), (300, 400, 100, 100))
     mask[top : top + height, left : left + width] = True
   scores = rng.uniform(0.5, 1, 30).astype(np.float32)
-  ranked = [list(ranking.by_cover(m, scores))[:8] for m in (masks, masks[:, ::3, ::3])]
+  ranked = [list(ranking.by_distinction(m, scores))[:8] for m in (masks, masks[:, ::3, ::3])]
   assert ranked[0] == ranked[1]
 
 
