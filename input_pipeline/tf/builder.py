@@ -10,9 +10,10 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -88,7 +89,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     *,
     source: Source | None = None,
     arguments: Mapping[str, Any] | None = None,
-    on_beam: bool = False,
+    results: Callable[[str], Iterable[TaskResult]] | None = None,
     **kwargs: Any,
   ):
     """Creates the builder.
@@ -96,10 +97,11 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     Args:
       source: of the examples; by default the files in TFDS's manual folder, or generated scenes.
       arguments: that the source was made from, kept in the data set's metadata.
-      on_beam: whether Apache Beam makes the examples; otherwise `source.workers` processes do.
+      results: of the tasks of a split, if a cluster has done them; otherwise `source.workers`
+        processes do.
       **kwargs: `data_dir` and `config`, passed to TFDS.
     """
-    self._source, self._on_beam = source, on_beam
+    self._source, self._results = source, results
     self._provenance = tfds.core.MetadataDict(
       arguments=dict(arguments or {}), counts={}, skipped={}, notes={}
     )
@@ -119,23 +121,21 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       self._source, arguments = _default_source(self.builder_config.name, dl_manager)
       self._provenance["arguments"].update(arguments)
       self._provenance.update(self._source.provenance)
-    if self._on_beam:
-      from input_pipeline.tf import beam  # needs a package that is not required
+    results = self._results
+    if results is None:
+      pool = parallel.start_workers(self._source.workers) if self._source.workers > 1 else None
+      results = functools.partial(self._make, pool)
+    return {split: self._generate_examples(results(split), split) for split in self._source.splits}
 
-      return {
-        split: beam.MakeExamples(self._source, split, os.fspath(self.data_dir_root))
-        for split in self._source.splits
-      }
-    pool = parallel.start_workers(self._source.workers) if self._source.workers > 1 else None
-    return {split: self._generate_examples(split, pool) for split in self._source.splits}
-
-  def _generate_examples(self, split: str, pool: concurrent.futures.Executor | None = None):
+  def _make(self, pool: concurrent.futures.Executor | None, split: str) -> Iterable[TaskResult]:
     assert self._source is not None
     tasks = self._source.tasks(split)
     if pool is None:
-      done = map(self._source.make, tasks)
-    else:
-      done = parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
+      return map(self._source.make, tasks)
+    return parallel.ordered_map(pool, self._source.make, tasks, 3 * self._source.workers)
+
+  def _generate_examples(self, done: Iterable[TaskResult], split: str):
+    assert self._source is not None
     counts, skipped, seconds, hashes = TaskResult([]).counts(), [], 0.0, []
     notes = collections.Counter()
     with progress_bar(split, self._source.splits[split], "images") as bar:
@@ -152,18 +152,6 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
       raise InputError(f"{split}: every image was skipped; the last: {skipped[-1].reason}")
     self._note(split, counts, skipped, seconds, notes)
     self.hashes[split] = image_hashes.ImageSet.of(hashes, self._source.coco_ids[split])
-
-  def _process_pipeline_result(self, pipeline_result: Any) -> None:
-    """Records counts and skipped images when Beam is done; called by TFDS."""
-    from input_pipeline.tf import beam
-
-    assert self._source is not None
-    for split in self._source.splits:
-      counts, seconds, notes = beam.read_counts(pipeline_result, split)
-      skipped = beam.read_skipped(os.fspath(self.data_dir_root), split)
-      self._note(split, counts, skipped, seconds, notes)
-      hashes = beam.read_hashes(os.fspath(self.data_dir_root), split)
-      self.hashes[split] = image_hashes.ImageSet.of(hashes, self._source.coco_ids[split])
 
   def _note(
     self,
@@ -230,22 +218,22 @@ def write_dataset(
       this machine.
   """
   tfds.disable_progress_bar()  # it counts shards; ours counts images
-  download = tfds.download.DownloadConfig()
-  if beam_options is not None:
-    from input_pipeline.tf import beam
-
-    download.beam_options = beam.parse_options(beam_options)
   with storage.staging(data_dir, name) as folder:
+    results = None
+    if beam_options is not None:
+      from input_pipeline.sources import beam  # needs a package that is not required
+
+      results = beam.do_tasks(source, folder, beam_options)
     with _quiet_tfds():
       builder = ReferringSegmentation(
         source=source,
         arguments=arguments,
-        on_beam=beam_options is not None,
+        results=results,
         config=_config(name),
         data_dir=folder,
       )
-    with _quiet_tfds(), _clear_errors(beam_options is not None):
-      builder.download_and_prepare(download_config=download)
+    with _quiet_tfds(), _clear_errors():
+      builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
     storage.write_timing(folder, name, builder.seconds)
     storage.write_hashes(folder, name, builder.hashes)
 
@@ -258,16 +246,11 @@ def _config(name: str) -> tfds.core.BuilderConfig | str:
 
 
 @contextlib.contextmanager
-def _clear_errors(on_beam: bool) -> Iterator[None]:
-  """Raises an `InputError` on Beam too, and an OSError for a full disk."""
+def _clear_errors() -> Iterator[None]:
+  """Raises an OSError for a full disk."""
   try:
     yield
   except Exception as error:
-    if on_beam:
-      from input_pipeline.tf import beam
-
-      if (input_error := beam.input_error(error)) is not None:
-        raise input_error from None
     if "No space left on device" in str(error):  # TensorFlow's own error
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     raise

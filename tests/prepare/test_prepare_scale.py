@@ -1,11 +1,14 @@
 """`prepare` with several processes, on Beam, and killed: the same bytes every time."""
 
 import hashlib
+import os
 import pathlib
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import ClassVar, cast
 
 import pytest
 from refer_layout import make_layout
@@ -13,6 +16,7 @@ from refer_layout import make_layout
 from input_pipeline import storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
+from input_pipeline.sources.source import Source, TaskResult
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 KILLS = 10
@@ -71,15 +75,33 @@ def test_an_error_in_a_worker_is_one_line(tmp_path):
   assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.beam
-def test_beam_writes_the_same_bytes(tmp_path):
+@pytest.fixture(scope="module")
+def dask() -> Iterator[str]:
+  """The options for a Dask cluster of two worker processes."""
+  distributed = pytest.importorskip("distributed")
+  with distributed.LocalCluster(
+    n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+  ) as cluster:
+    address = f"--dask_client_address={cluster.scheduler_address} --dask_partition_size=1"
+    yield f"--runner=apache_beam.runners.dask.dask_runner.DaskRunner {address}"
+
+
+@pytest.fixture(params=["direct", "dask"])
+def runner(request) -> str:
+  """The option for a runner of Beam."""
   pytest.importorskip("apache_beam")
+  direct = request.param == "direct"
+  return f"--beam={'--runner=DirectRunner' if direct else request.getfixturevalue('dask')}"
+
+
+@pytest.mark.beam
+def test_beam_writes_the_same_bytes(tmp_path, runner):
   layout = make_layout(tmp_path)
   layout.image_path(0).write_bytes(b"no photo")
   for ref in layout.refs:
     ref["split"] = "train" if ref["image_id"] < 103 else "val"
   layout.write()
-  for name, more in (("local", []), ("beam", ["--beam=--runner=DirectRunner"])):
+  for name, more in (("local", []), ("beam", [runner])):
     prepare.main(layout.arguments(tmp_path / name, "--on_error", "skip", *more))
   assert _hashes(tmp_path / "local") == _hashes(tmp_path / "beam")
   metadata = storage.read_metadata(str(tmp_path / "beam"), "refcoco_unc")
@@ -89,12 +111,35 @@ def test_beam_writes_the_same_bytes(tmp_path):
 
 
 @pytest.mark.beam
-def test_invalid_input_on_beam_is_one_line_and_leaves_nothing(tmp_path):
-  pytest.importorskip("apache_beam")
+def test_both_workers_of_a_cluster_do_tasks(tmp_path, dask):
+  class Who:
+    splits: ClassVar = {"train": 40}
+    workers, provenance, coco_ids = 1, {}, {}
+
+    def tasks(self, split: str) -> Iterator[dict]:
+      return ({"number": number} for number in range(40))
+
+    make = staticmethod(_who)
+
+  from input_pipeline.sources import beam
+
+  done = list(beam.do_tasks(cast(Source, Who()), str(tmp_path), dask)("train"))
+  assert [result.seconds for result in done] == list(range(40))
+  processes = {note for result in done for note in result.notes}
+  assert len(processes) == 2 and str(os.getpid()) not in processes
+
+
+def _who(task: dict) -> TaskResult:
+  """Does a task by saying which process does it."""
+  return TaskResult([], seconds=task["number"], notes={str(os.getpid()): 1})
+
+
+@pytest.mark.beam
+def test_invalid_input_on_beam_is_one_line_and_leaves_nothing(tmp_path, runner):
   layout = make_layout(tmp_path)
   layout.image_path(2).write_bytes(b"no photo")
   with pytest.raises(InputError, match=r"^image .*000000000102\.jpg is not an image[^\n]*$"):
-    prepare.main(layout.arguments(tmp_path / "data", "--beam=--runner=DirectRunner"))
+    prepare.main(layout.arguments(tmp_path / "data", runner))
   assert not (tmp_path / "data").exists()
 
 
