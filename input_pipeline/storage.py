@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from input_pipeline import image_hashes
-from input_pipeline.common import atomic_files, buckets, fingerprint
+from input_pipeline.common import atomic_files, buckets, fingerprint, places
 from input_pipeline.common.errors import InputError
 from input_pipeline.image_hashes import ImageSet
 
@@ -35,6 +35,7 @@ CONFIGS = {
 }
 """TFDS's names by ours: it allows no plus in a name."""
 
+_INFO = "dataset_info.json"
 _HASHES = "image_hashes.safetensors"
 _CUSTOM_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -87,23 +88,18 @@ def not_prepared(data_dir: str, name: str) -> InputError:
 
 
 def open_dir(data_dir: str, name: str) -> epath.Path:
-  """Opens the folder of a data set, local or in a Google bucket; it need not exist.
+  """Opens the folder of a data set, local or in a bucket; it need not exist.
 
   Raises:
-    InputError: a data set cannot have that name, or records cannot be read from such a place.
+    InputError: a data set cannot have that name, or the address is not one of a bucket.
   """
-  if data_dir.startswith("s3://"):
-    raise InputError(
-      f"--data_dir {data_dir}: TensorFlow cannot read records from s3://; copy them to a disk "
-      f"first, for example by `aws s3 sync {data_dir} data`"
-    )
   return buckets.folder(dataset_dir(data_dir, name), "--data_dir")
 
 
 def read_metadata(data_dir: str, name: str) -> dict[str, Any] | None:
   """Returns the metadata of a prepared data set, None if it does not exist."""
   folder = open_dir(data_dir, name)
-  if not (folder / "dataset_info.json").is_file():
+  if not (folder / _INFO).is_file():
     return None
   try:
     metadata = json.loads((folder / "metadata.json").read_text())
@@ -158,9 +154,9 @@ def read_all_hashes(data_dir: str, name: str) -> dict[str, ImageSet]:
 def prepared(data_dir: str) -> list[str]:
   """Returns the names of the data sets that are prepared in a folder."""
   folders = {name: open_dir(data_dir, name) for name in CONFIGS}
-  known = [name for name, path in folders.items() if (path / "dataset_info.json").is_file()]
+  known = [name for name, path in folders.items() if (path / _INFO).is_file()]
   base = folders["shapes"].parent.parent
-  infos = base.glob(f"*/{VERSION}/dataset_info.json")
+  infos = base.glob(f"*/{VERSION}/{_INFO}")
   names = sorted(path.parent.parent.name for path in infos)
   return known + [name for name in names if name not in CONFIGS.values()]
 
@@ -210,6 +206,9 @@ def staging(data_dir: str, name: str) -> Iterator[str]:
   After an error or an interrupt nothing of it is left in `data_dir`. The leftovers of a killed
   process are removed by the next one.
 
+  For a bucket the folder is in `TMPDIR`, and copied at the end, the file that makes it a data set
+  last.
+
   Args:
     data_dir: created if it is missing.
     name: of the data set.
@@ -217,6 +216,15 @@ def staging(data_dir: str, name: str) -> Iterator[str]:
   Yields:
     What to use for `data_dir` while writing.
   """
+  if buckets.is_remote(data_dir):
+    open_dir(data_dir, name)  # an address of another kind is an error
+    with (
+      tempfile.TemporaryDirectory(prefix="mail_jax-") as temporary,
+      staging(temporary, name) as folder,
+    ):
+      yield folder
+      places.upload(dataset_dir(folder, name), dataset_dir(data_dir, name), _INFO)
+    return
   path = pathlib.Path(data_dir)
   created = [folder for folder in (path, *path.parents) if not folder.exists()]
   try:

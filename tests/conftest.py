@@ -4,8 +4,10 @@ import os
 import pathlib
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 
+import bucket_servers
 import hurry
 
 # Later tests, and programs that they start, load what one test has compiled.
@@ -123,3 +125,32 @@ def five_photos(realdata) -> list[np.ndarray]:
       images.append(image)
   assert len({image.shape for image in images}) >= 3
   return images
+
+
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[str]:
+  """A bucket on a local server with the protocol of Google Cloud Storage."""
+  with pytest.MonkeyPatch.context() as patch:
+    # gcsfs asks Google for the type of the bucket, unless this is set before it is imported.
+    patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    patch.setenv("GOOGLE_CLOUD_PROJECT", "nobody")
+    pytest.importorskip("gcsfs", reason="needs gcsfs (make extras)")
+    pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (make extras)")
+    with bucket_servers.serve("gcs") as address:
+      patch.setenv("STORAGE_EMULATOR_HOST", address)
+      patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+      yield "gs://bucket"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+  """A bucket on a local server with the protocol of S3."""
+  pytest.importorskip("s3fs", reason="needs s3fs (make extras)")
+  pytest.importorskip("moto.server", reason="needs moto (make extras)")
+  with pytest.MonkeyPatch.context() as patch, bucket_servers.serve("s3") as address:
+    patch.setenv("AWS_ENDPOINT_URL", address)
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_ACCESS_KEY_ID", "anybody")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+    yield "s3://bucket"

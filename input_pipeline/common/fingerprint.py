@@ -4,6 +4,7 @@ import hashlib
 import os
 from typing import Any
 
+from input_pipeline.common import places
 from input_pipeline.common.errors import InputError
 
 DIGITS = 16
@@ -20,13 +21,13 @@ def of_digest(digest: Any) -> str:
 
 
 def of_file(path: str | os.PathLike) -> str:
-  """Returns the fingerprint of a file's content.
+  """Returns the fingerprint of a file's content, given its path or address.
 
   Raises:
     InputError: there is no such file, or it cannot be read.
   """
   try:
-    with open(path, "rb") as file:
+    with open(places.local_copy(os.fspath(path)), "rb") as file:
       return of_digest(hashlib.file_digest(file, "sha256"))
   except OSError as error:
     raise InputError(f"{path}: {error.strerror or error}") from error

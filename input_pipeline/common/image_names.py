@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from input_pipeline.common import buckets, places
+
 from .errors import InputError
 
 Form = tuple[str, tuple[str, ...]]
@@ -130,7 +132,10 @@ class ImageNames:
 
 
 class ImageFolder(ImageNames):
-  """The files below a folder as relative POSIX paths; links are followed."""
+  """The files below a folder as relative POSIX paths; links are followed.
+
+  The folder may have an address. Web servers list no folders: there, a name is taken as it is.
+  """
 
   def __init__(self, folder: str):
     """Lists the folder.
@@ -138,13 +143,29 @@ class ImageFolder(ImageNames):
     Raises:
       InputError: there is no such folder.
     """
-    if not os.path.isdir(folder):
+    if not places.is_folder(folder):
       raise InputError(f"--images {folder}: no such folder")
-    super().__init__(sorted(_walk(folder)), f"--images {folder}")
-    self._folder = folder
+    self._folder, self._listed = folder, not buckets.on_site(folder)
+    names = places.names_below if buckets.is_remote(folder) else _walk
+    super().__init__(sorted(names(folder)) if self._listed else (), f"--images {folder}")
+
+  def find(self, name: str) -> str:
+    """Returns the name of a file; see `ImageNames.find`.
+
+    Raises:
+      ImageNotFound: no name matches, or the name leaves the folder.
+      AmbiguousImage: several match equally well.
+    """
+    if self._listed:
+      return super().find(name)
+    if not name or _URL.match(name) or name.startswith("/") or ".." in name.split("/"):
+      raise ImageNotFound(f"{self._where}: {name} is not a path in this folder")
+    return name
 
   def _distinct(self, names: list[str]) -> list[str]:
     """Returns one name per file: through links, a file may have several."""
+    if buckets.is_remote(self._folder):
+      return names
     files: dict[str, str] = {}
     for name in names:
       files.setdefault(os.path.realpath(os.path.join(self._folder, name)), name)

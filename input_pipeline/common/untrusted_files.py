@@ -1,4 +1,7 @@
-"""Untrusted files: only regular ones, up to a size limit; and paths that stay inside a folder."""
+"""Untrusted files: only regular ones, up to a size limit; and paths that stay inside a folder.
+
+They may have addresses, such as gs://bucket/file, which `places` opens.
+"""
 
 import codecs
 import gzip
@@ -8,6 +11,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from .errors import InputError
 
@@ -27,13 +31,15 @@ def open_file(path: str | os.PathLike, name: str) -> io.BufferedReader:
   Pipes and devices are refused, since reading them may never end.
 
   Args:
-    path: of the file.
+    path: of the file, or its address.
     name: of the file, for error messages.
 
   Raises:
     InputError: there is no such file (its cause is then a FileNotFoundError), it cannot be read, or
       it is not a regular file.
   """
+  if _is_address(path):
+    return _places(name).open_file(os.fspath(path), name)
   try:
     file = os.fdopen(os.open(path, _FLAGS), "rb")
   except OSError as error:
@@ -52,12 +58,18 @@ def read(path: str | os.PathLike, name: str, max_bytes: int) -> bytes:
   Raises:
     InputError: it cannot be opened or read, or has more than `max_bytes`.
   """
+  if _is_address(path):
+    data = _places(name).read(os.fspath(path), name, max_bytes + 1)
+    if len(data) > max_bytes:
+      raise InputError(f"{name}: exceeds the limit of {max_bytes:,} bytes")
+    return data
   with open_file(path, name) as file:
     size = os.fstat(file.fileno()).st_size
     if size > max_bytes:
       raise InputError(too_large(name, size, max_bytes))
     try:
-      return file.read(max_bytes)
+      # Python allocates all that is asked for. Some files of the system say that they are empty.
+      return file.read(size or max_bytes)
     except OSError as error:
       raise InputError(f"{name}: {error.strerror or error}") from error
 
@@ -71,7 +83,7 @@ def open_text(
   the extension, since browsers decompress and rename files.
 
   Args:
-    path: of the file.
+    path: of the file; from an address, it is copied to this machine first.
     name: of the file, for error messages.
     max_bytes: size limit after decompression; by default MAX_UNPACKED if compressed, else none.
 
@@ -79,6 +91,8 @@ def open_text(
     InputError: it cannot be opened, is a zip archive, or has more than `max_bytes`. Reading raises
       it for a damaged file.
   """
+  if _is_address(path):
+    path = _places(name).local_copy(os.fspath(path), name)
   file = open_file(path, name)
   try:
     size = os.fstat(file.fileno()).st_size
@@ -231,6 +245,19 @@ def stays_inside(path: str) -> bool:
   return (
     bool(path) and "\0" not in path and ".." not in parts and bool(parts[0]) and ":" not in parts[0]
   )
+
+
+def _is_address(path: str | os.PathLike) -> bool:
+  return "://" in os.fspath(path)
+
+
+def _places(name: str) -> Any:
+  """Returns the module that opens addresses, which exported folders lack."""
+  try:
+    from . import places
+  except ImportError as error:
+    raise InputError(f"{name}: an address; download the file and use its path") from error
+  return places
 
 
 def _is_encodable(path: str) -> bool:

@@ -28,9 +28,9 @@ class CheckLevel(enum.Enum):
   """Images are also decoded, which finds truncated ones."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LineSummary:
-  """What is kept of a line; small, since a file may have millions."""
+  """What is kept of a line."""
 
   number: int
   offset: int
@@ -209,4 +209,4 @@ def _hash(masks: Any) -> str:
 
 def _hash_expression(expression: str) -> int:
   text = preprocess.normalise_text(expression).encode("utf-8", "surrogatepass")
-  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+  return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True)

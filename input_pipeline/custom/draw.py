@@ -4,6 +4,7 @@ python -m input_pipeline.custom draw mine.jsonl --out draw.png --count 6
 """
 
 import argparse
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -46,10 +47,10 @@ def run(args: argparse.Namespace) -> None:
       f"`python -m input_pipeline.custom validate {args.file}` lists them all"
     )
   step = max(1, len(scanned.lines) // args.count)
-  chosen = scanned.lines[::step][: args.count]
+  chosen = list(itertools.islice(scanned.lines, 0, step * args.count, step))
   # An image has its instances on one of its lines.
   images = {line.image for line in chosen}
-  sources = [line for line in scanned.lines if line.instances_hash and line.image in images]
+  sources = [line for line in scanned.lines.where("instances_hash != ''") if line.image in images]
   lines = _read_lines(args.file, {line.number for line in (*chosen, *sources)})
   instances = {line.image: lines[line.number] for line in sources}
   tiles, captions = [], []

@@ -36,20 +36,18 @@ def find(
   """Yields a warning for each copy of an image in an earlier split.
 
   Args:
-    splits: the lines of each split.
+    splits: the first line of each image in each split.
     paths: of the images.
     workers: number of threads; by default one per core.
   """
   if len(splits) < 2:
     return
-  images = [list({line.image: line for line in reversed(lines)}.values()) for lines in splits]
-  names = sorted({line.image for lines in images for line in lines})
+  names = sorted({line.image for lines in splits for line in lines})
   hashes = _hash_files(names, paths, workers)
   earlier: list[LineSummary] = []
-  for lines in images:
+  for lines in splits:
     before = {line.image for line in earlier}
     known = [line for line in lines if line.image in hashes and line.image not in before]
-    known.sort(key=lambda line: line.number)
     for line, other, kind in _match(known, earlier, hashes):
       copy = f"{other.image} ({other.split}, line {other.number})"
       message = f"{line.image} ({line.split}) {_VERBS[kind]} {copy}: {_WAY_OUT}"

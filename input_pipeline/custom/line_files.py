@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from input_pipeline.common import untrusted_files
+from input_pipeline.common import places, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.converters import parquet
 
@@ -42,7 +42,7 @@ def read_line(path: str, offset: int) -> bytes:
       file.seek(file.tell() + offset)
       data = file.readline()
     else:
-      text = _converted(path, os.stat(path).st_mtime_ns)
+      text = _converted(path, os.stat(places.local_copy(path)).st_mtime_ns)
       end = text.find(b"\n", offset)
       data = text[offset : end if end >= 0 else len(text)]
   return data.removeprefix(codecs.BOM_UTF8).strip()
@@ -60,8 +60,9 @@ def _converted(path: str, modified: int) -> mmap.mmap:
 
 def _open(path: str) -> io.BufferedReader:
   try:
-    if not parquet.is_parquet(path):
-      return untrusted_files.open_text(path, path)
+    path_here = places.local_copy(path)
+    if not parquet.is_parquet(path_here):
+      return untrusted_files.open_text(path_here, path)
   except InputError as error:
     raise InputError(f"{error}; expected a file with one JSON object per line") from error
   raise InputError(

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline import preprocess
-from input_pipeline.common import image_names, untrusted_files
+from input_pipeline.common import buckets, image_names, places, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom.schema import LineError, Mask
 from input_pipeline.masks import segmentation
@@ -47,7 +47,8 @@ class PathResolver:
     """Returns a path as spelled on disk, with forward slashes."""
     if _URL.match(path):
       return path
-    path = image_names.spelled(self.root, path) or path
+    if not buckets.is_remote(self.root):
+      path = image_names.spelled(self.root, path) or path
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return path if os.path.isabs(path) else "/".join(parts)
 
@@ -63,12 +64,29 @@ class PathResolver:
       message = f"the path {path!r}: write a path relative to {self.root}"
       raise LineError("path outside the folder", message)
     try:
-      return untrusted_files.resolve_inside(
-        self.root, self.name(path), "the path", follow_links=bool(self.follow_links)
-      )
+      return self.inside(path, "the path")
     except InputError as error:
       hint = "; to follow links, name the folder with --images" * (self.follow_links is False)
       raise LineError("path outside the folder", f"{error}{hint}") from error
+
+  def inside(self, path: str, what: str) -> str:
+    """Returns the real path of a file in the folder, or its address.
+
+    Args:
+      path: relative to the folder.
+      what: of the path, for error messages.
+
+    Raises:
+      InputError: the path is not inside the folder.
+    """
+    name = self.name(path)
+    if not buckets.is_remote(self.root):
+      return untrusted_files.resolve_inside(
+        self.root, name, what, follow_links=bool(self.follow_links)
+      )
+    if not untrusted_files.stays_inside(name):
+      raise InputError(f"{what} {path!r}: write a path relative to {self.root}")
+    return places.join(self.root, name)
 
 
 def resolve(mask: Mask, image: str, paths: PathResolver) -> list[Mask]:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from input_pipeline.common import image_names, parallel, untrusted_files, untrusted_json
+from input_pipeline.common import parallel, places, untrusted_json
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import across_lines, duplicates
 from input_pipeline.custom.check import CheckLevel, CheckResult, LineChecker, LineSummary
 from input_pipeline.custom.line_files import Row, read_rows
+from input_pipeline.custom.line_table import LineTable
 from input_pipeline.custom.masks import PathResolver, open_coco
 from input_pipeline.custom.schema import MAX_LINE, LineError, Problem
 
@@ -26,13 +27,9 @@ class Scan:
 
   path: str
   paths: PathResolver
-  lines: list[LineSummary]
-  """Lines without errors, in the file's order."""
+  lines: LineTable
+  """Lines without errors."""
   problems: list[Problem]
-  ref_ids: dict[int, int]
-  """Line number -> id of its ref."""
-  image_ids: dict[str, int]
-  """Path of an image -> its id."""
 
   def errors(self) -> list[Problem]:
     """Returns the problems that are not warnings."""
@@ -46,13 +43,11 @@ class Scan:
     """Returns the warnings about copies of an image in two splits."""
     return [problem for problem in self.warnings() if problem.kind in duplicates.KINDS]
 
-  def splits(self) -> dict[str, list[LineSummary]]:
-    """Returns the lines of each split; `train` and `val` come first."""
-    lines: dict[str, list[LineSummary]] = {}
-    for line in self.lines:
-      lines.setdefault(line.split, []).append(line)
-    first = [split for split in ("train", "val") if split in lines]
-    return {split: lines[split] for split in [*first, *sorted({*lines} - {*first})]}
+  def splits(self) -> list[str]:
+    """Returns the splits; `train` and `val` come first."""
+    splits = {split for (split,) in self.lines.query("SELECT DISTINCT split FROM lines")}
+    first = [split for split in ("train", "val") if split in splits]
+    return [*first, *sorted(splits - {*first})]
 
 
 def scan(
@@ -75,38 +70,42 @@ def scan(
     InputError: the file cannot be read, or the folder does not exist.
   """
   root = images if images is not None else os.path.dirname(path) or "."
-  if not os.path.isdir(root):
+  if not places.is_folder(root):
     raise InputError(f"--images {root}: no such folder; it must contain the images")
   coco_file, problems = _find_annotations(path)
   coco_file = annotations or coco_file or ""
-  paths = PathResolver(os.path.abspath(root), coco_file, follow_links=images is not None)
+  paths = PathResolver(places.absolute(root), coco_file, follow_links=images is not None)
   if paths.annotations:
     problems += _check_annotations(paths.annotations)
-  lines: list[LineSummary] = []
-  for result in _check_lines(path, LineChecker(paths, level), workers):
+  lines = LineTable()
+  lines.fill(_summaries(_check_lines(path, LineChecker(paths, level), workers), problems))
+  if not lines and not problems:
+    raise InputError(f"{path}: the file is empty; docs/guides/custom-data.md describes its lines")
+  problems += [
+    *across_lines.check_refs(lines),
+    *across_lines.number_images(lines),
+    *across_lines.check_instances(lines),
+    *across_lines.check_splits(lines),
+    *across_lines.check_coco_images(lines),
+  ]
+  lines.leave_out({problem.line for problem in problems if not problem.warning})
+  problems += across_lines.check_expressions(path, lines)
+  scanned = Scan(path, paths, lines, problems)
+  if level is not CheckLevel.FAST:
+    first = "number IN (SELECT min(number) FROM lines WHERE split = ? GROUP BY image)"
+    firsts = [[*lines.where(first, split)] for split in scanned.splits()]
+    problems.extend(duplicates.find(firsts, paths, workers))
+  problems.sort()
+  return scanned
+
+
+def _summaries(results: Iterable[CheckResult], problems: list[Problem]) -> Iterator[LineSummary]:
+  """Yields what is kept of lines, and collects their problems."""
+  for result in results:
     problems += result.problems
     # A line with an invalid image or mask still counts for what lines share.
     if result.summary is not None:
-      lines.append(result.summary)
-  if not lines and not problems:
-    raise InputError(f"{path}: the file is empty; docs/guides/custom-data.md describes its lines")
-  ref_ids, ref_problems = across_lines.number_refs(lines)
-  image_ids, image_problems = across_lines.number_images(lines)
-  problems += [
-    *ref_problems,
-    *image_problems,
-    *across_lines.check_instances(lines),
-    *across_lines.check_splits(lines),
-  ]
-  problems += across_lines.check_coco_images(lines)
-  invalid = {problem.line for problem in problems if not problem.warning}
-  valid = [line for line in lines if line.number not in invalid]
-  problems += across_lines.check_expressions(path, valid)
-  scanned = Scan(path, paths, valid, sorted(problems), ref_ids, image_ids)
-  if level is not CheckLevel.FAST:
-    scanned.problems.extend(duplicates.find([*scanned.splits().values()], paths, workers))
-    scanned.problems.sort()
-  return scanned
+      yield result.summary
 
 
 def _check_lines(path: str, checker: LineChecker, workers: int | None) -> Iterator[CheckResult]:
@@ -144,8 +143,7 @@ def _find_annotations(path: str) -> tuple[str | None, list[Problem]]:
       continue
     home = os.path.dirname(path) or "."
     try:
-      spelled = image_names.spelled(home, name) or name
-      resolved = untrusted_files.resolve_inside(home, spelled, "annotations")
+      resolved = PathResolver(home).inside(name, "annotations")
     except InputError as error:
       problems.append(LineError("path outside the folder", str(error)).at(number))
       continue

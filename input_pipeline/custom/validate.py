@@ -14,7 +14,7 @@ import numpy as np
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.terminal import counted
 from input_pipeline.custom import scan
-from input_pipeline.custom.check import CheckLevel, LineSummary
+from input_pipeline.custom.check import CheckLevel
 from input_pipeline.custom.schema import Problem
 
 SHOWN = 5
@@ -92,25 +92,20 @@ def describe_lines(scanned: scan.Scan) -> Iterator[str]:
   """Yields lines of text: counts per split, expressions per image, sizes of targets."""
   header = f"{'split':10}{'images':>10}{'lines':>10}{'expressions':>13}{'no target':>11}"
   yield f"{header}   expressions per image: min / median / max"
-  for split, lines in scanned.splits().items():
-    per_image = _expressions_per_image(lines)
-    without_target = sum(line.area == 0 for line in lines)
-    counts = f"{len(per_image):10,}{len(lines):10,}{per_image.total():13,}{without_target:11,}"
-    quantiles = np.quantile(list(per_image.values()), _QUANTILES)
+  lines = scanned.lines
+  for split in scanned.splits():
+    of_image = "SELECT sum(num_expressions) FROM lines WHERE split = ? GROUP BY image"
+    per_image = np.array([count for (count,) in lines.query(of_image, split)])
+    whole = "SELECT count(*), total(area = 0) FROM lines WHERE split = ?"
+    count, without_target = next(lines.query(whole, split))
+    counts = f"{len(per_image):10,}{count:10,}{per_image.sum():13,}{int(without_target):11,}"
+    quantiles = np.quantile(per_image, _QUANTILES)
     yield f"{split:10}{counts}   {' / '.join(f'{n:g}' for n in quantiles)}"
-  shares = [
-    line.area / (line.size[0] * line.size[1]) for line in scanned.lines if line.area and line.size
-  ]
-  if shares:
+  share = "SELECT 1.0 * area / (height * width) FROM lines WHERE area > 0 AND height NOTNULL"
+  shares = np.fromiter((value for (value,) in lines.query(share)), float)
+  if len(shares):
     low, median, high = np.quantile(shares, _QUANTILES)
     yield f"target area / image area: min {low:.2%}, median {median:.2%}, max {high:.2%}"
-  images = {line.image for line in scanned.lines}
-  with_instances = {line.image for line in scanned.lines if line.instances_hash}
-  yield f"images with instances: {len(with_instances):,} of {len(images):,}"
-
-
-def _expressions_per_image(lines: Iterable[LineSummary]) -> collections.Counter[str]:
-  counts: collections.Counter[str] = collections.Counter()
-  for line in lines:
-    counts[line.image] += line.num_expressions
-  return counts
+  images = lines.one("SELECT count(DISTINCT image) FROM lines")
+  given = lines.one("SELECT count(DISTINCT image) FROM lines WHERE instances_hash != ''")
+  yield f"images with instances: {given:,} of {images:,}"

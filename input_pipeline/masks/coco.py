@@ -1,13 +1,13 @@
 """COCO instance annotations, the source of targets and of ground-truth instance masks."""
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from input_pipeline.common import places
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import (
   ImageNames,
@@ -99,7 +99,7 @@ class CocoAnnotations:
       InputError: the file is missing or malformed.
     """
     self.path = path = source if isinstance(source, str) else "(given as a dict)"
-    if isinstance(source, str) and not os.path.isfile(source):
+    if isinstance(source, str) and not places.is_file(source):
       raise InputError(
         f"COCO annotations {path}: no such file; docs/guides/datasets.md lists sources of "
         "instances.json"

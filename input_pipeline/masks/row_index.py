@@ -4,19 +4,14 @@ The index of a file is written once to the user's cache folder (`$XDG_CACHE_HOME
 default `~/.cache/mail_jax`), under the file's fingerprint. It may be deleted at any time.
 """
 
-import atexit
 import collections
-import functools
 import io
 import itertools
 import json
 import numbers
-import os
 import pathlib
 import re
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +21,7 @@ from input_pipeline.common import (
   atomic_files,
   fingerprint,
   image_names,
+  places,
   untrusted_files,
   untrusted_json,
 )
@@ -86,9 +82,9 @@ class RowIndex:
       InputError: the file is missing or malformed, or the index cannot be written.
     """
     self.path = path
-    places = "-".join(f"{name}={place}" for name, place in sorted(sections.items()))
-    key = f"{fingerprint.of_file(path)}-{places}-{_FORMAT}"
-    self._index = _cache_folder() / f"{key}.sqlite"
+    arrays = "-".join(f"{name}={place}" for name, place in sorted(sections.items()))
+    key = f"{fingerprint.of_file(path)}-{arrays}-{_FORMAT}"
+    self._index = places.cache_folder() / f"{key}.sqlite"
     self._connection: sqlite3.Connection | None = None
     if not self._index.is_file():
       with atomic_files.whole_file(self._index) as temporary:
@@ -137,22 +133,6 @@ class RowIndex:
         f"{self._index.as_uri()}?immutable=1", uri=True, check_same_thread=False
       )
     return self._connection
-
-
-@functools.cache
-def _cache_folder() -> pathlib.Path:
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(pathlib.Path.home(), ".cache")
-  folder = pathlib.Path(base) / "mail_jax"
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-      return folder
-  except OSError:
-    pass
-  # The home folder is not writable, as in some containers: use a folder of this process.
-  temporary = tempfile.mkdtemp(prefix="mail_jax-")
-  atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-  return pathlib.Path(temporary)
 
 
 def _fill(index: pathlib.Path, path: str, sections: Mapping[str, str]) -> None:

@@ -19,14 +19,15 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from input_pipeline import storage
-from input_pipeline.common import buckets, fingerprint, parallel
+from input_pipeline.common import buckets, fingerprint, parallel, places
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted, list_counts, text_table
+from input_pipeline.prepare import download
 from input_pipeline.proposers import custom, folds, leakage, ranking, registry
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, jsonl, readers, refer, scene_source
@@ -78,6 +79,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     "--annotations",
     help="COCO file with the refs' objects (default: instances.json beside them, or the file that "
     "a line names)",
+  )
+  fetching = family.add_argument(
+    "--download",
+    action="store_true",
+    default=None,
+    help="first fetch what is missing in --refer_root and --images (up to 28 GB while unpacking)",
   )
   family.add_argument(
     "--on_error", choices=("stop", "skip"), help="on a damaged image (default: stop)"
@@ -133,7 +140,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
   foreign = refer_only if args.dataset == "shapes" else list(_SHAPES_ONLY)
   foreign += [annotations.dest] if args.dataset == "phrasecut" else []
-  foreign += [root.dest] if args.dataset.startswith(_BY_PATH) else [name.dest]
+  foreign += [root.dest, fetching.dest] if args.dataset.startswith(_BY_PATH) else [name.dest]
   for option in foreign:
     if getattr(args, option) is not None:
       parser.error(f"--{option} cannot be used with --dataset {args.dataset}")
@@ -202,14 +209,14 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
       "noise": _default(args.noise, scene_source.NOISE),
     }
   if (path := _custom_file(args)) is not None:
-    if not os.path.isfile(path):
+    if not places.is_file(path):
       raise InputError(
         f"--dataset {args.dataset}: no such file; docs/guides/custom-data.md describes the format"
       )
     description = {
       "lines": _identify(path),
       "annotations": _identify(args.annotations) if args.annotations else "",
-      "images": os.path.abspath(args.images or os.path.dirname(path) or "."),
+      "images": places.absolute(args.images or os.path.dirname(path) or "."),
     }
     return description | _describe_instances(args, _default(args.instances, _CUSTOM_DEFAULT))
   needed = ("images", "instances")
@@ -223,7 +230,7 @@ def _describe(args: argparse.Namespace) -> dict[str, Any]:
   description = {
     "refs": ",".join(map(_identify, refs)),
     "annotations": _identify(annotations),
-    "images": os.path.abspath(args.images),
+    "images": places.absolute(args.images),
   }
   return description | _describe_instances(args, args.instances)
 
@@ -258,9 +265,9 @@ def _default(value: Any, default: Any) -> Any:
 
 
 def _identify(path: str) -> str:
-  if not os.path.isfile(path):
+  if not (buckets.is_remote(path) or os.path.isfile(path)):
     return path
-  return f"{os.path.basename(path)} (sha256 {fingerprint.of_file(path)})"
+  return f"{places.name_in(path)} (sha256 {fingerprint.of_file(path)})"
 
 
 def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
@@ -371,13 +378,15 @@ def _check_images(
       f"--instances {spec}: needs image ids, but the lines of {reader.dataset} have no image_id; "
       "add image_id to the lines, or `file_name` to the rows of that file"
     )
-  images: list[tuple[str, int | None, str]] = []
-  for image_id in sorted(image_ids):
-    with contextlib.suppress(InputError):  # `readers.ImageSource` reports missing images
-      path = reader.image_path(folder, image_id)
-      images.append((path, image_id if has_ids else None, os.path.relpath(path, folder)))
+
+  def images() -> Iterator[tuple[str, int | None, str]]:
+    for image_id in sorted(image_ids):
+      with contextlib.suppress(InputError):  # `readers.ImageSource` reports missing images
+        path = reader.image_path(folder, image_id)
+        yield path, image_id if has_ids else None, places.relative(path, folder)
+
   try:
-    registry.check_images(proposer, images, any_known=True)
+    registry.check_images(proposer, images(), any_known=True)
   except InputError as error:
     raise InputError(f"--instances {spec}: {error}") from error
 
@@ -431,12 +440,9 @@ def main(argv: list[str] | None = None) -> None:
     InputError: invalid input; nothing is left half-written.
   """
   args = _parse(argv)
-  if buckets.is_remote(args.data_dir):
-    raise InputError(
-      f"--data_dir {args.data_dir}: records are written to a disk; prepare them in a folder and "
-      f"copy it, for example by `gcloud storage rsync --recursive data {args.data_dir}`"
-    )
   name = _name(args)
+  if args.download and args.refer_root and args.images:
+    download.fetch_missing(args.dataset, args.refer_root, args.images)
   described = _describe(args)
   if _is_prepared(args, described):
     print(f"{name} is already prepared in {args.data_dir}: nothing to do")

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from input_pipeline import image_hashes
-from input_pipeline.common import fingerprint
+from input_pipeline.common import fingerprint, places
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
 from input_pipeline.image_hashes import ImageSet
@@ -78,7 +78,7 @@ def parse(value: str) -> TrainedOn:
   """
   if value in TRAINED_ON:
     return TrainedOn(value)
-  if not os.path.isfile(value):
+  if not places.is_file(value):
     words = "; ".join(f"{word} ({meaning})" for word, meaning in TRAINED_ON.items())
     raise InputError(
       f"--trained_on {value}: neither a file nor one of {words}. A file lists the images that the "

@@ -4,7 +4,6 @@ A model has one input, an image, and outputs class maps, class logits, or instan
 scores; docs/guides/proposals.md has the table.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from input_pipeline import preprocess, records
+from input_pipeline.common import places
 from input_pipeline.common.errors import InputError
 
 try:
@@ -47,14 +47,15 @@ class OnnxProposer:
     """
     if not argument:
       raise InputError("--instances onnx: missing file; use --instances onnx:model.onnx")
-    if not os.path.isfile(argument):
+    if not places.is_file(argument):
       raise InputError(f"--instances onnx:{argument}: no such file")
     self._path = argument
+    model = places.local_copy(argument)
     available = onnxruntime.get_available_providers()
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     try:
       self._session: Any = onnxruntime.InferenceSession(
-        argument, providers=[name for name in wanted if name in available]
+        model, providers=[name for name in wanted if name in available]
       )
     except Exception as error:  # onnxruntime's errors share no base class.
       raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from input_pipeline import preprocess, records
-from input_pipeline.common import untrusted_files
+from input_pipeline.common import buckets, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers.selection import Selection, select
 
@@ -170,7 +170,9 @@ def check_turn(proposer: SelectingProposer, path: str) -> None:
   Raises:
     InputError: the orientation is ambiguous.
   """
-  if not hasattr(proposer.proposer, "find_image") or not os.path.isfile(path):
+  if not hasattr(proposer.proposer, "find_image") or (
+    not buckets.is_remote(path) and not os.path.isfile(path)
+  ):
     return
   with untrusted_files.open_file(path, path) as file, preprocess.open_header(file) as image:
     orientation, (width, height) = preprocess.read_orientation(image), image.size

@@ -1,9 +1,9 @@
 """Converts annotated images to records, in the worker processes of `prepare`."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from input_pipeline import preprocess, records
-from input_pipeline.common import untrusted_files
+from input_pipeline.common import buckets, places, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.image_names import ImageFolder
 from input_pipeline.custom import image_files, masks
@@ -89,7 +89,7 @@ class ImageFinder:
     """
     if images not in self._folders:
       self._folders[images] = ImageFolder(images)
-    return os.path.join(images, self._folders[images].find(name))
+    return places.join(images, self._folders[images].find(name))
 
   def try_path(self, images: str, name: str) -> tuple[str, str]:
     """Returns the path of an image and "", or its name and an error message."""
@@ -161,9 +161,7 @@ class RecordMaker:
   def _make(self, images: list[AnnotatedImage]) -> TaskResult:
     if errors := [image.error for image in images if image.error]:
       raise InputError(errors[0])
-    read = [
-      read_image(image.path, (image.height, image.width), upright=image.upright) for image in images
-    ]
+    read = _read_images(images)
     start = time.monotonic()
     proposals = self._propose([pixels for _, pixels in read], images)
     seconds = time.monotonic() - start
@@ -226,6 +224,18 @@ class RecordMaker:
       )
 
 
+def _read_images(images: list[AnnotatedImage]) -> list[tuple[bytes, UInt8[np.ndarray, "_ _ 3"]]]:
+  """Reads images; those at addresses all at once, since each takes a while to come."""
+
+  def read(image: AnnotatedImage) -> tuple[bytes, UInt8[np.ndarray, "_ _ 3"]]:
+    return read_image(image.path, (image.height, image.width), upright=image.upright)
+
+  if not any(buckets.is_remote(image.path) for image in images):
+    return [read(image) for image in images]
+  with concurrent.futures.ThreadPoolExecutor(len(images)) as pool:
+    return list(pool.map(read, images))
+
+
 def make_record(
   image: AnnotatedImage,
   data: bytes,
@@ -258,7 +268,7 @@ def make_record(
   if errors and not (skip and refs):
     raise errors[0]
   notes.update(f"ref left out: {error}" for error in errors)
-  name = image.path.rpartition("/")[2]
+  name = places.name_in(image.path)
   return records.ImageRecord(
     data, image.image_id, name, image.height, image.width, instances, tuple(refs)
   )

@@ -7,7 +7,8 @@ from typing import Any
 from input_pipeline.common import image_names
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
-from input_pipeline.custom import line_files, masks, scan, schema
+from input_pipeline.custom import across_lines, line_files, masks, scan, schema
+from input_pipeline.custom.check import LineSummary
 from input_pipeline.custom.schema import LineError
 from input_pipeline.sources.annotated_images import AnnotatedImage
 
@@ -56,30 +57,25 @@ class JsonlReader:
     self.left_out = self._scan.errors()
     if self.left_out and (not skip or not self._scan.lines):
       raise _refusal(path, images, self.left_out)
-    self._offsets: dict[tuple[str, int], list[int]] = {}
-    self._instances: dict[int, int] = {}
-    self.no_targets: dict[str, int] = {}
-    for line in self._scan.lines:
-      image_id = self._scan.image_ids[line.image]
-      self._offsets.setdefault((line.split, image_id), []).append(line.offset)
-      if line.instances_hash:
-        self._instances.setdefault(image_id, line.offset)
-      self.no_targets[line.split] = self.no_targets.get(line.split, 0) + (line.area == 0)
-    self._sizes = {self._scan.image_ids[line.image]: line.size for line in self._scan.lines}
-    self._paths = {self._scan.image_ids[line.image]: line.image for line in self._scan.lines}
-    self.splits = {
-      split: sorted({self._scan.image_ids[line.image] for line in lines})
-      for split, lines in self._scan.splits().items()
+    self._lines = self._scan.lines
+    self.no_targets = {
+      split: self._lines.one("SELECT sum(area = 0) FROM lines WHERE split = ?", split)
+      for split in self._scan.splits()
     }
-    self._number_of = {line.offset: line.number for line in self._scan.lines}
-    self.has_instances = bool(self._instances)
-    self.has_ids = all(line.image_id is not None for line in self._scan.lines)
+    images = "SELECT id FROM images JOIN (SELECT DISTINCT image FROM lines WHERE split = ?)"
+    self.splits = {
+      split: [i for (i,) in self._lines.query(f"{images} USING (image) ORDER BY id", split)]
+      for split in self._scan.splits()
+    }
+    self.has_instances = bool(self._lines.one("SELECT 1 FROM lines WHERE instances_hash != ''"))
+    self.has_ids = not self._lines.one("SELECT 1 FROM lines WHERE image_id ISNULL")
 
   def coco_ids(self) -> dict[str, dict[int, int]]:
     """Returns, for each split, image id -> COCO id of the images with COCO's file names."""
-    numbers = {i: image_names.coco_number(path) for i, path in self._paths.items()}
     return {
-      split: {i: number for i in ids if (number := numbers[i]) is not None}
+      split: {
+        i: number for i in ids if (number := image_names.coco_number(self._name(i))) is not None
+      }
       for split, ids in self.splits.items()
     }
 
@@ -113,7 +109,7 @@ class JsonlReader:
   def image_path(self, images: str, image_id: int) -> str:
     """Returns the path of an image; `images` is the folder that the constructor has."""
     del images
-    return self._scan.paths.resolve(self._paths[image_id])
+    return self._scan.paths.resolve(self._name(image_id))
 
   def annotated_image(self, split: str, image_id: int, images: str) -> AnnotatedImage:
     """Returns an image with its refs in a split, and its instances.
@@ -123,31 +119,36 @@ class JsonlReader:
       image_id: one of `splits[split]`.
       images: the folder of images.
     """
-    lines = [self._read(offset) for offset in self._offsets[split, image_id]]
-    size = self._sizes[image_id]
+    name = self._name(image_id)
+    lines = list(self._lines.where("image = ? AND split = ?", name, split))
+    size = lines[0].size
     assert size is not None
-    offset = self._instances.get(image_id)
+    with_instances = next(self._lines.where("image = ? AND instances_hash != ''", name), None)
     return AnnotatedImage(
       self.image_path(images, image_id),
       image_id,
       *size,
       annotations=self._scan.path,
-      refs=[self._ref(line) for line in lines],
+      refs=[self._ref(self._read(line)) for line in lines],
       rule="custom",
       upright=True,
-      name=self._paths[image_id],
+      name=name,
       has_id=self.has_ids,
-      instances=None if offset is None else self._resolve_instances(self._read(offset)),
+      instances=self._resolve_instances(self._read(with_instances)) if with_instances else None,
     )
 
-  def _read(self, offset: int) -> schema.Annotation:
-    line, _ = schema.parse(self._number_of[offset], line_files.read_line(self._scan.path, offset))
+  def _name(self, image_id: int) -> str:
+    return self._lines.one("SELECT image FROM images WHERE id = ?", image_id)
+
+  def _read(self, summary: LineSummary) -> schema.Annotation:
+    data = line_files.read_line(self._scan.path, summary.offset)
+    line, _ = schema.parse(summary.number, data)
     if line is None:
       raise InputError(f"{self._scan.path} changed while it was read; run the command again")
     return line
 
   def _ref(self, line: schema.Annotation) -> dict[str, Any]:
-    ref_id = self._scan.ref_ids[line.number]
+    ref_id = across_lines.ref_id(line.ref_id, line.number)
     parts = [part for mask in line.target for part in self._resolve(mask, line)]
     ids = [i for mask in line.target for i in mask.get("ann_ids", [mask.get("ann_id")])]
     if None in ids:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline import preprocess
+from input_pipeline.common import places
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.row_index import RowIndex
 from input_pipeline.sources.annotated_images import AnnotatedImage, ImageFinder
@@ -170,15 +171,15 @@ def locate(refer_root: str) -> tuple[dict[str, str], str]:
     InputError: the folder, the list, or every file of tasks is missing.
   """
   folder = os.path.join(refer_root, FOLDER)
-  if not os.path.isdir(folder):
+  if not places.is_folder(folder):
     raise InputError(
       f"--refer_root {refer_root}: contains no folder {FOLDER}; docs/guides/datasets.md says where "
       "to get it and what goes where"
     )
   files = {split: os.path.join(folder, f"refer_{split}.json") for split in PUBLISHED}
-  existing = {split: path for split, path in files.items() if os.path.isfile(path)}
+  existing = {split: path for split, path in files.items() if places.is_file(path)}
   images = os.path.join(folder, IMAGE_DATA)
-  for path, missing in ((images, not os.path.isfile(images)), (files["train"], not existing)):
+  for path, missing in ((images, not places.is_file(images)), (files["train"], not existing)):
     if missing:
       raise InputError(f"{path}: no such file; docs/guides/datasets.md says where to get it")
   return existing, images

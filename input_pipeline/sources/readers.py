@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from input_pipeline.common import buckets, places
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
 from input_pipeline.proposers import folds
@@ -141,7 +142,7 @@ class ImageSource:
     Raises:
       InputError: the folder or, unless `make.skip` is on, an image is missing.
     """
-    if not os.path.isdir(images):
+    if not places.is_folder(images):
       raise InputError(
         f"--images {images}: no such folder; docs/guides/datasets.md says what it must contain"
       )
@@ -160,12 +161,14 @@ class ImageSource:
       InputError: an image is missing or ambiguous, and `make.skip` is off.
     """
     needed = sorted({image_id for ids in self._reader.splits.values() for image_id in ids})
-    paths, errors = {}, []
+    local, paths, errors = not buckets.is_remote(self._images), [], []
     for image_id in needed:
       try:
-        paths[image_id] = self._reader.image_path(self._images, image_id)
-        if not os.path.isfile(paths[image_id]):
-          raise InputError(f"image {paths[image_id]}: no such file")
+        path = self._reader.image_path(self._images, image_id)
+        # Buckets list their files; of those of a web server only the first is asked for.
+        if not (os.path.isfile(path) if local else errors or paths or places.is_file(path)):
+          raise InputError(f"image {path}: no such file")
+        paths.append(path)
       except InputError as error:
         errors.append(error)
     if errors and not self.make.skip:
@@ -173,7 +176,8 @@ class ImageSource:
         f"{errors[0]} ({len(errors):,} of {len(needed):,} images are missing or ambiguous); "
         "set the folder of the images with --images (docs/guides/datasets.md lists their sources)"
       ) from errors[0]
-    self._warn_of_links(list(paths.values()))
+    if local:
+      self._warn_of_links(paths)
 
   def _warn_of_links(self, paths: Sequence[str]) -> None:
     root = os.path.join(os.path.realpath(self._images), "")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from input_pipeline.common import image_names
+from input_pipeline.common import buckets, image_names, places
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
 from input_pipeline.masks.coco import CocoAnnotations
@@ -120,7 +120,7 @@ def default_name(dataset: str) -> str:
   """Returns the name of `refer:FOLDER:SPLITBY` for other commands, such as rrsisd_unc."""
   folder, split_by = parse_path(dataset)
   return re.sub(
-    r"\W", "_", f"{os.path.basename(os.path.abspath(folder))}_{split_by}", flags=re.ASCII
+    r"\W", "_", f"{os.path.basename(places.absolute(folder))}_{split_by}", flags=re.ASCII
   )
 
 
@@ -202,7 +202,7 @@ class RefReader:
 
   def warnings(self) -> list[str]:
     """Returns warnings about unusual data, one line per kind."""
-    lines = [self._difference(), *map(self._describe_left_out, self._refs.left_out)]
+    lines = [self.difference(), *map(self._describe_left_out, self._refs.left_out)]
     if others := find_refs(self.layout, os.path.dirname(self.refs_path))[1:]:
       lines.append(f"{others[0]} not read, since {self.refs_path} exists as well")
     if divided := self._refs.divided:
@@ -258,7 +258,7 @@ class RefReader:
       raise InputError(f"{self.annotations_path}: image {image_id} has no file_name")
     return name
 
-  def _difference(self) -> str:
+  def difference(self) -> str:
     """Returns the differences from the published data set; empty if there are none."""
     differences = [
       f"{split} {actual.refs:,} / {actual.expressions:,} of {published.refs:,} / "
@@ -372,9 +372,9 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
     InputError: the folder or a file does not exist.
   """
   folder = os.path.join(refer_root, layout.folder)
-  if not os.path.isdir(folder) and not layout.folder:
+  if not places.is_folder(folder) and not layout.folder:
     raise InputError(f"--dataset: {refer_root}: no such folder")
-  if not os.path.isdir(folder):
+  if not places.is_folder(folder):
     raise InputError(
       f"--refer_root {refer_root}: contains no folder {layout.folder}; docs/guides/datasets.md "
       "says where to get it and what goes where"
@@ -382,7 +382,7 @@ def locate(layout: Layout, refer_root: str, annotations: str | None) -> tuple[st
   refs = [*find_refs(layout, folder), os.path.join(folder, layout.refs_file)][0]
   instances = annotations or os.path.join(folder, "instances.json")
   for path in (refs, instances):
-    if not os.path.isfile(path):
+    if not places.is_file(path):
       raise InputError(
         f"{path}: no such file{_instead(folder)}; docs/guides/datasets.md says where to get it"
       )
@@ -396,12 +396,13 @@ def find_refs(layout: Layout, folder: str) -> list[str]:
   if layout.splits is None:
     names += [f"g{name}" for name in names]
   paths = [os.path.join(folder, name) for name in names]
-  return [path for path in paths if os.path.isfile(path)]
+  return [path for path in paths if places.is_file(path)]
 
 
 def _instead(folder: str) -> str:
   """Returns a hint about the refs files in a folder."""
-  names = [name for name in sorted(os.listdir(folder)) if _REFS_FILE.fullmatch(name)]
+  names = [] if buckets.is_remote(folder) else sorted(os.listdir(folder))
+  names = [name for name in names if _REFS_FILE.fullmatch(name)]
   return f" (found {' and '.join(names)})" if names else ""
 
 

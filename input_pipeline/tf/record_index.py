@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.common import buckets, fingerprint
+from input_pipeline.common import buckets, fingerprint, places
 from input_pipeline.common.errors import InputError
 from input_pipeline.tf.record_frames import FOOTER, HEADER
 
@@ -79,24 +79,28 @@ def read_at(path: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
 def on_this_machine(path: str) -> str:
   """Returns the path of a copy, which is removed at the end, of a file in a bucket.
 
-  Records are read in any order, for which a bucket is too slow. A local file is not copied.
+  Records are read in any order, for which a bucket is too slow, and TensorFlow cannot read from
+  every one. A local file is not copied.
 
   Raises:
-    InputError: the copy does not fit on the disk.
+    InputError: the file cannot be read, or its copy does not fit on the disk.
   """
-  return path if not buckets.is_remote(path) else _copy(path, tf.io.gfile.stat(path).mtime_nsec)
+  if not buckets.is_remote(path):
+    return path
+  size, version = places.describe(path)
+  return _copy(path, size or 0, version)
 
 
 @functools.lru_cache(maxsize=4096)
-def _copy(path: str, stamp: int) -> str:
-  del stamp
+def _copy(path: str, size: int, version: str) -> str:
+  del version
   folder = _COPIES().name
-  size, free = tf.io.gfile.stat(path).length, shutil.disk_usage(folder).free
+  free = shutil.disk_usage(folder).free
   if size > free:
     raise InputError(
       f"{path}: a copy needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left; set "
       "TMPDIR to a larger disk"
     )
   copy = os.path.join(folder, f"{len(os.listdir(folder))}-{os.path.basename(path)}")
-  tf.io.gfile.copy(path, copy)
+  places.download(path, copy, path)
   return copy

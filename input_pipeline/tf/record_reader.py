@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipeline import preprocess
+from input_pipeline.common import places
 from input_pipeline.common.errors import InputError
 from input_pipeline.tf import builder, pipelines, record_frames, record_index
 from input_pipeline.tf.record_frames import Damage
@@ -98,8 +99,11 @@ class Shape:
 def open_source(split: Split) -> Source:
   """Opens a split: consecutive records, evenly distributed over the processes.
 
+  Files in a bucket are copied to this machine.
+
   Raises:
-    InputError: the data set or the split does not exist, or it has fewer images than processes.
+    InputError: the data set or the split does not exist, it has fewer images than processes, or a
+      file cannot be read.
   """
   info = builder.open_dataset(split.data_dir, split.dataset).info
   name = f"{split.dataset}/{split.split}"
@@ -113,35 +117,31 @@ def open_source(split: Split) -> Source:
     raise InputError(f"{name}: {images} images are too few for {split.process_count} processes")
   share = tfds.even_splits(split.split, split.process_count)[split.process_index]
   files = tuple(
-    (os.fspath(file.filename), file.skip, file.take)
+    (_readable(os.fspath(file.filename), split.dataset), file.skip, file.take)
     for file in info.splits[share].file_instructions
   )
-  for path, _, _ in files:
-    _check_readable(path, split.dataset)
   counts = (info.metadata or {}).get("counts", {}).get(split.split, {})
   return Source(
     name=name,
     files=files,
     refs=counts.get("refs") if split.process_count == 1 else None,
-    stamp=max(tf.io.gfile.stat(path).mtime_nsec for path, _, _ in files),
+    stamp=max(os.stat(path).st_mtime_ns for path, _, _ in files),
   )
 
 
-def on_this_machine(source: Source) -> Source:
-  """Returns a source whose files are on this machine; see `record_index.on_this_machine`."""
-  files = ((record_index.on_this_machine(path), skip, take) for path, skip, take in source.files)
-  return dataclasses.replace(source, files=tuple(files))
-
-
-def _check_readable(path: str, dataset: str) -> None:
-  if not tf.io.gfile.exists(path):
+def _readable(path: str, dataset: str) -> str:
+  """Returns the path of a file of records on this machine."""
+  if not places.is_file(path):
     raise InputError(f"{path} is missing; prepare {dataset} again with --overwrite")
+  here = record_index.on_this_machine(path)
   try:
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with open(here, "rb") as file:
       file.read(1)
-  except tf.errors.OpError as error:
-    reason = str(error.message).rpartition("; ")[2]
-    raise InputError(f"{path} cannot be read ({reason}); change its permissions") from error
+  except OSError as error:
+    raise InputError(
+      f"{path} cannot be read ({error.strerror or error}); change its permissions"
+    ) from error
+  return here
 
 
 def split_sizes(data_dir: str, dataset: str) -> dict[str, int]:

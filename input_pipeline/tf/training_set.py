@@ -76,9 +76,9 @@ class TrainingSet:
     )
 
   def _open(self, split: Split) -> Source:
-    source = record_reader.on_this_machine(record_reader.open_source(split))
+    source = record_reader.open_source(split)
     if self.on_error == "skip":
-      whole = record_reader.on_this_machine(record_reader.open_source(split.whole()))
+      whole = record_reader.open_source(split.whole())
       source = damaged_records.without_damaged(source, damaged_records.survey(whole))
     else:
       source = dataclasses.replace(source, way_out=_SKIP_HINT)
@@ -122,7 +122,7 @@ class TrainingSet:
   def _undamaged(self) -> list[Source]:
     """Returns the records as they are stored, damaged or not."""
     splits = (Split(self.data_dir, name, self.split) for name in self.names)
-    return [record_reader.on_this_machine(record_reader.open_source(split)) for split in splits]
+    return [record_reader.open_source(split) for split in splits]
 
   def images(self) -> dict[str, ImageSet] | None:
     """Returns hashes of the images that are used, by DATASET/SPLIT; None if they are unknown."""

@@ -7,10 +7,10 @@ several machines would have to exchange their parts.
 import tempfile
 from collections.abc import Collection
 
-import fsspec
 import jax
 from etils import epath
 
+from input_pipeline.common import buckets
 from input_pipeline.common.errors import InputError
 from mail_jax.checkpoints import manifest
 
@@ -43,7 +43,7 @@ class S3Mirror:
     Args:
       address: of the folder in the bucket.
     """
-    self._files, self._root = fsspec.core.url_to_fs(address)
+    self._files, self._root = buckets.locate(address, "--workdir")
     self._temporary = tempfile.TemporaryDirectory(prefix="mail_jax_")
     self.local = epath.Path(self._temporary.name)
 

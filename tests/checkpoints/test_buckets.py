@@ -1,18 +1,11 @@
 """Runs in buckets, on local servers with the protocols of Google Cloud Storage and S3."""
 
-import contextlib
 import json
 import os
 import pathlib
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 
-import bucket_servers
 import jax
 import numpy as np
 import pytest
@@ -29,73 +22,6 @@ from mail_jax.train import command as train
 from mail_jax.train.logging import tensorboard
 
 pytestmark = pytest.mark.extras
-
-
-@contextlib.contextmanager
-def _serve(name: str, *more: str) -> Iterator[str]:
-  """Runs a server of `bucket_servers.py`; yields its address."""
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = str(probe.getsockname()[1])
-  command = [sys.executable, bucket_servers.__file__, name, port, *more]
-  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-  with subprocess.Popen(command, **quiet) as process:
-    try:
-      _wait_for(process, port)
-      yield f"http://localhost:{port}"
-    finally:
-      process.kill()
-
-
-def _wait_for(server: subprocess.Popen, port: str) -> None:
-  for _ in range(600):
-    time.sleep(0.1)
-    with contextlib.suppress(OSError):
-      socket.create_connection(("localhost", int(port))).close()
-      return
-    assert server.poll() is None, server.args
-  pytest.fail("the server does not answer")
-
-
-@contextlib.contextmanager
-def _environment(**settings: str) -> Iterator[None]:
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in settings.items():
-      patch.setenv(name, value)
-    yield
-
-
-@pytest.fixture(scope="module")
-def gcs_server() -> Iterator[str]:
-  """Address of a local server with the protocol of Google Cloud Storage, for all tests here."""
-  # gcsfs asks Google for the type of the bucket, unless this is set before it is imported.
-  with _environment(GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false", GOOGLE_CLOUD_PROJECT="nobody"):
-    pytest.importorskip("gcsfs", reason="needs gcsfs (make extras)")
-    pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (make extras)")
-    with (
-      _serve("gcs") as address,
-      _environment(STORAGE_EMULATOR_HOST=address, TENSORSTORE_GCS_HTTP_URL=address),
-    ):
-      yield address
-
-
-@pytest.fixture(scope="module")
-def gcs(gcs_server) -> str:
-  return "gs://bucket"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-  pytest.importorskip("s3fs", reason="needs s3fs (make extras)")
-  pytest.importorskip("moto.server", reason="needs moto (make extras)")
-  keys = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anything"}
-  with (
-    _serve("s3") as address,
-    _environment(AWS_ENDPOINT_URL=address, AWS_DEFAULT_REGION="us-east-1", **keys),
-  ):
-    request = urllib.request.Request(f"{address}/bucket", method="PUT")
-    urllib.request.urlopen(request).close()
-    yield "s3://bucket"
 
 
 @pytest.fixture(params=["gcs", "s3"])
@@ -239,49 +165,24 @@ def test_a_bucket_that_does_not_exist_is_told(scheme, request):
     _make(f"{place}/run", None)
 
 
-def test_records_in_a_bucket_make_the_batches_of_those_on_the_disk(
-  gcs, gcs_server, shapes_data, tmp_path
-):
-  if shutil.which("openssl") is None:
-    pytest.skip("needs openssl, to speak to TensorFlow as Google does")
-  names = "subjectAltName=DNS:www.googleapis.com,DNS:storage.googleapis.com"
-  options = [
-    "-newkey",
-    "rsa:2048",
-    "-nodes",
-    "-keyout",
-    "key.pem",
-    "-out",
-    "cert.pem",
-    "-days",
-    "1",
-  ]
-  command = ["openssl", "req", "-x509", *options, "-subj", "/CN=googleapis.com", "-addext", names]
-  subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+def test_records_in_a_bucket_make_the_batches_of_those_on_the_disk(place, shapes_data):
   from input_pipeline import storage
   from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
   from input_pipeline.tf import loader
 
-  _upload(pathlib.Path(shapes_data), f"{gcs}/data")
-  port = gcs_server.rpartition(":")[2]
-  with (
-    _serve("proxy", str(tmp_path), port) as address,
-    _environment(
-      https_proxy=address, CURL_CA_BUNDLE=str(tmp_path / "cert.pem"), NO_GCE_CHECK="true"
-    ),
-  ):
-    places = shapes_data, f"{gcs}/data"
-    sentences = [loader.train_expressions(place, "shapes") for place in places]
-    assert sentences[0] == sentences[1]
-    metadata = [storage.read_metadata(place, "shapes") for place in places]
-    assert metadata[0] == metadata[1]
-    tokenizer = SentencePieceTokenizer.train(sentences[0], 320)
-    shape = {"batch_size": 8, "image_size": 32, "max_instances": 8, "max_tokens": 16}
-    on_disk, in_bucket = (
-      read_batches.train(place, "shapes", tokenizer, seed=0, **shape) for place in places
-    )
-    for _ in range(4):
-      jax.tree.map(np.testing.assert_array_equal, next(on_disk), next(in_bucket))
+  _upload(pathlib.Path(shapes_data), f"{place}/data")
+  places = shapes_data, f"{place}/data"
+  sentences = [loader.train_expressions(data_dir, "shapes") for data_dir in places]
+  assert sentences[0] == sentences[1]
+  metadata = [storage.read_metadata(data_dir, "shapes") for data_dir in places]
+  assert metadata[0] == metadata[1]
+  tokenizer = SentencePieceTokenizer.train(sentences[0], 320)
+  shape = {"batch_size": 8, "image_size": 32, "max_instances": 8, "max_tokens": 16}
+  on_disk, in_bucket = (
+    read_batches.train(data_dir, "shapes", tokenizer, seed=0, **shape) for data_dir in places
+  )
+  for _ in range(4):
+    jax.tree.map(np.testing.assert_array_equal, next(on_disk), next(in_bucket))
 
 
 def _upload(folder: pathlib.Path, address: str) -> None:

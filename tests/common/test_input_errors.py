@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from input_pipeline import preprocess, storage
-from input_pipeline.common import atomic_files, errors
+from input_pipeline.common import atomic_files, errors, places
 from input_pipeline.common.errors import InputError
 from input_pipeline.custom import command as custom_data
 from input_pipeline.custom import image_files, masks, schema
 from input_pipeline.custom.converters import label_studio_shapes
 from input_pipeline.custom.schema import LineError
-from input_pipeline.masks import row_index, segmentation
+from input_pipeline.masks import segmentation
 from input_pipeline.prepare import command as prepare
 from input_pipeline.preprocess import tokenizer as tokenizers
 from input_pipeline.proposers import custom, registry
@@ -273,12 +273,12 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
 def test_without_a_home_the_index_is_of_this_process(tmp_path, monkeypatch):
   (tmp_path / "file").write_text("")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-  row_index._cache_folder.cache_clear()
+  places.cache_folder.cache_clear()
   try:
-    folder = row_index._cache_folder()
+    folder = places.cache_folder()
     assert folder.is_dir() and tmp_path not in folder.parents
   finally:
-    row_index._cache_folder.cache_clear()
+    places.cache_folder.cache_clear()
 
 
 def test_an_invalid_vilt_config_is_reported(tmp_path):

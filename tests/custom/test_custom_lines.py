@@ -89,7 +89,7 @@ def blob(value=255):
 def test_a_mask_of_one_value_is_clear(folder, value):
   target = save(folder / "m.png", blob(value))
   scanned = scan.scan(write_lines(folder / "mine.jsonl", line(target=target)))
-  assert scanned.problems == [] and scanned.lines[0].area == 160
+  assert scanned.problems == [] and next(iter(scanned.lines)).area == 160
 
 
 def faint_noise(values):
@@ -112,7 +112,7 @@ def test_shades_of_grey_are_warned_of_with_counts(folder, damage, covered, half)
   assert f"all {covered} non-zero pixels count as covered" in problem.message
   assert f"only {half} exceed 127" in problem.message
   scanned = scan.scan(str(folder / "mine.jsonl"))
-  assert scanned.lines[0].area == covered == np.count_nonzero(values)
+  assert next(iter(scanned.lines)).area == covered == np.count_nonzero(values)
 
 
 def test_a_mask_that_went_through_jpeg_is_warned_of(folder):
@@ -137,7 +137,7 @@ def test_a_map_of_labels_is_asked_about(folder, mode):
   assert "0 on 440 pixels, 30 on 100 pixels, 1 on 36 pixels, 2 on 24 pixels" in str(problem)
   for value, area in ((1, 36), (2, 24), (30, 100)):
     write_lines(folder / "mine.jsonl", line(target={"png": "m.png", "value": value}))
-    assert scan.scan(str(folder / "mine.jsonl")).lines[0].area == area
+    assert next(iter(scan.scan(str(folder / "mine.jsonl")).lines)).area == area
 
 
 def test_a_value_that_no_pixel_has_is_told_with_those_there_are(folder):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.common import untrusted_files
+from input_pipeline.common import places, untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks import row_index
 from input_pipeline.masks.coco import CocoAnnotations
@@ -62,7 +62,7 @@ def one_input(data: bytes) -> None:
     assert [_without_ids(row) for row in index.rows("rows")] == [_without_ids(row) for row in rows]
   _propose(CocoProposer, str(path), expected)
   _propose(ResultsProposer, str(path), expected)
-  for cached in row_index._cache_folder().glob("*.sqlite"):
+  for cached in places.cache_folder().glob("*.sqlite"):
     cached.unlink()
 
 

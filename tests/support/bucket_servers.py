@@ -1,14 +1,14 @@
 """Local servers with the protocols of Google Cloud Storage and S3.
 
-`python tests/support/bucket_servers.py NAME PORT [MORE]`.
+`python tests/support/bucket_servers.py NAME PORT`.
 """
 
-import http.client
-import pathlib
+import contextlib
 import socket
-import ssl
+import subprocess
 import sys
-import threading
+import time
+from collections.abc import Iterator
 
 
 def gcs(port: int) -> None:
@@ -37,40 +37,30 @@ def s3(port: int) -> None:
   main(["-p", str(port)])
 
 
-def proxy(port: int, folder: str, emulator: str) -> None:
-  """Serves an HTTPS proxy to the emulator, for TensorFlow, which only knows Google's address.
+@contextlib.contextmanager
+def serve(name: str) -> Iterator[str]:
+  """Runs a server of this file in a process; yields its address."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = str(probe.getsockname()[1])
+  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+  with subprocess.Popen([sys.executable, __file__, name, port], **quiet) as process:
+    try:
+      _wait_for(process, port)
+      yield f"http://localhost:{port}"
+    finally:
+      process.kill()
 
-  Args:
-    port: of the proxy.
-    folder: of `cert.pem` and `key.pem`, for googleapis.com.
-    emulator: port of `gcs`.
-  """
-  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-  context.load_cert_chain(pathlib.Path(folder) / "cert.pem", pathlib.Path(folder) / "key.pem")
-  with socket.create_server(("localhost", port), backlog=200) as server:
-    while True:
-      client = server.accept()[0]
-      threading.Thread(target=_serve, args=(client, context, int(emulator)), daemon=True).start()
 
-
-def _serve(client: socket.socket, context: ssl.SSLContext, emulator: int) -> None:
-  asked = client.makefile("rb")
-  while asked.readline().strip():
-    pass  # CONNECT to a host of Google, and headers.
-  client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-  with context.wrap_socket(client, server_side=True) as secure, secure.makefile("rb") as lines:
-    while line := lines.readline():
-      method, path, _ = line.decode().split()
-      pairs = (header.decode().split(":", 1) for header in iter(lines.readline, b"\r\n"))
-      headers = {name: value.strip() for name, value in pairs if name.lower() != "host"}
-      body = lines.read(int(headers.get("Content-Length", 0)))
-      connection = http.client.HTTPConnection("localhost", emulator)
-      connection.request(method, path, body, headers)
-      answer = connection.getresponse()
-      data = answer.read()
-      head = f"HTTP/1.1 {answer.status} {answer.reason}\r\nContent-Length: {len(data)}\r\n\r\n"
-      secure.sendall(head.encode() + data)
+def _wait_for(server: subprocess.Popen, port: str) -> None:
+  for _ in range(600):
+    time.sleep(0.1)
+    with contextlib.suppress(OSError):
+      socket.create_connection(("localhost", int(port))).close()
+      return
+    assert server.poll() is None, server.args
+  raise AssertionError("the server does not answer")
 
 
 if __name__ == "__main__":
-  {"gcs": gcs, "s3": s3, "proxy": proxy}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])
+  {"gcs": gcs, "s3": s3}[sys.argv[1]](int(sys.argv[2]))

@@ -1,0 +1,513 @@
+"""Fetches the files that published data sets need: `prepare --download`.
+
+A file is resumed where an earlier attempt ended, and used only if its size, its checksum and the
+data set's published counts are right as far as they are known. huggingface_hub transfers all of
+them: it resumes, follows redirects, and starts again where a server refuses to resume, of which
+pooch and the download manager of TFDS do only the second.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from input_pipeline.common import atomic_files, buckets, untrusted_files
+from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import counted
+from input_pipeline.sources import phrasecut, readers, refer, refer_tables
+
+_PART = ".part"
+# Seconds to wait after an attempt that brought nothing; then the download ends with an error.
+_PAUSES = (1.0, 5.0, 25.0)
+_TIMEOUT = 60.0
+# An interrupted chunk is lost; huggingface_hub's have 10 MB.
+_CHUNK = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """A file on a web server."""
+
+  url: str
+  size: int | None = None
+  """Bytes, where they are published."""
+  sha256: str = ""
+  """Where it is published."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+  """The zip archives with the photos of a data set."""
+
+  archives: tuple[File, ...]
+  count: int
+  """Photos in all archives, as published, or more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HubFiles:
+  """Refs and annotations on the Hugging Face Hub as `refer` lays them out."""
+
+  repository: str
+
+  def __str__(self) -> str:
+    return f"the Hub's {self.repository}"
+
+
+@dataclasses.dataclass(frozen=True)
+class HubTables:
+  """Refs on the Hugging Face Hub as parquet tables; see `refer_tables`."""
+
+  repository: str
+
+  def __str__(self) -> str:
+    return f"the Hub's {self.repository}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """A zip archive with refs and annotations as `refer` lays them out."""
+
+  file: File
+
+  def __str__(self) -> str:
+    return "the archived copy"
+
+
+Source = HubFiles | HubTables | Archive
+
+# Sizes and checksums are those that TFDS publishes in `url_checksums`; numbers of photos are COCO's
+# and Visual Genome's, whose archives have some photos more.
+TRAIN2014 = Photos(
+  (
+    File(
+      "http://images.cocodataset.org/zips/train2014.zip",
+      13_510_573_713,
+      "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+    ),
+  ),
+  82_783,
+)
+VISUAL_GENOME = Photos(
+  (
+    File(
+      "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip",
+      9_731_705_982,
+      "51c682d2721f880150720bb416e0346a4c787e4c55d7f80dfd1bd3f73ba81646",
+    ),
+    File(
+      "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip",
+      5_471_658_058,
+      "99da1a0ddf87011319ff3b05cf9176ffee2731cc3c52951162d9ef0d68e3cfb5",
+    ),
+  ),
+  108_077,
+)
+COCO_ANNOTATIONS = File(
+  "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
+  252_872_794,
+  "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+)
+_ARCHIVED = "https://web.archive.org/web/{}/https://bvisionweb1.cs.unc.edu/licheng/referit/data/{}"
+_REFCOCOG = Archive(File(_ARCHIVED.format("20220413012904", "refcocog.zip")))
+REFS: Mapping[str, Sequence[Source]] = {
+  "refcoco_unc": (
+    HubTables("jxu124/refcoco"),
+    Archive(File(_ARCHIVED.format("20220413011718", "refcoco.zip"))),
+  ),
+  "refcoco+_unc": (
+    HubTables("jxu124/refcocoplus"),
+    Archive(File(_ARCHIVED.format("20220413011656", "refcoco+.zip"))),
+  ),
+  "refcocog_umd": (HubTables("jxu124/refcocog"), _REFCOCOG),
+  "refcocog_google": (_REFCOCOG,),
+  "grefcoco_unc": (HubFiles("FudanCVL/gRefCOCO"),),
+}
+"""Where refs and their annotations come from, in the order in which the sources are tried."""
+
+_TRAIN2014_LIST = "annotations/instances_train2014.json"
+_PHRASECUT = "https://github.com/ChenyunWu/PhraseCutDataset"
+
+
+def fetch_missing(dataset: str, refer_root: str, images: str) -> None:
+  """Fetches the refs, annotations and photos of a data set that are not there yet.
+
+  Args:
+    dataset: a key of REFS, or PhraseCut, of which only the photos can be fetched.
+    refer_root: as for `readers.open_reader`.
+    images: the folder of the photos; it is taken for complete unless it is missing, empty, or
+      beside a download that was interrupted.
+
+  Raises:
+    InputError: a file cannot be had, or is not what was published; nothing wrong is left.
+  """
+  if importlib.util.find_spec("huggingface_hub") is None:
+    raise InputError("--download needs the package huggingface-hub; pip install huggingface-hub")
+  for option, path in (("--refer_root", refer_root), ("--images", images)):
+    if buckets.is_remote(path):
+      raise InputError(f"{option} {path}: --download writes to this machine; name a folder here")
+  if dataset in REFS:
+    if not _is_there(dataset, refer_root):
+      _fetch_refs(dataset, refer_root)
+  elif not _is_there(dataset, refer_root):
+    raise InputError(
+      f"--download: the refs of {dataset} are on Google Drive, which offers no direct download; "
+      f"run `download_dataset.py --download_img 0` of {_PHRASECUT} and move its files to "
+      f"{os.path.join(refer_root, phrasecut.FOLDER)}"
+    )
+  _fetch_photos(VISUAL_GENOME if dataset == phrasecut.DATASET else TRAIN2014, pathlib.Path(images))
+
+
+def _is_there(dataset: str, refer_root: str) -> bool:
+  try:
+    readers.locate(dataset, refer_root, None)
+  except InputError:
+    return False
+  return True
+
+
+def _fetch_refs(dataset: str, refer_root: str) -> None:
+  """Fetches refs and annotations from the first source that has the published data set."""
+  layout, reasons = refer.LAYOUTS[dataset], []
+  folder = pathlib.Path(refer_root, layout.folder)
+  downloads = pathlib.Path(refer_root, f".download-{layout.folder}")
+  for source in REFS[dataset]:
+    print(f"{dataset}: downloading refs and annotations from {source}")
+    try:
+      with _new_folder(folder.parent) as new:
+        _fetch_from(source, dataset, downloads, new / layout.folder)
+        _check_counts(dataset, str(new))
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted((new / layout.folder).iterdir()):
+          # What the user has is kept.
+          if not (folder / path.name).exists():
+            os.replace(path, folder / path.name)
+      shutil.rmtree(downloads, ignore_errors=True)
+      return
+    except InputError as error:
+      reasons.append(f"{source}: {error}")
+      print(f"{dataset}: not from {source}: {error}")
+  raise InputError(
+    f"--download: the refs of {dataset} cannot be had ({'; '.join(reasons)}); download "
+    f"{layout.refs_file} and instances.json by hand to {folder} (docs/guides/datasets.md lists "
+    "copies)"
+  )
+
+
+def _fetch_from(
+  source: Source,
+  dataset: str,
+  downloads: pathlib.Path,
+  target: pathlib.Path,
+) -> None:
+  """Writes the refs file and `instances.json` of a source to a folder."""
+  names = refer.LAYOUTS[dataset].refs_file, "instances.json"
+  target.mkdir(parents=True)
+  if isinstance(source, HubTables):
+    tables = fetch_from_hub(source.repository, ["*.parquet"], downloads)
+    coco = _coco_annotations(downloads.parent)
+    stem = os.path.splitext(names[0])[0]
+    refer_tables.convert(tables, str(coco), dataset, str(target / f"{stem}.json"))
+    try:
+      os.link(coco, target / names[1])
+    except OSError:  # a file system without links
+      shutil.copyfile(coco, target / names[1])
+  elif isinstance(source, HubFiles):
+    for path in fetch_from_hub(source.repository, names, downloads):
+      shutil.move(path, target)
+  else:
+    archive = downloads / source.file.url.rpartition("/")[2]
+    fetch(source.file, archive)
+    extract(archive, target, names)
+
+
+def _coco_annotations(folder: pathlib.Path) -> pathlib.Path:
+  """Returns COCO's annotations of train2014 in a folder, where several data sets share them."""
+  path = folder / _TRAIN2014_LIST.rpartition("/")[2]
+  if not path.exists():
+    archive = folder / COCO_ANNOTATIONS.url.rpartition("/")[2]
+    fetch(COCO_ANNOTATIONS, archive)
+    extract(archive, folder, [_TRAIN2014_LIST])
+    archive.unlink()
+  return path
+
+
+def _check_counts(dataset: str, refer_root: str) -> None:
+  """Checks the refs against their annotations, and their numbers against the published ones."""
+  reader = refer.RefReader(dataset, refer_root)
+  if difference := reader.difference():
+    raise InputError(difference)
+
+
+@contextlib.contextmanager
+def _new_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+  try:
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=atomic_files.STAGING, dir=parent) as new:
+      yield pathlib.Path(new)
+  except OSError as error:
+    raise InputError(f"{parent}: {atomic_files.describe_error(error, parent)}") from error
+
+
+def _fetch_photos(photos: Photos, folder: pathlib.Path) -> None:
+  archives = [
+    folder.with_name(f"{folder.name}-{file.url.rpartition('/')[2]}") for file in photos.archives
+  ]
+  interrupted = any(path.exists() or _part(path).exists() for path in archives)
+  if not interrupted and folder.is_dir() and any(folder.iterdir()):
+    return
+  for file, archive in zip(photos.archives, archives, strict=True):
+    print(f"downloading {file.url} to {archive}")
+    fetch(file, archive)
+  for archive in archives:
+    print(f"unpacking {archive} to {folder}")
+    extract(archive, folder)
+  count = sum(path.suffix.lower() == ".jpg" for path in folder.iterdir())
+  if count < photos.count:
+    raise InputError(
+      f"--images {folder}: {counted(count, 'photo')} after unpacking {archives[0]}, but "
+      f"{photos.count:,} are published; empty the folder and run the command again"
+    )
+  for archive in archives:
+    archive.unlink()
+
+
+def fetch(file: File, path: pathlib.Path) -> None:
+  """Downloads a file, unless it is there; goes on where an earlier attempt ended.
+
+  Args:
+    file: what to download.
+    path: where to; the part that has come so far is beside it.
+
+  Raises:
+    InputError: the server does not have the file, ends early again and again, or has another one;
+      or the disk is too small.
+  """
+  if path.exists():
+    return
+  part, size = _part(path), _size_of(file, path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if part.exists() and size is not None and part.stat().st_size > size:
+    part.unlink()
+  _check_space(part, size, file.url)
+  try:
+    _keep_trying(lambda: _transfer(file.url, part, size), part)
+  except Exception as error:  # of requests or httpx, by the version of huggingface_hub
+    got, reason = atomic_files.size_of(part), _first_line(error)
+    if isinstance(error, OSError) and error.errno in atomic_files.FULL:
+      reason = atomic_files.describe_error(error, part, size or 0)
+    raise InputError(
+      f"{file.url}: {reason}; {got:,}{f' of {size:,}' if size else ''} bytes are in {part}, and "
+      f"the same command goes on from there; or download it by hand to {path}"
+    ) from error
+  _check_content(file, part, path)
+  os.replace(part, path)
+
+
+def _keep_trying(transfer: Callable[[], None], path: pathlib.Path) -> None:
+  """Transfers until it succeeds, or until several attempts in a row bring nothing.
+
+  Args:
+    transfer: to do; its last error is raised.
+    path: of the file or folder that grows.
+  """
+  pauses = list(_PAUSES)
+  while True:
+    before = atomic_files.size_of(path)
+    try:
+      transfer()
+      return
+    except Exception as error:
+      status = getattr(getattr(error, "response", None), "status_code", None)
+      refused = status is not None and 400 <= status < 500 and status not in (408, 416, 429)
+      if refused or (isinstance(error, OSError) and error.errno in atomic_files.FULL):
+        raise
+      if atomic_files.size_of(path) > before:
+        pauses = list(_PAUSES)
+      elif not pauses:
+        raise
+      else:
+        time.sleep(pauses.pop(0))
+
+
+def _transfer(url: str, part: pathlib.Path, size: int | None) -> None:
+  """Appends what is missing of a file to the part that is there."""
+  from huggingface_hub import constants, file_download
+
+  constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+  with open(part, "r+b" if part.exists() else "w+b") as out:
+    done = out.seek(0, os.SEEK_END)
+    if size is None or done < size:
+      file_download.http_get(url, out, resume_size=done, expected_size=size)
+    done = out.tell()
+  if size is not None and done > size:
+    part.unlink()
+    raise InputError(f"more than the {size:,} bytes that were announced came")
+
+
+def _size_of(file: File, path: pathlib.Path) -> int | None:
+  """Returns the bytes of a file as its server tells them, None if it does not.
+
+  Raises:
+    InputError: the server does not have the file, or tells another size than the published one.
+  """
+  try:
+    try:
+      told = _told_size(file.url, "HEAD")
+    except urllib.error.HTTPError:  # some servers refuse HEAD
+      told = _told_size(file.url, "GET")
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"{file.url} cannot be reached ({_first_line(error)}); try again later, or download it by "
+      f"hand to {path}"
+    ) from error
+  if file.size is not None and told is not None and int(told) != file.size:
+    raise InputError(
+      f"{file.url}: the server has {int(told):,} bytes, but {file.size:,} are published; download "
+      f"the published file by hand to {path}"
+    )
+  return file.size if told is None else int(told)
+
+
+def _told_size(url: str, method: str) -> str | None:
+  request = urllib.request.Request(url, method=method)
+  with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+    return answer.headers.get("Content-Length")
+
+
+def _check_content(file: File, part: pathlib.Path, path: pathlib.Path) -> None:
+  wrong = ""
+  if file.sha256:
+    with open(part, "rb") as content:
+      actual = hashlib.file_digest(content, "sha256").hexdigest()  # pyright: ignore
+    wrong = f"its SHA-256 is {actual}, not {file.sha256}" if actual != file.sha256 else ""
+  elif path.suffix == ".zip" and not zipfile.is_zipfile(part):
+    wrong = "not a zip archive"
+  if wrong:
+    part.unlink()
+    raise InputError(
+      f"{file.url}: {wrong}, so it was removed; run the command again, or download it by hand to "
+      f"{path}"
+    )
+
+
+def _check_space(part: pathlib.Path, size: int | None, url: str) -> None:
+  needed = (size or 0) - atomic_files.size_of(part)
+  if needed > shutil.disk_usage(part.parent).free:
+    raise InputError(
+      f"{url} does not fit: {atomic_files.describe_space(part, needed)}; name folders on a larger "
+      "disk"
+    )
+
+
+def fetch_from_hub(
+  repository: str, patterns: Sequence[str], folder: pathlib.Path
+) -> Sequence[pathlib.Path]:
+  """Downloads files of a data set on the Hugging Face Hub; it checks their sizes and resumes.
+
+  Args:
+    repository: `owner/name`.
+    patterns: of the names.
+    folder: where to.
+
+  Returns:
+    Their paths.
+
+  Raises:
+    InputError: the Hub does not answer, or has no such file.
+  """
+  import huggingface_hub
+  from huggingface_hub import constants
+
+  def transfer() -> None:
+    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+    huggingface_hub.snapshot_download(
+      repository,
+      repo_type="dataset",
+      local_dir=folder,
+      allow_patterns=list(patterns),
+      endpoint=os.environ.get("HF_ENDPOINT"),
+    )
+
+  try:
+    _keep_trying(transfer, folder)
+  except Exception as error:  # of requests or httpx, by the version of huggingface_hub
+    raise InputError(f"{_first_line(error)}; try again later") from error
+  names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+  found = [name for name in names if any(name.match(pattern) for pattern in patterns)]
+  if len(found) < len(patterns):
+    raise InputError(f"it has no {' or '.join(patterns)}")
+  return [folder / name for name in found]
+
+
+def extract(
+  archive: pathlib.Path, folder: pathlib.Path, names: Sequence[str] | None = None
+) -> Sequence[pathlib.Path]:
+  """Unpacks files of a zip archive into a folder, without the folders inside.
+
+  Files that are there already with their size are kept, so that a second attempt is quick.
+
+  Args:
+    archive: its checksums are verified.
+    folder: created if it is missing.
+    names: of the files, or the ends of their paths; all photos by default.
+
+  Returns:
+    Their paths.
+
+  Raises:
+    InputError: the archive is damaged or lacks a file, or the disk is full.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as content:
+      wanted = [info for info in content.infolist() if _is_wanted(info.filename, names)]
+      if len(wanted) != len(names or wanted) or not wanted:
+        raise InputError(f"{archive}: does not have {' and '.join(names or ('photos',))}")
+      return [_extract(content, info, folder) for info in wanted]
+  except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    raise InputError(
+      f"{archive}: damaged ({_first_line(error)}); remove it and run the command again"
+    ) from error
+  except OSError as error:
+    raise InputError(f"{folder}: {atomic_files.describe_error(error, folder)}") from error
+
+
+def _is_wanted(path: str, names: Sequence[str] | None) -> bool:
+  if not untrusted_files.stays_inside(path) or path.startswith("__MACOSX/"):
+    return False
+  if names is None:
+    return path.lower().endswith(".jpg")
+  return any(f"/{path}".endswith(f"/{name}") for name in names)
+
+
+def _extract(content: zipfile.ZipFile, info: zipfile.ZipInfo, folder: pathlib.Path) -> pathlib.Path:
+  path = folder / info.filename.rpartition("/")[2]
+  if not (path.exists() and path.stat().st_size == info.file_size):
+    with (
+      content.open(info) as source,
+      atomic_files.whole_file(path) as temporary,
+      open(temporary, "wb") as out,
+    ):
+      shutil.copyfileobj(source, out, 1 << 20)
+  return path
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(path.name + _PART)
+
+
+def _first_line(error: Any) -> str:
+  text = str(error).strip()
+  return text.splitlines()[0].rstrip(".") if text else type(error).__name__
