@@ -55,8 +55,8 @@ def export(
   Raises:
     InputError: an argument is invalid, a package is missing, or `out` cannot be written.
   """
-  _check(out, names, overwrite)
   _check_precision(precision, names)
+  _check(out, names, overwrite)
   splits = model_card.read_metrics(metrics) if metrics else {}
   model = load.load(checkpoint, step)
   if model.forward is not None:

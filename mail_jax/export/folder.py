@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import pathlib
+import re
 import reprlib
 from collections.abc import Iterator
 from typing import Any
@@ -208,7 +210,13 @@ def write_variables(place: pathlib.Path, variables: Tree, precision: str = "floa
       arrays[name], arrays[f"{name}/{_SCALE}"] = precisions.to_int8(array, axes)
     else:
       arrays[name] = precisions.to_half(array, precision, name)
-  safetensors.numpy.save_file(arrays, place, {"format": FORMAT})
+  try:
+    safetensors.numpy.save_file(arrays, place, {"format": FORMAT})
+  except safetensors.SafetensorError as error:
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+      raise
+    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def variables_from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:

@@ -41,7 +41,7 @@ CHANGED = {
   "safetensors,stablehlo": "safetensors",
 }
 # They train, or draw a hundred images.
-SLOW = ("runs/paper", "--html report.html", "mail_jax.report")
+SLOW = ("runs/paper", "--html report.html", "mail_jax.report", "mail_jax.sweep")
 
 
 def _marked() -> Iterator[object]:
@@ -146,6 +146,7 @@ def _prepare(line: str) -> None:
 @pytest.mark.parametrize("line", _marked())
 def test_an_example_runs(line, folder, monkeypatch, capsys):
   monkeypatch.chdir(folder)
+  monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parents[2]))
   shutil.copy("mine/mine.jsonl", "mine.jsonl")
   _prepare(line)
   capsys.readouterr()
