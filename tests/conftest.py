@@ -127,30 +127,44 @@ def five_photos(realdata) -> list[np.ndarray]:
   return images
 
 
+# One server per process and protocol: file systems keep the address that they first had.
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+  """The address of a local server with the protocol of Google Cloud Storage."""
+  pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (make extras)")
+  with bucket_servers.serve("gcs") as address:
+    yield address
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+  """The address of a local server with the protocol of S3."""
+  pytest.importorskip("moto.server", reason="needs moto (make extras)")
+  with bucket_servers.serve("s3") as address:
+    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+    yield address
+
+
 @pytest.fixture(scope="module")
-def gcs() -> Iterator[str]:
-  """A bucket on a local server with the protocol of Google Cloud Storage."""
+def gcs(gcs_server: str) -> Iterator[str]:
+  """A bucket of that server."""
   with pytest.MonkeyPatch.context() as patch:
     # gcsfs asks Google for the type of the bucket, unless this is set before it is imported.
     patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     patch.setenv("GOOGLE_CLOUD_PROJECT", "nobody")
     pytest.importorskip("gcsfs", reason="needs gcsfs (make extras)")
-    pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator (make extras)")
-    with bucket_servers.serve("gcs") as address:
-      patch.setenv("STORAGE_EMULATOR_HOST", address)
-      patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
-      yield "gs://bucket"
+    patch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    patch.setenv("TENSORSTORE_GCS_HTTP_URL", gcs_server)
+    yield "gs://bucket"
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-  """A bucket on a local server with the protocol of S3."""
+def s3(s3_server: str) -> Iterator[str]:
+  """A bucket of that server."""
   pytest.importorskip("s3fs", reason="needs s3fs (make extras)")
-  pytest.importorskip("moto.server", reason="needs moto (make extras)")
-  with pytest.MonkeyPatch.context() as patch, bucket_servers.serve("s3") as address:
-    patch.setenv("AWS_ENDPOINT_URL", address)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("AWS_ENDPOINT_URL", s3_server)
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     patch.setenv("AWS_ACCESS_KEY_ID", "anybody")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
-    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
     yield "s3://bucket"
