@@ -290,6 +290,25 @@ def test_a_port_in_use_is_reported_in_one_line(server, finished_run):
     app.main(["--checkpoint", str(finished_run), "--max_queue", "0"])
 
 
+def test_the_page_starts_despite_a_proxy_and_says_the_address_that_works(finished_run, tmp_path):
+  proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy"), "http://127.0.0.1:9")
+  options = ("--root_path", "/mail/", "--host", "0.0.0.0")
+  with page_server.running(finished_run, tmp_path, *options, **proxy) as server:
+    address = f"{server.url}/mail"
+    assert f"The app is at {address}; stop" in server.printed
+    assert server.ask("/mail/")[0] == 200
+    status, page = server.ask("/", **{"X-Forwarded-Host": "example.org", "Host": "example.org"})
+    assert status == 200 and b"http://example.org/mail" in page
+
+
+def test_the_page_behind_a_proxy_on_another_host(finished_run, tmp_path):
+  whole = "https://example.org/mail"
+  with page_server.running(finished_run, tmp_path, "--root_path", whole) as server:
+    assert f"The app is at {whole}; stop" in server.printed
+    status, page = server.ask("/")
+    assert status == 200 and f'"root":"{whole}"'.encode() in page.replace(b": ", b":")
+
+
 @pytest.mark.parametrize("root_path", ["mail", "ftp://host/mail", "https://", "/a b", "/mail?x"])
 def test_a_wrong_root_path_is_one_line(finished_run, root_path):
   from mail_jax.app import command
