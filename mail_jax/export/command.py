@@ -104,8 +104,9 @@ def _check_precision(precision: str, names: tuple[str, ...]) -> None:
     raise InputError(
       f"--precision {precision!r}: expected one of {', '.join(precisions.PRECISIONS)}"
     )
-  able = {"float32": tuple(folder.PLACES), "int8": ("safetensors", "onnx")}
-  able = able.get(precision, ("safetensors", "onnx", "tensorrt"))
+  if precision == "float32":
+    return
+  able = ("safetensors", "onnx") if precision == "int8" else ("safetensors", "onnx", "tensorrt")
   if unable := [name for name in names if name not in able]:
     raise InputError(
       f"--precision {precision}: not for {', '.join(unable)}, only for {', '.join(able)}; export "
