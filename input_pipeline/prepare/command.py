@@ -24,11 +24,10 @@ from typing import Any
 
 from input_pipeline import storage
 from input_pipeline.common import buckets, fingerprint, parallel, places
-from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted, list_counts, text_table
-from input_pipeline.prepare import download
-from input_pipeline.proposers import custom, folds, leakage, ranking, registry
+from input_pipeline.prepare import arguments, download
+from input_pipeline.proposers import custom, folds, leakage, registry
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, jsonl, readers, refer, scene_source
 from input_pipeline.sources.source import Source
@@ -40,130 +39,7 @@ from input_pipeline.sources.source import Source
 _IMAGES_PER_WORKER = 200
 _CUSTOM_DEFAULT = "custom, or none without instances"
 _COUNTS = ("records", "refs", "expressions")
-# Prefixes of data sets given by path.
-_BY_PATH = (refer.PREFIX, jsonl.PREFIX)
 _SELECTION = ("max_instances", "rank", "min_area", "nms_iou")
-_SHAPES_ONLY = ("train_scenes", "eval_scenes", "size", "seed", "noise")
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = command_parser("input_pipeline.prepare", __doc__)
-  parser.add_argument(
-    "--dataset",
-    required=True,
-    metavar="NAME",
-    help=f"{', '.join(storage.CONFIGS)}, refer:FOLDER:SPLITBY for FOLDER/refs(SPLITBY).p, or "
-    "jsonl:FILE for custom data (docs/guides/custom-data.md)",
-  )
-  parser.add_argument("--data_dir", required=True, help="folder to write the data set to")
-  parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
-  parser.add_argument("--workers", type=int, help="processes (default: as many as are useful)")
-  parser.add_argument(
-    "--beam",
-    metavar="OPTIONS",
-    help='run on Apache Beam, such as --beam="--runner=FlinkRunner"',
-  )
-  name = parser.add_argument(
-    "--name",
-    help="name of a refer: or jsonl: data set for other commands (default: from its files)",
-  )
-  family = parser.add_argument_group("RefCOCO family, gRefCOCO, PhraseCut and custom data")
-  root = family.add_argument(
-    "--refer_root", help="folder with refcoco/, refcoco+/, refcocog/, grefcoco/ or VGPhraseCut_v0/"
-  )
-  family.add_argument(
-    "--images",
-    help="folder with the images: COCO train2014, Visual Genome's, or yours (default: beside FILE)",
-  )
-  annotations = family.add_argument(
-    "--annotations",
-    help="COCO file with the refs' objects (default: instances.json beside them, or the file that "
-    "a line names)",
-  )
-  fetching = family.add_argument(
-    "--download",
-    action="store_true",
-    default=None,
-    help="first fetch what is missing in --refer_root and --images (up to 28 GB while unpacking)",
-  )
-  family.add_argument(
-    "--on_error", choices=("stop", "skip"), help="on a damaged image (default: stop)"
-  )
-  masks = parser.add_argument_group("instance masks, except for shapes (docs/guides/proposals.md)")
-  masks.add_argument(
-    "--instances", metavar="NAME[:ARG]", help="coco:FILE, results:FILE, huggingface:MODEL, ..."
-  )
-  masks.add_argument(
-    "--trained_on",
-    metavar="DATA",
-    help=f"the detector's training data: {', '.join(leakage.TRAINED_ON)}, or a FILE listing it",
-  )
-  masks.add_argument(
-    "--folds",
-    type=int,
-    metavar="N",
-    help="masks of training images from a detector that was trained without them: {fold} in "
-    "--instances and --trained_on is 1 to N for these, all for the other splits",
-  )
-  masks.add_argument("--max_instances", type=int, help="masks per image, 1 to 64 (default: 16)")
-  masks.add_argument(
-    "--rank",
-    choices=sorted(ranking.RANKS),
-    help="which masks come first: `score`, the proposer's best, or `distinct`, large, stable ones "
-    f"unlike each other, for generators of hundreds of masks (default: {Selection.rank})",
-  )
-  masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
-  masks.add_argument(
-    "--nms_iou", type=float, help="IoU above which the worse of two masks goes (default: 0.9)"
-  )
-  masks.add_argument("--batch_size", type=int, help="images per batch of the detector (default: 4)")
-  masks.add_argument(
-    "--categories", metavar="FILE", help="COCO file with the masks' categories (default: the refs')"
-  )
-  masks.add_argument(
-    "--allow_empty", action="store_true", default=None, help="an image without results has no masks"
-  )
-  shapes = parser.add_argument_group("shapes")
-  shapes.add_argument("--train_scenes", type=int, help="training scenes (default: 16000)")
-  shapes.add_argument("--eval_scenes", type=int, help="scenes in every other split (default: 500)")
-  shapes.add_argument("--size", type=int, help="image side in pixels (default: 96)")
-  shapes.add_argument("--seed", type=int, help="random seed (default: 0)")
-  shapes.add_argument(
-    "--noise",
-    metavar="WORD",
-    help="errors of the simulated detector: default, oracle (none), x0.5 (half as many), miss0.2 "
-    "(share of objects missed), nothing (finds none)",
-  )
-  args = parser.parse_args(argv)
-  if unknown := _unknown_dataset(args):
-    parser.error(unknown)
-  refer_only = [option.dest for group in (family, masks) for option in group._group_actions]
-  foreign = refer_only if args.dataset == "shapes" else list(_SHAPES_ONLY)
-  foreign += [annotations.dest] if args.dataset == "phrasecut" else []
-  foreign += [root.dest, fetching.dest] if args.dataset.startswith(_BY_PATH) else [name.dest]
-  for option in foreign:
-    if getattr(args, option) is not None:
-      parser.error(f"--{option} cannot be used with --dataset {args.dataset}")
-  for option in ("workers", "batch_size"):
-    if getattr(args, option) is not None and getattr(args, option) < 1:
-      parser.error(f"--{option} {getattr(args, option)}: must be at least 1")
-  return args
-
-
-def _unknown_dataset(args: argparse.Namespace) -> str:
-  """Returns the error message for an unknown value of `--dataset`; empty if it is known."""
-  if args.dataset in storage.CONFIGS or args.dataset.startswith(_BY_PATH):
-    return ""
-  hint = storage.did_you_mean(args.dataset)
-  if not hint and "_" in args.dataset:
-    folder, _, split_by = args.dataset.rpartition("_")
-    path = os.path.join(args.refer_root or "FOLDER", folder)
-    hint = f"; give other data sets by path: --dataset {refer.PREFIX}{path}:{split_by}"
-  known = ", ".join(storage.CONFIGS)
-  return (
-    f"argument --dataset: {args.dataset!r} is not one of {known}, refer:FOLDER:SPLITBY or "
-    f"jsonl:FILE{hint}"
-  )
 
 
 def _custom_file(args: argparse.Namespace) -> str | None:
@@ -179,7 +55,7 @@ def _name(args: argparse.Namespace) -> str:
   Raises:
     InputError: the name is taken, or not valid.
   """
-  if not args.dataset.startswith(_BY_PATH):
+  if not args.dataset.startswith(arguments.BY_PATH):
     return args.dataset
   if (path := _custom_file(args)) is not None:
     name = jsonl.name_of(path, args.name)
@@ -439,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
   Raises:
     InputError: invalid input; nothing is left half-written.
   """
-  args = _parse(argv)
+  args = arguments.parse(argv, __doc__ or "")
   name = _name(args)
   if args.download and args.refer_root and args.images:
     download.fetch_missing(args.dataset, args.refer_root, args.images)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -16,6 +16,9 @@ from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer, Tokenize
 from mail_jax.distributed import processes, sharding
 from mail_jax.models.build import HostBatch
 from mail_jax.train import start
+
+if TYPE_CHECKING:
+  from input_pipeline.tf.loader import BatchShape, TrainingSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +82,10 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
   from input_pipeline.tf import loader
 
   _check_options(config)
-  reading = dict(config.loader)
   found = loader.open_training_set(
     data_dir,
     config.dataset,
-    on_error=reading.pop("on_error"),
+    on_error=config.loader.on_error,
     exclude=config.exclude,
     temperature=config.mixture_temperature,
   )
@@ -91,78 +93,99 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     for name in found.names:
       for line in loader.describe_damage(data_dir, name):
         print(f"warning: {line}", file=sys.stderr, flush=True)
-  tokenizer = tokenizer or make_tokenizer(config, found.expressions)
+  records = _Records(
+    config, data_dir, tokenizer or make_tokenizer(config, found.expressions), found
+  )
   evaluated = mixture.evaluated(config.dataset, config.eval_split)
   for name in evaluated.values():
     dataset, _, split = name.rpartition("/")
     loader.num_refs(data_dir, dataset, split)  # checks the name
-  mesh = sharding.make_mesh(**config.mesh)
-
-  def shape(batch_size: int) -> loader.BatchShape:
-    local = sharding.local_batch_size(mesh, batch_size)
-    return loader.BatchShape(local, config.image_size, config.max_instances, config.max_tokens)
-
-  options = loader.TrainOptions(
-    seed=config.seed,
-    flip=config.augment.flip,
-    jitter=config.augment.jitter,
-    scale=tuple(config.augment.scale),
-    mask_noise=config.augment.mask_noise,
-    **reading,
+  if processes.is_main():
+    for line in _lacking_targets(config, data_dir):
+      print(f"warning: {line}", flush=True)
+  return Data(
+    records.tokenizer,
+    records.train,
+    {label: functools.partial(records.evaluate, name) for label, name in evaluated.items()},
+    found.refs,
+    records.describe,
+    found.images(),
+    found.fingerprint(),
+    exact_order=records.exact_order,
+    left_out=found.note(),
+    notes=list(found.describe()),
   )
 
-  exact_order = config.loader.refs_per_image == 1
 
-  def train_batches(start_step: int, with_meta: bool = False) -> Iterator[HostBatch]:
-    return loader.train_batches(
-      found,
-      tokenizer,
-      shape(config.batch_size),
-      options,
+class _Records:
+  """Yields batches of the records of a config's data sets, for this process.
+
+  Attributes:
+    tokenizer: of the tokens.
+    exact_order: whether the order is the same for any number of processes.
+  """
+
+  def __init__(self, config: ConfigDict, data_dir: str, tokenizer: Tokenizer, found: "TrainingSet"):
+    from input_pipeline.tf import loader
+
+    self.tokenizer = tokenizer
+    self.exact_order = config.loader.refs_per_image == 1
+    self._loader = loader
+    self._config, self._data_dir, self._found = config, data_dir, found
+    self._mesh = sharding.make_mesh(**config.mesh)
+    reading = {name: value for name, value in config.loader.items() if name != "on_error"}
+    self._options = loader.TrainOptions(
+      seed=config.seed,
+      flip=config.augment.flip,
+      jitter=config.augment.jitter,
+      scale=tuple(config.augment.scale),
+      mask_noise=config.augment.mask_noise,
+      **reading,
+    )
+
+  def _shape(self, batch_size: int) -> "BatchShape":
+    config, local = self._config, sharding.local_batch_size(self._mesh, batch_size)
+    return self._loader.BatchShape(
+      local, config.image_size, config.max_instances, config.max_tokens
+    )
+
+  def train(self, start_step: int, with_meta: bool = False) -> Iterator[HostBatch]:
+    """Yields batches of training from a step on; see `loader.train_batches`."""
+    return self._loader.train_batches(
+      self._found,
+      self.tokenizer,
+      self._shape(self._config.batch_size),
+      self._options,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       start_step=start_step,
       with_meta=with_meta,
     )
 
-  def describe(steps: list[int]) -> list[dict[str, Any]]:
+  def describe(self, steps: list[int]) -> list[dict[str, Any]]:
+    """Returns the samples of steps; see `Data.describe`."""
     rows = []
-    batches = train_batches(steps[0] - 1, with_meta=True)
+    batches = self.train(steps[0] - 1, with_meta=True)
     for step, batch in zip(range(steps[0], steps[-1] + 1), batches, strict=False):
       # With groups each process numbers its own samples; otherwise all of them share one order.
       before = step - 1
-      if exact_order:
+      if self.exact_order:
         before = before * jax.process_count() + jax.process_index()
       first = before * len(batch["meta"])
       samples = [{"position": first + row} | sample for row, sample in enumerate(batch["meta"])]
       rows.append({"step": step, "process": jax.process_index(), "samples": samples})
     return rows
 
-  def eval_batches(name: str) -> Iterator[HostBatch]:
+  def evaluate(self, name: str) -> Iterator[HostBatch]:
+    """Yields batches of one pass over DATASET/SPLIT; see `loader.eval_batches`."""
     dataset, _, split = name.rpartition("/")
-    return loader.eval_batches(
-      loader.Split(data_dir, dataset, split, jax.process_index(), jax.process_count()),
-      tokenizer,
-      shape(config.eval_batch_size),
-      limit=config.eval_expressions or None,
-      multiple=len(mesh.local_devices),
+    return self._loader.eval_batches(
+      self._loader.Split(self._data_dir, dataset, split, jax.process_index(), jax.process_count()),
+      self.tokenizer,
+      self._shape(self._config.eval_batch_size),
+      limit=self._config.eval_expressions or None,
+      multiple=len(self._mesh.local_devices),
     )
-
-  if processes.is_main():
-    for line in _lacking_targets(config, data_dir):
-      print(f"warning: {line}", flush=True)
-  return Data(
-    tokenizer,
-    train_batches,
-    {label: functools.partial(eval_batches, name) for label, name in evaluated.items()},
-    found.refs,
-    describe,
-    found.images(),
-    found.fingerprint(),
-    exact_order=exact_order,
-    left_out=found.note(),
-    notes=list(found.describe()),
-  )
 
 
 def _check_options(config: ConfigDict) -> None:

@@ -22,8 +22,9 @@ from refer_layout import SPLITS, ReferLayout, make_generalised, make_layout
 from input_pipeline import storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
-from input_pipeline.prepare import download
-from input_pipeline.prepare.download import Archive, File, HubFiles, HubTables, Photos
+from input_pipeline.prepare import download, transfer
+from input_pipeline.prepare.download import Archive, HubFiles, HubTables, Photos
+from input_pipeline.prepare.transfer import File
 from input_pipeline.sources import phrasecut, refer
 
 DATA = np.random.default_rng(0).bytes(300_000)
@@ -33,7 +34,7 @@ HUB = "somebody/refcoco"
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[AwkwardServer]:
-  monkeypatch.setattr(download, "_PAUSES", (0.0, 0.0))
+  monkeypatch.setattr(transfer, "_PAUSES", (0.0, 0.0))
   monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub waits as well
   with awkward_server.running() as running:
     running.files[NAME] = DATA
@@ -47,7 +48,7 @@ def _file(server: AwkwardServer, size: int | None = len(DATA), sha256: str = "")
 @pytest.mark.parametrize("size", [len(DATA), None])
 def test_a_download_goes_on_after_each_break(server, tmp_path, size):
   server.break_after = 70_000
-  download.fetch(_file(server, size), tmp_path / "photos.bin")
+  transfer.fetch(_file(server, size), tmp_path / "photos.bin")
   assert (tmp_path / "photos.bin").read_bytes() == DATA
   starts = [f"bytes={start}-" for start in range(1 << 16, len(DATA), 1 << 16)]
   assert server.requests_for(NAME) == ["", *starts]
@@ -55,18 +56,18 @@ def test_a_download_goes_on_after_each_break(server, tmp_path, size):
 
 def test_a_later_command_asks_only_for_what_is_missing(server, tmp_path):
   (tmp_path / "photos.bin.part").write_bytes(DATA[:250_000])
-  download.fetch(_file(server), tmp_path / "photos.bin")
+  transfer.fetch(_file(server), tmp_path / "photos.bin")
   assert (tmp_path / "photos.bin").read_bytes() == DATA
   assert server.requests_for(NAME) == ["bytes=250000-"]
   assert not (tmp_path / "photos.bin.part").exists()
-  download.fetch(_file(server), tmp_path / "photos.bin")
+  transfer.fetch(_file(server), tmp_path / "photos.bin")
   assert server.requests_for(NAME) == ["bytes=250000-"]
 
 
 def test_a_server_that_refuses_to_resume_starts_again(server, tmp_path):
   server.ranges = False
   (tmp_path / "photos.bin.part").write_bytes(b"x" * 250_000)
-  download.fetch(_file(server), tmp_path / "photos.bin")
+  transfer.fetch(_file(server), tmp_path / "photos.bin")
   assert (tmp_path / "photos.bin").read_bytes() == DATA
 
 
@@ -74,7 +75,7 @@ def test_a_server_that_never_sends_everything_is_one_line_and_keeps_what_came(se
   server.ranges, server.break_after = False, 70_000
   message = r"^http\S*photos\.bin: .*; 65,536 of 300,000 bytes are in \S*part, .* goes on.*by hand"
   with pytest.raises(InputError, match=message):
-    download.fetch(_file(server), tmp_path / "photos.bin")
+    transfer.fetch(_file(server), tmp_path / "photos.bin")
   assert [path.name for path in tmp_path.iterdir()] == ["photos.bin.part"]
 
 
@@ -82,7 +83,7 @@ def test_another_size_than_the_published_one_is_told_before_anything_is_transfer
   server, tmp_path
 ):
   with pytest.raises(InputError, match=r"has 300,000 bytes, but 299,999 are published; .* by hand"):
-    download.fetch(_file(server, len(DATA) - 1), tmp_path / "photos.bin")
+    transfer.fetch(_file(server, len(DATA) - 1), tmp_path / "photos.bin")
   assert not server.requests_for(NAME)
   assert not list(tmp_path.iterdir())
 
@@ -92,14 +93,14 @@ def test_a_size_that_is_not_what_comes_is_an_error(server, tmp_path, lie):
   server.told[NAME] = lie
   sha256 = hashlib.sha256(DATA).hexdigest()
   with pytest.raises(InputError, match=r"SHA-256|bytes are in"):
-    download.fetch(_file(server, None, sha256), tmp_path / "photos.bin")
+    transfer.fetch(_file(server, None, sha256), tmp_path / "photos.bin")
   assert not (tmp_path / "photos.bin").exists()
 
 
 def test_other_content_of_the_same_size_is_removed(server, tmp_path):
   sha256 = hashlib.sha256(DATA[::-1]).hexdigest()
   with pytest.raises(InputError, match=rf"its SHA-256 is .*, not {sha256}, so it was removed"):
-    download.fetch(_file(server, sha256=sha256), tmp_path / "photos.bin")
+    transfer.fetch(_file(server, sha256=sha256), tmp_path / "photos.bin")
   assert not list(tmp_path.iterdir())
 
 
@@ -107,7 +108,7 @@ def test_redirects_are_followed(server, tmp_path):
   server.redirects |= {NAME: "/b", "/b": "/c"}
   server.files["/c"] = DATA
   server.break_after = 200_000
-  download.fetch(_file(server), tmp_path / "photos.bin")
+  transfer.fetch(_file(server), tmp_path / "photos.bin")
   assert (tmp_path / "photos.bin").read_bytes() == DATA
 
 
@@ -119,14 +120,14 @@ def test_a_server_without_the_file_is_one_line(server, tmp_path, gone):
     server.files.clear()
   file = _file(server) if gone != "down" else File("http://127.0.0.1:9/photos.bin")
   with pytest.raises(InputError, match=r"^http\S* cannot be reached \([^\n]*by hand to [^\n]*bin$"):
-    download.fetch(file, tmp_path / "photos.bin")
+    transfer.fetch(file, tmp_path / "photos.bin")
 
 
 def test_a_download_that_does_not_fit_is_told_first(server, tmp_path, monkeypatch):
   monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=100))
-  monkeypatch.setattr(download.atomic_files, "describe_space", lambda path, needed: f"{needed}")
+  monkeypatch.setattr(transfer.atomic_files, "describe_space", lambda path, needed: f"{needed}")
   with pytest.raises(InputError, match="does not fit: 300000; name folders on a larger disk"):
-    download.fetch(_file(server), tmp_path / "photos.bin")
+    transfer.fetch(_file(server), tmp_path / "photos.bin")
   assert not server.requests_for(NAME)
 
 
@@ -144,14 +145,14 @@ def test_a_damaged_archive_is_one_line(tmp_path):
   data[1000] ^= 1
   path.write_bytes(bytes(data))
   with pytest.raises(InputError, match=r"photos\.zip: damaged \(Bad CRC.*; remove it and run"):
-    download.extract(path, tmp_path / "train2014")
+    transfer.extract(path, tmp_path / "train2014")
   assert not list((tmp_path / "train2014").iterdir())
 
 
 def test_names_in_an_archive_cannot_leave_the_folder(tmp_path):
   path = tmp_path / "photos.zip"
   path.write_bytes(_zip({"../../evil.jpg": b"x", "/evil.jpg": b"x", "a/good.jpg": b"y"}))
-  download.extract(path, tmp_path / "in" / "train2014")
+  transfer.extract(path, tmp_path / "in" / "train2014")
   assert [p.name for p in tmp_path.rglob("*.jpg")] == ["good.jpg"]
 
 
@@ -257,7 +258,7 @@ def test_one_command_from_nothing_to_the_records_of_a_download_by_hand(
   server, by_hand, tmp_path, monkeypatch
 ):
   server.break_after = 1500
-  monkeypatch.setattr(download, "_CHUNK", 1000)
+  monkeypatch.setattr(transfer, "_CHUNK", 1000)
   assert _prepare(tmp_path / "new", "--download") == by_hand
   assert _left(tmp_path / "new") == [
     "refer/instances_train2014.json",
@@ -304,7 +305,7 @@ def test_without_any_source_the_way_out_is_named_and_nothing_is_left(server, pub
 
 
 def test_unpacking_goes_on_where_it_was_interrupted(server, by_hand, tmp_path, monkeypatch):
-  original, calls = download._extract, []
+  original, calls = transfer._extract, []
 
   def dying(content, info, folder):
     calls.append(info.filename)
@@ -313,7 +314,7 @@ def test_unpacking_goes_on_where_it_was_interrupted(server, by_hand, tmp_path, m
     return original(content, info, folder)
 
   _prepare_refs(tmp_path / "new")
-  monkeypatch.setattr(download, "_extract", dying)
+  monkeypatch.setattr(transfer, "_extract", dying)
   with pytest.raises(KeyboardInterrupt):
     _prepare(tmp_path / "new", "--download")
   assert len(list((tmp_path / "new/train2014").iterdir())) == 2

@@ -10,6 +10,7 @@ from refer_layout import HEIGHT, WIDTH, make_layout, rectangle
 
 from input_pipeline import records
 from input_pipeline.common.errors import InputError
+from input_pipeline.prepare import arguments
 from input_pipeline.prepare import command as prepare
 from input_pipeline.sources import jsonl, readers
 from input_pipeline.sources.annotated_images import RecordMaker
@@ -131,7 +132,7 @@ def _lines(folder, names, **fields):
 
 def _source(folder, spec, *more):
   data = ["--dataset", f"jsonl:{folder}/mine.jsonl", "--data_dir", f"{folder}/data"]
-  args = prepare._parse([*data, "--instances", spec, *more])
+  args = arguments.parse([*data, "--instances", spec, *more], "")
   return prepare._make_source(args, prepare._describe(args))
 
 
