@@ -13,50 +13,16 @@ Without --pretrained, a run on the scenes of `shapes` in --data_dir is trained f
 
 import argparse
 import os
-from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
+from benchmarks import scene_sets
 from input_pipeline.common.errors import run_command
 from input_pipeline.common.terminal import text_table
-from input_pipeline.shapes.detector import DetectorNoise
-from input_pipeline.sources import scene_source
 from mail_jax.config import add_config_argument, parse_overrides
 from mail_jax.evaluate import runner
 from mail_jax.export import load
 from mail_jax.train import command as train
 
 METRICS = ("mIoU", "oIoU", "selection_accuracy")
-
-
-class ShiftedMaker(scene_source.SceneMaker):
-  """Makes scenes of `testC`, under the name of any split."""
-
-  def __call__(self, task: Any) -> Any:
-    """Makes the scenes of a task; each split has its own."""
-    offset = 1_000_000 * ("train", "val").index(task["split"])
-    moved = {"split": "testC", "first": task["first"] + offset, "last": task["last"] + offset}
-    return super().__call__(moved)
-
-
-class ShiftedSource(scene_source.SceneSource):
-  """Generated scenes of another distribution than that of `shapes`."""
-
-  def __init__(self, train_scenes: int, eval_scenes: int):
-    super().__init__(train_scenes, eval_scenes, seed=1)
-    self.splits = {"train": train_scenes, "val": eval_scenes}
-    self.coco_ids = {split: {} for split in self.splits}
-    self.make = ShiftedMaker(1, scene_source.SIZE, DetectorNoise.parse("x2"))
-
-
-def prepare(data_dir: str, train_scenes: int, eval_scenes: int) -> None:
-  """Writes the shifted data set, unless it is there."""
-  from input_pipeline.tf import builder
-
-  if not os.path.isdir(data_dir):
-    source = ShiftedSource(train_scenes, eval_scenes)
-    builder.write_dataset(data_dir, "shapes", source, {"scenes": train_scenes})
 
 
 def train_run(args: argparse.Namespace, data_dir: str, name: str, *more: str) -> str:
@@ -77,7 +43,8 @@ def evaluate(workdir: str, data_dir: str) -> dict[str, float]:
 def measure(args: argparse.Namespace) -> list[list[str]]:
   """Trains and evaluates all runs; returns a row for each."""
   shifted = os.path.join(args.workdir, "data")
-  prepare(shifted, args.train_scenes, args.eval_scenes)
+  source = scene_sets.Source("testC", args.train_scenes, args.eval_scenes, noise="x2", seed=1)
+  scene_sets.prepare(shifted, "shapes", source)
   pretrained = args.pretrained
   if not pretrained:
     steps = f"--config.steps={args.pretrain_steps}"
@@ -88,14 +55,8 @@ def measure(args: argparse.Namespace) -> list[list[str]]:
       options = [f"--config.seed={seed}", f"--config.init={init}"]
       workdir = train_run(args, shifted, f"{name.replace(' ', '_')}_{seed}", *options)
       results.setdefault(name, []).append(evaluate(workdir, shifted))
-  return [[name, *(_spread([row[key] for row in rows]) for key in METRICS)]
+  return [[name, *(scene_sets.spread([row[key] for row in rows]) for key in METRICS)]
           for name, rows in results.items()]  # fmt: skip
-
-
-def _spread(values: Sequence[float]) -> str:
-  """Returns a mean, and each value where there are several."""
-  each = f" ({', '.join(f'{value:.4f}' for value in values)})" if len(values) > 1 else ""
-  return f"{np.mean(values):.4f}{each}"
 
 
 def main(argv: list[str] | None = None) -> None:
