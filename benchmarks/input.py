@@ -84,7 +84,7 @@ def ours(args: argparse.Namespace) -> dict[str, Iterator[Any]]:
   plain, most = {"flip": False, "jitter": 0.0}, args.refs_per_image
   options: dict[str, dict[str, Any]] = {
     "ours": plain,
-    f"ours, {most} expressions an image": plain | {"refs_per_image": most},
+    f"ours, {most} expressions per image": plain | {"refs_per_image": most},
     f"ours, {most} expressions, flip and jitter": {"refs_per_image": most, "jitter": 0.2},
   }
   if not args.no_cache:
