@@ -22,13 +22,29 @@ def unpack_bit_planes(
 ) -> Shaped[Array, "b {count} h w"]:
   """Unpacks masks: instance k is bit k % 16 of plane k // 16.
 
-  Compilers for accelerators do this within the product that reads the masks.
+  Compilers for accelerators do this within the product that reads the masks of a plane.
   """
   if masks_per_plane(planes) == 1:
     return (planes[:, :count] > 0).astype(dtype)
   masks = (planes.astype(jnp.int32)[:, :, None] & _BITS[:, None, None]) > 0
   batch, groups, _, height, width = masks.shape
   return masks.reshape(batch, groups * PLANE_BITS, height, width)[:, :count].astype(dtype)
+
+
+def unpack_by_plane(
+  planes: UInt[Array, "b g h w"], count: int, dtype: DTypeLike
+) -> list[Shaped[Array, "b k h w"]]:
+  """Unpacks the masks of one plane after the other, at most 16 each.
+
+  Of several planes at once, compilers for accelerators write the masks to memory.
+  """
+  each = masks_per_plane(planes)
+  if each == 1:
+    return [unpack_bit_planes(planes, count, dtype)]
+  return [
+    unpack_bit_planes(planes[:, first // each, None], min(each, count - first), dtype)
+    for first in range(0, max(count, 1), each)
+  ]
 
 
 def clear_slots(
@@ -58,14 +74,13 @@ def sum_inside(
 
   A matrix product in the dtype of the maps. It counts pixels exactly, below 2^24 of them.
   """
-  masks = unpack_bit_planes(planes, count, maps.dtype)
-  batch, number, height, width = maps.shape
   # An einsum over rows and columns is many times slower on CPUs.
-  return product(
-    "bkp,bmp->bkm",
-    masks.reshape(batch, count, height * width),
-    maps.reshape(batch, number, height * width),
-  )
+  pixels = maps.reshape(*maps.shape[:2], -1)
+  sums = [
+    product("bkp,bmp->bkm", masks.reshape(*masks.shape[:2], -1), pixels)
+    for masks in unpack_by_plane(planes, count, maps.dtype)
+  ]
+  return jnp.concatenate(sums, 1)
 
 
 def areas_and_overlap(
@@ -222,8 +237,13 @@ def _sum_rows(
   planes: UInt[Array, "b g h w"], rows: Float[Array, "b k i h"], dtype: DTypeLike
 ) -> Float[Array, "b k i w"]:
   """Returns weighted sums of the rows of each mask, in the dtype."""
-  masks = unpack_bit_planes(planes, rows.shape[1], dtype)
-  return jnp.einsum("bkiy,bkyx->bkix", rows.astype(dtype), masks)
+  each = unpack_by_plane(planes, rows.shape[1], dtype)
+  ends = np.cumsum([masks.shape[1] for masks in each])[:-1]
+  lines = [
+    jnp.einsum("bkiy,bkyx->bkix", some, masks)
+    for some, masks in zip(jnp.split(rows.astype(dtype), ends, axis=1), each, strict=True)
+  ]
+  return jnp.concatenate(lines, 1)
 
 
 def _covered(lines: Float[Array, "b k i w"], cols: Float[Array, "j w"]) -> Float[Array, "b k n"]:
