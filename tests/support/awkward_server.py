@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 _HUB_FILE = re.compile(r"/datasets/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<name>.+)")
-_HUB_INFO = re.compile(r"/api/datasets/(?P<repository>[^/]+/[^/]+)/revision/[^/]+")
+_HUB_INFO = re.compile(r"/api/datasets/(?P<repository>[^/]+/[^/]+)/(?P<verb>revision|tree)/[^/]+")
 COMMIT = "0" * 40
 
 
@@ -97,7 +97,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.end_headers()
       return
     if match := _HUB_INFO.fullmatch(path):
-      self._describe(match["repository"])
+      self._describe(match["repository"], match["verb"])
       return
     data, more = self._find(path)
     if data is None:
@@ -111,10 +111,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return data, {"X-Repo-Commit": COMMIT}
     return self.served.files.get(path), {}
 
-  def _describe(self, repository: str) -> None:
+  def _describe(self, repository: str, verb: str) -> None:
     files = self.served.hub.get(repository)
     if files is None:
       self.send_error(404)
+      return
+    if verb == "tree":  # of huggingface_hub 1.0 and later
+      oids = {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}
+      self.send_json(
+        [
+          {"type": "file", "path": name, "size": len(data), "oid": oids[name]}
+          for name, data in files.items()
+        ]
+      )
       return
     siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
     self.send_json({"id": repository, "sha": COMMIT, "siblings": siblings})
