@@ -90,8 +90,9 @@ $(APP)/.installed: requirements-app.txt
 app: $(APP)/.installed  ## run the tests of the web app, in .venv-app/
 	$(APP)/bin/python -m pytest -q -m app tests/app/test_app.py tests/app/test_app_browser.py
 
-page: $(APP)/.installed  ## open the demo's model in the browser
-	$(APP)/bin/python -m mail_jax.app --checkpoint $(RUN)
+# The model of runs/demo/ if there is one, else the one in the package.
+page: $(APP)/.installed  ## open a model in the browser
+	$(APP)/bin/python -m mail_jax.app $(if $(wildcard $(RUN)/checkpoints),--checkpoint $(RUN),--demo)
 
 # JAX searches for chips wherever it can import these, so they are on the path for their tests only.
 $(LIBTPU)/.installed: $(READY) requirements-plan.txt
@@ -140,6 +141,10 @@ demo: $(READY)  ## prepare generated scenes, train for MINUTES=15, evaluate; res
 	$(PY) -m mail_jax.report $(RUN) --data_dir data --per_expression $(RUN)/samples.jsonl
 	@echo "Open $(RUN)/report.html in a browser; the numbers are in $(RUN)/metrics.json."
 
+demo-package:  ## put the model of runs/demo/ into the package, mail_jax/demo/
+	$(PY) -m mail_jax.export --checkpoint $(RUN) --out mail_jax/demo --overwrite --precision float16 \
+	  --metrics $(RUN)/metrics.json --license apache-2.0
+
 # Each file pins what its extra adds to requirements.txt, which has colorama for Windows only. The
 # comments at the top of a file are kept.
 pins: $(READY)  ## pin the newest versions that pyproject.toml allows in requirements*.txt
@@ -157,4 +162,4 @@ clean:  ## remove environments and caches; keeps data/ and runs/
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) $(XLA_GPU) site .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow coverage extras beam app page plan plan-tpu plan-gpu package lint docs demo pins clean
+.PHONY: help setup test test-slow coverage extras beam app page plan plan-tpu plan-gpu package lint docs demo demo-package pins clean

@@ -33,8 +33,8 @@ def get_config(preset: str = "instance") -> ConfigDict:
   # Word pieces per expression; longer expressions are cut, and evaluations report how many.
   c.max_tokens = 16
   # What a new run starts from: `run:WORKDIR` (or `run:WORKDIR@last`, `@STEP`; else the best) and
-  # `export:FOLDER` are models of ours, `vilt:PATH` and `beit3:PATH` checkpoints of ViLT and BEiT-3;
-  # empty is random weights.
+  # `export:FOLDER` (or `export:hf://USER/NAME[@REVISION]`) are models of ours, `vilt:PATH` and
+  # `beit3:PATH` checkpoints of ViLT and BEiT-3; empty is random weights.
   c.init = ""
   # Regex of the parameters of `init` that are not taken over.
   c.init_leave_out = ""

@@ -21,6 +21,9 @@ for command in $commands; do
   "$bin/mail-jax" "$command" --help >"$folder/help"
   grep -q "^usage: mail-jax $command " "$folder/help"
 done
+# The way from nothing to a mask, by the model that comes with it.
+"$bin/mail-jax" predict --demo | grep -q "^demo.png: .* of the image; instance "
+rm demo.png
 # The way from nothing to a run, and to what a user has typed wrongly.
 "$bin/mail-jax" prepare --dataset shapes --data_dir data --train_scenes 8 --eval_scenes 2 --workers 2
 if "$bin/mail-jax" train --config demos --data_dir data --workdir run 2>"$folder/error"; then exit 1; fi

@@ -6,14 +6,13 @@ as they are known.
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
-from input_pipeline.common import atomic_files, buckets
+from input_pipeline.common import atomic_files, buckets, hub
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import counted
 from input_pipeline.prepare import transfer
@@ -127,8 +126,7 @@ def fetch_missing(dataset: str, refer_root: str, images: str) -> None:
   Raises:
     InputError: a file cannot be had, or is not what was published; nothing wrong is left.
   """
-  if importlib.util.find_spec("huggingface_hub") is None:
-    raise InputError("--download needs the package huggingface-hub; pip install huggingface-hub")
+  hub.check_installed("--download")
   for option, path in (("--refer_root", refer_root), ("--images", images)):
     if buckets.is_remote(path):
       raise InputError(f"{option} {path}: --download writes to this machine; name a folder here")

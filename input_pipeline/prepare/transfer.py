@@ -9,23 +9,17 @@ import hashlib
 import os
 import pathlib
 import shutil
-import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from input_pipeline.common import atomic_files, untrusted_files
+from input_pipeline.common import atomic_files, hub, untrusted_files
 from input_pipeline.common.errors import InputError
 
 _PART = ".part"
-# Seconds to wait after an attempt that brought nothing; then the download ends with an error.
-_PAUSES = (1.0, 5.0, 25.0)
 _TIMEOUT = 60.0
-# An interrupted chunk is lost; huggingface_hub's have 10 MB.
-_CHUNK = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +52,9 @@ def fetch(file: File, path: pathlib.Path) -> None:
     part.unlink()
   _check_space(part, size, file.url)
   try:
-    _keep_trying(lambda: _transfer(file.url, part, size), part)
+    hub.keep_trying(lambda: _transfer(file.url, part, size), part)
   except Exception as error:  # of requests or httpx, by the version of huggingface_hub
-    got, reason = atomic_files.size_of(part), _first_line(error)
+    got, reason = atomic_files.size_of(part), hub.first_line(error)
     if isinstance(error, OSError) and error.errno in atomic_files.FULL:
       reason = atomic_files.describe_error(error, part, size or 0)
     raise InputError(
@@ -71,37 +65,11 @@ def fetch(file: File, path: pathlib.Path) -> None:
   os.replace(part, path)
 
 
-def _keep_trying(transfer: Callable[[], None], path: pathlib.Path) -> None:
-  """Transfers until it succeeds, or until several attempts in a row bring nothing.
-
-  Args:
-    transfer: to do; its last error is raised.
-    path: of the file or folder that grows.
-  """
-  pauses = list(_PAUSES)
-  while True:
-    before = atomic_files.size_of(path)
-    try:
-      transfer()
-      return
-    except Exception as error:
-      status = getattr(getattr(error, "response", None), "status_code", None)
-      refused = status is not None and 400 <= status < 500 and status not in (408, 416, 429)
-      if refused or (isinstance(error, OSError) and error.errno in atomic_files.FULL):
-        raise
-      if atomic_files.size_of(path) > before:
-        pauses = list(_PAUSES)
-      elif not pauses:
-        raise
-      else:
-        time.sleep(pauses.pop(0))
-
-
 def _transfer(url: str, part: pathlib.Path, size: int | None) -> None:
   """Appends what is missing of a file to the part that is there."""
   from huggingface_hub import constants, file_download
 
-  constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+  constants.DOWNLOAD_CHUNK_SIZE = hub.CHUNK
   with open(part, "r+b" if part.exists() else "w+b") as out:
     done = out.seek(0, os.SEEK_END)
     if size is None or done < size:
@@ -125,7 +93,7 @@ def _size_of(file: File, path: pathlib.Path) -> int | None:
       told = _told_size(file.url, "GET")
   except (OSError, ValueError) as error:
     raise InputError(
-      f"{file.url} cannot be reached ({_first_line(error)}); try again later, or download it by "
+      f"{file.url} cannot be reached ({hub.first_line(error)}); try again later, or download it by "
       f"hand to {path}"
     ) from error
   if file.size is not None and told is not None and int(told) != file.size:
@@ -183,23 +151,10 @@ def fetch_from_hub(
   Raises:
     InputError: the Hub does not answer, or has no such file.
   """
-  import huggingface_hub
-  from huggingface_hub import constants
-
-  def transfer() -> None:
-    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
-    huggingface_hub.snapshot_download(
-      repository,
-      repo_type="dataset",
-      local_dir=folder,
-      allow_patterns=list(patterns),
-      endpoint=os.environ.get("HF_ENDPOINT"),
-    )
-
   try:
-    _keep_trying(transfer, folder)
+    hub.snapshot(repository, patterns, kind="dataset", folder=folder)
   except Exception as error:  # of requests or httpx, by the version of huggingface_hub
-    raise InputError(f"{_first_line(error)}; try again later") from error
+    raise InputError(f"{hub.first_line(error)}; try again later") from error
   names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
   found = [name for name in names if any(name.match(pattern) for pattern in patterns)]
   if len(found) < len(patterns):
@@ -234,7 +189,7 @@ def extract(
       return [_extract(content, info, folder) for info in wanted]
   except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
     raise InputError(
-      f"{archive}: damaged ({_first_line(error)}); remove it and run the command again"
+      f"{archive}: damaged ({hub.first_line(error)}); remove it and run the command again"
     ) from error
   except OSError as error:
     raise InputError(f"{folder}: {atomic_files.describe_error(error, folder)}") from error
@@ -263,8 +218,3 @@ def _extract(content: zipfile.ZipFile, info: zipfile.ZipInfo, folder: pathlib.Pa
 def part_of(path: pathlib.Path) -> pathlib.Path:
   """Returns where the part of a file is that has come so far."""
   return path.with_name(path.name + _PART)
-
-
-def _first_line(error: Any) -> str:
-  text = str(error).strip()
-  return text.splitlines()[0].rstrip(".") if text else type(error).__name__

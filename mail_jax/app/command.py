@@ -1,5 +1,6 @@
 r"""Serves a web app to try a model on photos:
 
+python -m mail_jax.app --demo
 python -m mail_jax.app --checkpoint runs/demo
 python -m mail_jax.app --checkpoint runs/refcoco_unc --host 0.0.0.0 --examples photos \
     --instances felzenszwalb
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
   parser = command_parser("mail_jax.app", __doc__)
-  load.add_arguments(parser)
+  load.add_arguments(parser, demo="the model that comes with mail_jax, on generated scenes")
   parser.add_argument(
     "--host",
     default="127.0.0.1",

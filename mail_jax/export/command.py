@@ -1,15 +1,22 @@
-"""Exports a trained model as a folder that can be shared and runs elsewhere:
+r"""Exports a trained model as a folder that can be shared and runs elsewhere:
 
 python -m mail_jax.export --checkpoint runs/demo --out exported --format safetensors,stablehlo
 
-docs/guides/export.md describes the formats.
+docs/guides/export.md describes the formats. To the Hugging Face Hub, with a card:
+
+python -m mail_jax.export --checkpoint runs/demo --push hf://USER/NAME --license apache-2.0 \
+    --metrics metrics.json --pictures overlays.png
 """
 
+import argparse
+import contextlib
 import copy
 import datetime
 import importlib.metadata
 import json
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,12 +28,14 @@ from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from mail_jax.config import to_json
-from mail_jax.export import folder, formats, load, model_card, scripts
+from mail_jax.export import folder, formats, hub, load, model_card, scripts
 from mail_jax.export import precision as precisions
+from mail_jax.export.model_card import CardOptions
 from mail_jax.models.build import make_model
 
 # Packages whose versions the model card lists.
 _PACKAGES = ("jax", "flax", "numpy", "safetensors", "onnx")
+_NO_CARD_OPTIONS = CardOptions()
 
 
 def export(
@@ -34,7 +43,7 @@ def export(
   out: str,
   names: tuple[str, ...] = ("safetensors",),
   step: str | int = "best",
-  metrics: str | None = None,
+  card: CardOptions = _NO_CARD_OPTIONS,
   overwrite: bool = False,
   precision: str = "float32",
 ) -> dict[str, int]:
@@ -45,7 +54,7 @@ def export(
     out: the folder to create; it appears complete or not at all.
     names: formats, of `folder.PLACES`.
     step: which checkpoint of a run: `best`, `last` or the number of a step.
-    metrics: a file written by `mail_jax.evaluate --json`, for the model card.
+    card: what to write into the model card.
     overwrite: replaces an earlier export.
     precision: of the weights in `safetensors`, `onnx` and `tensorrt`: see `precision.PRECISIONS`.
 
@@ -57,7 +66,7 @@ def export(
   """
   _check_precision(precision, names)
   _check(out, names, overwrite)
-  splits = model_card.read_metrics(metrics) if metrics else {}
+  splits = card.check()
   model = load.load(checkpoint, step)
   if model.forward is not None:
     raise InputError(
@@ -72,11 +81,12 @@ def export(
     if model.images is not None:
       (target / folder.IMAGES).write_bytes(image_hashes.to_bytes(model.images))
     scripts.copy(names, target)
+    card.copy_pictures(target)
     about: dict[str, Any] = _describe(model, variables, names, target)
     about["precision"] = precision
     (target / folder.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     package = scripts.TOKENIZER_PACKAGES[model.tokenizer.kind]
-    (target / folder.README).write_text(model_card.write(about, package, splits))
+    (target / folder.README).write_text(model_card.write(about, package, splits, card))
   files = {file: size for file, (size, _) in about["files"].items()}
   return {name: sum(files[file] for file in folder.names_of(about, name)) for name in names}
 
@@ -171,9 +181,35 @@ def _versions() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
   """Runs the command."""
+  args = _parse(argv)
+  names = tuple(dict.fromkeys(filter(None, args.format.replace(" ", "").split(","))))
+  address = hub.check_pushable(args.push) if args.push else None
+  card = CardOptions(
+    args.metrics, tuple(args.pictures), args.license, str(address or CardOptions.name)
+  )
+  with _place(args.out) as out:
+    sizes = export(args.checkpoint, out, names, args.step, card, args.overwrite, args.precision)
+    shown = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    if args.out:
+      print(f"wrote {args.out}: {shown}")
+    if address:
+      commit = hub.push(pathlib.Path(out), address, args.private)
+      print(f"pushed {address}: {shown} ({commit})")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = command_parser("mail_jax.export", __doc__)
   load.add_arguments(parser)
-  parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to create")
+  parser.add_argument("--out", metavar="FOLDER", help="the folder to create")
+  parser.add_argument(
+    "--push",
+    metavar="hf://USER/NAME",
+    help="upload the folder to the Hugging Face Hub, @BRANCH at the end for a branch; creates what "
+    "is not there",
+  )
+  parser.add_argument(
+    "--private", action="store_true", help="if --push creates a repository: a private one"
+  )
   parser.add_argument(
     "--format",
     default="safetensors",
@@ -191,12 +227,31 @@ def main(argv: list[str] | None = None) -> None:
     metavar="JSON",
     help="a file written by mail_jax.evaluate --json, for the model card",
   )
+  parser.add_argument(
+    "--pictures",
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="an image for the model card, such as of mail_jax.evaluate --overlays; repeatable",
+  )
+  parser.add_argument(
+    "--license",
+    default=CardOptions.licence,
+    metavar="NAME",
+    help="of the weights, for the model card, such as apache-2.0 (default: to be filled in)",
+  )
   parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
   args = parser.parse_args(argv)
-  names = tuple(dict.fromkeys(filter(None, args.format.replace(" ", "").split(","))))
-  sizes = export(
-    args.checkpoint, args.out, names, args.step, args.metrics, args.overwrite, args.precision
-  )
-  print(
-    f"wrote {args.out}: {', '.join(f'{name} {size / 1e6:.1f} MB' for name, size in sizes.items())}"
-  )
+  if not args.out and not args.push:
+    parser.error("set --out, --push, or both")
+  return args
+
+
+@contextlib.contextmanager
+def _place(out: str | None) -> Iterator[str]:
+  """Yields the folder to export to: one that is removed at the end if none is named."""
+  if out:
+    yield out
+    return
+  with tempfile.TemporaryDirectory(prefix="mail_jax-export-") as temporary:
+    yield str(pathlib.Path(temporary, "model"))

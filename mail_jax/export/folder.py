@@ -115,6 +115,16 @@ def read_file(folder: epath.Path, about: dict[str, Any], name: str) -> bytes:
   return b"".join(_read_parts(folder, about, name))
 
 
+def is_intact(folder: epath.Path, about: dict[str, Any], name: str) -> bool:
+  """Returns whether a file of the folder is there with the contents that were exported."""
+  try:
+    for _ in _read_parts(folder, about, name):
+      pass
+  except InputError:
+    return False
+  return True
+
+
 def _read_parts(folder: epath.Path, about: dict[str, Any], name: str) -> Iterator[bytes]:
   """Yields a file of the folder part by part, and checks it at the end."""
   path, size, digest = folder / name, 0, hashlib.sha256()

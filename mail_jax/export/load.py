@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +23,7 @@ from input_pipeline.preprocess import tokenizer as tokenizers
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
 from mail_jax.distributed import sharding
-from mail_jax.export import folder, formats
+from mail_jax.export import folder, formats, hub
 from mail_jax.hardware import processor
 from mail_jax.models.attention import BACKENDS
 from mail_jax.models.build import (
@@ -34,6 +36,11 @@ from mail_jax.models.build import (
   prepare_variables,
 )
 from mail_jax.models.mail import MaIL, Output
+
+DEMO = "demo"
+"""The name of the model that comes with mail_jax, trained by `configs/demo.py`."""
+DEMO_FOLDER = pathlib.Path(__file__).parents[1] / DEMO
+"""Where it is: an exported folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +124,24 @@ def fingerprint_config(config: ConfigDict) -> str:
   return fingerprint.of_bytes(json.dumps(settings, sort_keys=True).encode())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the options that name the model that a command loads: `--checkpoint` and `--step`."""
-  parser.add_argument(
+def add_arguments(parser: argparse.ArgumentParser, demo: str = "") -> None:
+  """Adds the options that name the model that a command loads: `--checkpoint` and `--step`.
+
+  Args:
+    parser: of the command.
+    demo: the help of `--demo`, which stands for `--checkpoint demo`; without it, there is none.
+  """
+  options = parser.add_mutually_exclusive_group(required=True) if demo else parser
+  options.add_argument(
     "--checkpoint",
-    required=True,
-    help="the --workdir of a run, an exported folder, or a format in an exported folder",
+    required=not demo,
+    help="the --workdir of a run, an exported folder, a format in an exported folder, "
+    "hf://USER/NAME[@REVISION] on the Hugging Face Hub, or demo",
   )
+  if demo:
+    options.add_argument(
+      "--demo", dest="checkpoint", action="store_const", const=str(DEMO_FOLDER), help=demo
+    )
   add_step_argument(parser)
 
 
@@ -156,6 +174,25 @@ def _parse_step(text: str) -> str | int:
   raise argparse.ArgumentTypeError(f"{text!r} is not best, last or the number of a step")
 
 
+def locate(named: str) -> str:
+  """Returns the path or address of a model: of the demo's, and of a copy of one on the Hub.
+
+  Args:
+    named: as in `load`.
+
+  Raises:
+    InputError: the model cannot be fetched from the Hub; see `hub.fetch`.
+  """
+  if named == DEMO and not os.path.exists(DEMO):
+    return str(DEMO_FOLDER)
+  if not hub.is_address(named):
+    return named
+  try:
+    return hub.fetch(named)
+  except InputError as error:
+    raise InputError(f"--checkpoint {error}") from error
+
+
 def load(
   workdir: str, step: str | int = "best", averaged: bool = True, backend: str = ""
 ) -> LoadedModel:
@@ -163,7 +200,9 @@ def load(
 
   Args:
     workdir: of a run, a folder or an address in a bucket; or an exported folder, or one of the
-      formats in it, such as `FOLDER/model.onnx`.
+      formats in it, such as `FOLDER/model.onnx`; or `hf://USER/NAME[@REVISION]`, an exported folder
+      on the Hugging Face Hub; or `demo`, the model that comes with mail_jax, unless there is a file
+      or folder of that name.
     step: `best` by the run's metric (the last one if none was evaluated), `last`, or the number of
       a step. If the best or the last checkpoint is damaged, the next best or the previous one is
       loaded, with a warning.
@@ -176,6 +215,7 @@ def load(
   """
   if step not in ("best", "last") and not isinstance(step, int):
     raise InputError(f"step {step!r} is not 'best', 'last' or the number of a step")
+  workdir = locate(workdir)
   exported = folder.find(buckets.folder(workdir, "--checkpoint"), workdir)
   if exported is None:
     return _load_run(workdir, step, averaged, backend)

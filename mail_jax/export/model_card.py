@@ -1,30 +1,73 @@
 """The model card of an exported model: description, use, metrics, origin, licence."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline import left_out, mixture
+from input_pipeline import left_out, mixture, preprocess
+from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import leakage
 from mail_jax.export import folder, scripts
 
 Splits = dict[str, dict[str, Any]]
 
-_FRONT = """---
-library_name: mail_jax
-pipeline_tag: image-segmentation
-license: other
-tags:
-- referring-image-segmentation
-- jax
----
-"""
+PICTURES = "pictures"
+_TAGS = ["referring-image-segmentation", "jax"]
 _LICENCE = """State here and in `license` above what the weights may be used for; it depends on the
 training data. mail_jax itself is under Apache-2.0. The images of COCO are under the terms of the
 Flickr users who made them, some of them non-commercial; annotations of COCO are under CC BY 4.0;
 RefCOCO and its relatives have their own terms."""
+_GENERATED = """They were trained on scenes that mail_jax draws itself, without photos or
+annotations of other people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CardOptions:
+  """What a card has that the model does not know.
+
+  Attributes:
+    metrics: a file written by `mail_jax.evaluate --json`.
+    pictures: image files to show, such as of `mail_jax.evaluate --overlays`.
+    licence: of the weights, as the Hugging Face Hub names it: `apache-2.0`, `cc-by-nc-4.0`, ...
+    name: that the model is loaded by.
+  """
+
+  metrics: str | None = None
+  pictures: tuple[str, ...] = ()
+  licence: str = "other"
+  name: str = "FOLDER"
+
+  def check(self) -> Splits:
+    """Checks the files, and returns the metrics.
+
+    Raises:
+      InputError: a picture or the metrics cannot be read.
+    """
+    for path in self.pictures:
+      try:
+        with untrusted_files.open_file(path, path) as file, preprocess.open_header(file):
+          pass
+      except InputError:
+        raise
+      except Exception as error:  # Pillow raises all kinds of exceptions for damaged files.
+        raise InputError(f"--pictures {path}: not an image ({error})") from error
+    return read_metrics(self.metrics) if self.metrics else {}
+
+  def copy_pictures(self, target: pathlib.Path) -> None:
+    """Copies the pictures into an exported folder."""
+    for name, path in zip(_names(self.pictures), self.pictures, strict=True):
+      (target / PICTURES).mkdir(exist_ok=True)
+      shutil.copyfile(path, target / name)
+
+
+def _names(pictures: Sequence[str]) -> list[str]:
+  """Returns the names of pictures in an exported folder."""
+  suffixes = (pathlib.PurePath(path).suffix.lower() for path in pictures)
+  return [f"{PICTURES}/{number}{suffix}" for number, suffix in enumerate(suffixes, 1)]
 
 
 def read_metrics(path: str) -> Splits:
@@ -52,21 +95,62 @@ def _splits(report: Any) -> Iterator[tuple[str, dict[str, Any]]]:
       yield from _splits(value)
 
 
-def write(about: Mapping[str, Any], tokenizer_package: str, splits: Splits) -> str:
-  """Returns the text of the card.
+def write(
+  about: Mapping[str, Any], tokenizer_package: str, splits: Splits, options: CardOptions
+) -> str:
+  """Returns the text of the card, with the metadata that the Hugging Face Hub shows.
 
   Args:
     about: the contents of `config.json`.
     tokenizer_package: that the scripts need.
     splits: from `read_metrics`; may be empty.
+    options: the rest.
   """
   parts = [
     _title(about),
-    _use(about, tokenizer_package),
+    _use(about, tokenizer_package, options.name),
     _metrics(about, splits),
+    *(["\n".join(f"![Predictions]({name})" for name in _names(options.pictures))]
+      if options.pictures else []),
     _origin(about, splits),
+    f"## Licence\n\n{_licence(about, options.licence)}",
+  ]  # fmt: skip
+  return f"---\n{_metadata(about, splits, options.licence)}\n---\n" + "\n\n".join(parts) + "\n"
+
+
+def _metadata(about: Mapping[str, Any], splits: Splits, licence: str) -> str:
+  """Returns YAML in the form of the Hub, with the metrics in percent."""
+  import huggingface_hub
+
+  results = [
+    huggingface_hub.EvalResult(
+      task_type="image-segmentation",
+      dataset_type=split.rpartition("/")[0],
+      dataset_name=split.rpartition("/")[0],
+      dataset_split=split.rpartition("/")[2],
+      metric_type=name,
+      metric_value=round(100 * value, 2),
+    )
+    for split, row in splits.items()
+    for name, value in _numbers(row).items()
+    if isinstance(value, float)
   ]
-  return _FRONT + "\n\n".join([*parts, f"## Licence\n\n{_LICENCE}"]) + "\n"
+  data = huggingface_hub.ModelCardData(
+    library_name="mail_jax",
+    pipeline_tag="image-segmentation",
+    license=licence,
+    tags=_TAGS,
+    model_name=f"mail_jax on {about['config']['dataset']}" if results else None,
+    eval_results=results or None,
+  )
+  return data.to_yaml()
+
+
+def _licence(about: Mapping[str, Any], licence: str) -> str:
+  if licence == "other":
+    return _LICENCE
+  generated = about["config"]["dataset"] == "shapes" and not about["config"]["init"]
+  return f"The weights are under `{licence}`." + (f"\n{_GENERATED}" if generated else "")
 
 
 def _title(about: Mapping[str, Any]) -> str:
@@ -85,8 +169,8 @@ mask of what the expression refers to, and a score per instance. A model of mail
 - trained for {about["step"]} updates, each with {config["batch_size"]} expressions"""
 
 
-def _use(about: Mapping[str, Any], tokenizer_package: str) -> str:
-  text = """## Use
+def _use(about: Mapping[str, Any], tokenizer_package: str, name: str) -> str:
+  text = f"""## Use
 
 With mail_jax:
 
@@ -94,11 +178,11 @@ With mail_jax:
 from mail_jax import Segmenter
 
 # A third argument may be instance masks, bool [k, h, w].
-result = Segmenter.load("FOLDER")("photo.jpg", "the leftmost star")
+result = Segmenter.load("{name}")("photo.jpg", "the leftmost star")
 result.mask  # at the size of the image
 ```
 
-`python -m mail_jax.predict` and `python -m mail_jax.evaluate` take `--checkpoint FOLDER`, too."""
+`python -m mail_jax.predict` and `python -m mail_jax.evaluate` take `--checkpoint {name}`, too."""
   rows = [
     f"| `{folder.PLACES[form]}` | `{script}` | numpy, pillow, {tokenizer_package}, {package} |"
     for form, (script, package) in scripts.SCRIPTS.items()

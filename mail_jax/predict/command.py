@@ -14,6 +14,12 @@ and predictions.jsonl. Run the same command again to resume.
 python -m mail_jax.predict --checkpoint runs/demo --image photos --text "the leftmost star" \
     --out stars
 python -m mail_jax.predict --checkpoint runs/demo --pairs mine.jsonl --out answers
+
+With nothing at hand, --demo runs the model that comes with mail_jax. Without an image it draws a
+scene, with instance masks and an expression, into demo.png:
+
+python -m mail_jax.predict --demo
+python -m mail_jax.predict --demo --scene 2 --text "the large star"
 """
 
 import argparse
@@ -41,6 +47,8 @@ from mail_jax.predict.segmenter import Segmentation, Segmenter
 _AHEAD = 3
 # Expressions of an image that are predicted before the predictions are written.
 _CHUNK = 8
+# Drawn by --demo without a number.
+_SCENE = 9
 # Number of ignored files that are listed.
 _SHOWN = 50
 
@@ -54,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
   with memory_errors(
     lambda: ["smaller photos", "end other programs", "a machine with more memory"]
   ):
-    if args.pairs or os.path.isdir(args.image) or len(args.text) > 1:
+    if args.pairs or (args.image and (os.path.isdir(args.image) or len(args.text) > 1)):
       _predict_many(args)
     else:
       _predict_one(args)
@@ -62,12 +70,20 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = command_parser("mail_jax.predict", __doc__)
-  load.add_arguments(parser)
+  load.add_arguments(
+    parser, demo="the model that comes with mail_jax; without --image, draws a scene for it"
+  )
   load.add_backend_argument(parser)
-  source = parser.add_mutually_exclusive_group(required=True)
+  source = parser.add_mutually_exclusive_group()
   source.add_argument("--image", help="an image, or a folder of images")
   source.add_argument(
     "--pairs", metavar="FILE.jsonl", help="images and expressions, one JSON object per line"
+  )
+  source.add_argument(
+    "--scene",
+    type=_parse_scene,
+    metavar="N",
+    help=f"with --demo: the number of the scene to draw (default: {_SCENE})",
   )
   parser.add_argument("--text", action="append", help="the expression; repeatable")
   parser.add_argument(
@@ -82,7 +98,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     "--out",
-    required=True,
     help="the image with the mask drawn on it; for several images or expressions, a folder",
   )
   parser.add_argument("--mask", help="the mask alone, white on black, at the size of the image")
@@ -99,11 +114,32 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     "--overwrite", action="store_true", help="remove the predictions of an earlier run from --out"
   )
   args = parser.parse_args(argv)
+  _check(args, parser)
+  return args
+
+
+def _parse_scene(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+  return int(text)
+
+
+def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+  """Checks which options are together; completes those of a drawn scene."""
+  demo = args.checkpoint == str(load.DEMO_FOLDER)
   if args.image is not None and not args.text:
     parser.error("--image needs --text, the expression")
   if args.pairs and args.text:
     parser.error("--pairs has its own expressions: omit --text")
-  return args
+  if args.image is None and not args.pairs:
+    if not demo:
+      parser.error("set --image or --pairs")
+    if args.instances or len(args.text or ()) > 1:
+      parser.error("a drawn scene has its own instances, and takes one --text; or set --image")
+    args.scene = _SCENE if args.scene is None else args.scene
+    args.out = args.out or "demo.png"
+  if not args.out:
+    parser.error("set --out, where the result is drawn")
 
 
 def _predict_one(args: argparse.Namespace) -> None:
@@ -112,22 +148,28 @@ def _predict_one(args: argparse.Namespace) -> None:
       drawing.check_writable(path)
   if args.json not in (None, "-"):
     atomic_files.check_folder(args.json)
-  pixels = preprocess.open_image(args.image)
-  instances = ImageInstances()
-  masks = instances.find(args.instances, pixels, args.image)
-  _print_notes(instances)
-  result = Segmenter.load(args.checkpoint, args.step, args.backend)(pixels, args.text[0], masks)
+  if args.image is None:
+    pixels, expression, masks = inputs.draw_scene(args.scene)
+    expression, name = args.text[0] if args.text else expression, f"scene {args.scene}"
+  else:
+    pixels, expression, name = preprocess.open_image(args.image), args.text[0], args.image
+    instances = ImageInstances()
+    masks = instances.find(args.instances, pixels, args.image)
+    _print_notes(instances)
+  result = Segmenter.load(args.checkpoint, args.step, args.backend)(pixels, expression, masks)
   if args.mask:
     drawing.save(Image.fromarray(result.mask.astype(np.uint8) * 255), args.mask)
   drawing.save(Image.fromarray(result.overlay()), args.out)
   if args.json:
-    row = {"image": args.image, "overlay": args.out} | outputs.to_row(result)
+    row = {"image": name, "overlay": args.out} | outputs.to_row(result)
     if args.json == "-":
       print(json.dumps(row))
       return
     atomic_files.write_whole(args.json, json.dumps(row) + "\n")
   if result.was_cut:
     print("the expression is longer than the model's limit; its end was cut off")
+  if args.image is None:
+    print(f'{name}: "{expression}"')
   print(f"{args.out}: {_summarise(result)}")
 
 

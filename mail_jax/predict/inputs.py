@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -18,6 +18,7 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry
 from input_pipeline.proposers.registry import SelectingProposer
 from input_pipeline.proposers.selection import Selection
+from input_pipeline.shapes import scenes
 
 InstancesLike = (
   None
@@ -32,6 +33,34 @@ InstancesLike = (
 _OPEN = 4
 # Problems of a file that an error message lists.
 _PROBLEMS = 5
+# Of the scenes that are drawn to try a model: in no training data, and four times as large.
+_SCENE_SEED, _SCENE_SIDE = 7, 384
+
+
+class DrawnScene(NamedTuple):
+  """A generated scene to try a model on.
+
+  Attributes:
+    image: RGB.
+    expression: means one of its objects.
+    instances: masks of the simulated detector, best first.
+  """
+
+  image: UInt8[np.ndarray, "h w 3"]
+  expression: str
+  instances: Bool[np.ndarray, "k h w"]
+
+
+def draw_scene(number: int) -> DrawnScene:
+  """Draws a scene of the kind that the demo's model is trained on, but was not trained on.
+
+  Args:
+    number: from 0; each has another scene, always the same.
+  """
+  scene = scenes.make_scene("val", _SCENE_SEED, number, _SCENE_SIDE)
+  expressions = [max((x.text for x in texts), key=len) for texts in scene.expressions if texts]
+  expression = expressions[number % len(expressions)]
+  return DrawnScene(scene.image, expression, scene.instances.masks)
 
 
 @dataclasses.dataclass(frozen=True)

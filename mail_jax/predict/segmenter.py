@@ -114,7 +114,18 @@ class Segmenter:
 
   @classmethod
   def load(cls, workdir: str, step: str | int = "best", backend: str = "") -> "Segmenter":
-    """Loads a checkpoint of a run, or an exported model; see `mail_jax.export.load.load`."""
+    """Loads the checkpoint of a run, an exported model, one on the Hub, or `demo`.
+
+    Args:
+      workdir: of the run, an exported folder, `hf://USER/NAME[@REVISION]` on the Hugging Face Hub,
+        or `demo`, the model for generated scenes that comes with mail_jax
+        (`mail_jax.predict.inputs.draw_scene` draws some).
+      step: of a run: `best`, `last`, or a number.
+      backend: of the attention; empty for that of the run, if it runs here.
+
+    Raises:
+      InputError: see `mail_jax.export.load.load`.
+    """
     return cls(load.load(workdir, step, backend=backend))
 
   # A string is a sequence of strings, too.

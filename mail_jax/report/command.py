@@ -41,9 +41,10 @@ def main(argv: list[str] | None = None) -> None:
   """
   args = _parse(argv)
   out = _output_path(args.workdir, args.out)
-  log = curves.read_log(args.workdir)
+  place = load.locate(args.workdir)
+  log = curves.read_log(place)
   from_file = _read_rows(args.per_expression, args.data) if args.per_expression else None
-  model = load.load(args.workdir, args.step)
+  model = load.load(place, args.step)
   splits = _summarise(model, args.data_dir, from_file) if from_file else _evaluate(args, model)
   drawn, notes = _draw(model, args.data_dir, splits, args.count)
   names = [split.name for split in splits]
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser = command_parser("mail_jax.report", __doc__)
-  parser.add_argument("workdir", metavar="W", help="the --workdir of a training run")
+  parser.add_argument("workdir", metavar="W", help="the --workdir of a training run, or a model")
   load.add_step_argument(parser)
   parser.add_argument(
     "--data_dir",
@@ -104,8 +105,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _output_path(workdir: str, out: str | None) -> str:
   """Returns the path of the page, and checks its folder before anything takes long."""
-  if out is None and buckets.is_remote(workdir):
-    raise InputError(f"{workdir} is in a bucket; set --out to a path on this machine")
+  if out is None and (buckets.is_remote(workdir) or load.locate(workdir) != workdir):
+    raise InputError(f"{workdir} is not on this machine; set --out to a path that is")
   # For an exported model, W may be one of its files.
   folder = os.path.dirname(workdir) if os.path.isfile(workdir) else workdir
   out = out or os.path.join(folder, "report.html")

@@ -18,7 +18,7 @@ from mail_jax.models.build import Tree, Variables, path_name
 from mail_jax.pretrained import initialise
 from mail_jax.pretrained.transfer import Arrays, Side, check_leave_out, transfer
 
-# A model of ours: RUN[@STEP], or an exported folder.
+# A model of ours: RUN[@STEP], or an exported folder, also on the Hub.
 _OURS = ("run", "export")
 _STEP = re.compile(r"@(best|last|\d+)$")
 
@@ -98,16 +98,18 @@ def _load(init: str, averaged: bool) -> load.LoadedModel:
   step = _STEP.search(path) if scheme == "run" else None
   path = path[: step.start()] if step else path
   selected = step[1] if step else "best"
-  where = f"config.init {init!r}"
+  where, named = f"config.init {init!r}", path
   try:
+    path = load.locate(named)
     exported = folder.find(buckets.folder(path, "--checkpoint"), path) is not None
     if exported and scheme == "run":
-      raise InputError(f"{path} is an exported model; write export:{path}")
+      raise InputError(f"{named} is an exported model; write export:{named}")
     if not exported and scheme == "export" and (buckets.folder(path, "") / FOLDER).is_dir():
       raise InputError(f"{path} is a run; write run:{path}")
     model = load.load(path, int(selected) if selected.isdecimal() else selected, averaged)
   except InputError as error:
-    raise InputError(f"{where}: {str(error).removeprefix(f'--checkpoint {path}: ')}") from error
+    reason = re.sub(rf"^--checkpoint ({re.escape(path)}|{re.escape(named)}): ", "", str(error))
+    raise InputError(f"{where}: {reason}") from error
   if model.forward is not None:
     raise InputError(f"{where}: has no parameters; give the exported folder, with its safetensors")
   return model

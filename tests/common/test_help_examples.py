@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import beit3_weights
 import help_pages
+import hub_server
 import phrasecut_layout
 import pytest
 import refer_layout
@@ -52,7 +53,7 @@ def _marked() -> Iterator[object]:
 
 
 @pytest.fixture(scope="module")
-def folder(finished_run, shapes_data, tmp_path_factory) -> pathlib.Path:
+def folder(finished_run, shapes_data, tmp_path_factory) -> Iterator[pathlib.Path]:
   """A folder with the files that the examples name."""
   home = tmp_path_factory.mktemp("examples")
   shutil.copytree(shapes_data, home / "data")
@@ -74,7 +75,10 @@ def folder(finished_run, shapes_data, tmp_path_factory) -> pathlib.Path:
   (home / "beit3.spm").write_bytes(beit3_weights.train_tokenizer())
   _write_exports(home)
   _write_masks(home)
-  return home
+  (home / "metrics.json").write_text(json.dumps({"shapes/val": {"mIoU": 0.5}}))
+  shutil.copy(home / "photo.jpg", home / "overlays.png")
+  with pytest.MonkeyPatch.context() as patch, hub_server.running(patch, home / "hf"):
+    yield home
 
 
 def _write_masks(home: pathlib.Path) -> None:

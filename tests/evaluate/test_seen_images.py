@@ -23,6 +23,7 @@ from mail_jax.checkpoints.checkpoint import Checkpoints, read_images
 from mail_jax.evaluate import command as evaluate
 from mail_jax.export import command as export
 from mail_jax.export import load
+from mail_jax.export.model_card import CardOptions
 from mail_jax.report import command as report
 from mail_jax.train import command as train
 
@@ -108,7 +109,8 @@ def test_the_report_and_the_model_card_say_it(finished_run, mixed_data, tmp_path
   assert sentence in out.read_text()
   _evaluate(finished_run, mixed_data, "mine/val")
   metrics = str(mixed_data.parent / f"{finished_run.name}.json")
-  export.export(str(finished_run), str(tmp_path / "exported"), metrics=metrics)
+  card = CardOptions(metrics)
+  export.export(str(finished_run), str(tmp_path / "exported"), card=card)
   assert f"  - warning: mine/val: {sentence}" in (tmp_path / "exported/README.md").read_text()
 
 

@@ -20,6 +20,7 @@ from pyarrow import parquet
 from refer_layout import SPLITS, ReferLayout, make_generalised, make_layout
 
 from input_pipeline import storage
+from input_pipeline.common import hub
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
 from input_pipeline.prepare import download, transfer
@@ -34,7 +35,7 @@ HUB = "somebody/refcoco"
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[AwkwardServer]:
-  monkeypatch.setattr(transfer, "_PAUSES", (0.0, 0.0))
+  monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
   monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub waits as well
   with awkward_server.running() as running:
     running.files[NAME] = DATA
@@ -258,7 +259,7 @@ def test_one_command_from_nothing_to_the_records_of_a_download_by_hand(
   server, by_hand, tmp_path, monkeypatch
 ):
   server.break_after = 1500
-  monkeypatch.setattr(transfer, "_CHUNK", 1000)
+  monkeypatch.setattr(hub, "CHUNK", 1000)
   assert _prepare(tmp_path / "new", "--download") == by_hand
   assert _left(tmp_path / "new") == [
     "refer/instances_train2014.json",

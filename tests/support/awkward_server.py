@@ -1,6 +1,6 @@
 """A web server on this machine that breaks off, lies about sizes, redirects and refuses to resume.
 
-It also answers as the Hugging Face Hub does, as far as its client asks.
+It also answers as the Hugging Face Hub does for data sets; hub_server.py does so for models.
 """
 
 import contextlib
@@ -12,9 +12,10 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 _HUB_FILE = re.compile(r"/datasets/(?P<repository>[^/]+/[^/]+)/resolve/[^/]+/(?P<name>.+)")
-_HUB_INFO = re.compile(r"/api/datasets/(?P<repository>[^/]+/[^/]+)/revision/[^/]+")
+_HUB_INFO = re.compile(r"/api/datasets/(?P<repository>[^/]+/[^/]+)/(?P<verb>revision|tree)/[^/]+")
 COMMIT = "0" * 40
 
 
@@ -45,15 +46,21 @@ class AwkwardServer:
     return [ranges for method, asked, ranges in self.asked if (method, asked) == ("GET", path)]
 
 
+Server = TypeVar("Server", bound=AwkwardServer)
+
+
 @contextlib.contextmanager
 def running() -> Iterator[AwkwardServer]:
   """Runs a server in threads of this process."""
-  server = AwkwardServer()
+  with run(AwkwardServer(), Handler) as server:
+    yield server
 
-  class Handler(_Handler):
-    served = server
 
-  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+@contextlib.contextmanager
+def run(server: Server, handler: type["Handler"]) -> Iterator[Server]:
+  """Runs a server with a class that answers its requests, in threads of this process."""
+  bound = type("Bound", (handler,), {"served": server})
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), bound) as listening:
     server.address = f"http://127.0.0.1:{listening.server_address[1]}"
     thread = threading.Thread(target=listening.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -64,8 +71,10 @@ def running() -> Iterator[AwkwardServer]:
       thread.join()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-  served: AwkwardServer
+class Handler(http.server.BaseHTTPRequestHandler):
+  """Answers the requests to a server."""
+
+  served: Any
 
   def log_message(self, format: str, *args) -> None:
     """Prints nothing."""
@@ -88,13 +97,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.end_headers()
       return
     if match := _HUB_INFO.fullmatch(path):
-      self._describe(match["repository"])
+      self._describe(match["repository"], match["verb"])
       return
     data, more = self._find(path)
     if data is None:
       self.send_error(404)
       return
-    self._send(path, data, more, whole)
+    self.send_file(path, data, more, whole)
 
   def _find(self, path: str) -> tuple[bytes | None, dict[str, str]]:
     if match := _HUB_FILE.fullmatch(path):
@@ -102,20 +111,37 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return data, {"X-Repo-Commit": COMMIT}
     return self.served.files.get(path), {}
 
-  def _describe(self, repository: str) -> None:
+  def _describe(self, repository: str, verb: str) -> None:
     files = self.served.hub.get(repository)
     if files is None:
       self.send_error(404)
       return
+    if verb == "tree":  # of huggingface_hub 1.0 and later
+      oids = {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}
+      self.send_json(
+        [
+          {"type": "file", "path": name, "size": len(data), "oid": oids[name]}
+          for name, data in files.items()
+        ]
+      )
+      return
     siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
-    answer = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
-    self.send_response(200)
+    self.send_json({"id": repository, "sha": COMMIT, "siblings": siblings})
+
+  def send_json(self, content: Any, status: int = 200, **headers: str) -> None:
+    """Answers with JSON; underscores in names of headers stand for dashes."""
+    answer = json.dumps(content).encode()
+    self.send_response(status)
     self.send_header("Content-Type", "application/json")
     self.send_header("Content-Length", str(len(answer)))
+    for name, value in headers.items():
+      self.send_header(name.replace("_", "-"), value)
     self.end_headers()
-    self.wfile.write(answer)
+    if self.command != "HEAD":
+      self.wfile.write(answer)
 
-  def _send(self, path: str, data: bytes, more: dict[str, str], whole: bool) -> None:
+  def send_file(self, path: str, data: bytes, more: dict[str, str], whole: bool) -> None:
+    """Answers with a file, or the part that is asked for, and with more headers."""
     told = self.served.told.get(path, len(data))
     asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
     start, end = 0, told
