@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from etils import epath
 
 from input_pipeline import image_hashes
@@ -21,6 +20,7 @@ from input_pipeline.common.untrusted_files import check_no_pointer
 from input_pipeline.image_hashes import ImageSet
 from mail_jax.export import precision as precisions
 from mail_jax.models.build import Tree, path_name
+from mail_jax.pretrained.weights import write_safetensors
 
 ABOUT = "config.json"
 README = "README.md"
@@ -218,11 +218,7 @@ def write_variables(place: pathlib.Path, variables: Tree, precision: str = "floa
       arrays[name], arrays[f"{name}/{_SCALE}"] = precisions.to_int8(array, axes)
     else:
       arrays[name] = precisions.to_half(array, precision, name)
-  try:
-    safetensors.numpy.save_file(arrays, place, {"format": FORMAT})
-  except safetensors.SafetensorError:
-    # Its error is text alone; the system's own has a number, and leaves what it could write.
-    place.write_bytes(safetensors.numpy.save(arrays, {"format": FORMAT}))
+  write_safetensors(place, arrays, {"format": FORMAT})
 
 
 def variables_from_bytes(data: bytes, shapes: Tree, name: str) -> Tree:

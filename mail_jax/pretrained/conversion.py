@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float
 
 from input_pipeline.common import atomic_files, untrusted_json
 from input_pipeline.common.errors import InputError
-from mail_jax.pretrained.weights import Weights, open_weights
+from mail_jax.pretrained.weights import Weights, open_weights, write_safetensors
 
 Parameters = dict[str, np.ndarray]
 
@@ -237,7 +236,7 @@ def save(pretrained: Pretrained, path: str, form: str) -> None:
   if pretrained.vocab is not None:
     metadata["vocab"] = base64.b64encode(pretrained.vocab).decode()
   with atomic_files.whole_file(path) as temporary:
-    safetensors.numpy.save_file(pretrained.parameters, temporary, metadata)
+    write_safetensors(temporary, pretrained.parameters, metadata)
 
 
 def load_converted(path: pathlib.Path, metadata: dict[str, str], form: str) -> Pretrained:

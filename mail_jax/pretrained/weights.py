@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 by it, in which safetensors may be
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from input_pipeline.common import untrusted_json
 from input_pipeline.common.errors import InputError
@@ -93,6 +94,25 @@ def _open_shards(index: pathlib.Path, stack: contextlib.ExitStack) -> Weights:
     raise InputError(f"{index}: {places[lost]} has no tensor {lost}; download both again")
   shapes = {name: files[str(file)].shapes[name] for name, file in places.items()}
   return Weights(lambda name: files[str(places[name])][name], shapes)
+
+
+def write_safetensors(
+  path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+  """Writes a `.safetensors` file, with the permissions of any new file.
+
+  Raises:
+    OSError: the system refuses to write, as on a full disk.
+  """
+  path.touch()
+  mode = path.stat().st_mode
+  try:
+    safetensors.numpy.save_file(dict(arrays), path, metadata)
+  except safetensors.SafetensorError:
+    # Its error is text alone; the system's own has a number, and leaves what it could write.
+    path.write_bytes(safetensors.numpy.save(dict(arrays), metadata))
+  # The library lets nobody but the owner read the file.
+  path.chmod(mode & 0o777)
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, str]:

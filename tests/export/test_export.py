@@ -56,6 +56,12 @@ def test_every_file_is_listed_with_its_sum(exported):
     assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
 
 
+def test_every_file_may_be_read_by_those_who_may_read_any_new_file(exported, tmp_path):
+  (tmp_path / "new").touch()
+  usual = (tmp_path / "new").stat().st_mode
+  assert {path.stat().st_mode for path in exported.rglob("*") if path.is_file()} == {usual}
+
+
 def test_the_artifact_is_for_every_platform_and_any_number_of_examples(exported):
   artifact = jax.export.deserialize(bytearray((exported / "model.stablehlo").read_bytes()))
   assert set(artifact.platforms) == {"cpu", "cuda", "tpu"}
