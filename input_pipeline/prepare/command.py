@@ -110,7 +110,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     "--rank",
     choices=sorted(ranking.RANKS),
     help="which masks come first: `score`, the proposer's best, or `distinct`, large, stable ones "
-    f"unlike each other, for generators of hundreds of masks (default: {Selection.rank})",
+    "unlike each other, for generators of hundreds of masks, or `given`, as in the file (default: "
+    f"{Selection.rank})",
   )
   masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
   masks.add_argument(
