@@ -22,11 +22,11 @@ After those who lead from these weights: C3VG (arXiv 2501.06710) and InstanceVG 
 of 5e-5 for the encoder and ten times that for what is new, 3 epochs of warm-up, drop path 0.1 and
 batches of 32; OneRef (arXiv 2410.08021) mirrors no images, since it costs accuracy.
 
-What it costs, by `mail_jax.plan` with 8 examples per chip (2026-12-01): 30 epochs of `mixed`, at most
-3.8 M samples, take base at 384 pixels 35 minutes on v5e:4x4 by the compiler's estimate, without
-collectives, and 5.7 GB per chip. On h100:8 their traffic alone takes 7 minutes (3.7 GB per GPU), at
-480 pixels 9 (4.2 GB), and large at 384 pixels 19 (10.2 GB). A batch of 32 fills 4 chips; more chips
-need a larger batch or take longer.
+What it costs, by `mail_jax.plan` with 8 examples per chip (2026-12-01): 30 epochs of `mixed`, at
+most 3.8 M samples, take base at 384 pixels 35 minutes on v5e:4x4 by the compiler's estimate,
+without collectives, and 5.7 GB per chip. On h100:8 their traffic alone takes 7 minutes (3.7 GB per
+GPU), at 480 pixels 9 (4.2 GB), and large at 384 pixels 19 (10.2 GB). A batch of 32 fills 4 chips;
+more chips need a larger batch or take longer.
 
 To beat, overall IoU in percent, trained on one dataset: OneRef-B 77.55, 80.96, 73.53 (RefCOCO val,
 testA, testB), 70.82, 74.53, 64.06 (RefCOCO+), 70.68, 70.61 (RefCOCOg umd val, test). On all three

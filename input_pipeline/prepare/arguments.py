@@ -115,8 +115,9 @@ def _add_masks(parser: argparse.ArgumentParser) -> list[str]:
   masks.add_argument(
     "--rank",
     choices=sorted(ranking.RANKS),
-    help="which masks come first: `score`, the proposer's best, or `distinct`, large, stable ones "
-    f"unlike each other, for generators of hundreds of masks (default: {Selection.rank})",
+    help="which masks come first: `score`, the proposer's best, `distinct`, large, stable ones "
+    "unlike each other, for generators of hundreds of masks, or `given`, as in the file (default: "
+    f"{Selection.rank})",
   )
   masks.add_argument("--min_area", type=float, help="share of the image (default: 0.0002)")
   masks.add_argument(

@@ -40,7 +40,17 @@ def by_distinction(
     highest[left] = np.maximum(highest[left], shared / union)
 
 
-RANKS: dict[str, Callable[..., Iterator[int]]] = {"distinct": by_distinction, "score": by_score}
+def as_given(masks: Bool[np.ndarray, "k h w"], scores: Float[np.ndarray, "k"]) -> Iterator[int]:
+  """Yields masks in their order, such as that of a file by `proposals propose`."""
+  del scores
+  yield from range(len(masks))
+
+
+RANKS: dict[str, Callable[..., Iterator[int]]] = {
+  "distinct": by_distinction,
+  "given": as_given,
+  "score": by_score,
+}
 """Name on the command line -> order."""
 
 

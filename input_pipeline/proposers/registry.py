@@ -184,6 +184,26 @@ def check_turn(proposer: SelectingProposer, path: str) -> None:
     )
 
 
+def find_class(spec: str) -> type:
+  """Returns the class of a proposer by its name on the command line.
+
+  Raises:
+    InputError: there is no such proposer, or it lacks a package.
+  """
+  name = spec.partition(":")[0]
+  path = PROPOSERS.get(name, name)
+  if "." not in path:
+    raise InputError(
+      f"--instances {spec}: unknown proposer; use one of {', '.join(sorted(PROPOSERS))}, or "
+      "package.module.Class for a class of your own"
+    )
+  module, _, class_name = path.rpartition(".")
+  try:
+    return getattr(importlib.import_module(module), class_name)
+  except (ImportError, AttributeError) as error:
+    raise InputError(f"--instances {spec}: {path} cannot be used ({error})") from error
+
+
 def open_proposer(
   spec: str, selection: Selection | None = None, trained_on: str = ""
 ) -> SelectingProposer:
@@ -199,15 +219,9 @@ def open_proposer(
     InputError: there is no such proposer, or its argument is invalid.
   """
   name, _, argument = spec.partition(":")
-  path = PROPOSERS.get(name, name)
-  if "." not in path:
-    raise InputError(
-      f"--instances {spec}: unknown proposer; use one of {', '.join(sorted(PROPOSERS))}, or "
-      "package.module.Class for a class of your own"
-    )
-  module, _, class_name = path.rpartition(".")
+  path, made_by = PROPOSERS.get(name, name), find_class(spec)
   try:
-    proposer = getattr(importlib.import_module(module), class_name)(argument)
+    proposer = made_by(argument)
   except (ImportError, AttributeError, TypeError) as error:
     raise InputError(f"--instances {spec}: {path} cannot be used ({error})") from error
   if not isinstance(proposer, Proposer):

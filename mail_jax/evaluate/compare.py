@@ -178,6 +178,33 @@ def intervals(
   return {name: _interval(values) for name, values in zip(a, differences, strict=True)}
 
 
+def intervals_of_mean(
+  sides: Sequence[Mapping[str, Float[np.ndarray, "2 n"]]],
+  cluster: Int[np.ndarray, "n"],
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+  """Returns 95 % intervals of each metric's mean over models, on the same draws of images.
+
+  Args:
+    sides: as `ratios` returns them for each model, for the same expressions.
+    cluster: of each expression, numbered from 0 without gaps.
+    resamples: number of resamples.
+    seed: of the draws.
+
+  Returns:
+    The lower and the upper bound; nan where no resample has a value.
+  """
+  names = list(sides[0])
+  sums = np.stack([[_by_cluster(side[name], cluster) for name in names] for side in sides])
+  count = int(cluster.max()) + 1
+  parts = [_values(sums, _times(drawn, count)).mean(0) for drawn in draws(count, resamples, seed)]
+  return {
+    name: _interval(values)
+    for name, values in zip(names, np.concatenate(parts, axis=-1), strict=True)
+  }
+
+
 def _by_cluster(
   pair: Float[np.ndarray, "2 n"], cluster: Int[np.ndarray, "n"]
 ) -> Float[np.ndarray, "2 c"]:
@@ -194,10 +221,17 @@ def _differences(
   sums: Float[np.ndarray, "2 m 2 c"], times: Float[np.ndarray, "r c"]
 ) -> Float[np.ndarray, "m r"]:
   """Returns the difference of each metric in each resample; nan where it has none (0 / 0)."""
+  values = _values(sums, times)
+  return values[1] - values[0]
+
+
+def _values(
+  sums: Float[np.ndarray, "s m 2 c"], times: Float[np.ndarray, "r c"]
+) -> Float[np.ndarray, "s m r"]:
+  """Returns each metric of each model in each resample; nan where it has none (0 / 0)."""
   drawn = sums @ times.T
   with np.errstate(invalid="ignore"):
-    values = drawn[:, :, 0] / drawn[:, :, 1]
-  return values[1] - values[0]
+    return drawn[:, :, 0] / drawn[:, :, 1]
 
 
 def _interval(differences: Float[np.ndarray, "r"]) -> tuple[float, float]:

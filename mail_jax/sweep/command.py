@@ -8,16 +8,11 @@ interruption or with more values: finished runs are kept, the others are resumed
 """
 
 import argparse
-import contextlib
 import json
-import os
 import pathlib
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -27,12 +22,10 @@ from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from mail_jax.config import add_config_argument, load_config
 from mail_jax.evaluate import compare, per_expression
-from mail_jax.sweep import grid, results
+from mail_jax.sweep import grid, jobs, results
 from mail_jax.sweep.grid import Trial
 
 _POLL_SECONDS = 0.2
-# Runs of other seeds have the same programs.
-_COMPILED = "JAX_COMPILATION_CACHE_DIR"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,14 +111,14 @@ class _Runs:
   def run(self, queue: Sequence[Trial], configs: dict[Trial, ConfigDict]) -> list[str]:
     """Runs the queue; returns what went wrong. If the first run fails, no other is started."""
     waiting, failed, done = list(reversed(queue)), [], 0
-    with _end_on_sigterm():
+    with jobs.end_on_sigterm():
       try:
         while self.going or (waiting and (done or not failed)):
           while waiting and len(self.going) < self.args.jobs and (done or not failed):
             self._start(waiting.pop())
           for trial, code in self._ended():
             if code:
-              failed.append(f"{self._log(trial)}: {_last_line(self._log(trial))}")
+              failed.append(f"{self._log(trial)}: {jobs.last_line(self._log(trial))}")
             done += not code
             found = results.read(trial, self.place / trial.name, configs[trial])
             score = f"{configs[trial].best_metric} {100 * found.score:.2f}" if found else "no score"
@@ -141,7 +134,7 @@ class _Runs:
     # What was evaluated is an earlier checkpoint's.
     self._rows(trial).unlink(missing_ok=True)
     print(f"{trial.name}  started", flush=True)
-    self.going[trial] = start("mail_jax.train", words, self._log(trial), self.place)
+    self.going[trial] = jobs.start("mail_jax.train", words, self._log(trial), self.place)
 
   def _ended(self) -> Iterator[tuple[Trial, int]]:
     for trial, process in list(self.going.items()):
@@ -157,51 +150,12 @@ class _Runs:
 
   def _end_all(self) -> None:
     """Asks the running ones to save, and waits for them."""
-    for process in self.going.values():
-      with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    for process in self.going.values():
-      process.wait()
+    jobs.end(list(self.going.values()))
 
 
 def rows_of(place: pathlib.Path, trial: Trial) -> pathlib.Path:
   """Returns the file of a run's rows per expression."""
   return place / f"{trial.name}.jsonl"
-
-
-def start(
-  module: str, words: Sequence[str], log: pathlib.Path, place: pathlib.Path
-) -> subprocess.Popen:
-  """Starts a command as a process that Ctrl-C does not reach; what it prints goes to the log."""
-  environment = {_COMPILED: str(place.resolve() / "compiled")} | os.environ
-  with log.open("ab") as file:
-    return subprocess.Popen(
-      [sys.executable, "-m", module, *words],
-      stdin=subprocess.DEVNULL,
-      stdout=file,
-      stderr=file,
-      env=environment,
-      start_new_session=True,
-    )
-
-
-@contextlib.contextmanager
-def _end_on_sigterm() -> Iterator[None]:
-  """Ends as after Ctrl-C on SIGTERM."""
-
-  def end(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-  before = signal.signal(signal.SIGTERM, end)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-def _last_line(log: pathlib.Path) -> str:
-  lines = log.read_text(errors="replace").split("\n")
-  return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 def _evaluated(config: ConfigDict) -> list[str]:
@@ -225,10 +179,10 @@ def _compare(
     config, log = configs[trial], place / f"{trial.name}.log"
     words = ["--checkpoint", str(place / trial.name), "--data_dir", args.data_dir]
     words += [f"--data={name}" for name in ([args.data] if args.data else _evaluated(config))]
-    process = start("mail_jax.evaluate", [*words, "--per_expression", str(rows)], log, place)
+    process = jobs.start("mail_jax.evaluate", [*words, "--per_expression", str(rows)], log, place)
     try:
       if process.wait():
-        raise InputError(f"--compare: {log}: {_last_line(log)}")
+        raise InputError(f"--compare: {log}: {jobs.last_line(log)}")
     except KeyboardInterrupt:
       process.terminate()
       raise

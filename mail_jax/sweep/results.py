@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ class Result:
   metrics: Mapping[str, int | float]
 
 
-def is_finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
+def is_finished(workdir: str | os.PathLike, config: ConfigDict) -> bool:
   """Returns whether a run with this config has made all of its steps."""
   if not checkpoint.exists(str(workdir)):
     return False

@@ -52,6 +52,24 @@ def test_intervals_equal_those_of_a_plain_loop():
     np.testing.assert_allclose(actual[name], np.quantile(values, [0.025, 0.975]), atol=1e-12)
 
 
+def test_intervals_of_a_mean_equal_those_of_a_plain_loop():
+  rng = np.random.default_rng(1)
+  cluster = np.sort(np.append(rng.integers(0, 12, 48), np.arange(12)))
+  sides = [draw(rng, cluster, better) for better in (0.0, 0.7, 0.2)]
+  actual = compare.intervals_of_mean(
+    [compare.ratios(side, ORIGINAL) for side in sides], cluster, resamples=200, seed=3
+  )
+  means: dict[str, list[float]] = {}
+  for images in np.concatenate(list(compare.draws(12, 200, seed=3))):
+    numbers = [i for image in images for i in range(len(cluster)) if cluster[i] == image]
+    by_side = [metrics_by_hand(side, numbers) for side in sides]
+    for name in by_side[0]:
+      means.setdefault(name, []).append(sum(found[name] for found in by_side) / 3)
+  assert actual.keys() == means.keys()
+  for name, values in means.items():
+    np.testing.assert_allclose(actual[name], np.quantile(values, [0.025, 0.975]), atol=1e-12)
+
+
 def test_the_number_drawn_at_a_time_changes_nothing(monkeypatch):
   whole = np.concatenate(list(compare.draws(7, 101)))
   monkeypatch.setattr(compare, "_AT_A_TIME", 50)
