@@ -10,7 +10,7 @@ from input_pipeline.shapes.detector import DetectorNoise
 from input_pipeline.sources import scene_source
 from input_pipeline.sources.source import Task, TaskResult
 
-_SPLITS = ("train", "val")
+_SPLITS: tuple[str, ...] = ("train", "val")
 # Numbers of scenes that no split of `shapes` reaches.
 _APART = 1_000_000
 
