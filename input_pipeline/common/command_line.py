@@ -52,6 +52,11 @@ COMMANDS = {
     "train with every combination of some settings",
     "interrupted; run the same command again to go on",
   ),
+  "reproduce": Command(
+    "mail_jax.reproduce",
+    "make the paper's table, from raw files to a page",
+    "interrupted; run the same command again to go on",
+  ),
   "evaluate": Command(
     "mail_jax.evaluate", "compute metrics, or compare two evaluations", several=True
   ),
