@@ -115,7 +115,8 @@ def to_markdown(found: Mapping[str, Any]) -> str:
 
 def title_of(found: Mapping[str, Any]) -> str:
   """Returns the heading of the table."""
-  return f"{found['settings']['recipe']} on the RefCOCO family"
+  recipe = found["settings"]["recipe"].rpartition("/")[2]
+  return f"{recipe} on the RefCOCO family"
 
 
 def notes_of(found: Mapping[str, Any]) -> list[str]:
@@ -127,6 +128,9 @@ def notes_of(found: Mapping[str, Any]) -> list[str]:
     for row in rows
     if row["expressions"] != row["published_expressions"]
   }
+  there = {(row["set"], row["split"]) for row in rows}
+  for name in dict.fromkeys(row["set"] for row in rows):
+    parts |= {f"{name}/{split} none": None for split in SPLITS[name] if (name, split) not in there}
   if parts:
     notes.append(
       f"not the published splits (expressions: {', '.join(parts)}): these numbers do not compare "

@@ -105,7 +105,8 @@ def _check_table(out: pathlib.Path) -> None:
   """Checks that the table has what `evaluate` wrote, for every split of the four data sets."""
   found = json.loads((out / "table.json").read_text())
   splits = {(row["set"], row["split"]) for row in found["rows"]}
-  assert splits == {(name, split) for name in published.SETS for split in published.SPLITS[name]}
+  whole = {(name, split) for name in published.SETS for split in published.SPLITS[name]}
+  assert splits == whole - {("refcocog_umd", "test")}  # of which the excerpt has nothing
   assert len(found["rows"]) == 4 * len(splits)
   for row in found["rows"]:
     path = out / "metrics/unc,seed=0" / row["masks"] / f"{row['protocol']}.json"

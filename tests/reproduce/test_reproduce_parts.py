@@ -506,8 +506,12 @@ def test_overrides_pass_and_other_words_do_not(tmp_path):
 
 
 def test_a_step_whose_parent_was_killed_is_ended_before_the_next_start(tmp_path):
-  code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit()); time.sleep(60)"
-  process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+  code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit()); "
+  code += "print(1, flush=True); time.sleep(60)"
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE
+  )
+  assert process.stdout and process.stdout.readline()
   state.note_running(tmp_path, process)
   # It would be reaped by its new parent.
   threading.Thread(target=process.wait).start()
