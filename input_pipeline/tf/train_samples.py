@@ -53,7 +53,7 @@ class Table:
     return self.ref.shape[0]
 
   def read(self, record: tf.Tensor) -> Fields:
-    """Reads and parses a record."""
+    """Returns the fields of a record, read from its file."""
     path = self.path[self.file[record]]
     example = record_index.read_at(path, self.offset[record], self.length[record])
     return record_reader.parse(example)
