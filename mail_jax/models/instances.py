@@ -75,9 +75,10 @@ def sum_inside(
   A matrix product in the dtype of the maps. It counts pixels exactly, below 2^24 of them.
   """
   # An einsum over rows and columns is many times slower on CPUs.
-  pixels = maps.reshape(*maps.shape[:2], -1)
+  batch, number, height, width = maps.shape
+  pixels = maps.reshape(batch, number, height * width)
   sums = [
-    product("bkp,bmp->bkm", masks.reshape(*masks.shape[:2], -1), pixels)
+    product("bkp,bmp->bkm", masks.reshape(*masks.shape[:2], height * width), pixels)
     for masks in unpack_by_plane(planes, count, maps.dtype)
   ]
   return jnp.concatenate(sums, 1)
