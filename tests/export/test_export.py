@@ -353,7 +353,7 @@ def test_a_model_of_three_gigabytes_is_exported_and_runs(form, tmp_path):
     noise = rng.standard_normal(leaf.shape, np.float32)
     if path_name(path).endswith("/var"):
       return 1 + np.abs(noise)
-    return noise / max(np.prod(leaf.shape[:-1]), 16) ** 0.5
+    return noise / np.float32(max(np.prod(leaf.shape[:-1]), 16) ** 0.5)
 
   variables = jax.tree_util.tree_map_with_path(draw, tiny_model.shapes(config))
   assert sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) > _GIGABYTES
