@@ -15,7 +15,7 @@ _AMOUNTS = (
   # Of XLA for TPUs, of XLA elsewhere and TensorFlow, of NumPy.
   (re.compile(r"Used (\S+) of (\S+) hbm"), "{0} of {1} of the device's memory are needed"),
   (re.compile(r"alloc\w+ (\d+) bytes"), "{gb:.2g} GB more could not be had"),
-  (re.compile(r"allocate (\d[\d.]* ?[KMGTPE]i?B)"), "{0} more could not be had"),
+  (re.compile(r"allocate (\d+(?:\.\d+)?)\.?( ?[KMGTPE]i?B)"), "{0}{1} more could not be had"),
 )
 # Where nothing better is known.
 _WAYS_OUT = ("end other programs", "use a machine with more memory")

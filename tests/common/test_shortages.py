@@ -38,6 +38,10 @@ class RuntimeException(Exception):
       "out of memory: 17.18GiB more could not be had",
     ),
     (
+      MemoryError("Unable to allocate 422. MiB for an array with shape (27, 4096)"),
+      "out of memory: 422 MiB more could not be had",
+    ),
+    (
       XlaRuntimeError(
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.55G of 15.75G hbm. "
         "Exceeded hbm capacity by 4.80G."
