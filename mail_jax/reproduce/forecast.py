@@ -16,6 +16,9 @@ from mail_jax.reproduce.stages import Stage, Table, best_step
 from mail_jax.reproduce.timing import Speed
 from mail_jax.train.length import count_steps
 
+# Seconds that a command takes to import, read a checkpoint and compile.
+_START = 30
+
 
 def make_length(run: Run, contents: Mapping[str, Contents], speed: Speed) -> Length:
   """Returns the length of a run as its recipe has it.
@@ -113,10 +116,6 @@ def left(
   return lines
 
 
-# Seconds that a command takes to import, read a checkpoint and compile.
-_START = 30
-
-
 def _done(table: Table, length: Length) -> float:
   """Returns the share of a run's steps that an earlier start has made."""
   step = best_step(table.run_dir(length.run)) or 0
@@ -151,11 +150,6 @@ def text(lines: Sequence[Line]) -> str:
   if len(known) < len(lines):
     total += " without what is not known yet"
   return "\n".join([f"{total}:", *rows])
-
-
-def speeds_to_json(speeds: Mapping[str, Speed]) -> dict[str, dict[str, float | str]]:
-  """Returns speeds as JSON."""
-  return {key: dataclasses.asdict(speed) for key, speed in speeds.items()}
 
 
 def read_speed(run: Run, path: pathlib.Path, planned: bool) -> Speed:
