@@ -24,8 +24,8 @@ Rules = Sequence[tuple[str, Rule]]
 # An abstract mesh, without devices, is enough to plan a placement.
 AnyMesh = Mesh | AbstractMesh
 
-AXES = ("data", "fsdp")
-# The axes of a rule of one word.
+AXES = ("slice", "data", "fsdp")
+# The axes of a rule of one word: none shards over slices, which only a slow network joins.
 _SHARDED_BY = {"fsdp": ("fsdp",), "zero1": ("fsdp", "data")}
 # Instead of a dtype, for a parameter that is not sent: see `make_gather_and_scatter`.
 STAYS = object()
@@ -34,12 +34,14 @@ _MIN_SHARDED_BYTES = 2**17
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-  """Returns a mesh with the axes `data` and `fsdp`; one size may be -1, for all remaining devices.
+  """Returns a mesh with the axes `slice`, `data` (of each slice) and `fsdp`.
+
+  A slice is what fast links join: a TPU slice, or a machine with GPUs.
 
   Args:
-    data: number of copies of the model, each for its own examples.
-    fsdp: number of devices that share one copy, each for its own examples too; of one slice, if
-      there are several (TPU slices, or machines with GPUs), which only a slower network joins.
+    data: number of copies of the model on all slices, each for its own examples; -1 for as many as
+      the devices allow, which holds for `fsdp`, too.
+    fsdp: number of devices of a slice that share one copy, each for its own examples too.
     devices: to use; all by default.
 
   Raises:
@@ -55,11 +57,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     raise InputError(
       f"config.mesh: data {data} x fsdp {fsdp} is not {count}, the number of devices; one may be -1"
     )
-  return Mesh(_arrange(sizes["fsdp"], devices), AXES, axis_types=(AxisType.Auto,) * 2)
+  return Mesh(_arrange(sizes["fsdp"], devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _arrange(fsdp: int, devices: Sequence[Any]) -> np.ndarray:
-  """Returns the devices as [data, fsdp], so that neighbours on the network are neighbours in it."""
+  """Returns the devices as [slice, data, fsdp], neighbours on a link next to each other."""
   # Devices of a single slice may not say so.
   slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
   smallest, largest = min(slices.values()), max(slices.values())
@@ -74,10 +76,10 @@ def _arrange(fsdp: int, devices: Sequence[Any]) -> np.ndarray:
     )
   # A side of the torus is split where no other arrangement fits.
   options: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
-  within = (smallest // fsdp, fsdp)
+  within = (1, smallest // fsdp, fsdp)
   if len(slices) == 1:
     return mesh_utils.create_device_mesh(within, **options)
-  return mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1), **options)
+  return mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1, 1), **options)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -99,8 +101,8 @@ def state_sharding(mesh: AnyMesh, state: Tree, rules: Rules = ((".*", "fsdp"),))
     rules: ordered (regex, rule); the first whose regex matches in the path of an array, such as
       `variables/params/encoder/block00/qkv/kernel` or `opt_state/1/mu/...`, applies. `fsdp` shards
       a dimension that the axis divides, of arrays that are large enough; `zero1` shards over
-      `data`, too, so that each device updates its own part of the model; `replicate` does not
-      shard; a tuple names an axis, or None, for every dimension.
+      `data`, too, so that each device of a slice updates its own part of the model; `replicate`
+      does not shard; a tuple names an axis, or None, for every dimension.
 
   Raises:
     InputError: no rule matches an array, a rule is unknown, or does not fit an array.

@@ -285,7 +285,7 @@ def table(plans: list[Plan]) -> str:
   """Formats plans as a Markdown table, one row each."""
   header = [
     "slice",
-    "data x fsdp",
+    "mesh",
     "batch per chip",
     "GiB per chip",
     "of",
@@ -334,7 +334,7 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 def _row(plan: Plan) -> list[str]:
-  row = [plan.topology, f"{plan.mesh['data']} x {plan.mesh['fsdp']}"]
+  row = [plan.topology, mesh_name(plan.mesh)]
   row.append(f"{plan.batch_size / plan.chips:g}")
   cost = plan.estimate
   if cost is None:

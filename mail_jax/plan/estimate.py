@@ -289,8 +289,8 @@ def _part(work: costs.Work, whole: costs.Work, clock: float, peak: float) -> Par
 
 
 def mesh_name(mesh: dict[str, int]) -> str:
-  """Returns a name such as `data 4 x fsdp 4`."""
-  return " x ".join(f"{name} {size}" for name, size in mesh.items())
+  """Returns a name such as `data 4 x fsdp 4`, with the slices if there are several."""
+  return " x ".join(f"{name} {size}" for name, size in mesh.items() if (name, size) != ("slice", 1))
 
 
 def vocab_size(config: ConfigDict) -> int:

@@ -172,7 +172,7 @@ def test_the_program_contains_the_shardings_that_were_asked_for(results):
   text = str(results["one_process 2x4"]["lowered"])
   head, body = text[text.index("@main(") :].split("{\n", 1)
   arguments, outputs = (re.findall(r"sdy\.sharding<@mesh, (\[.*?\])>", x) for x in head.split("->"))
-  batch = [place for place in arguments if place.startswith('[{"data", "fsdp"}')]
+  batch = [place for place in arguments if place.startswith('[{"slice", "data", "fsdp"}')]
   assert len(batch) == 8  # The fields of a batch, with the jitter factors of each image.
   cut = _cut(4)
   # Parameters, their average, and the two moments of Adam.
@@ -229,7 +229,7 @@ def test_zero1_gathers_parameters_once_sums_gradients_once_and_sends_rows_of_the
 
 
 def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_kept_in_float32():
-  mesh = AbstractMesh((2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+  mesh = _mesh(1, 2, 4)
   placed = {
     name: NamedSharding(mesh, spec)
     for name, spec in {"kernel": P(None, "fsdp"), "words": P("fsdp"), "small": P()}.items()
@@ -251,14 +251,15 @@ def test_what_is_read_in_bfloat16_travels_so_and_its_gradient_is_kept_in_float32
 
 
 @pytest.mark.parametrize(
-  ("shape", "rule"), [((1, 8), "fsdp"), ((8, 1), "zero1"), ((2, 4), "zero1")]
+  ("shape", "rule"),
+  [((1, 1, 8), "fsdp"), ((1, 8, 1), "zero1"), ((1, 2, 4), "zero1"), ((64, 8, 1), "zero1")],
 )
 def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer(shape, rule):
   """Allows 5 % more for arrays that are too small to shard."""
   config = recipe("refcoco")
   model, optimizer = make_model(config, vocab_size=30522), make_optimizer_from(config)
   state = jax.eval_shape(lambda: create_state(model, optimizer, config))
-  mesh = AbstractMesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+  mesh = _mesh(*shape)
   kept = (state.variables["params"], state.opt_state)
   placed = sharding.state_sharding(mesh, kept, ((".*", rule),))
   leaves = jax.tree.leaves(sharding.shapes_at(kept, placed))
@@ -268,9 +269,13 @@ def test_a_device_of_eight_holds_an_eighth_of_vilt_and_its_optimizer(shape, rule
   assert held <= total / 8 * 1.05
 
 
+def _mesh(*sizes: int) -> AbstractMesh:
+  return AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def _place(rules, **arrays: tuple[int, ...]) -> dict[str, P]:
   shapes = {name: jax.ShapeDtypeStruct(shape, jax.numpy.float32) for name, shape in arrays.items()}
-  mesh = AbstractMesh((2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+  mesh = _mesh(2, 2, 4)
   return {name: place.spec for name, place in sharding.state_sharding(mesh, shapes, rules).items()}
 
 
@@ -318,8 +323,8 @@ def test_a_rule_that_cannot_be_followed_is_named(rules, message):
 
 def test_minus_one_takes_what_is_left():
   devices = jax.device_count()
-  assert dict(make_mesh().shape) == {"data": devices, "fsdp": 1}
-  assert dict(make_mesh(1, -1).shape) == {"data": 1, "fsdp": devices}
+  assert dict(make_mesh().shape) == {"slice": 1, "data": devices, "fsdp": 1}
+  assert dict(make_mesh(1, -1).shape) == {"slice": 1, "data": 1, "fsdp": devices}
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(-1, -1), (1000, 1), (-1, 1000), (0, -1), (-2, 1)])
@@ -347,16 +352,19 @@ def _devices(*slices: int) -> list[_Device]:
 
 @pytest.mark.parametrize(
   ("data", "fsdp", "shape"),
-  [(-1, 1, (8, 1)), (8, -1, (8, 1)), (-1, 2, (4, 2)), (4, 2, (4, 2)), (-1, 4, (2, 4))],
+  [
+    (-1, 1, (2, 4, 1)),
+    (8, -1, (2, 4, 1)),
+    (-1, 2, (2, 2, 2)),
+    (4, 2, (2, 2, 2)),
+    (-1, 4, (2, 1, 4)),
+  ],
 )
 def test_data_goes_over_the_slices_and_fsdp_stays_within_one(data, fsdp, shape):
   mesh = make_mesh(data, fsdp, _devices(4, 4))
   assert mesh.devices.shape == shape
   slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
-  assert (slices == slices[:, :1]).all()  # A copy of the model is in one slice.
-  # The copies of a slice follow one another, so that their gradients are summed within it first.
-  assert slices[:, 0].tolist() == sorted(slices[:, 0])
-  assert sorted(slices[:, 0]) == [0] * (shape[0] // 2) + [1] * (shape[0] // 2)
+  assert (slices[0] == 0).all() and (slices[1] == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_plan_is_printed_and_written(one_chip, tmp_path, capsys):
   (row,) = report["plans"]
   assert report["chips"]["v5e"]["flops"] == 197e12
   assert (row["topology"], row["chips"], row["hosts"]) == ("v5e:1x1", 1, 1)
-  assert row["mesh"] == {"data": 1, "fsdp": 1}
+  assert row["mesh"] == {"slice": 1, "data": 1, "fsdp": 1}
   assert (row["batch_size"], row["largest_batch"]) == (4, None)
   actual, memory = row["estimate"], row["estimate"]["memory"]
   # Parameters, their average and two moments in float32; image and target of four examples.
@@ -127,14 +127,16 @@ def test_slices_and_splits_make_a_table(one_chip, monkeypatch, tmp_path, capsys)
   monkeypatch.setattr(ahead, "open_topology", lambda t: jax.devices()[:1] * t.chips)
   monkeypatch.setattr(ahead, "make_program", lambda config, vocab, devices: _program(config))
   run("--topology", "v4:2x2x1", "--sweep", "--json", str(tmp_path / "p.json"), topology="v5e:2x2")
+  printed = capsys.readouterr().out
   rows = re.findall(
-    r"^\| (v\S+) +\| (\d+ x \d+) +\| (\S+) +\| (.*?) +\| (\S+)", capsys.readouterr().out, re.M
+    r"^\| (v\S+) +\| (data \d x fsdp \d) +\| (\S+) +\| (.*?) +\| (\S+)", printed, re.M
   )
   refused, of = "17.25: does not fit", "15.75"
   assert [row[:2] for row in rows] == [
-    ("v5e:2x2", "4 x 1"), ("v5e:2x2", "2 x 2"), ("v5e:2x2", "1 x 4"),
-    ("v4:2x2x1", "4 x 1"), ("v4:2x2x1", "2 x 2"), ("v4:2x2x1", "1 x 4"),
-  ]  # fmt: skip
+    (name, f"data {4 // fsdp} x fsdp {fsdp}")
+    for name in ("v5e:2x2", "v4:2x2x1")
+    for fsdp in (1, 2, 4)
+  ]
   assert {row[2:] for row in rows} == {("2", refused, of)}
   reasons = {row["refused"] for row in json.loads((tmp_path / "p.json").read_text())["plans"]}
   assert reasons == {"RESOURCE_EXHAUSTED: Used 17.25G of 15.75G hbm. Exceeded by 1.5G."}
@@ -160,7 +162,8 @@ class _Program:
 def _program(config) -> _Program:
   """Stands for one on devices that are not there."""
   fsdp = config.mesh.fsdp
-  return _Program(config, _Mesh({"data": 4 // fsdp, "fsdp": fsdp}), _Shapes({"params": {}}))
+  mesh = _Mesh({"slice": 1, "data": 4 // fsdp, "fsdp": fsdp})
+  return _Program(config, mesh, _Shapes({"params": {}}))
 
 
 def test_the_largest_batch_is_searched_from_the_given_one_in_steps_that_divide(
