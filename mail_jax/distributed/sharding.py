@@ -62,9 +62,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
 
 def _arrange(fsdp: int, devices: Sequence[Any]) -> np.ndarray:
   """Returns the devices as [slice, data, fsdp], neighbours on a link next to each other."""
-  # Devices of a single slice may not say so.
-  slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
-  smallest, largest = min(slices.values()), max(slices.values())
+  slices = collections.defaultdict(list)
+  for device in devices:
+    slices[_slice_of(device)].append(device)
+  sizes = [len(of_one) for of_one in slices.values()]
+  smallest, largest = min(sizes), max(sizes)
   if smallest < largest:
     raise InputError(
       f"config.mesh: the slices have {smallest} to {largest} devices; use slices of one size"
@@ -75,11 +77,25 @@ def _arrange(fsdp: int, devices: Sequence[Any]) -> np.ndarray:
       f"set fsdp to {smallest} or a divisor of it, and data to -1"
     )
   # A side of the torus is split where no other arrangement fits.
-  options: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
-  within = (1, smallest // fsdp, fsdp)
-  if len(slices) == 1:
-    return mesh_utils.create_device_mesh(within, **options)
-  return mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1, 1), **options)
+  return np.stack(
+    [
+      mesh_utils.create_device_mesh(
+        (smallest // fsdp, fsdp), of_one, allow_split_physical_axes=True
+      )
+      for _, of_one in sorted(slices.items())
+    ]
+  )
+
+
+def _slice_of(device: Any) -> int:
+  """Returns the number of a device's slice, which versions and platforms of JAX call differently.
+
+  GPUs of a topology without machines do not say it, and devices of a single slice may not.
+  """
+  for name in ("slice_index", "partition_index"):
+    if (number := getattr(device, name, None)) is not None:
+      return number
+  return device.process_index if device.platform == "gpu" else 0
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

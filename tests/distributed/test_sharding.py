@@ -364,7 +364,23 @@ def test_data_goes_over_the_slices_and_fsdp_stays_within_one(data, fsdp, shape):
   mesh = make_mesh(data, fsdp, _devices(4, 4))
   assert mesh.devices.shape == shape
   slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
-  assert (slices[0] == 0).all() and (slices[1] == 1).all()
+  assert (slices[0] == 0).all()
+  assert (slices[1] == 1).all()
+
+
+def test_gpus_of_a_machine_form_a_slice_whatever_names_it():
+  @dataclasses.dataclass(frozen=True)
+  class Gpu:
+    id: int
+    process_index: int
+    partition_index: int | None
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+  named = [Gpu(i, i // 2, 1 - i // 4) for i in range(8)]  # Two machines share a faster network.
+  assert [d.id for d in make_mesh(devices=named).devices.flat] == [4, 5, 6, 7, 0, 1, 2, 3]
+  unnamed = [Gpu(i, i // 2, None) for i in range(8)]
+  assert make_mesh(devices=unnamed).devices.shape == (4, 2, 1)
 
 
 @pytest.mark.parametrize(

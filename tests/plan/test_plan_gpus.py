@@ -106,9 +106,10 @@ def test_gradients_are_summed_within_hosts_and_between_them(alone):
   assert actual.memory.arguments == pytest.approx(alone.memory.arguments, rel=0.01)
 
 
-def test_devices_of_a_mesh_are_in_the_order_of_hosts():
+def test_a_machine_is_a_slice_of_the_mesh():
   devices = ahead.open_topology(chips.parse_topology("h100:2x4"))
   program = ahead.make_program(make_config(8), 320, devices)
+  assert program.mesh.devices.shape == (2, 4, 1)
   assert [d.process_index for d in program.mesh.devices.flat] == [0] * 4 + [1] * 4
 
 
