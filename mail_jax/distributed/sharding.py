@@ -33,7 +33,23 @@ STAYS = object()
 _MIN_SHARDED_BYTES = 2**17
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def slice_of(device: Any) -> int:
+  """Returns the number of a device's slice; devices of a single slice may not say it."""
+  names = ("slice_index", "partition_index")  # Versions of JAX differ.
+  return next((number for name in names if (number := getattr(device, name, None)) is not None), 0)
+
+
+def host_of(device: Any) -> int:
+  """Returns the number of a device's host."""
+  return device.process_index
+
+
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  devices: Sequence[Any] | None = None,
+  slice_of: Callable[[Any], int] = slice_of,
+) -> Mesh:
   """Returns a mesh with the axes `slice`, `data` (of each slice) and `fsdp`.
 
   A slice is what fast links join: a TPU slice, or a machine with GPUs.
@@ -43,6 +59,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
       the devices allow, which holds for `fsdp`, too.
     fsdp: number of devices of a slice that share one copy, each for its own examples too.
     devices: to use; all by default.
+    slice_of: returns the number of a device's slice.
 
   Raises:
     InputError: the product of the sizes is not the number of devices, or `fsdp` would be cut across
@@ -57,14 +74,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
     raise InputError(
       f"config.mesh: data {data} x fsdp {fsdp} is not {count}, the number of devices; one may be -1"
     )
-  return Mesh(_arrange(sizes["fsdp"], devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(
+    _arrange(sizes["fsdp"], devices, slice_of), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+  )
 
 
-def _arrange(fsdp: int, devices: Sequence[Any]) -> np.ndarray:
+def _arrange(fsdp: int, devices: Sequence[Any], slice_of: Callable[[Any], int]) -> np.ndarray:
   """Returns the devices as [slice, data, fsdp], neighbours on a link next to each other."""
   slices = collections.defaultdict(list)
   for device in devices:
-    slices[_slice_of(device)].append(device)
+    slices[slice_of(device)].append(device)
   sizes = [len(of_one) for of_one in slices.values()]
   smallest, largest = min(sizes), max(sizes)
   if smallest < largest:
@@ -85,17 +104,6 @@ def _arrange(fsdp: int, devices: Sequence[Any]) -> np.ndarray:
       for _, of_one in sorted(slices.items())
     ]
   )
-
-
-def _slice_of(device: Any) -> int:
-  """Returns the number of a device's slice, which versions and platforms of JAX call differently.
-
-  GPUs of a topology without machines do not say it, and devices of a single slice may not.
-  """
-  for name in ("slice_index", "partition_index"):
-    if (number := getattr(device, name, None)) is not None:
-      return number
-  return device.process_index if device.platform == "gpu" else 0
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

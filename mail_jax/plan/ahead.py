@@ -150,7 +150,10 @@ def compiler_versions() -> dict[str, str]:
 
 def make_program(config: ConfigDict, vocab_size: int, devices: list[Any]) -> Program:
   """Builds the programs of a config on the devices, with the config's mesh."""
-  return build_program(config, vocab_size, sharding.make_mesh(**config.mesh, devices=devices))
+  # JAX tells a real GPU's slice by the links between machines; here all say 0.
+  slice_of = sharding.host_of if devices[0].platform == "gpu" else sharding.slice_of
+  mesh = sharding.make_mesh(**config.mesh, devices=devices, slice_of=slice_of)
+  return build_program(config, vocab_size, mesh)
 
 
 def compile_lowered(

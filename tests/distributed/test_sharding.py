@@ -368,19 +368,17 @@ def test_data_goes_over_the_slices_and_fsdp_stays_within_one(data, fsdp, shape):
   assert (slices[1] == 1).all()
 
 
-def test_gpus_of_a_machine_form_a_slice_whatever_names_it():
+def test_a_slice_is_what_shares_a_fast_network_whatever_it_is_called():
   @dataclasses.dataclass(frozen=True)
   class Gpu:
     id: int
     process_index: int
-    partition_index: int | None
+    partition_index: int
     platform: str = "gpu"
     device_kind: str = "NVIDIA H100"
 
   named = [Gpu(i, i // 2, 1 - i // 4) for i in range(8)]  # Two machines share a faster network.
   assert [d.id for d in make_mesh(devices=named).devices.flat] == [4, 5, 6, 7, 0, 1, 2, 3]
-  unnamed = [Gpu(i, i // 2, None) for i in range(8)]
-  assert make_mesh(devices=unnamed).devices.shape == (4, 2, 1)
 
 
 @pytest.mark.parametrize(
