@@ -105,6 +105,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     "--json", metavar="FILE", help="the result as JSON; - prints it, and nothing else"
   )
   parser.add_argument(
+    "--explain",
+    action="store_true",
+    help="tell what the choice of the instance depends on, word by word; for one image",
+  )
+  parser.add_argument(
     "--on_error",
     choices=("stop", "skip"),
     default="stop",
@@ -162,6 +167,7 @@ def _predict_one(args: argparse.Namespace) -> None:
   drawing.save(Image.fromarray(result.overlay()), args.out)
   if args.json:
     row = {"image": name, "overlay": args.out} | outputs.to_row(result)
+    row |= {"explanation": result.explain().to_json()} if args.explain else {}
     if args.json == "-":
       print(json.dumps(row))
       return
@@ -171,6 +177,8 @@ def _predict_one(args: argparse.Namespace) -> None:
   if args.image is None:
     print(f'{name}: "{expression}"')
   print(f"{args.out}: {_summarise(result)}")
+  if args.explain:
+    print("\n".join(result.explain().lines()))
 
 
 def _summarise(result: Segmentation) -> str:
@@ -192,7 +200,7 @@ def _predict_many(args: argparse.Namespace) -> None:
       f"--out {args.out}: for several images or expressions this is a folder; name one, such as "
       "answers"
     )
-  for option in ("mask", "json"):
+  for option in ("mask", "json", "explain"):
     if getattr(args, option):
       raise InputError(
         f"--{option} is for a single image and expression; for several, predictions.jsonl in --out "

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
@@ -20,6 +20,8 @@ from mail_jax.export import load
 from mail_jax.models.build import Batch, Variables
 from mail_jax.models.mail import Output, find_mask
 from mail_jax.models.resize import resize_logits
+from mail_jax.predict import explanation
+from mail_jax.predict.explanation import Explanation
 from mail_jax.predict.inputs import ImageInstances, InstancesLike
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -46,6 +48,7 @@ class Segmentation:
     was_cut: whether the expression was longer than the model's limit.
     no_target_probability: that the image has no target; above 0.5 the mask is empty. None if the
       model does not predict it (`model.no_target`).
+    explainer: computes `explain`.
   """
 
   image: UInt8[np.ndarray, "h w 3"]
@@ -57,6 +60,22 @@ class Segmentation:
   selected: int | None
   was_cut: bool
   no_target_probability: float | None = None
+  explainer: Callable[[], Explanation] | None = dataclasses.field(
+    default=None, repr=False, compare=False
+  )
+
+  def explain(self) -> Explanation:
+    """Returns what the choice of the instance depends on, word by word and instance by instance.
+
+    Runs the encoder once per word and once per instance, and the decoder not at all, except for
+    models that were exported as a program.
+
+    Raises:
+      InputError: the result is not a `Segmenter`'s.
+    """
+    if self.explainer is None:
+      raise InputError("explain: only the results of a Segmenter can be explained")
+    return self.explainer()
 
   def overlay(self) -> UInt8[np.ndarray, "h w 3"]:
     """Draws the mask in blue and the outline of the selected instance in yellow on the image."""
@@ -82,12 +101,25 @@ def jit_predict(apply: Callable[[Variables, Batch], Output], selection: str) -> 
     logits = resize_logits(output.tiles, batch["original_size"], canvas)
     no_target = None if output.no_target is None else jax.nn.sigmoid(output.no_target)
     mask, scores = find_mask(logits, output.no_target), output.selection_logits
-    # With `multi` each instance has its own gate, and "none" is right if all are closed.
-    multi = selection == "multi"
-    weights = jax.nn.sigmoid(scores - scores[:, -1:]) if multi else jax.nn.softmax(scores, -1)
-    return jax.nn.sigmoid(logits), mask, weights, no_target
+    return jax.nn.sigmoid(logits), mask, _weigh(scores, selection), no_target
 
   return jax.jit(predict, static_argnames="canvas")
+
+
+def jit_choose(apply: Callable[[Variables, Batch], Output], selection: str) -> Any:
+  """Compiles (variables, batch) -> the probabilities of the instances; see `jit_predict`.
+
+  XLA leaves out the decoder, whose result is not used.
+  """
+  return jax.jit(
+    lambda variables, batch: _weigh(apply(variables, batch).selection_logits, selection)
+  )
+
+
+def _weigh(scores: jax.Array, selection: str) -> jax.Array:
+  # With `multi` each instance has its own gate, and "none" is right if all are closed.
+  multi = selection == "multi"
+  return jax.nn.sigmoid(scores - scores[:, -1:]) if multi else jax.nn.softmax(scores, -1)
 
 
 class Segmenter:
@@ -111,6 +143,7 @@ class Segmenter:
     self._compiler = threading.Lock()
 
     self._predict = jit_predict(model.apply, model.config.model.selection)
+    self._choose = jit_choose(model.apply, model.config.model.selection)
 
   @classmethod
   def load(cls, workdir: str, step: str | int = "best", backend: str = "") -> "Segmenter":
@@ -204,7 +237,17 @@ class Segmenter:
       selected=best if best < count and has_target else None,
       was_cut=bool(was_cut[0]),
       no_target_probability=no_target_probability,
+      explainer=lambda: self._explain(prepared, expression, count),
     )
+
+  def _explain(self, prepared: dict[str, jax.Array], expression: str, count: int) -> Explanation:
+    image = jax.device_get({name: x for name, x in prepared.items() if name != "original_size"})
+
+    def choose(batch: Mapping[str, Any]) -> Any:
+      return jax.device_get(self._choose(self._variables, self._model.complete(batch)))
+
+    tokenizer, max_tokens = self._model.tokenizer, self._model.config.max_tokens
+    return explanation.explain(choose, image, expression, count, tokenizer, max_tokens)
 
   def _run(self, batch: dict[str, Any], height: int, width: int) -> Any:
     """Runs the model; threads with a new size wait for the one that compiles it."""

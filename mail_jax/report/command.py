@@ -194,7 +194,11 @@ def _draw(
   segmenter = Segmenter(model)
   for name, by_heading in chosen.items():
     rows = [row for of_heading in by_heading.values() for row in of_heading]
-    pictures = iter(predictions.draw(segmenter, data_dir, name, rows, _PICTURE_BYTES // total))
+    explained = [
+      heading == predictions.EXPLAINED for heading, some in by_heading.items() for _ in some
+    ]
+    limit = _PICTURE_BYTES // total
+    pictures = iter(predictions.draw(segmenter, data_dir, name, rows, limit, explained))
     for heading, of_heading in by_heading.items():
       drawn[heading] += [next(pictures) for _ in of_heading]
   differing = sum(

@@ -82,6 +82,9 @@ svg .track { fill: var(--line); opacity: .55 }
 .swatch { height: .7em; width: 1.1em }
 .prediction { background: #1e6eff }
 .expression { font-size: 1.02rem; font-weight: 600 }
+.adds1 { --share: 12% } .adds2 { --share: 24% } .adds3 { --share: 36% } .adds4 { --share: 48% }
+.word { background: color-mix(in srgb, var(--c1) var(--share, 0%), transparent) }
+.word { border-radius: .25rem; padding: .1rem .25rem; white-space: nowrap }
 .score { font-variant-numeric: tabular-nums }
 .facts { display: grid; gap: 1.1rem }
 .facts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)) }

@@ -13,13 +13,18 @@ from input_pipeline.common.errors import InputError
 from input_pipeline.common.html import escape
 from input_pipeline.records import object_size
 from mail_jax.evaluate.per_expression import Row
+from mail_jax.predict.explanation import Explanation
 from mail_jax.predict.segmenter import Segmentation, Segmenter
+from mail_jax.report.quality import outcome_of
 
 HEADINGS = {
   "best": "highest IoU first, one expression per image; ties in a fixed random order",
-  "worst": "lowest IoU first, one expression per image; ties in a fixed random order",
+  "worst": "lowest IoU first, one expression per image; ties in a fixed random order. Next to each "
+  "word: the points that the probability of what is chosen falls without it",
   "random": "images drawn uniformly with a fixed seed, each with one of its expressions",
 }
+# The heading under which the choice of the instance is explained.
+EXPLAINED = "worst"
 # The longer side of a drawn image, in pixels; the first is sharp at the width of a phone.
 _SIDES = (560, 420, 315, 236, 177)
 _QUALITIES = (82, 70, 58, 46, 34)
@@ -41,6 +46,7 @@ class DrawnPrediction:
     width, height: of the picture, in pixels.
     instances: number of instances that the model selected from.
     iou: of the mask that is drawn; equal to the row's if the row is of this model.
+    explanation: of the choice of the instance, where it is shown.
   """
 
   row: Row
@@ -49,6 +55,7 @@ class DrawnPrediction:
   height: int
   instances: int
   iou: float
+  explanation: Explanation | None = None
 
 
 def choose(rows: Sequence[Row], count: int) -> dict[str, list[Row]]:
@@ -87,7 +94,12 @@ def _at_random(rows: Sequence[Row], chance: np.ndarray, count: int) -> list[Row]
 
 
 def draw(
-  segmenter: Segmenter, data_dir: str, name: str, rows: Sequence[Row], limit: int
+  segmenter: Segmenter,
+  data_dir: str,
+  name: str,
+  rows: Sequence[Row],
+  limit: int,
+  explained: Sequence[bool] = (),
 ) -> list[DrawnPrediction]:
   """Runs the model on these expressions, and draws the predictions.
 
@@ -97,6 +109,7 @@ def draw(
     name: DATASET/SPLIT.
     rows: of the expressions.
     limit: of the bytes of a picture, unless the smallest one is larger.
+    explained: rows whose choice of an instance is explained; empty for none.
 
   Returns:
     One per row, in their order.
@@ -110,7 +123,7 @@ def draw(
     by_image.setdefault(row["image_id"], []).append(i)
   for record in _read_records(data_dir, name, by_image):
     for i in by_image[record.image_id]:
-      drawn[i] = _draw(segmenter, record, rows[i], limit)
+      drawn[i] = _draw(segmenter, record, rows[i], limit, bool(explained) and explained[i])
   for i, row in enumerate(rows):
     if i not in drawn:
       raise _unknown(row)
@@ -135,7 +148,7 @@ def _read_records(
 
 
 def _draw(
-  segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: int
+  segmenter: Segmenter, record: records.ImageRecord, row: Row, limit: int, explained: bool
 ) -> DrawnPrediction:
   ref = next((ref for ref in record.refs if ref.ref_id == row["ref_id"]), None)
   if ref is None or row["expression"] not in ref.sentences:
@@ -145,7 +158,9 @@ def _draw(
   union = int((ref.target | result.mask).sum())
   iou = int((ref.target & result.mask).sum()) / union if union else 1.0
   jpeg, width, height = encode(result, ref.target, limit)
-  return DrawnPrediction(row, jpeg, width, height, len(result.instances), iou)
+  count = len(result.instances)
+  why = result.explain() if explained and count else None
+  return DrawnPrediction(row, jpeg, width, height, count, iou, why)
 
 
 def _unknown(row: Row) -> InputError:
@@ -232,8 +247,27 @@ def _figure(drawn: DrawnPrediction, with_split: bool) -> str:
     f"<figure>{html.embed(drawn.jpeg, drawn.width, drawn.height, alt_text)}<figcaption>"
     f'<p class="expression" dir="auto">{escape(row["expression"])}</p>'
     f'<p class="score"><strong>IoU {row["iou"]:.2f}</strong>, {_selection(drawn)}</p>'
+    f"{_why(row, drawn.explanation)}"
     f'<p class="small">{escape(", ".join(facts))}</p></figcaption></figure>'
   )
+
+
+def _why(row: Row, why: Explanation | None) -> str:
+  """Says what is wrong, what would be chosen instead, and what each word adds."""
+  if why is None:
+    return ""
+  text = f"{why.name(why.chosen)} has {why.probability[why.chosen]:.0%}"
+  if row["area"]:
+    text = f"{outcome_of(row).name}: {text}"
+  if why.chosen < len(why.rivals):
+    rival = why.rivals[why.chosen]
+    text += f"; without it {why.name(rival)} {why.without_instance[why.chosen][rival]:.0%}"
+  words = " ".join(
+    f'<span class="word adds{round(4 * max(0.0, effect))}">{escape(word)} '
+    f"{100 * effect:+.0f}</span>"
+    for word, effect in zip(why.words, why.word_effects.tolist(), strict=True)
+  )
+  return f'<p class="small">{text}</p><p class="small" dir="auto">{words}</p>'
 
 
 def _selection(drawn: DrawnPrediction) -> str:

@@ -98,11 +98,12 @@ def count_outcomes(rows: Sequence[Row]) -> list[int]:
   counts = dict.fromkeys(OUTCOMES, 0)
   for row in rows:
     if row["area"]:
-      counts[_outcome(row)] += 1
+      counts[outcome_of(row)] += 1
   return [*counts.values()]
 
 
-def _outcome(row: Row) -> Outcome:
+def outcome_of(row: Row) -> Outcome:
+  """Returns the outcome of an expression with a target."""
   found, poor, wrong, impossible = OUTCOMES
   if row["iou"] >= _HIT:
     return found
