@@ -91,8 +91,11 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.log.tensorboard = False
   # PROJECT or ENTITY/PROJECT of Weights & Biases; needs `pip install "mail_jax[wandb]"`.
   c.log.wandb = ""
-  # Validation samples that both draw at every evaluation, always the same ones.
+  # Validation samples that are drawn, always the same ones: by both at every evaluation, and into
+  # `progress.png`.
   c.log.images = 8
+  # Steps between drawings of WORKDIR/progress.png; 0 draws none.
+  c.log.picture_every = 0
 
   # The network.
   c.model = ConfigDict()

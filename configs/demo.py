@@ -33,5 +33,7 @@ def get_config(preset: str = "instance") -> ConfigDict:
   # On all 6,716 expressions of val.
   c.eval_every = 4000
   c.save_every = 1000
+  # Every half minute.
+  c.log.picture_every = 250
   c.loader.cache = True
   return c

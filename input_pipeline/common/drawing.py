@@ -133,6 +133,38 @@ def contact_sheet(
   return sheet
 
 
+def strip_sheet(
+  strips: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]],
+  captions: Sequence[str],
+  title: str,
+  columns: int = 2,
+  side: int = 150,
+) -> Image.Image:
+  """Returns a sheet of strips, equally many images side by side, with a line of caption above each.
+
+  Args:
+    strips: the images, at most `side` pixels on a side.
+    captions: one per strip; what does not fit is cut.
+    title: a line at the top.
+    columns: strips per row.
+    side: of an image, in pixels.
+  """
+  font, line, gap = ImageFont.load_default(13), 16, 10
+  width, height = len(strips[0]) * (side + 4) + gap, side + line + gap
+  rows = -(-len(strips) // columns)
+  size = (columns * width + gap, rows * height + line + 2 * gap)
+  sheet = Image.new("RGB", size, "white")
+  draw = ImageDraw.Draw(sheet)
+  draw.text((gap, gap), title, fill="black", font=font)
+  for i, (tiles, caption) in enumerate(zip(strips, captions, strict=True)):
+    left, top = gap + i % columns * width, line + 2 * gap + i // columns * height
+    shown = _wrap(caption, font, width - 2 * gap)
+    draw.text((left, top), shown[0] + " ..." * (len(shown) > 1), fill="black", font=font)
+    for n, tile in enumerate(tiles):
+      sheet.paste(Image.fromarray(tile), (left + n * (side + 4), top + line + 2))
+  return sheet
+
+
 def _wrap(caption: str, font, width: int) -> list[str]:
   lines: list[str] = []
   for paragraph in caption.split("\n"):

@@ -1,7 +1,10 @@
 """What commands print: progress, counts and tables."""
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -10,6 +13,8 @@ Item = TypeVar("Item")
 
 # Seconds between lines where stderr is not a terminal.
 _LINE_INTERVAL = 30
+# Seconds that may pass in silence.
+_SILENCE = 3
 
 
 def progress_bar(label: str, total: int, unit: str, done: int = 0) -> tqdm:
@@ -29,7 +34,7 @@ def progress_bar(label: str, total: int, unit: str, done: int = 0) -> tqdm:
     initial=done,
     bar_format=f"{{desc}}: {{n_fmt}} of {{total_fmt}} {unit}, {{rate_fmt}}, {{remaining}} left\n",
     mininterval=_LINE_INTERVAL,
-    delay=_LINE_INTERVAL,
+    delay=_SILENCE,
   )
 
 
@@ -39,6 +44,41 @@ def with_progress(items: Iterable[Item], label: str, total: int, unit: str) -> I
     for item in items:
       yield item
       bar.update()
+
+
+def say(text: str) -> None:
+  """Prints a line to standard error, at once."""
+  print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def announce(doing: str | Callable[[], str], say: Callable[[str], None] = say) -> Iterator[None]:
+  """Says what is being done once it takes longer than a few seconds, and again now and then.
+
+  For work that has nothing to count; otherwise see `progress_bar`.
+
+  Args:
+    doing: what is being done, such as `compiling the training step`; a function can say how far it
+      is.
+    say: prints a line; another thread calls it.
+  """
+  ended, began = threading.Event(), time.monotonic()
+
+  def speak() -> None:
+    wait = _SILENCE
+    while not ended.wait(wait):
+      passed = time.monotonic() - began
+      so_far = f" ({passed:.0f} s so far)" if wait > _SILENCE else " ..."
+      say(f"{doing if isinstance(doing, str) else doing()}{so_far}")
+      wait = _LINE_INTERVAL
+
+  thread = threading.Thread(target=speak, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
 
 
 def counted(number: int, noun: str) -> str:

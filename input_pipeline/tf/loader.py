@@ -256,7 +256,9 @@ class _TrainSamples:
   def _find(self) -> Callable[[tf.Tensor], Fields]:
     """Returns the function that reads and decodes the sample of a ref."""
     if self._options.cache:
-      cache = _load_cache(self.sources, self._shape, self._options.threads)
+      # The processes fill theirs at the same time.
+      shown = self._share.index == 0
+      cache = _load_cache(self.sources, self._shape, self._options.threads, shown)
       return functools.partial(train_samples.cached, cache)
     table = train_samples.load_table(*self.sources)
     return lambda ref: self.decode(*train_samples.streamed(table, ref))
@@ -313,9 +315,11 @@ def _row_lengths(
   return (*(sorted(text_buckets) if process_count == 1 else ()), max_tokens)
 
 
-def _load_cache(sources: Sequence[Source], shape: Shape, threads: int) -> train_samples.Cache:
+def _load_cache(
+  sources: Sequence[Source], shape: Shape, threads: int, shown: bool
+) -> train_samples.Cache:
   try:
-    return train_samples.load_cache(sources, shape, threads)
+    return train_samples.load_cache(sources, shape, threads, shown)
   except tf.errors.OpError as error:
     blame = functools.partial(_blame_any_record, sources, shape)
     _raise_input_error(error, sources, blame)

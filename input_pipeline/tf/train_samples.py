@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import with_progress
 from input_pipeline.masks import noise
 from input_pipeline.tf import pipelines, record_index, record_reader, zoom
 from input_pipeline.tf.record_reader import Fields, Shape, Source
@@ -130,8 +131,14 @@ class Cache:
   """int64 [refs]."""
 
 
-def load_cache(sources: Sequence[Source], shape: Shape, threads: int) -> Cache:
+def load_cache(sources: Sequence[Source], shape: Shape, threads: int, shown: bool = True) -> Cache:
   """Decodes all records of sources into memory, except those that are left out.
+
+  Args:
+    sources: of the records.
+    shape: that they are resized to.
+    threads: that decode.
+    shown: whether a progress bar is.
 
   Raises:
     InputError: they do not fit into memory.
@@ -157,7 +164,9 @@ def load_cache(sources: Sequence[Source], shape: Shape, threads: int) -> Cache:
     return pipelines.iterate(dataset.prefetch(threads).with_options(pipelines.options(threads)))
 
   done = 0
-  for row, record in enumerate(itertools.chain.from_iterable(map(read, sources))):
+  records = itertools.chain.from_iterable(map(read, sources))
+  records = with_progress(records, "loader.cache", count, "images") if shown else records
+  for row, record in enumerate(records):
     image[row], instances[row] = record["image"], record["instances"]
     num_instances[row] = record["num_instances"]
     bits = record["target"].reshape(len(record["target"]), -1)

@@ -5,6 +5,7 @@ calls `initialize` before it touches a device. docs/guides/scale.md has the laun
 """
 
 import argparse
+import contextlib
 import glob
 import importlib.util
 import json
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from input_pipeline.common import errors
+from input_pipeline.common import errors, terminal
 from input_pipeline.common.errors import InputError
 from mail_jax.distributed import watchdog
 
@@ -83,6 +84,11 @@ def initialize(args: argparse.Namespace, saves_on_sigterm: bool = True) -> None:
 def is_main() -> bool:
   """Returns whether this is process 0, the only one that prints and writes logs."""
   return jax.process_index() == 0
+
+
+def announce(doing: str) -> contextlib.AbstractContextManager[None]:
+  """Says on process 0 what is being done if it takes long; see `terminal.announce`."""
+  return terminal.announce(doing) if is_main() else contextlib.nullcontext()
 
 
 def broadcast_from_main(value: int) -> int:

@@ -22,6 +22,7 @@ from input_pipeline import left_out
 from input_pipeline.common import atomic_files, drawing
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import memory_errors
+from input_pipeline.common.terminal import announce
 from input_pipeline.preprocess import bit_planes
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes
@@ -114,7 +115,9 @@ def _write(
     print(f"wrote {args.json}")
   if args.overlays:
     share = -(-args.overlay_count // len(results))
-    drawing.save(draw_sheet(model, args.data_dir, list(results), share), args.overlays)
+    with announce("drawing predictions"):
+      sheet = draw_sheet(model, args.data_dir, list(results), share)
+    drawing.save(sheet, args.overlays)
     print(f"wrote {args.overlays} ({drawing.LEGEND})")
 
 

@@ -1,6 +1,7 @@
 """Evaluates a model on splits: every expression once, on all devices of all processes."""
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from input_pipeline import left_out, storage
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import progress_bar
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import dataset_metrics, per_expression, protocols, segmentation
@@ -107,9 +109,12 @@ def compile_measure(
   """
   mesh = sharding.make_mesh()
   measure = jit_measure(model.model, mesh, sharding.replicated(mesh), protocol, model.apply)
-  return lambda variables, batch: measure(
-    variables, sharding.global_batch(mesh, model.complete(batch))
-  )
+
+  def measured(variables: Any, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    with processes.announce("evaluating a batch; the first of a size is compiled"):
+      return measure(variables, sharding.global_batch(mesh, model.complete(batch)))
+
+  return measured
 
 
 def summarise(
@@ -175,13 +180,27 @@ def evaluate_split(
   batches = open_batches(model, data_dir, name, limit, batch_size)
   if (line := warn_of_large_photos(data_dir, name)) and processes.is_main():
     print(line, file=sys.stderr, flush=True)
-  evaluator = SegmentationEvaluator(measure, lambda: batches, definition)
+  evaluator = SegmentationEvaluator(measure, lambda: _with_progress(batches, name), definition)
   for _ in evaluator.run(model.prepare(model.variables)):
     pass  # the metrics are computed from the rows below
   shares = processes.all_gather_object(evaluator.meta)
   meta = sorted((row for share in shares for row in share), key=lambda row: row["index"])
   rows = per_expression.make(name, evaluator.rows, meta, definition, model.config.max_instances)
   return summarise_rows(rows, definition, name), rows
+
+
+def _with_progress(batches: Iterator[Any], name: str) -> Iterator[Any]:
+  """Yields batches; process 0 shows how many expressions are done."""
+  with contextlib.ExitStack() as stack:
+    bar = None
+    for batch in batches:
+      if processes.is_main() and bar is None:
+        total = int(np.max(batch["total"]))
+        bar = stack.enter_context(progress_bar(name, total, "expressions"))
+      yield batch
+      if bar is not None:
+        done = int((batch["index"] >= 0).sum()) * jax.process_count()
+        bar.update(min(done, bar.total - bar.n))
 
 
 def warn_of_large_photos(data_dir: str, name: str) -> str:

@@ -22,7 +22,7 @@ from input_pipeline.image_hashes import ImageSet
 from input_pipeline.preprocess import tokenizer as tokenizers
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
-from mail_jax.distributed import sharding
+from mail_jax.distributed import processes, sharding
 from mail_jax.export import folder, formats, hub
 from mail_jax.hardware import processor
 from mail_jax.models.attention import BACKENDS
@@ -217,9 +217,10 @@ def load(
     raise InputError(f"step {step!r} is not 'best', 'last' or the number of a step")
   workdir = locate(workdir)
   exported = folder.find(buckets.folder(workdir, "--checkpoint"), workdir)
-  if exported is None:
-    return _load_run(workdir, step, averaged, backend)
-  return _load_exported(*exported, step, backend)
+  with processes.announce(f"loading {workdir}"):
+    if exported is None:
+      return _load_run(workdir, step, averaged, backend)
+    return _load_exported(*exported, step, backend)
 
 
 def _load_run(workdir: str, selected: str | int, averaged: bool, backend: str) -> LoadedModel:

@@ -30,6 +30,7 @@ _TIME = {
   "checkpoint": "c3",
   "compile": "c4",
   "other": "c5",
+  "load": "c6",
 }
 
 

@@ -82,20 +82,22 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
   from input_pipeline.tf import loader
 
   _check_options(config)
-  found = loader.open_training_set(
-    data_dir,
-    config.dataset,
-    on_error=config.loader.on_error,
-    exclude=config.exclude,
-    temperature=config.mixture_temperature,
-  )
+  with processes.announce(f"reading the records of {config.dataset}"):
+    found = loader.open_training_set(
+      data_dir,
+      config.dataset,
+      on_error=config.loader.on_error,
+      exclude=config.exclude,
+      temperature=config.mixture_temperature,
+    )
+    samples = found.refs
   if found.on_error == "skip" and processes.is_main():
     for name in found.names:
       for line in loader.describe_damage(data_dir, name):
         print(f"warning: {line}", file=sys.stderr, flush=True)
-  records = _Records(
-    config, data_dir, tokenizer or make_tokenizer(config, found.expressions), found
-  )
+  with processes.announce("opening the tokenizer; without one, it is trained"):
+    tokenizer = tokenizer or make_tokenizer(config, found.expressions)
+  records = _Records(config, data_dir, tokenizer, found)
   evaluated = mixture.evaluated(config.dataset, config.eval_split)
   for name in evaluated.values():
     dataset, _, split = name.rpartition("/")
@@ -107,7 +109,7 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     records.tokenizer,
     records.train,
     {label: functools.partial(records.evaluate, name) for label, name in evaluated.items()},
-    found.refs,
+    samples,
     records.describe,
     found.images(),
     found.fingerprint(),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-PHASES = ("step", "data", "checkpoint", "evaluation", "compile")
+PHASES = ("step", "data", "load", "checkpoint", "evaluation", "compile")
 # Tracing, lowering and compiling all report under this prefix.
 _COMPILING = "/jax/core/compile/"
 # Seconds of this process.
@@ -29,7 +29,8 @@ def _register() -> None:
 class Goodput:
   """Counts the seconds of a run by phase.
 
-  `step` is training, `data` is waiting for batches, `checkpoint` and `evaluation` are the time that
+  `step` is training, `data` is waiting for batches, `load` is the time until the first batch is
+  there, such as that of filling `loader.cache`. `checkpoint` and `evaluation` are the time that
   training waits for them. `compile` is subtracted from the phase in which it happens. The rest,
   such as opening the run, is `other`.
   """

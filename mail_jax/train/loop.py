@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import image_hashes, left_out, mixture
+from input_pipeline.common.terminal import announce
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import to_json
 from mail_jax.distributed import processes, sharding
@@ -26,8 +28,9 @@ from mail_jax.train.early_stop import EarlyStop
 from mail_jax.train.goodput import Goodput, Rate
 from mail_jax.train.guards import NonFiniteGuard, Preemption
 from mail_jax.train.length import TrainingLength, count_steps
-from mail_jax.train.logging import progress, terminal
+from mail_jax.train.logging import picture, progress, terminal
 from mail_jax.train.logging.progress import Progress
+from mail_jax.train.logging.samples import FixedSamples
 from mail_jax.train.optim import learning_rate_from, warmup_problem
 from mail_jax.train.program import build_program
 from mail_jax.train.start import Start, load_start
@@ -69,7 +72,8 @@ class Trainer:
     learning_rate_from(config, config.optimizer.warmup_steps, self.length.steps)
     shapes = self.program.shapes
     new = not processes.broadcast_from_main(checkpoint.exists(workdir))
-    start = load_start(config, shapes.variables, data.tokenizer) if new else None
+    with processes.announce(f"loading {config.init}"):
+      start = load_start(config, shapes.variables, data.tokenizer) if new else None
     # The config is valid, and nothing has been written yet.
     with contextlib.ExitStack() as stack:
       stack.enter_context(resume.lock(workdir))
@@ -91,7 +95,8 @@ class Trainer:
     skipped: dict[str, int] = {}
     trained_on, notes = data.images, []
     if latest is None:
-      self.state = self.program.create()
+      with processes.announce("creating the model"):
+        self.state = self.program.create()
       if start:
         trained_on = image_hashes.union(start.images, trained_on)
         variables, averaged = start.put_into(self.state.variables, self.state.averaged)
@@ -102,7 +107,8 @@ class Trainer:
       notes = self._adapt_to(meta, latest, workdir)
       self.window, skipped = meta["window"], meta["skipped"]
       trained_on = image_hashes.union(checkpoint.read_images(meta), trained_on)
-      self.state = self.checkpoints.restore(latest, shapes)
+      with processes.announce(f"restoring step {latest} of {workdir}"):
+        self.state = self.checkpoints.restore(latest, shapes)
     self.images = checkpoint.pack_images(trained_on)
     self.nonfinite = NonFiniteGuard(workdir, config.max_nonfinite_steps, skipped)
     self.start_step = latest or 0
@@ -111,12 +117,15 @@ class Trainer:
     if not self._is_finished():
       progress.open_sinks(config, workdir, self.start_step, self.progress)
     self.samples = progress.fixed_samples(config, self.program, list(self.splits))
+    self.pictured = progress.pictured_samples(config, self.program, list(self.splits))
+    self.score = ""
     self.workdir = workdir
     for note in filter(None, [*notes, *data.notes, *left_out.describe(data.left_out)]):
       self.progress.line(note)
-    self._measure = lambda variables, batch: self.program.measure(
-      variables, sharding.global_batch(self.program.mesh, batch)
-    )
+
+  def _measure(self, variables: Variables, batch: HostBatch) -> dict[str, jax.Array]:
+    with announce("evaluating a batch; the first of a size is compiled", self.progress.line):
+      return self.program.measure(variables, sharding.global_batch(self.program.mesh, batch))
 
   def _adapt_to(self, meta: dict[str, Any], done: int, workdir: str) -> list[str]:
     """Takes over what a checkpoint says of the run, if it goes on here; returns lines about it."""
@@ -145,7 +154,7 @@ class Trainer:
       elif not self.preemption.asked:
         self._announce()
         step, metrics = self._train(metrics)
-      with self.goodput.spend("checkpoint"):
+      with self.goodput.spend("checkpoint"), announce("writing checkpoints", self.progress.line):
         self.checkpoints.close()
       if self.preemption.asked:
         self.progress.line(
@@ -185,12 +194,8 @@ class Trainer:
   def _train(self, metrics: dict | None) -> tuple[int, dict[str, int | float] | None]:
     """Trains; returns the last step and the metrics of the last evaluation."""
     config, length = self.config, self.length
-    batches = self.data.train(self.start_step)
-    with self.goodput.spend("data"):
-      # Reading and caching before training belongs to no step.
-      first = next(batches)
-    batches = itertools.chain([first], batches)
     length.start()
+    batches = self._load()
     self.rate.start(self.start_step)
     for step in itertools.count(self.start_step):
       with self.goodput.spend("data"):
@@ -206,6 +211,8 @@ class Trainer:
         self._log(step + 1, lr)
       stop = self.preemption.reached()
       evaluated = None if stop or not self._is_due(step + 1) else self._evaluate(step + 1)
+      if self.pictured and (evaluated or (step + 1) % config.log.picture_every == 0):
+        self._draw(step + 1, self.pictured)
       metrics, stop = evaluated or metrics, self.preemption.asked
       done = done or bool(self.early_stop.reason)
       # A checkpoint needs the number of steps.
@@ -215,10 +222,24 @@ class Trainer:
         return step + 1, metrics
     raise AssertionError("a count does not end")
 
+  def _load(self) -> Iterator[HostBatch]:
+    """Opens the training data, and waits for the first batch, which belongs to no step."""
+    config, opening = self.config, announce("opening the training data", self.progress.line)
+    with self.goodput.spend("load"), contextlib.ExitStack() as stack:
+      # Filling the cache has a progress bar.
+      if not config.loader.cache:
+        stack.enter_context(opening)
+      batches = self.data.train(self.start_step)
+      first = next(batches)
+    return itertools.chain([first], batches)
+
   def _step(self, step: int, batch: HostBatch, lr: float) -> None:
     """Starts one update, and waits for the previous one."""
     spread = sharding.global_batch(self.program.mesh, batch)
-    self.state, new = self.program.step(self.state, spread, np.float32(lr))
+    with contextlib.ExitStack() as stack:
+      if step == self.start_step:
+        stack.enter_context(announce("compiling the training step", self.progress.line))
+      self.state, new = self.program.step(self.state, spread, np.float32(lr))
     # At most one step ahead of the device.
     self._check_pending()
     self.window.append(new)
@@ -242,8 +263,27 @@ class Trainer:
       f"{parameters / 1e6:.2f} M parameters, {jax.device_count()} "
       f"{jax.devices()[0].platform} device(s){resumed}"
     )
+    for line in self._plan():
+      self.progress.line(line)
     if warning := warmup_problem(self.config, self.length.steps):
       self.progress.line(warning)
+
+  def _plan(self) -> Iterator[str]:
+    """Yields what will happen, for how long, and where its results will be."""
+    config, steps = self.config, self.length.steps
+    if steps:
+      yield f"{steps - self.start_step:,} steps to do; how long they take is known after some"
+    else:
+      ends = time.strftime("%H:%M", time.localtime(time.time() + 60 * config.minutes))
+      yield (
+        f"{config.minutes:g} minutes of training, until about {ends}; the number of steps is fixed "
+        "once the speed is known"
+      )
+    places = terminal.places(self.workdir, config.log.tensorboard)
+    if self.pictured:
+      every = config.log.picture_every
+      places |= {"pictures": f"{self.workdir}/{picture.FILE}, every {every:,} steps"}
+    yield "; ".join(f"{name} in {place}" for name, place in places.items())
 
   def _log(self, step: int, lr: float) -> None:
     with self.goodput.spend("step"):
@@ -308,6 +348,7 @@ class Trainer:
     note = left_out.heading(self.data.left_out)
     for split, of_split in results.items():
       self.progress.line(f"step {step}  {terminal.evaluation(split, of_split)}{note}")
+    self.score = f"{self.judged} at step {step:,}: mIoU {metrics.get('mIoU', math.nan):.3f}"
     self.early_stop.update(self.progress.rows())
     if self.config.best_metric not in metrics:
       self.progress.line(
@@ -319,6 +360,15 @@ class Trainer:
         drawn = [picture for of in self.samples.values() for picture in of.draw(variables)]
         self.progress.pictures(step, drawn)
     return metrics
+
+  def _draw(self, step: int, samples: FixedSamples) -> None:
+    """Draws `progress.png`; on all processes."""
+    with self.goodput.spend("evaluation"), announce("drawing", self.progress.line):
+      if processes.is_main() and not samples.is_complete:
+        samples.take(next(iter(self.data.evaluate.values()))())
+      now = samples.predict(self.program.to_evaluate(self.state))
+      if processes.is_main():
+        picture.write(picture.draw(now, step, self.length.steps, self.score), self.workdir)
 
   def _evaluate_split(self, step: int, split: str, variables: Variables) -> dict[str, int | float]:
     batches = functools.partial(self._evaluation_batches, step, split)

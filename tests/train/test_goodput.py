@@ -27,7 +27,8 @@ def test_seconds_are_those_of_the_clock_and_add_up(clock):
       clock[0] += seconds
   clock[0] += 3.0
   assert spent.seconds() == {
-    "step": 8.0, "data": 1.0, "checkpoint": 0.5, "evaluation": 2.0, "compile": 0.0, "other": 3.0
+    "step": 8.0, "data": 1.0, "load": 0.0, "checkpoint": 0.5, "evaluation": 2.0, "compile": 0.0,
+    "other": 3.0,
   }  # fmt: skip
   assert spent.line().startswith("step 55.2%  other 20.7%  evaluation 13.8%")
 
@@ -80,5 +81,5 @@ def test_a_log_says_where_the_time_went(finished_run):
     assert row["seconds"].keys() == before.keys()
     assert all(row["seconds"][phase] >= before[phase] - 1e-3 for phase in PHASES)
     before = row["seconds"]
-  for phase in ("step", "data", "checkpoint", "evaluation", "compile"):
+  for phase in ("step", "data", "load", "checkpoint", "evaluation", "compile"):
     assert before[phase] > 0, phase

@@ -17,6 +17,9 @@ from mail_jax.train.logging.samples import FixedSamples, Picture
 from mail_jax.train.logging.terminal import Terminal, position, time_left
 from mail_jax.train.program import Program
 
+# Seconds between lines of a long evaluation where there is no terminal.
+_LINE_INTERVAL = 30
+
 
 @runtime_checkable
 class Sink(Protocol):
@@ -43,7 +46,7 @@ class Progress:
 
   def __init__(self, workdir: str, start_step: int):
     """Opens `workdir/metrics.jsonl` and keeps its rows up to `start_step`."""
-    self._written = time.monotonic()
+    self._written = self._said = time.monotonic()
     self._is_main = processes.is_main()
     self._terminal = Terminal()
     self._sinks: list[Sink] = []
@@ -122,6 +125,7 @@ class Progress:
   def line(self, text: str) -> None:
     """Prints one line, with the minutes since the start."""
     if self._is_main:
+      self._said = time.monotonic()
       self._terminal.line(text)
 
   def trained(self, plain: str, latest: str, seconds_left: float | None) -> None:
@@ -155,10 +159,12 @@ class Progress:
 
   def evaluating(self, step: int, split: str, done: int, total: int) -> None:
     """Moves the changing line through an evaluation of `total` expressions."""
-    if self._is_main and self._terminal.is_live:
-      self._terminal.show(
-        f"step {step}  evaluating {split}", f"{done}/{total} expressions", done, total
-      )
+    if not self._is_main:
+      return
+    doing, how_far = f"step {step}  evaluating {split}", f"{done}/{total} expressions"
+    self._terminal.show(doing, how_far, done, total)
+    if not self._terminal.is_live and time.monotonic() - self._said > _LINE_INTERVAL:
+      self.line(f"{doing}  {how_far}")
 
   def close(self, failed: bool = False) -> None:
     """Closes the file and the sinks, and clears the changing line; lines can follow."""
@@ -193,6 +199,10 @@ def check(config: ConfigDict) -> None:
   """
   if config.log.images < 0:
     raise InputError(f"config.log.images is {config.log.images}; it must be 0 or more")
+  if config.log.picture_every < 0:
+    raise InputError(
+      f"config.log.picture_every is {config.log.picture_every}; it must be 0, for none, or more"
+    )
   if config.log.tensorboard:
     tensorboard.check_installed()
   if config.log.wandb:
@@ -209,6 +219,16 @@ def open_sinks(config: ConfigDict, workdir: str, start_step: int, progress: Prog
   if config.log.wandb:
     run = wandb.WandbRun(config.log.wandb, workdir, plain, progress.line, progress.rows())
     progress.add(run)
+
+
+def pictured_samples(
+  config: ConfigDict, program: Program, splits: Sequence[str]
+) -> FixedSamples | None:
+  """Returns the samples of `progress.png`, of the first split; None if it is not drawn."""
+  if not splits or not config.log.images or not config.log.picture_every:
+    return None
+  predict = samples.make_predict(program.model, program.mesh, quick=True)
+  return FixedSamples(predict, program.mesh, splits[0], config.log.images, config.seed)
 
 
 def fixed_samples(

@@ -1,7 +1,7 @@
 """The same few validation samples, drawn at every evaluation to show what the model learns."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -38,8 +38,35 @@ class Picture:
   caption: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+  """Samples with their current predictions, at the model's resolution.
+
+  Attributes:
+    expressions: of the samples, in the order of the data.
+    rows: fields of the batch.
+    masks: the predictions.
+    chosen: the selected instances; empty for none.
+  """
+
+  expressions: list[str]
+  rows: dict[str, np.ndarray]
+  masks: Bool[np.ndarray, "b s s"]
+  chosen: Bool[np.ndarray, "b s s"]
+
+  @property
+  def ious(self) -> list[float]:
+    """IoU of each prediction with its target; 1 if both are empty."""
+    return [_iou(mask, true) for mask, true in zip(self.masks, self.rows["target"], strict=True)]
+
+  @property
+  def sizes(self) -> list[list[int]]:
+    """Height and width of each original image."""
+    return self.rows["original_size"].tolist()
+
+
 class FixedSamples:
-  """Collects samples from the first evaluation, and draws them after each.
+  """Collects samples from the first evaluation, or before it, and predicts and draws them.
 
   All processes take part and draw the same, no matter which of them read the samples.
   """
@@ -63,6 +90,11 @@ class FixedSamples:
     self._rows: dict[str, np.ndarray] | None = None
     self._batch: Any = None
 
+  @property
+  def is_complete(self) -> bool:
+    """Whether the samples were collected."""
+    return bool(self._seen)
+
   def watch(self, batch: Mapping[str, Any]) -> None:
     """Collects the samples in a batch, during the first evaluation."""
     if self._rows is not None:
@@ -70,14 +102,40 @@ class FixedSamples:
     index = np.asarray(batch["index"])
     total = int(np.max(batch.get("total", self._count)))
     wanted = choose(total, self._count, self._seed)
-    for row in np.flatnonzero(np.isin(index, wanted)):
-      number = int(index[row])
-      self._seen[number] = {name: np.array(batch[name][row]) for name in _KEPT}
-      known = batch["meta"][row] if "meta" in batch else None
-      self._expressions[number] = known["expression"] if known else f"expression {number}"
+    for row in np.flatnonzero(np.isin(index, wanted)).tolist():
+      self._keep(batch, row)
 
-  def draw(self, variables: Any) -> list[Picture]:
-    """Draws the current predictions; after a complete evaluation, on all processes.
+  def _keep(self, batch: Mapping[str, Any], row: int) -> None:
+    number = int(batch["index"][row])
+    self._seen[number] = {name: np.array(batch[name][row]) for name in _KEPT}
+    known = batch["meta"][row] if "meta" in batch else None
+    self._expressions[number] = known["expression"] if known else f"expression {number}"
+
+  def take(self, batches: Iterable[Mapping[str, Any]]) -> None:
+    """Collects an expression of each of the first images, in place of `watch`.
+
+    Args:
+      batches: of an evaluation, of which the first few are read; none on all processes but one.
+    """
+    rng = np.random.default_rng(self._seed)
+    # By image: how many expressions it had, and the one that is kept.
+    found: dict[Any, tuple[int, int]] = {}
+    for batch in batches:
+      for row in np.flatnonzero(np.asarray(batch["index"]) >= 0).tolist():
+        number = int(batch["index"][row])
+        image = batch["meta"][row]["image_id"] if "meta" in batch else number
+        times, kept = found.get(image, (0, number))
+        if not times and len(found) == self._count:
+          return
+        if not rng.integers(times + 1):
+          self._seen.pop(kept, None)
+          self._expressions.pop(kept, None)
+          self._keep(batch, row)
+          kept = number
+        found[image] = times + 1, kept
+
+  def predict(self, variables: Any) -> Predicted:
+    """Predicts the samples; after they were collected, on all processes.
 
     Args:
       variables: of the model, placed as for the evaluation.
@@ -88,15 +146,20 @@ class FixedSamples:
         self._mesh, {name: self._rows[name] for name in INPUTS}
       )
     masks, chosen = jax.device_get(self._predict(variables, self._batch))
-    numbers = sorted(self._expressions)
+    expressions = [self._expressions[number] for number in sorted(self._expressions)]
+    return Predicted(expressions, self._rows, masks, chosen)
+
+  def draw(self, variables: Any) -> list[Picture]:
+    """Draws the current predictions; see `predict`."""
+    now = self.predict(variables)
     return [
       Picture(
         f"{self._split}/{i}",
-        render(self._rows["image"][i], masks[i], self._rows["target"][i], chosen[i], size),
-        f"{self._expressions[number]}\nIoU {_iou(masks[i], self._rows['target'][i]):.2f}",
+        render(now.rows["image"][i], now.masks[i], now.rows["target"][i], now.chosen[i], size),
+        f"{expression}\nIoU {iou:.2f}",
       )
-      for i, (number, size) in enumerate(
-        zip(numbers, self._rows["original_size"].tolist(), strict=True)
+      for i, (expression, iou, size) in enumerate(
+        zip(now.expressions, now.ious, now.sizes, strict=True)
       )
     ]
 
@@ -134,11 +197,17 @@ def choose(total: int, count: int, seed: int) -> np.ndarray:
   return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
 
 
-def make_predict(model: MaIL, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+def make_predict(model: MaIL, mesh: jax.sharding.Mesh, quick: bool = False) -> Callable[..., Any]:
   """Makes (variables, batch) -> (mask, mask of the selected instance or empty), on every device.
 
   Every device has the whole batch, so its size need not be a multiple of the devices.
+
+  Args:
+    model: the network.
+    mesh: of the devices.
+    quick: compiles faster on CPUs, a program that is slower.
   """
+  quick = quick and mesh.devices.flat[0].platform == "cpu"
 
   def predict(
     variables: Any, batch: dict[str, Array]
@@ -148,7 +217,11 @@ def make_predict(model: MaIL, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     best = jnp.argmax(output.selection_logits, 1)
     return masks, instances.take_slot(output.planes, best)
 
-  return jax.jit(sharding.traced_on(mesh, predict), out_shardings=sharding.replicated(mesh))
+  return jax.jit(
+    sharding.traced_on(mesh, predict),
+    out_shardings=sharding.replicated(mesh),
+    compiler_options={"xla_backend_optimization_level": 0} if quick else None,
+  )
 
 
 def render(
