@@ -66,6 +66,7 @@ _ADDED = (
   "augment.mask_noise",
   "exclude",
   "mixture_temperature",
+  "log.picture_every",
 )
 
 # The smallest and the largest sizes of a stored config; larger ones would take all memory.

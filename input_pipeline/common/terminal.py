@@ -52,7 +52,11 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def announce(doing: str | Callable[[], str], say: Callable[[str], None] = say) -> Iterator[None]:
+def announce(
+  doing: str | Callable[[], str],
+  say: Callable[[str], None] = say,
+  every: float = _LINE_INTERVAL,
+) -> Iterator[None]:
   """Says what is being done once it takes longer than a few seconds, and again now and then.
 
   For work that has nothing to count; otherwise see `progress_bar`.
@@ -61,6 +65,7 @@ def announce(doing: str | Callable[[], str], say: Callable[[str], None] = say) -
     doing: what is being done, such as `compiling the training step`; a function can say how far it
       is.
     say: prints a line; another thread calls it.
+    every: seconds between lines after the first.
   """
   ended, began = threading.Event(), time.monotonic()
 
@@ -70,7 +75,7 @@ def announce(doing: str | Callable[[], str], say: Callable[[str], None] = say) -
       passed = time.monotonic() - began
       so_far = f" ({passed:.0f} s so far)" if wait > _SILENCE else " ..."
       say(f"{doing if isinstance(doing, str) else doing()}{so_far}")
-      wait = _LINE_INTERVAL
+      wait = every
 
   thread = threading.Thread(target=speak, daemon=True)
   thread.start()

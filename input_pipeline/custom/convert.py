@@ -17,7 +17,7 @@ from typing import Any
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import counted
+from input_pipeline.common.terminal import announce, counted
 from input_pipeline.custom import photos
 from input_pipeline.custom.converters import (
   coco,
@@ -141,7 +141,8 @@ def run(args: argparse.Namespace) -> None:
   contained = os.path.splitext(args.out)[0] + "_images"
   with embedded.written_to(contained, args.overwrite) as images:
     for file in args.files:
-      conversion.add(file, images)
+      with announce(f"converting {file}"):
+        conversion.add(file, images)
   lines = conversion.lines
   if not lines:
     reasons = "; ".join(row for export in conversion.exports for row in export.report())

@@ -9,6 +9,7 @@ import numpy as np
 
 from input_pipeline import image_hashes, preprocess
 from input_pipeline.common import parallel, untrusted_files
+from input_pipeline.common.terminal import with_progress
 from input_pipeline.custom.check import LineSummary
 from input_pipeline.custom.masks import PathResolver
 from input_pipeline.custom.schema import Problem
@@ -71,7 +72,8 @@ def _hash_files(
 
   # Decoding dominates and releases the GIL.
   with concurrent.futures.ThreadPoolExecutor(workers or parallel.available_cores()) as pool:
-    hashes = zip(names, pool.map(hash_file, names), strict=True)
+    found = with_progress(pool.map(hash_file, names), "comparing", len(names), "images")
+    hashes = zip(names, found, strict=True)
     return {name: value for name, value in hashes if value is not None}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from input_pipeline.common import parallel, places, untrusted_json
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import announce
 from input_pipeline.custom import across_lines, duplicates
 from input_pipeline.custom.check import CheckLevel, CheckResult, LineChecker, LineSummary
 from input_pipeline.custom.line_files import Row, read_rows
@@ -72,13 +73,16 @@ def scan(
   root = images if images is not None else os.path.dirname(path) or "."
   if not places.is_folder(root):
     raise InputError(f"--images {root}: no such folder; it must contain the images")
-  coco_file, problems = _find_annotations(path)
-  coco_file = annotations or coco_file or ""
-  paths = PathResolver(places.absolute(root), coco_file, follow_links=images is not None)
-  if paths.annotations:
-    problems += _check_annotations(paths.annotations)
-  lines = LineTable()
-  lines.fill(_summaries(_check_lines(path, LineChecker(paths, level), workers), problems))
+  with announce(f"reading {path}"):
+    coco_file, problems = _find_annotations(path)
+    coco_file = annotations or coco_file or ""
+    paths = PathResolver(places.absolute(root), coco_file, follow_links=images is not None)
+    if paths.annotations:
+      problems += _check_annotations(paths.annotations)
+  lines, latest = LineTable(), [0]
+  results = _check_lines(path, LineChecker(paths, level), workers)
+  with announce(lambda: f"{path}: checked up to line {latest[0]:,}"):
+    lines.fill(_summaries(results, problems, latest))
   if not lines and not problems:
     raise InputError(f"{path}: the file is empty; docs/guides/custom-data.md describes its lines")
   problems += [
@@ -99,12 +103,15 @@ def scan(
   return scanned
 
 
-def _summaries(results: Iterable[CheckResult], problems: list[Problem]) -> Iterator[LineSummary]:
-  """Yields what is kept of lines, and collects their problems."""
+def _summaries(
+  results: Iterable[CheckResult], problems: list[Problem], latest: list[int]
+) -> Iterator[LineSummary]:
+  """Yields what is kept of lines, collects their problems, and notes the latest line."""
   for result in results:
     problems += result.problems
     # A line with an invalid image or mask still counts for what lines share.
     if result.summary is not None:
+      latest[0] = result.summary.number
       yield result.summary
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from input_pipeline import storage
 from input_pipeline.common import buckets, fingerprint, parallel, places
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import counted, list_counts, text_table
+from input_pipeline.common.terminal import announce, counted, list_counts, text_table
 from input_pipeline.prepare import arguments, download
 from input_pipeline.proposers import custom, folds, leakage, registry
 from input_pipeline.proposers.selection import Selection
@@ -176,7 +176,8 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
       for image_id in ids
       if folds.fold_of(split, image_id, coco_ids, make.num_folds) == name
     }
-    _check_images(spec, make.proposer(name), reader, described["images"], images)
+    with announce(f"opening {spec}, and looking for the images"):
+      _check_images(spec, make.proposer(name), reader, described["images"], images)
   trained_on = {
     name: leakage.of_proposer(make.proposer(name).proposer, known)
     for name, known in declared.items()
@@ -208,7 +209,8 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
 def _open_reader(args: argparse.Namespace) -> readers.Reader:
   path = _custom_file(args)
   if path is None:
-    return readers.open_reader(args.dataset, args.refer_root or "", args.annotations, _name(args))
+    with announce("reading refs and annotations"):
+      return readers.open_reader(args.dataset, args.refer_root or "", args.annotations, _name(args))
   return jsonl.JsonlReader(
     path,
     _name(args),
@@ -319,7 +321,8 @@ def main(argv: list[str] | None = None) -> None:
   name = _name(args)
   if args.download and args.refer_root and args.images:
     download.fetch_missing(args.dataset, args.refer_root, args.images)
-  described = _describe(args)
+  with announce("identifying the input files"):
+    described = _describe(args)
   if _is_prepared(args, described):
     print(f"{name} is already prepared in {args.data_dir}: nothing to do")
     _print_table(args.data_dir, name)

@@ -28,7 +28,7 @@ from input_pipeline.common import (
 )
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import counted
+from input_pipeline.common.terminal import announce, counted
 from input_pipeline.proposers import folds, image_lists
 from input_pipeline.sources import refer
 
@@ -88,12 +88,14 @@ def run(args: argparse.Namespace) -> None:
     _check_out(args, out)
   excluded = evaluation_images(args.refer_root, args.allow_missing)
   excluded |= {path: image_lists.read_ids(path) for path in args.exclude}
-  annotations = Annotations(args.annotations)
+  with announce(f"reading {args.annotations}"):
+    annotations = Annotations(args.annotations)
   images = frozenset(annotations.coco_ids.values())
   evaluated = frozenset[int]().union(*excluded.values())
   for fold, out in outs.items():
     own = {i for i in images if i is not None and folds.name_of(i, args.folds) == fold}
-    counts = annotations.write_without(evaluated | (own if args.folds else set()), out)
+    with announce(f"writing {out}"):
+      counts = annotations.write_without(evaluated | (own if args.folds else set()), out)
     if fold in (folds.ALL, ""):
       _print_table(excluded, images, counts)
     print(f"wrote {out}")

@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
   """
   selection = Selection(max_instances=args.max_instances, rank=args.rank)
   options = {"instances": _identify(args.instances), **dataclasses.asdict(selection)}
-  images = _list_images(args)
+  with terminal.announce("reading the data sets and the headers of their images"):
+    images = _list_images(args)
   ids = json.dumps([image.image_id for image in images])
   about = {
     "options": options,
@@ -185,7 +186,8 @@ def _propose(
   args: argparse.Namespace, selection: Selection, images: Sequence[_Image], rows: "_Rows"
 ) -> None:
   maker = RecordMaker(args.instances, selection)
-  one = args.workers == 1 or not getattr(maker.proposer().proposer, "parallel", False)
+  with terminal.announce(f"opening {args.instances}"):
+    one = args.workers == 1 or not getattr(maker.proposer().proposer, "parallel", False)
   workers = 1 if one else args.workers or parallel.available_cores()
   size = readers.BATCH_SIZE
   batches = [images[first : first + size] for first in range(0, len(images), size)]

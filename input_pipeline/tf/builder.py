@@ -23,7 +23,7 @@ from absl import logging
 from input_pipeline import image_hashes, storage
 from input_pipeline.common import fingerprint, parallel
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import progress_bar
+from input_pipeline.common.terminal import announce, progress_bar
 from input_pipeline.proposers import leakage
 from input_pipeline.sources import annotated_images, phrasecut, readers, scene_source
 from input_pipeline.sources.source import SkippedImage, Source, TaskResult
@@ -110,6 +110,8 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     """Time per image for instance masks, by split."""
     self.hashes: dict[str, image_hashes.ImageSet] = {}
     """Hashes of the images, by split."""
+    self.writing = contextlib.ExitStack()
+    """Open while TFDS sorts and writes the records of a split, after they were made."""
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -138,6 +140,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     assert self._source is not None
     counts, skipped, seconds, hashes = TaskResult([]).counts(), [], 0.0, []
     notes = collections.Counter()
+    self.writing.close()
     with progress_bar(split, self._source.splits[split], "images") as bar:
       for result in done:
         counts = {name: counts[name] + number for name, number in result.counts().items()}
@@ -151,6 +154,7 @@ class ReferringSegmentation(tfds.core.GeneratorBasedBuilder):
     if not counts["records"]:
       raise InputError(f"{split}: every image was skipped; the last: {skipped[-1].reason}")
     self._note(split, counts, skipped, seconds, notes)
+    self.writing.enter_context(announce(f"writing the records of {split}"))
     self.hashes[split] = image_hashes.ImageSet.of(hashes, self._source.coco_ids[split])
 
   def _note(
@@ -223,7 +227,8 @@ def write_dataset(
     if beam_options is not None:
       from input_pipeline.sources import beam  # needs a package that is not required
 
-      results = beam.do_tasks(source, folder, beam_options)
+      with announce("making the records on Beam"):
+        results = beam.do_tasks(source, folder, beam_options)
     with _quiet_tfds():
       builder = ReferringSegmentation(
         source=source,
@@ -232,7 +237,7 @@ def write_dataset(
         config=_config(name),
         data_dir=folder,
       )
-    with _quiet_tfds(), _clear_errors():
+    with _quiet_tfds(), _clear_errors(), builder.writing:
       builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
     storage.write_timing(folder, name, builder.seconds)
     storage.write_hashes(folder, name, builder.hashes)

@@ -11,6 +11,7 @@ import numpy as np
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import announce, counted
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer
 
 
@@ -47,8 +48,10 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--out", required=True, metavar="F.model", help="model to write")
   args = parser.parse_args(argv)
 
-  expressions = _read_expressions(args.train_from, args.data_dir)
-  tokenizer = SentencePieceTokenizer.train(expressions, args.vocab_size)
+  with announce(f"reading {args.train_from}"):
+    expressions = _read_expressions(args.train_from, args.data_dir)
+  with announce(f"training on {counted(len(expressions), 'expression')}"):
+    tokenizer = SentencePieceTokenizer.train(expressions, args.vocab_size)
   atomic_files.write_whole(args.out, tokenizer.file_bytes())
   lengths = np.array([len(row) + 2 for row in tokenizer.encode(expressions)])
   print(

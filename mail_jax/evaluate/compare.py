@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from input_pipeline.common import atomic_files
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import text_table
+from input_pipeline.common.terminal import announce, text_table
 from mail_jax.evaluate import per_expression
 from mail_jax.evaluate.per_expression import Columns, Row
 from mail_jax.evaluate.protocols import PROTOCOLS, Protocol
@@ -92,7 +92,8 @@ def compare(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> dict[str, Any]
   # Rows of given masks have no instances; all other metrics can be compared.
   a, b = ({name: side[name] for name in a if name in b} for side in (a, b))
   images, cluster = np.unique(columns[0]["image_id"], return_inverse=True)
-  bounds = intervals(a, b, cluster, resamples)
+  with announce("resampling images for the intervals"):
+    bounds = intervals(a, b, cluster, resamples)
   metrics = {}
   for name in a:
     values = [_ratio(side[name]) for side in (a, b)]

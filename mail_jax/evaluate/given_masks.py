@@ -20,7 +20,7 @@ from input_pipeline import records, storage
 from input_pipeline.common import atomic_files, fingerprint
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import counted, with_progress
+from input_pipeline.common.terminal import announce, counted, with_progress
 from mail_jax.evaluate import boundary, matching, per_expression, protocols, runner, table
 from mail_jax.evaluate import predictions as files
 from mail_jax.evaluate.matching import Question
@@ -204,9 +204,11 @@ def main(argv: Sequence[str]) -> None:
   )
   args = parser.parse_args(argv)
   protocol = protocols.find(args.protocol)
-  predictions = files.read(args.predictions)
+  with announce(f"reading {args.predictions}"):
+    predictions = files.read(args.predictions)
   names = runner.find_splits(args.data_dir, args.data)
-  questions, targets = read_questions(args.data_dir, names)
+  with announce(f"reading {', '.join(names)}"):
+    questions, targets = read_questions(args.data_dir, names)
   rows, lines = evaluate(
     predictions, questions, targets, protocol, args.predictions, args.allow_missing
   )

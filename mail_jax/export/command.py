@@ -27,6 +27,7 @@ from input_pipeline import image_hashes
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import announce
 from mail_jax.config import to_json
 from mail_jax.export import folder, formats, hub, load, model_card, scripts
 from mail_jax.export import precision as precisions
@@ -75,7 +76,8 @@ def export(
   variables = jax.device_get(model.on_one_device())
   with atomic_files.whole_folder(out, overwrite) as target:
     for name in names:
-      _write_format(name, target, model, variables, precision)
+      with announce(f"writing {name}"):
+        _write_format(name, target, model, variables, precision)
     tokenizer_file = folder.TOKENIZERS[model.tokenizer.kind]
     (target / tokenizer_file).write_bytes(model.tokenizer.file_bytes())
     if model.images is not None:

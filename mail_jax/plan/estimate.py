@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import announce
 from input_pipeline.preprocess.tokenizer import open_tokenizer
 from mail_jax.hardware import chips
 from mail_jax.plan import ahead, costs, hlo, parts, products, programs
@@ -344,8 +345,9 @@ def make_plan(config: ConfigDict, topology: chips.Topology, wanted: Wanted) -> P
   )
   refused, cost, seconds = "", None, 0.0
   try:
-    lowered = programs.lower(wanted.program, program, wanted.canvas)
-    compiled, seconds = ahead.compile_lowered(lowered, devices[0], wanted.effort)
+    with announce("  compiling", every=60):
+      lowered = programs.lower(wanted.program, program, wanted.canvas)
+      compiled, seconds = ahead.compile_lowered(lowered, devices[0], wanted.effort)
     cost = estimate_cost(wanted.program, config, compiled, topology)
   except ahead.DoesNotFitError as error:
     refused = " ".join(str(error).split("\n\n")[0].split())

@@ -24,6 +24,7 @@ import jax
 from input_pipeline.common import buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import announce
 from input_pipeline.prepare import download
 from input_pipeline.proposals import propose
 from input_pipeline.proposers import leakage, ranking, registry
@@ -40,6 +41,8 @@ from mail_jax.sweep import jobs
 _CLEAN, _CLEAN_TRAINED_ON, _CLEAN_RANK = "huggingface:facebook/sam-vit-huge", "other", "distinct"
 # Images whose masks are made before the start, to time the rest.
 _FIRST_IMAGES = 8
+# Seconds between lines on how far a stage is: they take hours.
+_LINE_INTERVAL = 300
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -330,7 +333,8 @@ class _Runner:
       process = jobs.start_words(stage.words, log, self._folder)
       try:
         state.note_running(self._folder, process)
-        code = process.wait()
+        with announce(lambda: f"  {jobs.last_line(log)}", every=_LINE_INTERVAL):
+          code = process.wait()
       except KeyboardInterrupt:
         jobs.end([process])
         raise

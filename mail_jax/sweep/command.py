@@ -20,12 +20,15 @@ from input_pipeline import mixture
 from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import announce
 from mail_jax.config import add_config_argument, load_config
 from mail_jax.evaluate import compare, per_expression
 from mail_jax.sweep import grid, jobs, results
 from mail_jax.sweep.grid import Trial
 
 _POLL_SECONDS = 0.2
+# Seconds between lines on how far the runs are: they take hours.
+_LINE_INTERVAL = 300
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -111,7 +114,7 @@ class _Runs:
   def run(self, queue: Sequence[Trial], configs: dict[Trial, ConfigDict]) -> list[str]:
     """Runs the queue; returns what went wrong. If the first run fails, no other is started."""
     waiting, failed, done = list(reversed(queue)), [], 0
-    with jobs.end_on_sigterm():
+    with jobs.end_on_sigterm(), announce(self._how_far, every=_LINE_INTERVAL):
       try:
         while self.going or (waiting and (done or not failed)):
           while waiting and len(self.going) < self.args.jobs and (done or not failed):
@@ -127,6 +130,9 @@ class _Runs:
       finally:
         self._end_all()
     return failed
+
+  def _how_far(self) -> str:
+    return "; ".join(f"{trial.name}: {jobs.last_line(self._log(trial))}" for trial in [*self.going])
 
   def _start(self, trial: Trial) -> None:
     words = ["--config", self.args.config, *self.overrides, *trial.overrides]

@@ -16,7 +16,7 @@ def hurried(monkeypatch):
 
 def test_long_work_says_what_it_is_and_again_how_long_it_has_taken():
   said, done = [], [0]
-  with terminal.announce(lambda: f"counting, {done[0]} of 3", said.append):
+  with terminal.announce(lambda: f"counting, {done[0]} of 3", said.append, every=0.1):
     deadline = time.monotonic() + 30
     while len(said) < 3 and time.monotonic() < deadline:
       done[0] = len(said)
