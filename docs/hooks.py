@@ -31,13 +31,37 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
     if _MARK not in markdown:
       raise _error(f"docs/{page.file.src_uri}: no line {_MARK}")
     markdown = markdown.replace(_MARK, "\n".join(maker()))
-  return _only_inner_links(markdown, posixpath.dirname(page.file.src_uri), config.repo_url)
+  folder = posixpath.dirname(page.file.src_uri)
+  markdown = link_colab(markdown, folder, config.repo_url)
+  return _only_inner_links(markdown, folder, config.repo_url)
 
 
 def _error(message: str) -> Exception:
   from mkdocs.exceptions import PluginError
 
   return PluginError(message)
+
+
+def link_colab(markdown: str, folder: str, repository: str | None) -> str:
+  """Adds a link behind each notebook that opens it in Colab, if the repository is on GitHub.
+
+  Args:
+    markdown: the page.
+    folder: of the page, in docs/.
+    repository: `repo_url` in mkdocs.yml.
+  """
+  host = "https://github.com/"
+  if not (repository or "").startswith(host):
+    return markdown
+  root = f"https://colab.research.google.com/github/{repository.removeprefix(host).rstrip('/')}"
+
+  def replace(match: re.Match) -> str:
+    if not match[3].endswith(".ipynb"):
+      return match[0]
+    path = posixpath.normpath(posixpath.join("docs", folder, match[3]))
+    return f"{match[0]} ([open in Colab]({root}/blob/main/{path}))"
+
+  return _LINK.sub(replace, markdown)
 
 
 def _only_inner_links(markdown: str, folder: str, repository: str | None) -> str:

@@ -108,3 +108,13 @@ def test_the_pages_that_are_filled_in_have_a_place_for_it():
   for name in ("config", "commands"):
     page = pathlib.Path(ROOT, "docs", "reference", f"{name}.md").read_text(encoding="utf-8")
     assert hooks._MARK in page.splitlines()
+
+
+def test_a_notebook_opens_in_colab_once_the_repository_has_an_address():
+  page = "[the notebook](../notebooks/quickstart.ipynb), [install](install.md)"
+  assert hooks.link_colab(page, "start", None) == page
+  assert hooks.link_colab(page, "start", "https://github.com/some/project/") == page.replace(
+    "), [",
+    ") ([open in Colab](https://colab.research.google.com/github/some/project/blob/main/docs/"
+    "notebooks/quickstart.ipynb)), [",
+  )
