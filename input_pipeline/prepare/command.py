@@ -329,7 +329,8 @@ def main(argv: list[str] | None = None) -> None:
     return
   started = time.monotonic()
   source = _make_source(args, described)
-  from input_pipeline.tf import builder
+  with announce("importing TensorFlow"):
+    from input_pipeline.tf import builder
 
   builder.write_dataset(args.data_dir, name, source, described, args.beam)
   print(

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from input_pipeline.common import atomic_files, hub, untrusted_files
 from input_pipeline.common.errors import InputError
+from input_pipeline.common.terminal import announce, with_progress
 
 _PART = ".part"
 _TIMEOUT = 60.0
@@ -113,7 +114,7 @@ def _told_size(url: str, method: str) -> str | None:
 def _check_content(file: File, part: pathlib.Path, path: pathlib.Path) -> None:
   wrong = ""
   if file.sha256:
-    with open(part, "rb") as content:
+    with open(part, "rb") as content, announce(f"checking {part}"):
       actual = hashlib.file_digest(content, "sha256").hexdigest()  # pyright: ignore
     wrong = f"its SHA-256 is {actual}, not {file.sha256}" if actual != file.sha256 else ""
   elif path.suffix == ".zip" and not zipfile.is_zipfile(part):
@@ -186,7 +187,8 @@ def extract(
       wanted = [info for info in content.infolist() if _is_wanted(info.filename, names)]
       if len(wanted) != len(names or wanted) or not wanted:
         raise InputError(f"{archive}: does not have {' and '.join(names or ('photos',))}")
-      return [_extract(content, info, folder) for info in wanted]
+      shown = with_progress(wanted, "unpacking", len(wanted), "files")
+      return [_extract(content, info, folder) for info in shown]
   except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
     raise InputError(
       f"{archive}: damaged ({hub.first_line(error)}); remove it and run the command again"

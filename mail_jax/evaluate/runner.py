@@ -12,7 +12,7 @@ import numpy as np
 
 from input_pipeline import left_out, storage
 from input_pipeline.common.errors import InputError
-from input_pipeline.common.terminal import progress_bar
+from input_pipeline.common.terminal import announce, progress_bar
 from input_pipeline.proposers import leakage
 from mail_jax.distributed import processes, sharding
 from mail_jax.evaluate import dataset_metrics, per_expression, protocols, segmentation
@@ -257,7 +257,8 @@ def find_splits(data_dir: str, data: Sequence[str]) -> list[str]:
   Raises:
     InputError: there is no such data set or split.
   """
-  from input_pipeline.tf import loader
+  with announce("importing TensorFlow"):
+    from input_pipeline.tf import loader
 
   names = []
   for name in data:

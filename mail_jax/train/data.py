@@ -78,8 +78,9 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     data_dir: the folder that was written.
     tokenizer: of a run that is resumed; None opens or trains that of the config.
   """
-  # Imports TensorFlow, which other sources of data do not need.
-  from input_pipeline.tf import loader
+  # Other sources of data do not need it.
+  with processes.announce("importing TensorFlow"):
+    from input_pipeline.tf import loader
 
   _check_options(config)
   with processes.announce(f"reading the records of {config.dataset}"):

@@ -276,7 +276,7 @@ class Trainer:
     else:
       ends = time.strftime("%H:%M", time.localtime(time.time() + 60 * config.minutes))
       yield (
-        f"{config.minutes:g} minutes of training, until about {ends}; the number of steps is fixed "
+        f"training takes {config.minutes:g} min, until about {ends}; the number of steps is fixed "
         "once the speed is known"
       )
     places = terminal.places(self.workdir, config.log.tensorboard)
