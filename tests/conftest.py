@@ -29,6 +29,11 @@ from PIL import Image
 # Before anything imports them: a wrong shape fails at the call with it.
 jaxtyping.install_import_hook(["mail_jax", "input_pipeline"], "beartype.beartype")
 
+from input_pipeline.common import terminal
+
+# What tests compare does not depend on how fast a machine is.
+terminal._SILENCE = 3600
+
 # The first call of a jitted function takes seconds, and a run should be repeatable.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 # Seconds between lines where stderr is not a terminal.
 _LINE_INTERVAL = 30
 # Seconds that may pass in silence.
-_SILENCE = 3
+_SILENCE = 5
 
 
 def progress_bar(label: str, total: int, unit: str, done: int = 0) -> tqdm:

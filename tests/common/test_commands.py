@@ -397,6 +397,7 @@ def test_the_command_prints_one_line_and_exits_with_2(command, error, tmp_path, 
   )
   assert done.returncode == 2
   assert done.stdout == ""
-  (line,) = done.stderr.splitlines()
+  # On a slow machine others say what takes long.
+  (line,) = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
   assert line.startswith(error)
   assert [path.name for path in tmp_path.rglob("*")] == ["begun", "checkpoints"]
