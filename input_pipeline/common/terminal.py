@@ -12,7 +12,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 # Seconds between lines where stderr is not a terminal.
-_LINE_INTERVAL = 30
+_LINE_INTERVAL = 30.0
 # Seconds that may pass in silence.
 _SILENCE = 5
 

@@ -345,7 +345,7 @@ def make_plan(config: ConfigDict, topology: chips.Topology, wanted: Wanted) -> P
   )
   refused, cost, seconds = "", None, 0.0
   try:
-    with announce("  compiling", every=60):
+    with announce("  compiling", every=60.0):
       lowered = programs.lower(wanted.program, program, wanted.canvas)
       compiled, seconds = ahead.compile_lowered(lowered, devices[0], wanted.effort)
     cost = estimate_cost(wanted.program, config, compiled, topology)

@@ -42,7 +42,7 @@ _CLEAN, _CLEAN_TRAINED_ON, _CLEAN_RANK = "huggingface:facebook/sam-vit-huge", "o
 # Images whose masks are made before the start, to time the rest.
 _FIRST_IMAGES = 8
 # Seconds between lines on how far a stage is: they take hours.
-_LINE_INTERVAL = 300
+_LINE_INTERVAL = 300.0
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -28,7 +28,7 @@ from mail_jax.sweep.grid import Trial
 
 _POLL_SECONDS = 0.2
 # Seconds between lines on how far the runs are: they take hours.
-_LINE_INTERVAL = 300
+_LINE_INTERVAL = 300.0
 
 
 def main(argv: list[str] | None = None) -> None:
