@@ -68,9 +68,9 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
   assert [found.selected for found in results[1:]] == [greenest, lower]
   # The word that decides: of two small red triangles, the one above the other.
   printed = capsys.readouterr().out
-  lines = re.findall(r"^ *([\d.]+)%  without '(\w+)'$", printed, flags=re.M)
-  assert [word for _, word in lines] == result.expression.split()
-  assert min(lines, key=lambda line: float(line[0]))[1] == "above"
+  lines = re.findall(r"^  (\w+) +(\d+)%", printed, flags=re.M)
+  assert [word for word, _ in lines] == result.expression.split()
+  assert min(lines, key=lambda line: int(line[1]))[0] == "above"
   assert "done: 4 steps" in printed and (tmp_path / "run" / "progress.png").exists()
   assert names["mine"].mask.shape == scene.image.shape[:2]
 
