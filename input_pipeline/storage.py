@@ -247,7 +247,7 @@ def staging(data_dir: str, name: str) -> Iterator[str]:
     reason = atomic_files.describe_error(error, data_dir, needed)
     raise InputError(f"--data_dir {data_dir}: {name} cannot be written: {reason}") from error
   finally:
-    shutil.rmtree(folder, ignore_errors=True)
+    atomic_files.remove_folder(folder)  # workers of a failed run may not have stopped yet
     for parent in created:
       with contextlib.suppress(OSError):
         parent.rmdir()  # succeeds only if it is empty

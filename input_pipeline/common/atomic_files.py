@@ -54,10 +54,12 @@ def size_of(path: pathlib.Path) -> int:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def whole_file(path: str | os.PathLike, parents: bool = True) -> Iterator[pathlib.Path]:
   """Yields a temporary path; the file gets its final name when the context ends without error.
 
-  The folder is created if it is missing.
+  Args:
+    path: of the file.
+    parents: creates its folder if it is missing.
 
   Raises:
     InputError: the system refuses to write; an earlier file of that name is unchanged.
@@ -66,7 +68,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   # Keeps the extension, by which some writers choose a format.
   temporary = target.with_name(f".{os.getpid()}.{target.name}")
   try:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+      target.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     os.replace(temporary, target)
   except OSError as error:
@@ -95,9 +98,9 @@ def check_folder(path: str | os.PathLike) -> None:
     raise InputError(f"{path}: the folder {target.parent} is not writable; choose another")
 
 
-def write_whole(path: str | os.PathLike, data: str | bytes) -> None:
+def write_whole(path: str | os.PathLike, data: str | bytes, parents: bool = True) -> None:
   """Writes text or bytes; see `whole_file`."""
-  with whole_file(path) as temporary:
+  with whole_file(path, parents) as temporary:
     temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
@@ -171,6 +174,16 @@ def locked(folder: str) -> Iterator[bool]:
   finally:
     pathlib.Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
+
+
+def remove_folder(path: str | os.PathLike) -> None:
+  """Removes a folder that other processes may still write to: its name is gone at once."""
+  gone = f"{path}-removed"
+  try:
+    os.rename(path, gone)
+  except OSError:
+    gone = path
+  shutil.rmtree(gone, ignore_errors=True)
 
 
 def remove_abandoned(parent: str) -> None:

@@ -54,7 +54,9 @@ def do_tasks(source: Source, folder: str, flags: str) -> Callable[[str], Iterato
     for split in source.splits:
       for number, task in enumerate(source.tasks(split)):
         offsets.append(file.tell())
-        file.write(json.dumps([_result_path(folder, split, number), task]).encode() + b"\n")
+        result = _result_path(folder, split, number)
+        os.makedirs(os.path.dirname(result), exist_ok=True)
+        file.write(json.dumps([result, task]).encode() + b"\n")
         counts[split] += 1
   do = _Do(source.make, path)
   try:
@@ -80,7 +82,9 @@ class _Do:
     with open(self.tasks, "rb") as file:
       file.seek(offset)
       path, task = json.loads(file.readline())
-    atomic_files.write_whole(path, pickle.dumps(self.make(task)))
+    result = pickle.dumps(self.make(task))
+    # After an error elsewhere the folder is gone, and must not come back.
+    atomic_files.write_whole(path, result, parents=False)
 
 
 def _result_path(folder: str, split: str, number: int) -> str:

@@ -145,6 +145,42 @@ def test_invalid_input_on_beam_is_one_line_and_leaves_nothing(tmp_path, runner):
   assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.beam
+def test_a_worker_that_outlives_the_error_of_another_leaves_nothing(tmp_path, dask):
+  class Two:
+    splits: ClassVar = {"train": 2}
+    workers, provenance, coco_ids = 1, {}, {}
+
+    def tasks(self, split: str) -> Iterator[dict]:
+      return ({"late": late, "done": str(tmp_path / "done")} for late in (True, False))
+
+    make = staticmethod(_fail_or_be_late)
+
+  from input_pipeline.sources import beam
+
+  with (
+    pytest.raises(InputError, match="invalid task"),
+    storage.staging(str(tmp_path / "data"), "refcoco_unc") as folder,
+  ):
+    beam.do_tasks(cast(Source, Two()), folder, dask)
+  deadline = time.monotonic() + 60
+  while not (tmp_path / "done").exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  time.sleep(1)  # for it to write its result
+  assert not (tmp_path / "data").exists()
+
+
+def _fail_or_be_late(task: dict) -> TaskResult:
+  """Fails, or does its task after the other has failed."""
+  time.sleep(1)
+  if not task["late"]:
+    raise InputError("invalid task")
+  time.sleep(4)
+  pathlib.Path(task["done"]).touch()
+  return TaskResult([])
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_the_second_run_writes_the_bytes_of_an_undisturbed_one(
   realdata, tmp_path
