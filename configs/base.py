@@ -48,8 +48,8 @@ def get_config(preset: str = "instance") -> ConfigDict:
   c.steps = 0
   # Length of the run in passes over the training refs.
   c.epochs = 0.0
-  # Length of the run in wall time. The number of steps is fixed once the speed is known, and a
-  # resumed run keeps it.
+  # Length of the run in wall time. The number of steps follows from the speed; a resumed run keeps
+  # it.
   c.minutes = 0.0
   # Training examples per update, over all devices.
   c.batch_size = 64

@@ -204,7 +204,7 @@ class Trainer:
       with self.goodput.spend("step"):
         self._step(step, batch, lr)
       if length.update(step):
-        self.progress.line(f"{length.steps} steps fit into {config.minutes:g} minutes")
+        self.progress.line(f"{length.steps:,} steps fit into {config.minutes:g} minutes")
       self.progress.at(step + 1, length.steps, self._epoch(step + 1))
       done = length.steps > 0 and step + 1 >= length.steps
       if done or (step + 1) % config.log_every == 0:
@@ -276,8 +276,8 @@ class Trainer:
     else:
       ends = time.strftime("%H:%M", time.localtime(time.time() + 60 * config.minutes))
       yield (
-        f"training takes {config.minutes:g} min, until about {ends}; the number of steps is fixed "
-        "once the speed is known"
+        f"training takes {config.minutes:g} min, until about {ends}; the number of steps follows "
+        "from the speed"
       )
     places = terminal.places(self.workdir, config.log.tensorboard)
     if self.pictured:

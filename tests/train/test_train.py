@@ -185,6 +185,23 @@ def test_the_speed_is_measured_for_about_a_tenth_of_the_time_and_not_by_a_slow_s
   assert length.steps > 800
 
 
+@pytest.mark.parametrize("later", [0.25, 0.45, 1.0])
+def test_the_number_of_steps_follows_from_the_speed_while_it_changes(monkeypatch, later):
+  now, known = 0.0, []
+  monkeypatch.setattr(time, "monotonic", lambda: now)
+  length = TrainingLength(steps=0, minutes=10.0, warmup_steps=6)
+  length.start()
+  step = 0
+  while not length.steps or step < length.steps:
+    now += 0.5 if now < 200 else later
+    if length.update(step):
+      known.append(length.steps)
+    step += 1
+  assert 0.9 * 600 < now <= 600
+  assert len(known) >= 2
+  assert all((after > before) == (later < 0.5) for before, after in itertools.pairwise(known))
+
+
 @pytest.mark.parametrize(("steps", "minutes"), [(0, 0.0), (5, 1.0)])
 def test_one_of_steps_epochs_and_minutes_is_set(steps, minutes):
   with pytest.raises(InputError, match=r"config\.epochs and config\.minutes: set one"):
