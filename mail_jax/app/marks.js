@@ -15,7 +15,7 @@ const tools = element.querySelector(".tools");
 const hint = element.querySelector("#marks-hint");
 const chips = element.querySelector(".chips");
 const status = element.querySelector("[role=status]");
-const photo = document.querySelector("#photo");
+let photo = null;
 let marks = [], areas = "", drawn = null, cross = null, usesKeys = false;
 
 const svg = document.createElementNS(SVG, "svg");
@@ -26,7 +26,7 @@ svg.setAttribute("aria-label", "Photo: mark an instance");
 svg.setAttribute("aria-describedby", "marks-hint");
 
 const tool = () => element.querySelector("input:checked").value;
-const image = () => photo.querySelector(".image-frame img");
+const image = () => photo && photo.querySelector(".image-frame img");
 const within = (x) => Math.min(1, Math.max(0, x));
 const say = (text) => { status.textContent = text; };
 
@@ -253,10 +253,23 @@ function follow() {
   paint();
 }
 svg.dataset.tool = tool();
-new MutationObserver((records) => {
-  if (records.some((record) => !svg.contains(record.target))) follow();
-}).observe(photo, { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] });
-new ResizeObserver(paint).observe(photo);
+
+// Gradio loads its fields one by one.
+function when(selector, use) {
+  const node = document.querySelector(selector);
+  if (node) use(node);
+  else setTimeout(() => when(selector, use), 50);
+}
+
+when("#photo", (node) => {
+  photo = node;
+  const all = { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] };
+  new MutationObserver((records) => {
+    if (records.some((record) => !svg.contains(record.target))) follow();
+  }).observe(photo, all);
+  new ResizeObserver(paint).observe(photo);
+  follow();
+});
 
 watch("value", () => {
   marks = parse(props.value);
@@ -271,12 +284,11 @@ document.addEventListener("areas", (event) => {
 });
 
 // Enter asks; Shift+Enter begins another line, and so does Enter while a word is being composed.
-document.querySelector("#text").addEventListener("keydown", (event) => {
+when("#text", (text) => text.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.isComposing) return;
   event.stopPropagation();
   if (event.shiftKey) return;
   event.preventDefault();
   document.querySelector("#find").click();
-}, true);
+}, true));
 show();
-follow();

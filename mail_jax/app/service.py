@@ -157,9 +157,9 @@ class RequestHandler:
         name: segmenter(pixels, expressions, masks) for name, segmenter in self._segmenters.items()
       }
     models = {}
-    for number, (name, own) in enumerate(results.items()):
+    for number, (name, found) in enumerate(results.items(), 1):
       others = [result for other, result in results.items() if other != name]
-      models[name] = _write_all(own, others, source, len(read), place / f"model-{number + 1}")
+      models[name] = _write_all(found, others, source, len(read), place / f"model-{number}")
     photo_digest = links.shorten_digest(self._examples.digest(path) or "")
     shared = links.Shared(photo_digest, tuple(expressions), tuple(read))
     return Answer(expressions, models, links.write(shared), bool(photo_digest))

@@ -354,7 +354,7 @@ def test_the_page_loads_no_font_or_script_of_another_host(server):
 def test_nothing_is_left_when_the_page_ends(finished_run, photos, tmp_path):
   with page_server.running(finished_run, tmp_path) as server:
     segment(gradio_client.Client(server.url, verbose=False), photos[0])
-    assert list(tmp_path.glob("mail_jax_app_*/predictions/*/mask.png"))
+    assert list(tmp_path.glob("mail_jax_app_*/predictions/*/model-1/1-mask.png"))
   assert not list(tmp_path.glob("mail_jax_app_*"))
 
 
