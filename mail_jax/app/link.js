@@ -9,14 +9,15 @@ function address() {
   for (const [name, value] of new URLSearchParams(window.location.search)) {
     if (name.startsWith("__")) query.append(name, value);
   }
-  return `${window.location.pathname}?${query}`;
+  return window.location.pathname + (query.size ? `?${query}` : "");
 }
 
 watch("value", () => {
   button.hidden = !props.value.query;
   note.textContent = props.value.note;
   status.textContent = props.value.status;
-  if (props.value.query) window.history.replaceState(window.history.state, "", address());
+  // Without a link of this result, that of an earlier one must not stay.
+  window.history.replaceState(window.history.state, "", address());
 });
 
 // Browsers give pages without TLS no clipboard, but let them copy what is selected.

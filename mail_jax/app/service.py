@@ -32,6 +32,8 @@ KEPT_SECONDS = 3600
 # Every size of photo is compiled once, in multiples of the canvas. Compiled programs are dropped
 # after this many sizes, so that they do not fill the memory.
 _SIZES, _CANVAS = 48, 64
+# IoU from which a proposed instance is the one that a visitor marked, as in `Selection`.
+_SAME = 0.9
 # Photos whose segments are kept, each of some 5 MB.
 _SEGMENTED = 8
 
@@ -149,8 +151,8 @@ class RequestHandler:
     masks, source = self._find_masks(path, pixels, masks_file)
     if read:
       own = self._segments(path).masks(read)
-      masks = own if masks is None else np.concatenate([own, masks])
-      source = texts.join_sources(len(own), source)
+      masks = own if masks is None else _put_first(own, masks)
+      source = texts.join_sources(len(own), source if len(masks) > len(own) else "")
     place = pathlib.Path(tempfile.mkdtemp(dir=self._folder))
     with self._sizes.use(*pixels.shape[:2]):
       results = {
@@ -312,6 +314,19 @@ def _most_probable_first(
   instances: list[tuple[str, str]], probabilities: Float32[np.ndarray, "k"]
 ) -> list[tuple[str, str]]:
   return [instances[k] for k in np.argsort(-probabilities, kind="stable").tolist()]
+
+
+def _put_first(
+  marked: Bool[np.ndarray, "k h w"], proposed: Bool[np.ndarray, "n h w"]
+) -> Bool[np.ndarray, "m h w"]:
+  """Joins instances that a visitor marked and proposed ones, without those that were marked."""
+  # Every few pixels suffice, and large photos have many.
+  step = max(1, max(marked.shape[1:]) // 512)
+  small = marked[:, ::step, ::step]
+  kept = [
+    mask for mask in proposed if all(_iou(mask[::step, ::step], own) < _SAME for own in small)
+  ]
+  return np.concatenate([marked, kept]) if kept else marked
 
 
 def _iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:

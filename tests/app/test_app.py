@@ -152,7 +152,7 @@ def test_marked_instances_come_first_and_those_of_the_example_follow(client, seg
   lines = ["box 0.1,0.2 0.5,0.6", "point 0.5,0.5"]
   actual = segment(client, tmp_path / "scene.png", drawn="\n".join(lines))
   marked = marks.Segments(scene.image).masks(marks.read("\n".join(lines), limits.Limits()))
-  expected = segmenter(scene.image, TEXT, np.concatenate([marked, scene.instances.masks]))
+  expected = segmenter(scene.image, TEXT, page_server.put_first(marked, scene.instances.masks))
   np.testing.assert_array_equal(actual["overlay"], expected.overlay())
   captions = [caption for _, caption in map(_captioned, actual["instances"])]
   assert len(captions) == len(expected.instances)
@@ -163,6 +163,19 @@ def test_marked_instances_come_first_and_those_of_the_example_follow(client, seg
   path = tmp_path / "scene.png"
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   assert digest.startswith(query["photo"][0])
+
+
+def test_a_mark_replaces_the_proposed_instance_that_it_repeats(client, photos, tmp_path):
+  masks = np.zeros((2, 96, 96), bool)
+  masks[0, 10:40, 20:50] = masks[1, 50:90, 10:90] = True
+  path = coco_file(tmp_path / "own.json", masks, "any.png")
+  ends = ((20, 10), (49, 39)), ((60, 5), (90, 30))
+  for ((left, top), (right, bottom)), expected in zip(ends, (2, 3), strict=True):
+    box = f"box {left / 95:.3f},{top / 95:.3f} {right / 95:.3f},{bottom / 95:.3f}"
+    # On a photo of one colour the box itself is the instance.
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (96, 96), "gray").save(plain)
+    assert len(segment(client, plain, TEXT, path, box)["instances"]) == expected
 
 
 def _captioned(item):

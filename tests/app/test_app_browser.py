@@ -204,7 +204,7 @@ def test_clicks_boxes_and_strokes_add_instances_and_the_link_restores_them(
   assert np.abs(np.array(shared.marks[0].points) - [(0.1, 0.1), (0.6, 0.55)]).max() < 0.02
   assert np.abs(np.array(shared.marks[1].points[0]) - (0.2, 0.7)).max() < 0.02
   own = marks.Segments(scene.image).masks(shared.marks)
-  expected = segmenter(scene.image, lines[0], np.concatenate([own, scene.instances.masks]))
+  expected = segmenter(scene.image, lines[0], page_server.put_first(own, scene.instances.masks))
   browser.until(lambda: np.array_equal(browser.picture("#overlay img"), expected.overlay()))
   assert browser.overflow() == 0
 
