@@ -56,10 +56,11 @@ def overlay(
   prediction: Bool[np.ndarray, "h w"],
   target: Bool[np.ndarray, "h w"] | None = None,
   selected: Bool[np.ndarray, "h w"] | None = None,
+  colour: tuple[int, int, int] = PREDICTION,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Tints the prediction; outlines the selected instance and the target. See `LEGEND`."""
   width = max(1, round(max(image.shape[:2]) / 300))
-  result = tint(image, prediction, PREDICTION)
+  result = tint(image, prediction, colour)
   if selected is not None:
     result = outline(result, selected, SELECTED, width)
   return result if target is None else outline(result, target, TARGET, width)

@@ -4,6 +4,7 @@ python -m mail_jax.app --demo
 python -m mail_jax.app --checkpoint runs/demo
 python -m mail_jax.app --checkpoint runs/refcoco_unc --host 0.0.0.0 --examples photos \
     --instances felzenszwalb
+python -m mail_jax.app --checkpoint runs/a --compare runs/b
 
 It needs Gradio: pip install "mail_jax[app]". The page loads nothing from other servers.
 docs/guides/app.md describes how to run it behind a proxy, and what visitors can do.
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry
-from mail_jax.app import examples, limits, service
+from mail_jax.app import examples, limits, texts
 from mail_jax.app.limits import Limits
 from mail_jax.app.service import RequestHandler
 from mail_jax.export import load
@@ -35,26 +36,45 @@ def main(argv: list[str] | None = None) -> None:
   _check_gradio()
   proposer = registry.open_proposer(args.instances)
   with _temporary_folder() as folder:
-    model = load.load(args.checkpoint, args.step)
-    dataset = str(model.config.dataset)
+    models = _load(args)
+    dataset = str(next(iter(models.values())).config.dataset)
     offered = examples.load(args.examples, dataset, allowed, folder / "examples")
     handler = RequestHandler(
-      Segmenter(model),
+      {name: Segmenter(model) for name, model in models.items()},
       allowed,
       folder / "predictions",
       examples.ExampleMasks(offered),
       proposer,
       args.instances.partition(":")[0],
     )
-    name = os.path.basename(os.path.normpath(args.checkpoint))
     step_name = args.step if isinstance(args.step, str) else ""
-    heading = service.title(name, step_name, model.step, dataset)
+    heading = texts.title(
+      [
+        texts.describe_model(name, step_name, model.step, str(model.config.dataset))
+        for name, model in models.items()
+      ]
+    )
     _serve(args, allowed, handler, heading, offered)
+
+
+def _load(args: argparse.Namespace) -> dict[str, load.LoadedModel]:
+  """Returns the models by the names that the page shows."""
+  places = [args.checkpoint, *([args.compare] if args.compare else [])]
+  models: dict[str, load.LoadedModel] = {}
+  for place in places:
+    name = os.path.basename(os.path.normpath(place))
+    models[f"{name} (2)" if name in models else name] = load.load(place, args.step)
+  return models
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = command_parser("mail_jax.app", __doc__)
   load.add_arguments(parser, demo="the model that comes with mail_jax, on generated scenes")
+  parser.add_argument(
+    "--compare",
+    metavar="CHECKPOINT",
+    help="a second model, as --checkpoint takes it, whose results are shown beside the first one's",
+  )
   parser.add_argument(
     "--host",
     default="127.0.0.1",
@@ -182,7 +202,7 @@ def _serve(
       quiet=True,
       prevent_thread_lock=True,
       theme=layout.theme(),
-      css=layout.CSS,
+      css=layout.css(),
       footer_links=[],
       run_history=False,
       ssr_mode=False,

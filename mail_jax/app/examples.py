@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -103,18 +104,29 @@ class ExampleMasks:
 
   def __init__(self, examples: list[Example]):
     """Indexes examples; some may come without masks."""
-    self._masks = {
-      _digest(example.path): example.masks for example in examples if example.masks is not None
-    }
+    self._masks = {digest(example.path): example.masks for example in examples}
 
   def find(self, path: str) -> Bool[np.ndarray, "k h w"] | None:
-    """Returns the masks of the image in a file; None if it is not an example."""
-    return self._masks.get(_digest(path)) if self._masks else None
+    """Returns the masks of the image in a file; None if it is not an example with masks."""
+    return self._masks.get(digest(path)) if self._masks else None
+
+  def digest(self, path: str) -> str | None:
+    """Returns the SHA-256 of the image in a file; None if it is not an example."""
+    found = digest(path) if self._masks else ""
+    return found if found in self._masks else None
 
 
-def _digest(path: str) -> str:
+def digest(path: str) -> str:
+  """Returns the SHA-256 of a file, in hexadecimal digits."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(examples: Sequence[Example], prefix: str) -> str | None:
+  """Returns the path of the example whose SHA-256 begins with some digits; None without it."""
+  if not prefix:
+    return None
+  return next((shown.path for shown in examples if digest(shown.path).startswith(prefix)), None)
 
 
 def thumbnail(path: str, side: int = 240) -> Image.Image:

@@ -3,6 +3,7 @@
 import abc
 import html
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,24 +14,47 @@ from gradio.data_classes import FileData, ImageData  # pyright: ignore[reportMis
 
 from input_pipeline.common.errors import InputError
 from mail_jax.app import examples as examples_of
+from mail_jax.app import links, pictures
 from mail_jax.app.limits import Limits, shorten
-from mail_jax.app.service import KEPT_SECONDS, Prediction, RequestHandler
+from mail_jax.app.service import KEPT_SECONDS, Answer, RequestHandler
 
 _SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 _FETCHES = ("http:", "https:")
+_HERE = pathlib.Path(__file__).parent
 _WAITING = (
   '<div class="waiting" role="note">The result appears here:<br>'
   "your photo, with what you described marked.</div>"
 )
-_LEGEND = (
-  '<p class="legend"><span><i class="blue"></i>what you described</span>'
-  '<span><i class="yellow"></i>the selected instance</span></p>'
-)
 _INSTANCES = (
   '<h2 class="over">Instances that the model selected from '
-  "<small>most probable first; click one to enlarge it</small></h2>"
+  "<small>most probable first; select one to enlarge it</small></h2>"
 )
+_MARKS = (_HERE / "marks.html").read_text(encoding="utf-8")
+_LINK = (
+  '<button type="button" class="copy">Copy a link to this</button>'
+  '<p class="note"></p><p class="unseen" role="status"></p>'
+)
+_ADDRESS = "() => [window.location.search]"
+# Adds a line, in which the visitor goes on writing.
+_ANOTHER = """(text) => {
+  const longer = text && text.trim() ? text.replace(/\\s+$/, "") + "\\n" : "";
+  const area = document.querySelector("#text textarea");
+  setTimeout(() => { area.focus(); area.setSelectionRange(longer.length, longer.length); }, 50);
+  return longer;
+}"""
+# Asks what a link asks, once its fields are filled in.
+_ASK = """() => {
+  const asked = new URLSearchParams(window.location.search);
+  if (!asked.has("photo") || !asked.has("text")) return;
+  let waits = 50;
+  const ask = () => {
+    if (document.querySelector("#photo .image-frame img")) document.querySelector("#find").click();
+    else if (waits--) setTimeout(ask, 100);
+  };
+  setTimeout(ask, 100);
+}"""
+_NOT_IN_LINK = "The link restores the expressions; a photo of your own is never in a link."
 _DEFECT = "Internal error; the details are in the server's log. Try again, or try another photo."
 
 
@@ -94,61 +118,74 @@ def build(
 
   Args:
     handler: of the requests.
-    heading: HTML that names the model.
+    heading: HTML that names the models.
     examples: to pick from; may be empty.
     allowed: the limits of the queue.
     masks_note: the source of instance masks if none are uploaded, in one sentence.
 
   Returns:
-    `gradio.Blocks`, to be launched with `theme()` and `CSS`.
+    `gradio.Blocks`, to be launched with `theme()` and `css()`.
   """
   with gr.Blocks(
     title="mail_jax", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS), fill_width=True
   ) as page:
     gr.HTML(heading)
-    kept = gr.State([], time_to_live=KEPT_SECONDS)
-    with gr.Row(equal_height=False):
+    kept = gr.State(None, time_to_live=KEPT_SECONDS)
+    address = gr.Textbox(visible="hidden")
+    with gr.Row(equal_height=False, elem_classes=["compare"] if len(handler.names) > 1 else None):
       with gr.Column(scale=5, min_width=300):
-        photo, text, masks, find = _inputs(masks_note)
+        photo, marks, text, masks, find = _inputs(handler, allowed, masks_note)
         if examples:
-          _examples(examples, photo, text)
-      with gr.Column(scale=6, min_width=300):
-        shown = _outputs()
-    which, *parts = shown
+          _examples(examples, photo, text, marks)
+      with gr.Column(scale=6 if len(handler.names) == 1 else 10, min_width=300):
+        shown = _outputs(handler.names)
+    which, *parts, _ = shown
     find.click(
       _friendly(lambda *values: _first(handler(*values))),
-      inputs=[photo, text, masks],
+      inputs=[photo, text, masks, marks],
       outputs=[kept, *shown],
       api_name="segment",
       concurrency_limit=allowed.concurrency,
-      show_progress_on=[parts[1]],
+      show_progress_on=[parts[2]],
       scroll_to_output=True,
     )
     which.input(
       _friendly(_again), [kept, which], parts, api_visibility="private", show_progress="minimal"
     )
+    page.load(
+      _friendly(lambda query: _restore(query, examples, allowed)),
+      address,
+      [photo, text, marks],
+      js=_ADDRESS,
+      api_visibility="private",
+      show_progress="hidden",
+    ).success(None, js=_ASK, api_visibility="private")
   page.queue(max_size=allowed.queue, default_concurrency_limit=4)
   return page
 
 
-def _inputs(masks_note: str):
+def _inputs(handler: RequestHandler, allowed: Limits, masks_note: str):
   """Adds the fields that a visitor fills in."""
   photo = _PHOTO(
     label="Photo",
     sources=["upload", "clipboard"],
-    height=320,
+    height=340,
     placeholder="Drop a photo here\nor click to choose one",
     elem_id="photo",
   )
+  marks = _marks(handler, allowed, photo)
   text = gr.Textbox(
     label="What to look for",
-    info="One expression per line",
+    info="Enter asks; Shift+Enter begins another expression, which gets its own colour",
     placeholder="the woman in the leather jacket",
     lines=2,
-    max_lines=8,
+    max_lines=allowed.expressions,
     elem_id="text",
   )
-  find = gr.Button("Find it", variant="primary", size="lg", elem_id="find")
+  with gr.Row(elem_id="ask"):
+    another = gr.Button("Another expression", size="lg", min_width=120, elem_id="another")
+    find = gr.Button("Find", variant="primary", size="lg", min_width=120, elem_id="find")
+  another.click(None, text, text, js=_ANOTHER, api_visibility="private")
   with gr.Accordion("Instance masks", open=False, elem_id="masks"):
     gr.HTML(f'<p class="note">{html.escape(masks_note)}</p>')
     masks = _MASKS_FILE(
@@ -157,10 +194,40 @@ def _inputs(masks_note: str):
       height=120,
       elem_id="masks_file",
     )
-  return photo, text, masks, find
+  return photo, marks, text, masks, find
 
 
-def _examples(examples: Sequence[examples_of.Example], photo, text) -> None:
+def _marks(handler: RequestHandler, allowed: Limits, photo):
+  """Adds the tools that mark instances on the photo; their value is what `marks.read` takes."""
+  # Shows what the server made of the marks, through the tools' script.
+  areas = gr.HTML("", html_template="", js_on_load=_script("areas.js"), visible="hidden")
+  marks = gr.HTML(
+    "",
+    label="Marks",
+    html_template=_MARKS,
+    js_on_load=_script("marks.js"),
+    apply_default_css=False,
+    elem_id="marks",
+    most=allowed.marks,
+    points=allowed.mark_points,
+  )
+  marks.drawn(  # pyright: ignore[reportAttributeAccessIssue]
+    _friendly(handler.draw_marks),
+    [photo, marks],
+    areas,
+    api_visibility="private",
+    show_progress="hidden",
+    trigger_mode="always_last",
+  )
+  photo.input(None, None, marks, js="() => ''", api_visibility="private")
+  return marks
+
+
+def _script(name: str) -> str:
+  return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _examples(examples: Sequence[examples_of.Example], photo, text, marks) -> None:
   """Adds photos to pick; each fills in the photo and expressions."""
   gr.HTML('<h2 class="over">Or pick an example</h2>')
   gallery = gr.Gallery(
@@ -179,29 +246,47 @@ def _examples(examples: Sequence[examples_of.Example], photo, text) -> None:
 
   def pick(event: gr.SelectData):
     example = examples[event.index]
-    return example.path, "\n".join(example.expressions)
+    return example.path, "\n".join(example.expressions), ""
 
-  gallery.select(pick, None, [photo, text], api_visibility="private", show_progress="hidden")
+  gallery.select(pick, None, [photo, text, marks], api_visibility="private", show_progress="hidden")
 
 
-def _outputs():
-  """Adds the fields of a result: `which` first, the others in the order of `_show`."""
+def _outputs(names: Sequence[str]):
+  """Adds the fields of a result: `which` first, the others in the order of `_show`, `link` last."""
   waiting = gr.HTML(_WAITING)
   with gr.Column(visible=False) as result:
-    which = gr.Radio([], label="Expression", visible=False, elem_id="which")
+    which = gr.Radio([], label="Show", visible=False, elem_id="which")
+    with gr.Row(equal_height=False):
+      panels = [_panel(name if len(names) > 1 else "", number) for number, name in enumerate(names)]
+    link = gr.HTML(
+      {"query": "", "note": "", "status": ""},
+      html_template=_LINK,
+      js_on_load=_script("link.js"),
+      apply_default_css=False,
+      elem_id="link",
+    )
+  return [which, waiting, result, *(part for panel in panels for part in panel), link]
+
+
+def _panel(name: str, number: int):
+  """Adds what one model found; the first model's fields have the plain names."""
+  suffix = f"-{number + 1}" if number else ""
+  with gr.Column(min_width=280):
+    if name:
+      gr.HTML(f'<h2 class="over">{html.escape(name)}</h2>')
     overlay = gr.Image(
-      label="Result",
+      label=f"Result {name}".strip(),
       format="png",
       type="filepath",
       interactive=False,
       show_label=False,
       buttons=["fullscreen"],
-      elem_id="overlay",
-      alt_text="The photo with the mask drawn in blue",
+      elem_id=f"overlay{suffix}",
+      elem_classes=["overlay"],
+      alt_text="The photo with what you described marked; the text below says what was found",
     )
-    gr.HTML(_LEGEND)
-    summary = gr.HTML(elem_id="summary")
-    mask = gr.DownloadButton("Download the mask (PNG)", size="lg", elem_id="mask")
+    summary = gr.HTML(elem_id=f"summary{suffix}")
+    mask = gr.DownloadButton("Download the mask", size="lg", elem_id=f"mask{suffix}")
     with gr.Column(visible=False) as candidates:
       gr.HTML(_INSTANCES)
       instances = gr.Gallery(
@@ -212,35 +297,61 @@ def _outputs():
         object_fit="contain",
         interactive=False,
         buttons=["fullscreen"],
-        elem_id="instances",
+        elem_id=f"instances{suffix}",
+        elem_classes=["instances"],
       )
-  return which, waiting, overlay, summary, mask, candidates, instances, result
+  return overlay, summary, mask, candidates, instances
 
 
-def _first(predictions: list[Prediction]):
-  """Returns the values of the fields after a request: all expressions, and the first result."""
-  choices = [(f"{n}. {shorten(p.expression)}", n - 1) for n, p in enumerate(predictions, 1)]
-  which = gr.Radio(choices, value=0, visible=len(predictions) > 1)
-  return predictions, which, *_show(predictions[0])
+def _first(answer: Answer):
+  """Returns the values of the fields after a request: the first view of it, all together."""
+  labels = [f"{n}. {shorten(text)}" for n, text in enumerate(answer.expressions, 1)]
+  views = ["All together", *labels] if len(labels) > 1 else labels
+  which = gr.Radio([(view, n) for n, view in enumerate(views)], value=0, visible=len(views) > 1)
+  note = "The link restores photo, marks and expressions." if answer.has_photo else _NOT_IN_LINK
+  link = {
+    "query": answer.query,
+    "note": note if answer.query else "This is too much for a link.",
+    "status": f"Done: {len(labels)} of {len(labels)} expressions answered.",
+  }
+  return answer, which, *_show(answer, 0), link
 
 
-def _again(predictions: list[Prediction], number: int):
-  """Returns the values of the fields for another expression of the same request."""
-  if not predictions or not os.path.isfile(predictions[number].overlay):
-    raise InputError("This result has expired: press Find it again.")
-  return _show(predictions[number])
+def _again(answer: Answer | None, number: int):
+  """Returns the values of the fields for another view of the same request."""
+  if answer is None or not all(
+    os.path.isfile(predictions[number].overlay) for predictions in answer.models.values()
+  ):
+    raise InputError("This result has expired: press Find again.")
+  return _show(answer, number)
 
 
-def _show(prediction: Prediction):
-  return (
-    gr.HTML(visible=False),
-    prediction.overlay,
-    prediction.summary,
-    prediction.mask,
-    gr.Column(visible=bool(prediction.instances)),
-    gr.Gallery(prediction.instances, selected_index=None),
-    gr.Column(visible=True),
-  )
+def _show(answer: Answer, number: int):
+  values: list[Any] = [gr.HTML(visible=False), gr.Column(visible=True)]
+  for predictions in answer.models.values():
+    shown = predictions[number]
+    several = shown.mask.endswith(".zip")
+    values += [
+      shown.overlay,
+      shown.summary,
+      gr.DownloadButton("Download the masks" if several else "Download the mask", value=shown.mask),
+      gr.Column(visible=bool(shown.instances)),
+      gr.Gallery(shown.instances, selected_index=None),
+    ]
+  return values
+
+
+def _restore(query: str, examples: Sequence[examples_of.Example], allowed: Limits):
+  """Returns photo, expressions and marks of a link; of the page's own address, no change."""
+  shared = links.read(query or "", allowed)
+  if shared is None:
+    return gr.skip(), gr.skip(), gr.skip()
+  text = "\n".join(shared.expressions)
+  path = examples_of.find(examples, shared.photo)
+  if path is None:
+    gr.Warning("The photo of this link is not here: choose it yourself.", title="Choose the photo")
+    return gr.skip(), text, ""
+  return path, text, "\n".join(map(str, shared.marks))
 
 
 def _friendly(function: Callable) -> Callable:
@@ -305,67 +416,10 @@ def theme():
   )
 
 
-CSS = """
-.gradio-container { width: 100% !important; min-width: 0 !important; max-width: 1160px !important;
-  box-sizing: border-box;
-  margin: 0 auto !important; padding: 32px 24px 48px !important; }
-.gradio-container .main { padding: 0 !important; }
-.gradio-container .html-container { padding: 0 !important; }
-.gradio-container header h1 { font-size: 30px; line-height: 1.15; font-weight: 700;
-  letter-spacing: -0.02em;
-  margin: 0; }
-.gradio-container header .lead { font-size: 17px; margin: 6px 0 10px;
-  color: var(--body-text-color-subdued); }
-.gradio-container header .model { font-size: 13px; margin: 0 0 10px;
-  color: var(--body-text-color-subdued);
-  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.gradio-container header .model span { font-weight: 600; color: var(--body-text-color);
-  margin-right: 6px; }
-.gradio-container h2.over { font-size: 14px; font-weight: 600; margin: 6px 2px 0;
-  color: var(--block-title-text-color); }
-.gradio-container h2.over small { font-weight: 400; font-size: 13px;
-  color: var(--body-text-color-subdued); }
-.answer { padding: 2px; }
-.answer p { margin: 0 !important; }
-.answer .asked { font-size: 15px; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
-.answer .found { font-size: 22px; line-height: 1.3; font-weight: 650; letter-spacing: -0.01em;
-  margin: 2px 0 8px !important; }
-.answer ul { list-style: none; margin: 0; padding: 0; font-size: 14px; line-height: 1.5; }
-.answer li { color: var(--body-text-color-subdued); padding-left: 16px; margin: 2px 0 !important;
-  position: relative; }
-.answer li::before { content: ""; position: absolute; left: 2px; top: 0.6em; width: 5px;
-  height: 5px;
-  border-radius: 50%;
-  background: #1e6eff; }
-.answer li::marker { content: ""; }
-.waiting { border: 1.5px dashed var(--border-color-primary); border-radius: 12px;
-  padding: 104px 24px;
-  text-align: center;
-  color: var(--body-text-color-subdued); font-size: 15px; line-height: 1.6; }
-.note { font-size: 13px; color: var(--body-text-color-subdued); margin: 0 !important; }
-.legend { font-size: 13px; color: var(--body-text-color-subdued); margin: 0 2px !important; }
-.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px;
-  margin: 0 7px -1px 0; }
-.legend span { display: inline-block; margin-right: 18px; }
-.legend .blue { background: #1e6eff; } .legend .yellow { background: #ffc800; }
-#photo .image-frame, #photo .image-frame img { width: 100%; height: 100%; object-fit: contain; }
-#overlay .image-frame, #overlay img { width: 100% !important; max-height: 70vh;
-  object-fit: contain; }
-#examples, #instances { height: auto !important; }
-#examples .grid-wrap, #instances .grid-wrap { min-height: 0 !important; max-height: none !important;
-  height: auto !important; }
-#examples .grid-container, #instances .grid-container { padding-bottom: 6px;
-  grid-auto-rows: auto !important;
-  grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-#examples .thumbnail-lg, #instances .thumbnail-lg { height: auto; aspect-ratio: 1; }
-#instances .gallery-container:has(.preview) { min-height: 380px; }
-#instances .caption-label { max-width: 100%; font-variant-numeric: tabular-nums; }
-#text textarea { font-size: 16px; line-height: 1.5; }
-@media (max-width: 640px) {
-  .gradio-container { padding: 20px 14px 32px !important; }
-  .gradio-container header h1 { font-size: 26px; }
-  .gradio-container header .lead { font-size: 16px; }
-  .waiting { padding: 40px 16px; }
-  #instances .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-}
-"""
+def css() -> str:
+  """Returns the styles of the page, with the colours of expressions."""
+  dots = [
+    f"#which label:nth-child({n})::before {{ background: {pictures.css(colour)}; }}"
+    for n, colour in enumerate(pictures.COLOURS, 2)
+  ]
+  return "\n".join([(_HERE / "page.css").read_text(encoding="utf-8"), *dots])

@@ -56,6 +56,8 @@ class Limits:
     concurrency: requests that run at the same time.
     expressions: per request.
     words, characters: per expression.
+    marks: instances that a visitor marks on a photo.
+    mark_points: per stroke.
     examples: scenes or photos to pick from.
   """
 
@@ -66,6 +68,8 @@ class Limits:
   expressions: int = 8
   words: int = 100
   characters: int = 1000
+  marks: int = 8
+  mark_points: int = 64
   examples: int = 12
 
 

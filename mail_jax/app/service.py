@@ -2,14 +2,15 @@
 
 import contextlib
 import dataclasses
-import html
+import functools
 import os
 import pathlib
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -20,37 +21,57 @@ from input_pipeline import preprocess
 from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError, memory_errors
 from input_pipeline.proposers.registry import SelectingProposer
-from mail_jax.app import limits
+from mail_jax.app import limits, links, pictures, texts
+from mail_jax.app import marks as marks_of
 from mail_jax.app.examples import ExampleMasks
 from mail_jax.predict.inputs import ImageInstances
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
 # Predictions can be viewed again for this time.
 KEPT_SECONDS = 3600
-# The longer side of an instance's picture, in pixels.
-SIDE = 640
-_DIMMED = 0.72
 # Every size of photo is compiled once, in multiples of the canvas. Compiled programs are dropped
 # after this many sizes, so that they do not fill the memory.
 _SIZES, _CANVAS = 48, 64
+# IoU from which a proposed instance is the one that a visitor marked, as in `Selection`.
+_SAME = 0.9
+# Photos whose segments are kept, each of some 5 MB.
+_SEGMENTED = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """The files and the text that the page shows for one expression.
+  """The files and the text that the page shows for one expression, or for several together.
 
   Attributes:
-    expression: as it was typed.
-    overlay, mask: paths of PNG files at the photo's size.
-    instances: path of a picture and caption of each instance, the most probable one first.
+    overlay: path of a PNG file: of one expression at the photo's size.
+    mask: path of a PNG file at the photo's size; of several expressions, of a ZIP of such files.
+    instances: path of a picture and caption of each instance, the most probable one first; empty
+      for several expressions.
     summary: HTML.
   """
 
-  expression: str
   overlay: str
   mask: str
   instances: list[tuple[str, str]]
   summary: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What a request returns.
+
+  Attributes:
+    expressions: as they were typed.
+    models: name of each model -> its predictions: of all expressions together, if there are
+      several, then of each one.
+    query: of a link that restores the request, see `links`; empty if no link can.
+    has_photo: whether the link restores the photo too, because it is an example.
+  """
+
+  expressions: list[str]
+  models: dict[str, list[Prediction]]
+  query: str
+  has_photo: bool
 
 
 class RequestHandler:
@@ -58,7 +79,7 @@ class RequestHandler:
 
   def __init__(
     self,
-    segmenter: Segmenter,
+    segmenters: Mapping[str, Segmenter],
     allowed: limits.Limits,
     folder: pathlib.Path,
     examples: ExampleMasks,
@@ -68,14 +89,15 @@ class RequestHandler:
     """Stores what requests need.
 
     Args:
-      segmenter: the model.
+      segmenters: the models by name; all of them answer.
       allowed: the limits of a request.
       folder: where predictions are written; the caller removes it.
       examples: the masks of the examples.
       proposer: makes masks for all other photos, if given.
       proposer_name: its name on the page.
     """
-    self._segmenter = segmenter
+    self.names = list(segmenters)
+    self._segmenters = segmenters
     self._allowed = allowed
     self._folder = folder
     self._examples = examples
@@ -83,40 +105,69 @@ class RequestHandler:
     self._proposer_name = proposer_name
     self._instances = ImageInstances()
     self._sizes = _CompiledSizes()
+    self._segments = functools.lru_cache(_SEGMENTED)(self._read_segments)
 
   def __call__(
-    self, photo: str | None, text: str | None, masks_file: str | None
-  ) -> list[Prediction]:
-    """Handles one request and returns one prediction per expression.
+    self, photo: str | None, text: str | None, masks_file: str | None, marks: str | None = None
+  ) -> Answer:
+    """Handles one request.
 
     Args:
       photo: path of the uploaded file.
       text: expressions, one per line.
       masks_file: path of an uploaded COCO JSON with the photo's instances.
+      marks: instances that the visitor marked on the photo, see `marks.read`.
 
     Raises:
       InputError: with one sentence that tells the visitor what to do.
     """
     with memory_errors(lambda: ["a smaller photo", "fewer expressions at a time"]):
-      return self._answer(photo, text, masks_file)
+      return self._answer(photo, text, masks_file, marks)
+
+  def draw_marks(self, photo: str | None, marks: str | None) -> str:
+    """Returns the areas that marks mean as the `data:` address of a picture; empty without marks.
+
+    Args:
+      photo: path of the uploaded file.
+      marks: see `marks.read`.
+
+    Raises:
+      InputError: with one sentence that tells the visitor what to do.
+    """
+    read = marks_of.read(marks, self._allowed)
+    if not read:
+      return ""
+    path = limits.check_photo(photo, self._allowed)
+    return pictures.marked(self._segments(path).masks(read, pictures.MARKED_SIDE))
 
   def _answer(
-    self, photo: str | None, text: str | None, masks_file: str | None
-  ) -> list[Prediction]:
+    self, photo: str | None, text: str | None, masks_file: str | None, marks: str | None
+  ) -> Answer:
     path = limits.check_photo(photo, self._allowed)
     expressions = limits.read_expressions(text, self._allowed)
+    read = marks_of.read(marks, self._allowed)
     self._remove_old()
-    try:
-      pixels = preprocess.open_image(path)
-    except InputError as error:
-      raise InputError(_without_folder(str(error), path)) from error
+    pixels = _open(path)
     masks, source = self._find_masks(path, pixels, masks_file)
+    if read:
+      own = self._segments(path).masks(read)
+      masks = own if masks is None else _put_first(own, masks)
+      source = texts.join_sources(len(own), source if len(masks) > len(own) else "")
     place = pathlib.Path(tempfile.mkdtemp(dir=self._folder))
     with self._sizes.use(*pixels.shape[:2]):
-      return [
-        _write(result, source, place, f"{number}-" if len(expressions) > 1 else "")
-        for number, result in enumerate(self._segmenter(pixels, expressions, masks), 1)
-      ]
+      results = {
+        name: segmenter(pixels, expressions, masks) for name, segmenter in self._segmenters.items()
+      }
+    models = {}
+    for number, (name, found) in enumerate(results.items(), 1):
+      others = [result for other, result in results.items() if other != name]
+      models[name] = _write_all(found, others, source, len(read), place / f"model-{number}")
+    photo_digest = links.shorten_digest(self._examples.digest(path) or "")
+    shared = links.Shared(photo_digest, tuple(expressions), tuple(read))
+    return Answer(expressions, models, links.write(shared), bool(photo_digest))
+
+  def _read_segments(self, path: str) -> marks_of.Segments:
+    return marks_of.Segments(_open(path))
 
   def _find_masks(
     self, path: str, pixels: UInt8[np.ndarray, "h w 3"], masks_file: str | None
@@ -186,29 +237,76 @@ class _CompiledSizes:
         self._change.notify_all()
 
 
+def _open(path: str) -> UInt8[np.ndarray, "h w 3"]:
+  try:
+    return preprocess.open_image(path)
+  except InputError as error:
+    raise InputError(_without_folder(str(error), path)) from error
+
+
 def _without_folder(message: str, path: str) -> str:
   """Returns a message with the name of an uploaded file instead of its path on the server."""
   return message.replace(path, os.path.basename(path)).replace("COCO annotations ", "", 1)
 
 
-def _write(result: Segmentation, source: str, place: pathlib.Path, prefix: str) -> Prediction:
-  """Writes the files of a prediction."""
-  overlay, mask = place / f"{prefix}overlay.png", place / f"{prefix}mask.png"
-  Image.fromarray(result.overlay()).save(overlay, compress_level=1)
+def _write_all(
+  results: list[Segmentation],
+  others: Sequence[list[Segmentation]],
+  source: str,
+  marked: int,
+  place: pathlib.Path,
+) -> list[Prediction]:
+  """Writes the files of a model's results: of all expressions together, and of each one.
+
+  Args:
+    results: of each expression.
+    others: the same of the other models, if any.
+    source: of the instance masks, in words.
+    marked: how many of the instances, the first ones, the visitor marked.
+    place: the folder, which is made.
+  """
+  place.mkdir()
+  predictions = []
+  for k, result in enumerate(results):
+    agreement = [_iou(result.mask, other[k].mask) for other in others]
+    summary = texts.summary(result, source, k, agreement)
+    predictions.append(_write(result, summary, marked, place / f"{k + 1}-", pictures.COLOURS[k]))
+  if len(results) == 1:
+    return predictions
+  overlay, masks = place / "overlay.png", place / "masks.zip"
+  picture = pictures.together(results[0].image, [result.mask for result in results])
+  Image.fromarray(picture).save(overlay, compress_level=1)
+  with zipfile.ZipFile(masks, "w") as file:
+    for k, (result, prediction) in enumerate(zip(results, predictions, strict=True)):
+      file.write(prediction.mask, texts.file_name(k + 1, result.expression) + ".png")
+  return [Prediction(str(overlay), str(masks), [], texts.legend(results)), *predictions]
+
+
+def _write(
+  result: Segmentation,
+  summary: str,
+  marked: int,
+  prefix: pathlib.Path,
+  colour: tuple[int, int, int],
+) -> Prediction:
+  """Writes the files of a prediction for one expression, whose names begin with a prefix."""
+  overlay, mask = f"{prefix}overlay.png", f"{prefix}mask.png"
+  selected = None if result.selected is None else result.instances[result.selected]
+  picture = drawing.overlay(result.image, result.mask, selected=selected, colour=colour)
+  Image.fromarray(picture).save(overlay, compress_level=1)
   Image.fromarray(result.mask.astype(np.uint8) * 255).save(mask)
-  small, fitted = fit(result.image, result.instances)
+  small, fitted = pictures.fit(result.image, result.instances)
   instances = []
   for k in range(len(fitted)):
-    path = place / f"{prefix}instance-{k + 1}.jpg"
-    picture = draw_instance(small, fitted[k], k == result.selected)
+    path = pathlib.Path(f"{prefix}instance-{k + 1}.jpg")
+    picture = pictures.draw_instance(small, fitted[k], k == result.selected)
     path.write_bytes(drawing.encode_jpeg(picture, 88))
-    instances.append((str(path), caption(result, k)))
+    instances.append((str(path), texts.caption(result, k, marked)))
   return Prediction(
-    expression=result.expression,
-    overlay=str(overlay),
-    mask=str(mask),
+    overlay=overlay,
+    mask=mask,
     instances=_most_probable_first(instances, result.instance_probability),
-    summary=summary(result, source),
+    summary=summary,
   )
 
 
@@ -218,98 +316,20 @@ def _most_probable_first(
   return [instances[k] for k in np.argsort(-probabilities, kind="stable").tolist()]
 
 
-def draw_instance(
-  image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], selected: bool = False
-) -> UInt8[np.ndarray, "h w 3"]:
-  """Outlines an instance and dims the rest of the image.
-
-  Args:
-    image: RGB.
-    mask: of the instance.
-    selected: whether the model selected it; the outline is yellow then, otherwise white.
-  """
-  width = max(1, round(max(image.shape[:2]) / 300))
-  dimmed = drawing.tint(image, ~mask, (20, 24, 32), _DIMMED)
-  return drawing.outline(dimmed, mask, drawing.SELECTED if selected else drawing.TARGET, width)
+def _put_first(
+  marked: Bool[np.ndarray, "k h w"], proposed: Bool[np.ndarray, "n h w"]
+) -> Bool[np.ndarray, "m h w"]:
+  """Joins instances that a visitor marked and proposed ones, without those that were marked."""
+  # Every few pixels suffice, and large photos have many.
+  step = max(1, max(marked.shape[1:]) // 512)
+  small = marked[:, ::step, ::step]
+  kept = [
+    mask for mask in proposed if all(_iou(mask[::step, ::step], own) < _SAME for own in small)
+  ]
+  return np.concatenate([marked, kept]) if kept else marked
 
 
-def fit(
-  image: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"], side: int = SIDE
-) -> tuple[UInt8[np.ndarray, "y x 3"], Bool[np.ndarray, "k y x"]]:
-  """Resizes an image and masks to a longer side of `side`: averages, or repeats pixels."""
-  size = drawing.fitting_size(image.shape[0], image.shape[1], side)
-  if max(image.shape[:2]) > side:
-    small = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-  else:
-    small = drawing.stretch(image, size)
-  fitted = [drawing.stretch(mask, size) for mask in masks]
-  return small, np.stack(fitted) if fitted else np.zeros((0, *small.shape[:2]), bool)
-
-
-def summary(result: Segmentation, masks_source: str) -> str:
-  """Returns HTML that describes a result.
-
-  Args:
-    result: of one expression.
-    masks_source: of the instance masks, in a few words; empty without masks.
-  """
-  notes = [f"<li>{html.escape(note)}</li>" for note in _notes(result, masks_source)]
-  return (
-    '<section class="answer" aria-live="polite">'
-    f'<p class="asked">“{html.escape(result.expression)}”</p>'
-    f'<p class="found">{html.escape(headline(result))}</p><ul>{"".join(notes)}</ul></section>'
-  )
-
-
-def headline(result: Segmentation) -> str:
-  """Returns the result in one line."""
-  no_target = result.no_target_probability
-  if no_target is not None and no_target > 0.5:
-    return f"Not in the photo ({no_target:.0%} certain)"
-  if not result.mask.any():
-    return "Nothing found"
-  share = result.mask.mean()
-  return (
-    f"Found: {share:.1%} of the photo" if share >= 0.001 else "Found: less than 0.1% of the photo"
-  )
-
-
-def _notes(result: Segmentation, masks_source: str) -> list[str]:
-  notes = []
-  if result.mask.any():
-    probability = result.probability[result.mask].mean(dtype=np.float64)
-    notes.append(f"Mean probability inside the mask: {probability:.0%}")
-  if len(result.instances):
-    notes.append(f"{_selection(result)}; masks {masks_source}")
-  else:
-    notes.append(
-      "No instance masks: the model saw only the photo and the text, which is less accurate"
-    )
-  if result.was_cut:
-    notes.append("The text is longer than the model's limit; its end was cut off")
-  return notes
-
-
-def _selection(result: Segmentation) -> str:
-  count, probabilities = len(result.instances), result.instance_probability
-  if result.selected is None:
-    return f"None of {count} instances selected"
-  probability = probabilities[result.selected]
-  return f"Instance {result.selected + 1} of {count} selected (probability {probability:.0%})"
-
-
-def caption(result: Segmentation, k: int) -> str:
-  """Returns the caption of instance k."""
-  mark = " ✓" if k == result.selected else ""
-  return f"{k + 1}: {result.instance_probability[k]:.0%}{mark}"
-
-
-def title(name: str, step_name: str, step: int, dataset: str) -> str:
-  """Returns the header of the page, with the model that it runs."""
-  parts = (name, step_name, f"step {step:,}", f"trained on {dataset}")
-  about = " · ".join(html.escape(part) for part in parts if part)
-  return (
-    "<header><h1>Say it, see it</h1>"
-    '<p class="lead">Describe something in a photo, and the model marks it.</p>'
-    f'<p class="model"><span>mail_jax</span> {about}</p></header>'
-  )
+def _iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
+  """Returns the overlap of two masks; 1 if both are empty."""
+  union = np.count_nonzero(a | b)
+  return np.count_nonzero(a & b) / union if union else 1.0

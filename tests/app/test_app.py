@@ -2,10 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import hashlib
+import io
 import json
 import pathlib
 import subprocess
 import sys
+import zipfile
+from urllib.parse import parse_qs
 
 import numpy as np
 import page_server
@@ -13,8 +17,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from input_pipeline.common import drawing
 from input_pipeline.common.errors import InputError
 from input_pipeline.shapes import scenes
+from mail_jax.app import limits, marks
 
 pytestmark = pytest.mark.app
 gradio_client = pytest.importorskip("gradio_client", reason="`make app` installs Gradio")
@@ -52,11 +58,11 @@ def photos(tmp_path_factory) -> list[pathlib.Path]:
   return paths
 
 
-def segment(client, photo, text=TEXT, masks=None):
+def segment(client, photo, text=TEXT, masks=None, drawn=""):
   """Returns the app's response: pictures as arrays, and the summary."""
   handle = gradio_client.handle_file
-  which, _, overlay, summary, mask, instances = client.predict(
-    photo and handle(str(photo)), text, masks and handle(str(masks)), api_name="/segment"
+  which, _, overlay, summary, mask, instances, link = client.predict(
+    photo and handle(str(photo)), text, masks and handle(str(masks)), drawn, api_name="/segment"
   )
   return {
     "which": which,
@@ -64,6 +70,7 @@ def segment(client, photo, text=TEXT, masks=None):
     "mask": np.asarray(Image.open(_path(mask))),
     "summary": summary,
     "instances": _value(instances),
+    "link": link,
   }
 
 
@@ -117,6 +124,100 @@ def test_an_example_comes_with_its_instance_masks(client, segmenter, tmp_path):
   assert len(actual["instances"]) == len(expected.instances) > 0
   np.testing.assert_array_equal(actual["overlay"], expected.overlay())
   assert "from the example" in actual["summary"]
+
+
+def test_several_expressions_share_a_picture_and_a_zip_of_their_masks(client, segmenter, photos):
+  expressions = [TEXT, "the large ring", "the red thing <b>/.."]
+  *_, overlay, summary, masks, _, _ = client.predict(
+    gradio_client.handle_file(str(photos[0])), "\n".join(expressions), None, api_name="/segment"
+  )
+  results = segmenter(str(photos[0]), expressions)
+  with zipfile.ZipFile(_path(masks)) as file:
+    names = file.namelist()
+    assert names == ["1 the leftmost star.png", "2 the large ring.png", "3 the red thing b.png"]
+    for name, expected in zip(names, results, strict=True):
+      mask = np.asarray(Image.open(io.BytesIO(file.read(name)))) > 0
+      np.testing.assert_array_equal(mask, expected.mask)
+  picture = np.asarray(Image.open(_path(overlay))).astype(int)
+  photo = drawing.stretch(results[0].image, picture.shape[1::-1]).astype(int)
+  nowhere = ~np.any([drawing.stretch(r.mask, picture.shape[1::-1]) for r in results], axis=0)
+  # Lines and numbers, which reach beyond a mask, aside.
+  assert (np.abs(picture - photo).max(-1)[nowhere] > 0).mean() < 0.1
+  assert summary.count("<li>") == 3 and "&lt;b&gt;" in summary
+
+
+def test_marked_instances_come_first_and_those_of_the_example_follow(client, segmenter, tmp_path):
+  scene = scenes.make_scene("val", 7, 0, 96)
+  Image.fromarray(scene.image).save(tmp_path / "scene.png")
+  lines = ["box 0.1,0.2 0.5,0.6", "point 0.5,0.5"]
+  actual = segment(client, tmp_path / "scene.png", drawn="\n".join(lines))
+  marked = marks.Segments(scene.image).masks(marks.read("\n".join(lines), limits.Limits()))
+  expected = segmenter(scene.image, TEXT, page_server.put_first(marked, scene.instances.masks))
+  np.testing.assert_array_equal(actual["overlay"], expected.overlay())
+  captions = [caption for _, caption in map(_captioned, actual["instances"])]
+  assert len(captions) == len(expected.instances)
+  assert sum(caption.startswith("yours") for caption in captions) == 2
+  assert "from your 2 marks, the others from the example" in actual["summary"]
+  query = parse_qs(actual["link"]["query"])
+  assert query["mark"] == lines and query["text"] == [TEXT]
+  path = tmp_path / "scene.png"
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert digest.startswith(query["photo"][0])
+
+
+def test_a_mark_replaces_the_proposed_instance_that_it_repeats(client, photos, tmp_path):
+  masks = np.zeros((2, 96, 96), bool)
+  masks[0, 10:40, 20:50] = masks[1, 50:90, 10:90] = True
+  path = coco_file(tmp_path / "own.json", masks, "any.png")
+  ends = ((20, 10), (49, 39)), ((60, 5), (90, 30))
+  for ((left, top), (right, bottom)), expected in zip(ends, (2, 3), strict=True):
+    box = f"box {left / 95:.3f},{top / 95:.3f} {right / 95:.3f},{bottom / 95:.3f}"
+    # On a photo of one colour the box itself is the instance.
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (96, 96), "gray").save(plain)
+    assert len(segment(client, plain, TEXT, path, box)["instances"]) == expected
+
+
+def _captioned(item):
+  return (item["image"], item["caption"]) if isinstance(item, dict) else item
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ("point 0.5,0.5\n" * 9, "More than 8 instances are marked"),
+    ("stroke" + " 0.5,0.5" * 65, "65 points"),
+    ("stroke" + " 0.5,0.5" * 5000, "more than 64 points"),
+    ("point 0.5,1.5", "Mark 1 on the photo cannot be read"),
+    ("box 0.1,0.1", "a box two"),
+    ("circle 0.1,0.1", "cannot be read"),
+    ("point nan,0.1", "cannot be read"),
+    ('{"point": [0.5, 0.5]}', "cannot be read"),
+  ],
+)
+def test_marks_beyond_the_limits_get_a_message(client, photos, given, message):
+  with pytest.raises(Exception, match=message):
+    segment(client, photos[0], drawn=given)
+
+
+def test_two_models_answer_side_by_side(finished_run, exported, segmenter, photos, tmp_path):
+  from mail_jax.predict.segmenter import Segmenter
+
+  options = ("--compare", str(exported))
+  with page_server.running(finished_run, tmp_path, *options) as server:
+    client = gradio_client.Client(server.url, verbose=False)
+    given = gradio_client.handle_file(str(photos[0]))
+    _, _, *parts, _ = client.predict(given, TEXT, None, api_name="/segment")
+    page = server.ask("/")[1]
+  assert b"finished" in page and b"tiny" in page
+  for model, (overlay, summary, mask, _) in zip(
+    (segmenter, Segmenter.load(str(exported))), (parts[:4], parts[4:]), strict=True
+  ):
+    expected = model(str(photos[0]), TEXT)
+    np.testing.assert_array_equal(np.asarray(Image.open(_path(overlay))), expected.overlay())
+    np.testing.assert_array_equal(np.asarray(Image.open(_path(mask))) > 0, expected.mask)
+    # The exported model is that of the run.
+    assert "(IoU): 100%" in summary
 
 
 def test_every_bad_input_gets_its_message_and_the_next_request_a_result(
@@ -210,10 +311,10 @@ def test_only_uploaded_files_can_be_used(server, client, photos):
     n for n, d in enumerate(client.config["dependencies"]) if d["api_name"] == "segment"
   )
   uploaded = _named(json.loads(server.upload(photos[0]))[0])
-  assert _done(server, number, [uploaded, TEXT, None])["success"]
+  assert _done(server, number, [uploaded, TEXT, None, ""])["success"]
   elsewhere = ("/etc/passwd", str(photos[0]), str(page_server.CHECKOUT / "pyproject.toml"))
   for path in (*elsewhere, "https://127.0.0.1:9/a.png", "/gradio_api/file=/etc/passwd"):
-    for data in ([_named(path), TEXT, None], [uploaded, TEXT, _named(path)]):
+    for data in ([_named(path), TEXT, None, ""], [uploaded, TEXT, _named(path), ""]):
       response = _done(server, number, data)
       assert not response["success"] and "root:" not in json.dumps(response), path
 
@@ -266,7 +367,7 @@ def test_the_page_loads_no_font_or_script_of_another_host(server):
 def test_nothing_is_left_when_the_page_ends(finished_run, photos, tmp_path):
   with page_server.running(finished_run, tmp_path) as server:
     segment(gradio_client.Client(server.url, verbose=False), photos[0])
-    assert list(tmp_path.glob("mail_jax_app_*/predictions/*/mask.png"))
+    assert list(tmp_path.glob("mail_jax_app_*/predictions/*/model-1/1-mask.png"))
   assert not list(tmp_path.glob("mail_jax_app_*"))
 
 

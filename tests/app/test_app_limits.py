@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import InputError
 from mail_jax.app import command as app
-from mail_jax.app import examples, limits, service
+from mail_jax.app import examples, limits, texts
 
 ALLOWED = limits.Limits()
 
@@ -45,7 +45,7 @@ def test_an_expression_is_a_line():
 
 
 def test_the_name_of_a_model_is_escaped():
-  assert "<b>" not in service.title("<b>run", "best", 1, "shapes")
+  assert "<b>" not in texts.title([texts.describe_model("<b>run", "best", 1, "shapes")])
 
 
 def test_an_example_outside_the_folder_of_its_file_is_refused(tmp_path):

@@ -385,9 +385,11 @@ def test_api_command_and_app_give_the_same_mask(finished_run, segmenter, example
     "--instances", file, "--mask", mask, "--json", "-",
   )  # fmt: skip
   row = json.loads(capsys.readouterr().out)
-  page = service.RequestHandler(segmenter, limits.Limits(), tmp_path / "page", ExampleMasks([]))
+  page = service.RequestHandler(
+    {"run": segmenter}, limits.Limits(), tmp_path / "page", ExampleMasks([])
+  )
   (tmp_path / "page").mkdir()
-  (answer,) = page(str(photo), text, str(file))
+  (answer,) = page(str(photo), text, str(file)).models["run"]
   assert np.array_equal(np.asarray(Image.open(mask)) > 0, result.mask)
   assert np.array_equal(mask_of(row), result.mask)
   assert np.array_equal(np.asarray(Image.open(answer.mask)) > 0, result.mask)

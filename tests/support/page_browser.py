@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +18,28 @@ import numpy as np
 from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+AXE = "axe-core@4.14.1"
 WAIT = 40  # seconds; the first answer of a photo's size is compiled
+
+
+def axe_core(folder: pathlib.Path) -> str | None:
+  """The source of axe-core, from the npm registry; None where npm or the registry is not there."""
+  command = ["npm", "pack", AXE, "--silent", "--pack-destination", str(folder)]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  if done.returncode:
+    return None
+  with tarfile.open(next(folder.glob("axe-core-*.tgz"))) as package:
+    file = package.extractfile("package/axe.min.js")
+    return file.read().decode() if file else None
 
 
 class Browser:
@@ -45,6 +64,47 @@ class Browser:
   def _shown(self, selector: str):
     found = self.driver.find_elements(By.CSS_SELECTOR, selector)
     return next((element for element in found if element.is_displayed()), None)
+
+  def all(self, selector: str) -> list:
+    """What is shown now."""
+    found = self.driver.find_elements(By.CSS_SELECTOR, selector)
+    return [element for element in found if element.is_displayed()]
+
+  def style(self, selector: str, name: str, number: int = 0, part: str | None = None) -> str:
+    """A computed style of an element, or of its ::before."""
+    script = """
+      const [selector, name, number, part] = arguments;
+      const found = document.querySelectorAll(selector)[number];
+      return getComputedStyle(found, part).getPropertyValue(name);"""
+    return self.driver.execute_script(script, selector, name, number, part)
+
+  def pick(self, number: int) -> list[str]:
+    """Picks an example, from 1, and returns its expressions."""
+    self.press(f"#examples .grid-container > :nth-child({number}) button")
+    self.find("#photo .image-frame img")
+    return self.until(lambda: self.find("#text textarea").get_property("value")).splitlines()
+
+  def walk(self) -> list[tuple[str, bool]]:
+    """Presses Tab through the page; where the focus was, and whether that was visible."""
+    script = """
+      const here = document.activeElement, path = [];
+      for (let at = here; at && at !== document.body; at = at.parentElement)
+        path.push(at.id || at.getAttribute('class') || at.tagName);
+      const seen = [here, here.closest('label')].some((at) => {
+        if (!at) return false;
+        const style = getComputedStyle(at);
+        return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 1;
+      });
+      return [path.join(' < '), seen];"""
+    self.driver.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+    reached = []
+    for _ in range(60):
+      self.key("TAB")
+      where, seen = self.driver.execute_script(script)
+      if not where or (reached and where == reached[0][0]):
+        break
+      reached.append((where, seen))
+    return reached
 
   def until(self, condition, seconds: float = WAIT):
     # Elements that were redrawn in between are looked up again.
@@ -84,6 +144,54 @@ class Browser:
 
   def press(self, selector: str = "#find") -> None:
     self.driver.execute_script("arguments[0].click()", self.find(selector))
+
+  def key(self, name: str, *modifiers: str) -> None:
+    """Presses a key where the focus is."""
+    chain = ActionChains(self.driver)
+    for modifier in modifiers:
+      chain.key_down(getattr(Keys, modifier))
+    chain.send_keys(getattr(Keys, name, name))
+    for modifier in modifiers:
+      chain.key_up(getattr(Keys, modifier))
+    chain.perform()
+
+  def focused(self):
+    return self.driver.switch_to.active_element
+
+  def draw(self, points: list[tuple[float, float]], selector: str = "#photo .image-frame img"):
+    """Draws a line on a photo with the pointer, in fractions of the photo; a point is a click."""
+    picture = self.find(selector)
+    self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    script = """
+      const box = arguments[0].getBoundingClientRect(), image = arguments[0];
+      const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
+      const [w, h] = [image.naturalWidth * scale, image.naturalHeight * scale];
+      return [box.left + (box.width - w) / 2, box.top + (box.height - h) / 2, w, h];"""
+    left, top, width, height = self.driver.execute_script(script, picture)
+    places = [(left + x * width, top + y * height) for x, y in points]
+    for kind, (x, y) in [
+      ("mouseMoved", places[0]),
+      ("mousePressed", places[0]),
+      *(("mouseMoved", place) for place in places[1:]),
+      ("mouseReleased", places[-1]),
+    ]:
+      event = {"type": kind, "x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+      self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+  def violations(self, axe: str) -> list[str]:
+    """What axe finds that is serious or critical: its rule and the first elements.
+
+    Args:
+      axe: the source of axe-core.
+    """
+    self.driver.execute_script(axe)
+    found = self.driver.execute_async_script("axe.run(document).then(arguments[0])")
+    assert len(found["passes"]) > 10
+    return [
+      f"{row['impact']} {row['id']}: {[node['html'][:160] for node in row['nodes'][:3]]}"
+      for row in found["violations"]
+      if row["impact"] in ("serious", "critical")
+    ]
 
   def messages(self) -> list[str]:
     """The texts of the messages that are shown."""
