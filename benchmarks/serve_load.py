@@ -68,7 +68,9 @@ def make_requests() -> list[Request]:
   for number, size in zip(range(_SCENES), itertools.cycle(_SIZES), strict=False):
     scene = draw_scene(number)
     pixels = np.array(Image.fromarray(scene.image).resize(size[::-1]))
-    masks = [Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST) for mask in scene.instances]
+    masks = [
+      Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST) for mask in scene.instances
+    ]
     masks = np.stack([np.array(mask) for mask in masks]) if number % 3 else None
     texts = [scene.expression, "the large star"]
     buffer = io.BytesIO()
@@ -93,9 +95,7 @@ def make_requests() -> list[Request]:
   return requests
 
 
-def _json(
-  path: str, body: Any, expected: Sequence[Segmentation], accept: str = "*/*"
-) -> Request:
+def _json(path: str, body: Any, expected: Sequence[Segmentation], accept: str = "*/*") -> Request:
   return Request(path, "application/json", accept, json.dumps(body).encode(), expected)
 
 
@@ -114,9 +114,7 @@ def is_right(request: Request, kind: str, answer: bytes) -> bool:
   if kind == "image/png":
     return _same_mask(_from_png(answer), request.expected[0])
   result = json.loads(answer)
-  predictions = [
-    one for image in result.get("images", [result]) for one in image["predictions"]
-  ]
+  predictions = [one for image in result.get("images", [result]) for one in image["predictions"]]
   if len(predictions) != len(request.expected):
     return False
   for one, expected in zip(predictions, request.expected, strict=True):

@@ -115,9 +115,7 @@ class BatchSegmenter(Segmenter):
       {name: np.asarray(value) for name, value in inputs.items()}, *pixels.shape[:2], len(masks)
     )
 
-  def run(
-    self, images: Sequence[PreparedImage], expressions: Sequence[str]
-  ) -> list[RawPrediction]:
+  def run(self, images: Sequence[PreparedImage], expressions: Sequence[str]) -> list[RawPrediction]:
     """Runs the model once.
 
     Args:

@@ -158,12 +158,18 @@ def _add_segment(app: FastAPI, requests: schemas.RequestModels, service: Service
     (answer,) = await service.answer([item], mask_format == "png")
     return _to_result(answer)
 
-  async def segment(request: Request, body: Any) -> Any:
+  # The limits are known only now, and FastAPI reads them from the annotations.
+  ImageRequest, BatchRequest, Expressions = requests.image, requests.batch, requests.expressions
+  one = {"response_model": ImageResult, "responses": _ERRORS | _MASK}
+
+  @app.post("/segment", **one)
+  async def segment(request: Request, body: ImageRequest) -> Any:
     """Segments an image by expressions."""
     item = Item(body.image, body.expressions, body.instances)
     return await answer_one(request, item, body.mask_format)
 
-  async def segment_batch(body: Any) -> BatchResult:
+  @app.post("/segment/batch", responses=_ERRORS)
+  async def segment_batch(body: BatchRequest) -> BatchResult:
     """Segments several images, each by its own expressions."""
     items = [
       Item(image.image, image.expressions, image.instances, f"images[{k}].")
@@ -172,26 +178,17 @@ def _add_segment(app: FastAPI, requests: schemas.RequestModels, service: Service
     answers = await service.answer(items, body.mask_format == "png")
     return BatchResult(images=[_to_result(answer) for answer in answers])
 
+  @app.post("/segment/upload", **one)
   async def segment_upload(
-    request: Request, image: Any, expressions: Any, instances: Any = None, mask_format: Any = "rle"
+    request: Request,
+    image: Annotated[bytes, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF")],
+    expressions: Annotated[Expressions, Form(description="repeatable")],
+    instances: Annotated[str | None, Form(description="as in /segment, as JSON")] = None,
+    mask_format: Annotated[schemas.MaskFormat, Form()] = "rle",
   ) -> Any:
     """Segments an uploaded file by expressions."""
     item = Item(image, expressions, _parse_instances(requests, instances))
     return await answer_one(request, item, mask_format)
-
-  # The limits are known only now, and FastAPI reads them from the annotations.
-  segment.__annotations__["body"] = requests.image
-  segment_batch.__annotations__["body"] = requests.batch
-  segment_upload.__annotations__ |= {
-    "image": Annotated[bytes, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF")],
-    "expressions": Annotated[requests.expressions, Form(description="repeatable")],
-    "instances": Annotated[str | None, Form(description="as in /segment, as JSON")],
-    "mask_format": Annotated[schemas.MaskFormat, Form()],
-  }
-  one = {"response_model": ImageResult, "responses": _ERRORS | _MASK}
-  app.post("/segment", **one)(segment)
-  app.post("/segment/batch", responses=_ERRORS)(segment_batch)
-  app.post("/segment/upload", **one)(segment_upload)
 
 
 def _wants_png(request: Request) -> bool:
@@ -225,8 +222,6 @@ def _to_result(answer: Answer) -> ImageResult:
         no_target_probability=prediction.no_target_probability,
         was_cut=prediction.was_cut,
       )
-      for expression, (prediction, mask) in zip(
-        answer.expressions, answer.predictions, strict=True
-      )
+      for expression, (prediction, mask) in zip(answer.expressions, answer.predictions, strict=True)
     ],
   )

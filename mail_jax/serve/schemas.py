@@ -1,19 +1,28 @@
 """What requests and responses consist of, as pydantic models: the OpenAPI description."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (  # pyright: ignore[reportMissingImports]
   BaseModel,
   ConfigDict,
+  FailFast,
   Field,
   StringConstraints,
+  model_validator,
 )
+from pydantic_core import PydanticCustomError  # pyright: ignore[reportMissingImports]
 
 from mail_jax.serve.limits import Limits
 
 MaskFormat = Literal["rle", "png"]
 PNG = "image/png"
+# Of requests, at any depth.
+_FIELDS = (
+  *("image", "images", "expressions", "instances", "mask_format"),
+  *("rle", "size", "counts", "score"),
+)
+# Characters of a name that a message repeats.
+_SHOWN = 40
 _BASE64 = {"contentEncoding": "base64", "contentMediaType": "image/*"}
 
 
@@ -76,6 +85,17 @@ class Problem(BaseModel):
 class _Strict(BaseModel):
   model_config = ConfigDict(extra="forbid")
 
+  @model_validator(mode="before")
+  @classmethod
+  def _check_fields(cls, data: Any) -> Any:
+    """Raises one error: pydantic would collect one for every unknown field, of millions."""
+    unknown = data.keys() - cls.model_fields.keys() if isinstance(data, dict) else ()
+    if unknown:
+      known = ", ".join(cls.model_fields)
+      context = {"name": min(unknown)[:_SHOWN], "known": known}
+      raise PydanticCustomError("unknown", "no such field; there are {known}", context)
+    return data
+
 
 class GivenRunLengths(_Strict):
   """A mask as COCO's run lengths, compressed or not."""
@@ -85,7 +105,8 @@ class GivenRunLengths(_Strict):
     Field(min_length=2, max_length=2, description="[height, width] of the upright image"),
   ]
   counts: (
-    Annotated[str, StringConstraints(strict=True)] | list[Annotated[int, Field(strict=True, ge=0)]]
+    Annotated[str, StringConstraints(strict=True)]
+    | Annotated[list[Annotated[int, Field(strict=True, ge=0)]], FailFast()]
   )
 
 
@@ -111,9 +132,7 @@ class RequestModels:
     expression = Annotated[
       str, StringConstraints(strict=True, min_length=1, max_length=limits.characters, pattern=r"\S")
     ]
-    expressions = Annotated[
-      list[expression], Field(min_length=1, max_length=limits.expressions)
-    ]
+    expressions = Annotated[list[expression], Field(min_length=1, max_length=limits.expressions)]
     instances = Annotated[list[Instance], Field(max_length=limits.instances)] | None
 
     class ImageItem(_Strict):
@@ -141,12 +160,16 @@ class RequestModels:
 def describe_invalid(errors: list[dict[str, Any]]) -> str:
   """Returns one line that names the first invalid field, such as `images[0].expressions[1]`."""
   first = errors[0]
+  if first["type"] == "json_invalid":
+    return f"body: not JSON, from character {first['loc'][-1]} on"
   # The first part is "body"; parts that are names of types belong to unions.
   place = ""
   for part in first["loc"][1:]:
     if isinstance(part, int):
       place += f"[{part}]"
-    elif re.fullmatch(r"[a-z_]+", part) and part not in ("str", "constrained-str"):
+    elif part in _FIELDS:
       place += f".{part}" if place else part
+  if first["type"] == "unknown":
+    place += ("." if place else "") + ascii(first["ctx"]["name"])[1:-1]
   more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
   return f"{place or 'body'}: {first['msg']}{more}"

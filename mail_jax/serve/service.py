@@ -111,9 +111,14 @@ class Service:
       for image, item in zip(prepared, items, strict=True)
       for expression in item.expressions
     ]
-    raw = await asyncio.gather(
-      *(asyncio.wrap_future(self._worker.submit(image, text)) for image, text in pairs)
-    )
+    try:
+      raw = await asyncio.gather(
+        *(asyncio.wrap_future(self._worker.submit(image, text)) for image, text in pairs)
+      )
+    except Exception as error:
+      if (shortage := describe_shortage(error)) is None:
+        raise
+      raise Rejected(503, f"{shortage}; try again later") from error
     results = iter(raw)
     return [
       await loop.run_in_executor(

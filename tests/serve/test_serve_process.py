@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -32,25 +33,25 @@ def _post(port: int, path: str, body: bytes) -> tuple[int, bytes]:
 
 
 def test_sigterm_finishes_what_was_accepted(tmp_path):
-  items = [served_models.make_item(k)[0] for k in range(4)]
+  items = [served_models.make_item(k)[0] for k in range(8)]
   for item in items:
     item["expressions"] = [f"the star {k}" for k in range(16)]
   body, answers = json.dumps({"images": items}).encode(), []
-  with served_models.running(tmp_path / "log", "--log_level", "warning", log_ready=False) as server:
+  with served_models.running(tmp_path / "log") as server:
     threads = [
       threading.Thread(target=lambda: answers.append(_post(server.port, "/segment/batch", body)))
-      for _ in range(3)
+      for _ in range(8)
     ]
     for thread in threads:
       thread.start()
-    while not _begun(server):
-      pass
+    time.sleep(0.5)
+    assert not answers
     server.process.send_signal(signal.SIGTERM)
     for thread in threads:
       thread.join()
     assert server.process.wait(60) == 0
-  assert [status for status, _ in answers] == [200] * 3
-  assert all(len(json.loads(answer)["images"]) == 4 for _, answer in answers)
+  assert [status for status, _ in answers] == [200] * 8
+  assert all(len(json.loads(answer)["images"]) == 8 for _, answer in answers)
   with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", server.port)):
     pass
 
@@ -91,8 +92,10 @@ def test_schemathesis_finds_nothing(tmp_path):
   hooks = pathlib.Path(served_models.__file__).with_name("schemathesis_hooks.py")
   with served_models.running(tmp_path / "log", "--max_megapixels", "1") as server:
     done = subprocess.run(
-      [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
-      + ["--max-examples", "100", "--seed", "0", "--no-color"],
+      [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"),
+        *("--max-examples", "100", "--seed", "0", "--no-color"),
+      ],
       cwd=tmp_path,
       env={**os.environ, "SCHEMATHESIS_HOOKS": hooks.stem, "PYTHONPATH": str(hooks.parent)},
       capture_output=True,

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +100,12 @@ class Server:
     self.port, self.process = port, process
     self.url = f"http://127.0.0.1:{port}"
 
+  def is_ready(self) -> bool:
+    try:
+      return urllib.request.urlopen(f"{self.url}/health", timeout=10).status == 200
+    except OSError:
+      return False
+
 
 @contextlib.contextmanager
 def running(log: pathlib.Path, *arguments: str) -> Iterator[Server]:
@@ -113,12 +120,14 @@ def running(log: pathlib.Path, *arguments: str) -> Iterator[Server]:
     )
   try:
     end = time.monotonic() + _START
-    while "Application startup complete" not in log.read_text():
+    while not (match := re.search(r"at http://127\.0\.0\.1:(\d+)", log.read_text())):
       assert process.poll() is None and time.monotonic() < end, log.read_text()
       time.sleep(0.1)
-    match = re.search(r"at http://127\.0\.0\.1:(\d+)", log.read_text())
-    assert match, log.read_text()
-    yield Server(int(match[1]), process)
+    server = Server(int(match[1]), process)
+    while not server.is_ready():
+      assert process.poll() is None and time.monotonic() < end, log.read_text()
+      time.sleep(0.1)
+    yield server
   finally:
     process.terminate()
     process.wait(60)
