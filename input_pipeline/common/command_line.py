@@ -67,6 +67,7 @@ COMMANDS = {
     "interrupted; with several images, run the same command again to resume",
   ),
   "app": Command("mail_jax.app", "serve a web page to try a model", "stopped"),
+  "serve": Command("mail_jax.serve", "serve a model over HTTP, for other programs", "stopped"),
   "export": Command("mail_jax.export", "export a model to share it or to run it elsewhere"),
   "plan": Command(
     "mail_jax.plan", "estimate memory and step time on TPUs, without TPUs", killable=True

@@ -10,6 +10,7 @@ from .images import (
   FORMATS,
   MAX_FILE_BYTES,
   MAX_PIXELS,
+  WEB_FORMATS,
   TooManyPixels,
   decode_image,
   open_header,
@@ -17,7 +18,14 @@ from .images import (
   read_orientation,
   resize_image,
 )
-from .masks import check_instances, mask_from_logits, nearest_indices, read_masks, resize_planes
+from .masks import (
+  check_instances,
+  mask_from_logits,
+  nearest_indices,
+  read_masks,
+  resize_logits,
+  resize_planes,
+)
 from .text import empty_text, exchange_left_right, is_expression, normalise_text
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
   "FORMATS",
   "MAX_FILE_BYTES",
   "MAX_PIXELS",
+  "WEB_FORMATS",
   "TooManyPixels",
   "check_instances",
   "decode_image",
@@ -39,5 +48,6 @@ __all__ = [
   "read_masks",
   "read_orientation",
   "resize_image",
+  "resize_logits",
   "resize_planes",
 ]

@@ -30,6 +30,9 @@ MAX_FILE_BYTES = 1 << 30
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """By Pillow's names. It reads more: some start other programs (EPS), some are hardly tested."""
 
+WEB_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What servers accept of `FORMATS`: the formats that cameras and browsers write."""
+
 EXTENSIONS = (
   *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib"),
   *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx"),

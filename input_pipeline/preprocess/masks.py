@@ -104,9 +104,16 @@ def mask_from_logits(
   """
   if no_target is not None and no_target > 0:
     return np.zeros((height, width), bool)
+  return resize_logits(logits, height, width) > 0
+
+
+def resize_logits(
+  logits: Float32[np.ndarray, "s s"], height: int, width: int
+) -> Float[np.ndarray, "{height} {width}"]:
+  """Resizes the logits of the model's square to the image's size, bilinearly."""
   rows = _interpolation_matrix(height, logits.shape[0])
   columns = _interpolation_matrix(width, logits.shape[1])
-  return rows @ logits @ columns.T > 0
+  return rows @ logits @ columns.T
 
 
 def _interpolation_matrix(size: int, source: int) -> Float[np.ndarray, "{size} {source}"]:

@@ -39,8 +39,6 @@ _HEADERS = (
   (b"x-content-type-options", b"nosniff"),
   (b"referrer-policy", b"no-referrer"),
 )
-# The formats that cameras and browsers write; fewer than `preprocess.FORMATS`.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Characters of a visitor's text that a message repeats.
 _SHOWN = 60
 
@@ -92,7 +90,7 @@ def check_photo(path: str | None, limits: Limits) -> str:
   try:
     with (
       untrusted_files.open_file(path, name) as file,
-      preprocess.open_header(file, formats=FORMATS) as image,
+      preprocess.open_header(file, formats=preprocess.WEB_FORMATS) as image,
     ):
       width, height = image.size
   except preprocess.TooManyPixels as error:

@@ -101,7 +101,7 @@ def jit_predict(apply: Callable[[Variables, Batch], Output], selection: str) -> 
     logits = resize_logits(output.tiles, batch["original_size"], canvas)
     no_target = None if output.no_target is None else jax.nn.sigmoid(output.no_target)
     mask, scores = find_mask(logits, output.no_target), output.selection_logits
-    return jax.nn.sigmoid(logits), mask, _weigh(scores, selection), no_target
+    return jax.nn.sigmoid(logits), mask, instance_weights(scores, selection), no_target
 
   return jax.jit(predict, static_argnames="canvas")
 
@@ -112,14 +112,35 @@ def jit_choose(apply: Callable[[Variables, Batch], Output], selection: str) -> A
   XLA leaves out the decoder, whose result is not used.
   """
   return jax.jit(
-    lambda variables, batch: _weigh(apply(variables, batch).selection_logits, selection)
+    lambda variables, batch: instance_weights(apply(variables, batch).selection_logits, selection)
   )
 
 
-def _weigh(scores: jax.Array, selection: str) -> jax.Array:
+def instance_weights(scores: Float32[jax.Array, "b j"], selection: str) -> Any:
+  """Returns the probabilities of the instances, with that of "none" last.
+
+  Args:
+    scores: `Output.selection_logits`.
+    selection: `config.model.selection`.
+  """
   # With `multi` each instance has its own gate, and "none" is right if all are closed.
   multi = selection == "multi"
   return jax.nn.sigmoid(scores - scores[:, -1:]) if multi else jax.nn.softmax(scores, -1)
+
+
+def find_selected(
+  weights: Float32[np.ndarray, "j"], count: int, no_target: float | None
+) -> int | None:
+  """Returns the index of the most probable instance; None for "none", or if there is no target.
+
+  Args:
+    weights: of one example, as `instance_weights` returns them.
+    count: of its instances.
+    no_target: probability that it has no target; None if the model does not predict it.
+  """
+  best = int(np.argmax(weights))
+  has_target = no_target is None or no_target <= 0.5
+  return best if best < count and has_target else None
 
 
 class Segmenter:
@@ -192,13 +213,18 @@ class Segmenter:
     """
     several = not isinstance(expression, str)
     expressions = _check_expressions(list(expression) if several else [expression])
-    pixels = preprocess.open_image(image)
-    masks = self._instances.find(instances, pixels, _path(image))[
-      : self._model.config.max_instances
-    ]
+    pixels, masks = self._open(image, instances)
     prepared = self._prepare(pixels, masks)
     results = [self._segment(prepared, text, pixels, masks) for text in expressions]
     return results if several else results[0]
+
+  def _open(
+    self, image: ImageLike, instances: InstancesLike
+  ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "k h w"]]:
+    """Returns an image and the instance masks that the model selects from."""
+    pixels = preprocess.open_image(image)
+    masks = self._instances.find(instances, pixels, _path(image))
+    return pixels, masks[: self._model.config.max_instances]
 
   def _prepare(
     self, pixels: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"]
@@ -224,9 +250,7 @@ class Segmenter:
     height, width = pixels.shape[:2]
     probability, mask, weights, no_target = self._run(prepared | tokens, height, width)
     count = len(masks)
-    best = int(np.argmax(weights[0]))
     no_target_probability = None if no_target is None else float(no_target[0])
-    has_target = no_target_probability is None or no_target_probability <= 0.5
     return Segmentation(
       image=pixels,
       expression=expression,
@@ -234,7 +258,7 @@ class Segmenter:
       probability=probability[0, :height, :width],
       instances=masks,
       instance_probability=weights[0, :count],
-      selected=best if best < count and has_target else None,
+      selected=find_selected(weights[0], count, no_target_probability),
       was_cut=bool(was_cut[0]),
       no_target_probability=no_target_probability,
       explainer=lambda: self._explain(prepared, expression, count),

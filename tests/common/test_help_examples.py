@@ -27,6 +27,7 @@ EXAMPLES = sorted(
 )
 NOT_RUN = {
   "mail_jax.app": "it does not end; tests/app/test_app.py runs it, where Gradio is",
+  "mail_jax.serve": "it does not end; tests/serve/ runs it, where FastAPI is",
   "mail_jax.reproduce": "it needs photos; tests/reproduce/test_reproduce.py runs it",
   "mail_jax.plan": "the TPU compiler takes minutes; tests/plan/test_plan_compiler.py runs it",
 }

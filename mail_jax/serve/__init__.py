@@ -1,0 +1,1 @@
+"""The HTTP interface, `python -m mail_jax.serve`; needs FastAPI."""
