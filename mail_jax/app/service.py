@@ -22,7 +22,8 @@ from input_pipeline.common.errors import InputError, memory_errors
 from input_pipeline.proposers.registry import SelectingProposer
 from mail_jax.app import limits
 from mail_jax.app.examples import ExampleMasks
-from mail_jax.predict.inputs import ImageInstances
+from mail_jax.predict.auto_masks import AUTO
+from mail_jax.predict.image_instances import ImageInstances
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
 # Predictions can be viewed again for this time.
@@ -63,7 +64,7 @@ class RequestHandler:
     folder: pathlib.Path,
     examples: ExampleMasks,
     proposer: SelectingProposer | None = None,
-    proposer_name: str = "none",
+    proposer_name: str = AUTO,
   ):
     """Stores what requests need.
 
@@ -73,7 +74,7 @@ class RequestHandler:
       folder: where predictions are written; the caller removes it.
       examples: the masks of the examples.
       proposer: makes masks for all other photos, if given.
-      proposer_name: its name on the page.
+      proposer_name: its name on the page; `AUTO` for what made the masks of training.
     """
     self._segmenter = segmenter
     self._allowed = allowed
@@ -127,6 +128,8 @@ class RequestHandler:
     masks = self._examples.find(path)
     if masks is not None:
       return masks, "from the example"
+    if self._proposer_name == AUTO:
+      return self._segmenter.instances.find_auto(pixels)
     if self._proposer is None:
       return None, ""
     try:
