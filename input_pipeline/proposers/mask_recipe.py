@@ -126,10 +126,10 @@ def of_spec(spec: str, selection: Selection) -> MaskRecipe:
 
 def _fingerprint(argument: str) -> str:
   """Returns the fingerprint of a file, or of the config in a folder; empty without either."""
-  for path in (argument, places.join(argument, _CONFIG)) if argument else ():
-    if places.is_file(path):
-      return fingerprint.of_file(path)
-  return ""
+  if not argument or "," in argument:  # several files
+    return ""
+  path = os.path.join(argument, _CONFIG) if os.path.isdir(argument) else argument
+  return fingerprint.of_file(path) if places.is_file(path) else ""
 
 
 def _of_results(path: str, selection: Selection) -> MaskRecipe | None:
@@ -218,7 +218,7 @@ def from_json(data: Any, where: str) -> MaskRecipe:
     texts = (spec, content, selection.rank)
     valid = all(isinstance(text, str) and len(text) <= _MAX_TEXT for text in texts)
     valid = valid and spec.isprintable() and selection.rank in ranking.RANKS
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, OverflowError, TypeError, ValueError) as error:
     raise _unreadable(where, error) from error
   if not valid:
     raise _unreadable(where, reprlib.repr(data))

@@ -220,7 +220,9 @@ class Segmenter:
     expressions = _check_expressions(list(expression) if several else [expression])
     pixels, masks = self._open(image, instances)
     prepared = self._prepare(pixels, masks)
-    results = [self._segment(prepared, text, pixels, masks) for text in expressions]
+    rows = [_Row(prepared, text, pixels, masks) for text in expressions]
+    # One at a time: a result does not depend on the others.
+    results = [self._segment_rows([row])[0] for row in rows]
     return results if several else results[0]
 
   def batch(
@@ -290,15 +292,6 @@ class Segmenter:
     prepared["original_size"] = np.array(pixels.shape[:2], np.int32)
     return jax.device_put({name: np.asarray(value)[None] for name, value in prepared.items()})
 
-  def _segment(
-    self,
-    prepared: dict[str, jax.Array],
-    expression: str,
-    pixels: UInt8[np.ndarray, "h w 3"],
-    masks: Bool[np.ndarray, "k h w"],
-  ) -> Segmentation:
-    return self._segment_rows([_Row(prepared, expression, pixels, masks)])[0]
-
   def _segment_rows(self, rows: Sequence[_Row]) -> list[Segmentation]:
     """Runs the model once; the last row fills up the batch to a size that is compiled."""
     size = 1 << (len(rows) - 1).bit_length()
@@ -361,8 +354,9 @@ def _groups(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
   """Yields rows that run together: few, whose results fit into memory."""
   group: list[_Row] = []
   for row in rows:
-    larger = max(other.pixels.shape[0] * other.pixels.shape[1] for other in [*group, row])
-    if group and (len(group) == BATCH or larger * (len(group) + 1) > _MAX_PIXELS):
+    sizes = [other.pixels.shape for other in [*group, row]]
+    area = max(height for height, *_ in sizes) * max(width for _, width, _ in sizes)
+    if group and (len(group) == BATCH or area * len(sizes) > _MAX_PIXELS):
       yield group
       group = []
     group.append(row)

@@ -292,6 +292,7 @@ def test_an_exported_recipe_names_no_folder_of_this_machine(tmp_path):
     {"spec": "a\nb", "content": "", "selection": Selection().__dict__},
     {"spec": "none", "content": "", "selection": Selection().__dict__ | {"rank": "worst"}},
     {"spec": "none", "content": "", "selection": Selection().__dict__ | {"nms_iou": 3}},
+    {"spec": "none", "content": "", "selection": Selection().__dict__ | {"max_instances": 1e999}},
   ],
 )
 def test_what_is_no_recipe_is_refused(data):
