@@ -27,7 +27,7 @@ from input_pipeline.common import buckets, fingerprint, parallel, places
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import announce, counted, list_counts, text_table
 from input_pipeline.prepare import arguments, download
-from input_pipeline.proposers import custom, folds, leakage, registry
+from input_pipeline.proposers import custom, folds, leakage, mask_recipe, registry
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import annotated_images, jsonl, readers, refer, scene_source
 from input_pipeline.sources.source import Source
@@ -190,7 +190,8 @@ def _make_source(args: argparse.Namespace, described: dict[str, Any]) -> Source:
     finding = folds.check_unseen(trained_on, reader.splits.get(leakage.TRAIN, ()), coco_ids)
     provenance["leakage"][leakage.TRAIN] = dataclasses.asdict(finding)
     provenance["instances"]["folds"] = args.folds
-  provenance |= reader.more_metadata()
+  recipe = mask_recipe.of_spec(folds.fill(spec, evaluated_by), make.selection)
+  provenance |= {mask_recipe.KEY: recipe.to_json()} | reader.more_metadata()
   for line in leakage.warnings(provenance["leakage"]):
     print(line, file=sys.stderr)
   source = readers.ImageSource(

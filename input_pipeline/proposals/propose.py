@@ -26,7 +26,7 @@ from input_pipeline.common import atomic_files, fingerprint, parallel, places, t
 from input_pipeline.common.command_line import add_subparser
 from input_pipeline.common.errors import InputError
 from input_pipeline.masks.segmentation import encode_segmentation
-from input_pipeline.proposers import ranking
+from input_pipeline.proposers import mask_recipe, ranking
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.sources import readers
 from input_pipeline.sources.annotated_images import RecordMaker, read_image
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     "images": len(images),
     "image_ids": fingerprint.of_bytes(ids.encode()),
   }
-  written = read_about(args.out)
+  written = mask_recipe.read_about(args.out)
   if written == about:
     print(f"{args.out} is already written: nothing to do")
     return
@@ -145,18 +145,6 @@ def seconds_per_image(out: str) -> float:
 def images_done(out: str) -> int:
   """Returns of how many images an output has the masks, finished or not."""
   return len(_times(out))
-
-
-def read_about(out: str) -> dict[str, Any] | None:
-  """Returns what a finished output was made from; None if it is not there, or another file."""
-  if not os.path.exists(out):
-    return None
-  with open(out, "rb") as file:
-    first = file.readline(1 << 16)
-  try:
-    return json.loads(first.strip().rstrip(b",") + b"}")["info"]
-  except (ValueError, KeyError, TypeError):
-    return None
 
 
 def _identify(spec: str) -> str:

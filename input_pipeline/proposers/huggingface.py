@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
@@ -28,6 +29,11 @@ except ImportError as error:
 
 SEGMENTERS = ("detr", "mask2former", "maskformer", "oneformer")
 """Model types with queries, each of which predicts a mask and a class."""
+_WEIGHTS = tuple(
+  f"{name}{end}"
+  for name in ("model.safetensors", "pytorch_model.bin")
+  for end in ("", ".index.json")
+)
 MIN_CLASS = 0.05
 """A query is dropped if every class is less likely: it means "no object"."""
 MAX_SEGMENTS = 100
@@ -121,6 +127,22 @@ class HuggingFaceProposer:
         proposals[k] = _segments(classes[row], unpadded, *images[k].shape[:2])
     return [instances for instances in proposals if instances is not None]
 
+  @staticmethod
+  def missing(argument: str) -> str:
+    """Returns a line about what would have to be downloaded; empty if all is on this machine.
+
+    Args:
+      argument: as for the constructor.
+    """
+    if os.path.isdir(argument) or (
+      _is_cached(argument, ("config.json",)) and _is_cached(argument, _WEIGHTS)
+    ):
+      return ""
+    return (
+      f"the weights of {argument} are not on this machine; --instances huggingface:{argument} "
+      "downloads them"
+    )
+
   def _prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, torch.Tensor]:
     inputs = self._processor(images=[Image.fromarray(image)], return_tensors="pt", **self._task)
     return {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
@@ -158,6 +180,15 @@ class HuggingFaceProposer:
         f"are missing, such as {sorted(missing)[0]}; was it trained for another task?"
       )
     return model.to(self._device).eval()
+
+
+def _is_cached(model: str, names: Sequence[str]) -> bool:
+  """Returns whether a file of a model on the Hub is on this machine."""
+  try:
+    found = [huggingface_hub.try_to_load_from_cache(model, name) for name in names]
+  except ValueError:  # not a name on the Hub
+    return False
+  return any(isinstance(path, str) for path in found)
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from mail_jax.app import examples, limits, texts
 from mail_jax.app.limits import Limits
 from mail_jax.app.service import RequestHandler
 from mail_jax.export import load
+from mail_jax.predict.auto_masks import AUTO
 from mail_jax.predict.segmenter import Segmenter
 
 
@@ -34,13 +35,17 @@ def main(argv: list[str] | None = None) -> None:
   args = _parser().parse_args(argv)
   allowed = _limits(args)
   _check_gradio()
-  proposer = registry.open_proposer(args.instances)
+  proposer = None if args.instances == AUTO else registry.open_proposer(args.instances)
   with _temporary_folder() as folder:
     models = _load(args)
     dataset = str(next(iter(models.values())).config.dataset)
     offered = examples.load(args.examples, dataset, allowed, folder / "examples")
+    segmenters = {name: Segmenter(model) for name, model in models.items()}
+    if args.instances == AUTO:
+      # Fails here rather than at a visitor's photo.
+      next(iter(segmenters.values())).instances.open_auto()
     handler = RequestHandler(
-      {name: Segmenter(model) for name, model in models.items()},
+      segmenters,
       allowed,
       folder / "predictions",
       examples.ExampleMasks(offered),
@@ -96,9 +101,10 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--instances",
-    default="none",
+    default=AUTO,
     metavar="NAME:ARGUMENT",
-    help="instance masks of uploaded photos, see docs/guides/proposals.md (default: none)",
+    help="instance masks of uploaded photos, see docs/guides/proposals.md, or none (default: auto, "
+    "made as for training)",
   )
   defaults = Limits()
   parser.add_argument(
@@ -187,7 +193,9 @@ def _serve(
   from mail_jax.app import layout
 
   note = "Optional: without masks of your photo, the model works, less accurately."
-  if args.instances != "none":
+  if args.instances == AUTO:
+    note = "Optional: without masks of your photo, they are made as for training, where possible."
+  elif args.instances != "none":
     note = f"Optional: without masks of your photo, {args.instances.partition(':')[0]} makes them."
   page = layout.build(handler, heading, offered, allowed, note)
   upload_bytes = int(allowed.upload_megabytes * 1e6)

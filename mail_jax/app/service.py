@@ -24,7 +24,8 @@ from input_pipeline.proposers.registry import SelectingProposer
 from mail_jax.app import limits, links, pictures, texts
 from mail_jax.app import marks as marks_of
 from mail_jax.app.examples import ExampleMasks
-from mail_jax.predict.inputs import ImageInstances
+from mail_jax.predict.auto_masks import AUTO
+from mail_jax.predict.image_instances import ImageInstances
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
 # Predictions can be viewed again for this time.
@@ -84,7 +85,7 @@ class RequestHandler:
     folder: pathlib.Path,
     examples: ExampleMasks,
     proposer: SelectingProposer | None = None,
-    proposer_name: str = "none",
+    proposer_name: str = AUTO,
   ):
     """Stores what requests need.
 
@@ -94,7 +95,8 @@ class RequestHandler:
       folder: where predictions are written; the caller removes it.
       examples: the masks of the examples.
       proposer: makes masks for all other photos, if given.
-      proposer_name: its name on the page.
+      proposer_name: its name on the page; `AUTO` for what made the masks of the first model's
+        training.
     """
     self.names = list(segmenters)
     self._segmenters = segmenters
@@ -178,6 +180,9 @@ class RequestHandler:
     masks = self._examples.find(path)
     if masks is not None:
       return masks, "from the example"
+    if self._proposer_name == AUTO:
+      first = next(iter(self._segmenters.values()))
+      return first.instances.find_auto(pixels)
     if self._proposer is None:
       return None, ""
     try:

@@ -28,6 +28,7 @@ from input_pipeline.common import atomic_files, buckets
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.common.terminal import announce
+from input_pipeline.proposers import mask_recipe
 from mail_jax.config import to_json
 from mail_jax.export import folder, formats, hub, load, model_card, scripts
 from mail_jax.export import precision as precisions
@@ -164,6 +165,9 @@ def _describe(
     "tokenizer": {"kind": kind, "file": folder.TOKENIZERS[kind]},
     "metrics": dict(model.metrics),
     "left_out": model.left_out,
+    mask_recipe.KEY: mask_recipe.all_to_json(
+      model.mask_recipes and [recipe.portable() for recipe in model.mask_recipes]
+    ),
     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     "versions": _versions(),
     "config": config,

@@ -20,6 +20,8 @@ from input_pipeline.common import buckets, fingerprint
 from input_pipeline.common.errors import InputError
 from input_pipeline.image_hashes import ImageSet
 from input_pipeline.preprocess import tokenizer as tokenizers
+from input_pipeline.proposers import mask_recipe
+from input_pipeline.proposers.mask_recipe import MaskRecipe
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import MAY_CHANGE, flatten, from_json, to_json
 from mail_jax.distributed import processes, sharding
@@ -60,6 +62,7 @@ class LoadedModel:
     files: names and SHA-256 of the files that `forward` was read from.
     images: hashes of the images that it was trained on, by DATASET/SPLIT; None if they are unknown.
     left_out: of `left_out.note`, by the last run; None if nothing is to be said.
+    mask_recipes: how the instance masks of the data sets were made; None if it is unknown.
   """
 
   config: ConfigDict
@@ -73,6 +76,7 @@ class LoadedModel:
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
   images: Mapping[str, ImageSet] | None = None
   left_out: Mapping[str, Any] | None = None
+  mask_recipes: tuple[MaskRecipe, ...] | None = None
 
   def apply(self, variables: Variables, batch: Mapping[str, jax.Array]) -> Output:
     """Runs the model on a batch, as at test time; may be traced for a batch of `complete`.
@@ -239,12 +243,21 @@ def _load_run(workdir: str, selected: str | int, averaged: bool, backend: str) -
     metrics, images = checkpoints.metrics(step), checkpoint.read_images(meta)
     data = meta.get("data") or {}
     noted = left_out.from_json(data.get("left_out"), f"--checkpoint {workdir}")
+    recipes = _mask_recipes(data.get(mask_recipe.KEY), config, f"--checkpoint {workdir}")
   except (KeyError, FileNotFoundError) as error:
     raise InputError(f"--checkpoint {workdir}: the checkpoint is incomplete ({error})") from error
   finally:
     checkpoints.close()
   return LoadedModel(
-    config, model, variables, tokenizer, step, metrics, images=images, left_out=noted
+    config,
+    model,
+    variables,
+    tokenizer,
+    step,
+    metrics,
+    images=images,
+    left_out=noted,
+    mask_recipes=recipes,
   )
 
 
@@ -281,7 +294,19 @@ def _load_exported(place: epath.Path, form: str, wanted: str | int, backend: str
     files,
     images,
     left_out.from_json(about.get("left_out"), str(place / folder.ABOUT)),
+    _mask_recipes(about.get(mask_recipe.KEY), config, str(place / folder.ABOUT), portable=True),
   )
+
+
+def _mask_recipes(
+  rows: Any, config: ConfigDict, where: str, portable: bool = False
+) -> tuple[MaskRecipe, ...] | None:
+  """Reads how the instance masks of a model were made; models of generated scenes need not say."""
+  recipes = mask_recipe.all_from_json(rows, where)
+  if recipes is None and config.dataset == mask_recipe.SCENES:
+    return (MaskRecipe(mask_recipe.SCENES),)
+  # What others exported names no address that would be asked.
+  return tuple(r.portable() for r in recipes) if recipes and portable else recipes
 
 
 def _read_variables(place: epath.Path, about: Any, name: str, shapes: Variables) -> Variables:

@@ -3,9 +3,9 @@ r"""Predicts masks for images and expressions:
 python -m mail_jax.predict --checkpoint runs/demo --image photo.jpg --text "the leftmost star" \
     --out overlay.png
 
-With instance masks: --instances coco:instances.json (the image is found by its file name, or is the
-only one in the file). Without them the model sees the image and the expression alone. --mask
-mask.png writes the mask, and --json - prints the result as JSON.
+Instance masks are proposed as for training. Others: --instances coco:instances.json (the image is
+found by its file name, or is the only one in the file), a proposer, or none. --mask mask.png writes
+the mask, and --json - prints the result as JSON.
 
 Several expressions, each with its own --text, or several images, from a folder or from JSONL lines
 with `image`, `sentences` and optionally `instances`, into a folder with an overlay per expression
@@ -24,13 +24,17 @@ python -m mail_jax.predict --demo --scene 2 --text "the large star"
 
 import argparse
 import collections
+import contextlib
+import itertools
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from input_pipeline import preprocess
@@ -40,8 +44,12 @@ from input_pipeline.common.errors import InputError, memory_errors
 from input_pipeline.common.terminal import list_counts, progress_bar
 from mail_jax.export import load
 from mail_jax.predict import inputs, outputs
-from mail_jax.predict.inputs import ImageInstances, PredictionInput, PredictionInputs
+from mail_jax.predict.auto_masks import AUTO
+from mail_jax.predict.image_instances import ImageInstances, is_spec
+from mail_jax.predict.inputs import PredictionInput, PredictionInputs
 from mail_jax.predict.segmenter import Segmentation, Segmenter
+
+_Item = TypeVar("_Item")
 
 # Images that are decoded while the model works.
 _AHEAD = 3
@@ -93,8 +101,18 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     "--instances",
+    default=AUTO,
     metavar="NAME:ARGUMENT",
-    help="source of instance masks, such as coco:FILE (default: those in --pairs, or none)",
+    help="source of instance masks, such as coco:FILE, or none (default: auto, those in --pairs, "
+    "or made as for training)",
+  )
+  parser.add_argument(
+    "--batch_size",
+    type=int,
+    default=1,
+    metavar="N",
+    help="for several images: so many go through proposer and model together, which is fast on "
+    "accelerators; a mask can then depend on the others where its edge is uncertain (default: 1)",
   )
   parser.add_argument(
     "--out",
@@ -134,12 +152,14 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
   demo = args.checkpoint == str(load.DEMO_FOLDER)
   if args.image is not None and not args.text:
     parser.error("--image needs --text, the expression")
+  if args.batch_size < 1:
+    parser.error("--batch_size must be at least 1")
   if args.pairs and args.text:
     parser.error("--pairs has its own expressions: omit --text")
   if args.image is None and not args.pairs:
     if not demo:
       parser.error("set --image or --pairs")
-    if args.instances or len(args.text or ()) > 1:
+    if args.instances != AUTO or len(args.text or ()) > 1:
       parser.error("a drawn scene has its own instances, and takes one --text; or set --image")
     args.scene = _SCENE if args.scene is None else args.scene
     args.out = args.out or "demo.png"
@@ -156,12 +176,13 @@ def _predict_one(args: argparse.Namespace) -> None:
   if args.image is None:
     pixels, expression, masks = inputs.draw_scene(args.scene)
     expression, name = args.text[0] if args.text else expression, f"scene {args.scene}"
+    segmenter = Segmenter.load(args.checkpoint, args.step, args.backend)
   else:
     pixels, expression, name = preprocess.open_image(args.image), args.text[0], args.image
-    instances = ImageInstances()
-    masks = instances.find(args.instances, pixels, args.image)
-    _print_notes(instances)
-  result = Segmenter.load(args.checkpoint, args.step, args.backend)(pixels, expression, masks)
+    segmenter = Segmenter.load(args.checkpoint, args.step, args.backend)
+    masks = segmenter.instances.find(args.instances, pixels, args.image)
+    _print_notes(segmenter.instances)
+  result = segmenter(pixels, expression, masks)
   if args.mask:
     drawing.save(Image.fromarray(result.mask.astype(np.uint8) * 255), args.mask)
   drawing.save(Image.fromarray(result.overlay()), args.out)
@@ -242,6 +263,14 @@ def _check_apart(images: str, out: str) -> None:
     )
 
 
+class _Opened(NamedTuple):
+  """An image that is decoded, and what its masks are found with."""
+
+  item: PredictionInput
+  pixels: UInt8[np.ndarray, "h w 3"]
+  given: Any
+
+
 def _predict_all(
   all_inputs: PredictionInputs,
   segmenter: Segmenter,
@@ -250,36 +279,76 @@ def _predict_all(
 ) -> int:
   """Predicts the remaining expressions; returns the number of skipped images."""
   total, skipped = sum(len(item.expressions) for item in all_inputs.items), 0
-  remaining, instances = inputs.remaining(all_inputs, writer.done), ImageInstances()
-  if args.instances is not None and (args.pairs or os.path.isdir(args.image)):
-    if not inputs.is_spec(args.instances):
+  remaining, instances = inputs.remaining(all_inputs, writer.done), segmenter.instances
+  if args.instances != AUTO and (args.pairs or os.path.isdir(args.image)):
+    if not is_spec(args.instances):
       # A plain path would be read as a file of a single image.
       args.instances = f"coco:{args.instances}"
     instances.check_images(args.instances, all_inputs.items)
   with progress_bar("predict", total, "expressions", min(total, len(writer.done))) as bar:
-    for item, image in _decode_ahead(remaining):
+
+    @contextlib.contextmanager
+    def usable(item: PredictionInput) -> Iterator[None]:
+      nonlocal skipped
       try:
-        pixels = image.result()
-        proposer = args.instances
-        if proposer is None:
-          proposer = all_inputs.make_proposer(item, pixels)
-        masks = instances.find(proposer, pixels, item.path, item.image)
-        keys = [(item.image, item.line, k) for k in range(len(item.expressions))]
-        keys = [key for key in keys if key not in writer.done]
-        for chunk in _chunks(keys):
-          expressions = [item.expressions[number] for *_, number in chunk]
-          for key, result in zip(chunk, segmenter(pixels, expressions, masks), strict=True):
-            suffix = f"-{key[2] + 1}" if len(item.expressions) > 1 else ""
-            writer.add(key, f"{item.output}{suffix}.png", result)
-            bar.update()
+        yield
       except InputError as error:
         where = f"--pairs {args.pairs}, line {item.line}: " if item.line else ""
         if args.on_error == "stop":
           raise InputError(f"{where}{error}; --on_error skip continues without it") from error
         bar.write(f"skipped: {where}{error}", file=sys.stderr)
         skipped += 1
+
+    for some in _in_batches(_decode_ahead(remaining), args.batch_size):
+      opened: list[_Opened] = []
+      for item, image in some:
+        with usable(item):
+          pixels = image.result()
+          own = all_inputs.make_proposer(item, pixels) if args.instances == AUTO else None
+          opened.append(_Opened(item, pixels, own or args.instances))
+      with contextlib.suppress(InputError):  # which each image raises again
+        instances.prefetch(args.instances, [x.pixels for x in opened if x.given is args.instances])
+      found: list[tuple[_Opened, Bool[np.ndarray, "k h w"]]] = []
+      for x in opened:
+        with usable(x.item):
+          found.append((x, instances.find(x.given, x.pixels, x.item.path, x.item.image)))
+      for key, output, result in _predict(segmenter, found, writer.done, args.batch_size):
+        writer.add(key, output, result)
+        bar.update()
   _print_notes(instances)
   return skipped
+
+
+def _predict(
+  segmenter: Segmenter,
+  found: Sequence[tuple[_Opened, Bool[np.ndarray, "k h w"]]],
+  done: set[outputs.Key],
+  together: int,
+) -> Iterator[tuple[outputs.Key, str, Segmentation]]:
+  """Yields the predictions of images that are not done: keys, the names of overlays, and results.
+
+  Args:
+    segmenter: the model.
+    found: images and their masks.
+    done: keys of the predictions that are there.
+    together: rows that go through the model together; with 1, no result depends on others.
+  """
+  rows = []
+  for x, masks in found:
+    several = len(x.item.expressions) > 1
+    for k, text in enumerate(x.item.expressions):
+      key = (x.item.image, x.item.line, k)
+      if key not in done:
+        output = f"{x.item.output}{f'-{k + 1}' if several else ''}.png"
+        rows.append((key, output, x.pixels, text, masks))
+  # A few at a time: every result takes as much memory as several copies of the image.
+  for some in _in_batches(rows, _CHUNK):
+    keys, names, images, texts, masks = zip(*some, strict=True)
+    if together > 1:
+      results = segmenter.batch(images, texts, list(masks))
+    else:
+      results = segmenter(images[0], list(texts), masks[0])
+    yield from zip(keys, names, results, strict=True)
 
 
 def _print_notes(instances: ImageInstances) -> None:
@@ -287,10 +356,11 @@ def _print_notes(instances: ImageInstances) -> None:
     print(f"instances: {list_counts(instances.notes)}", file=sys.stderr)
 
 
-def _chunks(keys: list[outputs.Key]) -> Iterator[list[outputs.Key]]:
-  """Yields a few at a time: every result takes as much memory as several copies of the image."""
-  for first in range(0, len(keys), _CHUNK):
-    yield keys[first : first + _CHUNK]
+def _in_batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+  """Yields so many items at a time; the last ones may be fewer."""
+  iterator = iter(items)
+  while some := list(itertools.islice(iterator, size)):
+    yield some
 
 
 def _decode_ahead(items: Iterable[PredictionInput]) -> Iterator[tuple[PredictionInput, Future]]:

@@ -1,12 +1,11 @@
-"""Inputs of predictions: images and expressions of a folder or a file, and instance masks."""
+"""Inputs of predictions: images and expressions of a folder or a file, or drawn scenes."""
 
 import collections
 import dataclasses
 import hashlib
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -15,22 +14,10 @@ from PIL import UnidentifiedImageError
 from input_pipeline import preprocess
 from input_pipeline.common import untrusted_files
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposers import registry
 from input_pipeline.proposers.registry import SelectingProposer
 from input_pipeline.proposers.selection import Selection
 from input_pipeline.shapes import scenes
 
-InstancesLike = (
-  None
-  | np.ndarray
-  | str
-  | os.PathLike
-  | Mapping[str, Any]
-  | registry.Proposer
-  | registry.SelectingProposer
-)
-# Proposers given by name that are kept open.
-_OPEN = 4
 # Problems of a file that an error message lists.
 _PROBLEMS = 5
 # Of the scenes that are drawn to try a model: in no training data, and four times as large.
@@ -273,139 +260,3 @@ def remaining(
     for item in inputs.items
     if any((item.image, item.line, k) not in done for k in range(len(item.expressions)))
   ]
-
-
-class ImageInstances:
-  """Finds the instance masks of images; thread-safe.
-
-  Attributes:
-    notes: counts of masks of a file that were left out or changed, by kind.
-  """
-
-  def __init__(self):
-    self.notes: collections.Counter[str] = collections.Counter()
-    self._open: collections.OrderedDict[Any, registry.SelectingProposer] = collections.OrderedDict()
-    # Detectors need not be thread-safe.
-    self._lock = threading.RLock()
-
-  def check_images(self, given: Any, items: Sequence[PredictionInput]) -> None:
-    """Checks that a file does not assign the same masks to two images.
-
-    Raises:
-      InputError: it does.
-    """
-    with self._lock:
-      images = {item.path: (item.path, None, item.image) for item in items}.values()
-      registry.check_images(self._proposer(given), images, any_known=False)
-
-  def find(
-    self, given: Any, pixels: UInt8[np.ndarray, "h w 3"], path: str | None, name: str = ""
-  ) -> Bool[np.ndarray, "k h w"]:
-    """Returns the masks of an image, best score first.
-
-    There are none if nothing is given, or if a file has none for the image (counted in `notes`).
-
-    Args:
-      given: one of `InstancesLike`: masks, bool [k, h, w] or of 0 and 1; COCO annotations (a path
-        or a dictionary), in which the image is found by its file name or is the only one;
-        `NAME:ARGUMENT` as for `--instances`; or a proposer.
-      pixels: the image.
-      path: of the image, or None if it is not a file.
-      name: path relative to the folder of images, if known.
-
-    Raises:
-      InputError: not masks, not masks of this image, or the proposer fails.
-    """
-    height, width = pixels.shape[:2]
-    if given is None or isinstance(given, np.ndarray):
-      return preprocess.check_instances(_as_bool(given), height, width)
-    # A file of annotations may be of this image alone; `coco:FILE` is for many images.
-    for_this = isinstance(given, Mapping) or (_is_path(given) and not is_spec(given))
-    with self._lock:
-      proposer = self._proposer(given)
-      try:
-        if path is not None:
-          registry.check_turn(proposer, path)
-        proposals = proposer.propose([pixels], [_image_id(proposer, path, name, for_this)])[0]
-      except registry.UnknownImage:
-        self.notes[registry.NO_MASKS] += 1
-        return preprocess.check_instances(None, height, width)
-      self.notes.update(proposals.notes)
-    return preprocess.check_instances(proposals.masks, height, width)
-
-  def _proposer(self, given: Any) -> registry.SelectingProposer:
-    if isinstance(given, registry.SelectingProposer):
-      return given
-    if isinstance(given, Mapping):
-      # pycocotools may not be installed.
-      from input_pipeline.proposers.coco import CocoProposer
-
-      return registry.SelectingProposer(CocoProposer(given), Selection())
-    if _is_path(given):
-      name = os.fspath(given)
-      return self._named(name if is_spec(name) else f"coco:{name}")
-    if isinstance(given, registry.Proposer):
-      return registry.SelectingProposer(given, Selection())
-    raise InputError(
-      "instances: expected masks (bool [k, height, width]), COCO annotations, NAME:ARGUMENT as "
-      f"for --instances, or a proposer (docs/guides/proposals.md), got {type(given).__name__}"
-    )
-
-  def _named(self, spec: str) -> registry.SelectingProposer:
-    """Returns a proposer by its name, kept open for the next image; reopens a file that changed."""
-    key: Any = spec
-    path = spec.partition(":")[2]
-    if os.path.isfile(path):
-      status = os.stat(path)
-      key = (spec, status.st_mtime_ns, status.st_size)
-    if key in self._open:
-      self._open.move_to_end(key)
-    else:
-      self._open[key] = registry.open_proposer(spec)
-      while len(self._open) > _OPEN:
-        self._open.popitem(last=False)
-    return self._open[key]
-
-
-def _is_path(given: Any) -> bool:
-  return isinstance(given, str | os.PathLike)
-
-
-def is_spec(given: Any) -> bool:
-  """Returns whether this is `NAME` or `NAME:ARGUMENT` rather than a path."""
-  if not isinstance(given, str):
-    return False
-  return given.partition(":")[0] in registry.PROPOSERS or not given.endswith(".json")
-
-
-def _image_id(
-  proposer: registry.SelectingProposer, path: str | None, name: str, for_this: bool
-) -> int | str:
-  """Returns the proposer's id of the image; used only by those that look up masks in a file."""
-  file: Any = proposer.proposer
-  if not hasattr(file, "find_image"):
-    return 0
-  only = file.only_image() if for_this else None
-  if only is not None:
-    return only
-  if path is None:
-    raise InputError(
-      "instances: the image has no file name to look it up; pass the path of the image, or masks "
-      "of this image alone"
-    )
-  return proposer.find_image(path, None, name)
-
-
-def _as_bool(masks: np.ndarray | None) -> Bool[np.ndarray, "k h w"] | None:
-  if masks is None or (masks.dtype == bool and masks.ndim == 3):
-    return masks
-  if (
-    masks.ndim != 3
-    or masks.dtype.kind not in "iu"
-    or (masks.size and not 0 <= masks.min() <= masks.max() <= 1)
-  ):
-    raise InputError(
-      f"instances: expected masks, bool [k, height, width] or of 0 and 1, got {masks.dtype} "
-      f"{list(masks.shape)}"
-    )
-  return masks != 0

@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
@@ -21,13 +22,18 @@ from mail_jax.models.build import Batch, Variables
 from mail_jax.models.mail import Output, find_mask
 from mail_jax.models.resize import resize_logits
 from mail_jax.predict import explanation
+from mail_jax.predict.auto_masks import AUTO, AutoProposer
 from mail_jax.predict.explanation import Explanation
-from mail_jax.predict.inputs import ImageInstances, InstancesLike
+from mail_jax.predict.image_instances import ImageInstances, InstancesLike
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 # Results are computed on canvases whose sides are multiples of this, so few sizes are compiled.
 _CANVAS = 64
+BATCH = 8
+"""Images that run through the model together at most."""
+# Of the results that are computed together: 5 bytes each.
+_MAX_PIXELS = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +149,22 @@ def find_selected(
   return best if best < count and has_target else None
 
 
+class _Row(NamedTuple):
+  """An image and an expression, ready for the model.
+
+  Attributes:
+    prepared: the image's part of a batch of one, on the device.
+    expression: as it was given.
+    pixels: RGB.
+    masks: of the instances.
+  """
+
+  prepared: dict[str, jax.Array]
+  expression: str
+  pixels: UInt8[np.ndarray, "h w 3"]
+  masks: Bool[np.ndarray, "k h w"]
+
+
 class Segmenter:
   """A trained model, ready for images; thread-safe.
 
@@ -150,6 +172,7 @@ class Segmenter:
   segmenter = Segmenter.load("runs/demo")
   result = segmenter("photo.jpg", "the leftmost star")
   first, second = segmenter("photo.jpg", ["the leftmost star", "the large ring"])
+  results = segmenter.batch(["a.jpg", "b.jpg"], ["the leftmost star", "the large ring"])
   ```
 
   The first image of each size (in steps of 64 pixels) is slow because the model is compiled.
@@ -159,8 +182,10 @@ class Segmenter:
     """Prepares a model that `load.load` returned."""
     self._model = model
     self._variables = model.prepare(model.on_one_device())
-    self._instances = ImageInstances()
-    self._compiled: set[tuple[int, int]] = set()
+    self._instances = ImageInstances(
+      AutoProposer(model.mask_recipes, uses_masks=model.config.max_instances > 0)
+    )
+    self._compiled: set[tuple[int, int, int]] = set()
     self._compiler = threading.Lock()
 
     self._predict = jit_predict(model.apply, model.config.model.selection)
@@ -185,15 +210,15 @@ class Segmenter:
   # A string is a sequence of strings, too.
   @overload
   def __call__(  # pyright: ignore[reportOverlappingOverload]
-    self, image: ImageLike, expression: str, instances: InstancesLike = None
+    self, image: ImageLike, expression: str, instances: InstancesLike = AUTO
   ) -> Segmentation: ...
 
   @overload
   def __call__(
-    self, image: ImageLike, expression: Sequence[str], instances: InstancesLike = None
+    self, image: ImageLike, expression: Sequence[str], instances: InstancesLike = AUTO
   ) -> list[Segmentation]: ...
 
-  def __call__(self, image, expression, instances=None):
+  def __call__(self, image, expression, instances=AUTO):
     """Segments the referent of an expression.
 
     Args:
@@ -202,29 +227,80 @@ class Segmenter:
       expression: a string, or several, for which the image is prepared once. A result does not
         depend on the other expressions, bit for bit.
       instances: the candidates, best first: masks bool [k, h, w]; COCO annotations, a path or a
-        dictionary; a proposer, or its name as `--instances` takes it. Without them the model works,
-        less accurately.
+        dictionary; a proposer, or its name as `--instances` takes it. `auto` proposes them as in
+        training, once per image. Without them, None, the model works, less accurately.
 
     Returns:
       The prediction; for several expressions a list, in their order.
 
     Raises:
-      InputError: the image or an expression is unusable, or masks have another size than the image.
+      InputError: the image or an expression is unusable, masks have another size than the image, or
+        what proposed the masks of training is not here.
     """
     several = not isinstance(expression, str)
     expressions = _check_expressions(list(expression) if several else [expression])
     pixels, masks = self._open(image, instances)
     prepared = self._prepare(pixels, masks)
-    results = [self._segment(prepared, text, pixels, masks) for text in expressions]
+    rows = [_Row(prepared, text, pixels, masks) for text in expressions]
+    # One at a time: a result does not depend on the others.
+    results = [self._segment_rows([row])[0] for row in rows]
     return results if several else results[0]
+
+  def batch(
+    self,
+    images: Sequence[ImageLike],
+    expressions: Sequence[str],
+    instances: InstancesLike | list[InstancesLike] = AUTO,
+  ) -> list[Segmentation]:
+    """Segments several images, one expression each, which run through proposer and model together.
+
+    A mask can differ from that of the image alone where a pixel's probability is nearly 0.5.
+
+    Args:
+      images: as for a call; the same one may come several times.
+      expressions: of each image.
+      instances: as for a call; or a list, with those of each image.
+
+    Raises:
+      InputError: as for a call; or there are not as many expressions as images.
+    """
+    texts = _check_expressions(list(expressions))
+    given = instances if isinstance(instances, list) else [instances] * len(images)
+    if not len(images) == len(texts) == len(given):
+      raise InputError(
+        f"batch: {len(images)} images, {len(texts)} expressions and instances of {len(given)}; "
+        "give one expression per image"
+      )
+    opened = {id(image): preprocess.open_image(image) for image in images}
+    if not isinstance(instances, list):
+      self._instances.prefetch(instances, list(opened.values()))
+    rows: list[_Row] = []
+    prepared: dict[tuple[int, int], _Row] = {}
+    for image, text, own in zip(images, texts, given, strict=True):
+      key = (id(image), id(own))
+      if key not in prepared:
+        pixels = opened[id(image)]
+        masks = self._find_masks(own, pixels, _path(image))
+        prepared[key] = _Row(self._prepare(pixels, masks), text, pixels, masks)
+      rows.append(prepared[key]._replace(expression=text))
+    return [result for some in _groups(rows) for result in self._segment_rows(some)]
+
+  @property
+  def instances(self) -> ImageInstances:
+    """What finds the instance masks of images."""
+    return self._instances
 
   def _open(
     self, image: ImageLike, instances: InstancesLike
   ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "k h w"]]:
     """Returns an image and the instance masks that the model selects from."""
     pixels = preprocess.open_image(image)
-    masks = self._instances.find(instances, pixels, _path(image))
-    return pixels, masks[: self._model.config.max_instances]
+    return pixels, self._find_masks(instances, pixels, _path(image))
+
+  def _find_masks(
+    self, instances: InstancesLike, pixels: UInt8[np.ndarray, "h w 3"], path: str | None
+  ) -> Bool[np.ndarray, "k h w"]:
+    return self._instances.find(instances, pixels, path)[: self._model.config.max_instances]
 
   def _prepare(
     self, pixels: UInt8[np.ndarray, "h w 3"], masks: Bool[np.ndarray, "k h w"]
@@ -237,31 +313,40 @@ class Segmenter:
     prepared["original_size"] = np.array(pixels.shape[:2], np.int32)
     return jax.device_put({name: np.asarray(value)[None] for name, value in prepared.items()})
 
-  def _segment(
-    self,
-    prepared: dict[str, jax.Array],
-    expression: str,
-    pixels: UInt8[np.ndarray, "h w 3"],
-    masks: Bool[np.ndarray, "k h w"],
-  ) -> Segmentation:
+  def _segment_rows(self, rows: Sequence[_Row]) -> list[Segmentation]:
+    """Runs the model once; the last row fills up the batch to a size that is compiled."""
+    size = 1 << (len(rows) - 1).bit_length()
+    filled = [*rows, *[rows[-1]] * (size - len(rows))]
     tokens, was_cut = model_inputs.prepare_text(
-      [expression], self._model.tokenizer, max_tokens=self._model.config.max_tokens
+      [row.expression for row in filled],
+      self._model.tokenizer,
+      max_tokens=self._model.config.max_tokens,
     )
-    height, width = pixels.shape[:2]
-    probability, mask, weights, no_target = self._run(prepared | tokens, height, width)
-    count = len(masks)
-    no_target_probability = None if no_target is None else float(no_target[0])
+    images = [row.prepared for row in filled]
+    image = images[0] if size == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *images)
+    height, width = (max(row.pixels.shape[axis] for row in rows) for axis in (0, 1))
+    found = self._run(image | tokens, height, width)
+    return [
+      self._result(row, [None if x is None else x[k] for x in found], bool(was_cut[k]))
+      for k, row in enumerate(rows)
+    ]
+
+  def _result(self, row: _Row, found: Sequence[Any], was_cut: bool) -> Segmentation:
+    """Returns the prediction of a row, from the row's part of what the model returned."""
+    (height, width), count = row.pixels.shape[:2], len(row.masks)
+    probability, mask, weights, no_target = found
+    no_target_probability = None if no_target is None else float(no_target)
     return Segmentation(
-      image=pixels,
-      expression=expression,
-      mask=mask[0, :height, :width],
-      probability=probability[0, :height, :width],
-      instances=masks,
-      instance_probability=weights[0, :count],
-      selected=find_selected(weights[0], count, no_target_probability),
-      was_cut=bool(was_cut[0]),
+      image=row.pixels,
+      expression=row.expression,
+      mask=mask[:height, :width],
+      probability=probability[:height, :width],
+      instances=row.masks,
+      instance_probability=weights[:count],
+      selected=find_selected(weights, count, no_target_probability),
+      was_cut=was_cut,
       no_target_probability=no_target_probability,
-      explainer=lambda: self._explain(prepared, expression, count),
+      explainer=lambda: self._explain(row.prepared, row.expression, count),
     )
 
   def _explain(self, prepared: dict[str, jax.Array], expression: str, count: int) -> Explanation:
@@ -277,10 +362,25 @@ class Segmenter:
     """Runs the model; threads with a new size wait for the one that compiles it."""
     canvas = (-(-height // _CANVAS) * _CANVAS, -(-width // _CANVAS) * _CANVAS)
     batch = self._model.complete(batch)
-    with contextlib.nullcontext() if canvas in self._compiled else self._compiler:
+    sizes = (len(batch["original_size"]), *canvas)
+    with contextlib.nullcontext() if sizes in self._compiled else self._compiler:
       output = jax.device_get(self._predict(self._variables, batch, canvas))
-    self._compiled.add(canvas)
+    self._compiled.add(sizes)
     return output
+
+
+def _groups(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+  """Yields rows that run together: few, whose results fit into memory."""
+  group: list[_Row] = []
+  for row in rows:
+    sizes = [other.pixels.shape for other in [*group, row]]
+    area = max(height for height, *_ in sizes) * max(width for _, width, _ in sizes)
+    if group and (len(group) == BATCH or area * len(sizes) > _MAX_PIXELS):
+      yield group
+      group = []
+    group.append(row)
+  if group:
+    yield group
 
 
 def _check_expressions(expressions: list[Any]) -> list[str]:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import storage
 from input_pipeline.common.errors import InputError
-from input_pipeline.proposals import propose as propose_command
+from input_pipeline.proposers import mask_recipe
 from input_pipeline.sources import refer
 from mail_jax.checkpoints import checkpoint
 from mail_jax.config import load_config
@@ -140,7 +140,7 @@ def _annotations(table: Table) -> list[str]:
 def _is_proposed(table: Table, names: Sequence[str]) -> bool:
   if all(_is_prepared(table, PROPOSED, name) for name in names):
     return True
-  about = propose_command.read_about(str(table.proposals))
+  about = mask_recipe.read_about(str(table.proposals))
   return about is not None and {*names} <= {*about["datasets"]}
 
 

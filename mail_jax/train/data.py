@@ -13,6 +13,8 @@ from input_pipeline import mixture, storage
 from input_pipeline.common.errors import InputError
 from input_pipeline.image_hashes import ImageSet
 from input_pipeline.preprocess.tokenizer import SentencePieceTokenizer, Tokenizer, open_tokenizer
+from input_pipeline.proposers import mask_recipe
+from input_pipeline.proposers.mask_recipe import MaskRecipe
 from mail_jax.distributed import processes, sharding
 from mail_jax.models.build import HostBatch
 from mail_jax.train import start
@@ -37,6 +39,7 @@ class Data:
     fingerprint: of the training data; empty if it is unknown.
     exact_order: whether the order is the same for any number of processes.
     left_out: of `left_out.note`; None if nothing is to be said.
+    mask_recipes: how the instance masks were made; None if it is unknown.
     notes: lines about the data, to print at the start.
   """
 
@@ -49,11 +52,17 @@ class Data:
   fingerprint: str = ""
   exact_order: bool = False
   left_out: Mapping[str, Any] | None = None
+  mask_recipes: Sequence[MaskRecipe] | None = None
   notes: Sequence[str] = ()
 
   def about(self) -> dict[str, Any]:
     """Returns what a checkpoint notes of the training data."""
-    return {"fingerprint": self.fingerprint, "samples": self.samples, "left_out": self.left_out}
+    return {
+      "fingerprint": self.fingerprint,
+      "samples": self.samples,
+      "left_out": self.left_out,
+      mask_recipe.KEY: mask_recipe.all_to_json(self.mask_recipes),
+    }
 
 
 def make_tokenizer(config: ConfigDict, expressions: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -116,6 +125,7 @@ def open_data(config: ConfigDict, data_dir: str, tokenizer: Tokenizer | None = N
     found.fingerprint(),
     exact_order=records.exact_order,
     left_out=found.note(),
+    mask_recipes=mask_recipe.of_data_sets(data_dir, found.names),
     notes=list(found.describe()),
   )
 

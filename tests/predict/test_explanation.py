@@ -56,7 +56,7 @@ def test_numbers_are_those_of_asking_again_without_a_word_or_an_instance(segment
 
 def test_without_instances_only_words_are_left_out(segmenter):
   scene = draw_scene(3)
-  why = check_by_asking_again(segmenter, segmenter(scene.image, scene.expression))
+  why = check_by_asking_again(segmenter, segmenter(scene.image, scene.expression, None))
   assert why.rivals == []
   assert why.probability.tolist() == [1]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError
 from mail_jax.predict import command as predict
-from mail_jax.predict.inputs import ImageInstances
+from mail_jax.predict.image_instances import ImageInstances
 
 PIXELS = np.zeros((20, 30, 3), np.uint8)
 SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]

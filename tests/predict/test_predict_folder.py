@@ -200,7 +200,7 @@ def test_predictions_of_another_run_are_not_resumed(finished_run, example, answe
   before = contents(answered)
   for more, difference in (
     (["--pairs", other, "--images", example], "`pairs` was"),
-    (["--pairs", example / "mine.jsonl", "--instances", "none"], "`instances` was None"),
+    (["--pairs", example / "mine.jsonl", "--instances", "none"], "`instances` was 'auto'"),
   ):
     with pytest.raises(
       InputError, match=f"holds predictions of another run: {difference}.*--overwrite"

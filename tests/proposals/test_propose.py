@@ -11,6 +11,7 @@ from input_pipeline import records
 from input_pipeline.common.errors import InputError
 from input_pipeline.prepare import command as prepare
 from input_pipeline.proposals import command, propose
+from input_pipeline.proposers import mask_recipe
 from input_pipeline.tf import record_reader
 
 
@@ -126,7 +127,7 @@ def test_images_of_one_more_data_set_are_added(layouts, tmp_path):
   layouts[0].refs = [ref for ref in layouts[0].refs if ref["split"] != "testB"]
   layouts[0].write()
   command.main(_words(layouts[:1]))
-  assert propose.read_about(str(out))["datasets"] == ["refcoco_unc"]
+  assert mask_recipe.read_about(str(out))["datasets"] == ["refcoco_unc"]
   assert Stripes.seen == [100, 101, 102]
   command.main(_words(layouts))
   assert Stripes.seen == [100, 101, 102, 103]
