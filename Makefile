@@ -88,7 +88,7 @@ $(APP)/.installed: requirements-app.txt
 	@touch $@
 
 app: $(APP)/.installed  ## run the tests of the web app and the HTTP interface, in .venv-app/
-	$(APP)/bin/python -m pytest -q -m "app and not slow" tests/app/test_app.py tests/app/test_app_browser.py tests/serve
+	$(APP)/bin/python -m pytest -q -m "app and not slow" tests/app tests/serve
 
 # The model of runs/demo/ if there is one, else the one in the package.
 page: $(APP)/.installed  ## open a model in the browser

@@ -35,6 +35,7 @@ from pycocotools import mask as coco_mask
 
 from input_pipeline.common.errors import run_command
 from input_pipeline.masks.segmentation import encode_segmentation
+from mail_jax.predict.auto_masks import AUTO
 from mail_jax.predict.inputs import draw_scene
 from mail_jax.predict.segmenter import Segmentation, Segmenter
 
@@ -71,16 +72,16 @@ def make_requests() -> list[Request]:
     masks = [
       Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST) for mask in scene.instances
     ]
-    masks = np.stack([np.array(mask) for mask in masks]) if number % 3 else None
+    given = np.stack([np.array(mask) for mask in masks]) if number % 3 else AUTO
     texts = [scene.expression, "the large star"]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     item: dict[str, Any] = {"expressions": texts}
-    if masks is not None:
+    if not isinstance(given, str):
       item["instances"] = [
-        {"rle": encode_segmentation(mask), "score": 1 - k / 100} for k, mask in enumerate(masks)
+        {"rle": encode_segmentation(mask), "score": 1 - k / 100} for k, mask in enumerate(given)
       ]
-    expected = segmenter(pixels, texts, masks)
+    expected = segmenter(pixels, texts, given)
     made.append((item | {"image": base64.b64encode(buffer.getvalue()).decode()}, expected))
     kind, body = _upload(buffer.getvalue(), item)
     requests.append(Request("/segment/upload", kind, "*/*", body, expected))

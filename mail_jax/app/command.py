@@ -159,9 +159,11 @@ def _check_gradio() -> None:
   os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
   try:
     import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import skimage  # noqa: F401  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise InputError(
-      f'the app needs Gradio ({error}); install it with: pip install "mail_jax[app]"'
+      f"the app needs Gradio and scikit-image ({error}); install them with: "
+      'pip install "mail_jax[app]"'
     ) from error
 
 

@@ -1,8 +1,7 @@
 """Instance masks that a visitor points at: by a click, a box or a stroke.
 
 The photo is cut into segments as in Felzenszwalb and Huttenlocher, "Efficient graph-based image
-segmentation", IJCV 2004, and a mark takes those that it means. Unlike the proposer of that name,
-this needs no package that the page would not have.
+segmentation", IJCV 2004, and a mark takes those that it means.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -118,7 +117,12 @@ class Segments:
     return np.stack(masks) if masks else np.zeros((0, height, width), bool)
 
   def _segment(self, scale: float) -> Int[np.ndarray, "y x"]:
-    return partition(self._pixels, scale)
+    # Marks are read and written without it.
+    from skimage import segmentation  # pyright: ignore[reportMissingImports]
+
+    return segmentation.felzenszwalb(
+      self._pixels, scale=scale, sigma=_SIGMA, min_size=_MIN_SEGMENT, channel_axis=-1
+    )
 
   def _mask(self, mark: Mark) -> Bool[np.ndarray, "y x"]:
     if mark.kind == "point":
@@ -176,80 +180,6 @@ def _is_closed(mark: Mark) -> bool:
   points = np.array(mark.points)
   gap, diagonal = np.linalg.norm(points[0] - points[-1]), np.linalg.norm(np.ptp(points, axis=0))
   return len(points) > 3 and bool(gap <= _CLOSED * diagonal)
-
-
-def partition(image: UInt8[np.ndarray, "h w 3"], scale: float) -> Int[np.ndarray, "h w"]:
-  """Returns the segment of each pixel, numbered from 0.
-
-  Args:
-    image: RGB.
-    scale: larger ones give larger segments.
-  """
-  smooth = ndimage.gaussian_filter(image / 255, (_SIGMA, _SIGMA, 0))
-  firsts, seconds, costs = _edges(smooth)
-  forest = _Forest(image.shape[0] * image.shape[1], scale / 255)
-  for a, b, cost in zip(firsts.tolist(), seconds.tolist(), costs.tolist(), strict=True):
-    forest.join_similar(a, b, cost)
-  roots = forest.roots()
-  between = roots[firsts] != roots[seconds]
-  for a, b in zip(firsts[between].tolist(), seconds[between].tolist(), strict=True):
-    forest.join_small(a, b)
-  return np.unique(forest.roots(), return_inverse=True)[1].reshape(image.shape[:2])
-
-
-def _edges(
-  image: Float[np.ndarray, "h w 3"],
-) -> tuple[Int[np.ndarray, "e"], Int[np.ndarray, "e"], Float[np.ndarray, "e"]]:
-  """Returns the pairs of adjacent pixels, diagonals included, the most similar first."""
-  height, width = image.shape[:2]
-  numbers = np.arange(height * width).reshape(height, width)
-  sides = (
-    (np.s_[:, :-1], np.s_[:, 1:]),
-    (np.s_[:-1], np.s_[1:]),
-    (np.s_[:-1, :-1], np.s_[1:, 1:]),
-    (np.s_[1:, :-1], np.s_[:-1, 1:]),
-  )
-  first = np.concatenate([numbers[a].ravel() for a, _ in sides])
-  second = np.concatenate([numbers[b].ravel() for _, b in sides])
-  flat = image.reshape(-1, 3)
-  costs = np.linalg.norm(flat[first] - flat[second], axis=1)
-  order = np.argsort(costs, kind="stable")
-  return first[order], second[order], costs[order]
-
-
-class _Forest:
-  """Sets of pixels that are joined, the most similar first."""
-
-  def __init__(self, count: int, scale: float):
-    self._parents = list(range(count))
-    self._sizes = [1] * count
-    self._scale = scale
-    # The largest cost within the set, plus the tolerance of its size.
-    self._allowed = [scale] * count
-
-  def find(self, k: int) -> int:
-    parents = self._parents
-    while parents[k] != k:
-      parents[k] = k = parents[parents[k]]
-    return k
-
-  def roots(self) -> Int[np.ndarray, "n"]:
-    return np.array([self.find(k) for k in range(len(self._parents))])
-
-  def join_similar(self, a: int, b: int, cost: float) -> None:
-    a, b = self.find(a), self.find(b)
-    if a != b and cost < min(self._allowed[a], self._allowed[b]):
-      self._join(a, b)
-      self._allowed[a] = cost + self._scale / self._sizes[a]
-
-  def join_small(self, a: int, b: int) -> None:
-    a, b = self.find(a), self.find(b)
-    if a != b and min(self._sizes[a], self._sizes[b]) < _MIN_SEGMENT:
-      self._join(a, b)
-
-  def _join(self, a: int, b: int) -> None:
-    self._parents[b] = a
-    self._sizes[a] += self._sizes[b]
 
 
 def _resize(mask: Bool[np.ndarray, "_ _"], height: int, width: int) -> Bool[np.ndarray, "h w"]:

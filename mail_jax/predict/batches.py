@@ -12,7 +12,8 @@ from input_pipeline import preprocess
 from input_pipeline.preprocess import model_inputs
 from mail_jax.export import load
 from mail_jax.models.build import Batch, Variables
-from mail_jax.predict.inputs import InstancesLike
+from mail_jax.predict.auto_masks import AUTO
+from mail_jax.predict.image_instances import InstancesLike
 from mail_jax.predict.segmenter import ImageLike, Segmenter, find_selected, instance_weights
 
 _WARM_UP = 64
@@ -92,11 +93,11 @@ class BatchSegmenter(Segmenter):
 
   def warm_up(self) -> None:
     """Compiles the model for every size of a batch."""
-    image = self.prepare(np.zeros((_WARM_UP, _WARM_UP, 3), np.uint8))
+    image = self.prepare(np.zeros((_WARM_UP, _WARM_UP, 3), np.uint8), None)
     for size in self.sizes:
       self.run([image] * size, ["warm up"] * size)
 
-  def prepare(self, image: ImageLike, instances: InstancesLike = None) -> PreparedImage:
+  def prepare(self, image: ImageLike, instances: InstancesLike = AUTO) -> PreparedImage:
     """Prepares an image, as a call of `Segmenter` does.
 
     Args:

@@ -1,4 +1,4 @@
-"""Finds the instance masks of images, in whatever form they are given."""
+"""Finds the instance masks of images, in any form in which they are given."""
 
 import collections
 import os

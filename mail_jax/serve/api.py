@@ -17,7 +17,9 @@ from pydantic import TypeAdapter, ValidationError  # pyright: ignore[reportMissi
 from starlette.exceptions import HTTPException  # pyright: ignore[reportMissingImports]
 
 from mail_jax import __version__
+from mail_jax.predict.auto_masks import AUTO
 from mail_jax.predict.batches import BatchSegmenter
+from mail_jax.predict.image_instances import InstancesLike
 from mail_jax.serve import schemas
 from mail_jax.serve.limits import Guard, Limits
 from mail_jax.serve.schemas import PNG, BatchResult, Health, ImageResult, Prediction, Problem
@@ -27,8 +29,9 @@ from mail_jax.serve.worker import Worker
 _log = logging.getLogger("uvicorn.error")
 _DESCRIPTION = """Segments what an expression refers to in an image.
 
-Instance masks are optional: a model that was trained with them is less accurate without. A request
-that asks for `Accept: image/png` and has one expression is answered by the mask alone.
+Without `instances`, an image gets masks like those that the model was trained with; for none, which
+is less accurate, send an empty list. A request that asks for `Accept: image/png` and has one
+expression is answered by the mask alone.
 """
 _ERRORS: dict[int | str, dict[str, Any]] = {
   status: {"model": Problem, "description": description}
@@ -64,6 +67,7 @@ def make_app(
   segmenter: BatchSegmenter,
   about: About,
   limits: Limits,
+  instances: InstancesLike = AUTO,
   failed: Callable[[], object] = lambda: None,
 ) -> FastAPI:
   """Returns the application; the model is compiled when it starts.
@@ -72,10 +76,11 @@ def make_app(
     segmenter: the model.
     about: describes it.
     limits: of requests.
+    instances: of requests without any: a proposer, or `AUTO`.
     failed: called if it cannot be compiled; the error is in `app.state.worker`.
   """
   worker = Worker(segmenter)
-  service = Service(segmenter, about.max_instances, limits, worker)
+  service = Service(segmenter, about.max_instances, limits, worker, instances)
 
   @contextlib.asynccontextmanager
   async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -204,6 +209,8 @@ def _parse_instances(requests: schemas.RequestModels, text: str | None) -> Any:
   except ValidationError as error:
     # As if it were a field of a JSON body.
     errors = [{**e, "loc": ("body", "instances", *e["loc"])} for e in error.errors()]
+    if errors[0]["type"] == "json_invalid":
+      raise Rejected(422, f"instances: {errors[0]['msg']}") from error
     raise Rejected(422, schemas.describe_invalid(errors)) from error
 
 

@@ -15,8 +15,11 @@ import sys
 
 from input_pipeline.common.command_line import command_parser
 from input_pipeline.common.errors import InputError, memory_errors
+from input_pipeline.proposers import registry
 from mail_jax.export import load
+from mail_jax.predict.auto_masks import AUTO
 from mail_jax.predict.batches import BatchSegmenter
+from mail_jax.predict.image_instances import InstancesLike
 from mail_jax.serve.limits import Limits
 
 _LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -50,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--root_path", default="", metavar="PATH", help="where a proxy serves it, such as /mail"
+  )
+  parser.add_argument(
+    "--instances",
+    default=AUTO,
+    metavar="NAME:ARGUMENT",
+    help="makes the instance masks of requests without any, see docs/guides/proposals.md, or none "
+    "(default: auto, made as for training)",
   )
   parser.add_argument(
     "--log_level", choices=_LEVELS, default="info", help="of uvicorn; info has a line per request"
@@ -97,6 +107,20 @@ def _limits(args: argparse.Namespace) -> Limits:
   )
 
 
+def _open_instances(spec: str, segmenter: BatchSegmenter) -> InstancesLike:
+  """Opens what makes the masks of requests without any."""
+  if spec == AUTO:
+    segmenter.instances.open_auto()  # fails here rather than at a request
+    return AUTO
+  proposer = registry.open_proposer(spec)
+  if hasattr(proposer.proposer, "find_image"):
+    raise InputError(
+      f"--instances {spec}: a file has the masks of named images, and those of requests have no "
+      "name; set another proposer, or none"
+    )
+  return proposer
+
+
 def _check_fastapi() -> None:
   try:
     import fastapi  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -135,7 +159,9 @@ def _serve(
   config = model.config
   name = os.path.basename(os.path.normpath(args.checkpoint))
   about = api.About(name, model.step, str(config.dataset), config.max_instances)
-  app = api.make_app(BatchSegmenter(model, args.max_batch), about, limits, lambda: stop())
+  segmenter = BatchSegmenter(model, args.max_batch)
+  instances = _open_instances(args.instances, segmenter)
+  app = api.make_app(segmenter, about, limits, instances, lambda: stop())
   server = uvicorn.Server(
     uvicorn.Config(
       app,

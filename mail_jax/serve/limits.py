@@ -112,14 +112,14 @@ class Guard:
   def _refuse(self, scope: MutableMapping[str, Any]) -> tuple[int, str, float] | None:
     """Returns status, reason and seconds to wait, if a request cannot be accepted."""
     if self._worker.state != "ready":
-      return 503, f"the server is {self._worker.state}", 2
+      return 503, f"the server is {self._worker.state}", 2.0
     if wait := self._rates.take((scope.get("client") or ("",))[0]):
       return 429, f"more than {self._limits.rate:g} requests per second; try again later", wait
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > self._bytes:
-      return *self._too_large(), 0
+      return *self._too_large(), 0.0
     if self._requests >= self._limits.queue:
-      return 429, f"{self._requests} requests are waiting; try again later", 1
+      return 429, f"{self._requests} requests are waiting; try again later", 1.0
     return None
 
   def _too_large(self) -> tuple[int, str]:
@@ -151,7 +151,7 @@ class Guard:
         await self._app(scope, replay, note_start)
     except TimeoutError:
       if not started:
-        await _reject(send, status, reason, 1)
+        await _reject(send, status, reason, 1.0)
 
   async def _read(self, receive: Receive) -> bytes | None:
     """Returns the body of a request; None if it is too large."""
@@ -167,7 +167,7 @@ class Guard:
         return b"".join(parts)
 
 
-async def _reject(send: Send, status: int, reason: str, wait: float = 0) -> None:
+async def _reject(send: Send, status: int, reason: str, wait: float = 0.0) -> None:
   headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
   if wait:
     headers.append((b"retry-after", b"%d" % math.ceil(wait)))

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (  # pyright: ignore[reportMissingImports]
   BaseModel,
   ConfigDict,
-  FailFast,
   Field,
   StringConstraints,
   model_validator,
@@ -106,7 +105,7 @@ class GivenRunLengths(_Strict):
   ]
   counts: (
     Annotated[str, StringConstraints(strict=True)]
-    | Annotated[list[Annotated[int, Field(strict=True, ge=0)]], FailFast()]
+    | Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(fail_fast=True)]
   )
 
 
@@ -132,8 +131,8 @@ class RequestModels:
     expression = Annotated[
       str, StringConstraints(strict=True, min_length=1, max_length=limits.characters, pattern=r"\S")
     ]
-    expressions = Annotated[list[expression], Field(min_length=1, max_length=limits.expressions)]
-    instances = Annotated[list[Instance], Field(max_length=limits.instances)] | None
+    some = Annotated[list[expression], Field(min_length=1, max_length=limits.expressions)]
+    masks = Annotated[list[Instance], Field(max_length=limits.instances)] | None
 
     class ImageItem(_Strict):
       image: Annotated[
@@ -141,8 +140,8 @@ class RequestModels:
         StringConstraints(strict=True),
         Field(description="the file in base64, or a data URL", json_schema_extra=_BASE64),
       ]
-      expressions: expressions  # pyright: ignore[reportInvalidTypeForm]
-      instances: instances = None  # pyright: ignore[reportInvalidTypeForm]
+      expressions: some  # pyright: ignore[reportInvalidTypeForm]
+      instances: masks = None  # pyright: ignore[reportInvalidTypeForm]
 
     class ImageRequest(ImageItem):
       mask_format: MaskFormat = "rle"
@@ -151,8 +150,8 @@ class RequestModels:
       images: Annotated[list[ImageItem], Field(min_length=1, max_length=limits.images)]
       mask_format: MaskFormat = "rle"
 
-    self.expressions: Any = expressions
-    self.instances: Any = instances
+    self.expressions: Any = some
+    self.instances: Any = masks
     self.image: Any = ImageRequest
     self.batch: Any = BatchRequest
 

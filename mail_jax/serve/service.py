@@ -18,8 +18,10 @@ from input_pipeline import preprocess
 from input_pipeline.common.errors import InputError, describe_shortage
 from input_pipeline.masks import segmentation
 from input_pipeline.preprocess.images import encode_png
+from input_pipeline.proposers.registry import UnknownImage
 from mail_jax.predict import batches
 from mail_jax.predict.batches import BatchSegmenter, MaskPrediction, PreparedImage, RawPrediction
+from mail_jax.predict.image_instances import InstancesLike
 from mail_jax.serve.limits import Limits
 from mail_jax.serve.worker import Worker
 
@@ -74,7 +76,14 @@ class Answer(NamedTuple):
 class Service:
   """Decodes images and encodes masks in a few threads, around the one that runs the model."""
 
-  def __init__(self, segmenter: BatchSegmenter, max_instances: int, limits: Limits, worker: Worker):
+  def __init__(
+    self,
+    segmenter: BatchSegmenter,
+    max_instances: int,
+    limits: Limits,
+    worker: Worker,
+    instances: InstancesLike,
+  ):
     """Stores what requests need.
 
     Args:
@@ -82,7 +91,9 @@ class Service:
       max_instances: that the model selects from.
       limits: of a request.
       worker: runs the model.
+      instances: of requests without any.
     """
+    self._instances = instances
     self._segmenter, self._max_instances = segmenter, max_instances
     self._limits, self._worker = limits, worker
     # Few, because a decoded image takes memory.
@@ -133,7 +144,13 @@ class Service:
     try:
       height, width = self._check_image(data, field)
       masks = self._decode_instances(item, height, width)
-      return self._segmenter.prepare(data, masks)
+      return self._segmenter.prepare(data, self._instances if masks is None else masks)
+    except UnknownImage as error:
+      raise Rejected(
+        422,
+        f"{item.place}instances: missing, and the model was trained with those of a file, which "
+        "has none of other images; send them, or [] for none, which is less accurate",
+      ) from error
     except InputError as error:
       reason = str(error).removeprefix("image from bytes ")
       raise Rejected(422, f"{field}: {reason}") from error
@@ -160,7 +177,7 @@ class Service:
   def _decode_instances(
     self, item: Item, height: int, width: int
   ) -> Bool[np.ndarray, "k h w"] | None:
-    """Returns the masks that the model selects from, best score first."""
+    """Returns the masks that the model selects from, best score first; None if not given."""
     if item.instances is None:
       return None
     checked = []

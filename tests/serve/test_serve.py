@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import threading
@@ -19,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from input_pipeline.proposers import mask_recipe
+from input_pipeline.proposers.selection import Selection
 from mail_jax.export import load
 from mail_jax.predict.batches import BatchSegmenter
 from mail_jax.predict.segmenter import Segmenter
@@ -85,7 +88,7 @@ def _in_background(client: TestClient, count: int, item: dict) -> tuple[list, li
   return threads, responses
 
 
-@pytest.mark.parametrize("masks", [True, False], ids=["masks", "no masks"])
+@pytest.mark.parametrize("masks", ["given", "none", "auto"])
 @pytest.mark.parametrize("size", [None, (61, 200), (403, 97)], ids=str)
 def test_answers_are_those_of_segmenter(client, segmenter, size, masks):
   item, pixels, instances = served_models.make_item(3, size, masks)
@@ -97,6 +100,18 @@ def test_answers_are_those_of_segmenter(client, segmenter, size, masks):
   assert expected[0].mask.any()
   for prediction, one in zip(result["predictions"], expected, strict=True):
     assert served_models.find_difference(prediction, one) == ""
+
+
+def test_where_training_had_masks_of_a_file_requests_must_send_them(model, tmp_path):
+  file = tmp_path / "instances.json"
+  file.write_text(json.dumps(served_models.COCO))
+  recipe = mask_recipe.of_spec(f"coco:{file}", Selection())
+  item, *_ = served_models.make_item(0, masks="auto")
+  with _serving(BatchSegmenter(dataclasses.replace(model, mask_recipes=(recipe,)), 2)) as client:
+    response = client.post("/segment/batch", json={"images": [item | {"instances": []}, item]})
+    assert response.status_code == 422
+    assert response.json()["detail"].startswith("images[1].instances: missing, and the model was")
+    assert client.post("/segment", json=item | {"instances": []}).is_success
 
 
 def test_a_batch_keeps_the_order_of_images_and_expressions(client, segmenter):
@@ -334,10 +349,14 @@ def test_what_waits_runs_together(model):
 def test_a_late_answer_is_504_and_its_work_is_dropped(model):
   item, *_ = served_models.make_item(0)
   segmenter = Held(model, 1)
-  with _serving(segmenter, Limits(seconds=1.0)) as client:
+  segmenter.go.set()
+  BatchSegmenter.warm_up(segmenter)
+  segmenter.go.clear()
+  segmenter.ran.clear()
+  with _serving(segmenter, Limits(seconds=3.0)) as client:
     response = client.post("/segment", json=item)
     assert response.status_code == 504
-    assert "not answered within 1 s" in response.json()["detail"]
+    assert "not answered within 3 s" in response.json()["detail"]
     segmenter.go.set()
     assert client.post("/segment", json=item).status_code == 200
   # The second expression of the late request was still waiting.

@@ -72,6 +72,13 @@ def test_an_invalid_option_is_one_line(arguments, message):
     command.main(["--demo", *arguments])
 
 
+def test_masks_of_named_images_are_not_for_requests(tmp_path):
+  file = tmp_path / "instances.json"
+  file.write_text(json.dumps(served_models.COCO))
+  with pytest.raises(InputError, match="those of requests have no name; set another proposer"):
+    command.main(["--demo", "--port", "0", "--instances", f"coco:{file}"])
+
+
 def test_a_port_in_use_is_found_before_the_model_is_loaded():
   with socket.create_server(("127.0.0.1", 0)) as other:
     port = other.getsockname()[1]

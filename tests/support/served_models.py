@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from mail_jax.predict.auto_masks import AUTO
 from mail_jax.predict.inputs import draw_scene
 from mail_jax.predict.segmenter import Segmentation
 
@@ -24,6 +25,13 @@ CHECKOUT = pathlib.Path(__file__).parents[2]
 # Two implementations may round a pixel differently whose probability is this close to 0.5.
 NEAR = 1e-4
 _START = 180  # seconds
+COCO = {
+  "images": [{"id": 1, "file_name": "other.jpg", "height": 4, "width": 4}],
+  "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4,
+                   "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}],
+  "categories": [{"id": 1, "name": "thing"}],
+}  # fmt: skip
+"""Annotations of one image."""
 
 
 def encode_image(pixels: np.ndarray, form: str = "PNG") -> bytes:
@@ -43,9 +51,12 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
 
 
 def make_item(
-  number: int, size: tuple[int, int] | None = None, masks: bool = True
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
-  """An item of a request about a drawn scene, perhaps resized, with its pixels and masks."""
+  number: int, size: tuple[int, int] | None = None, masks: str = "given"
+) -> tuple[dict[str, Any], np.ndarray, Any]:
+  """An item of a request about a drawn scene, perhaps resized, with its pixels and masks.
+
+  The masks are `given`, `none`, or `auto`: left to the server.
+  """
   scene = draw_scene(number)
   pixels, instances = scene.image, scene.instances
   if size is not None:
@@ -57,9 +68,10 @@ def make_item(
     "image": base64.b64encode(encode_image(pixels)).decode(),
     "expressions": [scene.expression, "the large star"],
   }
-  if masks:
-    return item | {"instances": encode_masks(instances)}, pixels, instances
-  return item, pixels, None
+  if masks == "auto":
+    return item, pixels, AUTO
+  instances = instances if masks == "given" else instances[:0]
+  return item | {"instances": encode_masks(instances)}, pixels, instances
 
 
 def decode(mask: Any) -> np.ndarray:
