@@ -7,8 +7,11 @@ the first form; the help of the program `mail-jax` shows them in the second.
 import argparse
 import contextlib
 import contextvars
+import socket
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from input_pipeline.common.errors import InputError
 
 PROGRAM = "mail-jax"
 
@@ -128,3 +131,26 @@ def _as_called(text: str) -> str:
   for name, command in COMMANDS.items():
     text = text.replace(f"python -m {command.module}", f"{PROGRAM} {name}")
   return text
+
+
+def bind(host: str, port: int) -> socket.socket:
+  """Takes a port; nobody can connect until the socket listens.
+
+  Args:
+    host: an IPv4 or IPv6 address, or a name.
+    port: 0 for a free one.
+
+  Raises:
+    InputError: it is in use, or the address is not one of this machine.
+  """
+  listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+  try:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+  except OSError as error:
+    listener.close()
+    raise InputError(
+      f"--host {host} --port {port}: cannot listen there ({error}); if the port is in use, set "
+      "another --port"
+    ) from error
+  return listener

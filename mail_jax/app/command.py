@@ -19,7 +19,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 
-from input_pipeline.common.command_line import command_parser
+from input_pipeline.common.command_line import bind, command_parser
 from input_pipeline.common.errors import InputError
 from input_pipeline.proposers import registry
 from mail_jax.app import examples, limits, texts
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
   args = _parser().parse_args(argv)
   allowed = _limits(args)
   _check_gradio()
+  bind(args.host, args.port).close()  # Gradio takes it after the models are loaded
   proposer = None if args.instances == AUTO else registry.open_proposer(args.instances)
   with _temporary_folder() as folder:
     models = _load(args)
@@ -224,10 +225,7 @@ def _serve(
       app_kwargs={"middleware": [Middleware(limits.Guard, upload_bytes=upload_bytes + 100_000)]},
     )
   except OSError as error:
-    raise InputError(
-      f"--host {args.host} --port {args.port}: cannot listen there ({error}); if the port is in "
-      "use, set another --port"
-    ) from error
+    raise InputError(f"--host {args.host} --port {args.port}: {error}") from error
   print(
     f"The app is at {_address(args.host, args.port, root_path)}; stop it with Ctrl-C", flush=True
   )

@@ -12,13 +12,16 @@ function address() {
   return window.location.pathname + (query.size ? `?${query}` : "");
 }
 
-watch("value", () => {
+function show() {
   button.hidden = !props.value.query;
   note.textContent = props.value.note;
   status.textContent = props.value.status;
   // Without a link of this result, that of an earlier one must not stay.
   window.history.replaceState(window.history.state, "", address());
-});
+}
+watch("value", show);
+// Gradio runs this when the first result is already here.
+if (props.value.status) show();
 
 // Browsers give pages without TLS no clipboard, but let them copy what is selected.
 function copySelected(text) {

@@ -261,6 +261,13 @@ function when(selector, use) {
   else setTimeout(() => when(selector, use), 50);
 }
 
+// Gradio's labels of these say something else than what is written there.
+const MISNAMED = "button.upload-container[aria-label], .instances button[aria-label^=Thumbnail]";
+const rename = () => document.querySelectorAll(MISNAMED)
+  .forEach((button) => button.removeAttribute("aria-label"));
+new MutationObserver(rename).observe(document.body, { childList: true, subtree: true });
+rename();
+
 when("#photo", (node) => {
   photo = node;
   const all = { childList: true, subtree: true, attributes: true, attributeFilter: ["src"] };
@@ -290,5 +297,9 @@ when("#text", (text) => text.addEventListener("keydown", (event) => {
   if (event.shiftKey) return;
   event.preventDefault();
   document.querySelector("#find").click();
+}, true));
+// Gradio submits by Shift+Enter.
+when("#text", (text) => text.addEventListener("keypress", (event) => {
+  if (event.key === "Enter") event.stopPropagation();
 }, true));
 show();

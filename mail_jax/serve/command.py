@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 
-from input_pipeline.common.command_line import command_parser
+from input_pipeline.common.command_line import bind, command_parser
 from input_pipeline.common.errors import InputError, memory_errors
 from input_pipeline.proposers import registry
 from mail_jax.export import load
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
   with (
     memory_errors(lambda: ["a smaller --max_batch", "a smaller --max_megapixels"]),
-    _bind(args.host, args.port) as listener,
+    bind(args.host, args.port) as listener,
   ):
     _serve(args, limits, load.load(args.checkpoint, args.step, backend=args.backend), listener)
 
@@ -130,22 +130,6 @@ def _check_fastapi() -> None:
     raise InputError(
       f'serve needs FastAPI ({error}); install it with: pip install "mail_jax[serve]"'
     ) from error
-
-
-def _bind(host: str, port: int) -> socket.socket:
-  """Takes the port before the model is loaded; nobody can connect until uvicorn listens."""
-  family = socket.AF_INET6 if ":" in host else socket.AF_INET
-  listener = socket.socket(family)
-  try:
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-  except OSError as error:
-    listener.close()
-    raise InputError(
-      f"--host {host} --port {port}: cannot listen there ({error}); if the port is in use, set "
-      "another --port"
-    ) from error
-  return listener
 
 
 def _serve(

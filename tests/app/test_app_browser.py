@@ -184,9 +184,9 @@ def test_clicks_boxes_and_strokes_add_instances_and_the_link_restores_them(
   lines = browser.pick(2)
   browser.draw([(0.5, 0.5)])
   browser.until(lambda: len(browser.all("#marks .chips li")) == 1)
-  browser.press("#marks input[value=box]")
+  browser.press("#marks label:has(input[value=box])")
   browser.draw([(0.1, 0.1), (0.3, 0.3), (0.6, 0.55)])
-  browser.press("#marks input[value=stroke]")
+  browser.press("#marks label:has(input[value=stroke])")
   browser.draw([(0.2 + 0.01 * n, 0.7) for n in range(40)])
   browser.until(lambda: len(browser.all("#marks .chips li")) == 3)
   browser.until(lambda: browser.all("#photo .marking image"))
@@ -223,7 +223,7 @@ def test_a_second_click_changes_the_area_and_too_many_marks_are_refused(browser,
   browser.draw([(0.505, 0.5)])
   browser.until(lambda: "another size" in browser.find("#marks [role=status]").text)
   assert len(browser.all("#marks .chips li")) == 1
-  browser.press("#marks input[value=box]")
+  browser.press("#marks label:has(input[value=box])")
   browser.draw([(0.5, 0.5), (0.502, 0.5)])
   assert "too small" in browser.find("#marks-hint").text
   for n in range(8):

@@ -88,6 +88,8 @@ class Browser:
     """Presses Tab through the page; where the focus was, and whether that was visible."""
     script = """
       const here = document.activeElement, path = [];
+      if (window.walked.has(here)) return ['', false];
+      window.walked.add(here);
       for (let at = here; at && at !== document.body; at = at.parentElement)
         path.push(at.id || at.getAttribute('class') || at.tagName);
       const seen = [here, here.closest('label')].some((at) => {
@@ -96,12 +98,14 @@ class Browser:
         return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 1;
       });
       return [path.join(' < '), seen];"""
-    self.driver.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+    self.driver.execute_script(
+      "document.activeElement.blur(); window.scrollTo(0, 0); window.walked = new WeakSet()"
+    )
     reached = []
     for _ in range(60):
       self.key("TAB")
       where, seen = self.driver.execute_script(script)
-      if not where or (reached and where == reached[0][0]):
+      if not where:
         break
       reached.append((where, seen))
     return reached
