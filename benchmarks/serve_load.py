@@ -66,11 +66,11 @@ def make_requests() -> list[Request]:
   """Returns requests about drawn scenes, with the answers of `Segmenter`."""
   segmenter = Segmenter.load("demo")
   made, requests = [], []
-  for number, size in zip(range(_SCENES), itertools.cycle(_SIZES), strict=False):
-    scene = draw_scene(number)
-    pixels = np.array(Image.fromarray(scene.image).resize(size[::-1]))
+  for number, (height, width) in zip(range(_SCENES), itertools.cycle(_SIZES), strict=False):
+    scene, size = draw_scene(number), (width, height)
+    pixels = np.array(Image.fromarray(scene.image).resize(size))
     masks = [
-      Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST) for mask in scene.instances
+      Image.fromarray(mask).resize(size, Image.Resampling.NEAREST) for mask in scene.instances
     ]
     given = np.stack([np.array(mask) for mask in masks]) if number % 3 else AUTO
     texts = [scene.expression, "the large star"]

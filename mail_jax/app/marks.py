@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -134,7 +135,7 @@ class Segments:
       return self._within(self._area(mark, closed=True) | line)
     segments = self._at_scale(_FINE)
     along = np.bincount(segments[line], minlength=segments.max() + 1) / line.sum()
-    return ndimage.binary_fill_holes((along >= _ALONG)[segments] | line)
+    return _fill_holes((along >= _ALONG)[segments] | line)
 
   def _at_point(self, mark: Mark) -> Bool[np.ndarray, "y x"]:
     height, width = self._pixels.shape[:2]
@@ -143,7 +144,7 @@ class Segments:
     choices: list[Bool[np.ndarray, "y x"]] = []
     for scale in SCALES:
       segments = self._at_scale(scale)
-      mask = ndimage.binary_fill_holes(segments == segments[row, column])
+      mask = _fill_holes(segments == segments[row, column])
       if not any(np.array_equal(mask, other) for other in choices):
         choices.append(mask)
       if len(choices) > mark.larger:
@@ -156,7 +157,7 @@ class Segments:
     inside = np.bincount(segments[area], minlength=segments.max() + 1) / np.bincount(
       segments.ravel()
     )
-    mask = ndimage.binary_fill_holes((inside >= _INSIDE)[segments] & area)
+    mask = _fill_holes((inside >= _INSIDE)[segments] & area)
     return mask if mask.sum() >= _FILLED * area.sum() else area
 
   def _area(self, mark: Mark, closed: bool) -> Bool[np.ndarray, "y x"]:
@@ -174,6 +175,10 @@ class Segments:
       draw.line(points, fill=1, width=3, joint="curve")
     draw.point(points, fill=1)
     return np.asarray(canvas)
+
+
+def _fill_holes(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+  return cast(np.ndarray, ndimage.binary_fill_holes(mask))
 
 
 def _is_closed(mark: Mark) -> bool:

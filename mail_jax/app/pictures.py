@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -59,7 +60,7 @@ def together(
 
 def _number(draw: ImageDraw.ImageDraw, mask: Bool[np.ndarray, "y x"], k: int) -> None:
   """Writes the number of an expression where its mask is widest."""
-  depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+  depth = cast(np.ndarray, ndimage.distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]
   row, column = np.unravel_index(int(depth.argmax()), depth.shape)
   x, y, radius = int(column), int(row), round(TOGETHER_SIDE / 64)
   height, width = mask.shape
@@ -122,7 +123,7 @@ def marked(masks: Bool[np.ndarray, "k h w"]) -> str:
     shades[mask] = 1
     outlines = drawing.outline(outlines, mask, (1, 1, 1), 2)
   edge = outlines.any(-1)
-  dark = ndimage.binary_dilation(edge) & ~edge
+  dark = cast(np.ndarray, ndimage.binary_dilation(edge)) & ~edge
   shades[dark], shades[edge] = 2, 3
   picture = Image.fromarray(shades, "P")
   picture.putpalette(

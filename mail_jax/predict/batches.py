@@ -112,9 +112,9 @@ class BatchSegmenter(Segmenter):
     inputs = model_inputs.prepare_image(
       pixels, masks, image_size=config.image_size, max_instances=config.max_instances
     )
-    return PreparedImage(
-      {name: np.asarray(value) for name, value in inputs.items()}, *pixels.shape[:2], len(masks)
-    )
+    height, width = pixels.shape[:2]
+    inputs = {name: np.asarray(value) for name, value in inputs.items()}
+    return PreparedImage(inputs, height, width, len(masks))
 
   def run(self, images: Sequence[PreparedImage], expressions: Sequence[str]) -> list[RawPrediction]:
     """Runs the model once.

@@ -99,5 +99,5 @@ class ProposalCache:
 
 
 def _key(owner: Any, image: Image) -> Any:
-  digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+  digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
   return id(owner), image.shape, digest

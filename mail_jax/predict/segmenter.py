@@ -218,7 +218,7 @@ class Segmenter:
     self, image: ImageLike, expression: Sequence[str], instances: InstancesLike = AUTO
   ) -> list[Segmentation]: ...
 
-  def __call__(self, image, expression, instances=AUTO):
+  def __call__(self, image, expression, instances: InstancesLike = AUTO):
     """Segments the referent of an expression.
 
     Args:

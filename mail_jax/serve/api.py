@@ -168,13 +168,18 @@ def _add_segment(app: FastAPI, requests: schemas.RequestModels, service: Service
   one = {"response_model": ImageResult, "responses": _ERRORS | _MASK}
 
   @app.post("/segment", **one)
-  async def segment(request: Request, body: ImageRequest) -> Any:
+  async def segment(
+    request: Request,
+    body: ImageRequest,  # pyright: ignore[reportInvalidTypeForm]
+  ) -> Any:
     """Segments an image by expressions."""
     item = Item(body.image, body.expressions, body.instances)
     return await answer_one(request, item, body.mask_format)
 
   @app.post("/segment/batch", responses=_ERRORS)
-  async def segment_batch(body: BatchRequest) -> BatchResult:
+  async def segment_batch(
+    body: BatchRequest,  # pyright: ignore[reportInvalidTypeForm]
+  ) -> BatchResult:
     """Segments several images, each by its own expressions."""
     items = [
       Item(image.image, image.expressions, image.instances, f"images[{k}].")
@@ -187,7 +192,10 @@ def _add_segment(app: FastAPI, requests: schemas.RequestModels, service: Service
   async def segment_upload(
     request: Request,
     image: Annotated[bytes, File(description="JPEG, PNG, WebP, GIF, BMP or TIFF")],
-    expressions: Annotated[Expressions, Form(description="repeatable")],
+    expressions: Annotated[
+      Expressions,  # pyright: ignore[reportInvalidTypeForm]
+      Form(description="repeatable"),
+    ],
     instances: Annotated[str | None, Form(description="as in /segment, as JSON")] = None,
     mask_format: Annotated[schemas.MaskFormat, Form()] = "rle",
   ) -> Any:

@@ -1,6 +1,6 @@
 """What requests and responses consist of, as pydantic models: the OpenAPI description."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import (  # pyright: ignore[reportMissingImports]
   BaseModel,
@@ -132,7 +132,7 @@ class RequestModels:
       str, StringConstraints(strict=True, min_length=1, max_length=limits.characters, pattern=r"\S")
     ]
     some = Annotated[list[expression], Field(min_length=1, max_length=limits.expressions)]
-    masks = Annotated[list[Instance], Field(max_length=limits.instances)] | None
+    masks = Optional[Annotated[list[Instance], Field(max_length=limits.instances)]]  # noqa: UP045
 
     class ImageItem(_Strict):
       image: Annotated[
