@@ -8,7 +8,7 @@ or step by step:
   python -m mail_jax.train --config configs/demo.py --data_dir data --workdir runs/demo
   python -m mail_jax.evaluate --checkpoint runs/demo --data_dir data --data shapes/val
 
-Expect a mean IoU of about 0.86 on val, and 0.75 after the 5 minutes of `make demo`:
+Expect a mean IoU of about 0.86 on val, and 0.76 after the 5 minutes of `make demo`:
 docs/reports/results.md.
 
 `configs/demo.py:paper` is the preset `paper` on the same data for the same time.

@@ -2,7 +2,11 @@
 
 from typing import NamedTuple
 
-_MODELS = ("tests/models/test_model_parts.py", "tests/models/test_models.py")
+_MODELS = (
+  "tests/models/test_mask_selection.py",
+  "tests/models/test_model_parts.py",
+  "tests/models/test_models.py",
+)
 _STEP = (
   "tests/train/test_losses.py",
   "tests/train/test_update.py",

@@ -5,13 +5,6 @@ Only code that computes is changed: not annotations, messages of errors, `assert
 
 import dataclasses
 import random
-from collections.abc import Iterator
-
-from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore[reportMissingImports]
-from cosmic_ray.mutating import mutate_code  # pyright: ignore[reportMissingImports]
-from cosmic_ray.operators.provider import (  # pyright: ignore[reportMissingImports]
-  OperatorProvider,
-)
 
 # What they change is mostly seen by the type checker, or is text.
 _LEFT_OUT = ("ExceptionReplacer", "RemoveDecorator", "VariableReplacer", "VariableInserter")
@@ -53,6 +46,13 @@ class Mutation:
 
 def find(path: str, source: str) -> list[Mutation]:
   """Returns the mutations of a module, in the order of its lines."""
+  # Only `make mutants` installs it.
+  from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore[reportMissingImports]
+  from cosmic_ray.mutating import mutate_code  # pyright: ignore[reportMissingImports]
+  from cosmic_ray.operators.provider import (  # pyright: ignore[reportMissingImports]
+    OperatorProvider,
+  )
+
   lines, found = source.splitlines(), []
   tree = get_ast(source)
   provider = OperatorProvider()
@@ -60,8 +60,9 @@ def find(path: str, source: str) -> list[Mutation]:
     if name in _LEFT_OUT or not _is_chosen(name):
       continue
     operator = provider[name]()
-    places = _places(operator, tree)
-    for occurrence, (node, line) in enumerate(places):
+    # In the order in which `mutate_code` counts them.
+    places = [node for node in ast_nodes(tree) for _ in operator.mutation_positions(node)]
+    for occurrence, node in enumerate(places):
       if _is_ignored(node):
         continue
       mutated = mutate_code(source, operator, occurrence)
@@ -69,7 +70,6 @@ def find(path: str, source: str) -> list[Mutation]:
         continue
       after = mutated.splitlines()
       changed = next((k for k, (a, b) in enumerate(zip(lines, after, strict=False)) if a != b), 0)
-      del line
       found.append(
         Mutation(path, name, changed + 1, lines[changed].strip(), after[changed].strip(), mutated)
       )
@@ -92,13 +92,6 @@ def _is_chosen(name: str) -> bool:
     return True
   before, after = name.removeprefix(_PREFIX).split("_")
   return _BINARY[before] == after
-
-
-def _places(operator, tree) -> Iterator[tuple[object, int]]:
-  """Yields a node for every place, in the order in which `mutate_code` counts them."""
-  for node in ast_nodes(tree):
-    for (line, _), _ in operator.mutation_positions(node):
-      yield node, line
 
 
 def _is_ignored(node) -> bool:

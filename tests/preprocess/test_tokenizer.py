@@ -71,6 +71,10 @@ def test_a_truncated_text_keeps_its_end_token_and_is_reported(either, max_tokens
   whole = either([texts[0]], 1000)[1][0]
   assert was_cut.tolist() == [bool(whole > max_tokens), True]
   assert lengths[1] == max_tokens and tokens[1, -1] == either.eos_id
+  # Words of its own at the beginning and at the end: what is kept is the beginning.
+  text = "green " * 100 + "star " * 100
+  kept = either([text], max_tokens)[0][0, : max_tokens - 1]
+  np.testing.assert_array_equal(kept, either([text], 1000)[0][0, : max_tokens - 1])
 
 
 def test_training_twice_in_any_order_gives_the_same_model(tokenizer):
