@@ -45,6 +45,12 @@ test: $(READY)  ## run the quick tests, on two processes
 test-slow: $(READY)  ## run the tests that take minutes each
 	$(PY) -m pytest -q -m slow
 
+# It begins with the tests of the tool.
+mutants: $(READY)  ## change the core one place at a time, and count what the quick tests see; takes hours
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-mutants.txt
+	$(PY) -m pytest -q tests/benchmarks/test_mutants.py
+	$(PY) -m benchmarks.mutants
+
 coverage: $(READY)  ## list the lines that `make test` does not reach; takes twice as long
 	rm -rf .coverage && mkdir .coverage
 	$(PY) -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -171,4 +177,4 @@ clean:  ## remove environments and caches; keeps data/ and runs/
 	rm -rf $(VENV) $(BEAM) $(APP) $(LIBTPU) $(XLA_GPU) site .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup test test-slow coverage extras beam app page plan plan-tpu plan-gpu package lint docs demo demo-plan demo-package pins clean
+.PHONY: help setup test test-slow mutants coverage extras beam app page plan plan-tpu plan-gpu package lint docs demo demo-plan demo-package pins clean

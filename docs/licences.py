@@ -24,6 +24,7 @@ FILES = {
   "requirements-extras.txt": "extras",
   "requirements-beam.txt": "beam",
   "requirements-fuzz.txt": "fuzz",
+  "requirements-mutants.txt": "mutants",
   "requirements-plan.txt": "plan",
   "requirements-plan-gpu.txt": "plan",
   "requirements-tpu.txt": "tpu",
