@@ -45,8 +45,10 @@ test: $(READY)  ## run the quick tests, on two processes
 test-slow: $(READY)  ## run the tests that take minutes each
 	$(PY) -m pytest -q -m slow
 
-mutants: $(READY)  ## change the core one place at a time, and count what the tests see; takes hours
+# It begins with the tests of the tool.
+mutants: $(READY)  ## change the core one place at a time, and count what the quick tests see; takes hours
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-mutants.txt
+	$(PY) -m pytest -q tests/benchmarks/test_mutants.py
 	$(PY) -m benchmarks.mutants
 
 coverage: $(READY)  ## list the lines that `make test` does not reach; takes twice as long
@@ -91,8 +93,8 @@ $(APP)/.installed: requirements-app.txt
 	$(APP)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-app.txt
 	@touch $@
 
-app: $(APP)/.installed  ## run the tests of the web app and the HTTP interface, in .venv-app/
-	$(APP)/bin/python -m pytest -q -m "app and not slow" tests/app tests/serve
+app: $(APP)/.installed  ## run the tests of the web app, in .venv-app/
+	$(APP)/bin/python -m pytest -q -m app tests/app/test_app.py tests/app/test_app_browser.py
 
 # The model of runs/demo/ if there is one, else the one in the package.
 page: $(APP)/.installed  ## open a model in the browser

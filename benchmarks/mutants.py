@@ -1,30 +1,29 @@
-"""Counts the wrong lines that the tests see.
+"""Counts the wrong lines that the quick tests see.
 
   make mutants
-  python -m benchmarks.mutants --only models --per_module 20
+  python -m benchmarks.mutants --only train/losses --all
   python -m benchmarks.mutants --changes
 
-Changes the core one place at a time and runs the tests of the changed module until one fails.
-First come mistakes that once went unnoticed, then a random sample of every module's places.
-Mutants that no test can see are in benchmarks/mutation/equivalent.json, with the reason. Results
-are kept in `--out`, and an interrupted run is resumed. It needs cosmic-ray: `make mutants`.
+Changes the core one place at a time, and runs the tests that execute this place until one fails.
+First come mistakes that once went unnoticed, then a random sample of the places of every module.
+Mutants that no test can see are in benchmarks/mutation/equivalent.json, with the reason. An
+interrupted run is resumed. It needs cosmic-ray: requirements-mutants.txt.
 """
 
 import argparse
 import json
-import os
 import pathlib
-import tempfile
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.mutation import modules, mutations, server
+from benchmarks.mutation import modules, mutations, reach, server
 from benchmarks.mutation.mutations import Mutation
 from input_pipeline.common.errors import InputError, run_command
 
 EQUIVALENT = pathlib.Path("benchmarks/mutation/equivalent.json")
-# A mutant may take this many times as long as the unchanged module, and a bit more.
-_SLOWER, _MORE = 4.0, 30.0
+# A mutant may take this many times as long as the unchanged source, and some seconds more.
+_SLOWER, _MORE = 4.0, 20.0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,120 +37,195 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     "--per_module", type=int, default=8, help="mutants per module (default: %(default)s)"
   )
+  parser.add_argument("--all", action="store_true", help="every mutant, which takes days")
   parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
   parser.add_argument("--changes", action="store_true", help="only the mistakes known by name")
-  parser.add_argument("--again", action="store_true", help="repeats the mutants that survived")
   parser.add_argument(
-    "--out", type=pathlib.Path, default=pathlib.Path("runs/mutants.jsonl"), help="results"
+    "--seconds",
+    type=float,
+    default=60,
+    help="of tests, the fastest first, that every mutant is given; what survives is given the "
+    "others at the end (default: %(default)s)",
+  )
+  parser.add_argument("--near", action="store_true", help="leaves out these others")
+  parser.add_argument(
+    "--tests", nargs="*", metavar="FILE", help="of tests (default: those in modules.py)"
+  )
+  parser.add_argument(
+    "--again", action="store_true", help="repeats what survived, after tests were added"
+  )
+  parser.add_argument(
+    "--out", type=pathlib.Path, default=pathlib.Path("runs/mutants"), help="folder of the results"
   )
   args = parser.parse_args(argv)
-  if args.per_module < 1:
-    raise InputError(f"--per_module {args.per_module}: it must be above 0")
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix="mail_jax_mutants_") as compiled:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    server.load_libraries()
-    _run(args)
-  print(summarise(read(args.out)))
+  if args.per_module < 1 or args.seconds <= 0:
+    raise InputError("--per_module and --seconds must be above 0")
+  (args.out / "compiled").mkdir(parents=True, exist_ok=True)
+  server.load_libraries(args.out / "compiled")
+  results = Results(args.out / "results.jsonl", args.again)
+  _run_changes(args, results)
+  if not args.changes:
+    _run_sample(args, results)
+  print(summarise(list(results.rows.values()), read_equivalent()))
+  if missed := [row for row in results.rows.values() if _is_change(row) and not row["killed"]]:
+    raise InputError(f"{len(missed)} of the mistakes known by name survived")
 
 
-def _run(args: argparse.Namespace) -> None:
-  kept = read(args.out)
-  done = {row["mutant"] for row in kept if row["killed"] or not args.again}
-  limits: dict[tuple[str, ...], float] = {}
-  for mutation, tests in _mutants(args):
-    if mutation.key in done:
-      continue
-    if tests not in limits:
-      limits[tests] = _SLOWER * _time(tests) + _MORE
-    outcome = server.run(tests, limits[tests], mutation.path, mutation.source)
+class Results:
+  """What became of the mutants, by key; kept in a file.
+
+  Attributes:
+    rows: the last one of every mutant.
+  """
+
+  def __init__(self, path: pathlib.Path, again: bool = False):
+    """Reads the file, if it exists; with `again`, mutants that survived count as not run."""
+    self._path, self.rows = path, {}
+    if path.exists():
+      rows = [json.loads(line) for line in path.read_text().splitlines()]
+      self.rows = {row["mutant"]: row for row in rows}
+    self._forgotten = {key for key, row in self.rows.items() if again and not row["killed"]}
+
+  def run(self, mutation: Mutation, tests: Sequence[str], seconds: float) -> None:
+    """Runs the tests that a mutant has not survived yet, and keeps the outcome.
+
+    Args:
+      mutation: the mutant.
+      tests: files.
+      seconds: that they take on unchanged source.
+    """
+    source = reach.digest(mutation.source.encode())
+    old = self.rows.get(mutation.key, {"source": None})
+    if old["source"] != source or mutation.key in self._forgotten:
+      old = {"killed": False, "tests": [], "seconds": 0.0}
+      self._forgotten.discard(mutation.key)
+    left = [test for test in tests if test not in old["tests"]]
+    if old["killed"] or (not left and "mutant" in old):
+      return
+    changed = {mutation.path: mutation.source}
+    outcome = server.run(left, _SLOWER * seconds + _MORE, changed) if left else None
     row = {
       "mutant": mutation.key,
       "module": mutation.path,
       "line": mutation.line,
       "operator": mutation.operator,
-      **outcome._asdict(),
+      "before": mutation.before,
+      "after": mutation.after,
+      "source": source,
+      "killed": outcome is not None and outcome.killed,
+      "reason": outcome.reason if outcome else "no test executes it",
+      "seconds": round(old["seconds"] + (outcome.seconds if outcome else 0), 1),
+      "tests": [*old["tests"], *left],
     }
-    with args.out.open("a") as file:
+    self.rows[mutation.key] = row
+    with self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")
-    said = outcome.reason if outcome.killed else "SURVIVED"
-    print(f"{mutation.path}:{mutation.line}  {mutation.before} -> {mutation.after}  {said}")
+    print(f"{describe(row)}  {row['reason'] or 'SURVIVED'}  {row['seconds']} s", flush=True)
 
 
-def _mutants(args: argparse.Namespace) -> Iterator[tuple[Mutation, tuple[str, ...]]]:
+def _is_change(row: dict[str, Any]) -> bool:
+  return row["operator"] == mutations.BY_NAME
+
+
+def _run_changes(args: argparse.Namespace, results: Results) -> None:
   for change in modules.CHANGES:
     if args.only in change.path:
-      yield change_of(change), change.tests
-  for path, tests in {} if args.changes else modules.MODULES.items():
-    if args.only in path:
-      found = mutations.find(path, pathlib.Path(path).read_text())
-      for mutation in mutations.sample(found, args.per_module, args.seed):
-        yield mutation, tests
+      # Unchanged, none of these files takes longer.
+      results.run(mutations.change_of(change), change.tests, 120 * len(change.tests))
 
 
-def change_of(change: modules.Change) -> Mutation:
-  """Returns a mistake known by name as a mutation.
-
-  Raises:
-    InputError: the module does not have the place once.
-  """
-  source = pathlib.Path(change.path).read_text()
-  if source.count(change.before) != 1:
-    raise InputError(f"{change.path} has {source.count(change.before)} times: {change.before}")
-  line = source[: source.index(change.before)].count("\n") + 1
-  mutated = source.replace(change.before, change.after)
-  return Mutation(change.path, "by name", line, change.name, change.after.strip(), mutated)
-
-
-def _time(tests: tuple[str, ...]) -> float:
-  """Returns the seconds of the tests on unchanged source, compiled."""
-  server.run(tests, 3600)
-  outcome = server.run(tests, 3600)
-  if outcome.killed:
-    raise InputError(f"{outcome.reason} fails on unchanged source")
-  return outcome.seconds
-
-
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the last result of every mutant."""
-  if not path.exists():
-    return []
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  return list({row["mutant"]: row for row in rows}.values())
+def _run_sample(args: argparse.Namespace, results: Results) -> None:
+  chosen = [path for path in modules.MODULES if args.only in path]
+  files = args.tests or sorted(
+    str(path) for folder in modules.TESTS for path in pathlib.Path(folder).glob("test_*.py")
+  )
+  found = reach.measure(files, modules.MODULES, args.out / "reach.json")
+  for file, row in found.items():
+    if row["problem"]:
+      print(f"left out: {file}: {row['problem']}, on unchanged source", file=sys.stderr)
+  equivalent = read_equivalent()
+  passes = [args.seconds] if args.near else [args.seconds, float("inf")]
+  for most in passes:
+    for mutation, tests in _sampled(args, chosen, found):
+      if mutation.key not in equivalent:
+        near, seconds = _fastest(tests, found, most)
+        results.run(mutation, near, seconds)
+  # Counted, not run.
+  for mutation, _ in _sampled(args, chosen, found):
+    if mutation.key in equivalent:
+      results.rows[mutation.key] = {
+        "mutant": mutation.key,
+        "module": mutation.path,
+        "operator": mutation.operator,
+        "killed": False,
+        "reason": "equivalent",
+        "seconds": 0.0,
+      }
 
 
-def summarise(rows: list[dict[str, Any]]) -> str:
-  """Returns a table with a row per module, and the survivors."""
-  reasons = json.loads(EQUIVALENT.read_text()) if EQUIVALENT.exists() else {}
+def _sampled(
+  args: argparse.Namespace, chosen: Sequence[str], found: dict[str, Any]
+) -> Iterator[tuple[Mutation, list[str]]]:
+  """Yields mutants with the tests that execute them, the fastest first."""
+  for path in chosen:
+    source = pathlib.Path(path).read_text()
+    places = mutations.find(path, source)
+    for place in places if args.all else mutations.sample(places, args.per_module, args.seed):
+      if mutation := place.mutate(source):
+        yield mutation, reach.choose(found, path, source, place.line)
+
+
+def _fastest(tests: Sequence[str], found: dict[str, Any], most: float) -> tuple[list[str], float]:
+  """Returns the first files that take so many seconds together, at least one; and their seconds."""
+  near, seconds = [], 0.0
+  for test in tests:
+    if not near or seconds + found[test]["seconds"] <= most:
+      near.append(test)
+      seconds += found[test]["seconds"]
+  return near, seconds
+
+
+def read_equivalent() -> dict[str, str]:
+  """Returns the reasons why mutants that no test can see are right, by their keys."""
+  return {row["mutant"]: row["reason"] for row in json.loads(EQUIVALENT.read_text())}
+
+
+def describe(row: dict[str, Any]) -> str:
+  """Returns where a mutant is, and its line before and after, in one line."""
+  line = f"{row['module']}:{row['line']}  {row['before']}  ->  {row['after']}"
+  return " ".join(line.split()) if "\n" in line else line
+
+
+def summarise(rows: Sequence[dict[str, Any]], equivalent: dict[str, str]) -> str:
+  """Returns a table with a row per module, and the mutants that survived."""
   lines = [
-    "| module | mutants | equivalent | killed | survive |",
-    "| --- | ---: | ---: | ---: | ---: |",
+    "| module | mutants | killed | of these by time | survived | equivalent |",
+    "| --- | ---: | ---: | ---: | ---: | ---: |",
   ]
-  totals = [0, 0, 0, 0]
-  groups = {name: [row for row in rows if row["module"] == name] for name in modules.MODULES}
-  groups |= {"by name": [row for row in rows if row["operator"] == "by name"]}
+  groups = {"mistakes known by name": [row for row in rows if _is_change(row)]}
+  sampled = [row for row in rows if not _is_change(row)]
+  for path in modules.MODULES:
+    groups[path] = [row for row in sampled if row["module"] == path]
+  groups["all modules"] = sampled
   for name, group in groups.items():
-    if name != "by name":
-      group = [row for row in group if row["operator"] != "by name"]
-    if not group:
-      continue
-    killed = sum(row["killed"] for row in group)
-    same = sum(not row["killed"] and row["mutant"] in reasons for row in group)
-    counts = [len(group), same, killed, len(group) - same - killed]
-    totals = [a + b for a, b in zip(totals, counts, strict=True)]
-    lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
-  lines.append(f"| all | {' | '.join(map(str, totals))} |")
-  share = totals[2] / max(1, totals[0] - totals[1])
+    if group:
+      lines.append(f"| {name} | {' | '.join(map(str, _count(group, equivalent)))} |")
+  count, killed, _, _, same = _count(sampled, equivalent)
   seconds = sum(row["seconds"] for row in rows)
-  lines.append(f"\n{share:.1%} of the mutants that are not equivalent are killed; {seconds:.0f} s.")
-  lines += [
-    f"- {row['module']}:{row['line']}: {row['mutant'].partition(': ')[2]}"
-    for row in rows
-    if not row["killed"] and row["mutant"] not in reasons
-  ]
-  return "\n".join(lines)
+  lines.append("")
+  if count > same:
+    share = killed / (count - same)
+    lines.append(f"Of the modules' mutants that are not equivalent, {share:.1%} are killed.")
+  lines.append(f"{seconds / 60:.0f} minutes of processor time.")
+  survived = [row for row in rows if not row["killed"] and row["mutant"] not in equivalent]
+  return "\n".join([*lines, *(f"- {describe(row)}" for row in survived)])
+
+
+def _count(rows: Sequence[dict[str, Any]], equivalent: dict[str, str]) -> list[int]:
+  killed = sum(row["killed"] for row in rows)
+  late = sum(row["reason"] == "timeout" for row in rows)
+  same = sum(not row["killed"] and row["mutant"] in equivalent for row in rows)
+  return [len(rows), killed, late, len(rows) - killed - same, same]
 
 
 if __name__ == "__main__":

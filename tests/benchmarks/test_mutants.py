@@ -1,83 +1,129 @@
-"""`benchmarks.mutants` on a module of four lines, and what it changes by name."""
+"""The tool that counts wrong lines, on a module of which each mutant is known."""
 
+import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from benchmarks import mutants
-from benchmarks.mutation import modules, mutations
+from benchmarks.mutation import modules, reach
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
-MODULE = """def double(x):
-  while x > 9:
-    x = x - 1
-  return x * 2
+TINY = '''"""A module."""
+
+
+def count(most: int) -> int:
+  """Returns twice a number, found slowly."""
+  found = 0
+  while most > 0:
+    most -= 1
+    found += 2
+  return found
+
+
+def unused(x: int | None = None) -> int:
+  """Returns anything."""
+  if x is None:
+    raise ValueError(f"{1 + 1} is not a number")
+  return 7
+'''
+TESTS = """import tiny
+
+
+def test_it_counts():
+  assert tiny.count(3) == 6
+  assert tiny.unused(0)
 """
-TEST = """from mutated import double
-def test_double():
-  assert [double(x) for x in (1, 2, 12)] == [2, 4, 18]
-"""
+# In a process of its own: this one has threads by now, which a fork would lack.
 PROGRAM = """
-import sys
-from benchmarks.mutation import server
-folder, limit, before, after = sys.argv[1:]
-path = folder + "/mutated.py"
-source = open(path).read().replace(before, after)
-print(server.run([folder + "/test_mutated.py"], float(limit), path, source)._asdict())
+import pathlib, sys
+sys.path[:0] = {path!r}
+from benchmarks.mutation import modules, server
+server.load_libraries(pathlib.Path("compiled"), ["pytest", "coverage"])
+server.load_libraries = lambda compiled: None
+modules.MODULES, modules.TESTS, modules.CHANGES = ("tiny.py",), ("tests",), ()
+{code}
 """
 
 
-@pytest.mark.parametrize(
-  ("before", "after", "expected"),
-  [
-    ("x * 2", "x * 3", "test_double"),
-    ("x > 9", "x >= 10", ""),
-    ("x - 1", "x + 1", "timeout"),
-    ("def", "deff", "test_mutated"),
-  ],
-)
-def test_a_wrong_line_is_killed_survives_or_never_ends(tmp_path, before, after, expected):
-  (tmp_path / "mutated.py").write_text(MODULE)
-  (tmp_path / "test_mutated.py").write_text(TEST)
-  # A compiled file of the unchanged module must not be used.
-  subprocess.run([sys.executable, "-m", "compileall", "-q", tmp_path], check=True)
-  limit = "3" if expected == "timeout" else "60"
-  done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, tmp_path, limit, before, after],
-    cwd=CHECKOUT,
-    capture_output=True,
-    text=True,
-    check=True,
+@pytest.fixture
+def tiny(tmp_path):
+  (tmp_path / "tests").mkdir()
+  (tmp_path / "tiny.py").write_text(TINY)
+  (tmp_path / "tests" / "test_tiny.py").write_text(TESTS)
+  (tmp_path / "benchmarks" / "mutation").mkdir(parents=True)
+  (tmp_path / "benchmarks" / "mutation" / "equivalent.json").write_text("[]")
+  return tmp_path
+
+
+def run(folder: pathlib.Path, code: str) -> str:
+  program = PROGRAM.format(path=[str(CHECKOUT), str(folder)], code=code)
+  ended = subprocess.run(
+    [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True
   )
-  outcome = eval(done.stdout.splitlines()[-1])
-  assert outcome["killed"] == bool(expected) and expected in outcome["reason"], outcome
-  assert (tmp_path / "mutated.py").read_text() == MODULE
+  assert ended.returncode == 0, ended.stderr
+  return ended.stdout
+
+
+def test_a_mutant_is_killed_survives_or_takes_too_long(tiny):
+  outcomes = json.loads(
+    run(
+      tiny,
+      """
+import json
+source = pathlib.Path("tiny.py").read_text()
+mutants = [("", ""), ("found = 0", "found = 5"), ("return 7", "return 8"), ("-= 1", "-= 0")]
+tests = ["tests/test_tiny.py"]
+print(json.dumps([server.run(tests, 2, {"tiny.py": source.replace(*m)}) for m in mutants]))
+""",
+    ).splitlines()[-1]
+  )
+  assert [(killed, reason) for killed, _, reason, _ in outcomes] == [
+    (False, ""),
+    (True, "FAILED tests/test_tiny.py::test_it_counts"),
+    (False, ""),
+    (True, "timeout"),
+  ]
+  assert (tiny / "tiny.py").read_text() == TINY
+
+
+def test_the_command_changes_every_place_that_computes_and_resumes(tiny):
+  pytest.importorskip("cosmic_ray", reason="needs cosmic-ray (make mutants)")
+  code = """
+from benchmarks import mutants
+mutants._MORE = 1.0
+mutants.main(["--all", "--out", "out"])
+"""
+  said = run(tiny, code)
+  rows = [json.loads(line) for line in (tiny / "out" / "results.jsonl").read_text().splitlines()]
+  survived = [row for row in rows if not row["killed"]]
+  assert [row["after"] for row in survived] == ["return 8", "return 6"]
+  assert {row["line"] for row in rows} == {6, 7, 8, 9, 15, 17}
+  assert [row["before"] for row in rows if row["reason"] == "timeout"]
+  assert f"| tiny.py | {len(rows)} | {len(rows) - 2} |" in said
+  # Nothing runs again.
+  equivalent = [{"mutant": survived[0]["mutant"], "reason": "any number will do"}]
+  (tiny / "benchmarks/mutation/equivalent.json").write_text(json.dumps(equivalent))
+  assert "| 1 | 1 |\n" in run(tiny, code)
+  assert len((tiny / "out" / "results.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_a_line_has_the_tests_that_execute_its_statement_the_fastest_first():
+  lines = {"slow": [7, 8], "fast": [5, 6, 7, 8, 9], "other": [17], "broken": [7], "none": [1, 4]}
+  seconds = {"slow": 9.0, "fast": 1.0, "other": 3.0, "broken": 0.1, "none": 0.1}
+  found = {
+    name: {"seconds": seconds[name], "lines": {"tiny.py": of}, "problem": name == "broken"}
+    for name, of in lines.items()
+  }
+  assert reach.choose(found, "tiny.py", TINY, 8) == ["fast", "slow"]
+  assert reach.choose(found, "tiny.py", TINY, 16) == ["fast", "other", "slow"]  # No test does.
+  assert reach.choose(found, "tiny.py", TINY, 1) == ["fast", "other", "slow"]
 
 
 @pytest.mark.parametrize("change", modules.CHANGES, ids=lambda change: change.name)
 def test_mistakes_known_by_name_can_still_be_made(change):
-  mutation = mutants.change_of(change)
-  assert mutation.source != pathlib.Path(change.path).read_text()
-  compile(mutation.source, change.path, "exec")
-
-
-def test_what_is_changed_and_tested_exists():
-  paths = {*modules.MODULES, *(change.path for change in modules.CHANGES)}
-  paths |= {test for tests in modules.MODULES.values() for test in tests}
-  assert all((CHECKOUT / path).is_file() for path in paths)
-
-
-def test_only_code_that_computes_is_changed():
-  pytest.importorskip("cosmic_ray", reason="needs cosmic-ray (make mutants)")
-  source = 'def f(x: int | None = 3) -> int | str:\n  assert x > 1, "a" + "b"\n  return x + 1\n'
-  found = mutations.find("f.py", source)
-  assert {mutation.line for mutation in found} == {1, 3}
-  assert {mutation.after for mutation in found if mutation.line == 3} == {
-    "return x - 1",
-    "return x + 2",
-    "return x + 0",
-  }
-  assert all("int | None" in mutation.source for mutation in found)
-  assert len(mutations.sample(found, 1, 0)) == 1
+  line, source = change.apply()
+  compile(source, change.path, "exec")
+  assert line > 1
+  assert all(pathlib.Path(test).is_file() for test in change.tests)
