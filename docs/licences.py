@@ -53,7 +53,8 @@ _HEAD = """# Licences
 
 mail_jax is licensed under Apache-2.0. [Datasets](../guides/datasets.md#licences) and pretrained
 weights have licences of their own; whether a model trained on other people's photos may be used for
-a purpose is for you to decide.
+a purpose is for you to decide. The demo's model, `mail_jax/demo/`, is under Apache-2.0: it was
+trained on scenes that mail_jax draws itself.
 
 The table is what the packages in `requirements*.txt` declare, as collected by
 `python docs/licences.py`. None of them is part of this repository, and nothing of them is copied

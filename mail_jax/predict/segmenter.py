@@ -218,7 +218,7 @@ class Segmenter:
     self, image: ImageLike, expression: Sequence[str], instances: InstancesLike = AUTO
   ) -> list[Segmentation]: ...
 
-  def __call__(self, image, expression, instances: InstancesLike = AUTO):
+  def __call__(self, image, expression, instances: Any = AUTO):
     """Segments the referent of an expression.
 
     Args:
@@ -291,14 +291,14 @@ class Segmenter:
     return self._instances
 
   def _open(
-    self, image: ImageLike, instances: InstancesLike
+    self, image: ImageLike, instances: Any
   ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "k h w"]]:
     """Returns an image and the instance masks that the model selects from."""
     pixels = preprocess.open_image(image)
     return pixels, self._find_masks(instances, pixels, _path(image))
 
   def _find_masks(
-    self, instances: InstancesLike, pixels: UInt8[np.ndarray, "h w 3"], path: str | None
+    self, instances: Any, pixels: UInt8[np.ndarray, "h w 3"], path: str | None
   ) -> Bool[np.ndarray, "k h w"]:
     return self._instances.find(instances, pixels, path)[: self._model.config.max_instances]
 

@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     "(default: auto, made as for training)",
   )
   parser.add_argument(
-    "--log_level", choices=_LEVELS, default="info", help="of uvicorn; info has a line per request"
+    "--log_level",
+    choices=_LEVELS,
+    default="info",
+    help="of uvicorn; info, the default, has a line per request",
   )
   parser.add_argument(
     "--max_batch",

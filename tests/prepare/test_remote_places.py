@@ -93,6 +93,7 @@ def _metadata(data_dir: str, name: str) -> dict:
   metadata = storage.read_metadata(data_dir, name)
   assert metadata is not None
   metadata["arguments"].pop("images")
+  metadata["mask_recipe"].pop("spec")  # names the file; `content` is the same
   return metadata
 
 
