@@ -148,7 +148,8 @@ def test_a_run_on_a_terminal_that_is_stopped_leaves_it_clean(
   )
   lines = [line for line in seen(sent) if line]
   assert sum("val: mIoU" in line for line in lines) >= 1
-  assert not any("|" in line and "samples/s" in line for line in lines), "the changing line is left"
+  left = [line for line in lines if "|" in line and "samples/s" in line]
+  assert not left, f"the changing line is left: {sent[-3000:]!r}"
   # A traceback of Orbax's event loop may follow, which the signal left half closed.
   after = lines[max(n for n, line in enumerate(lines) if "val: mIoU" in line) + 1 :]
   assert any(re.fullmatch(last, line) for line in after), lines
