@@ -179,11 +179,14 @@ def _replace(sources: Mapping[str, str]) -> None:
 
 def _wait(child: int, limit: float) -> int | None:
   """Returns the exit code, of a signal 1; None if the time was up. Ends what the child started."""
-  end, status = time.monotonic() + _PATIENCE * limit, None
-  while status is None and time.monotonic() < end:
+  status = None
+  # Time in which this process is stopped does not count.
+  for _ in range(math.ceil(_PATIENCE * limit / _POLL)):
     done, found = os.waitpid(child, os.WNOHANG)
-    status = found if done else None
-    time.sleep(0 if done else _POLL)
+    if done:
+      status = found
+      break
+    time.sleep(_POLL)
   with contextlib.suppress(ProcessLookupError):
     os.killpg(child, signal.SIGKILL)
   if status is None:

@@ -1,10 +1,12 @@
 """Noise on instance masks: morphology by scipy, geometry by brute force, and what it must keep."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import interpolate, ndimage
 
 from input_pipeline.masks import noise
 from input_pipeline.preprocess import bit_planes
@@ -78,6 +80,77 @@ def test_the_same_numbers_make_the_same_errors_and_others_make_others():
   masks = make_masks(2, 12)
   np.testing.assert_array_equal(noised(masks, 16, 0.7, 5)[1], noised(masks, 16, 0.7, 5)[1])
   assert (noised(masks, 16, 0.7, 5)[1] != noised(masks, 16, 0.7, 6)[1]).any()
+
+
+def by_loop(masks, most, strength, seed):
+  """Returns the masks with their errors, one after the other and pixel by pixel."""
+  numbers = np.random.default_rng(seed).random((2, len(masks), 28), np.float32)
+  exists = [k for k in range(len(masks)) if masks[k].any()]
+  found = [k for k in exists if numbers[0, k, 0] >= strength * noise.MISS]
+  twice = [k for k in found if numbers[0, k, 1] < strength * noise.DUPLICATE]
+  made = []
+  for again, k in [*((0, k) for k in found), *((1, k) for k in twice)][:most]:
+    chosen, drawn = [k], numbers[again, k]
+    if drawn[2] < strength * noise.MERGE and len(exists) > 1:
+      chosen.append(min((j for j in exists if j != k), key=lambda j: distance(masks[j], masks[k])))
+    mask = distorted(masks[chosen].any(0), drawn[3:], strength)
+    made += [mask] if mask.any() else []
+  return np.array(made).reshape(-1, *masks.shape[1:])
+
+
+def ends(mask: np.ndarray) -> list[tuple[int, int]]:
+  """Returns where a mask begins and ends, along the rows and along the columns."""
+  return [(int(at.min()), int(at.max()) + 1) for at in np.nonzero(mask)]
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+  """Returns the distance of the centres of two masks' boxes."""
+  return np.hypot(*(sum(a) / 2 - sum(b) / 2 for a, b in zip(ends(one), ends(other), strict=True)))
+
+
+def distorted(mask: np.ndarray, drawn: np.ndarray, strength: float) -> np.ndarray:
+  size, box = len(mask), ends(mask)
+  radius = int(drawn[4] * strength * noise.OUTLINE * min(b - a for a, b in box) + 0.5)
+  sources, spans = [], []
+  for (low, high), shift, stretch in zip(box, drawn[:2], drawn[2:4], strict=True):
+    moved = (low + high) / 2 + (2 * shift - 1) * strength * noise.SHIFT * (high - low)
+    factor = math.exp((2 * stretch - 1) * strength * noise.STRETCH)
+    half = (high - low) * factor / 2
+    first = max(math.floor(moved - half) - radius, 0) if low > 0 else 0
+    last = min(math.ceil(moved + half) + radius, size) if high < size else size
+    at = [math.floor((i + 0.5 - moved) / factor + (low + high) / 2) for i in range(size)]
+    sources.append([min(max(i, 0), size - 1) for i in at])
+    spans.append((first, last))
+  shown = np.array([[mask[i, j] for j in sources[1]] for i in sources[0]])
+  around = np.pad(shown, radius, mode="edge")
+  grid = interpolate.RegularGridInterpolator((np.arange(4), np.arange(4)), drawn[9:].reshape(4, 4))
+  places = [np.linspace(0, 3, last - first) for first, last in spans]
+  levels = (drawn[5] + grid(tuple(np.meshgrid(*places, indexing="ij")))) / 2
+  result = np.zeros_like(mask)
+  for i in range(*spans[0]):
+    for j in range(*spans[1]):
+      share = around[i : i + 2 * radius + 1, j : j + 2 * radius + 1].mean()
+      result[i, j] = share > levels[i - spans[0][0], j - spans[1][0]] if radius else shown[i, j]
+  if drawn[6] < strength * noise.CUT:
+    (top, bottom), (left, right) = spans
+    side, depth = int(4 * drawn[7]), drawn[8] * noise.CUT_DEPTH
+    tall, wide = int(depth * (bottom - top)), int(depth * (right - left))
+    cuts = [(top, top + tall), (bottom - tall, bottom), (left, left + wide), (right - wide, right)]
+    (result if side < 2 else result.T)[slice(*cuts[side])] = False
+  return result
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_errors_are_those_of_a_loop_over_pixels(only, strength):
+  only(SHIFT=0.2, STRETCH=0.4, OUTLINE=0.3, CUT=0.4, MERGE=0.3, DUPLICATE=0.4, MISS=0.2)
+  wrong = pixels = 0
+  for seed in range(6):
+    masks = make_masks(seed, 8)
+    actual, expected = noised(masks, 11, strength, seed)[0], by_loop(masks, 11, strength, seed)
+    assert len(actual) == len(expected)
+    wrong += (actual != expected).sum()
+    pixels += (actual | expected).sum()
+  assert wrong < 0.002 * pixels  # Rounding.
 
 
 @pytest.mark.parametrize("radius", [1, 2, 5])

@@ -56,6 +56,48 @@ def test_the_target_stays_whole_and_in_its_third(box, drawn, low, more):
   assert side >= 1 / (low + more) - 1e-5
 
 
+def loses_nothing(start: float, side: float, first: float, last: float) -> bool:
+  """Whether a window has the target, in its third, and no more padding than it must."""
+  third, slack = min(int((first + last) / 2 * 3), 2), 6e-4
+  before, after = third / 3, (third + 1) / 3
+  return (
+    start <= first + slack
+    and last <= start + side + slack
+    and before - slack <= ((first + last) / 2 - start) / side <= after + slack
+    and (start >= -slack or start + side >= 1 - slack)
+    and (start + side <= 1 + slack or start <= slack)
+  )
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.8), (1.2, 1.6), (0.9, 1.1)])
+@pytest.mark.parametrize("box", [(4, 9, 5, 6), (0, 17, 12, 7), (11, 2, 2, 3), (8, 0, 3, 24)])
+def test_a_window_is_anywhere_that_loses_nothing(box, scale):
+  target = make_sample(0, box)["target"]
+
+  def draw(*drawn):
+    numbers = tf.constant(drawn, tf.float32)
+    start, side = zoom.draw_window(tf.constant(target), tf.constant(False), numbers, scale)
+    return start.numpy(), side.numpy()
+
+  longest = max(box[2:]) / SIZE
+  for drawn in (0.0, 0.3, 0.8):
+    (low, side), (high, _), (middle, _) = (draw(drawn, n, n) for n in (0.0, 1.0, 0.5))
+    factor = scale[0] + drawn * (scale[1] - scale[0])
+    at = np.arange(-3000, 3000) / 1000
+    spans = []
+    for first, length in zip(box[:2], box[2:], strict=True):
+      first, last = first / SIZE, (first + length) / SIZE
+      wide = max(1 / factor, longest)
+      spans.append([s for s in at if loses_nothing(s, wide, first, last)])
+    if all(spans):
+      assert side == pytest.approx(max(1 / factor, longest), abs=1e-5)
+      np.testing.assert_allclose(low, [span[0] for span in spans], atol=3e-3)
+      np.testing.assert_allclose(high, [span[-1] for span in spans], atol=3e-3)
+      np.testing.assert_allclose(middle, (low + high) / 2, atol=1e-5)
+    else:
+      assert side == 1 and not low.any()
+
+
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (1.6, 1.6), (0.8, 1.3)])
 @pytest.mark.parametrize("seed", range(4))
 def test_masks_are_those_of_the_nearest_pixels(seed, scale):
