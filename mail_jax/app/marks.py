@@ -23,8 +23,9 @@ SIDE = 192
 SCALES = (300.0, 1000.0, 3000.0, 100.0)
 """Of the segments that clicks on a point choose, one after the other."""
 _FINE = 100.0
-_MIN_SEGMENT = 20
-_SIGMA = 0.8
+# Of scenes, what marks take overlaps the object more with these than with 20 and 0.8, the usual.
+_MIN_SEGMENT = 60
+_SIGMA = 0.5
 # Shares of a segment's area that must be inside a box or a loop, and of a stroke's length that must
 # be inside a segment, for it to be taken.
 _INSIDE, _ALONG = 0.75, 0.08
