@@ -122,6 +122,8 @@ class Browser:
     for _ in range(5):  # the page may not listen yet
       found = self.driver.find_elements(*inputs)
       if found:
+        # The same file again is no change, unless the field is empty.
+        self.driver.execute_script("arguments[0].value = ''", found[0])
         found[0].send_keys(str(path))
       with contextlib.suppress(TimeoutException):
         self.until(lambda: not self.driver.find_elements(*inputs), 12)
